@@ -1,0 +1,1 @@
+"""Residual networks in JAX and Flax."""
