@@ -1,0 +1,32 @@
+"""The networks: layers, units, the table of variants, and a summary of any of them."""
+
+from resnet_jax.models.layers import BatchNorm, Conv
+from resnet_jax.models.resnet import (
+    VARIANTS,
+    BasicUnit,
+    BottleneckUnit,
+    PreActivationUnit,
+    ResNet,
+    ResNet18,
+    ResNet34,
+    ResNet50,
+    ResNet101,
+    ResNet152,
+    Unit,
+)
+
+__all__ = [
+    "VARIANTS",
+    "BasicUnit",
+    "BatchNorm",
+    "BottleneckUnit",
+    "Conv",
+    "PreActivationUnit",
+    "ResNet",
+    "ResNet18",
+    "ResNet34",
+    "ResNet50",
+    "ResNet101",
+    "ResNet152",
+    "Unit",
+]

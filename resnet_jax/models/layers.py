@@ -1,0 +1,115 @@
+"""Convolution and batch norm by torch's definitions, as Linen layers.
+
+Padding is explicit and symmetric and the running variance is unbiased, so that torchvision's
+weights give torchvision's logits here and a training step updates the same statistics.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.nn.initializers import variance_scaling
+
+from resnet_jax import ops
+
+Initializer = Callable[..., jax.Array]
+
+# He et al. 2015 (arXiv 1502.01852), fan-out: keeps the variance of the gradient, for ReLU.
+# Normal and not truncated, as torchvision's ResNets start.
+he_fan_out: Initializer = variance_scaling(2.0, "fan_out", "normal")
+
+# PyTorch's default for convolutions and dense layers, U(-1/sqrt(fan_in), 1/sqrt(fan_in)):
+# a uniform distribution of variance 1 / (3 fan_in).
+torch_default: Initializer = variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class Conv(nn.Module):
+    """A 2-D convolution without bias: NHWC images, HWIO kernel, symmetric zero padding.
+
+    Attributes:
+        features: number of output channels.
+        kernel_size: side of the square kernel.
+        strides: step between windows, in pixels, the same in both directions.
+        padding: zeros added on each side, in pixels; ``None`` keeps the size at stride 1.
+        lowering: ``"auto"`` or ``"reference"``, see `resnet_jax.ops.conv2d`.
+        kernel_init: initialiser of the kernel.
+        dtype: type of the computation.
+        param_dtype: type of the kernel.
+    """
+
+    features: int
+    kernel_size: int
+    strides: int = 1
+    padding: int | None = None
+    lowering: str = "auto"
+    kernel_init: Initializer = he_fan_out
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps ``[N, H, W, C]`` to ``[N, H', W', features]``."""
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        padding = self.kernel_size // 2 if self.padding is None else self.padding
+        return ops.conv2d(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            stride=self.strides,
+            padding=padding,
+            lowering=self.lowering,
+        )
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (arXiv 1502.03167) by torch's definitions.
+
+    Training normalises with the batch's mean and biased variance and moves the running mean and
+    the running *unbiased* variance (``n / (n - 1)``) towards the batch's; evaluation normalises
+    with the running ones. Over a device mesh the batch is the global batch.
+
+    The variance is computed in two passes and the statistics in at least float32, whatever
+    ``dtype`` is: ``E[x^2] - E[x]^2`` loses all digits where the mean is large.
+
+    Attributes:
+        momentum: share of the running statistics kept at a step; torch's 0.1 is 0.9 here.
+        epsilon: added to the variance.
+        scale_init: initialiser of the scale (torch's ``weight``).
+        dtype: type of the result.
+        param_dtype: type of scale, bias and running statistics.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    scale_init: Initializer = nn.initializers.ones
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps ``[N, H, W, C]`` to the same shape; ``train`` uses and updates the statistics."""
+        features = (x.shape[-1],)
+        scale = self.param("scale", self.scale_init, features, self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, features, self.param_dtype)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, features, self.param_dtype)
+        running_var = self.variable("batch_stats", "var", jnp.ones, features, self.param_dtype)
+
+        if train:
+            wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+            axes = tuple(range(x.ndim - 1))
+            mean = wide.mean(axes)
+            var = jnp.square(wide - mean).mean(axes)
+            if not self.is_initializing():
+                count = x.size // x.shape[-1]
+                # A single value has no unbiased variance; torch refuses it, flax would divide by 0.
+                unbiased = var * (count / max(count - 1, 1))
+                keep = self.momentum
+                running_mean.value = keep * running_mean.value + (1 - keep) * mean
+                running_var.value = keep * running_var.value + (1 - keep) * unbiased
+        else:
+            mean, var = running_mean.value, running_var.value
+
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        return ((x - mean) * factor + bias).astype(self.dtype)

@@ -1,0 +1,248 @@
+"""Residual networks, read beside He et al. 2015 (arXiv 1512.03385) and 2016 (arXiv 1603.05027).
+
+    images -> stem -> stage1 .. stage4 (residual units) -> global average pool -> head -> logits
+
+The layout is torchvision's: explicit padding, no bias before batch norm, and in a bottleneck the
+stride on the 3x3 convolution ("ResNet v1.5"; the paper has it on the first 1x1).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from resnet_jax import ops
+from resnet_jax.models.layers import BatchNorm, Conv, he_fan_out, torch_default
+
+Layer = Callable[..., Any]
+
+
+class Unit(nn.Module):
+    """What every unit takes.
+
+    A unit maps ``[N, H, W, C]`` to ``[N, ceil(H/strides), ceil(W/strides), expansion * features]``.
+
+    Attributes:
+        features: channels of the unit's 3x3 convolutions.
+        conv: makes a convolution from ``(features, kernel_size, strides, name=...)``.
+        norm: makes a normalisation from ``(name=...)``.
+        strides: step of the unit's strided convolution, in pixels.
+        residual: ``False`` leaves out the shortcut, and its projection with it: a plain unit.
+        zero_init_last: starts the residual branch at zero, so that the unit begins as its
+            shortcut (arXiv 1706.02677, section 5.1).
+    """
+
+    expansion: ClassVar[int] = 1
+    preactivation: ClassVar[bool] = False
+
+    features: int
+    conv: Layer
+    norm: Layer
+    strides: int = 1
+    residual: bool = True
+    zero_init_last: bool = False
+
+    @property
+    def last_scale_init(self) -> Any:
+        """Initialiser of the scale of the norm that ends the residual branch."""
+        return nn.initializers.zeros if self.zero_init_last else nn.initializers.ones
+
+
+class BasicUnit(Unit):
+    """Two 3x3 convolutions and the shortcut (arXiv 1512.03385, figure 5 left).
+
+    ``y = relu(norm2(conv2(relu(norm1(conv1(x))))) + shortcut(x))``
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Applies the unit; ``train`` is batch norm's mode."""
+        y = self.conv(self.features, 3, self.strides, name="conv1")(x)
+        y = nn.relu(self.norm(name="norm1")(y, train=train))
+        y = self.conv(self.features, 3, name="conv2")(y)
+        y = self.norm(name="norm2", scale_init=self.last_scale_init)(y, train=train)
+        return nn.relu(y + _shortcut(self, x, y, train=train) if self.residual else y)
+
+
+class BottleneckUnit(Unit):
+    """1x1 to fewer channels, 3x3, 1x1 to four times as many (arXiv 1512.03385, figure 5 right)."""
+
+    expansion: ClassVar[int] = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Applies the unit; ``train`` is batch norm's mode."""
+        y = self.conv(self.features, 1, name="conv1")(x)
+        y = nn.relu(self.norm(name="norm1")(y, train=train))
+        y = self.conv(self.features, 3, self.strides, name="conv2")(y)
+        y = nn.relu(self.norm(name="norm2")(y, train=train))
+        y = self.conv(self.expansion * self.features, 1, name="conv3")(y)
+        y = self.norm(name="norm3", scale_init=self.last_scale_init)(y, train=train)
+        return nn.relu(y + _shortcut(self, x, y, train=train) if self.residual else y)
+
+
+def _shortcut(unit: Unit, x: jax.Array, y: jax.Array, *, train: bool) -> jax.Array:
+    """The identity, or the 1x1 projection where the shapes differ (option B of the paper)."""
+    if x.shape[1:] == y.shape[1:]:
+        return x
+    x = unit.conv(y.shape[-1], 1, unit.strides, name="shortcut_conv")(x)
+    return unit.norm(name="shortcut_norm")(x, train=train)
+
+
+class PreActivationUnit(Unit):
+    """Norm and ReLU before each 3x3 convolution, nothing after the sum (arXiv 1603.05027, fig. 4e).
+
+    ``y = conv2(relu(norm2(conv1(relu(norm1(x)))))) + shortcut``, where the shortcut is ``x``, or
+    a 1x1 projection of ``relu(norm1(x))`` where the shapes differ, as in the paper's own code.
+    """
+
+    preactivation: ClassVar[bool] = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Applies the unit; ``train`` is batch norm's mode."""
+        activated = nn.relu(self.norm(name="norm1")(x, train=train))
+        y = self.conv(self.features, 3, self.strides, name="conv1")(activated)
+        y = nn.relu(self.norm(name="norm2")(y, train=train))
+        # No norm follows the last convolution here, so it is the kernel that starts at zero.
+        last = {"kernel_init": nn.initializers.zeros} if self.zero_init_last else {}
+        y = self.conv(self.features, 3, name="conv2", **last)(y)
+        if not self.residual:
+            return y
+        if x.shape[1:] == y.shape[1:]:
+            return x + y
+        return self.conv(self.features, 1, self.strides, name="shortcut_conv")(activated) + y
+
+
+class Stem(nn.Module):
+    """From pixels to the first feature map (arXiv 1512.03385, table 1, row conv1).
+
+    ``"imagenet"``: 7x7 convolution of stride 2, norm, ReLU, 3x3 max-pool of stride 2: a quarter
+    of the image's size. ``"small"``: 3x3 convolution, norm, ReLU, at the image's size, as in the
+    paper's section 4.2 for CIFAR-10.
+    """
+
+    kind: Literal["imagenet", "small"]
+    features: int
+    conv: Layer
+    norm: Layer
+    lowering: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps ``[N, H, W, C]`` to ``[N, H', W', features]``."""
+        kernel_size, strides = (7, 2) if self.kind == "imagenet" else (3, 1)
+        x = self.conv(self.features, kernel_size, strides, name="conv")(x)
+        x = nn.relu(self.norm(name="norm")(x, train=train))
+        if self.kind == "imagenet":
+            x = ops.max_pool(x, window=3, stride=2, padding=1, lowering=self.lowering)
+        return x
+
+
+class ResNet(nn.Module):
+    """A residual network, or its plain twin without shortcuts.
+
+    >>> import jax, jax.numpy as jnp, resnet_jax as rj
+    >>> model = rj.ResNet18(num_classes=10)
+    >>> images = jnp.zeros((2, 28, 28, 1))
+    >>> variables = model.init(jax.random.key(0), images, train=False)
+    >>> model.apply(variables, images, train=False).shape
+    (2, 10)
+
+    Attributes:
+        stage_sizes: units in each stage; stages after the first halve the map and double the width.
+        unit: `BasicUnit`, `BottleneckUnit`, `PreActivationUnit` or a `Unit` of your own.
+        num_classes: length of the logits.
+        width: features of the stem and of the first stage.
+        residual: ``False`` gives the plain network: same layers, no shortcut, no projection.
+        stem: ``"imagenet"`` or ``"small"``, see `Stem`.
+        initializer: convolutions start by ``"he"`` (fan-out, as torchvision's networks) or by ``"torch"``
+            (PyTorch's default for a convolution). The head always starts by PyTorch's default.
+        zero_init_last: starts each residual branch at zero, see `Unit`.
+        lowering: ``"auto"``, or ``"reference"`` for XLA's own convolution and pooling everywhere.
+        dtype: type of the computation; statistics, pooling and head stay in at least float32.
+        param_dtype: type of parameters and running statistics.
+    """
+
+    stage_sizes: tuple[int, ...]
+    unit: type[Unit]
+    num_classes: int = 10
+    width: int = 64
+    residual: bool = True
+    stem: Literal["imagenet", "small"] = "imagenet"
+    initializer: Literal["he", "torch"] = "he"
+    zero_init_last: bool = False
+    lowering: Literal["auto", "reference"] = "auto"
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Computes logits.
+
+        Args:
+            images: ``float[N, H, W, C]``, normalised; any size and number of channels.
+            train: batch norm's mode: the batch's statistics (``mutable=["batch_stats"]`` returns
+                the moved running ones) or the running ones.
+
+        Returns:
+            ``float32[N, num_classes]``; float64 when ``dtype`` is float64.
+        """
+        conv = partial(
+            Conv,
+            lowering=self.lowering,
+            kernel_init=torch_default if self.initializer == "torch" else he_fan_out,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+        norm = partial(BatchNorm, dtype=self.dtype, param_dtype=self.param_dtype)
+
+        x = Stem(self.stem, self.width, conv, norm, self.lowering, name="stem")(images, train=train)
+        for stage, size in enumerate(self.stage_sizes):
+            for index in range(size):
+                x = self.unit(
+                    features=self.width * 2**stage,
+                    conv=conv,
+                    norm=norm,
+                    strides=2 if stage > 0 and index == 0 else 1,
+                    residual=self.residual,
+                    zero_init_last=self.zero_init_last,
+                    name=f"stage{stage + 1}_unit{index + 1}",
+                )(x, train=train)
+        if self.unit.preactivation:
+            x = nn.relu(norm(name="norm")(x, train=train))
+        x = x.astype(jnp.promote_types(self.dtype, jnp.float32)).mean(axis=(1, 2))
+        # PyTorch starts a dense layer's bias like its kernel, by the number of inputs.
+        bound = x.shape[-1] ** -0.5
+        return nn.Dense(
+            self.num_classes,
+            kernel_init=torch_default,
+            bias_init=lambda key, shape, dtype: jax.random.uniform(
+                key, shape, dtype, -bound, bound
+            ),
+            dtype=x.dtype,
+            param_dtype=self.param_dtype,
+            name="head",
+        )(x)
+
+
+# arXiv 1512.03385, table 1.
+ResNet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2), unit=BasicUnit)
+ResNet34 = partial(ResNet, stage_sizes=(3, 4, 6, 3), unit=BasicUnit)
+ResNet50 = partial(ResNet, stage_sizes=(3, 4, 6, 3), unit=BottleneckUnit)
+ResNet101 = partial(ResNet, stage_sizes=(3, 4, 23, 3), unit=BottleneckUnit)
+ResNet152 = partial(ResNet, stage_sizes=(3, 8, 36, 3), unit=BottleneckUnit)
+
+# What `--model.name` and `resnet-jax summary` take.
+VARIANTS: dict[str, Callable[..., ResNet]] = {
+    "resnet18": ResNet18,
+    "resnet34": ResNet34,
+    "resnet50": ResNet50,
+    "resnet101": ResNet101,
+    "resnet152": ResNet152,
+    "preact_resnet18": partial(ResNet, stage_sizes=(2, 2, 2, 2), unit=PreActivationUnit),
+    "preact_resnet34": partial(ResNet, stage_sizes=(3, 4, 6, 3), unit=PreActivationUnit),
+}

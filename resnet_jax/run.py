@@ -1,0 +1,184 @@
+"""A run, opened: what it was told, what it measured, and what it learnt."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+
+from resnet_jax.config import TrainConfig
+from resnet_jax.errors import ResNetJaxError
+from resnet_jax.training.evaluation import Evaluation
+from resnet_jax.training.folder import DataFacts, RunFolder
+from resnet_jax.training.loop import fit, load_splits
+from resnet_jax.training.program import Program, configure_jax
+from resnet_jax.training.progress import Display, Silent
+from resnet_jax.training.state import TrainState
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Checkpoint = Literal["best", "latest"]
+
+
+def train(config: TrainConfig, run_dir: str | Path, *, quiet: bool = False) -> "Run":
+    """Trains, or resumes the training in ``run_dir``, to its end; makes no report.
+
+    >>> import dataclasses, resnet_jax as rj
+    >>> config = dataclasses.replace(rj.PRESETS["quickstart"], epochs=1)
+    >>> run = rj.train(config, "runs/one-epoch")  # doctest: +SKIP
+
+    Args:
+        config: every setting.
+        run_dir: the run's folder, made if it is missing.
+        quiet: show no progress.
+
+    Raises:
+        ResNetJaxError: see `resnet_jax.training.loop.fit`.
+    """
+    if quiet:
+        fit(config, Path(run_dir), Silent())
+    else:
+        with Display() as display:
+            fit(config, Path(run_dir), display)
+    return Run.open(run_dir)
+
+
+class Run:
+    """A run's folder, opened for reading.
+
+    ``"best"`` parameters are those of the best validation accuracy, ``"latest"`` those of the
+    newest checkpoint; both are the averaged ones where the run averages its weights.
+
+    >>> run = rj.Run.open("runs/quickstart-seed0")  # doctest: +SKIP
+    >>> run.evaluate("test").accuracy  # doctest: +SKIP
+    0.99
+
+    Attributes:
+        path: the folder.
+        config: the run's settings.
+        class_names: K names.
+        image_shape: ``(H, W, C)`` of the images it was trained on.
+    """
+
+    def __init__(self, folder: RunFolder, config: TrainConfig, facts: DataFacts) -> None:
+        self._folder = folder
+        self.path = folder.path
+        self.config = config
+        self.class_names = facts.class_names
+        self.image_shape = facts.image_shape
+        self._fingerprint = facts.fingerprint
+        self._states: dict[int, TrainState] = {}
+
+    @classmethod
+    def open(cls, run_dir: str | Path) -> Self:
+        """Opens a run.
+
+        Raises:
+            ResNetJaxError: there is none in ``run_dir``, or its configuration is damaged.
+        """
+        folder = RunFolder(Path(run_dir))
+        return cls(folder, *folder.read_config())
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, {self.config.model.name} on {self.config.data.name})"
+
+    def metrics(self) -> "pd.DataFrame":
+        """The lines of ``metrics.jsonl``: one row each, columns as in `DESIGN`'s run folder."""
+        import pandas as pd
+
+        return pd.DataFrame(self._folder.read_metrics())
+
+    def variables(self, checkpoint: Checkpoint = "best") -> dict[str, Any]:
+        """``{"params", "batch_stats"}`` for the model's ``apply``.
+
+        Raises:
+            ResNetJaxError: the run has no checkpoint that verifies.
+        """
+        return self._state(checkpoint).variables
+
+    def predict(self, images: np.ndarray, checkpoint: Checkpoint = "best") -> np.ndarray:
+        """Class probabilities of images as they come from the data set.
+
+        Args:
+            images: ``uint8[N, H, W, C]`` with the run's number of channels; ``(H, W)`` is the
+                run's too, unless the run resizes its images (``--data.image-size``).
+            checkpoint: whose parameters.
+
+        Returns:
+            ``float32[N, K]``.
+
+        Raises:
+            ResNetJaxError: the images have another type or shape.
+        """
+        images = np.asarray(images)
+        height, width, channels = self.image_shape
+        free = self.config.data.image_size is not None
+        fits = images.ndim == 4 and images.shape[3] == channels
+        if images.dtype != np.uint8 or not fits or not (free or images.shape[1:3] == (height, width)):
+            raise ResNetJaxError(
+                f"images are {images.dtype}{list(images.shape)}: this run predicts "
+                f"uint8[N, {'H, W' if free else f'{height}, {width}'}, {channels}]"
+            )
+        return self._program.predict(self._state(checkpoint), images)
+
+    def evaluate(
+        self, split: str = "test", checkpoint: Checkpoint = "best", data_dir: str | None = None
+    ) -> Evaluation:
+        """Evaluates on a split of the run's data: train, validation or test.
+
+        A run on a subset (``--data.subset``) also has ``test_all``, all test images.
+
+        Args:
+            split: its name.
+            checkpoint: whose parameters.
+            data_dir: where the prepared data set is now, if not where it was.
+
+        Raises:
+            ResNetJaxError: there is no such split, or the data are missing or changed.
+        """
+        import dataclasses
+
+        config = self.config
+        if data_dir is not None:
+            data = dataclasses.replace(config.data, dir=data_dir)
+            config = dataclasses.replace(config, data=data)
+        data, splits = load_splits(config)
+        if split not in splits:
+            raise ResNetJaxError(f"split {split} is not there: give one of {', '.join(splits)}")
+        if data.fingerprint != self._fingerprint:
+            raise ResNetJaxError(
+                f"data set {config.data.name} has fingerprint {data.fingerprint[:12]}, the run was "
+                f"trained on {self._fingerprint[:12]}: give that one's folder by --data-dir"
+            )
+        program = self._program
+        return program.evaluate(self._state(checkpoint), program.put(splits[split]))
+
+    @cached_property
+    def _program(self) -> Program:
+        configure_jax(self.config)
+        # The schedule's length matters for training alone.
+        return Program(self.config, self.class_names, self.image_shape, total_steps=1)
+
+    def _state(self, checkpoint: Checkpoint) -> TrainState:
+        step = self._step(checkpoint)
+        if step not in self._states:
+            self._states[step] = self._folder.checkpoints.restore(self._program.init(), step)
+        return self._states[step]
+
+    def _step(self, checkpoint: Checkpoint) -> int:
+        checkpoints = self._folder.checkpoints
+        match checkpoint:
+            case "best":
+                step = checkpoints.best_step()
+                if step is not None:
+                    checkpoints.verify(step)
+            case "latest":
+                step = next(checkpoints.good_steps(), None)
+            case _:
+                raise ResNetJaxError(f"checkpoint {checkpoint} is not known: give best or latest")
+        if step is None:
+            raise ResNetJaxError(
+                f"{self.path} has no usable checkpoint: run its training command again"
+            )
+        return step

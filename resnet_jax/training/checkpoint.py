@@ -1,0 +1,225 @@
+"""Checkpoints of a run: Orbax writes them, a manifest of checksums decides that they exist.
+
+    checkpoints/<step>/state/         Orbax's files
+    checkpoints/<step>/manifest.json  sizes and SHA-256 of those files, and the validation result
+
+A step is written beside its place, synced to disk with its manifest, and renamed into place as a
+whole, so that a process killed at any moment leaves either a whole step or none. The manifest is
+checked before a step is used. This is the only module that knows Orbax.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resnet_jax.errors import ResNetJaxError
+from resnet_jax.training.state import TrainState
+
+log = logging.getLogger(__name__)
+
+SAVED = ("step", "params", "batch_stats", "opt_state", "ema")
+# A step on its way in or out of its place; whatever is left of one is removed by the next writer.
+UNFINISHED = ".unfinished-"
+
+
+class DamagedCheckpointError(ResNetJaxError):
+    """A saved step that does not match its manifest."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a saved step says of itself.
+
+    Attributes:
+        step: updates done.
+        validation: ``{"accuracy": ..., "loss": ...}`` of the weights that evaluation uses, or None
+            where no images are held out.
+        files: SHA-256 of every file, by its path below the step's folder.
+    """
+
+    step: int
+    validation: dict[str, float] | None
+    files: dict[str, str]
+
+    def to_json(self) -> str:
+        """The manifest as text, with a checksum of its own."""
+        body = {"step": self.step, "validation": self.validation, "files": self.files}
+        return json.dumps({**body, "sha256": _digest_of(body)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Manifest":
+        """The inverse of `to_json`; raises ValueError where the checksum disagrees."""
+        body = json.loads(text)
+        if not isinstance(body, dict) or body.pop("sha256", None) != _digest_of(body):
+            raise ValueError("its own checksum disagrees")
+        return cls(body["step"], body["validation"], body["files"])
+
+
+class Checkpoints:
+    """The saved steps of one run.
+
+    Reading never changes the folder; `save` does, so only one process may save.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def save(self, state: TrainState, validation: dict[str, float] | None) -> None:
+        """Writes the state as the newest step, then removes steps that are no longer needed.
+
+        Blocks until the step is on the disk: half a second for ResNet-18 with momentum (94 MB),
+        which costs less than what a background writer could lose. Kept are the two newest steps,
+        the older one in case the newest gets damaged, and the best one.
+
+        Raises:
+            ResNetJaxError: nothing could be written; older steps are untouched.
+        """
+        import orbax.checkpoint as ocp
+
+        step = int(state.step)
+        unfinished = self.directory / f"{UNFINISHED}{step}"
+        try:
+            self._remove_unfinished()
+            unfinished.mkdir(parents=True)
+            tree = {name: getattr(state, name) for name in SAVED}
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+                path = unfinished.absolute() / "state"
+                checkpointer.save(path, args=ocp.args.PyTreeSave(tree))
+            files = {name: _digest(unfinished / name, sync=True) for name in _files(unfinished)}
+            manifest = unfinished / "manifest.json"
+            manifest.write_text(Manifest(step, validation, files).to_json())
+            _sync(manifest)
+            _sync(unfinished)
+            self._discard(step)
+            unfinished.rename(self.directory / str(step))
+            _sync(self.directory)
+            for old in set(self.steps()) - set(self.steps()[-2:]) - {self.best_step()}:
+                self._discard(old)
+        except (OSError, ValueError) as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            reason = str(error).splitlines()[0]
+            raise ResNetJaxError(
+                f"checkpoint of step {step} could not be written to {self.directory} ({reason}): "
+                f"free space or permissions there, then run the same command again"
+            ) from error
+
+    def steps(self) -> list[int]:
+        """Steps in place, oldest first. Whether they are whole is for `verify` to say."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
+
+    def manifest(self, step: int) -> Manifest:
+        """The manifest of a step.
+
+        Raises:
+            DamagedCheckpointError: it is missing, unreadable or another step's.
+        """
+        path = self.directory / str(step) / "manifest.json"
+        try:
+            manifest = Manifest.from_json(path.read_text())
+        except (OSError, ValueError, KeyError) as error:
+            raise DamagedCheckpointError(f"{path} is damaged: {error}") from error
+        if manifest.step != step:
+            raise DamagedCheckpointError(f"{path} is damaged: it is that of step {manifest.step}")
+        return manifest
+
+    def verify(self, step: int) -> Manifest:
+        """Reads every file of a step and compares it with the manifest.
+
+        Raises:
+            DamagedCheckpointError: names the first file that is missing, surplus or changed.
+        """
+        manifest, folder = self.manifest(step), self.directory / str(step)
+        present = set(_files(folder)) - {"manifest.json"}
+        if surplus := sorted(present - set(manifest.files)):
+            raise DamagedCheckpointError(f"{folder / surplus[0]} does not belong to the checkpoint")
+        for name, digest in manifest.files.items():
+            path = folder / name
+            if name not in present:
+                raise DamagedCheckpointError(f"{path} is missing")
+            if _digest(path) != digest:
+                raise DamagedCheckpointError(f"{path} is damaged: its checksum disagrees")
+        return manifest
+
+    def good_steps(self) -> Iterator[int]:
+        """Steps that verify, newest first; the others are named in a warning."""
+        for step in reversed(self.steps()):
+            try:
+                self.verify(step)
+            except DamagedCheckpointError as error:
+                log.warning("%s; step %d is not used", error, step)
+            else:
+                yield step
+
+    def best_step(self) -> int | None:
+        """The step of the best validation accuracy, of equals that of the smallest loss.
+
+        The newest step where nothing was validated; None where there is no step. Steps whose
+        manifest is damaged do not count.
+        """
+        ranks = {}
+        for step in self.steps():
+            try:
+                validation = self.manifest(step).validation
+            except DamagedCheckpointError:
+                continue
+            ranks[step] = (
+                (validation["accuracy"], -validation["loss"], -step) if validation else (-1, 0, step)
+            )
+        return max(ranks, key=lambda step: ranks[step], default=None)
+
+    def restore(self, state: TrainState, step: int) -> TrainState:
+        """The state of a verified step, on the devices and with the shardings of ``state``."""
+        import orbax.checkpoint as ocp
+
+        target = {name: getattr(state, name) for name in SAVED}
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            tree = checkpointer.restore(
+                (self.directory / str(step) / "state").absolute(),
+                args=ocp.args.PyTreeRestore(
+                    target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
+                ),
+            )
+        return state.replace(**tree)
+
+    def _discard(self, step: int) -> None:
+        """Removes a step; renamed first, so that a kill never leaves half of it in place."""
+        place = self.directory / str(step)
+        if place.exists():
+            gone = self.directory / f"{UNFINISHED}discarded-{step}"
+            place.rename(gone)
+            shutil.rmtree(gone)
+
+    def _remove_unfinished(self) -> None:
+        for path in self.directory.glob(f"{UNFINISHED}*"):
+            shutil.rmtree(path)
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def _digest(path: Path, sync: bool = False) -> str:
+    with path.open("rb") as file:
+        if sync:
+            os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of(body: Any) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

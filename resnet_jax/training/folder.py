@@ -1,0 +1,227 @@
+"""A run's folder: its configuration, its metrics, its log, and who may write to it."""
+
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from resnet_jax.config import TrainConfig, differences, from_dict, to_dict
+from resnet_jax.errors import ResNetJaxError
+from resnet_jax.training.checkpoint import Checkpoints
+
+# Settings that do not change what is learnt: a run may be continued with others.
+MAY_CHANGE = {
+    "log-every",
+    "eval-every",
+    "patience",
+    "target",
+    "compilation-cache",
+    "data.dir",
+    "data.from-idx",
+}
+PACKAGES = ("resnet_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a run remembers of its data, so that it predicts without them and notices others."""
+
+    fingerprint: str
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, ...]  # (H, W, C), before `--data.image-size`
+
+
+class RunFolder:
+    """``runs/<preset>-seed<N>/`` and the files in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = Checkpoints(path / "checkpoints")
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a run here, begun or finished."""
+        return (self.path / "config.yaml").is_file()
+
+    @contextmanager
+    def opened_for_writing(self) -> Iterator[None]:
+        """Creates the folder, keeps other writers out, and writes warnings to ``run.log``.
+
+        The lock is the kernel's: it is gone with the process that held it, however that ended.
+
+        Raises:
+            ResNetJaxError: the folder cannot be written, or another process writes to it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("a+")
+            log_file = logging.FileHandler(self.path / "run.log")
+        except OSError as error:
+            raise ResNetJaxError(
+                f"run folder {self.path} cannot be written ({error.strerror}): "
+                f"give another --run-dir"
+            ) from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                lock.seek(0)
+                raise ResNetJaxError(
+                    f"run folder {self.path} is being written by process {lock.read().strip()}: "
+                    f"wait for it or give another --run-dir"
+                ) from None
+            lock.truncate(0)
+            print(os.getpid(), "on", os.uname().nodename, file=lock, flush=True)
+            log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            logger = logging.getLogger("resnet_jax")
+            logger.addHandler(log_file)
+            level, logger.level = logger.level, logging.INFO
+            try:
+                yield
+            finally:
+                logger.removeHandler(log_file)
+                log_file.close()
+                logger.setLevel(level)
+
+    def write_config(self, config: TrainConfig, facts: DataFacts) -> None:
+        """Writes ``config.yaml``: settings, facts of the data, package versions, commit."""
+        document = {
+            "config": to_dict(config),
+            "data": {
+                "fingerprint": facts.fingerprint,
+                "class_names": list(facts.class_names),
+                "image_shape": list(facts.image_shape),
+            },
+            "versions": {name: _version(name) for name in PACKAGES},
+            "commit": _commit(),
+        }
+        _replace(self.path / "config.yaml", yaml.safe_dump(document, sort_keys=False))
+
+    def read_config(self) -> tuple[TrainConfig, DataFacts]:
+        """The inverse of `write_config`.
+
+        Raises:
+            ResNetJaxError: there is no run here, or its configuration is damaged.
+        """
+        path = self.path / "config.yaml"
+        if not path.is_file():
+            raise ResNetJaxError(
+                f"{self.path} is not a run: {path.name} is missing; "
+                f"`resnet-jax train --run-dir {self.path}` makes one"
+            )
+        try:
+            document = yaml.safe_load(path.read_text())
+            data = document["data"]
+            facts = DataFacts(
+                str(data["fingerprint"]),
+                tuple(map(str, data["class_names"])),
+                tuple(map(int, data["image_shape"])),
+            )
+            return from_dict(document["config"]), facts
+        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ResNetJaxError(f"{path} is damaged: {reason}") from error
+
+    def check_same(self, config: TrainConfig, facts: DataFacts) -> None:
+        """Refuses to continue this run with another configuration or other data.
+
+        Raises:
+            ResNetJaxError: names every difference.
+        """
+        before, facts_before = self.read_config()
+        changed = {
+            option: values
+            for option, values in differences(before, config).items()
+            if option not in MAY_CHANGE
+        }
+        # A schedule that does not depend on the length of the run may be followed further.
+        lengthened = config.epochs > before.epochs and config.optim.schedule == "constant"
+        if lengthened and not config.optim.warmup:
+            changed.pop("epochs", None)
+        if changed:
+            listing = ", ".join(f"--{option} {old} -> {new}" for option, (old, new) in changed.items())
+            raise ResNetJaxError(
+                f"{self.path} is a run of another configuration ({listing}): "
+                f"give those settings or another --run-dir"
+            )
+        if facts != facts_before:
+            raise ResNetJaxError(
+                f"{self.path} was trained on other data (fingerprint "
+                f"{facts_before.fingerprint[:12]}, now {facts.fingerprint[:12]}): "
+                f"give that data or another --run-dir"
+            )
+
+    def append_metrics(self, *rows: dict[str, Any]) -> None:
+        """Adds lines to ``metrics.jsonl`` and syncs them to the disk."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``; a last one that was cut short by a kill is left out."""
+        path = self.path / "metrics.jsonl"
+        if not path.is_file():
+            return []
+        rows = []
+        lines = path.read_text(errors="replace").splitlines()
+        for number, line in enumerate(lines, start=1):
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                if number < len(lines):
+                    raise ResNetJaxError(f"{path} is damaged: line {number} is no JSON") from error
+        return rows
+
+    def rewind_metrics(self, step: int) -> list[dict[str, Any]]:
+        """Drops lines of later steps than the one a run resumes from, and returns the others."""
+        rows = self.read_metrics()
+        # A test of the best parameters carries their step, and the run's last step beside it.
+        kept = [row for row in rows if row.get("last", row["step"]) <= step]
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        _replace(self.path / "metrics.jsonl", text)
+        return kept
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file as a whole or not at all."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        with unfinished.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        raise ResNetJaxError(
+            f"{path} cannot be written ({error.strerror}): free space or permissions there"
+        ) from error
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the package's own checkout; None where it was installed from a wheel."""
+    import subprocess
+
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

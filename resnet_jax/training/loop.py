@@ -1,0 +1,264 @@
+"""The training loop: from a configuration to a finished run's folder, and on from any step of it."""
+
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+
+from resnet_jax.config import TrainConfig
+from resnet_jax.data import Dataset, IndexStream, load_dataset, sample
+from resnet_jax.errors import ResNetJaxError
+from resnet_jax.training.evaluation import Evaluation
+from resnet_jax.training.folder import DataFacts, RunFolder
+from resnet_jax.training.program import Program, configure_jax
+from resnet_jax.training.progress import Observer
+from resnet_jax.training.state import TrainState
+from resnet_jax.training.steps import Metrics
+
+log = logging.getLogger(__name__)
+
+
+class NotFiniteError(ResNetJaxError):
+    """The loss or the gradient became infinite or NaN."""
+
+
+class StoppedError(ResNetJaxError):
+    """A signal stopped the run; it was saved and the same command continues it."""
+
+    exit_code = 75
+
+
+def load_splits(config: TrainConfig) -> tuple[Dataset, dict[str, Any]]:
+    """The data set as the run uses it, and its splits by name.
+
+    With ``--data.subset`` there is a further split, ``test_all``: every test image of the data
+    set, for a test result that does not hang on 200 images.
+    """
+    data = load_dataset(
+        config.data.name,
+        config.data.dir,
+        validation=config.data.validation,
+        from_idx=config.data.from_idx,
+    )
+    whole = data
+    if config.data.subset is not None:
+        train, validation, test = config.data.subset
+        data = sample(
+            data, train=train, validation=validation, test=test, seed=config.data.subset_seed
+        )
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    if config.data.subset is not None:
+        splits["test_all"] = whole.test
+    return data, splits
+
+
+def fit(config: TrainConfig, run_dir: Path, observer: Observer) -> None:
+    """Trains until the configuration is fulfilled; begins a run or resumes the one in ``run_dir``.
+
+    Raises:
+        ResNetJaxError: the configuration is refused, the data are not to be had, the run's folder
+            is another run's, is in use or cannot be written.
+        NotFiniteError: the loss or the gradient was not finite; the last checkpoint is older.
+        StoppedError: SIGINT or SIGTERM arrived; the step at which it did is saved.
+    """
+    configure_jax(config)
+    data, splits = load_splits(config)
+    facts = DataFacts(data.fingerprint, data.class_names, data.image_shape)
+    stream = IndexStream(len(data.train), config.batch_size, config.seed)
+    total_steps = stream.steps(config.epochs)
+    program = Program(config, data.class_names, data.image_shape, total_steps)
+    folder = RunFolder(run_dir)
+    if folder.exists:
+        folder.check_same(config, facts)
+    with folder.opened_for_writing(), _signals() as stop:
+        if not folder.exists:
+            folder.write_config(config, facts)
+        state = program.init()
+        step = next(folder.checkpoints.good_steps(), 0)
+        if step:
+            state = folder.checkpoints.restore(state, step)
+            observer.said(f"resumes at step {step} of {total_steps}")
+        rows = folder.rewind_metrics(step)
+        _Loop(program, folder, observer, stream, splits, rows, stop).run(state, step)
+
+
+class _Loop:
+    """One process's share of a run. ``rows`` are the metrics so far, the run's only memory."""
+
+    def __init__(
+        self,
+        program: Program,
+        folder: RunFolder,
+        observer: Observer,
+        stream: IndexStream,
+        splits: dict[str, Any],
+        rows: list[dict[str, Any]],
+        stop: list[int],
+    ) -> None:
+        self.program, self.folder, self.observer = program, folder, observer
+        self.stream, self.splits, self.rows, self.stop = stream, splits, rows, stop
+        self.config = program.config
+        self.seconds_before = max((row["seconds"] for row in rows), default=0.0)
+        self.began = time.perf_counter()
+
+    def run(self, state: TrainState, step: int) -> None:
+        total, config = self.program.total_steps, self.config
+        if self._tested(step):
+            self.observer.said(f"{self.folder.path} is finished; nothing to do")
+            return
+        log.info("trains from step %d of %d", step, total)
+        self.observer.started(step, total)
+        examples = self.program.put(self.splits["train"])
+        validation = self.program.put(self.splits["validation"])
+        evaluations = self._evaluation_steps()
+        measured: list[Metrics] = []
+        since = time.perf_counter()
+        while step < total and not self._satisfied():
+            state, metrics = self.program.train(state, examples, self.stream.batch(step))
+            step += 1
+            measured.append(metrics)
+            if len(measured) > 2:
+                # Stay two steps ahead of the device and no more: what is shown has happened.
+                measured[-3].loss.block_until_ready()
+            self.observer.stepped(step)
+            evaluate = step in evaluations
+            if step % config.log_every == 0 or step == 1 or evaluate or self.stop:
+                self._log_training(state, step, measured, time.perf_counter() - since)
+                measured = []
+                since = time.perf_counter()
+            if evaluate:
+                self._validate_and_save(state, step, validation)
+                since = time.perf_counter()
+            if self.stop:
+                if not evaluate:
+                    self.folder.checkpoints.save(state, None)
+                name = signal.Signals(self.stop[0]).name
+                log.info("%s: saved step %d and stopped", name, step)
+                raise StoppedError(
+                    f"{name}: saved step {step} of {total} in {self.folder.path}; "
+                    f"the same command continues"
+                )
+        self._test(state, step)
+        log.info("finished at step %d", step)
+
+    def _evaluation_steps(self) -> set[int]:
+        total, every = self.program.total_steps, self.config.eval_every
+        if every is not None:
+            return {*range(every, total, every), total}
+        per_epoch = self.stream.num_examples / self.config.batch_size
+        epochs = int(self.config.epochs)
+        return {min(round(epoch * per_epoch), total) for epoch in range(1, epochs + 1)} | {total}
+
+    def _satisfied(self) -> bool:
+        """Whether ``--target`` is reached or ``--patience`` is over."""
+        accuracies = [row["accuracy"] for row in self.rows if row["kind"] == "validation"]
+        if not accuracies:
+            return False
+        target, patience = self.config.target, self.config.patience
+        if target is not None and accuracies[-1] >= target:
+            return True
+        since_best = len(accuracies) - 1 - accuracies.index(max(accuracies))
+        return patience is not None and since_best >= patience
+
+    def _tested(self, step: int) -> bool:
+        ended = step == self.program.total_steps or self._satisfied()
+        return ended and any(row["kind"] == "test" and row["last"] == step for row in self.rows)
+
+    def _record(self, *rows: dict[str, Any]) -> None:
+        self.folder.append_metrics(*rows)
+        self.rows.extend(rows)
+        for row in rows:
+            self.observer.measured(row)
+
+    def _row(self, step: int, kind: str, loss: float, accuracy: float, **more: Any) -> dict:
+        return {
+            "step": step,
+            "epoch": step * self.config.batch_size / self.stream.num_examples,
+            "kind": kind,
+            "loss": loss,
+            "accuracy": accuracy,
+            "seconds": round(self.seconds_before + time.perf_counter() - self.began, 3),
+            **more,
+        }
+
+    def _log_training(
+        self, state: TrainState, step: int, measured: list[Metrics], seconds: float
+    ) -> None:
+        """One line for the steps since the last one: their mean loss and accuracy."""
+        fetched, bad_step = jax.device_get((measured, state.first_bad_step))
+        if bad_step >= 0:
+            saved = self.folder.checkpoints.steps()
+            raise NotFiniteError(
+                f"loss or gradient was not finite at step {bad_step}: the last checkpoint is "
+                f"{f'step {saved[-1]}' if saved else 'none'}; try a smaller --optim.learning-rate "
+                f"or --optim.clip-norm 1 with another --run-dir"
+            )
+        self._record(
+            self._row(
+                step,
+                "train",
+                float(np.mean([metrics.loss for metrics in fetched])),
+                float(np.mean([metrics.accuracy for metrics in fetched])),
+                grad_norm=float(np.mean([metrics.grad_norm for metrics in fetched])),
+                learning_rate=float(self.program.schedule(step - 1)),
+                images_per_s=round(len(fetched) * self.config.batch_size / seconds, 1),
+            )
+        )
+
+    def _validate_and_save(self, state: TrainState, step: int, validation: Any) -> None:
+        result = None
+        if len(validation.labels):
+            evaluation = self.program.evaluate(state, validation)
+            self._record(self._row(step, "validation", evaluation.loss, evaluation.accuracy))
+            result = {"accuracy": evaluation.accuracy, "loss": evaluation.loss}
+        self.folder.checkpoints.save(state, result)
+
+    def _test(self, state: TrainState, last: int) -> None:
+        """The test images are seen here, once, when every choice has been made."""
+        best = self.folder.checkpoints.best_step()
+        rows = []
+        for checkpoint, step in (("latest", last), ("best", best)):
+            if checkpoint == "best" and step != last:
+                assert step is not None  # the last step was saved
+                self.folder.checkpoints.verify(step)
+                state = self.folder.checkpoints.restore(state, step)
+            for split in self.splits.keys() - {"train", "validation"}:
+                found = self._evaluate_split(state, split)
+                more = {"split": split, "checkpoint": checkpoint, "last": last}
+                rows.append(self._row(step, "test", found.loss, found.accuracy, **more))
+        self._record(*sorted(rows, key=lambda row: row["split"]))
+
+    def _evaluate_split(self, state: TrainState, split: str) -> Evaluation:
+        return self.program.evaluate(state, self.program.put(self.splits[split]))
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """A list that gets the number of the first SIGINT or SIGTERM; the second ends the process.
+
+    Outside the main thread Python cannot listen to signals; then the list stays empty.
+    """
+    received: list[int] = []
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    previous = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, on_signal)
+    except ValueError:
+        pass
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

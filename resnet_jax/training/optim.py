@@ -1,0 +1,63 @@
+"""Learning-rate schedules and optimisers, from optax."""
+
+from typing import Any
+
+import jax
+import optax
+
+from resnet_jax.config import OptimConfig
+
+
+def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
+    """The learning rate as a function of the step, ``0 <= step < total_steps``.
+
+    - ``constant``: the rate itself, after a linear warm-up.
+    - ``cosine``: linear warm-up, then half a cosine down to zero (arXiv 1608.03983).
+    - ``one_cycle``: from 1/25 of the rate up along a cosine, then down to almost nothing
+      (arXiv 1708.07120).
+    - ``piecewise``: divided by ten after each of ``boundaries``, after a linear warm-up.
+    """
+    peak = config.learning_rate
+    warmup_steps = round(config.warmup * total_steps)
+    match config.schedule:
+        case "one_cycle":
+            # optax counts the rise in whole steps and divides by their number.
+            rise = max(config.warmup, 1 / max(total_steps, 1))
+            return optax.cosine_onecycle_schedule(
+                total_steps, peak, pct_start=rise, div_factor=25.0, final_div_factor=1e4
+            )
+        case "cosine":
+            main = optax.cosine_decay_schedule(peak, max(total_steps - warmup_steps, 1))
+        case "piecewise":
+            drops = {round(at * total_steps) - warmup_steps: 0.1 for at in config.boundaries}
+            main = optax.piecewise_constant_schedule(peak, drops)
+        case "constant":
+            main = optax.constant_schedule(peak)
+    if not warmup_steps:
+        return main
+    # The first step already learns: warm-up step k of n has the rate (k + 1) / (n + 1).
+    start = peak / (warmup_steps + 1)
+    warmup = optax.linear_schedule(start, peak, warmup_steps)
+    return optax.join_schedules([warmup, main], [warmup_steps])
+
+
+def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """The optimiser that `config` describes.
+
+    SGD follows PyTorch's definition: weight decay is added to the gradient before momentum, and
+    momentum is ``v = m v + g``. Both optimisers decay kernels alone.
+    """
+    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm is not None else []
+    if config.name == "adamw":
+        adamw = optax.adamw(
+            schedule, b1=config.momentum, weight_decay=config.weight_decay, mask=kernels
+        )
+        return optax.chain(*clip, adamw)
+    decay = [optax.add_decayed_weights(config.weight_decay, kernels)] if config.weight_decay else []
+    sgd = optax.sgd(schedule, config.momentum or None, nesterov=config.nesterov)
+    return optax.chain(*clip, *decay, sgd)
+
+
+def kernels(params: Any) -> Any:
+    """A tree of booleans: which parameters are kernels of convolutions and of the dense head."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)

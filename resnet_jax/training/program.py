@@ -1,0 +1,189 @@
+"""The compiled programs of a configuration: where jit, donation and the device mesh are applied."""
+
+import os
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import platformdirs
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from resnet_jax.config import TrainConfig
+from resnet_jax.data.augment import augment, preprocess
+from resnet_jax.data.dataset import Split
+from resnet_jax.errors import ResNetJaxError
+from resnet_jax.models import VARIANTS, ResNet
+from resnet_jax.training.evaluation import Evaluation
+from resnet_jax.training.optim import make_optimizer, make_schedule
+from resnet_jax.training.state import Batch, TrainState
+from resnet_jax.training.steps import Metrics, eval_step, train_step
+
+
+def make_model(config: TrainConfig, num_classes: int) -> ResNet:
+    """The network that ``config.model`` describes."""
+    settings = asdict(config.model)
+    dtype = jnp.dtype(settings.pop("dtype"))
+    return VARIANTS[settings.pop("name")](
+        num_classes=num_classes,
+        dtype=dtype,
+        param_dtype=jnp.promote_types(dtype, jnp.float32),
+        **settings,
+    )
+
+
+class Program:
+    """Training, evaluation and prediction for one configuration, jitted over a mesh of devices.
+
+    The mesh has one axis, ``data``: the batch is split over it, everything else is on every
+    device. One device is a mesh of one. Images stay on the devices as uint8; a step gets the
+    indices of its examples and gathers, augments and normalises them there.
+
+    Attributes:
+        config: the run's settings.
+        class_names: K names.
+        image_shape: ``(H, W, C)`` of the images as they come from the data set.
+        total_steps: updates in the whole run.
+        schedule: learning rate by step.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        class_names: tuple[str, ...],
+        image_shape: tuple[int, ...],
+        total_steps: int,
+    ) -> None:
+        self.config = config
+        self.class_names = class_names
+        self.image_shape = image_shape
+        self.total_steps = total_steps
+        self.schedule = make_schedule(config.optim, total_steps)
+        self.model = make_model(config, len(class_names))
+        self.tx = make_optimizer(config.optim, self.schedule)
+        for name in ("mean", "std"):
+            if len(getattr(config.data, name)) not in (1, image_shape[-1]):
+                raise ResNetJaxError(
+                    f"--data.{name} has {len(getattr(config.data, name))} numbers for images of "
+                    f"{image_shape[-1]} channels: give one, or one for each channel"
+                )
+
+        devices = jax.devices()
+        if config.batch_size % len(devices):
+            below = config.batch_size // len(devices) * len(devices)
+            nearest = " or ".join(str(n) for n in (below, below + len(devices)) if n)
+            raise ResNetJaxError(
+                f"--batch-size {config.batch_size} cannot be split over {len(devices)} devices: "
+                f"give {nearest}"
+            )
+        mesh = Mesh(np.asarray(devices), ("data",))
+        self.replicated = NamedSharding(mesh, PartitionSpec())
+        self.split_over_devices = NamedSharding(mesh, PartitionSpec("data"))
+        self._params_key, self._augment_key = jax.random.split(jax.random.key(config.seed))
+        everywhere, split = self.replicated, self.split_over_devices
+        self._train = jax.jit(
+            self._train_on_indices,
+            donate_argnums=0,
+            in_shardings=(everywhere, everywhere, everywhere, split),
+            out_shardings=(everywhere, everywhere),
+        )
+        self._evaluate = jax.jit(
+            self._evaluate_on_indices,
+            in_shardings=(everywhere, everywhere, everywhere, split),
+            out_shardings=everywhere,
+        )
+        self._predict = jax.jit(
+            self._probabilities, in_shardings=(everywhere, split), out_shardings=split
+        )
+
+    def init(self) -> TrainState:
+        """The state at step 0, drawn by the run's seed, on every device."""
+        size = self.config.data.image_size
+        shape = (1, size or self.image_shape[0], size or self.image_shape[1], self.image_shape[2])
+        state = TrainState.create(
+            self.model,
+            self.tx,
+            self._params_key,
+            jnp.zeros(shape, self.model.dtype),
+            ema=self.config.ema is not None,
+        )
+        return jax.device_put(state, self.replicated)
+
+    def put(self, split: Split) -> Batch:
+        """A whole split on every device: uint8 images and labels."""
+        return jax.device_put(Batch(split.images, split.labels), self.replicated)
+
+    def train(
+        self, state: TrainState, examples: Batch, indices: np.ndarray
+    ) -> tuple[TrainState, Metrics]:
+        """One step on ``examples[indices]``, int32[batch_size]; ``state`` is donated."""
+        return self._train(state, *examples, indices)
+
+    def evaluate(self, state: TrainState, examples: Batch) -> Evaluation:
+        """Evaluates every example of a split exactly once, the last batch padded."""
+        count, size = len(examples.labels), self.config.batch_size
+        indices = np.full(-(-count // size) * size, -1, np.int32)
+        indices[:count] = np.arange(count)
+        parts = [self._evaluate(state, *examples, part) for part in indices.reshape(-1, size)]
+        fetched = jax.device_get(parts)
+        return Evaluation(
+            loss=sum(float(part.loss) for part in fetched) / count if count else float("nan"),
+            confusion=sum(
+                (part.confusion.astype(np.int64) for part in fetched),
+                np.zeros((len(self.class_names),) * 2, np.int64),
+            ),
+            class_names=self.class_names,
+        )
+
+    def predict(self, state: TrainState, images: np.ndarray) -> np.ndarray:
+        """Probabilities, float32[N, K], of uint8[N, H, W, C] images; batches are padded."""
+        size = self.config.batch_size
+        parts = []
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            padded = np.zeros((size, *images.shape[1:]), np.uint8)
+            padded[: len(part)] = part
+            parts.append(np.asarray(self._predict(state, padded))[: len(part)])
+        return np.concatenate(parts) if parts else np.zeros((0, len(self.class_names)), np.float32)
+
+    def _train_on_indices(
+        self, state: TrainState, images: jax.Array, labels: jax.Array, indices: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(self._augment_key, state.step)
+        pixels = augment(images[indices].astype(jnp.float32), key, **asdict(self.config.augment))
+        batch = Batch(self._preprocess(pixels), labels[indices])
+        smoothing = self.config.label_smoothing
+        return train_step(state, batch, label_smoothing=smoothing, ema=self.config.ema)
+
+    def _evaluate_on_indices(
+        self, state: TrainState, images: jax.Array, labels: jax.Array, indices: jax.Array
+    ) -> Any:
+        # An index of -1 is padding; the image it gathers is not counted.
+        labels = jnp.where(indices < 0, -1, labels[indices])
+        return eval_step(state, Batch(self._preprocess(images[indices]), labels))
+
+    def _probabilities(self, state: TrainState, images: jax.Array) -> jax.Array:
+        logits = state.apply_fn(state.variables, self._preprocess(images), train=False)
+        return jax.nn.softmax(logits).astype(jnp.float32)
+
+    def _preprocess(self, images: jax.Array) -> jax.Array:
+        data = self.config.data
+        normalise = partial(preprocess, mean=jnp.asarray(data.mean), std=jnp.asarray(data.std))
+        return normalise(images, image_size=data.image_size)
+
+
+def configure_jax(config: TrainConfig) -> None:
+    """Process-wide settings of JAX that a run asks for; called before anything is compiled.
+
+    A compilation cache that the user has set up (``JAX_COMPILATION_CACHE_DIR``) stays theirs.
+    """
+    jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+    if config.model.dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+    if config.compilation_cache and jax.config.jax_compilation_cache_dir is None:
+        folder = os.path.join(platformdirs.user_cache_dir("resnet_jax"), "compiled")
+        jax.config.update("jax_compilation_cache_dir", folder)
+        # Also the many small programs of a start: together they take longer than one large one.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

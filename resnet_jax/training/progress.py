@@ -1,0 +1,117 @@
+"""What a person sees while a run trains: a bar in a terminal, plain lines anywhere else."""
+
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class Observer(Protocol):
+    """What the training loop tells."""
+
+    def started(self, step: int, total_steps: int) -> None:
+        """Training goes on from ``step``."""
+
+    def stepped(self, step: int) -> None:
+        """``step`` updates are done; called at every step."""
+
+    def measured(self, row: dict[str, Any]) -> None:
+        """A line of ``metrics.jsonl``."""
+
+    def said(self, text: str) -> None:
+        """A sentence."""
+
+
+class Silent:
+    """Tells nothing."""
+
+    def started(self, step: int, total_steps: int) -> None:
+        """Nothing."""
+
+    def stepped(self, step: int) -> None:
+        """Nothing."""
+
+    def measured(self, row: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def said(self, text: str) -> None:
+        """Nothing."""
+
+
+class Display:
+    """Shows a run on a console: a moving bar in a terminal, a line per evaluation elsewhere."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("epoch {task.fields[epoch]:.2f}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            TextColumn("elapsed"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=None, epoch=0.0, metrics="compiling", start=False)
+        self._last_train: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.__exit__(kind, error, traceback)
+
+    def started(self, step: int, total_steps: int) -> None:
+        """Sets the bar's length and where it begins."""
+        self._bar.reset(self._task, total=total_steps, completed=step, metrics="compiling")
+
+    def stepped(self, step: int) -> None:
+        """Moves the bar."""
+        self._bar.update(self._task, completed=step)
+
+    def measured(self, row: dict[str, Any]) -> None:
+        """Shows training metrics in the bar, and a line for each evaluation."""
+        if row["kind"] == "train":
+            self._last_train = row
+            metrics = (
+                f"loss {row['loss']:.3f}  accuracy {row['accuracy']:6.2%}  "
+                f"{row['images_per_s']:,.0f} images/s"
+            )
+            self._bar.update(self._task, epoch=row["epoch"], metrics=metrics)
+        elif row["kind"] == "validation":
+            train = self._last_train
+            self.said(
+                f"epoch {row['epoch']:6.2f}  step {row['step']:5d}  "
+                f"loss {train['loss']:.4f}  accuracy {train['accuracy']:7.2%}  "
+                f"validation loss {row['loss']:.4f}  accuracy {row['accuracy']:7.2%}  "
+                f"{train['images_per_s']:,.0f} images/s"
+            )
+        else:
+            self.said(
+                f"{row['split']}, {row['checkpoint']} parameters (step {row['step']}): "
+                f"loss {row['loss']:.4f}  accuracy {row['accuracy']:.2%}"
+            )
+
+    def said(self, text: str) -> None:
+        """Prints a line, above the bar where there is one."""
+        self.console.print(text, soft_wrap=True, markup=False)

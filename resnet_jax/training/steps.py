@@ -1,0 +1,114 @@
+"""One step of training and one of evaluation: pure functions, jitted by the caller.
+
+    step = jax.jit(rj.train_step, donate_argnums=0, static_argnames=("label_smoothing", "ema"))
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from resnet_jax.training.state import Batch, TrainState
+
+
+class Metrics(NamedTuple):
+    """What a training step measured."""
+
+    loss: jax.Array  # float32[], mean over the batch
+    accuracy: jax.Array  # float32[], fraction of the batch, by the logits that the loss saw
+    grad_norm: jax.Array  # float32[], global norm of the gradient before clipping
+
+
+class Counts(NamedTuple):
+    """Sums over examples; those of several batches add up."""
+
+    loss: jax.Array  # float32[], sum of the cross-entropies, in nats
+    confusion: jax.Array  # int32[K, K], examples by label (row) and prediction (column)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+    """Cross-entropy of each example against its smoothed label.
+
+    Args:
+        logits: ``float[N, K]``.
+        labels: ``int32[N]``.
+        label_smoothing: share of the target that is spread evenly over all K classes
+            (arXiv 1512.00567, section 7; PyTorch's definition).
+
+    Returns:
+        ``float[N]``, in nats.
+    """
+    log_p = jax.nn.log_softmax(logits)
+    of_label = jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
+    return -(1 - label_smoothing) * of_label - label_smoothing * log_p.mean(axis=-1)
+
+
+def train_step(
+    state: TrainState, batch: Batch, *, label_smoothing: float = 0.0, ema: float | None = None
+) -> tuple[TrainState, Metrics]:
+    """One update by the gradient of the batch's mean cross-entropy.
+
+    Args:
+        state: may be donated.
+        batch: images and labels; every label must be a class (no padding).
+        label_smoothing: see `cross_entropy`.
+        ema: decay of the moving averages, for a state created with ``ema=True``. Early steps
+            decay less, by ``(1 + step) / (10 + step)``, so that the start is forgotten.
+
+    Returns:
+        The next state, and the metrics of the parameters before the update.
+    """
+
+    def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        logits, updates = state.apply_fn(
+            {"params": params, "batch_stats": state.batch_stats},
+            batch.images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        loss = cross_entropy(logits, batch.labels, label_smoothing).mean()
+        return loss, (logits, updates["batch_stats"])
+
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, (logits, batch_stats)), grads = grad_fn(state.params)
+    updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+
+    averaged = state.ema
+    if ema is not None:
+        decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
+        averaged = optax.incremental_update(
+            {"params": params, "batch_stats": batch_stats}, state.ema, 1 - decay
+        )
+
+    grad_norm = optax.global_norm(grads)
+    bad = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
+    first_bad_step = jnp.where(bad & (state.first_bad_step < 0), state.step, state.first_bad_step)
+    state = state.replace(
+        step=state.step + 1,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        ema=averaged,
+        first_bad_step=first_bad_step,
+    )
+    accuracy = (logits.argmax(-1) == batch.labels).mean()
+    return state, Metrics(loss, accuracy, grad_norm)
+
+
+def eval_step(state: TrainState, batch: Batch) -> Counts:
+    """Counts over a batch in evaluation mode; examples labelled -1 are padding and not counted.
+
+    Uses the averaged weights where the state has any.
+    """
+    logits = state.apply_fn(state.variables, batch.images, train=False)
+    real = batch.labels >= 0
+    labels = jnp.where(real, batch.labels, 0)
+    num_classes = logits.shape[-1]
+    cell = labels * num_classes + logits.argmax(-1)
+    confusion = jnp.zeros(num_classes**2, jnp.int32).at[cell].add(real.astype(jnp.int32))
+    return Counts(
+        loss=jnp.where(real, cross_entropy(logits, labels), 0).sum(),
+        confusion=confusion.reshape(num_classes, num_classes),
+    )
