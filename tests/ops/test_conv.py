@@ -1,0 +1,249 @@
+"""The CPU's convolution is the reference's: values, both gradients, under every transformation."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import export
+
+from resnet_jax.ops import conv2d, cpu
+from resnet_jax.ops.geometry import Geometry
+
+
+@pytest.fixture(autouse=True)
+def _float64() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+def normal(seed: int, *shape: int, dtype: object = np.float64) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+# Compiled in a hurry: what is tested is the mathematics, not LLVM.
+quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def faces(x: jax.Array, kernel: jax.Array, weight: jax.Array | None = None, **options: object):
+    """Value, input gradient and kernel gradient of one random functional of the output."""
+
+    @quick
+    def run(x, kernel):
+        y, pullback = jax.vjp(lambda x, kernel: conv2d(x, kernel, **options), x, kernel)
+        grad = normal(7, *y.shape).astype(y.dtype)
+        return y, *pullback(grad)
+
+    return run(x, kernel)
+
+
+def assert_close(got: object, expected: object, relative: float) -> None:
+    """Largest difference within ``relative`` of the largest value."""
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert np.abs(a - b).max(initial=0) <= relative * max(1.0, np.abs(b).max(initial=0))
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> dict[str, tuple[int, ...]]:
+    """Sizes 1 to 17, strides 1 to 3, kernels 1, 2, 3, 5, 7, paddings 0 to 3, odd channels."""
+    kernel = draw(st.tuples(*[st.sampled_from([1, 2, 3, 5, 7])] * 2))
+    padding = draw(st.tuples(*[st.integers(0, 3)] * 2))
+    least = [max(1, k - 2 * p) for k, p in zip(kernel, padding, strict=True)]
+    return {
+        "x": (
+            draw(st.sampled_from([1, 2, 3])),
+            *(draw(st.integers(smallest, 17)) for smallest in least),
+            draw(st.sampled_from([1, 3, 4])),
+        ),
+        "kernel": kernel,
+        "stride": draw(st.tuples(*[st.integers(1, 3)] * 2)),
+        "padding": padding,
+        "out": (draw(st.sampled_from([1, 2, 5])),),
+    }
+
+
+def check_against_reference(case: dict[str, tuple[int, ...]]) -> None:
+    x = normal(1, *case["x"])
+    kernel = normal(2, *case["kernel"], case["x"][3], *case["out"])
+    options = {"stride": case["stride"], "padding": case["padding"]}
+    expected = faces(x, kernel, lowering="reference", **options)
+    assert_close(faces(x, kernel, **options), expected, 1e-9)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(convolutions())
+def test_any_convolution_equals_the_reference(case: dict[str, tuple[int, ...]]) -> None:
+    check_against_reference(case)
+
+
+@pytest.mark.slow
+@settings(max_examples=600, deadline=None)
+@given(convolutions())
+def test_many_convolutions_equal_the_reference(case: dict[str, tuple[int, ...]]) -> None:
+    check_against_reference(case)
+
+
+def check_formulations(geometry: Geometry, channels: tuple[int, int]) -> None:
+    """Every formulation of every face, whether or not the rule would choose it."""
+    live, (c, k) = geometry.trimmed(), channels
+    x, grad = normal(1, 3, *live.size, c), normal(2, 3, *live.out, k)
+    kernel = normal(3, *live.kernel, c, k)
+    arguments = {"forward": (x, kernel), "input_grad": (grad, kernel), "kernel_grad": (x, grad)}
+    for face, formulations in cpu.FORMULATIONS.items():
+        fitting = [formulations[name] for name in formulations if cpu.fits(name, face, live)]
+        native, *others = quick(lambda a, b: [f(a, b, live) for f in fitting])(*arguments[face])  # noqa: B023
+        for other in others:
+            assert_close(other, native, 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding"),
+    [
+        ((8, 8), (3, 3), (1, 1), (1, 1)),
+        ((5, 7), (3, 3), (1, 1), (1, 1)),
+        ((4, 4), (3, 3), (2, 2), (1, 1)),
+        ((2, 2), (3, 3), (1, 1), (1, 1)),
+        ((1, 1), (3, 3), (1, 1), (1, 1)),
+        ((9, 9), (7, 7), (2, 2), (3, 3)),
+        ((6, 5), (1, 1), (2, 2), (0, 0)),
+        ((5, 4), (2, 5), (1, 2), (0, 3)),
+        ((3, 3), (1, 1), (1, 1), (3, 3)),
+    ],
+)
+def test_every_formulation_equals_the_native_one(size, kernel, stride, padding) -> None:
+    check_formulations(Geometry.of(size, kernel, stride, padding), (3, 5))
+
+
+# The shapes where the rule makes each of its choices, for the checks below.
+SHAPES = [
+    pytest.param((2, 8, 8, 4), 3, 1, 1, id="columns"),
+    pytest.param((2, 4, 4, 4), 3, 2, 1, id="patches"),
+    pytest.param((2, 2, 2, 4), 3, 1, 1, id="dense"),
+    pytest.param((1, 1, 1, 4), 3, 1, 1, id="centre tap"),
+    pytest.param((2, 5, 4, 3), 1, 2, 0, id="projection"),
+    pytest.param((2, 16, 16, 1), 7, 2, 3, id="stem"),
+]
+
+
+@pytest.mark.parametrize(("shape", "k", "stride", "padding"), SHAPES)
+def test_bfloat16_to_its_precision(shape, k, stride, padding) -> None:
+    x, kernel = normal(1, *shape, dtype=jnp.bfloat16), normal(2, k, k, shape[3], 5)
+    kernel = kernel.astype(jnp.bfloat16)
+    options = {"stride": stride, "padding": padding}
+    exact = faces(x.astype(float), kernel.astype(float), lowering="reference", **options)
+    expected = [e.astype(jnp.bfloat16) for e in exact]
+    assert_close(faces(x, kernel, **options), expected, 2**-7)
+
+
+@pytest.mark.parametrize(("shape", "k", "stride", "padding"), SHAPES)
+def test_transformations(shape, k, stride, padding) -> None:
+    """vmap over images and over kernels, and grad of the grad of a checkpoint."""
+    x, kernel = normal(1, *shape), normal(2, k, k, shape[3], 5)
+
+    def each(lowering: str):
+        conv = partial(conv2d, stride=stride, padding=padding, lowering=lowering)
+
+        def loss(x, kernel):
+            return jnp.sum(jnp.sin(conv(x, kernel)))
+
+        def steepness(x, kernel):
+            return sum(
+                jnp.sum(jnp.cos(g) * g) for g in jax.grad(jax.checkpoint(loss), (0, 1))(x, kernel)
+            )
+
+        images, kernels = jnp.stack([x, 2 - x]), jnp.stack([kernel, kernel**2, kernel - 1])
+
+        @quick
+        def results():
+            return (
+                jax.vmap(conv, (0, None))(images, kernel),
+                jax.vmap(conv, (None, 0))(x, kernels),
+                jax.vmap(jax.grad(loss, (0, 1)), (None, 0))(x, kernels),
+                jax.grad(steepness, (0, 1))(x, kernel),
+            )
+
+        return results()
+
+    assert_close(each("auto"), each("reference"), 1e-9)
+
+
+def test_a_worked_example() -> None:
+    """Ones over a 3x3 image of ones: each output counts the neighbours inside the image."""
+    y = conv2d(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)), padding=1)
+    chex.assert_trees_all_equal(y[0, :, :, 0], np.array([[4.0, 6, 4], [6, 9, 6], [4, 6, 4]]))
+
+
+@pytest.mark.parametrize(("shape", "k", "stride", "padding"), SHAPES)
+def test_other_platforms_get_only_the_native_convolution(shape, k, stride, padding) -> None:
+    """Value and gradients hold three convolutions on CUDA and TPU, and no products."""
+
+    def run(lowering: str, platform: str) -> str:
+        def step(x, kernel):
+            y, pullback = jax.vjp(
+                partial(conv2d, stride=stride, padding=padding, lowering=lowering), x, kernel
+            )
+            return y, pullback(y)
+
+        arguments = normal(1, *shape), normal(2, k, k, shape[3], 5)
+        return export.export(jax.jit(step), platforms=[platform])(*arguments).mlir_module()
+
+    for platform in ("cuda", "tpu"):
+        module = run("auto", platform)
+        assert module.count("stablehlo.convolution") == 3
+        assert "dot_general" not in module
+        assert "concatenate" not in module
+    assert "stablehlo.convolution" not in run("auto", "cpu")
+    assert "stablehlo.convolution" in run("reference", "cpu")
+
+
+@pytest.mark.parametrize(("shape", "k", "stride", "padding"), SHAPES)
+def test_symbolic_batch(shape, k, stride, padding) -> None:
+    """Exported once for any batch and for three platforms, it runs here at two batch sizes."""
+    kernel = normal(2, k, k, shape[3], 5)
+
+    def step(x):
+        y, pullback = jax.vjp(lambda x: conv2d(x, kernel, stride=stride, padding=padding), x)
+        return y, *pullback(y)
+
+    batch = export.symbolic_shape("batch")[0]
+    spec = jax.ShapeDtypeStruct((batch, *shape[1:]), np.float64)
+    exported = export.export(jax.jit(step), platforms=("cpu", "cuda", "tpu"))(spec)
+    for size in (1, 3):
+        x = normal(3, size, *shape[1:])
+        assert_close(exported.call(x), quick(step)(x), 1e-12)
+
+
+def test_without_jit() -> None:
+    x, kernel = normal(1, 1, 4, 4, 2), normal(2, 3, 3, 2, 2)
+    assert_close(
+        conv2d(x, kernel, padding=1), conv2d(x, kernel, padding=1, lowering="reference"), 1e-9
+    )
+
+
+def test_the_kernel_is_cast_to_the_images_dtype() -> None:
+    y = conv2d(normal(1, 1, 4, 4, 2, dtype=np.float32), normal(2, 3, 3, 2, 2))
+    assert y.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("x", "kernel", "options", "message"),
+    [
+        ((2, 4, 4), (3, 3, 4, 1), {}, "takes x"),
+        ((2, 4, 4, 3), (3, 3, 4, 1), {}, "takes x"),
+        ((2, 4, 4, 3), (7, 7, 3, 1), {"padding": 1}, "does not fit"),
+        ((2, 4, 4, 3), (3, 3, 3, 1), {"stride": 0}, "stride is at least 1, not 0"),
+        ((2, 4, 4, 3), (3, 3, 3, 1), {"padding": (0, -1)}, "padding is at least 0"),
+        ((2, 4, 4, 3), (3, 3, 3, 1), {"lowering": "fast"}, "lowering is one of"),
+    ],
+)
+def test_what_does_not_fit_is_named(x, kernel, options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        conv2d(jnp.ones(x), jnp.ones(kernel), **options)
