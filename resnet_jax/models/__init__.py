@@ -14,6 +14,7 @@ from resnet_jax.models.resnet import (
     ResNet152,
     Unit,
 )
+from resnet_jax.models.summary import LayerSummary, summarize
 
 __all__ = [
     "VARIANTS",
@@ -21,6 +22,7 @@ __all__ = [
     "BatchNorm",
     "BottleneckUnit",
     "Conv",
+    "LayerSummary",
     "PreActivationUnit",
     "ResNet",
     "ResNet18",
@@ -29,4 +31,5 @@ __all__ = [
     "ResNet101",
     "ResNet152",
     "Unit",
+    "summarize",
 ]

@@ -1,0 +1,344 @@
+"""The command ``resnet-jax``: parses, calls, prints.
+
+JAX and what stands on it are imported by the commands that need them, so that help is instant.
+"""
+
+import csv
+import dataclasses
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional
+
+from resnet_jax.config import PRESETS, ModelConfig, TrainConfig, preset
+from resnet_jax.errors import ResNetJaxError
+
+if TYPE_CHECKING:
+    from resnet_jax.run import Run
+    from resnet_jax.training.evaluation import Evaluation
+
+console = Console(highlight=False)
+
+CheckpointOption = Literal["best", "latest"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code: 0 done, 1 failed, 75 stopped and resumable.
+
+    Wrong usage exits with 2 and the parser's own text.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        commands = {
+            "train": _train_command(arguments),
+            "evaluate": evaluate,
+            "predict": predict,
+            "summary": summary,
+            "data": data,
+        }
+        code = tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="resnet-jax",
+            description="Residual networks in JAX: train, evaluate, use. COMMAND --help tells more.",
+            args=arguments,
+        )
+        return code or 0
+    except ResNetJaxError as error:
+        print(f"resnet-jax: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        # Before or after training, which handles signals itself: nothing is half-written.
+        print("resnet-jax: SIGINT: stopped; the same command continues", file=sys.stderr)
+        return 75
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+
+
+def _train_command(arguments: list[str]) -> Callable[..., int]:
+    """``train`` with the defaults of the preset that the arguments begin with."""
+    named = arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-")
+    name = arguments[1] if named else "quickstart"
+    default = preset(name)
+
+    def train(
+        preset: Positional[str] = name,
+        config: Annotated[TrainConfig, tyro.conf.arg(name="")] = default,
+        run_dir: Path | None = None,
+        seeds: int | None = None,
+    ) -> int:
+        """Train a network, or resume the run in the folder.
+
+        PRESET comes first; options change it: `resnet-jax train mnist --epochs 2`.
+
+        Args:
+            preset: one of the table of presets.
+            config: the settings.
+            run_dir: the run's folder. Default: runs/PRESET-seedN.
+            seeds: repeat with seeds 0 to SEEDS - 1, a folder each, and show mean and spread.
+        """
+        return _train(preset, config, run_dir, seeds)
+
+    names = ", ".join(PRESETS)
+    train.__doc__ = (train.__doc__ or "").replace("one of the table of presets", f"one of {names}")
+    return train
+
+
+def _train(name: str, config: TrainConfig, run_dir: Path | None, seeds: int | None) -> int:
+    if seeds is None:
+        folder = run_dir or Path("runs") / f"{name}-seed{config.seed}"
+        _train_one(config, folder)
+        return 0
+    if seeds < 1:
+        raise ResNetJaxError(f"--seeds {seeds} makes no sense: give at least 1")
+    stem = run_dir or Path("runs") / name
+    runs = []
+    for seed in range(seeds):
+        folder = stem.with_name(f"{stem.name}-seed{seed}")
+        runs.append(_train_one(dataclasses.replace(config, seed=seed), folder))
+    _print_seeds(runs)
+    return 0
+
+
+def _train_one(config: TrainConfig, folder: Path) -> "Run":
+    model = f"{'' if config.model.residual else 'plain '}{config.model.name}"
+    console.print(
+        f"{model} on {config.data.name}, seed {config.seed}: {config.epochs:g} epochs in batches "
+        f"of {config.batch_size}, run folder {folder}",
+        soft_wrap=True,
+        markup=False,
+    )
+    from resnet_jax.run import train
+
+    return train(config, folder)
+
+
+def _print_seeds(runs: list["Run"]) -> None:
+    """The test results of several seeds, their mean and standard deviation."""
+    results: dict[str, list[float]] = {}
+    table = Table("test result", *(f"seed {run.config.seed}" for run in runs), "mean", "sd")
+    for run in runs:
+        metrics = run.metrics()
+        for row in metrics[metrics["kind"] == "test"].drop_duplicates(
+            ["split", "checkpoint"], keep="last"
+        ).itertuples():
+            results.setdefault(f"{row.split}, {row.checkpoint}", []).append(row.accuracy)
+    for what, values in results.items():
+        spread = f"{statistics.stdev(values):.2%}" if len(values) > 1 else "-"
+        shown = [f"{value:.2%}" for value in values]
+        table.add_row(what, *shown, f"{statistics.mean(values):.2%}", spread)
+    console.print(table)
+
+
+def evaluate(
+    run: Positional[Path],
+    split: str = "test",
+    checkpoint: CheckpointOption = "best",
+    data_dir: str | None = None,
+    json: bool = False,
+) -> int:
+    """Evaluate a run on a split of its data, each example once.
+
+    Args:
+        run: the run's folder.
+        split: train, validation, test; for a run on a subset also test_all.
+        checkpoint: best by validation accuracy, or latest.
+        data_dir: where the prepared data set is now, if not where it was.
+        json: print JSON: accuracy (a fraction), loss, correct, count, per_class, confusion.
+    """
+    from resnet_jax.run import Run
+
+    found = Run.open(run).evaluate(split, checkpoint, data_dir)
+    if json:
+        _print_json(found.to_dict())
+    else:
+        _print_evaluation(found, f"{run}, {checkpoint} parameters, {split}")
+    return 0
+
+
+def _print_evaluation(found: "Evaluation", title: str) -> None:
+    table = Table("class", "count", "recall", "precision", *found.class_names, title=title)
+    for number, (name, row) in enumerate(found.per_class.items()):
+        rates = ["-" if row[k] is None else f"{row[k]:.2%}" for k in ("recall", "precision")]
+        cells = ["" if n == 0 else str(n) for n in found.confusion[number]]
+        table.add_row(name, str(row["count"]), *rates, *cells)
+    # The confusion of a hundred classes is no table for a terminal.
+    if len(found.class_names) <= 20:
+        console.print(table)
+    console.print(
+        f"accuracy {found.accuracy:.2%} ({found.correct} of {found.count}), loss {found.loss:.4f}"
+    )
+
+
+def predict(
+    run: Positional[Path],
+    paths: Positional[tuple[Path, ...]],
+    checkpoint: CheckpointOption = "best",
+    topk: int = 1,
+    invert: bool = False,
+    json: bool = False,
+    csv: bool = False,
+) -> int:
+    """Classify image files, and the image files in folders.
+
+    A file that cannot be read is named, the others are classified, and the exit code is 1.
+
+    Args:
+        run: the run's folder.
+        paths: image files or folders of them.
+        checkpoint: best by validation accuracy, or latest.
+        topk: show this many classes, most probable first.
+        invert: exchange black and white first: for dark ink on paper.
+        json: print a JSON list of {path, label, probability, topk}.
+        csv: print CSV: path, label, probability.
+    """
+    from resnet_jax.data.files import find_images, read_image
+    from resnet_jax.run import Run
+
+    opened = Run.open(run)
+    if not 1 <= topk <= len(opened.class_names):
+        raise ResNetJaxError(f"--topk {topk} makes no sense: give 1 to {len(opened.class_names)}")
+    files, images, failed = [], [], 0
+    for path in find_images(paths):
+        try:
+            images.append(read_image(path, opened.image_shape, invert=invert))
+            files.append(path)
+        except ResNetJaxError as error:
+            failed += 1
+            print(f"resnet-jax: {error}", file=sys.stderr)
+    rows = []
+    if images:
+        import numpy as np
+
+        for path, p in zip(files, opened.predict(np.stack(images), checkpoint), strict=True):
+            top = [(opened.class_names[k], float(p[k])) for k in np.argsort(-p)[:topk]]
+            rows.append({"path": str(path), "label": top[0][0], "probability": top[0][1], "topk": top})
+    _print_predictions(rows, as_json=json, as_csv=csv)
+    if failed:
+        print(f"resnet-jax: {failed} of {failed + len(rows)} files not read", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _print_predictions(rows: list[dict[str, Any]], *, as_json: bool, as_csv: bool) -> None:
+    if as_json:
+        _print_json(rows)
+    elif as_csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(["path", "label", "probability"])
+        for row in rows:
+            for label, probability in row["topk"]:
+                writer.writerow([row["path"], label, f"{probability:.6f}"])
+    elif rows:
+        table = Table("file", "label", "probability")
+        for row in rows:
+            for number, (label, probability) in enumerate(row["topk"]):
+                table.add_row("" if number else row["path"], label, f"{probability:.2%}")
+        console.print(table)
+
+
+def summary(
+    model: Positional[str] = "resnet18",
+    width: int = 64,
+    stem: Literal["imagenet", "small"] = "imagenet",
+    residual: bool = True,
+    num_classes: int = 10,
+    image_size: int = 28,
+    channels: int = 1,
+) -> int:
+    """Show a network's layers: output shapes, parameters, multiply-adds for one image.
+
+    Args:
+        model: a row of the table of variants: resnet18, resnet50, preact_resnet18, ...
+        width: features of the stem and of the first stage.
+        stem: imagenet or small.
+        residual: without: the plain network.
+        num_classes: length of the logits.
+        image_size: side of the image in pixels.
+        channels: channels of the image.
+    """
+    for option, value in (
+        ("num-classes", num_classes),
+        ("image-size", image_size),
+        ("channels", channels),
+    ):
+        if value < 1:
+            raise ResNetJaxError(f"--{option} {value} makes no sense: give at least 1")
+    # Checks the name and the width, and names what is wrong with them.
+    settings = ModelConfig(name=model, width=width, stem=stem, residual=residual)  # type: ignore[arg-type]
+    TrainConfig(model=settings)
+    from resnet_jax.models import VARIANTS, summarize
+
+    network = VARIANTS[model](num_classes=num_classes, width=width, stem=stem, residual=residual)
+    layers = summarize(network, (image_size, image_size, channels))
+    title = f"{'' if residual else 'plain '}{model}, {image_size}x{image_size}x{channels}"
+    table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("layer", min_width=26)
+    table.add_column("kind")
+    for heading in ("output shape", "parameters", "multiply-adds"):
+        table.add_column(heading, justify="right")
+    for layer in layers:
+        shape = "x".join(map(str, layer.output_shape))
+        adds = f"{layer.multiply_adds:,}" if layer.multiply_adds else ""
+        table.add_row(layer.name, layer.kind, shape, f"{layer.parameters:,}", adds)
+    table.add_section()
+    parameters = sum(layer.parameters for layer in layers)
+    multiply_adds = sum(layer.multiply_adds for layer in layers)
+    table.add_row("total", "", "", f"{parameters:,}", f"{multiply_adds:,}")
+    console.print(table)
+    return 0
+
+
+def data(
+    action: Positional[Literal["list", "prepare"]],
+    name: Positional[str | None] = None,
+    dir: str | None = None,
+    from_idx: str | None = None,
+) -> int:
+    """List the data sets, or prepare one.
+
+    Args:
+        action: list, or prepare NAME.
+        name: the data set to prepare.
+        dir: folder of prepared data sets. Default: $TFDS_DATA_DIR, then ~/tensorflow_datasets.
+        from_idx: folder with the IDX files to prepare from, instead of a download.
+    """
+    if action == "list":
+        _print_datasets()
+        return 0
+    if name is None:
+        raise ResNetJaxError("data prepare needs the NAME of a data set: see `resnet-jax data list`")
+    from resnet_jax.data import prepare
+
+    console.print(f"{name} is prepared in {prepare(name, dir, from_idx)}", soft_wrap=True)
+    return 0
+
+
+def _print_datasets() -> None:
+    from resnet_jax.data.catalogue import DATASETS
+
+    table = Table("name", "images", "classes", "train", "validation", "test", "comes from")
+    for info in DATASETS.values():
+        table.add_row(
+            info.name,
+            f"{info.description}, {'x'.join(map(str, info.image_shape))}",
+            str(info.num_classes),
+            *(f"{count:,}" for count in (info.train, info.validation, info.test)),
+            info.source,
+        )
+    console.print(table)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""A network's layers in the order in which they run, with what each one holds and computes."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from resnet_jax.models.layers import BatchNorm, Conv
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One layer on one image.
+
+    Attributes:
+        name: its path in the parameter tree, ``stage1_unit1/conv1``.
+        kind: ``Conv 3x3/2`` (kernel and stride), ``BatchNorm`` or ``Dense``.
+        output_shape: without the batch.
+        parameters: trained numbers; running statistics are not counted, as in torchvision.
+        multiply_adds: of convolutions and dense layers, padding included, as the papers count.
+    """
+
+    name: str
+    kind: str
+    output_shape: tuple[int, ...]
+    parameters: int
+    multiply_adds: int
+
+
+def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> list[LayerSummary]:
+    """The layers of a model for images of ``(H, W, C)``. Nothing is computed: shapes alone.
+
+    >>> import resnet_jax as rj
+    >>> layers = summarize(rj.ResNet18(num_classes=1000), (224, 224, 3))
+    >>> sum(layer.parameters for layer in layers)
+    11689512
+    >>> round(sum(layer.multiply_adds for layer in layers) / 1e9, 2)
+    1.81
+    """
+    layers: list[LayerSummary] = []
+
+    def note(next_method: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        output = next_method(*args, **kwargs)
+        layer = context.module
+        if context.method_name == "__call__" and isinstance(layer, Conv | BatchNorm | nn.Dense):
+            params = jax.tree.leaves(layer.variables["params"])
+            kernel = layer.variables["params"].get("kernel")
+            positions = math.prod(output.shape[1:-1])
+            kind = type(layer).__name__
+            if isinstance(layer, Conv):
+                kind = f"Conv {layer.kernel_size}x{layer.kernel_size}"
+                kind += f"/{layer.strides}" if layer.strides > 1 else ""
+            layers.append(
+                LayerSummary(
+                    name="/".join(layer.path),
+                    kind=kind,
+                    output_shape=tuple(output.shape[1:]),
+                    parameters=sum(leaf.size for leaf in params),
+                    multiply_adds=positions * kernel.size if kernel is not None else 0,
+                )
+            )
+        return output
+
+    def init() -> Any:
+        return model.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False)
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(init)
+    return layers
