@@ -1,0 +1,254 @@
+"""Where prepared datasets live, and making them: `resnet-jax data prepare`.
+
+The folder is ``data_dir`` if given, else ``$TFDS_DATA_DIR``, else TFDS's ``~/tensorflow_datasets``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from resnet_jax.data import catalogue, idx
+from resnet_jax.data.cache import cache_root
+from resnet_jax.data.prepared import find_prepared, read_info, read_prepared, read_shard
+from resnet_jax.errors import ResNetJaxError
+
+PROBE_SECONDS = 4.0
+
+
+def tfds_root(data_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Returns the folder of TFDS's datasets: the argument, $TFDS_DATA_DIR, or TFDS's default."""
+    chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return Path(chosen).expanduser()
+
+
+def locate(
+    name: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    from_idx: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Returns the folder of the prepared dataset, and prepares it where that may be done unasked.
+
+    Unasked are: ``mnist_5k``, whose images are installed (into the user's cache if the TFDS folder
+    cannot be written); IDX files that were named; and a download into the default folder. A
+    ``data_dir`` that was named but lacks a dataset to be downloaded is an error.
+
+    Raises:
+        ResNetJaxError: if the dataset is unknown, not there, or could not be prepared.
+    """
+    info = catalogue.lookup(name)
+    root = tfds_root(data_dir)
+    if data_dir is not None and not root.is_dir():
+        raise ResNetJaxError(
+            f"{root} is no folder: expected one with prepared datasets (--data.dir)"
+        )
+    if from_idx is None:
+        found = find_prepared(name, root)
+        if found is None and not info.needs_download:
+            found = find_prepared(name, _private_root())
+        if found is not None:
+            return found
+        if data_dir is not None and info.needs_download:
+            raise ResNetJaxError(
+                f"{root} holds no prepared `{name}`: give another folder (--data.dir), local IDX "
+                f"files (--data.from-idx DIR), or run `resnet-jax data prepare {name}`"
+            )
+    return prepare(name, data_dir, from_idx)
+
+
+def _private_root() -> Path:
+    return cache_root() / "tfds"
+
+
+def prepare(
+    name: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    from_idx: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Makes a dataset ready for reading; returns its folder.
+
+    What is there already is read through and kept if it is whole, and replaced if not. The
+    dataset appears in its place complete, in one step; two processes may prepare at once.
+
+    Args:
+        name: a name in ``DATASETS``.
+        data_dir: the folder of TFDS's datasets; made if it does not exist.
+        from_idx: a folder with the four IDX files as published, packed or not; no network is
+            used then.
+
+    Raises:
+        ResNetJaxError: if the dataset is unknown, the folder cannot be written, there is no
+            network, a download has another checksum than TFDS registered, or an IDX file is
+            missing or faulty.
+    """
+    info = catalogue.lookup(name)
+    root = tfds_root(data_dir)
+    if from_idx is not None:
+        if not info.idx_sha256:
+            raise ResNetJaxError(f"`{name}` does not come as IDX files: leave --data.from-idx out")
+        # Now, so that the files asked for are never silently passed over.
+        idx.read_idx_folder(Path(from_idx).expanduser(), info)
+
+    found = find_prepared(name, root)
+    if found is not None and _is_whole(found):
+        return found
+    if not _writable(root):
+        if info.needs_download:
+            raise ResNetJaxError(
+                f"{root} cannot be written, so `{name}` cannot be prepared there: give another "
+                "folder (--data.dir or TFDS_DATA_DIR)"
+            )
+        root = _private_root()
+        found = find_prepared(name, root)
+        if found is not None and _is_whole(found):
+            return found
+    if info.needs_download and from_idx is None:
+        _check_reachable(info)
+    try:
+        return _build(info, root, replaces=found, from_idx=from_idx)
+    except ResNetJaxError:
+        raise
+    except Exception as error:  # TFDS, its downloader and the file system have many
+        lines = str(error).strip().splitlines() or [""]
+        raise ResNetJaxError(
+            f"`{name}` could not be prepared in {root} ({type(error).__name__}: {lines[0][:200]}):"
+            " mend that, give another folder (--data.dir) or local IDX files (--data.from-idx DIR)"
+        ) from error
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        read_prepared(read_info(folder))
+    except ResNetJaxError:
+        return False
+    return True
+
+
+def _writable(root: Path) -> bool:
+    """Returns whether ``root``, or the nearest folder above that exists, may be written."""
+    while not root.exists() and root != root.parent:
+        root = root.parent
+    # The mode bits count for the super-user too: a folder marked read-only is meant to be.
+    return (
+        root.is_dir() and bool(root.stat().st_mode & 0o222) and os.access(root, os.W_OK | os.X_OK)
+    )
+
+
+def _build(
+    info: catalogue.DatasetInfo,
+    root: Path,
+    *,
+    replaces: Path | None,
+    from_idx: str | os.PathLike[str] | None,
+) -> Path:
+    from resnet_jax.data import builders
+
+    root.mkdir(parents=True, exist_ok=True)
+    for abandoned in root.glob(f".{info.name}-*"):  # by a process that was killed
+        with contextlib.suppress(OSError):
+            if time.time() - abandoned.stat().st_mtime > 86_400:
+                shutil.rmtree(abandoned, ignore_errors=True)
+    # Everything TFDS leaves, finished or not, is in this folder and goes with it.
+    with tempfile.TemporaryDirectory(
+        prefix=f".{info.name}-", dir=root, ignore_cleanup_errors=True
+    ) as work:
+        folder = Path(from_idx).expanduser() if from_idx is not None else None
+        built = builders.build(info.name, Path(work), folder)
+        if replaces is not None and replaces.exists():
+            replaces.rename(Path(work, "replaced"))
+        target = root / info.name / built.name
+        target.parent.mkdir(exist_ok=True)
+        try:
+            built.rename(target)
+        except OSError:
+            if find_prepared(info.name, root) is None:
+                raise
+            # Another process was faster.
+    return target
+
+
+def _check_reachable(info: catalogue.DatasetInfo) -> None:
+    """Asks the host for one small file's header: TFDS would try for 200 s without a network."""
+    import urllib.request  # here: it is slow to import and seldom needed
+
+    name = idx.FILES["test"][1]
+    request = urllib.request.Request(f"{info.source}{name}.gz", method="HEAD")
+    failure: list[str] = [f"no answer in {PROBE_SECONDS:g} s"]
+
+    def probe() -> None:
+        try:
+            with urllib.request.urlopen(request, timeout=PROBE_SECONDS):
+                failure.clear()
+        except Exception as error:
+            failure[:] = [" ".join(str(error).split())]
+
+    # In a thread, because looking up a name has no time limit of its own.
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    reason = list(failure)
+    if reason:
+        raise ResNetJaxError(
+            f"`{info.name}` is not prepared and cannot be downloaded from {info.source} "
+            f"({reason[0]}): give a folder where it is prepared (--data.dir DIR or "
+            "TFDS_DATA_DIR) or local IDX files (--data.from-idx DIR)"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyReport:
+    """The state of a prepared dataset on disk.
+
+    Attributes:
+        name: the dataset.
+        folder: where it is.
+        good: the names of the files that are whole.
+        damaged: what is wrong, one line for each bad file, which the line names.
+    """
+
+    name: str
+    folder: Path
+    good: tuple[str, ...]
+    damaged: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.damaged
+
+
+def verify_prepared(name: str, data_dir: str | os.PathLike[str] | None = None) -> VerifyReport:
+    """Reads every prepared file of a dataset, past any cache, and reports which are whole.
+
+    Raises:
+        ResNetJaxError: if the dataset is unknown, or not prepared.
+    """
+    info = catalogue.lookup(name)
+    roots = [tfds_root(data_dir)] + ([] if info.needs_download else [_private_root()])
+    folder = next((found for root in roots if (found := find_prepared(name, root))), None)
+    if folder is None:
+        raise ResNetJaxError(
+            f"{roots[0]} holds no prepared `{name}`: give another folder (--data.dir), or run "
+            f"`resnet-jax data prepare {name}`"
+        )
+    good: list[str] = []
+    bad: list[str] = []
+    try:
+        prepared = read_info(folder)
+    except ResNetJaxError as error:
+        return VerifyReport(name, folder, (), (str(error),))
+    good += ["dataset_info.json", "features.json"]
+    for split, shards in prepared.splits.items():
+        for number, shard in enumerate(shards):
+            try:
+                read_shard(prepared, split, number)
+                good.append(shard.path.name)
+            except ResNetJaxError as error:
+                bad.append(str(error))
+    return VerifyReport(name, folder, tuple(good), tuple(bad))
