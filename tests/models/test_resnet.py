@@ -1,0 +1,290 @@
+"""The networks: counts with their sources, the units against numpy, modes, types and shapes."""
+
+import math
+from functools import partial
+from typing import get_args, get_type_hints
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import resnet_jax as rj
+from resnet_jax.config import ModelConfig
+from resnet_jax.models import VARIANTS, PreActivationUnit, summarize
+
+tiny = partial(rj.ResNet, stage_sizes=(1, 1, 1, 1), unit=rj.BasicUnit, width=8)
+bottleneck = partial(tiny, unit=rj.BottleneckUnit)
+preactivation = partial(tiny, unit=PreActivationUnit)
+
+
+def count_parameters(model: rj.ResNet, channels: int) -> int:
+    images = jnp.zeros((1, 64, 64, channels))
+    variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+
+
+def initialise(model: rj.ResNet, images: jax.Array, seed: int = 0):
+    return jax.jit(partial(model.init, train=False))(jax.random.key(seed), images)
+
+
+def randomise(tree, seed: int = 0):
+    """Random numbers of the same shapes; positive, so that they do for variances too."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(rng.uniform(0.2, 1.5, x.shape), x.dtype), tree)
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        # torchvision's `num_params` of the weights' metadata, 1000 classes and RGB.
+        ("resnet18", 11_689_512),
+        ("resnet34", 21_797_672),
+        ("resnet50", 25_557_032),
+        ("resnet101", 44_549_160),
+        ("resnet152", 60_192_808),
+    ],
+)
+def test_parameters_are_as_many_as_torchvisions(name, published):
+    assert count_parameters(VARIANTS[name](num_classes=1000), channels=3) == published
+
+
+def test_parameters_for_grey_digits_follow_from_torchvisions():
+    # The head has 512 weights and a bias for each class less; the 7x7 stem has 64 kernels for
+    # each channel less.
+    expected = 11_689_512 - 990 * (512 + 1) - 2 * 7 * 7 * 64
+    assert expected == 11_175_370
+    assert count_parameters(rj.ResNet18(num_classes=10), channels=1) == expected
+
+
+def test_the_plain_net_lacks_the_projections_and_nothing_else():
+    # Three projections, each a 1x1 kernel and a norm's scale and bias.
+    projections = sum(c * 2 * c + 2 * 2 * c for c in (64, 128, 256))
+    assert 11_175_370 - projections == 11_001_546
+    assert count_parameters(rj.ResNet18(residual=False), channels=1) == 11_001_546
+    residual, plain = (
+        {layer.name: layer for layer in summarize(rj.ResNet18(residual=r), (28, 28, 1))}
+        for r in (True, False)
+    )
+    assert {name: residual[name] for name in residual if "shortcut" not in name} == plain
+
+
+def test_preactivation_has_its_own_count():
+    # Against resnet18: no norm in the three projections (2 x (128 + 256 + 512)); the norms before
+    # the convolutions have the input's width, 64 where the paper's first unit of stage 2 had 128,
+    # and so on; the last norm comes after stage 4.
+    moved = 2 * ((64 - 128) + (128 - 256) + (256 - 512)) + 2 * 512
+    expected = 11_689_512 - 2 * (128 + 256 + 512) + moved
+    assert count_parameters(VARIANTS["preact_resnet18"](num_classes=1000), channels=3) == expected
+
+
+def test_the_table_of_variants_is_what_the_configuration_offers():
+    assert set(VARIANTS) == set(get_args(get_type_hints(ModelConfig)["name"]))
+
+
+@pytest.mark.parametrize(
+    ("variant", "multiply_adds"),
+    [
+        # torchvision's `_ops` of the weights' metadata (multiply-adds in 1e9, to three decimals).
+        ("resnet18", 1.814),
+        ("resnet34", 3.664),
+        ("resnet50", 4.089),
+        ("resnet101", 7.801),
+        ("resnet152", 11.514),
+    ],
+)
+def test_multiply_adds_are_torchvisions(variant, multiply_adds):
+    layers = summarize(VARIANTS[variant](num_classes=1000), (224, 224, 3))
+    total = sum(layer.multiply_adds for layer in layers)
+    assert round(total / 1e9, 3) == pytest.approx(multiply_adds, abs=0.0011)
+
+
+def test_parameter_tree_has_the_documented_names():
+    variables = initialise(tiny(), jnp.zeros((1, 16, 16, 1)))
+    unit = {"conv1", "norm1", "conv2", "norm2"}
+    projected = unit | {"shortcut_conv", "shortcut_norm"}
+    names = {name: set(below) for name, below in variables["params"].items()}
+    assert names == {
+        "stem": {"conv", "norm"},
+        "stage1_unit1": unit,
+        "stage2_unit1": projected,
+        "stage3_unit1": projected,
+        "stage4_unit1": projected,
+        "head": {"kernel", "bias"},
+    }
+    third = set(initialise(bottleneck(), jnp.zeros((1, 16, 16, 1)))["params"]["stage1_unit1"])
+    assert third == projected | {"conv3", "norm3"}
+    assert set(variables["batch_stats"]["stem"]["norm"]) == {"mean", "var"}
+
+
+def convolve(x: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
+    """The definition, tap by tap."""
+    size = kernel.shape[0]
+    pad = size // 2
+    x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    height, width = ((n - size) // stride + 1 for n in x.shape[1:3])
+    y = np.zeros((x.shape[0], height, width, kernel.shape[3]))
+    for i in range(height):
+        for j in range(width):
+            window = x[:, i * stride : i * stride + size, j * stride : j * stride + size]
+            y[:, i, j] = np.tensordot(window, kernel, axes=3)
+    return y
+
+
+def normalise(x: np.ndarray, params, stats) -> np.ndarray:
+    factor = params["scale"] / np.sqrt(stats["var"] + 1e-5)
+    return (x - stats["mean"]) * factor + params["bias"]
+
+
+def numpy_unit(kind: type, x, params, stats, stride: int, residual: bool) -> np.ndarray:
+    """The formulas of the three units, in a few lines of numpy."""
+
+    def conv(name, x, stride=1):
+        return convolve(x, np.asarray(params[name]["kernel"]), stride)
+
+    def norm(name, x):
+        return normalise(x, params[name], stats[name])
+
+    def relu(x):
+        return np.maximum(x, 0)
+
+    projected = "shortcut_conv" in params
+    if kind is PreActivationUnit:
+        activated = relu(norm("norm1", x))
+        y = conv("conv2", relu(norm("norm2", conv("conv1", activated, stride))))
+        short = conv("shortcut_conv", activated, stride) if projected else x
+        return y + short if residual else y
+    if kind is rj.BasicUnit:
+        y = norm("norm2", conv("conv2", relu(norm("norm1", conv("conv1", x, stride)))))
+    else:
+        y = relu(norm("norm1", conv("conv1", x)))
+        y = norm("norm3", conv("conv3", relu(norm("norm2", conv("conv2", y, stride)))))
+    short = norm("shortcut_norm", conv("shortcut_conv", x, stride)) if projected else x
+    return relu(y + short if residual else y)
+
+
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kind", [rj.BasicUnit, rj.BottleneckUnit, PreActivationUnit])
+def test_units_compute_their_formula(kind, stride, residual):
+    with jax.enable_x64(True):
+        conv = partial(rj.models.Conv, dtype=jnp.float64, param_dtype=jnp.float64)
+        norm = partial(rj.models.BatchNorm, dtype=jnp.float64, param_dtype=jnp.float64)
+        # At stride 1 the input is as wide as the output: the shortcut is the identity.
+        channels = 3 * kind.expansion if stride == 1 else 5
+        x = np.random.default_rng(1).normal(size=(2, 5, 4, channels))
+        unit = kind(features=3, conv=conv, norm=norm, strides=stride, residual=residual)
+        variables = unit.init(jax.random.key(0), jnp.asarray(x), train=False)
+        variables = {name: randomise(tree) for name, tree in variables.items()}
+        y = unit.apply(variables, jnp.asarray(x), train=False)
+    params, stats = (jax.device_get(variables[name]) for name in ("params", "batch_stats"))
+    assert ("shortcut_conv" in params) == (residual and stride == 2)
+    expected = numpy_unit(kind, x, params, stats, stride, residual)
+    assert expected.shape == (2, math.ceil(5 / stride), math.ceil(4 / stride), 3 * kind.expansion)
+    np.testing.assert_allclose(y, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", [rj.BasicUnit, rj.BottleneckUnit, PreActivationUnit])
+def test_zero_initialised_units_begin_as_their_shortcut(kind):
+    x = jax.random.uniform(jax.random.key(1), (2, 4, 4, 3 * kind.expansion))
+    unit = kind(features=3, conv=rj.models.Conv, norm=rj.models.BatchNorm, zero_init_last=True)
+    variables = unit.init(jax.random.key(0), x, train=False)
+    np.testing.assert_array_equal(unit.apply(variables, x, train=False), x)
+
+
+@pytest.mark.parametrize(("stem", "expected"), [("imagenet", (8, 6)), ("small", (30, 22))])
+def test_stems_have_the_papers_sizes(stem, expected):
+    layers = {layer.name: layer for layer in summarize(tiny(stem=stem), (30, 22, 2))}
+    assert layers["stage1_unit1/conv1"].output_shape == (*expected, 8)
+    kernel = 7 if stem == "imagenet" else 3
+    assert layers["stem/conv"].parameters == kernel * kernel * 2 * 8
+
+
+@chex.variants(with_jit=True, without_jit=True)
+class LogitsTest(chex.TestCase):
+    """Types and shapes of the logits, jitted and not."""
+
+    def logits(self, model, shape):
+        images = jax.random.normal(jax.random.key(1), shape)
+        variables = initialise(model, images)
+        return self.variant(partial(model.apply, train=False))(variables, images)
+
+    def test_float32(self):
+        for make in (tiny, bottleneck, preactivation):
+            logits = self.logits(make(num_classes=7), (2, 17, 12, 3))
+            chex.assert_shape(logits, (2, 7))
+            chex.assert_type(logits, jnp.float32)
+            chex.assert_tree_all_finite(logits)
+
+    def test_bfloat16_computes_in_half_and_gives_float32(self):
+        images = jax.random.normal(jax.random.key(1), (4, 16, 16, 1))
+        model, half = tiny(), tiny(dtype=jnp.bfloat16)
+        variables = initialise(half, images)
+        chex.assert_type(jax.tree.leaves(variables), jnp.float32)
+        logits = self.variant(partial(half.apply, train=False))(variables, images)
+        chex.assert_type(logits, jnp.float32)
+        exact = model.apply(variables, images, train=False)
+        error = jnp.abs(logits - exact).max() / jnp.abs(exact).max()
+        # Close, and not the same: eight bits of mantissa.
+        assert 1e-5 < error < 0.1
+
+    def test_float64(self):
+        with jax.enable_x64(True):
+            model = tiny(dtype=jnp.float64, param_dtype=jnp.float64)
+            chex.assert_type(self.logits(model, (2, 16, 16, 1)), jnp.float64)
+
+
+@pytest.mark.parametrize("make", [tiny, bottleneck, preactivation])
+def test_jitted_equals_unjitted(make):
+    with jax.enable_x64(True):
+        images = jax.random.normal(jax.random.key(1), (2, 16, 16, 1), jnp.float64)
+        model = make(dtype=jnp.float64, param_dtype=jnp.float64)
+        variables = initialise(model, images)
+        apply = partial(model.apply, train=True, mutable=["batch_stats"])
+        chex.assert_trees_all_close(
+            jax.jit(apply)(variables, images), apply(variables, images), rtol=1e-10
+        )
+
+
+def test_the_lowering_changes_nothing_but_the_speed():
+    with jax.enable_x64(True):
+        images = jax.random.normal(jax.random.key(1), (3, 20, 20, 2), jnp.float64)
+        kinds = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+        variables = initialise(tiny(**kinds), images)
+        auto, reference = (
+            tiny(lowering=lowering, **kinds).apply(variables, images, train=False)
+            for lowering in ("auto", "reference")
+        )
+        chex.assert_trees_all_close(auto, reference, rtol=1e-10)
+
+
+def test_mode_has_no_default():
+    images = jnp.zeros((1, 16, 16, 1))
+    with pytest.raises(TypeError, match="train"):
+        tiny().init(jax.random.key(0), images)
+
+
+def test_training_mode_sees_the_batch_and_evaluation_mode_does_not():
+    images = jax.random.normal(jax.random.key(1), (4, 16, 16, 1))
+    model = tiny()
+    variables = initialise(model, images)
+    evaluated = model.apply(variables, images, train=False)
+    alone = model.apply(variables, images[:1], train=False)
+    np.testing.assert_allclose(evaluated[:1], alone, rtol=1e-4, atol=1e-5)
+    trained, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    assert not np.allclose(trained, evaluated, atol=1e-3)
+    chex.assert_trees_all_equal_shapes(updates["batch_stats"], variables["batch_stats"])
+    moved = jax.tree.map(
+        lambda a, b: bool((a != b).all()), updates["batch_stats"], variables["batch_stats"]
+    )
+    assert all(jax.tree.leaves(moved))
+
+
+def test_head_starts_by_pytorchs_default():
+    head = initialise(tiny(num_classes=100, width=32), jnp.zeros((1, 16, 16, 1)))["params"]["head"]
+    bound = 1 / 16  # 256 inputs
+    for leaf in (head["kernel"], head["bias"]):
+        assert np.abs(leaf).max() <= bound
+        assert np.abs(leaf).max() > 0.9 * bound
+        np.testing.assert_allclose(np.std(leaf), bound / math.sqrt(3), rtol=0.15)
