@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
+from jax.typing import ArrayLike
 
 # Random erasing's ranges, after arXiv 1708.04896, section 4 (s_l, s_h, r_1).
 ERASED_AREA = (0.02, 0.33)
@@ -137,7 +138,7 @@ def _draw_erased(shape: tuple[int, ...], key: jax.Array, probability: float) -> 
 
 
 def preprocess(
-    images: jax.Array, *, image_size: int | None = None, mean: float = 0.0, std: float = 1.0
+    images: ArrayLike, *, image_size: int | None = None, mean: ArrayLike = 0, std: ArrayLike = 1
 ) -> jax.Array:
     """Returns the network's input: resized, scaled from [0, 255] to [0, 1], normalised.
 
@@ -146,8 +147,8 @@ def preprocess(
         image_size: the new height and width in pixels, by bilinear interpolation between pixel
             centres (as Pillow and torchvision, which round the result to whole grey levels; like
             theirs, it is low-passed when the image shrinks). None keeps the size.
-        mean: subtracted from the pixels in [0, 1].
-        std: divides what is left.
+        mean: subtracted from the pixels in [0, 1]: a number, or float[C], one for each channel.
+        std: divides what is left: likewise.
 
     Returns:
         float32[N, image_size, image_size, C].
@@ -157,8 +158,8 @@ def preprocess(
         >>> float(preprocess(pixels, image_size=32, mean=0.5, std=0.5).max())
         1.0
     """
-    images = jnp.asarray(images, jnp.float32)
-    count, height, width, channels = images.shape
+    pixels = jnp.asarray(images, jnp.float32)
+    count, height, width, channels = pixels.shape
     if image_size is not None and (height, width) != (image_size, image_size):
-        images = jax.image.resize(images, (count, image_size, image_size, channels), "bilinear")
-    return (images / 255 - mean) / std
+        pixels = jax.image.resize(pixels, (count, image_size, image_size, channels), "bilinear")
+    return (pixels / 255 - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)

@@ -13,7 +13,6 @@ import gzip
 import hashlib
 import importlib.util
 import io
-import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -170,11 +169,11 @@ def build(name: str, root: Path, idx_folder: Path | None = None) -> Path:
     builder = BUILDERS[name](data_dir=root)
     if idx_folder is not None:
         builder.idx_folder = idx_folder
-    takes_long = DATASETS[name].needs_download
-    announcements = sys.stderr if takes_long else io.StringIO()  # TFDS prints them to stdout
-    tqdm_utils.display_progress_bar(takes_long)
+    tqdm_utils.display_progress_bar(DATASETS[name].needs_download)  # the others take a second
     try:
-        with contextlib.redirect_stdout(announcements):
+        # TFDS prints to stdout, which belongs to the command, where it prepares: a folder that is
+        # about to be renamed.
+        with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(
                 file_format="array_record",
                 download_config=tfds.download.DownloadConfig(

@@ -165,7 +165,7 @@ def sample(dataset: Dataset, *, train: int, validation: int, test: int, seed: in
         if asked > there or min(train - 1, validation, test) < 0:
             raise ResNetJaxError(
                 f"a sample of {asked} {what} examples of `{dataset.name}`: expected 1 to {there} "
-                "(--data.sample)"
+                "(--data.subset)"
             )
     training = permutation(len(dataset.train), seed, 0)
     return Dataset.of(

@@ -160,9 +160,11 @@ def _build(
     ) as work:
         folder = Path(from_idx).expanduser() if from_idx is not None else None
         built = builders.build(info.name, Path(work), folder)
+        target = root / info.name / built.name
+        if replaces is None and target.exists() and find_prepared(info.name, root) is None:
+            replaces = target  # what is left of a dataset whose description is gone
         if replaces is not None and replaces.exists():
             replaces.rename(Path(work, "replaced"))
-        target = root / info.name / built.name
         target.parent.mkdir(exist_ok=True)
         try:
             built.rename(target)
@@ -175,7 +177,8 @@ def _build(
 
 def _check_reachable(info: catalogue.DatasetInfo) -> None:
     """Asks the host for one small file's header: TFDS would try for 200 s without a network."""
-    import urllib.request  # here: it is slow to import and seldom needed
+    import urllib.error  # here: slow to import and seldom needed
+    import urllib.request
 
     name = idx.FILES["test"][1]
     request = urllib.request.Request(f"{info.source}{name}.gz", method="HEAD")
@@ -185,8 +188,12 @@ def _check_reachable(info: catalogue.DatasetInfo) -> None:
         try:
             with urllib.request.urlopen(request, timeout=PROBE_SECONDS):
                 failure.clear()
+        except urllib.error.HTTPError as error:
+            failure[:] = [str(error)]
+        except urllib.error.URLError as error:
+            failure[:] = [str(error.reason)]
         except Exception as error:
-            failure[:] = [" ".join(str(error).split())]
+            failure[:] = [f"{type(error).__name__}: {error}"]
 
     # In a thread, because looking up a name has no time limit of its own.
     thread = threading.Thread(target=probe, daemon=True)

@@ -121,10 +121,10 @@ def damaged(path: Path, why: object) -> ResNetJaxError:
     reason = " ".join(str(why).split()) or type(why).__name__
     if len(reason) > 120:
         reason = reason[:117] + "..."
-    name = path.parent.parent.name
+    folder = path.parent.parent
     return ResNetJaxError(
-        f"{path} is damaged ({reason}): run `resnet-jax data prepare {name}` to make it again, "
-        "or give another folder (--data.dir)"
+        f"{path} is damaged ({reason}): run `resnet-jax data prepare {folder.name} "
+        f"--dir {folder.parent}` to make it again, or give another folder (--data.dir)"
     )
 
 
