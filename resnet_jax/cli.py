@@ -6,11 +6,12 @@ JAX and what stands on it are imported by the commands that need them, so that h
 import csv
 import dataclasses
 import json
+import logging
 import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import tyro
 from rich import box
@@ -36,18 +37,21 @@ def main(argv: list[str] | None = None) -> int:
     Wrong usage exits with 2 and the parser's own text.
     """
     arguments = sys.argv[1:] if argv is None else argv
+    logger = logging.getLogger("resnet_jax")
+    logger.propagate = False  # libraries put handlers of their own on the root logger
+    logger.handlers = [_Warnings(logging.WARNING)]
     try:
-        commands = {
+        commands: dict[str, Callable[..., Any]] = {
             "train": _train_command(arguments),
             "evaluate": evaluate,
             "predict": predict,
             "summary": summary,
             "data": data,
         }
-        code = tyro.extras.subcommand_cli_from_dict(
+        code: int | None = tyro.extras.subcommand_cli_from_dict(
             commands,
             prog="resnet-jax",
-            description="Residual networks in JAX: train, evaluate, use. COMMAND --help tells more.",
+            description="Residual networks in JAX: train, evaluate, use.",
             args=arguments,
         )
         return code or 0
@@ -61,6 +65,13 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+
+
+class _Warnings(logging.Handler):
+    """Shows warnings as errors are shown; everything else goes to the run's log alone."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"resnet-jax: warning: {record.getMessage()}", file=sys.stderr)
 
 
 def _train_command(arguments: list[str]) -> Callable[..., int]:
@@ -127,9 +138,11 @@ def _print_seeds(runs: list["Run"]) -> None:
     table = Table("test result", *(f"seed {run.config.seed}" for run in runs), "mean", "sd")
     for run in runs:
         metrics = run.metrics()
-        for row in metrics[metrics["kind"] == "test"].drop_duplicates(
-            ["split", "checkpoint"], keep="last"
-        ).itertuples():
+        for row in (
+            metrics[metrics["kind"] == "test"]
+            .drop_duplicates(["split", "checkpoint"], keep="last")
+            .itertuples()
+        ):
             results.setdefault(f"{row.split}, {row.checkpoint}", []).append(row.accuracy)
     for what, values in results.items():
         spread = f"{statistics.stdev(values):.2%}" if len(values) > 1 else "-"
@@ -220,7 +233,9 @@ def predict(
 
         for path, p in zip(files, opened.predict(np.stack(images), checkpoint), strict=True):
             top = [(opened.class_names[k], float(p[k])) for k in np.argsort(-p)[:topk]]
-            rows.append({"path": str(path), "label": top[0][0], "probability": top[0][1], "topk": top})
+            rows.append(
+                {"path": str(path), "label": top[0][0], "probability": top[0][1], "topk": top}
+            )
     _print_predictions(rows, as_json=json, as_csv=csv)
     if failed:
         print(f"resnet-jax: {failed} of {failed + len(rows)} files not read", file=sys.stderr)
@@ -272,8 +287,8 @@ def summary(
         if value < 1:
             raise ResNetJaxError(f"--{option} {value} makes no sense: give at least 1")
     # Checks the name and the width, and names what is wrong with them.
-    settings = ModelConfig(name=model, width=width, stem=stem, residual=residual)  # type: ignore[arg-type]
-    TrainConfig(model=settings)
+    name = cast(Any, model)
+    TrainConfig(model=ModelConfig(name=name, width=width, stem=stem, residual=residual))
     from resnet_jax.models import VARIANTS, summarize
 
     network = VARIANTS[model](num_classes=num_classes, width=width, stem=stem, residual=residual)
@@ -314,7 +329,7 @@ def data(
         _print_datasets()
         return 0
     if name is None:
-        raise ResNetJaxError("data prepare needs the NAME of a data set: see `resnet-jax data list`")
+        raise ResNetJaxError("data prepare needs a NAME: see `resnet-jax data list`")
     from resnet_jax.data import prepare
 
     console.print(f"{name} is prepared in {prepare(name, dir, from_idx)}", soft_wrap=True)

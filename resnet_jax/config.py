@@ -130,7 +130,7 @@ class OptimConfig:
     schedule: Literal["constant", "cosine", "one_cycle", "piecewise"] = "constant"
     """How the rate moves over the run, step by step."""
     warmup: Annotated[float, ShareBelowOne] = 0.0
-    """Share of the run in which the rate rises: in a line (cosine) or along a cosine (one_cycle)."""
+    """Share of the run in which the rate rises: in a line, or for one_cycle along a cosine."""
     boundaries: Annotated[tuple[float, ...], Share] = (0.5, 0.75)
     """piecewise: shares of the run after which the rate is divided by ten."""
 
@@ -220,7 +220,7 @@ def _from_dict(cls: type, values: Any, prefix: str) -> Any:
     settings = {}
     for name, value in values.items():
         kind = get_type_hints(cls)[name]
-        if dataclasses.is_dataclass(kind):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             value = _from_dict(kind, value, f"{prefix}{name}.")
         settings[name] = tuple(value) if isinstance(value, list) else value
     return cls(**settings)

@@ -1,5 +1,6 @@
 """A run, opened: what it was told, what it measured, and what it learnt."""
 
+import dataclasses
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -115,7 +116,11 @@ class Run:
         height, width, channels = self.image_shape
         free = self.config.data.image_size is not None
         fits = images.ndim == 4 and images.shape[3] == channels
-        if images.dtype != np.uint8 or not fits or not (free or images.shape[1:3] == (height, width)):
+        if (
+            images.dtype != np.uint8
+            or not fits
+            or not (free or images.shape[1:3] == (height, width))
+        ):
             raise ResNetJaxError(
                 f"images are {images.dtype}{list(images.shape)}: this run predicts "
                 f"uint8[N, {'H, W' if free else f'{height}, {width}'}, {channels}]"
@@ -137,12 +142,10 @@ class Run:
         Raises:
             ResNetJaxError: there is no such split, or the data are missing or changed.
         """
-        import dataclasses
-
         config = self.config
         if data_dir is not None:
-            data = dataclasses.replace(config.data, dir=data_dir)
-            config = dataclasses.replace(config, data=data)
+            there = dataclasses.replace(config.data, dir=data_dir)
+            config = dataclasses.replace(config, data=there)
         data, splits = load_splits(config)
         if split not in splits:
             raise ResNetJaxError(f"split {split} is not there: give one of {', '.join(splits)}")

@@ -56,16 +56,20 @@ def read_image(path: Path, shape: tuple[int, int, int], *, invert: bool = False)
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ResNetJaxError(
-                    f"{path} is {image.width}x{image.height} pixels: at most {MAX_PIXELS:,} are read"
+                    f"{path} is {image.width}x{image.height} pixels: at most {MAX_PIXELS:,} "
+                    f"are read"
                 )
-            if getattr(image, "n_frames", 1) > 1:
-                raise ResNetJaxError(f"{path} has {image.n_frames} frames: give a single picture")
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1:
+                raise ResNetJaxError(f"{path} has {frames} frames: give a single picture")
             image.load()
             picture = _to_channels(ImageOps.exif_transpose(image), shape[2], path)
     except UnidentifiedImageError as error:
         raise ResNetJaxError(f"{path} is no image that Pillow knows: give a PNG or JPEG") from error
     except Image.DecompressionBombError as error:
-        raise ResNetJaxError(f"{path} is too large: at most {MAX_PIXELS:,} pixels are read") from error
+        raise ResNetJaxError(
+            f"{path} is too large: at most {MAX_PIXELS:,} pixels are read"
+        ) from error
     except (OSError, SyntaxError, ValueError) as error:  # Pillow's decoders raise all three
         reason = getattr(error, "strerror", None) or f"broken image ({error})"
         raise ResNetJaxError(f"{path} cannot be read: {reason}") from error
@@ -88,7 +92,7 @@ def _to_channels(image: Image.Image, channels: int, path: Path) -> Image.Image:
         )
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        if image.getchannel("A").getextrema()[0] < 255:
+        if np.asarray(image.getchannel("A")).min() < 255:
             raise ResNetJaxError(
                 f"{path} has transparent pixels: put it on a background and save it without alpha"
             )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from resnet_jax import ops
-from resnet_jax.models.layers import BatchNorm, Conv, he_fan_out, torch_default
+from resnet_jax.models.layers import BatchNorm, Conv, Initializer, he_fan_out, torch_default
 
 Layer = Callable[..., Any]
 
@@ -46,7 +46,7 @@ class Unit(nn.Module):
     zero_init_last: bool = False
 
     @property
-    def last_scale_init(self) -> Any:
+    def last_scale_init(self) -> Initializer:
         """Initialiser of the scale of the norm that ends the residual branch."""
         return nn.initializers.zeros if self.zero_init_last else nn.initializers.ones
 

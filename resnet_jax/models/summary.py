@@ -42,7 +42,9 @@ def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer
     """
     layers: list[LayerSummary] = []
 
-    def note(next_method: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+    def note(
+        next_method: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext
+    ) -> Any:
         output = next_method(*args, **kwargs)
         layer = context.module
         if context.method_name == "__call__" and isinstance(layer, Conv | BatchNorm | nn.Dense):

@@ -1,1 +1,1 @@
-"""Training: state, steps, optimiser, checkpoints, and the loop that binds them to a run's folder."""
+"""Training: state, steps, optimiser, checkpoints, and the loop that binds them to a folder."""

@@ -171,7 +171,9 @@ class Checkpoints:
             except DamagedCheckpointError:
                 continue
             ranks[step] = (
-                (validation["accuracy"], -validation["loss"], -step) if validation else (-1, 0, step)
+                (validation["accuracy"], -validation["loss"], -step)
+                if validation
+                else (-1, 0, step)
             )
         return max(ranks, key=lambda step: ranks[step], default=None)
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -36,7 +36,7 @@ class DataFacts:
 
     fingerprint: str
     class_names: tuple[str, ...]
-    image_shape: tuple[int, ...]  # (H, W, C), before `--data.image-size`
+    image_shape: tuple[int, int, int]  # (H, W, C), before `--data.image-size`
 
 
 class RunFolder:
@@ -123,7 +123,7 @@ class RunFolder:
             facts = DataFacts(
                 str(data["fingerprint"]),
                 tuple(map(str, data["class_names"])),
-                tuple(map(int, data["image_shape"])),
+                cast(tuple[int, int, int], tuple(map(int, data["image_shape"]))),
             )
             return from_dict(document["config"]), facts
         except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
@@ -147,7 +147,9 @@ class RunFolder:
         if lengthened and not config.optim.warmup:
             changed.pop("epochs", None)
         if changed:
-            listing = ", ".join(f"--{option} {old} -> {new}" for option, (old, new) in changed.items())
+            listing = ", ".join(
+                f"--{option} {old} -> {new}" for option, (old, new) in changed.items()
+            )
             raise ResNetJaxError(
                 f"{self.path} is a run of another configuration ({listing}): "
                 f"give those settings or another --run-dir"

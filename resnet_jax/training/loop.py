@@ -1,4 +1,4 @@
-"""The training loop: from a configuration to a finished run's folder, and on from any step of it."""
+"""The training loop: from a configuration to a finished run, and on from any step of it."""
 
 import logging
 import signal
@@ -15,7 +15,6 @@ import numpy as np
 from resnet_jax.config import TrainConfig
 from resnet_jax.data import Dataset, IndexStream, load_dataset, sample
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.training.evaluation import Evaluation
 from resnet_jax.training.folder import DataFacts, RunFolder
 from resnet_jax.training.program import Program, configure_jax
 from resnet_jax.training.progress import Observer
@@ -222,21 +221,24 @@ class _Loop:
 
     def _test(self, state: TrainState, last: int) -> None:
         """The test images are seen here, once, when every choice has been made."""
+        rows = self._test_rows(state, "latest", last, last)
         best = self.folder.checkpoints.best_step()
+        if best is not None and best != last:
+            self.folder.checkpoints.verify(best)
+            state = self.folder.checkpoints.restore(state, best)
+        rows += self._test_rows(state, "best", best or last, last)
+        self._record(*rows)
+
+    def _test_rows(
+        self, state: TrainState, checkpoint: str, step: int, last: int
+    ) -> list[dict[str, Any]]:
         rows = []
-        for checkpoint, step in (("latest", last), ("best", best)):
-            if checkpoint == "best" and step != last:
-                assert step is not None  # the last step was saved
-                self.folder.checkpoints.verify(step)
-                state = self.folder.checkpoints.restore(state, step)
-            for split in self.splits.keys() - {"train", "validation"}:
-                found = self._evaluate_split(state, split)
+        for split in ("test", "test_all"):
+            if split in self.splits:
+                found = self.program.evaluate(state, self.program.put(self.splits[split]))
                 more = {"split": split, "checkpoint": checkpoint, "last": last}
                 rows.append(self._row(step, "test", found.loss, found.accuracy, **more))
-        self._record(*sorted(rows, key=lambda row: row["split"]))
-
-    def _evaluate_split(self, state: TrainState, split: str) -> Evaluation:
-        return self.program.evaluate(state, self.program.put(self.splits[split]))
+        return rows
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The compiled programs of a configuration: where jit, donation and the device mesh are applied."""
 
-import os
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -8,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import platformdirs
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from resnet_jax.config import TrainConfig
 from resnet_jax.data.augment import augment, preprocess
+from resnet_jax.data.cache import cache_root
 from resnet_jax.data.dataset import Split
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import VARIANTS, ResNet
@@ -113,7 +112,8 @@ class Program:
 
     def put(self, split: Split) -> Batch:
         """A whole split on every device: uint8 images and labels."""
-        return jax.device_put(Batch(split.images, split.labels), self.replicated)
+        images, labels = jax.device_put((split.images, split.labels), self.replicated)
+        return Batch(images, labels)
 
     def train(
         self, state: TrainState, examples: Batch, indices: np.ndarray
@@ -182,8 +182,7 @@ def configure_jax(config: TrainConfig) -> None:
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     if config.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    if config.compilation_cache and jax.config.jax_compilation_cache_dir is None:
-        folder = os.path.join(platformdirs.user_cache_dir("resnet_jax"), "compiled")
-        jax.config.update("jax_compilation_cache_dir", folder)
+    if config.compilation_cache and not jax.config.values["jax_compilation_cache_dir"]:
+        jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
         # Also the many small programs of a start: together they take longer than one large one.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

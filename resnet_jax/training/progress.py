@@ -1,5 +1,6 @@
 """What a person sees while a run trains: a bar in a terminal, plain lines anywhere else."""
 
+import time
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -13,6 +14,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+
+# Without a bar, a line at least this often shows that something happens.
+SECONDS_BETWEEN_LINES = 10.0
 
 
 class Observer(Protocol):
@@ -48,7 +53,7 @@ class Silent:
 
 
 class Display:
-    """Shows a run on a console: a moving bar in a terminal, a line per evaluation elsewhere."""
+    """Shows a run on a console: a moving bar in a terminal, and a line for each evaluation."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
@@ -68,6 +73,7 @@ class Display:
         )
         self._task = self._bar.add_task("", total=None, epoch=0.0, metrics="compiling", start=False)
         self._last_train: dict[str, Any] = {}
+        self._last_line = time.monotonic()
 
     def __enter__(self) -> Self:
         self._bar.__enter__()
@@ -98,6 +104,9 @@ class Display:
                 f"{row['images_per_s']:,.0f} images/s"
             )
             self._bar.update(self._task, epoch=row["epoch"], metrics=metrics)
+            silent = time.monotonic() - self._last_line
+            if not self.console.is_terminal and silent > SECONDS_BETWEEN_LINES:
+                self.said(f"epoch {row['epoch']:6.2f}  step {row['step']:5d}  {metrics}")
         elif row["kind"] == "validation":
             train = self._last_train
             self.said(
@@ -114,4 +123,5 @@ class Display:
 
     def said(self, text: str) -> None:
         """Prints a line, above the bar where there is one."""
+        self._last_line = time.monotonic()
         self.console.print(text, soft_wrap=True, markup=False)

@@ -1,6 +1,6 @@
 """One step of training and one of evaluation: pure functions, jitted by the caller.
 
-    step = jax.jit(rj.train_step, donate_argnums=0, static_argnames=("label_smoothing", "ema"))
+step = jax.jit(rj.train_step, donate_argnums=0, static_argnames=("label_smoothing", "ema"))
 """
 
 from typing import Any, NamedTuple
