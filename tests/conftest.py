@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import pathlib
 import shutil
 import tempfile
 
@@ -16,3 +17,7 @@ atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 os.environ["RESNET_JAX_CACHE_DIR"] = _cache
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(_cache, "compiled")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+
+# Prepared data sets: yours, those beside the checkout, or an empty folder to prepare into.
+_beside = pathlib.Path(__file__).parents[2] / "shared/data/tfds"
+os.environ.setdefault("TFDS_DATA_DIR", str(_beside if _beside.is_dir() else f"{_cache}/tfds"))

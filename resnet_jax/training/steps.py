@@ -82,7 +82,7 @@ def train_step(
             {"params": params, "batch_stats": batch_stats}, state.ema, 1 - decay
         )
 
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     bad = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
     first_bad_step = jnp.where(bad & (state.first_bad_step < 0), state.step, state.first_bad_step)
     state = state.replace(

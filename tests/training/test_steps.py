@@ -1,0 +1,154 @@
+"""The steps: one trace, jitted equals unjitted, gradients against finite differences, counting."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import resnet_jax as rj
+from resnet_jax.training.steps import cross_entropy
+
+tiny = partial(rj.ResNet, stage_sizes=(1, 1), unit=rj.BasicUnit, width=4, num_classes=3)
+
+
+def make_batch(seed: int, count: int = 6, dtype=jnp.float32) -> rj.Batch:
+    rng = np.random.default_rng(seed)
+    images = jnp.asarray(rng.normal(size=(count, 12, 12, 1)), dtype)
+    return rj.Batch(images, jnp.asarray(rng.integers(0, 3, count), jnp.int32))
+
+
+def make_state(tx=None, *, ema: bool = False, dtype=jnp.float32) -> rj.TrainState:
+    model = tiny(dtype=dtype, param_dtype=dtype)
+    images = make_batch(0, dtype=dtype).images
+    return rj.TrainState.create(model, tx or optax.sgd(0.1, 0.9), jax.random.key(0), images, ema=ema)
+
+
+def test_cross_entropy_by_hand():
+    # Probabilities 1/4, 1/4, 1/2; the label is the last class.
+    logits = jnp.log(jnp.array([[1.0, 1.0, 2.0]]))
+    label = jnp.array([2])
+    np.testing.assert_allclose(cross_entropy(logits, label), [np.log(2)], rtol=1e-6)
+    # Smoothing 0.3 gives targets 0.1, 0.1, 0.8.
+    expected = 0.8 * np.log(2) + 2 * 0.1 * np.log(4)
+    np.testing.assert_allclose(cross_entropy(logits, label, 0.3), [expected], rtol=1e-6)
+
+
+def test_gradient_agrees_with_finite_differences():
+    with jax.enable_x64(True):
+        state, batch = make_state(dtype=jnp.float64), make_batch(1, dtype=jnp.float64)
+
+        @jax.jit
+        def loss(params):
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            logits, _ = state.apply_fn(variables, batch.images, train=True, mutable=["batch_stats"])
+            return cross_entropy(logits, batch.labels, 0.1).mean()
+
+        # What the step moved the parameters by, at rate 1, is the gradient.
+        unit_rate = state.replace(tx=optax.sgd(1.0), opt_state=optax.sgd(1.0).init(state.params))
+        moved, _ = jax.jit(partial(rj.train_step, label_smoothing=0.1))(unit_rate, batch)
+        gradient = jax.tree.map(jnp.subtract, state.params, moved.params)
+        rng = np.random.default_rng(0)
+        for _ in range(5):
+            direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), gradient)
+            ahead, behind = (
+                loss(jax.tree.map(lambda p, d, h=h: p + h * d, state.params, direction))
+                for h in (1e-6, -1e-6)
+            )
+            slope = sum(
+                jax.tree.leaves(jax.tree.map(lambda g, d: jnp.vdot(g, d), gradient, direction))
+            )
+            np.testing.assert_allclose((ahead - behind) / 2e-6, slope, rtol=1e-5)
+
+
+def test_steps_are_traced_once():
+    chex.clear_trace_counter()
+    train = jax.jit(chex.assert_max_traces(rj.train_step, n=1), donate_argnums=0)
+    evaluate = jax.jit(chex.assert_max_traces(rj.eval_step, n=1))
+    state = make_state()
+    for seed in range(3):
+        state, _ = train(state, make_batch(seed))
+        evaluate(state, make_batch(seed))
+    assert int(state.step) == 3
+
+
+@chex.variants(with_jit=True, without_jit=True)
+class StepTest(chex.TestCase):
+    """Both steps, jitted and not, give what the jitted ones gave in float64."""
+
+    def test_train_step(self):
+        with jax.enable_x64(True):
+            state, batch = make_state(ema=True, dtype=jnp.float64), make_batch(2, dtype=jnp.float64)
+            step = partial(rj.train_step, label_smoothing=0.1, ema=0.9)
+            expected, _ = jax.jit(step)(state, batch)
+            found, metrics = self.variant(step)(state, batch)
+            chex.assert_trees_all_close(found, expected, rtol=1e-9)
+            chex.assert_tree_all_finite((found, metrics))
+            chex.assert_trees_all_equal_shapes_and_dtypes(found, state)
+
+    def test_eval_step(self):
+        state, batch = make_state(), make_batch(2)
+        counts = self.variant(rj.eval_step)(state, batch)
+        chex.assert_shape(counts.confusion, (3, 3))
+        assert int(counts.confusion.sum()) == 6
+
+
+def test_evaluation_counts_what_is_real_and_nothing_else():
+    state, batch = make_state(), make_batch(3, count=8)
+    logits = state.apply_fn(state.variables, batch.images, train=False)
+    expected = np.zeros((3, 3), int)
+    for label, prediction in zip(batch.labels[:5], logits.argmax(-1)[:5], strict=True):
+        expected[label, prediction] += 1
+    padded = rj.Batch(batch.images, batch.labels.at[5:].set(-1))
+    counts = rj.eval_step(state, padded)
+    np.testing.assert_array_equal(counts.confusion, expected)
+    loss = -np.asarray(jax.nn.log_softmax(logits))[np.arange(5), np.asarray(batch.labels[:5])].sum()
+    np.testing.assert_allclose(counts.loss, loss, rtol=1e-5)
+
+
+def test_metrics_are_those_of_the_parameters_before_the_update():
+    state, batch = make_state(), make_batch(4)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    logits, _ = state.apply_fn(variables, batch.images, train=True, mutable=["batch_stats"])
+    _, metrics = jax.jit(rj.train_step)(state, batch)
+    np.testing.assert_allclose(metrics.accuracy, (logits.argmax(-1) == batch.labels).mean())
+    log_p = jax.nn.log_softmax(logits)
+    np.testing.assert_allclose(
+        metrics.loss, -log_p[jnp.arange(6), batch.labels].mean(), rtol=1e-5
+    )
+
+
+def test_averages_follow_parameters_and_statistics():
+    state = make_state(ema=True)
+    after, _ = jax.jit(partial(rj.train_step, ema=0.999))(state, make_batch(5))
+    # At step 0 the decay is 1 / 10, so that nine tenths are the new parameters.
+    for name in ("params", "batch_stats"):
+        expected = jax.tree.map(
+            lambda old, new: 0.1 * old + 0.9 * new, getattr(state, name), getattr(after, name)
+        )
+        chex.assert_trees_all_close(after.ema[name], expected, rtol=1e-5, atol=1e-7)
+    assert after.variables is after.ema
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_the_first_step_that_is_not_finite_is_remembered(value):
+    step = jax.jit(rj.train_step)
+    state, _ = step(make_state(), make_batch(0))
+    assert int(state.first_bad_step) == -1
+    bad = make_batch(1)
+    bad = bad._replace(images=bad.images.at[0, 0, 0, 0].set(value))
+    for batch in (bad, make_batch(2)):
+        state, _ = step(state, batch)
+    assert int(state.first_bad_step) == 1
+
+
+def test_a_tiny_network_learns_a_batch_by_heart():
+    state, batch = make_state(), make_batch(6)
+    step = jax.jit(rj.train_step, donate_argnums=0)
+    for _ in range(60):
+        state, metrics = step(state, batch)
+    assert float(metrics.loss) < 0.05
+    assert float(metrics.accuracy) == 1.0
