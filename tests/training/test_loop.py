@@ -1,0 +1,274 @@
+"""Whole runs of a tiny network: what they leave, and that they resume to the same bits."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import chex
+import numpy as np
+import pytest
+
+import resnet_jax as rj
+from resnet_jax.data import IndexStream
+from resnet_jax.errors import ResNetJaxError
+from resnet_jax.training import loop
+from resnet_jax.training.program import Program
+from resnet_jax.training.progress import Silent
+
+# Trains the tiny run in a process of its own, which prints every step as it is done.
+SCRIPT = """
+import sys
+from pathlib import Path
+from resnet_jax.config import from_dict
+from resnet_jax.errors import ResNetJaxError
+from resnet_jax.training.loop import fit
+from resnet_jax.training.progress import Silent
+import yaml
+
+class Tell(Silent):
+    def stepped(self, step):
+        print(step, flush=True)
+
+try:
+    fit(from_dict(yaml.safe_load(sys.argv[1])), Path(sys.argv[2]), Tell())
+except ResNetJaxError as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+
+
+def start(config: rj.TrainConfig, run_dir: Path) -> subprocess.Popen:
+    from resnet_jax.config import to_dict
+
+    command = [sys.executable, "-c", SCRIPT, json.dumps(to_dict(config)), str(run_dir)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+
+
+def wait_for_step(process: subprocess.Popen, step: int) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if int(line) >= step:
+            return
+    raise AssertionError(f"ended before step {step}: {process.stderr.read()}")
+
+
+def rows(run: rj.Run, kind: str) -> list[dict]:
+    metrics = run.metrics()
+    return metrics[metrics["kind"] == kind].to_dict("records")
+
+
+def assert_same_bits(one: rj.Run, other: rj.Run) -> None:
+    for checkpoint in ("latest", "best"):
+        chex.assert_trees_all_equal(one.variables(checkpoint), other.variables(checkpoint))
+
+
+def test_a_run_leaves_what_is_promised(finished_run, tiny_config):
+    names = {path.name for path in finished_run.path.iterdir()}
+    assert names == {"config.yaml", "metrics.jsonl", "run.log", "checkpoints", ".lock"}
+    assert rj.Run.open(finished_run.path).config == tiny_config
+    assert [row["step"] for row in rows(finished_run, "train")] == [1, 4, 5, 8, 10, 12]
+    assert [row["step"] for row in rows(finished_run, "validation")] == [5, 10, 12]
+    tests = {(row["split"], row["checkpoint"]) for row in rows(finished_run, "test")}
+    assert tests == {(s, c) for s in ("test", "test_all") for c in ("latest", "best")}
+    first = rows(finished_run, "train")[0]
+    assert first["epoch"] == pytest.approx(20 / 120)
+    for key in ("loss", "accuracy", "learning_rate", "images_per_s", "seconds"):
+        assert np.isfinite(first[key])
+
+
+def test_the_recorded_results_are_those_of_an_independent_count(finished_run):
+    data = rj.load_dataset("mnist_5k")
+    for checkpoint in ("latest", "best"):
+        recorded = next(
+            row
+            for row in rows(finished_run, "test")
+            if row["split"] == "test_all" and row["checkpoint"] == checkpoint
+        )
+        probabilities = finished_run.predict(data.test.images, checkpoint)
+        np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+        hits = (probabilities.argmax(axis=1) == data.test.labels).mean()
+        assert recorded["accuracy"] == pytest.approx(hits, abs=1e-9)
+        of_label = probabilities[np.arange(len(data.test)), data.test.labels]
+        assert recorded["loss"] == pytest.approx(-np.log(of_label).mean(), rel=1e-4)
+
+
+def test_best_is_the_best_validation_accuracy(finished_run):
+    validation = rows(finished_run, "validation")
+    best = max(validation, key=lambda row: (row["accuracy"], -row["loss"]))
+    tested = next(row for row in rows(finished_run, "test") if row["checkpoint"] == "best")
+    assert tested["step"] == best["step"]
+    found = finished_run.evaluate("validation", "best")
+    assert found.accuracy == pytest.approx(best["accuracy"])
+    assert found.count == 50
+    assert found.confusion.sum(axis=1).tolist() == [
+        row["count"] for row in found.per_class.values()
+    ]
+
+
+def test_a_finished_run_says_so_and_stays_as_it_is(finished_run, tiny_config):
+    class Heard(Silent):
+        text = ""
+
+        def said(self, text):
+            self.text += text
+
+    before = (finished_run.path / "metrics.jsonl").read_bytes()
+    heard = Heard()
+    loop.fit(tiny_config, finished_run.path, heard)
+    assert "finished" in heard.text
+    assert (finished_run.path / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("kill_at", [3, 7, 11])
+def test_killed_and_started_again_it_ends_with_the_same_bits(
+    kill_at, finished_run, tiny_config, tmp_path
+):
+    process = start(tiny_config, tmp_path / "run")
+    wait_for_step(process, kill_at)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    resumed = rj.train(tiny_config, tmp_path / "run", quiet=True)
+    assert_same_bits(resumed, finished_run)
+    for kind in ("validation", "test"):
+        for one, other in zip(rows(resumed, kind), rows(finished_run, kind), strict=True):
+            assert (one["step"], one["loss"]) == (other["step"], other["loss"])
+
+
+def test_resuming_neither_repeats_nor_skips_an_example(tiny_config, tmp_path, monkeypatch):
+    seen: list[np.ndarray] = []
+    train = Program.train
+
+    def spy(self, state, examples, indices):
+        if len(seen) == 8 and not stopped:
+            stopped.append(True)
+            raise KeyboardInterrupt  # between the checkpoints of steps 5 and 10
+        seen.append(indices)
+        return train(self, state, examples, indices)
+
+    stopped: list[bool] = []
+    monkeypatch.setattr(Program, "train", spy)
+    with pytest.raises(KeyboardInterrupt):
+        rj.train(tiny_config, tmp_path, quiet=True)
+    rj.train(tiny_config, tmp_path, quiet=True)
+    # Steps 5, 6 and 7 were lost and are done again; from there on nothing is missing.
+    stream = IndexStream(120, 20, seed=0)
+    for step, indices in enumerate(seen[:5] + seen[8:]):
+        np.testing.assert_array_equal(indices, stream.batch(step))
+    epochs = np.concatenate(seen[:5] + seen[8:]).reshape(2, 120)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(120))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_continues(
+    number, finished_run, tiny_config, tmp_path
+):
+    process = start(tiny_config, tmp_path)
+    wait_for_step(process, 6)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert signal.Signals(number).name in errors
+    steps = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
+    assert 6 <= max(steps) < 12
+    assert_same_bits(rj.train(tiny_config, tmp_path, quiet=True), finished_run)
+
+
+def test_one_writer_at_a_time(tiny_config, tmp_path):
+    process = start(tiny_config, tmp_path)
+    wait_for_step(process, 1)
+    with pytest.raises(ResNetJaxError, match=f"being written by process {process.pid}"):
+        rj.train(tiny_config, tmp_path, quiet=True)
+    process.kill()
+    process.wait()
+    with loop.RunFolder(tmp_path).opened_for_writing():
+        pass  # the lock of a dead process is taken over
+
+
+def test_another_configuration_is_refused_with_every_difference(finished_run, tiny_config):
+    other = dataclasses.replace(
+        tiny_config,
+        batch_size=10,
+        seed=1,
+        model=dataclasses.replace(tiny_config.model, residual=False),
+    )
+    with pytest.raises(ResNetJaxError) as refusal:
+        rj.train(other, finished_run.path, quiet=True)
+    message = str(refusal.value)
+    assert "\n" not in message
+    for difference in ("--batch-size 20 -> 10", "--seed 0 -> 1", "--model.residual True -> False"):
+        assert difference in message
+
+
+def test_a_constant_rate_may_go_on_for_more_epochs(unaveraged_config, tmp_path):
+    rj.train(unaveraged_config, tmp_path / "run", quiet=True)
+    longer = dataclasses.replace(unaveraged_config, epochs=3)
+    continued = rj.train(longer, tmp_path / "run", quiet=True)
+    assert rows(continued, "test")[-1]["last"] == 18
+    assert_same_bits(continued, rj.train(longer, tmp_path / "at once", quiet=True))
+
+
+def test_a_cosine_may_not(finished_run, tiny_config):
+    with pytest.raises(ResNetJaxError, match=r"--epochs 2(\.0)? -> 3"):
+        rj.train(dataclasses.replace(tiny_config, epochs=3), finished_run.path, quiet=True)
+
+
+def test_early_stopping_counts_evaluations_without_a_better_one(unaveraged_config, tmp_path):
+    # A rate too small to change a prediction: no evaluation is better than the first.
+    config = dataclasses.replace(
+        unaveraged_config,
+        optim=rj.OptimConfig(learning_rate=1e-12, momentum=0.0),
+        patience=2,
+        eval_every=1,
+        epochs=10,
+    )
+    run = rj.train(config, tmp_path, quiet=True)
+    validation = rows(run, "validation")
+    accuracies = [row["accuracy"] for row in validation]
+    # Batch norm's statistics still move, and the accuracy with them: stop two after the best.
+    assert len(accuracies) == accuracies.index(max(accuracies)) + 1 + 2
+    assert len(accuracies) < 60
+    assert rows(run, "test")[0]["last"] == validation[-1]["step"]
+
+
+def test_a_target_ends_the_run(unaveraged_config, tmp_path):
+    run = rj.train(dataclasses.replace(unaveraged_config, target=0.0), tmp_path, quiet=True)
+    assert [row["step"] for row in rows(run, "validation")] == [5]
+    assert rows(run, "test")[0]["last"] == 5
+
+
+def test_a_run_that_diverges_says_where_and_keeps_its_checkpoint(unaveraged_config, tmp_path):
+    config = dataclasses.replace(unaveraged_config, optim=rj.OptimConfig(learning_rate=1e30))
+    with pytest.raises(loop.NotFiniteError, match=r"not finite at step \d+"):
+        rj.train(config, tmp_path, quiet=True)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_without_validation_the_newest_is_the_best(unaveraged_config, tmp_path):
+    data = dataclasses.replace(unaveraged_config.data, subset=(120, 0, 30))
+    run = rj.train(dataclasses.replace(unaveraged_config, data=data), tmp_path, quiet=True)
+    assert rows(run, "validation") == []
+    assert {row["step"] for row in rows(run, "test")} == {12}
+
+
+def test_a_batch_larger_than_the_data_is_refused_before_anything_is_written(tiny_config, tmp_path):
+    with pytest.raises(ResNetJaxError, match="200"):
+        rj.train(dataclasses.replace(tiny_config, batch_size=200), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_first_line_and_help_are_quick():
+    for arguments, limit in ((["--help"], 0.5), (["train", "nothing"], 0.5)):
+        times = []
+        for _ in range(3):
+            began = time.perf_counter()
+            subprocess.run([sys.executable, "-m", "resnet_jax.cli", *arguments], capture_output=True)
+            times.append(time.perf_counter() - began)
+        assert min(times) < limit
