@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
+from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 from tensorflow_datasets.core.utils import tqdm_utils
 from tensorflow_datasets.image_classification import mnist as tfds_mnist
 
@@ -132,8 +133,14 @@ class _IdxBuilder:
             splits = read_idx_folder(self.idx_folder, info)
         else:
             names = [name for names in FILES.values() for name in names]
-            # TFDS compares size and SHA-256 with those registered for the address.
-            paths = dl_manager.download({name: f"{self.URL}{name}.gz" for name in names})
+            try:  # TFDS compares size and SHA-256 with those it has registered for the address
+                paths = dl_manager.download({name: f"{self.URL}{name}.gz" for name in names})
+            except NonMatchingChecksumError as error:
+                artifact = str(error).split(",")[0].split()[-1]
+                raise ResNetJaxError(
+                    f"{artifact}, as downloaded, has another SHA-256 than the one registered in "
+                    "TFDS: try again, or give local IDX files (--data.from-idx DIR)"
+                ) from error
             paths = {name: Path(path) for name, path in paths.items()}
             splits = read_idx_folder(Path(dl_manager.download_dir), info, paths)
         # The keys are those of TFDS's builder: their hash decides the order.

@@ -1,0 +1,192 @@
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+from PIL import Image
+
+from resnet_jax.data.augment import _draw_affine, _draw_erased, augment, preprocess, warp
+
+IDENTITY = jnp.eye(2)[None]
+STILL = jnp.zeros((1, 2))
+ALL = {"shift": 2.0, "rotation": 15.0, "scale": 0.1, "shear": 8.0, "erase": 0.5, "fill": 0.25}
+
+
+def images_of(shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).random(shape), jnp.float32)
+
+
+def test_shift_by_hand():
+    image = jnp.arange(1.0, 10.0).reshape(1, 3, 3, 1)
+    # output[p] = image[p + (0, 1)]: everything moves one column to the left
+    moved = warp(image, IDENTITY, jnp.array([[0.0, 1.0]]), fill=-1.0)[0, :, :, 0]
+    np.testing.assert_array_equal(moved, [[2, 3, -1], [5, 6, -1], [8, 9, -1]])
+    # half a row up: means of neighbouring rows, the last one with the background
+    half = warp(image, IDENTITY, jnp.array([[0.5, 0.0]]), fill=1.0)[0, :, :, 0]
+    np.testing.assert_allclose(half, [[2.5, 3.5, 4.5], [5.5, 6.5, 7.5], [4, 4.5, 5]])
+
+
+@pytest.mark.parametrize("size", [4, 5])
+def test_a_quarter_turn_is_rot90(size):
+    image = images_of((1, size, size, 2))
+    quarter = jnp.array([[[0.0, 1.0], [-1.0, 0.0]]])  # output (r, c) comes from (c, -r)
+    turned = warp(image, quarter, STILL)
+    np.testing.assert_allclose(turned[0], np.rot90(image[0]), atol=1e-6)
+
+
+def test_twice_the_size_by_hand():
+    image = jnp.zeros((1, 4, 4, 1)).at[0, 1:3, 1:3, 0].set(jnp.array([[1.0, 2.0], [3.0, 4.0]]))
+    doubled = warp(image, IDENTITY / 2, STILL)[0, :, :, 0]
+    # output (0, 0) is 1.5 from the centre, and comes from 0.75 from it: (0.75, 0.75)
+    assert doubled[0, 0] == pytest.approx(0.75 * 0.75 * 1)
+    assert doubled[1, 1] == pytest.approx((9 * 1 + 3 * 2 + 3 * 3 + 4) / 16)
+
+
+@pytest.mark.parametrize("fill", [0.0, 0.7])
+def test_warp_agrees_with_scipy(fill):
+    rng = np.random.default_rng(3)
+    images = images_of((8, 12, 9, 2))
+    inverse = (np.eye(2) + rng.normal(0, 0.2, (8, 2, 2))).astype(np.float32)
+    translation = rng.normal(0, 2, (8, 2)).astype(np.float32)
+    ours = warp(images, jnp.asarray(inverse), jnp.asarray(translation), fill=fill)
+    centre = np.array([5.5, 4.0])
+    for n in range(8):
+        offset = centre + translation[n] - inverse[n] @ centre
+        for c in range(2):
+            theirs = scipy.ndimage.affine_transform(
+                np.asarray(images[n, :, :, c], np.float64),
+                inverse[n],
+                offset,
+                order=1,
+                mode="grid-constant",
+                cval=fill,
+            )
+            np.testing.assert_allclose(ours[n, :, :, c], theirs, atol=2e-5)
+
+
+def test_draws_keep_their_ranges_and_fill_them():
+    draw = partial(_draw_affine, 4000, jax.random.key(0))
+    matrix, move = draw(3.0, 0.0, 0.0, 0.0)
+    np.testing.assert_array_equal(matrix, np.broadcast_to(np.eye(2), (4000, 2, 2)))
+    assert 2.95 < np.abs(move).max() <= 3.0
+    assert np.abs(move.mean(0)).max() < 0.1  # standard error 0.027
+    np.testing.assert_allclose(move.std(0), 3 / np.sqrt(3), rtol=0.05)
+
+    matrix, move = draw(0.0, 20.0, 0.0, 0.0)
+    angle = np.degrees(np.arctan2(matrix[:, 1, 0], matrix[:, 0, 0]))
+    assert 19.5 < np.abs(angle).max() <= 20.001
+    assert abs(angle.mean()) < 0.7
+    np.testing.assert_allclose(
+        matrix @ matrix.mT, np.broadcast_to(np.eye(2), matrix.shape), atol=1e-6
+    )
+    np.testing.assert_array_equal(move, 0)
+
+    matrix, _ = draw(0.0, 0.0, 0.2, 0.0)
+    factor = 1 / matrix[:, 0, 0]
+    assert 0.8 <= factor.min() < 0.81
+    assert 1.19 < factor.max() <= 1.2001
+
+    matrix, _ = draw(0.0, 0.0, 0.0, 10.0)
+    slant = np.degrees(np.arctan(matrix[:, 1, 0]))
+    assert 9.8 < np.abs(slant).max() <= 10.001
+    np.testing.assert_array_equal(matrix[:, 0, 1], 0)
+
+
+def test_augment_is_one_warp_of_what_was_drawn_about_the_centre():
+    images, key = images_of((5, 9, 9, 1)), jax.random.key(6)
+    drawn = _draw_affine(5, key, 2.0, 15.0, 0.1, 8.0)
+    geometric = {name: ALL[name] for name in ("shift", "rotation", "scale", "shear")}
+    np.testing.assert_array_equal(
+        augment(images, key, fill=0.5, **geometric), warp(images, *drawn, fill=0.5)
+    )
+
+
+def test_zero_settings_are_the_identity_and_trace_nothing():
+    images = images_of((2, 6, 6, 1))
+    assert augment(images, jax.random.key(0)) is images
+    assert not jax.make_jaxpr(augment)(images, jax.random.key(0)).eqns
+
+
+def test_tiny_settings_change_little():
+    images = jax.image.resize(images_of((2, 5, 5, 1)), (2, 28, 28, 1), "bilinear")
+    changed = augment(images, jax.random.key(0), shift=1e-3, rotation=1e-3, scale=1e-5, shear=1e-3)
+    np.testing.assert_allclose(changed[:, 1:-1, 1:-1], images[:, 1:-1, 1:-1], atol=1e-3)
+
+
+def test_the_same_key_gives_the_same_images_and_another_key_others():
+    images, key = images_of((4, 8, 8, 1)), jax.random.key(1)
+    first = augment(images, key, **ALL)
+    np.testing.assert_array_equal(first, augment(images, key, **ALL))
+    assert np.abs(first - augment(images, jax.random.key(2), **ALL)).max() > 0.1
+    assert np.abs(first[0] - augment(images, key, **ALL)[1]).max() > 0.1  # each image its own draw
+
+
+def test_jitted_equals_unjitted_in_one_trace():
+    images = images_of((4, 12, 10, 3))
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def jitted(images, key):
+        return augment(images, key, **ALL)
+
+    for seed in range(3):
+        key = jax.random.key(seed)
+        ours = jitted(images, key)
+        chex.assert_trees_all_close(ours, augment(images, key, **ALL), atol=1e-5)
+        chex.assert_shape(ours, (4, 12, 10, 3))
+        chex.assert_type(ours, jnp.float32)
+        chex.assert_tree_all_finite(ours)
+
+
+@pytest.mark.parametrize(("height", "width"), [(256, 256), (200, 300), (300, 100)])
+def test_erased_rectangles_have_the_area_and_aspect_of_the_paper(height, width):
+    masks = np.asarray(_draw_erased((600, height, width), jax.random.key(0), 1.0))
+    rows, columns = masks.any(2).sum(1), masks.any(1).sum(1)
+    np.testing.assert_array_equal(masks.sum((1, 2)), rows * columns)  # solid rectangles
+    share = rows * columns / (height * width)
+    assert 0.0195 < share.min() < 0.03  # whole pixels: a little to either side of 2 and 33 %
+    assert 0.31 < share.max() < 0.335
+    assert abs(share.mean() - 0.175) < 0.015  # uniform
+    aspect = rows / columns
+    assert aspect.min() > 0.29
+    assert aspect.max() < 3.45
+    # Near one another in number: tall and wide ones in a square image
+    if height == width:
+        assert 0.4 < (aspect > 1).mean() < 0.6
+    tops, lefts = masks.any(2).argmax(1), masks.any(1).argmax(1)
+    assert tops.min() == 0 or tops.min() < 5
+    assert (tops + rows).max() > height - 5
+    assert lefts.min() < 5
+    assert (lefts + columns).max() > width - 5
+
+
+def test_erasing_takes_the_share_of_images_and_the_background_it_was_told():
+    images = jnp.ones((2000, 8, 8, 2))
+    erased = augment(images, jax.random.key(0), erase=0.3, fill=-4.0)
+    hit = np.asarray((erased != 1).any((1, 2, 3)))
+    assert abs(hit.mean() - 0.3) < 0.05  # five standard errors
+    assert set(np.unique(erased)) == {-4.0, 1.0}
+    np.testing.assert_array_equal(erased[..., 0], erased[..., 1])  # all channels together
+
+
+@pytest.mark.parametrize("size", [32, 16, 28])
+def test_preprocess_resizes_as_pillow(size):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), np.uint8)
+    ours = preprocess(jnp.asarray(pixels), image_size=size, mean=0.5, std=0.5)
+    chex.assert_shape(ours, (3, size, size, 1))
+    chex.assert_type(ours, jnp.float32)
+    for image, theirs in zip(ours, pixels, strict=True):
+        grey = Image.fromarray(theirs[..., 0].astype(np.float32))
+        resized = np.asarray(grey.resize((size, size), Image.Resampling.BILINEAR))
+        np.testing.assert_allclose(image[..., 0], resized / 127.5 - 1, atol=1e-5)
+
+
+def test_preprocess_normalises_each_channel():
+    pixels = jnp.asarray([[[[0, 255]]]], jnp.uint8)
+    ours = preprocess(pixels, mean=np.array([0.25, 0.5]), std=np.array([0.5, 0.25]))
+    np.testing.assert_allclose(ours[0, 0, 0], [-0.5, 2.0])
+    np.testing.assert_allclose(preprocess(pixels)[0, 0, 0], [0.0, 1.0])
+    chex.assert_trees_all_close(jax.jit(preprocess)(pixels), preprocess(pixels))

