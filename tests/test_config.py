@@ -1,0 +1,91 @@
+"""Configurations: what makes no sense is refused by name, and YAML brings the same back."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from resnet_jax.config import (
+    PRESETS,
+    AugmentConfig,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    differences,
+    from_dict,
+    preset,
+    to_dict,
+)
+from resnet_jax.errors import ResNetJaxError
+
+nan, infinity = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("option", "make"),
+    [
+        ("--batch-size 0", lambda: TrainConfig(batch_size=0)),
+        ("--epochs 0", lambda: TrainConfig(epochs=0)),
+        ("--epochs inf", lambda: TrainConfig(epochs=infinity)),
+        ("--seed -1", lambda: TrainConfig(seed=-1)),
+        ("--label-smoothing 1", lambda: TrainConfig(label_smoothing=1)),
+        ("--ema 1", lambda: TrainConfig(ema=1.0)),
+        ("--eval-every 0", lambda: TrainConfig(eval_every=0)),
+        ("--patience 0", lambda: TrainConfig(patience=0)),
+        ("--optim.learning-rate 0", lambda: TrainConfig(optim=OptimConfig(learning_rate=0))),
+        ("--optim.learning-rate nan", lambda: TrainConfig(optim=OptimConfig(learning_rate=nan))),
+        ("--optim.momentum 1", lambda: TrainConfig(optim=OptimConfig(momentum=1))),
+        ("--optim.boundaries 2", lambda: TrainConfig(optim=OptimConfig(boundaries=(0.5, 2)))),
+        ("--optim.name lamb", lambda: TrainConfig(optim=OptimConfig(name="lamb"))),
+        ("--model.name resnet19", lambda: TrainConfig(model=ModelConfig(name="resnet19"))),
+        ("--model.width 0", lambda: TrainConfig(model=ModelConfig(width=0))),
+        ("--augment.erase 1.5", lambda: TrainConfig(augment=AugmentConfig(erase=1.5))),
+        ("--augment.shift -2", lambda: TrainConfig(augment=AugmentConfig(shift=-2))),
+        ("--data.validation -5", lambda: TrainConfig(data=DataConfig(validation=-5))),
+        ("--data.std 0", lambda: TrainConfig(data=DataConfig(std=(0.5, 0)))),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_by_name(option, make):
+    with pytest.raises(ResNetJaxError) as refusal:
+        make()
+    message = str(refusal.value)
+    assert message.startswith(option)
+    assert "give" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_yaml_brings_a_configuration_back(name):
+    assert from_dict(yaml.safe_load(yaml.safe_dump(to_dict(PRESETS[name])))) == PRESETS[name]
+
+
+def test_a_setting_of_a_later_version_is_named():
+    values = to_dict(PRESETS["mnist"])
+    values["optim"]["lookahead"] = True
+    with pytest.raises(ResNetJaxError, match=r"optim\.lookahead"):
+        from_dict(values)
+
+
+def test_differences_are_by_option():
+    one = PRESETS["quickstart"]
+    other = dataclasses.replace(one, seed=3, data=DataConfig(name="mnist"))
+    assert differences(one, other) == {"data.name": ("mnist_5k", "mnist"), "seed": (0, 3)}
+    assert differences(one, one) == {}
+
+
+def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(ResNetJaxError, match="did you mean fashion_mnist"):
+        preset("fashion-mnist")
+    with pytest.raises(ResNetJaxError, match="give one of quickstart, book"):
+        preset("x")
+
+
+def test_the_book_preset_is_the_books_experiment():
+    book = PRESETS["book"]
+    assert book.data.subset == (1000, 200, 200)
+    assert (book.data.image_size, book.data.mean, book.data.std) == (32, (0.5,), (0.5,))
+    assert (book.epochs, book.batch_size, book.eval_every) == (5, 64, 15)
+    assert book.optim == OptimConfig(name="sgd", learning_rate=0.005, momentum=0.0)
+    assert book.model.initializer == "torch"
+    assert book.augment == AugmentConfig()

@@ -1,0 +1,131 @@
+"""A checkpoint exists if it is whole: real damage to every file of one."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import chex
+import pytest
+
+import resnet_jax as rj
+from resnet_jax.errors import ResNetJaxError
+from resnet_jax.training.checkpoint import Checkpoints, DamagedCheckpointError, Manifest
+
+
+@pytest.fixture
+def checkpoints(finished_run, tmp_path) -> Checkpoints:
+    shutil.copytree(finished_run.path / "checkpoints", tmp_path / "checkpoints")
+    return Checkpoints(tmp_path / "checkpoints")
+
+
+def files_of(checkpoints: Checkpoints, step: int) -> list[Path]:
+    folder = checkpoints.directory / str(step)
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_two_newest_and_the_best_are_kept(finished_run):
+    checkpoints = Checkpoints(finished_run.path / "checkpoints")
+    assert set(checkpoints.steps()) == {10, 12, checkpoints.best_step()}
+    assert list(checkpoints.good_steps()) == checkpoints.steps()[::-1]
+
+
+def test_manifest_survives_a_round_trip_and_nothing_else():
+    manifest = Manifest(5, {"accuracy": 0.5, "loss": 1.25}, {"state/a": "0" * 64})
+    text = manifest.to_json()
+    assert Manifest.from_json(text) == manifest
+    for number, character in enumerate(text):
+        damaged = text[:number] + chr(ord(character) ^ 1) + text[number + 1 :]
+        try:
+            # White space between the values may change; what is said may not.
+            assert Manifest.from_json(damaged) == manifest
+        except ValueError:
+            pass
+
+
+def test_every_flipped_byte_is_noticed_and_its_file_named(checkpoints):
+    rng = random.Random(0)
+    for path in files_of(checkpoints, 12):
+        whole = path.read_bytes()
+        for _ in range(10):
+            damaged = bytearray(whole)
+            damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+            path.write_bytes(damaged)
+            with pytest.raises(DamagedCheckpointError, match=path.name):
+                checkpoints.verify(12)
+        path.write_bytes(whole)
+    checkpoints.verify(12)
+
+
+@pytest.mark.parametrize("fault", ["truncate", "remove", "empty"])
+def test_every_cut_or_missing_file_is_noticed(checkpoints, fault):
+    for path in files_of(checkpoints, 12):
+        whole = path.read_bytes()
+        if fault == "remove":
+            path.unlink()
+        else:
+            path.write_bytes(whole[: len(whole) // 2] if fault == "truncate" else b"")
+        with pytest.raises(DamagedCheckpointError, match=path.name):
+            checkpoints.verify(12)
+        path.write_bytes(whole)
+
+
+def test_what_is_no_step_is_no_step(checkpoints):
+    (checkpoints.directory / "30").mkdir()  # Orbax would call this the newest step
+    shutil.copytree(checkpoints.directory / "12", checkpoints.directory / "40")
+    (checkpoints.directory / ".unfinished-50").mkdir()
+    (checkpoints.directory / "12" / "state" / "stranger").write_text("")
+    assert next(checkpoints.good_steps()) == 10
+    with pytest.raises(DamagedCheckpointError, match="it is that of step 12"):
+        checkpoints.verify(40)
+    with pytest.raises(DamagedCheckpointError, match="does not belong"):
+        checkpoints.verify(12)
+
+
+def test_training_goes_on_from_the_older_good_step_and_says_so(
+    finished_run, tiny_config, tmp_path, caplog
+):
+    shutil.copytree(finished_run.path, tmp_path / "run")
+    largest = max(
+        files_of(Checkpoints(tmp_path / "run" / "checkpoints"), 12), key=lambda p: p.stat().st_size
+    )
+    damaged = bytearray(largest.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    largest.write_bytes(damaged)
+    run = rj.train(tiny_config, tmp_path / "run", quiet=True)
+    assert largest.name in caplog.text
+    assert "step 12 is not used" in caplog.text
+    for checkpoint in ("latest", "best"):
+        chex.assert_trees_all_equal(
+            run.variables(checkpoint), finished_run.variables(checkpoint)
+        )
+
+
+def test_no_usable_checkpoint_is_one_line(finished_run, tmp_path):
+    shutil.copytree(finished_run.path, tmp_path / "run")
+    for manifest in (tmp_path / "run" / "checkpoints").glob("*/manifest.json"):
+        manifest.write_text("{}")
+    with pytest.raises(ResNetJaxError, match="no usable checkpoint"):
+        rj.Run.open(tmp_path / "run").variables("latest")
+
+
+def test_a_run_moves_to_another_folder(finished_run, tmp_path):
+    moved = Path(shutil.copytree(finished_run.path, tmp_path / "elsewhere"))
+    chex.assert_trees_all_equal(rj.Run.open(moved).variables(), finished_run.variables())
+
+
+def test_damaged_configuration_and_metrics_are_named(finished_run, tmp_path):
+    shutil.copytree(finished_run.path, tmp_path / "run")
+    run = rj.Run.open(tmp_path / "run")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    lines = metrics.read_text().splitlines()
+    metrics.write_text("\n".join([*lines, '{"step": 13, "ki']))  # cut short by a kill
+    assert len(run.metrics()) == len(lines)
+    metrics.write_text("\n".join([lines[0], "}", *lines[1:]]))
+    with pytest.raises(ResNetJaxError, match=r"metrics\.jsonl is damaged: line 2"):
+        run.metrics()
+    for text in ("config: [", "a: 1", "", "config: !!python/object:os.system {}", json.dumps({})):
+        (tmp_path / "run" / "config.yaml").write_text(text)
+        with pytest.raises(ResNetJaxError, match=r"config\.yaml is damaged") as error:
+            rj.Run.open(tmp_path / "run")
+        assert "\n" not in str(error.value)
