@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from resnet_jax.run import Run
     from resnet_jax.training.evaluation import Evaluation
 
-console = Console(highlight=False)
+# A pipe or a file has no width; tables get what they need.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 CheckpointOption = Literal["best", "latest"]
 
@@ -178,7 +179,10 @@ def evaluate(
 
 
 def _print_evaluation(found: "Evaluation", title: str) -> None:
-    table = Table("class", "count", "recall", "precision", *found.class_names, title=title)
+    table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("class", no_wrap=True)
+    for heading in ("count", "recall", "precision", *found.class_names):
+        table.add_column(heading, justify="right")
     for number, (name, row) in enumerate(found.per_class.items()):
         rates = ["-" if row[k] is None else f"{row[k]:.2%}" for k in ("recall", "precision")]
         cells = ["" if n == 0 else str(n) for n in found.confusion[number]]
@@ -339,7 +343,10 @@ def data(
 def _print_datasets() -> None:
     from resnet_jax.data.catalogue import DATASETS
 
-    table = Table("name", "images", "classes", "train", "validation", "test", "comes from")
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("name", no_wrap=True)
+    for heading in ("images", "classes", "train", "validation", "test", "comes from"):
+        table.add_column(heading, overflow="fold")
     for info in DATASETS.values():
         table.add_row(
             info.name,

@@ -1,0 +1,171 @@
+"""The command as users type it: what it prints, and its exit codes."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import resnet_jax as rj
+from resnet_jax.cli import main
+
+TINY = (
+    "--model.width 4 --data.subset 60 20 20 --batch-size 20 --epochs 1 --log-every 2 "
+    "--eval-every 2 --augment.shift 0 --augment.rotation 0 --augment.scale 0 --augment.shear 0"
+).split()
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["train", "quickstart", "--run-dir", str(folder), *TINY]) == 0
+    return folder
+
+
+@pytest.fixture
+def digits(tmp_path) -> list[Path]:
+    images = rj.load_dataset("mnist_5k").test.images
+    paths = []
+    for number in range(3):
+        paths.append(tmp_path / f"{number}.png")
+        Image.fromarray(images[100 * number, :, :, 0]).save(paths[-1])
+    return paths
+
+
+def test_evaluate_prints_the_promised_json(run_dir, capsys):
+    assert main(["evaluate", str(run_dir), "--split", "test_all", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {"accuracy", "loss", "correct", "count", "per_class", "confusion"}
+    assert found["count"] == 500
+    assert found["accuracy"] == found["correct"] / 500
+    assert np.trace(found["confusion"]) == found["correct"]
+    assert [row["count"] for row in found["per_class"].values()] == [50] * 10
+
+
+def test_evaluate_prints_a_table(run_dir, capsys):
+    assert main(["evaluate", str(run_dir)]) == 0
+    out = capsys.readouterr().out
+    assert "recall" in out
+    assert "of 20" in out
+
+
+def test_predict_agrees_with_python(run_dir, digits, capsys):
+    run = rj.Run.open(run_dir)
+    images = np.stack([np.asarray(Image.open(path))[..., None] for path in digits])
+    expected = run.predict(images)
+    assert main(["predict", str(run_dir), *map(str, digits), "--json", "--topk", "10"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    for row, path, p in zip(rows, digits, expected, strict=True):
+        assert row["path"] == str(path)
+        assert row["label"] == str(p.argmax())
+        assert row["probability"] == pytest.approx(p.max(), rel=1e-6)
+        assert [name for name, _ in row["topk"]] == [str(k) for k in np.argsort(-p)]
+    assert main(["predict", str(run_dir), str(digits[0].parent), "--csv"]) == 0
+    table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["path"] for row in table] == list(map(str, digits))
+    assert main(["predict", str(run_dir), str(digits[0])]) == 0
+    assert "label" in capsys.readouterr().out
+
+
+def test_one_bad_file_does_not_stop_the_others(run_dir, digits, tmp_path, capsys):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(digits[0].read_bytes()[:60])
+    assert main(["predict", str(run_dir), str(digits[0]), str(broken), str(digits[1]), "--csv"]) == 1
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 3
+    assert "broken.png" in err
+    assert "1 of 3 files not read" in err
+
+
+def test_the_same_command_says_that_the_run_is_finished(run_dir, capsys):
+    assert main(["train", "quickstart", "--run-dir", str(run_dir), *TINY]) == 0
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_seeds_repeat_and_are_summed_up(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    assert main(["train", *TINY, "--seeds", "2"]) == 0
+    out = capsys.readouterr().out
+    runs = [rj.Run.open(tmp_path / "runs" / f"quickstart-seed{seed}") for seed in (0, 1)]
+    accuracies = []
+    for run in runs:
+        metrics = run.metrics()
+        last = metrics[(metrics["split"] == "test_all") & (metrics["checkpoint"] == "latest")]
+        accuracies.append(last["accuracy"].item())
+    assert accuracies[0] != accuracies[1]
+    row = next(line for line in out.splitlines() if "test_all, latest" in line and "step" not in line)
+    for value in (*accuracies, np.mean(accuracies), np.std(accuracies, ddof=1)):
+        assert f"{value:.2%}" in row
+
+
+def test_summary_totals(capsys):
+    assert main(["summary"]) == 0
+    assert "11,175,370" in capsys.readouterr().out
+    options = ["--num-classes", "1000", "--image-size", "224", "--channels", "3"]
+    assert main(["summary", "resnet50", *options]) == 0
+    out = capsys.readouterr().out
+    assert "25,557,032" in out
+    assert "4,089,184,256" in out  # torchvision's 4.089 GMAC
+    assert main(["summary", "--no-residual"]) == 0
+    assert "11,001,546" in capsys.readouterr().out
+
+
+def test_data_list_needs_no_data(capsys):
+    assert main(["data", "list"]) == 0
+    out = capsys.readouterr().out
+    for name in ("mnist_5k", "mnist", "fashion_mnist"):
+        assert name in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["train", "mnit"], ["mnit", "mnist"]),
+        (["train", "--data.name", "mnist5k"], ["mnist5k", "mnist_5k"]),
+        (["train", "--batch-size", "0"], ["--batch-size 0"]),
+        (["train", "--batch-size", "4001"], ["4001", "4000"]),
+        (["train", "--optim.learning-rate", "-1"], ["--optim.learning-rate -1"]),
+        (["train", "--optim.learning-rate", "nan"], ["--optim.learning-rate nan"]),
+        (["train", "--seeds", "0"], ["--seeds 0"]),
+        (["train", "--data.mean", "0.1", "0.2"], ["--data.mean", "2 numbers"]),
+        (["evaluate", "nowhere"], ["nowhere", "is not a run"]),
+        (["predict", "nowhere", "a.png"], ["nowhere", "is not a run"]),
+        (["evaluate", "RUN", "--split", "tset"], ["tset", "test"]),
+        (["predict", "RUN", "EMPTY"], ["EMPTY", "holds no image"]),
+        (["predict", "RUN", "missing.png"], ["missing.png", "No such file"]),
+        (["predict", "RUN", "missing.png", "--topk", "11"], ["--topk 11"]),
+        (["train", "--run-dir", "RUN"], ["RUN", "--epochs 1.0 -> 16"]),
+        (["summary", "resnet19"], ["resnet19", "resnet18"]),
+        (["summary", "--channels", "0"], ["--channels 0"]),
+        (["data", "prepare"], ["NAME"]),
+        (["data", "prepare", "imagnet"], ["imagnet"]),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_1(
+    arguments, names, run_dir, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    places = {"RUN": str(run_dir), "EMPTY": str(empty)}
+    assert main([places.get(word, word) for word in arguments]) == 1
+    err = capsys.readouterr().err
+    lines = [line for line in err.splitlines() if "files not read" not in line]
+    assert len(lines) == 1
+    for name in names:
+        assert places.get(name, name) in lines[0]
+    assert list(tmp_path.iterdir()) == [empty]  # nothing was written
+
+
+@pytest.mark.parametrize("arguments", [[], ["trian"], ["train", "--nothing", "1"], ["evaluate"]])
+def test_wrong_usage_is_the_parsers_text_and_exit_code_2(arguments):
+    command = [sys.executable, "-m", "resnet_jax.cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
