@@ -12,8 +12,9 @@ and works on float[N, H, W, C], float[kh, kw, C, K] and float[N, OH, OW, K], who
 symbolic: nothing is decided by it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,14 +56,44 @@ def gather(x: jax.Array, dim: int, axis: Axis, tap: int, outside: float = 0.0) -
     return pad(read, dim, first, axis.out - first - count, value=outside)
 
 
-def scatter(grad: jax.Array, dim: int, axis: Axis, tap: int) -> jax.Array:
-    """The transpose of :func:`gather`: each output's value put where it was read."""
-    first, count, start = _reach(axis, tap)
-    if count == 0:
-        return jnp.zeros((*grad.shape[:dim], axis.size, *grad.shape[dim + 1 :]), grad.dtype)
-    stop = start + (count - 1) * axis.stride + 1
-    read = lax.slice_in_dim(grad, first, first + count, 1, dim)
-    return pad(read, dim, start, axis.size - stop, axis.stride - 1)
+def spread(grads: list[jax.Array], dim: int, axis: Axis) -> jax.Array:
+    """The transpose of :func:`gather` over all taps: each tap's values added where it read.
+
+    Done for each residue of the position modulo the stride, which are then interleaved: additions
+    of shifted slices, with no scattering.
+    """
+    stride, phases = axis.stride, []
+    length = -(-axis.size // stride)
+    for phase in range(min(stride, axis.size)):
+        total = None
+        for tap, grad in enumerate(grads):
+            shift, rest = divmod(phase + axis.low - tap, stride)
+            if rest:
+                continue  # this tap never reads this residue
+            # Position phase + stride * u is read through the tap by output u + shift.
+            first, last = max(0, -shift), min(length, axis.out - shift)
+            if first >= last:
+                continue
+            part = lax.slice_in_dim(grad, first + shift, last + shift, 1, dim)
+            part = pad(part, dim, first, length - last)
+            total = part if total is None else total + part
+        if total is None:
+            total = jnp.zeros_like(grads[0], shape=_with(grads[0].shape, dim, length))
+        phases.append(total)
+    return interleave(phases, dim, axis.size)
+
+
+def interleave(phases: list[jax.Array], dim: int, size: int) -> jax.Array:
+    """One element of each in turn, along one dimension, cut to ``size``."""
+    if len(phases) == 1:
+        return lax.slice_in_dim(phases[0], 0, size, 1, dim)
+    stacked = jnp.stack(phases, dim + 1)
+    shape = _with(phases[0].shape, dim, len(phases) * phases[0].shape[dim])
+    return lax.slice_in_dim(stacked.reshape(shape), 0, size, 1, dim)
+
+
+def _with(shape: tuple[int, ...], dim: int, size: int) -> tuple[int, ...]:
+    return (*shape[:dim], size, *shape[dim + 1 :])
 
 
 def _dot(
@@ -101,11 +132,8 @@ def _input_grad_patches(grad: jax.Array, kernel: jax.Array, geometry: Geometry) 
     kh, _, c, k = kernel.shape
     taps = _dot(grad, kernel.swapaxes(0, 1).reshape(-1, k), ((3,), (1,)))
     for dim, axis, width in ((COLUMNS, geometry.columns, kh * c), (ROWS, geometry.rows, c)):
-        parts = [
-            scatter(taps[..., tap * width :][..., :width], dim, axis, tap)
-            for tap in range(axis.kernel)
-        ]
-        taps = reduce(jnp.add, parts)
+        parts = [taps[..., tap * width :][..., :width] for tap in range(axis.kernel)]
+        taps = spread(parts, dim, axis)
     return taps
 
 
@@ -122,7 +150,8 @@ def _forward_columns(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax
 
 def _kernel_grad_columns(x: jax.Array, grad: jax.Array, geometry: Geometry) -> jax.Array:
     (kh, kw), c, k = geometry.kernel, x.shape[-1], grad.shape[-1]
-    shifted = jnp.concatenate([scatter(grad, ROWS, geometry.rows, i) for i in range(kh)], -1)
+    back = geometry.rows.transposed()
+    shifted = jnp.concatenate([gather(grad, ROWS, back, kh - 1 - i) for i in range(kh)], -1)
     columns = _side_by_side(x, COLUMNS, geometry.columns)
     out = _dot(shifted, columns, ((0, 1, 2), (0, 1, 2)))
     return out.reshape(kh, k, kw, c).transpose(0, 2, 3, 1)
@@ -131,6 +160,129 @@ def _kernel_grad_columns(x: jax.Array, grad: jax.Array, geometry: Geometry) -> j
 def _input_grad_columns(grad: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     flipped = kernel[::-1, ::-1].swapaxes(2, 3)
     return _forward_columns(grad, flipped, geometry.transposed())
+
+
+# --- fewer multiplications: minimal filtering over tiles of two outputs ---------------------------
+
+
+class _Tiles(NamedTuple):
+    """Two outputs of a three-tap convolution from a minimum of products (arXiv 1509.09308).
+
+    ``y = outputs.T @ ((kernel @ k) * (inputs @ x))`` for the inputs ``x`` of one tile and the taps
+    ``k``. The transposed matrices give the gradients.
+    """
+
+    inputs: tuple[tuple[float, ...], ...]  # [products, inputs of a tile]
+    kernel: tuple[tuple[float, ...], ...]  # [products, 3]
+    outputs: tuple[tuple[float, ...], ...]  # [products, 2]
+
+
+# F(2, 3) of section 4.1: four products where six are plain.
+_TILE_OF_FOUR = _Tiles(
+    inputs=((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
+    kernel=((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)),
+    outputs=((1, 0), (1, 1), (1, -1), (0, -1)),
+)
+# A row of two pixels between zeros: y0 = k1 x0 + k2 x1, y1 = k0 x0 + k1 x1. Three products (as
+# Karatsuba's) where four are plain.
+_ROW_OF_TWO = _Tiles(
+    inputs=((0, 1), (1, 1), (1, 0)),
+    kernel=((0, -1, 1), (0, 1, 0), (1, -1, 0)),
+    outputs=((1, 0), (1, 1), (0, 1)),
+)
+
+
+def _tiles(axis: Axis) -> tuple[_Tiles, Axis, Axis]:
+    """The algorithm for one axis, how its tiles read the input and how they read the output."""
+    count = -(-axis.out // 2)
+    outputs = Axis(axis.out, 2, 2, 0, 2 * count - axis.out)
+    if (axis.size, axis.low, axis.high) == (2, 1, 1):
+        return _ROW_OF_TWO, Axis(2, 2, 2, 0, 0), outputs
+    return (
+        _TILE_OF_FOUR,
+        Axis(axis.size, 4, 2, axis.low, 2 * count + 2 - axis.low - axis.size),
+        outputs,
+    )
+
+
+def _combine(matrix: Iterable[Sequence[float]], terms: Sequence[jax.Array]) -> list[jax.Array]:
+    """Sums of terms with the coefficients of each row, which are 0, 1, -1, 0.5 or -0.5."""
+
+    def row(coefficients: Sequence[float]) -> jax.Array:
+        total = None
+        for coefficient, term in zip(coefficients, terms, strict=True):
+            if coefficient == 0:
+                continue
+            if abs(coefficient) != 1:
+                term = term * jnp.asarray(abs(coefficient), term.dtype)
+            if total is None:
+                total = term if coefficient > 0 else -term
+            else:
+                total = total + term if coefficient > 0 else total - term
+        assert total is not None
+        return total
+
+    return [row(coefficients) for coefficients in matrix]
+
+
+Grid = list[list[jax.Array]]  # one array for each product of the rows' and the columns' algorithm
+
+
+def _tile_inputs(x: jax.Array, geometry: Geometry) -> Grid:
+    (by_row, rows, _), (by_column, columns, _) = map(_tiles, (geometry.rows, geometry.columns))
+    return [
+        _combine(by_column.inputs, [gather(r, COLUMNS, columns, j) for j in range(columns.kernel)])
+        for r in _combine(by_row.inputs, [gather(x, ROWS, rows, i) for i in range(rows.kernel)])
+    ]
+
+
+def _tile_outputs(grad: jax.Array, geometry: Geometry) -> Grid:
+    (by_row, _, rows), (by_column, _, columns) = map(_tiles, (geometry.rows, geometry.columns))
+    return [
+        _combine(by_column.outputs, [gather(r, COLUMNS, columns, j) for j in range(2)])
+        for r in _combine(by_row.outputs, [gather(grad, ROWS, rows, i) for i in range(2)])
+    ]
+
+
+def _tile_kernel(kernel: jax.Array, geometry: Geometry) -> Grid:
+    (by_row, _, _), (by_column, _, _) = map(_tiles, (geometry.rows, geometry.columns))
+    return [_combine(by_column.kernel, list(row)) for row in _combine(by_row.kernel, list(kernel))]
+
+
+def _forward_tiles(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    (by_row, _, _), (by_column, _, _) = map(_tiles, (geometry.rows, geometry.columns))
+    products = [
+        [_dot(v, u, ((3,), (0,))) for v, u in zip(*both, strict=True)]
+        for both in zip(_tile_inputs(x, geometry), _tile_kernel(kernel, geometry), strict=True)
+    ]
+    rows = [
+        interleave(_combine(zip(*by_column.outputs, strict=True), row), COLUMNS, geometry.out[1])
+        for row in products
+    ]
+    return interleave(_combine(zip(*by_row.outputs, strict=True), rows), ROWS, geometry.out[0])
+
+
+def _input_grad_tiles(grad: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    (by_row, rows, _), (by_column, columns, _) = map(_tiles, (geometry.rows, geometry.columns))
+    products = [
+        [_dot(m, u, ((3,), (1,))) for m, u in zip(*both, strict=True)]
+        for both in zip(_tile_outputs(grad, geometry), _tile_kernel(kernel, geometry), strict=True)
+    ]
+    parts = [
+        spread(_combine(zip(*by_column.inputs, strict=True), row), COLUMNS, columns)
+        for row in products
+    ]
+    return spread(_combine(zip(*by_row.inputs, strict=True), parts), ROWS, rows)
+
+
+def _kernel_grad_tiles(x: jax.Array, grad: jax.Array, geometry: Geometry) -> jax.Array:
+    (by_row, _, _), (by_column, _, _) = map(_tiles, (geometry.rows, geometry.columns))
+    rows = [
+        [_dot(v, m, ((0, 1, 2), (0, 1, 2))) for v, m in zip(*both, strict=True)]
+        for both in zip(_tile_inputs(x, geometry), _tile_outputs(grad, geometry), strict=True)
+    ]
+    taps = [jnp.stack(_combine(zip(*by_column.kernel, strict=True), row)) for row in rows]
+    return jnp.stack(_combine(zip(*by_row.kernel, strict=True), taps))
 
 
 # --- one dense product over all positions of a tiny map ------------------------------------------
@@ -215,18 +367,21 @@ FORMULATIONS: dict[str, dict[str, Callable[[jax.Array, jax.Array, Geometry], jax
         "native": _forward_native,
         "patches": _forward_patches,
         "columns": _forward_columns,
+        "tiles": _forward_tiles,
         "dense": _forward_dense,
     },
     "input_grad": {
         "native": _input_grad_native,
         "patches": _input_grad_patches,
         "columns": _input_grad_columns,
+        "tiles": _input_grad_tiles,
         "dense": _input_grad_dense,
     },
     "kernel_grad": {
         "native": _kernel_grad_native,
         "patches": _kernel_grad_patches,
         "columns": _kernel_grad_columns,
+        "tiles": _kernel_grad_tiles,
         "dense": _kernel_grad_dense,
     },
 }
@@ -249,6 +404,8 @@ def choose(face: str, geometry: Geometry) -> str:
     return "patches"
 
 
-def fits(name: str, face: str, geometry: Geometry) -> bool:
-    """Whether a formulation can compute a face: shifted columns transpose at stride 1 only."""
-    return name != "columns" or face != "input_grad" or geometry.stride == (1, 1)
+def fits(name: str, geometry: Geometry) -> bool:
+    """Whether a formulation can compute a convolution."""
+    if name == "tiles":
+        return geometry.stride == (1, 1) and geometry.kernel == (3, 3)
+    return name != "columns" or geometry.stride == (1, 1)

@@ -41,6 +41,11 @@ class Axis(NamedTuple):
         high = (self.out - 1) * self.stride + len(taps) - self.size - low
         return Axis(self.size, len(taps), self.stride, low, high)
 
+    def transposed(self) -> "Axis":
+        """From output to input, where tap ``kernel - 1 - i`` is what tap ``i`` was; stride 1."""
+        low, high = self.kernel - 1 - self.low, self.kernel - 1 - self.high
+        return Axis(self.out, self.kernel, 1, low, high)
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -93,12 +98,8 @@ class Geometry:
         return Geometry(self.rows.trimmed(), self.columns.trimmed())
 
     def transposed(self) -> "Geometry":
-        """The stride-1 convolution of the output's gradient, with the kernel flipped.
+        """The convolution of the output's gradient with the flipped kernel: the input's gradient.
 
-        It gives the input's gradient. Only for stride 1.
+        Only for stride 1.
         """
-        rows, columns = (
-            Axis(a.out, a.kernel, 1, a.kernel - 1 - a.low, a.kernel - 1 - a.high)
-            for a in (self.rows, self.columns)
-        )
-        return Geometry(rows, columns)
+        return Geometry(self.rows.transposed(), self.columns.transposed())

@@ -113,12 +113,12 @@ def _axis_max(x: jax.Array, dim: int, axis: Axis) -> jax.Array:
 
 def _axis_grad(x: jax.Array, y: jax.Array, grad: jax.Array, dim: int, axis: Axis) -> jax.Array:
     """The gradient of :func:`_axis_max`, to the first position that holds the maximum."""
-    parts, open_ = [], jnp.ones(y.shape, bool)
-    for number, tap in enumerate(_taps(x, dim, axis)):
+    parts, undecided = [], jnp.ones(y.shape, bool)
+    for tap in _taps(x, dim, axis):
         here = tap == y
-        parts.append(cpu.scatter(jnp.where(here & open_, grad, 0), dim, axis, number))
-        open_ = open_ & ~here
-    return reduce(jnp.add, parts)
+        parts.append(jnp.where(here & undecided, grad, 0))
+        undecided = undecided & ~here
+    return cpu.spread(parts, dim, axis)
 
 
 def _slices(x: jax.Array, geometry: Geometry) -> jax.Array:
