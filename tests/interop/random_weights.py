@@ -1,0 +1,41 @@
+"""Weights that any numpy draws alike: expected logits can be stored without the weights."""
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+
+SIZES = ((32, 32), (33, 47), (64, 64), (224, 224))
+NUM_CLASSES = 100
+
+
+def random_weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
+    """A float32 state_dict of these shapes, running statistics random too.
+
+    Drawn in the order of the sorted names; scaled so that activations neither vanish nor explode.
+    """
+    random = np.random.RandomState(seed)
+    weights = {}
+    for name in sorted(shapes):
+        shape = tuple(shapes[name])
+        if name.endswith("num_batches_tracked"):
+            weights[name] = np.zeros((), np.int64)
+        elif len(shape) > 1:
+            fan_in = np.prod(shape[1:])
+            weights[name] = random.standard_normal(shape) * np.sqrt(1 / fan_in)
+        elif name.endswith("running_var") or (name.endswith("weight") and len(shape) == 1):
+            weights[name] = random.uniform(0.5, 1.5, shape)
+        else:
+            weights[name] = random.standard_normal(shape) * 0.1
+    return {n: w if w.dtype == np.int64 else w.astype(np.float32) for n, w in weights.items()}
+
+
+def random_images(size: tuple[int, int], channels: int = 3) -> np.ndarray:
+    """float32[2, H, W, C]."""
+    return np.random.RandomState(sum(size)).standard_normal((2, *size, channels)).astype(np.float32)
+
+
+def digest(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """SHA-256 of names and shapes."""
+    lines = [f"{name} {list(shapes[name])}" for name in sorted(shapes)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,383 @@
+"""torchvision's weights give torchvision's logits here, and travel both ways to the bit."""
+
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+from random_weights import NUM_CLASSES, SIZES, digest, random_images, random_weights
+
+import resnet_jax as rj
+from resnet_jax.interop import (
+    from_torchvision,
+    load_metadata,
+    load_weights,
+    save_weights,
+    to_torchvision,
+)
+from resnet_jax.interop.torchvision import shapes_of, torchvision_name
+from resnet_jax.models import VARIANTS
+
+EXPECTED = np.load(Path(__file__).with_name("torchvision_logits.npz"))
+NAMES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+IN_DEFAULT_RUN = (("resnet18", (32, 32)), ("resnet18", (33, 47)), ("resnet50", (33, 47)))
+
+# Parameters with 1000 classes. torchvision documents those of its models ("num_params" of their
+# weights). The others by hand. Shortcuts that project: 1x1 kernels C_in * C_out, norms 2 * C_out.
+WIDTHS = (64, 128, 256, 512)
+BASIC = [(c, 2 * c) for c in WIDTHS[:3]]
+BOTTLENECK = [(64, 256), *((4 * c, 8 * c) for c in WIDTHS[:3])]
+KERNELS = sum(a * b for a, b in BASIC)
+# Pre-activation: no norm in the three projections, the first norm of a stage as wide as the stage
+# before, and one norm at the end.
+PREACTIVATION = -sum(2 * b for _, b in BASIC) - sum(2 * (b - a) for a, b in BASIC) + 2 * 512
+PUBLISHED = dict(
+    zip(NAMES, (11_689_512, 21_797_672, 25_557_032, 44_549_160, 60_192_808), strict=True)
+)
+PARAMETERS = {
+    **{(name, True): count for name, count in PUBLISHED.items()},
+    **{
+        (name, False): count
+        - sum(a * b + 2 * b for a, b in (BASIC if name in NAMES[:2] else BOTTLENECK))
+        for name, count in PUBLISHED.items()
+    },
+    **{(f"preact_{name}", True): PUBLISHED[name] + PREACTIVATION for name in NAMES[:2]},
+    **{(f"preact_{name}", False): PUBLISHED[name] + PREACTIVATION - KERNELS for name in NAMES[:2]},
+}
+
+
+def make(name, **options):
+    return VARIANTS[name](**{"num_classes": NUM_CLASSES, **options})
+
+
+def torch_shapes(model, channels=3):
+    """torchvision's names and shapes for a model, from ours."""
+    zeros = {path: np.zeros(shape) for path, shape in shapes_of(model, channels).items()}
+    state_dict = to_torchvision(traverse_util.unflatten_dict(zeros))
+    return {name: value.shape for name, value in state_dict.items()}
+
+
+def tiny(seed=0, channels=3, **options):
+    """A ResNet-18 of width 4 and random weights for it."""
+    model = make("resnet18", **{"width": 4, "num_classes": 5, **options})
+    return model, random_weights(torch_shapes(model, channels), seed)
+
+
+def apply(model, variables, images):
+    return np.asarray(jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images))
+
+
+def cases():
+    for name in NAMES:
+        for size in SIZES:
+            quick = (name, size) in IN_DEFAULT_RUN
+            marks = [] if quick else [pytest.mark.slow]
+            yield pytest.param(name, size, marks=marks, id=f"{name}-{size[0]}x{size[1]}")
+
+
+@pytest.mark.parametrize(("name", "size"), list(cases()))
+def test_logits_are_torchvisions(name, size):
+    model = make(name)
+    weights = random_weights(torch_shapes(model), NAMES.index(name))
+    images = random_images(size)
+    expected = EXPECTED[f"{name} {size[0]}x{size[1]}"]
+    variables = from_torchvision(weights)
+
+    def relative(got):
+        return np.abs(got - expected).max() / np.abs(expected).max()
+
+    assert relative(apply(model, variables, images)) < 1e-5
+    with jax.enable_x64(True):
+        wide = make(name, dtype=np.float64, param_dtype=np.float64)
+        variables, images = jax.tree.map(np.float64, (variables, images))
+        assert relative(apply(wide, variables, images)) < 1e-10
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_and_shapes_are_torchvisions(name):
+    assert digest(torch_shapes(make(name))) == str(EXPECTED[f"{name} digest"])
+
+
+@pytest.mark.parametrize(("name", "residual"), PARAMETERS)
+def test_parameter_counts(name, residual):
+    model = make(name, num_classes=1000, residual=residual)
+    sizes = {path: np.prod(shape) for path, shape in shapes_of(model, 3).items()}
+    count = sum(size for path, size in sizes.items() if path[0] == "params")
+    assert count == PARAMETERS[name, residual]
+    if name in NAMES and residual:
+        assert count == EXPECTED[f"{name} parameters"]
+
+
+def test_every_row_is_counted():
+    assert {name for name, _ in PARAMETERS} == set(VARIANTS)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("stem", ["imagenet", "small"])
+def test_round_trip_is_exact(name, residual, stem):
+    dtype = np.float64 if residual else np.float32
+    model = make(name, width=4, residual=residual, stem=stem)
+    weights = random_weights(torch_shapes(model), 3)
+    weights = {n: w if w.dtype == np.int64 else w.astype(dtype) for n, w in weights.items()}
+    back = to_torchvision(from_torchvision(weights, residual=residual))
+    assert back.keys() == weights.keys()
+    for key, value in weights.items():
+        assert back[key].dtype == value.dtype
+        np.testing.assert_array_equal(back[key], value)
+
+
+def test_from_variables_and_back_is_exact():
+    model = make("resnet18", width=4)
+    images = np.zeros((1, 32, 32, 1), np.float32)
+    variables = jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(0))
+    again = from_torchvision(to_torchvision(variables), model)
+    assert jax.tree.structure(again) == jax.tree.structure(variables)
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
+
+
+def test_batches_tracked_may_be_missing_as_in_old_files():
+    _, weights = tiny()
+    old = {n: w for n, w in weights.items() if not n.endswith("num_batches_tracked")}
+    jax.tree.map(np.testing.assert_array_equal, from_torchvision(old), from_torchvision(weights))
+
+
+def test_every_entry_that_does_not_fit_is_named():
+    _, weights = tiny()
+    del weights["layer2.0.downsample.0.weight"], weights["fc.bias"]
+    weights["layer5.0.conv1.weight"] = np.zeros((1, 1, 1, 1), np.float32)
+    weights["extra"] = np.zeros(3, np.float32)
+    weights["layer1.0.conv1.weight"] = np.zeros((4, 4, 1, 1), np.float32)
+    weights["bn1.bias"] = np.zeros(4, np.int32)
+    weights["bn1.running_var"] = np.array([1, 1, np.nan, 1], np.float32)
+    weights["layer1.0.bn1.running_var"] = -weights["layer1.0.bn1.running_var"]
+    with pytest.raises(rj.ResNetJaxError) as caught:
+        from_torchvision(weights)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in (
+        "resnet18",
+        "2 missing: fc.bias, layer2.0.downsample.0.weight",
+        "2 unknown: extra, layer5.0.conv1.weight",
+        "layer1.0.conv1.weight [4, 4, 1, 1], expected [4, 4, 3, 3]",
+        "bn1.bias int32",
+        "2 with NaN, infinity or a negative variance: bn1.running_var, layer1.0.bn1.running_var",
+    ):
+        assert part in message
+
+
+def test_a_missing_unit_is_no_smaller_network():
+    _, weights = tiny()
+    cut = {n: w for n, w in weights.items() if not n.startswith("layer4.1.")}
+    with pytest.raises(rj.ResNetJaxError, match=r"10 missing: layer4\.1\.bn1\.bias"):
+        from_torchvision(cut)
+
+
+@pytest.mark.parametrize(
+    "strange", [{}, {"features.0.weight": np.zeros((64, 3, 3, 3))}, {"conv1.weight": np.zeros(3)}]
+)
+def test_another_architecture_is_refused_in_one_short_line(strange):
+    with pytest.raises(rj.ResNetJaxError, match="not those of a residual network") as caught:
+        from_torchvision(strange)
+    assert len(str(caught.value)) < 300
+
+
+def test_another_model_than_the_weights_are_for():
+    _, weights = tiny()
+    with pytest.raises(rj.ResNetJaxError, match="do not fit resnet34"):
+        from_torchvision(weights, make("resnet34", width=4))
+    with pytest.raises(rj.ResNetJaxError, match=r"conv1\.weight \[4, 3, 7, 7\], expected \[8"):
+        from_torchvision(weights, make("resnet18", width=8))
+    with pytest.raises(rj.ResNetJaxError, match=r"fc\.bias \[5\], expected \[6\]"):
+        from_torchvision(weights, make("resnet18", width=4, num_classes=6))
+
+
+def test_preactivation_has_no_names_there():
+    model = make("preact_resnet18", width=4)
+    zeros = {path: np.zeros(shape) for path, shape in shapes_of(model, 1).items()}
+    with pytest.raises(rj.ResNetJaxError, match="no pre-activation"):
+        to_torchvision(traverse_util.unflatten_dict(zeros))
+
+
+def test_another_number_of_classes_gets_a_fresh_head():
+    _, weights = tiny()
+    same = from_torchvision(weights, num_classes=5)
+    other = from_torchvision(weights, num_classes=7)
+    np.testing.assert_array_equal(same["params"]["head"]["kernel"], weights["fc.weight"].T)
+    kernel, bias = other["params"]["head"]["kernel"], other["params"]["head"]["bias"]
+    assert kernel.shape == (32, 7)
+    assert bias.shape == (7,)
+    # PyTorch's default: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+    assert 0.5 * 32**-0.5 < np.abs(kernel).max() <= 32**-0.5
+    again = from_torchvision(weights, num_classes=7, key=jax.random.key(1))
+    assert (again["params"]["head"]["kernel"] != kernel).any()
+    other["params"]["head"] = same["params"]["head"]
+    jax.tree.map(np.testing.assert_array_equal, other, same)
+
+
+def test_grey_images_get_the_logits_of_grey_rgb_and_the_other_way_round():
+    model, weights = tiny()
+    grey = random_images((32, 32), channels=1)
+    colour = np.repeat(grey, 3, axis=-1)
+    of_colour = apply(model, from_torchvision(weights), colour)
+    summed = from_torchvision(weights, in_channels=1)
+    np.testing.assert_allclose(apply(model, summed, grey), of_colour, rtol=0, atol=2e-6)
+    spread = from_torchvision(to_torchvision(summed), in_channels=3)
+    np.testing.assert_allclose(apply(model, spread, colour), of_colour, rtol=0, atol=2e-6)
+    with pytest.raises(rj.ResNetJaxError, match="3 channels cannot be made one for 2"):
+        from_torchvision(weights, in_channels=2)
+
+
+# --- the book's names ----------------------------------------------------------------------------
+
+
+def book_names(weights, seed=0):
+    """The same weights under the book's names, and a bias for the stem."""
+    book = {"net.0.0.bias": np.random.RandomState(seed).standard_normal(4).astype(np.float32)}
+    for name, value in weights.items():
+        renamed = re.sub(r"^fc\.", "net.7.", name)
+        renamed = re.sub(r"^conv1\.", "net.0.0.", renamed)
+        renamed = re.sub(r"^bn1\.", "net.0.1.", renamed)
+        renamed = re.sub(r"^layer", "net.", renamed)
+        renamed = renamed.replace("downsample.0.", "shortcut.").replace("downsample.1.", "bn3.")
+        book[renamed] = value
+    return book
+
+
+def test_the_books_names_and_its_stem_bias_in_the_running_mean():
+    _, weights = tiny(channels=1)
+    book = book_names(weights)
+    folded = from_torchvision(book)
+    expected = from_torchvision(weights)
+    mean = expected["batch_stats"]["stem"]["norm"]["mean"] - book["net.0.0.bias"]
+    expected["batch_stats"]["stem"]["norm"]["mean"] = mean
+    jax.tree.map(np.testing.assert_array_equal, folded, expected)
+
+
+def test_the_books_plain_network_leaves_out_its_unused_shortcuts():
+    model, weights = tiny(channels=1)
+    plain = from_torchvision(book_names(weights), residual=False)
+    assert "shortcut_conv" not in plain["params"]["stage2_unit1"]
+    grey = random_images((32, 32), channels=1)
+    assert apply(model.clone(residual=False), plain, grey).shape == (2, 5)
+
+
+def test_what_the_books_file_lacks_is_named_as_the_book_would():
+    _, weights = tiny(channels=1)
+    book = book_names(weights)
+    del book["net.2.0.shortcut.weight"], book["net.0.1.running_mean"]
+    book["net.1.0.conv1.bias"] = np.zeros(4, np.float32)
+    book["net.0.0.bias"] = np.zeros(3, np.float32)
+    missing = r"2 missing: net\.0\.1\.running_mean, net\.2\.0\.shortcut\.weight"
+    missing += r"; 1 unknown: net\.1\.0\.conv1\.bias; "
+    missing += r"1 of another shape: net\.0\.0\.bias \[3\], expected \[4\]"
+    with pytest.raises(rj.ResNetJaxError, match=missing):
+        from_torchvision(book)
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def test_safetensors_round_trip_with_metadata(tmp_path):
+    _, weights = tiny()
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, weights, {"class_names": '["a", "b"]'})
+    read = load_weights(path)
+    assert read.keys() == weights.keys()
+    for name in weights:
+        assert read[name].dtype == weights[name].dtype
+        np.testing.assert_array_equal(read[name], weights[name])
+    assert load_metadata(path)["class_names"] == '["a", "b"]'
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, 0.5, -1])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_truncated_file_is_one_line(tmp_path, keep, suffix):
+    if suffix == ".pth":
+        torch = pytest.importorskip("torch")
+    _, weights = tiny()
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save({n: torch.from_numpy(w) for n, w in weights.items()}, path)
+    else:
+        save_weights(path, weights)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * keep) if isinstance(keep, float) else keep])
+    with pytest.raises(rj.ResNetJaxError) as caught:
+        load_weights(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["missing.safetensors", "picture.png", "folder.pth"])
+def test_no_such_file_or_of_another_kind(tmp_path, name):
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    (tmp_path / "folder.pth").mkdir()
+    with pytest.raises(rj.ResNetJaxError, match=r"\.safetensors"):
+        load_weights(tmp_path / name)
+
+
+def test_text_under_the_suffix_of_weights(tmp_path):
+    for name in ("page.safetensors", "page.pth"):
+        (tmp_path / name).write_text("<html>404</html>" * 100)
+    with pytest.raises(rj.ResNetJaxError, match="damaged"):
+        load_weights(tmp_path / "page.safetensors")
+    pytest.importorskip("torch")
+    with pytest.raises(rj.ResNetJaxError, match="damaged"):
+        load_weights(tmp_path / "page.pth")
+
+
+def test_pth_with_torch(tmp_path):
+    torch = pytest.importorskip("torch")
+    _, weights = tiny()
+    tensors = {n: torch.from_numpy(w) for n, w in weights.items()}
+    torch.save({"model": tensors, "epoch": 3}, tmp_path / "w.pth")
+    for name, value in load_weights(tmp_path / "w.pth").items():
+        np.testing.assert_array_equal(value, weights[name])
+    halves = {n: t.bfloat16() if t.is_floating_point() else t for n, t in tensors.items()}
+    torch.save(halves, tmp_path / "half.pth")
+    read = from_torchvision(load_weights(tmp_path / "half.pth"))
+    expected = from_torchvision({n: t.numpy() for n, t in tensors.items()})
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2**-8), read, expected)
+
+
+def test_bfloat16_in_safetensors(tmp_path):
+    import ml_dtypes
+
+    _, weights = tiny()
+    halves = {n: w if w.ndim == 0 else w.astype(ml_dtypes.bfloat16) for n, w in weights.items()}
+    save_weights(tmp_path / "half.safetensors", halves)
+    read = from_torchvision(load_weights(tmp_path / "half.safetensors"))
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(read))
+
+
+class RunsCode:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path):
+    torch = pytest.importorskip("torch")
+    import pickle
+
+    for name, save in (("zip.pth", torch.save), ("plain.pth", None)):
+        content = {"conv1.weight": RunsCode(tmp_path / "ran")}
+        if save:
+            save(content, tmp_path / name)
+        else:
+            (tmp_path / name).write_bytes(pickle.dumps(content))
+        with pytest.raises(rj.ResNetJaxError, match="can run code") as caught:
+            load_weights(tmp_path / name)
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "ran").exists()
+
+
+def test_names_of_variables_that_are_no_resnets():
+    with pytest.raises(rj.ResNetJaxError, match="no name for dense"):
+        torchvision_name(("params", "dense", "kernel"))

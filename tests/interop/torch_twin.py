@@ -1,0 +1,119 @@
+"""The same networks in torch, written out here so that a test of training needs no torchvision.
+
+Names and mathematics are torchvision's; `make_expectations.py` compares it with torchvision.
+"""
+
+from torch import nn
+from torch.nn import functional as F
+
+SIZES = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
+}
+
+
+class Unit(nn.Module):
+    def __init__(self, channels, features, stride, bottleneck, residual=True):
+        super().__init__()
+        out = features * 4 if bottleneck else features
+        layout = (
+            ((1, 1, features), (3, stride, features), (1, 1, out))
+            if bottleneck
+            else ((3, stride, features), (3, 1, out))
+        )
+        before = channels
+        for number, (side, step, width) in enumerate(layout, start=1):
+            conv = nn.Conv2d(before, width, side, step, side // 2, bias=False)
+            self.add_module(f"conv{number}", conv)
+            self.add_module(f"bn{number}", nn.BatchNorm2d(width))
+            before = width
+        self.layers = len(layout)
+        self.residual = residual
+        self.downsample = None
+        if residual and (stride != 1 or channels != out):
+            conv = nn.Conv2d(channels, out, 1, stride, bias=False)
+            self.downsample = nn.Sequential(conv, nn.BatchNorm2d(out))
+
+    def forward(self, x):
+        y = x
+        for number in range(1, self.layers + 1):
+            y = getattr(self, f"bn{number}")(getattr(self, f"conv{number}")(y))
+            if number < self.layers:
+                y = F.relu(y)
+        if self.residual:
+            y = y + (x if self.downsample is None else self.downsample(x))
+        return F.relu(y)
+
+
+class ResNet(nn.Module):
+    def __init__(
+        self, sizes, bottleneck=False, num_classes=10, width=64, channels=3, residual=True
+    ):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        before = width
+        for stage, size in enumerate(sizes):
+            units = []
+            for index in range(size):
+                stride = 2 if stage and not index else 1
+                units.append(Unit(before, width * 2**stage, stride, bottleneck, residual))
+                before = width * 2**stage * (4 if bottleneck else 1)
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*units))
+        self.fc = nn.Linear(before, num_classes)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(x.mean(dim=(2, 3)))
+
+
+def twin(name, **options):
+    """The twin of a row of the table."""
+    return ResNet(SIZES[name], bottleneck=int(name.removeprefix("resnet")) >= 50, **options)
+
+
+class BookUnit(nn.Module):
+    """The book's residual unit: projects where the number of channels changes."""
+
+    def __init__(self, channels, features, stride=1, use_residual=True):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, features, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(features)
+        self.conv2 = nn.Conv2d(features, features, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(features)
+        if channels != features:
+            self.shortcut = nn.Conv2d(channels, features, 1, stride, bias=False)
+            self.bn3 = nn.BatchNorm2d(features)
+        self.use_residual = use_residual
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.use_residual:
+            y = y + (self.bn3(self.shortcut(x)) if hasattr(self, "shortcut") else x)
+        return F.relu(y)
+
+
+class BookNet(nn.Module):
+    """NNDL: Practice, 5.4: the stem's convolution has a bias, the plain net unused shortcuts."""
+
+    def __init__(self, channels=1, num_classes=10, width=64, use_residual=True):
+        super().__init__()
+        conv = nn.Conv2d(channels, width, 7, 2, 3)
+        stem = nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+        stages, before = [], width
+        for stage in range(4):
+            features = width * 2**stage
+            first = BookUnit(before, features, 2 if stage else 1, use_residual)
+            stages.append(
+                nn.Sequential(first, BookUnit(features, features, use_residual=use_residual))
+            )
+            before = features
+        ends = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, num_classes)
+        self.net = nn.Sequential(stem, *stages, *ends)
+
+    def forward(self, x):
+        return self.net(x)
