@@ -129,7 +129,7 @@ class _Loop:
             self.observer.stepped(step)
             evaluate = step in evaluations
             if step % config.log_every == 0 or step == 1 or evaluate or self.stop:
-                self._log_training(state, step, measured, time.perf_counter() - since)
+                self._log_training(state, step, measured, since)
                 measured = []
                 since = time.perf_counter()
             if evaluate:
@@ -188,10 +188,11 @@ class _Loop:
         }
 
     def _log_training(
-        self, state: TrainState, step: int, measured: list[Metrics], seconds: float
+        self, state: TrainState, step: int, measured: list[Metrics], since: float
     ) -> None:
         """One line for the steps since the last one: their mean loss and accuracy."""
         fetched, bad_step = jax.device_get((measured, state.first_bad_step))
+        seconds = time.perf_counter() - since  # with the wait for the last of them
         if bad_step >= 0:
             saved = self.folder.checkpoints.steps()
             raise NotFiniteError(
