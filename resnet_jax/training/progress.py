@@ -11,7 +11,6 @@ from rich.progress import (
     Progress,
     SpinnerColumn,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -59,19 +58,16 @@ class Display:
         self.console = console or Console(highlight=False)
         self._bar = Progress(
             SpinnerColumn(),
-            TextColumn("epoch {task.fields[epoch]:.2f}"),
-            BarColumn(),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TextColumn("{task.fields[metrics]}"),
-            TextColumn("elapsed"),
-            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
             TextColumn("left"),
-            TimeRemainingColumn(),
             console=self.console,
             disable=not self.console.is_terminal,
             transient=True,
         )
-        self._task = self._bar.add_task("", total=None, epoch=0.0, metrics="compiling", start=False)
+        self._task = self._bar.add_task("", total=None, metrics="opening the data")
         self._last_train: dict[str, Any] = {}
         self._last_line = time.monotonic()
 
@@ -100,10 +96,10 @@ class Display:
         if row["kind"] == "train":
             self._last_train = row
             metrics = (
-                f"loss {row['loss']:.3f}  accuracy {row['accuracy']:6.2%}  "
+                f"loss {row['loss']:.3f}  accuracy {row['accuracy']:.1%}  "
                 f"{row['images_per_s']:,.0f} images/s"
             )
-            self._bar.update(self._task, epoch=row["epoch"], metrics=metrics)
+            self._bar.update(self._task, metrics=metrics)
             silent = time.monotonic() - self._last_line
             if not self.console.is_terminal and silent > SECONDS_BETWEEN_LINES:
                 self.said(f"epoch {row['epoch']:6.2f}  step {row['step']:5d}  {metrics}")
