@@ -16,7 +16,13 @@ from pathlib import Path
 
 from resnet_jax.data import catalogue, idx
 from resnet_jax.data.cache import cache_root
-from resnet_jax.data.prepared import find_prepared, read_info, read_prepared, read_shard
+from resnet_jax.data.prepared import (
+    DamagedFileError,
+    find_prepared,
+    read_info,
+    read_prepared,
+    read_shard,
+)
 from resnet_jax.errors import ResNetJaxError
 
 PROBE_SECONDS = 4.0
@@ -123,9 +129,10 @@ def prepare(
 
 
 def _is_whole(folder: Path) -> bool:
+    # Any other error passes: a dataset of another kind or format is not ours to replace.
     try:
         read_prepared(read_info(folder))
-    except ResNetJaxError:
+    except DamagedFileError:
         return False
     return True
 

@@ -52,8 +52,8 @@ def read_info(folder: Path) -> PreparedInfo:
     """Reads what the folder should hold.
 
     Raises:
-        ResNetJaxError: if the description is damaged, or the dataset is not of images and labels
-            in the format array_record.
+        DamagedFileError: if the description cannot be read.
+        ResNetJaxError: if the dataset is not of images and labels in the format array_record.
     """
     info = _read_json(folder, "dataset_info.json")
     features = _read_json(folder, "features.json")
@@ -116,13 +116,17 @@ def _shards(folder: Path, info: dict[str, Any], split: dict[str, Any]) -> list[S
     ]
 
 
-def damaged(path: Path, why: object) -> ResNetJaxError:
+class DamagedFileError(ResNetJaxError):
+    """A prepared file is missing or holds something else than was written: make it again."""
+
+
+def damaged(path: Path, why: object) -> DamagedFileError:
     """Returns the error that names a damaged file and what mends it."""
     reason = " ".join(str(why).split()) or type(why).__name__
     if len(reason) > 120:
         reason = reason[:117] + "..."
     folder = path.parent.parent
-    return ResNetJaxError(
+    return DamagedFileError(
         f"{path} is damaged ({reason}): run `resnet-jax data prepare {folder.name} "
         f"--dir {folder.parent}` to make it again, or give another folder (--data.dir)"
     )
@@ -132,14 +136,18 @@ def read_prepared(info: PreparedInfo) -> Arrays:
     """Reads every example of every split into memory, in the order of TFDS.
 
     Raises:
-        ResNetJaxError: if a shard is missing, truncated or damaged, or holds another number of
+        DamagedFileError: if a shard is missing, truncated or damaged, or holds another number of
             examples than it should; the message names the file.
+        ResNetJaxError: if the images are not all of one size.
     """
     arrays = {}
     for split, shards in info.splits.items():
         parts = [read_shard(info, split, number) for number in range(len(shards))]
-        images, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
-        arrays[split] = (images, labels)
+        if len(parts) == 1:
+            arrays[split] = parts[0]
+        else:
+            images, labels = zip(*parts, strict=True)
+            arrays[split] = (np.concatenate(images), np.concatenate(labels))
     return arrays
 
 
@@ -147,7 +155,7 @@ def read_shard(info: PreparedInfo, split: str, number: int) -> tuple[np.ndarray,
     """Reads one shard of a split: uint8[N, H, W, C] and int32[N].
 
     Raises:
-        ResNetJaxError: as ``read_prepared``.
+        DamagedFileError, ResNetJaxError: as ``read_prepared``.
     """
     shard = info.splits[split][number]
     records = _read_records(shard)

@@ -162,7 +162,7 @@ def server(tiny_mnist, tmp_path, monkeypatch):
     quiet = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
     handler = functools.partial(quiet, directory=folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
+        threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
         address = f"http://127.0.0.1:{running.server_address[1]}/"
         for path in folder.iterdir():
             info = checksums.compute_url_info(path)
