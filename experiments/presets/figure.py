@@ -1,0 +1,61 @@
+"""The picture of a run that the README shows: curves, and what the network makes of some digits.
+
+Command:   python experiments/presets/figure.py RUN OUTPUT.png      (needs matplotlib)
+"""
+
+import sys
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+import resnet_jax as rj
+
+BLUE, ORANGE = "#0072B2", "#D55E00"  # Okabe and Ito's, told apart by everyone
+
+
+def draw(run: rj.Run) -> plt.Figure:
+    """Loss and accuracy over the epochs; ten test digits and the five most doubtful ones."""
+    metrics = run.metrics()
+    train, validation = (metrics[metrics["kind"] == kind] for kind in ("train", "validation"))
+    figure = plt.figure(figsize=(10, 5.2), layout="constrained")
+    curves, digits = figure.subfigures(1, 2, width_ratios=(1.25, 1))
+
+    loss, error = curves.subplots(2, 1, sharex=True)
+    for axes, column, scale in ((loss, "loss", 1), (error, "accuracy", 100)):
+        for rows, colour, marker in ((train, ORANGE, ""), (validation, BLUE, "o")):
+            name = rows["kind"].iloc[0]
+            values = rows[column] * scale if column == "loss" else 100 - rows[column] * scale
+            axes.plot(rows["epoch"], values, color=colour, marker=marker, ms=3, lw=1.5, label=name)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.grid(alpha=0.3, which="both", lw=0.5)
+    loss.set_ylabel("cross-entropy, nats")
+    loss.set_title("training: augmented images, smoothed labels", fontsize=10)
+    loss.legend(frameon=False)
+    error.set_ylabel("wrong, %")
+    error.set_xlabel("epoch")
+
+    data = rj.load_dataset(run.config.data.name, run.config.data.dir)
+    p = run.predict(data.test.images, "latest")
+    right = p.argmax(1) == data.test.labels
+    doubtful = np.argsort(p[np.arange(len(p)), data.test.labels])[:10]
+    sure = [int(np.flatnonzero(right & (data.test.labels == k))[0]) for k in range(10)]
+    axes = digits.subplots(4, 5)
+    digits.suptitle("test digits: one of each, and the ten most doubtful", fontsize=10)
+    for ax, index in zip(axes.flat, [*sure, *doubtful], strict=True):
+        ax.imshow(data.test.images[index, :, :, 0], cmap="gray_r")
+        label, guess = int(data.test.labels[index]), int(p[index].argmax())
+        text = f"{guess}: {p[index, guess]:.0%}" + ("" if guess == label else f", is {label}")
+        ax.set_title(text, fontsize=9, color="black" if guess == label else ORANGE)
+        ax.set_axis_off()
+    return figure
+
+
+if __name__ == "__main__":
+    draw(rj.Run.open(sys.argv[1])).savefig(sys.argv[2], dpi=110)
