@@ -85,7 +85,7 @@ class Run:
         return f"Run({str(self.path)!r}, {self.config.model.name} on {self.config.data.name})"
 
     def metrics(self) -> "pd.DataFrame":
-        """The lines of ``metrics.jsonl``: one row each, columns as in `DESIGN`'s run folder."""
+        """The lines of ``metrics.jsonl``: one row each; see docs/run_folder.md."""
         import pandas as pd
 
         return pd.DataFrame(self._folder.read_metrics())
