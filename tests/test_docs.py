@@ -1,0 +1,154 @@
+"""The pages of docs/ and the docstrings: their code runs, what they quote and name is there."""
+
+import contextlib
+import doctest
+import importlib
+import io
+import re
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from resnet_jax.cli import main
+from resnet_jax.config import PRESETS
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+TEXTS = [ROOT / "README.md", *PAGES]
+
+# ```python runs; ```python quote is an excerpt of the package; ```text under a block is its output.
+FENCE = re.compile(r"^( *)```([^\n]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+
+
+class Block(NamedTuple):
+    kind: str
+    text: str
+    line: int  # of the block's first line in the page
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text()
+    return [
+        Block(match[2].strip(), match[3], text.count("\n", 0, match.start(3)) + 1)
+        for match in FENCE.finditer(text)
+    ]
+
+
+def of(path: Path) -> str:
+    return path.name
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    """Where pages write runs/...: one for all, so that the run they share is trained once."""
+    return tmp_path_factory.mktemp("docs")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=of)
+def test_the_code_of_a_page_runs_and_prints_what_the_page_shows(page, workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    namespace = {"__name__": f"docs_{page.stem}"}
+    found = blocks(page)
+    for block, following in zip(found, [*found[1:], None], strict=True):
+        if block.kind != "python":
+            continue
+        printed = io.StringIO()
+        # Empty lines before it give a traceback the line numbers of the page.
+        program = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
+        with contextlib.redirect_stdout(printed):
+            exec(program, namespace)
+        if following is not None and following.kind == "text":
+            assert printed.getvalue().rstrip() == following.text.rstrip(), (
+                f"{page.name}, line {following.line}"
+            )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=of)
+def test_what_a_page_quotes_is_in_the_package(page):
+    sources = [
+        [line.strip() for line in path.read_text().splitlines()]
+        for path in (ROOT / "resnet_jax").rglob("*.py")
+    ]
+    for block in blocks(page):
+        if block.kind == "python quote":
+            lines = [line.strip() for line in block.text.splitlines()]
+            starts = [(s, at) for s in sources for at, line in enumerate(s) if line == lines[0]]
+            assert any(s[at : at + len(lines)] == lines for s, at in starts), (
+                f"{page.name}, line {block.line}: the package reads otherwise"
+            )
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=of)
+def test_relative_links_lead_somewhere(page):
+    prose = FENCE.sub("", page.read_text())
+    for target in re.findall(r"\]\(([^)\s#]+)", prose):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@cache
+def options(command: str) -> frozenset[str]:
+    """The options in the help of a command."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0, f"resnet-jax has no command {command}"
+    return frozenset(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", shown.getvalue()))
+
+
+def command_lines(page: Path) -> list[list[str]]:
+    """The words after `resnet-jax`, from shell blocks and from code within the text."""
+    shell = [b.text for b in blocks(page) if b.kind in ("", "sh", "bash", "shell", "console")]
+    lines = [line for text in shell for line in text.replace("\\\n", " ").splitlines()]
+    lines += re.findall(r"`(resnet-jax [^`]+)`", FENCE.sub("", page.read_text()))
+    words = [re.split(r" #|[|;>]|&&", line)[0].split() for line in lines]
+    return [line[line.index("resnet-jax") + 1 :] for line in words if "resnet-jax" in line]
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=of)
+def test_commands_and_options_exist(page):
+    for command, *arguments in command_lines(page):
+        if command.startswith("-"):  # resnet-jax --help
+            continue
+        named = {word.split("=")[0] for word in arguments if word.startswith("--")}
+        assert named <= {*options(command), "--help"}, f"{page.name}: {command} {arguments}"
+        if command == "train" and arguments and arguments[0][0].islower():
+            assert arguments[0] in PRESETS, f"{page.name}: {command} {arguments}"
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=of)
+def test_options_in_the_text_exist(page):
+    prose = FENCE.sub("", page.read_text())
+    named = set(re.findall(r"`(--[a-z][a-z.-]*[a-z])[ =`]", prose))
+    if named:
+        commands = ("train", "evaluate", "predict", "summary", "data")
+        assert named <= frozenset.union(*map(options, commands)), page.name
+
+
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in (ROOT / "resnet_jax").rglob("*.py")
+    if ">>> " in path.read_text()
+)
+# Whole networks as users write them, compiled one operation at a time.
+SLOW = {"resnet_jax.models.resnet", "resnet_jax.training.state"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(m, marks=[pytest.mark.slow] if m in SLOW else []) for m in MODULES],
+)
+def test_examples_of_docstrings(name):
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.startswith("resnet_jax"):
+            raise
+        pytest.skip(f"{name} needs {error.name}, which an extra brings")
+    failures = io.StringIO()
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    for example in doctest.DocTestFinder().find(module):
+        runner.run(example, out=failures.write)
+    assert not runner.failures, failures.getvalue()
