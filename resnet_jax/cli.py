@@ -46,6 +46,8 @@ def main(argv: list[str] | None = None) -> int:
             "train": _train_command(arguments),
             "evaluate": evaluate,
             "predict": predict,
+            "export": export,
+            "verify": verify,
             "summary": summary,
             "data": data,
         }
@@ -263,6 +265,32 @@ def _print_predictions(rows: list[dict[str, Any]], *, as_json: bool, as_csv: boo
         console.print(table)
 
 
+def export(
+    run: Positional[Path],
+    format: Literal["torchvision", "stablehlo", "onnx"],
+    output: Path | None = None,
+    checkpoint: CheckpointOption = "best",
+) -> int:
+    """Write a run's network to a file for use elsewhere; class names and preprocessing go with it.
+
+    What the file computes is compared with the run on real digits before the file is in place.
+
+    Args:
+        run: the run's folder.
+        format: torchvision: safetensors by torchvision's names; stablehlo: runs with jax alone on
+            cpu, cuda and tpu; onnx: needs the extra `onnx`.
+        output: the file. Default: export/MODEL.SUFFIX in the run's folder.
+        checkpoint: best by validation accuracy, or latest.
+    """
+    from resnet_jax.interop.artifact import export
+    from resnet_jax.run import Run
+
+    path = export(Run.open(run), format, output, checkpoint=checkpoint)
+    size = path.stat().st_size / 1e6
+    console.print(f"{path} is written ({size:.1f} MB)", soft_wrap=True, markup=False)
+    return 0
+
+
 def summary(
     model: Positional[str] = "resnet18",
     width: int = 64,
@@ -338,6 +366,33 @@ def data(
 
     console.print(f"{name} is prepared in {prepare(name, dir, from_idx)}", soft_wrap=True)
     return 0
+
+
+def verify(what: Positional[str], dir: str | None = None) -> int:
+    """Check a run's folder or a prepared data set from end to end; exit code 1 if any is damaged.
+
+    Args:
+        what: a run's folder, or the name of a data set.
+        dir: folder of prepared data sets. Default: $TFDS_DATA_DIR, then ~/tensorflow_datasets.
+    """
+    from resnet_jax.data import DATASETS, verify_prepared
+
+    if what in DATASETS and not Path(what, "config.yaml").exists():
+        report = verify_prepared(what, dir)
+    else:
+        from resnet_jax.run import Run
+
+        report = Run.open(what).verify()
+    for name in report.good:
+        console.print(f"good     {report.folder / name}", soft_wrap=True, markup=False)
+    for line in report.damaged:
+        console.print(f"damaged  {line}", soft_wrap=True, markup=False)
+    if report.ok:
+        return 0
+    raise ResNetJaxError(
+        f"{len(report.damaged)} of {len(report.good) + len(report.damaged)} parts of {what} "
+        f"are damaged: the others are usable"
+    )
 
 
 def _print_datasets() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from resnet_jax.config import TrainConfig
+from resnet_jax.data import VerifyReport
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.training.evaluation import Evaluation
 from resnet_jax.training.folder import DataFacts, RunFolder
@@ -156,6 +157,23 @@ class Run:
             )
         program = self._program
         return program.evaluate(self._state(checkpoint), program.put(splits[split]))
+
+    def verify(self) -> VerifyReport:
+        """Reads the metrics and every file of every checkpoint, and reports which are whole."""
+        good, damaged = ["config.yaml"], []
+        try:
+            self._folder.read_metrics()
+            good.append("metrics.jsonl")
+        except ResNetJaxError as error:
+            damaged.append(str(error))
+        checkpoints = self._folder.checkpoints
+        for step in checkpoints.steps():
+            try:
+                checkpoints.verify(step)
+                good.append(f"checkpoints/{step}")
+            except ResNetJaxError as error:
+                damaged.append(str(error))
+        return VerifyReport(str(self.path), self.path, tuple(good), tuple(damaged))
 
     @cached_property
     def _program(self) -> Program:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -169,3 +170,18 @@ def test_wrong_usage_is_the_parsers_text_and_exit_code_2(arguments):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+def test_verify_names_what_is_damaged(run_dir, tmp_path, capsys):
+    assert main(["verify", str(run_dir)]) == 0
+    assert main(["verify", "mnist_5k"]) == 0
+    capsys.readouterr()
+    copy = Path(shutil.copytree(run_dir, tmp_path / "copy"))
+    steps = sorted((copy / "checkpoints").iterdir())
+    victim = next(path for path in (steps[0] / "state").rglob("*") if path.is_file())
+    victim.write_bytes(victim.read_bytes()[:-1])
+    assert main(["verify", str(copy)]) == 1
+    out, err = capsys.readouterr()
+    assert f"damaged  {victim}" in out
+    assert f"good     {steps[1]}" in out
+    assert "1 of" in err

@@ -217,10 +217,10 @@ def _check_reachable(info: catalogue.DatasetInfo) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class VerifyReport:
-    """The state of a prepared dataset on disk.
+    """What is whole and what is damaged of a prepared dataset, or of a run, on disk.
 
     Attributes:
-        name: the dataset.
+        name: the dataset, or the run.
         folder: where it is.
         good: the names of the files that are whole.
         damaged: what is wrong, one line for each bad file, which the line names.
