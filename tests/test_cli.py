@@ -15,10 +15,11 @@ from PIL import Image
 import resnet_jax as rj
 from resnet_jax.cli import main
 
-TINY = (
-    "--model.width 4 --data.subset 60 20 20 --batch-size 20 --epochs 1 --log-every 2 "
-    "--eval-every 2 --augment.shift 0 --augment.rotation 0 --augment.scale 0 --augment.shear 0"
-).split()
+OPTIONS = """
+    --model.width 4 --data.subset 60 20 20 --batch-size 20 --epochs 1 --log-every 2 --eval-every 2
+    --augment.shift 0 --augment.rotation 0 --augment.scale 0 --augment.shear 0
+"""
+TINY = OPTIONS.split()
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,8 @@ def test_predict_agrees_with_python(run_dir, digits, capsys):
 def test_one_bad_file_does_not_stop_the_others(run_dir, digits, tmp_path, capsys):
     broken = tmp_path / "broken.png"
     broken.write_bytes(digits[0].read_bytes()[:60])
-    assert main(["predict", str(run_dir), str(digits[0]), str(broken), str(digits[1]), "--csv"]) == 1
+    paths = [str(path) for path in (digits[0], broken, digits[1])]
+    assert main(["predict", str(run_dir), *paths, "--csv"]) == 1
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 3
     assert "broken.png" in err
@@ -100,7 +102,8 @@ def test_seeds_repeat_and_are_summed_up(tmp_path, capsys, monkeypatch):
         last = metrics[(metrics["split"] == "test_all") & (metrics["checkpoint"] == "latest")]
         accuracies.append(last["accuracy"].item())
     assert accuracies[0] != accuracies[1]
-    row = next(line for line in out.splitlines() if "test_all, latest" in line and "step" not in line)
+    lines = [line for line in out.splitlines() if "test_all, latest" in line]
+    row = next(line for line in lines if "step" not in line)
     for value in (*accuracies, np.mean(accuracies), np.std(accuracies, ddof=1)):
         assert f"{value:.2%}" in row
 

@@ -11,6 +11,7 @@ Another sample than that of "the first 1,000" has another accuracy: this tells t
 """
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -49,10 +50,7 @@ class Unit(nn.Module):
 def resnet18(residual: bool) -> nn.Sequential:
     stem = [nn.Conv2d(1, 64, 7, 2, 3), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
     widths = [64, 64, 64, 128, 128, 256, 256, 512, 512]
-    units = [
-        Unit(a, b, 1 if a == b else 2, residual)
-        for a, b in zip(widths, widths[1:], strict=False)
-    ]
+    units = [Unit(a, b, 1 if a == b else 2, residual) for a, b in pairwise(widths)]
     return nn.Sequential(*stem, *units, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
 
 

@@ -159,8 +159,8 @@ class ResNet(nn.Module):
         width: features of the stem and of the first stage.
         residual: ``False`` gives the plain network: same layers, no shortcut, no projection.
         stem: ``"imagenet"`` or ``"small"``, see `Stem`.
-        initializer: convolutions start by ``"he"`` (fan-out, as torchvision's networks) or by ``"torch"``
-            (PyTorch's default for a convolution). The head always starts by PyTorch's default.
+        initializer: convolutions start by ``"he"`` (fan-out, as torchvision's networks) or by
+            ``"torch"`` (PyTorch's default). The head always starts by PyTorch's default.
         zero_init_last: starts each residual branch at zero, see `Unit`.
         lowering: ``"auto"``, or ``"reference"`` for XLA's own convolution and pooling everywhere.
         dtype: type of the computation; statistics, pooling and head stay in at least float32.

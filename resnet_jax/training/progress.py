@@ -14,7 +14,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-
 # Without a bar, a line at least this often shows that something happens.
 SECONDS_BETWEEN_LINES = 10.0
 

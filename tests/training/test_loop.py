@@ -167,9 +167,7 @@ def test_resuming_neither_repeats_nor_skips_an_example(tiny_config, tmp_path, mo
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_same_command_continues(
-    number, finished_run, tiny_config, tmp_path
-):
+def test_a_signal_saves_and_the_same_command_continues(number, finished_run, tiny_config, tmp_path):
     process = start(tiny_config, tmp_path)
     wait_for_step(process, 6)
     process.send_signal(number)
@@ -269,6 +267,7 @@ def test_first_line_and_help_are_quick():
         times = []
         for _ in range(3):
             began = time.perf_counter()
-            subprocess.run([sys.executable, "-m", "resnet_jax.cli", *arguments], capture_output=True)
+            command = [sys.executable, "-m", "resnet_jax.cli", *arguments]
+            subprocess.run(command, capture_output=True)
             times.append(time.perf_counter() - began)
         assert min(times) < limit

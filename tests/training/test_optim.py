@@ -50,9 +50,7 @@ def test_piecewise_divides_by_ten_at_shares_of_the_run():
 
 
 def test_piecewise_boundaries_count_the_warmup():
-    config = OptimConfig(
-        learning_rate=0.1, schedule="piecewise", boundaries=(0.5,), warmup=0.1
-    )
+    config = OptimConfig(learning_rate=0.1, schedule="piecewise", boundaries=(0.5,), warmup=0.1)
     np.testing.assert_allclose(rates(config, 100, [49, 51]), [0.1, 0.01], rtol=1e-5)
 
 
@@ -79,9 +77,7 @@ def test_sgd_is_pytorchs():
 def test_nesterov_looks_ahead():
     # g + m v: 1 + 0.9, then 1 + 0.9 * 1.9.
     config = OptimConfig(learning_rate=0.1, momentum=0.9, nesterov=True)
-    np.testing.assert_allclose(
-        two_updates(config), [(-0.19, -0.19), (-0.271, -0.271)], rtol=1e-6
-    )
+    np.testing.assert_allclose(two_updates(config), [(-0.19, -0.19), (-0.271, -0.271)], rtol=1e-6)
 
 
 def test_plain_sgd_has_no_state_but_the_step():

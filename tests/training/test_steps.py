@@ -24,7 +24,8 @@ def make_batch(seed: int, count: int = 6, dtype=jnp.float32) -> rj.Batch:
 def make_state(tx=None, *, ema: bool = False, dtype=jnp.float32) -> rj.TrainState:
     model = tiny(dtype=dtype, param_dtype=dtype)
     images = make_batch(0, dtype=dtype).images
-    return rj.TrainState.create(model, tx or optax.sgd(0.1, 0.9), jax.random.key(0), images, ema=ema)
+    tx = tx or optax.sgd(0.1, 0.9)
+    return rj.TrainState.create(model, tx, jax.random.key(0), images, ema=ema)
 
 
 def test_cross_entropy_by_hand():
@@ -116,9 +117,7 @@ def test_metrics_are_those_of_the_parameters_before_the_update():
     _, metrics = jax.jit(rj.train_step)(state, batch)
     np.testing.assert_allclose(metrics.accuracy, (logits.argmax(-1) == batch.labels).mean())
     log_p = jax.nn.log_softmax(logits)
-    np.testing.assert_allclose(
-        metrics.loss, -log_p[jnp.arange(6), batch.labels].mean(), rtol=1e-5
-    )
+    np.testing.assert_allclose(metrics.loss, -log_p[jnp.arange(6), batch.labels].mean(), rtol=1e-5)
 
 
 def test_averages_follow_parameters_and_statistics():
