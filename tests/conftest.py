@@ -20,4 +20,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
 # Prepared data sets: yours, those beside the checkout, or an empty folder to prepare into.
 _beside = pathlib.Path(__file__).parents[2] / "shared/data/tfds"
-os.environ.setdefault("TFDS_DATA_DIR", str(_beside if _beside.is_dir() else f"{_cache}/tfds"))
+if "TFDS_DATA_DIR" not in os.environ:
+    _empty = pathlib.Path(_cache, "tfds")
+    _empty.mkdir()
+    os.environ["TFDS_DATA_DIR"] = str(_beside if _beside.is_dir() else _empty)
