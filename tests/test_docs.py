@@ -132,8 +132,8 @@ MODULES = sorted(
     for path in (ROOT / "resnet_jax").rglob("*.py")
     if ">>> " in path.read_text()
 )
-# Whole networks as users write them, compiled one operation at a time.
-SLOW = {"resnet_jax.models.resnet", "resnet_jax.training.state"}
+# As users write them: compiled one operation at a time, which takes seconds.
+SLOW = {"resnet_jax.data.augment", "resnet_jax.models.resnet", "resnet_jax.training.state"}
 
 
 @pytest.mark.parametrize(
