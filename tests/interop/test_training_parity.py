@@ -25,7 +25,7 @@ MODELS = {
     "basic": partial(rj.ResNet, TINY, rj.BasicUnit),
     "bottleneck": partial(rj.ResNet, TINY, rj.BottleneckUnit),
 }
-OPTIM = rj.OptimConfig(learning_rate=0.05, momentum=0.9, weight_decay=5e-4)
+OPTIM = rj.OptimConfig(learning_rate=0.01, momentum=0.9, weight_decay=5e-4)
 
 
 def examples(steps, batch, channels=3, size=32):
@@ -112,7 +112,7 @@ def test_ten_steps_of_sgd_in_float64(name, width, residual):
     assert_ten_steps_agree(name, width, residual)
 
 
-def assert_first_step_agrees(name, width, batch=16):
+def assert_first_step_agrees(name, width, batch=32):
     theirs, state = pair(name, width, dtype=np.float32)
     images, labels = (part[0] for part in examples(1, batch))
     images = images.astype(np.float32)
@@ -124,7 +124,7 @@ def assert_first_step_agrees(name, width, batch=16):
         return cross_entropy(logits, labels).mean(), updates["batch_stats"]
 
     (loss, batch_stats), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(state.params)
-    assert abs(float(loss) - expected_loss) < 1e-5
+    assert abs(float(loss) - expected_loss) < 1e-5 * expected_loss
     got = to_torchvision({"params": grads, "batch_stats": batch_stats})
     for key, parameter in theirs.named_parameters():
         assert relative(got[key], parameter.grad.numpy()) < 1e-4, key
