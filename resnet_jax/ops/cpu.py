@@ -397,6 +397,10 @@ def choose(face: str, geometry: Geometry) -> str:
     positions = geometry.size[0] * geometry.size[1] * geometry.out[0] * geometry.out[1]
     if geometry.kernel == (1, 1):
         return "patches"  # a strided slice and a product
+    if fits("tiles", geometry):
+        if face != "kernel_grad" or geometry.size == (2, 2):
+            return "tiles"
+        return "columns"
     if positions <= 16:
         return "dense"
     if geometry.stride == (1, 1):
