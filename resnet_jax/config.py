@@ -67,6 +67,8 @@ class ModelConfig:
     """Start every residual branch at zero."""
     lowering: Literal["auto", "reference"] = "auto"
     """auto: the fastest formulation for the platform; reference: XLA's own convolution."""
+    frozen_stages: Annotated[int | None, Within(0, 4)] = None
+    """Keep the stem and this many stages as they are, batch norm too (for --init-from)."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Type of the computation. Parameters are float32 (float64 with float64)."""
 
@@ -125,6 +127,8 @@ class OptimConfig:
     """Nesterov's momentum."""
     weight_decay: Annotated[float, NotNegative] = 0.0
     """Weight decay on kernels alone, not on biases or batch norm. sgd: added to the gradient."""
+    body_rate: Annotated[float, Positive] = 1.0
+    """Learning rate of all layers but the head, as a share of the head's (for --init-from)."""
     clip_norm: Annotated[float | None, Positive] = None
     """Largest global norm of the gradient; a longer one is scaled down."""
     schedule: Literal["constant", "cosine", "one_cycle", "piecewise"] = "constant"
@@ -143,6 +147,10 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    init_from: str | None = None
+    """Start from the weights in a .safetensors or .pth file, or in another run's folder."""
+    init_head: Literal["auto", "keep", "fresh"] = "auto"
+    """The head of those weights. auto: kept where they know the same classes, else fresh."""
     epochs: Annotated[float, Positive] = 1.0
     """Passes over the training images."""
     batch_size: Annotated[int, Count] = 64

@@ -38,11 +38,16 @@ def train(config: TrainConfig, run_dir: str | Path, *, quiet: bool = False) -> "
     Raises:
         ResNetJaxError: see `resnet_jax.training.loop.fit`.
     """
+    pretrained = None
+    if config.init_from is not None:
+        from resnet_jax.interop.pretrained import load_pretrained
+
+        pretrained = load_pretrained
     if quiet:
-        fit(config, Path(run_dir), Silent())
+        fit(config, Path(run_dir), Silent(), pretrained)
     else:
         with Display() as display:
-            fit(config, Path(run_dir), display)
+            fit(config, Path(run_dir), display, pretrained)
     return Run.open(run_dir)
 
 

@@ -162,6 +162,8 @@ class ResNet(nn.Module):
         initializer: convolutions start by ``"he"`` (fan-out, as torchvision's networks) or by
             ``"torch"`` (PyTorch's default). The head always starts by PyTorch's default.
         zero_init_last: starts each residual branch at zero, see `Unit`.
+        frozen_stages: for fine-tuning: the stem and this many stages have no gradient, and their
+            batch norm stays in evaluation mode. None: nothing is frozen, not even the stem.
         lowering: ``"auto"``, or ``"reference"`` for XLA's own convolution and pooling everywhere.
         dtype: type of the computation; statistics, pooling and head stay in at least float32.
         param_dtype: type of parameters and running statistics.
@@ -175,6 +177,7 @@ class ResNet(nn.Module):
     stem: Literal["imagenet", "small"] = "imagenet"
     initializer: Literal["he", "torch"] = "he"
     zero_init_last: bool = False
+    frozen_stages: int | None = None
     lowering: Literal["auto", "reference"] = "auto"
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -200,8 +203,12 @@ class ResNet(nn.Module):
         )
         norm = partial(BatchNorm, dtype=self.dtype, param_dtype=self.param_dtype)
 
-        x = Stem(self.stem, self.width, conv, norm, self.lowering, name="stem")(images, train=train)
+        frozen = -1 if self.frozen_stages is None else self.frozen_stages
+        stem = Stem(self.stem, self.width, conv, norm, self.lowering, name="stem")
+        x = stem(images, train=train and frozen < 0)
         for stage, size in enumerate(self.stage_sizes):
+            if stage == frozen:
+                x = jax.lax.stop_gradient(x)
             for index in range(size):
                 x = self.unit(
                     features=self.width * 2**stage,
@@ -211,7 +218,9 @@ class ResNet(nn.Module):
                     residual=self.residual,
                     zero_init_last=self.zero_init_last,
                     name=f"stage{stage + 1}_unit{index + 1}",
-                )(x, train=train)
+                )(x, train=train and stage >= frozen)
+        if frozen == len(self.stage_sizes):
+            x = jax.lax.stop_gradient(x)
         if self.unit.preactivation:
             x = nn.relu(norm(name="norm")(x, train=train))
         x = x.astype(jnp.promote_types(self.dtype, jnp.float32)).mean(axis=(1, 2))

@@ -3,7 +3,7 @@
 import logging
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -58,8 +58,15 @@ def load_splits(config: TrainConfig) -> tuple[Dataset, dict[str, Any]]:
     return data, splits
 
 
-def fit(config: TrainConfig, run_dir: Path, observer: Observer) -> None:
+def fit(
+    config: TrainConfig,
+    run_dir: Path,
+    observer: Observer,
+    pretrained: Callable[[Program], dict[str, Any]] | None = None,
+) -> None:
     """Trains until the configuration is fulfilled; begins a run or resumes the one in ``run_dir``.
+
+    A run begins with the variables that ``pretrained`` gives, or with random ones.
 
     Raises:
         ResNetJaxError: the configuration is refused, the data are not to be had, the run's folder
@@ -76,14 +83,19 @@ def fit(config: TrainConfig, run_dir: Path, observer: Observer) -> None:
     folder = RunFolder(run_dir)
     if folder.exists:
         folder.check_same(config, facts)
+    # Read before anything is written, and not at all where a run goes on.
+    variables = pretrained(program) if pretrained and not folder.checkpoints.steps() else None
     with folder.opened_for_writing(), _signals() as stop:
-        if not folder.exists:
+        # A run may go on with other settings of the kind that changes nothing learnt.
+        if not folder.exists or folder.read_config()[0] != config:
             folder.write_config(config, facts)
         state = program.init()
         step = next(folder.checkpoints.good_steps(), 0)
         if step:
             state = folder.checkpoints.restore(state, step)
             observer.said(f"resumes at step {step} of {total_steps}")
+        elif pretrained:
+            state = program.adopt(state, variables or pretrained(program))
         rows = folder.rewind_metrics(step)
         _Loop(program, folder, observer, stream, splits, rows, stop).run(state, step)
 
@@ -116,7 +128,6 @@ class _Loop:
         self.observer.started(step, total)
         examples = self.program.put(self.splits["train"])
         validation = self.program.put(self.splits["validation"])
-        evaluations = self._evaluation_steps()
         measured: list[Metrics] = []
         since = time.perf_counter()
         while step < total and not self._satisfied():
@@ -127,7 +138,7 @@ class _Loop:
                 # Stay two steps ahead of the device and no more: what is shown has happened.
                 measured[-3].loss.block_until_ready()
             self.observer.stepped(step)
-            evaluate = step in evaluations
+            evaluate = self._evaluates_after(step)
             if step % config.log_every == 0 or step == 1 or evaluate or self.stop:
                 self._log_training(state, step, measured, since)
                 measured = []
@@ -147,13 +158,15 @@ class _Loop:
         self._test(state, step)
         log.info("finished at step %d", step)
 
-    def _evaluation_steps(self) -> set[int]:
-        total, every = self.program.total_steps, self.config.eval_every
-        if every is not None:
-            return {*range(every, total, every), total}
+    def _evaluates_after(self, step: int) -> bool:
+        """Every ``--eval-every`` steps, or at the step nearest to an epoch's end; and at the end."""
+        if step == self.program.total_steps:
+            return True
+        if self.config.eval_every is not None:
+            return step % self.config.eval_every == 0
         per_epoch = self.stream.num_examples / self.config.batch_size
-        epochs = int(self.config.epochs)
-        return {min(round(epoch * per_epoch), total) for epoch in range(1, epochs + 1)} | {total}
+        epoch = round(step / per_epoch)
+        return epoch >= 1 and step == round(epoch * per_epoch)
 
     def _satisfied(self) -> bool:
         """Whether ``--target`` is reached or ``--patience`` is over."""

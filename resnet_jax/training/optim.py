@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from resnet_jax.config import OptimConfig
@@ -41,21 +42,38 @@ def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, main], [warmup_steps])
 
 
-def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The optimiser that `config` describes.
+def make_optimizer(
+    config: OptimConfig, schedule: optax.Schedule, frozen_stages: int | None = None
+) -> optax.GradientTransformation:
+    """The optimiser that `config` describes; the stem and ``frozen_stages`` stages do not move.
 
     SGD follows PyTorch's definition: weight decay is added to the gradient before momentum, and
     momentum is ``v = m v + g``. Both optimisers decay kernels alone.
     """
+    # Scaling what the optimiser wants to do is the same as scaling its rate.
+    usual = config.body_rate == 1 and frozen_stages is None
+    shares = [] if usual else [_scale_by_layer(config.body_rate, frozen_stages)]
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm is not None else []
     if config.name == "adamw":
         adamw = optax.adamw(
             schedule, b1=config.momentum, weight_decay=config.weight_decay, mask=kernels
         )
-        return optax.chain(*clip, adamw)
+        return optax.chain(*clip, adamw, *shares)
     decay = [optax.add_decayed_weights(config.weight_decay, kernels)] if config.weight_decay else []
     sgd = optax.sgd(schedule, config.momentum or None, nesterov=config.nesterov)
-    return optax.chain(*clip, *decay, sgd)
+    return optax.chain(*clip, *decay, sgd, *shares)
+
+
+def _scale_by_layer(body_rate: float, frozen_stages: int | None) -> optax.GradientTransformation:
+    frozen = ["stem", *(f"stage{stage + 1}_" for stage in range(frozen_stages or 0))]
+
+    def share(path: Any, update: jax.Array) -> jax.Array:
+        layer = path[0].key
+        if frozen_stages is not None and layer.startswith(tuple(frozen)):
+            return jnp.zeros_like(update)
+        return update if layer == "head" else body_rate * update
+
+    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(share, updates))
 
 
 def kernels(params: Any) -> Any:

@@ -61,7 +61,7 @@ class Program:
         self.total_steps = total_steps
         self.schedule = make_schedule(config.optim, total_steps)
         self.model = make_model(config, len(class_names))
-        self.tx = make_optimizer(config.optim, self.schedule)
+        self.tx = make_optimizer(config.optim, self.schedule, config.model.frozen_stages)
         for name in ("mean", "std"):
             if len(getattr(config.data, name)) not in (1, image_shape[-1]):
                 raise ResNetJaxError(
@@ -109,6 +109,18 @@ class Program:
             ema=self.config.ema is not None,
         )
         return jax.device_put(state, self.replicated)
+
+    def adopt(self, state: TrainState, variables: dict[str, Any]) -> TrainState:
+        """A fresh state with pretrained variables; layers that they lack keep their own."""
+        mine = {"params": state.params, "batch_stats": state.batch_stats}
+        merged = {
+            name: jax.tree.map(
+                lambda a, b: jnp.asarray(b, a.dtype), part, {**part, **variables[name]}
+            )
+            for name, part in mine.items()
+        }
+        ema = None if state.ema is None else jax.tree.map(jnp.copy, merged)
+        return jax.device_put(state.replace(**merged, ema=ema), self.replicated)
 
     def put(self, split: Split) -> Batch:
         """A whole split on every device: uint8 images and labels."""

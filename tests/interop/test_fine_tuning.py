@@ -1,0 +1,201 @@
+"""A run that starts from other weights: which of them it takes, which move, and how fast."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import traverse_util
+
+import resnet_jax as rj
+from resnet_jax.cli import main
+from resnet_jax.interop import load_weights, save_weights, to_torchvision
+from resnet_jax.interop.pretrained import load_pretrained
+from resnet_jax.training.optim import make_optimizer
+from resnet_jax.training.program import Program
+
+DIGITS = tuple("0123456789")
+CONFIG = rj.TrainConfig(
+    model=rj.ModelConfig(width=4),
+    data=rj.DataConfig(subset=(64, 16, 16)),
+    optim=rj.OptimConfig(weight_decay=0.1),
+)
+
+
+def program(config, class_names=DIGITS):
+    return Program(config, class_names, (28, 28, 1), total_steps=10)
+
+
+def starting_from(source, class_names=DIGITS, **changes):
+    config = dataclasses.replace(CONFIG, init_from=str(source), **changes)
+    return load_pretrained(program(config, class_names))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return rj.train(CONFIG, tmp_path_factory.mktemp("runs") / "run", quiet=True)
+
+
+@pytest.fixture
+def exported(run, tmp_path):
+    return rj.interop.export(run, "torchvision", tmp_path / "weights.safetensors")
+
+
+def assert_same(got, expected):
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+@pytest.mark.parametrize("kind", ["run", "file"])
+def test_the_same_classes_keep_the_head_and_others_start_fresh(run, exported, kind):
+    source = run.path if kind == "run" else exported
+    variables = jax.tree.map(np.asarray, dict(run.variables()))
+    assert_same(starting_from(source), variables)
+    others = tuple("abcdefghij")
+    assert "head" not in starting_from(source, others)["params"]
+    assert "head" in starting_from(source, others, init_head="keep")["params"]
+    assert "head" not in starting_from(source, init_head="fresh")["params"]
+    with pytest.raises(rj.ResNetJaxError, match="knows 10 classes, mnist_5k has 3"):
+        starting_from(source, ("a", "b", "c"), init_head="keep")
+    without_head = starting_from(source, ("a", "b", "c"))
+    del variables["params"]["head"]
+    assert_same(without_head, variables)
+
+
+def test_without_class_names_the_number_decides(run, tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    save_weights(weights, to_torchvision(run.variables()), {"class_names": "not JSON"})
+    assert "head" in starting_from(weights, tuple("abcdefghij"))["params"]
+    assert "head" not in starting_from(weights, ("a", "b"))["params"]
+
+
+def test_colour_weights_are_summed_for_grey_images(exported, tmp_path):
+    weights = load_weights(exported)
+    weights["conv1.weight"] = np.repeat(weights["conv1.weight"], 3, axis=1)
+    save_weights(tmp_path / "colour.safetensors", weights)
+    kernel = starting_from(tmp_path / "colour.safetensors")["params"]["stem"]["conv"]["kernel"]
+    np.testing.assert_allclose(
+        kernel, 3 * load_weights(exported)["conv1.weight"].transpose(2, 3, 1, 0), rtol=1e-6
+    )
+
+
+def test_a_fresh_head_is_the_runs_own_and_the_averages_start_from_the_weights(run):
+    config = dataclasses.replace(CONFIG, init_from=str(run.path), ema=0.9, init_head="fresh")
+    start = program(config)
+    fresh = start.init()
+    expected = dict(run.variables()["params"]) | {"head": fresh.params["head"]}
+    expected = jax.tree.map(np.asarray, expected)
+    state = start.adopt(fresh, load_pretrained(start))
+    assert_same(state.params, expected)
+    assert_same(state.ema, {"params": expected, "batch_stats": run.variables()["batch_stats"]})
+
+
+def moved(before, after):
+    """Layers any of whose numbers changed."""
+    before, after = (traverse_util.flatten_dict(tree) for tree in (before, after))
+    return {path[0] for path in before if (np.asarray(before[path]) != after[path]).any()}
+
+
+@pytest.mark.parametrize("frozen", [None, 0, 2, 4])
+def test_frozen_stages_keep_parameters_and_statistics_to_the_bit(frozen):
+    # Weight decay and momentum too must leave them alone.
+    settings = rj.OptimConfig(weight_decay=0.1, learning_rate=0.1, body_rate=0.5)
+    tx = make_optimizer(settings, lambda step: 0.1, frozen)
+    model = rj.ResNet((1, 1, 1, 1), rj.BasicUnit, width=4, frozen_stages=frozen)
+    images = jax.random.normal(jax.random.key(1), (8, 32, 32, 1))
+    state = rj.TrainState.create(model, tx, jax.random.key(0), images)
+    step = jax.jit(rj.train_step)
+    after = state
+    for _ in range(2):
+        after, _ = step(after, rj.Batch(images, jnp.arange(8)))
+    layers = ["stem", "stage1_unit1", "stage2_unit1", "stage3_unit1", "stage4_unit1", "head"]
+    moving = set(layers[0 if frozen is None else frozen + 1 :])
+    assert moved(state.params, after.params) == moving
+    assert moved(state.batch_stats, after.batch_stats) == moving - {"head"}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_the_body_moves_at_its_share_of_the_rate(name):
+    params = {"head": {"kernel": jnp.ones((2, 2))}, "stem": {"kernel": jnp.ones((2, 2))}}
+    grads = jax.tree.map(lambda x: 0.3 * x, params)
+
+    def after_three_steps(body_rate):
+        config = rj.OptimConfig(name=name, weight_decay=0.01, body_rate=body_rate)
+        tx = make_optimizer(config, lambda step: 0.1)
+        state, moving = tx.init(params), params
+        for _ in range(3):
+            updates, state = tx.update(grads, state, params)
+            moving = optax.apply_updates(moving, updates)
+        return jax.tree.map(lambda a, b: float((a - b).mean()), moving, params)
+
+    full, slow = after_three_steps(1.0), after_three_steps(0.1)
+    assert slow["head"]["kernel"] == full["head"]["kernel"]
+    np.testing.assert_allclose(slow["stem"]["kernel"], 0.1 * full["stem"]["kernel"], rtol=1e-5)
+
+
+def test_the_command_records_where_it_started_and_goes_on_without_it(run, exported, tmp_path):
+    folder = tmp_path / "tuned"
+    command = [
+        "train",
+        "--run-dir",
+        str(folder),
+        "--model.width",
+        "4",
+        "--init-from",
+        str(exported),
+    ]
+    command += ["--data.subset", "64", "16", "16", "--epochs", "1", "--optim.learning-rate", "1e-9"]
+    command += ["--model.frozen-stages", "4"]
+    assert main(command) == 0
+    tuned = rj.Run.open(folder)
+    assert tuned.config.init_from == str(exported)
+    assert tuned.config.model.frozen_stages == 4
+    before, after = run.variables(), tuned.variables()
+    assert moved(before["batch_stats"], after["batch_stats"]) == set()
+    assert moved(before["params"], after["params"]) <= {"head"}
+    exported.unlink()
+    assert main(command) == 0  # finished: nothing to read
+
+
+BAD = {
+    "truncated": ("weights.safetensors", "damaged"),
+    "nan": ("weights.safetensors", "1 with NaN"),
+    "architecture": ("weights.safetensors", "do not fit resnet18"),
+    "missing": ("nothing.safetensors", "is not a file"),
+    "code": ("weights.pth", "can run code"),
+    "no_run": (".", "is not a run"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_weights_are_one_line_and_nothing_is_written(exported, tmp_path, capsys, kind):
+    name, message = BAD[kind]
+    weights = load_weights(exported)
+    if kind == "truncated":
+        exported.write_bytes(exported.read_bytes()[:-1])
+    elif kind == "nan":
+        weights["layer1.0.conv1.weight"][0, 0, 0, 0] = np.nan
+        save_weights(exported, weights)
+    elif kind == "architecture":
+        del weights["layer4.1.conv2.weight"]
+        save_weights(exported, weights)
+    elif kind == "code":
+        torch = pytest.importorskip("torch")
+        torch.save({"conv1.weight": print}, tmp_path / name)
+    folder = tmp_path / "tuned"
+    command = ["train", "--run-dir", str(folder), "--model.width", "4"]
+    command += ["--data.subset", "64", "16", "16", "--init-from", str(tmp_path / name)]
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not folder.exists()
+
+
+def test_a_run_of_another_network_is_refused_by_the_options_that_differ(run):
+    config = dataclasses.replace(
+        CONFIG, init_from=str(run.path), model=rj.ModelConfig(width=8, stem="small")
+    )
+    with pytest.raises(rj.ResNetJaxError, match="--model.width 4, not 8, --model.stem imagenet"):
+        load_pretrained(program(config))
