@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import tyro
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from tyro.conf import Positional
 
-from resnet_jax.config import PRESETS, ModelConfig, TrainConfig, preset
+from resnet_jax.config import PRESETS, ModelConfig, TrainConfig
+from resnet_jax.config import preset as find_preset
 from resnet_jax.errors import ResNetJaxError
 
 if TYPE_CHECKING:
@@ -68,6 +70,10 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    except OSError as error:
+        # What no code expected of a file system: its own words name the file.
+        print(f"resnet-jax: {error}: mend that and run the same command", file=sys.stderr)
+        return 1
 
 
 class _Warnings(logging.Handler):
@@ -81,7 +87,7 @@ def _train_command(arguments: list[str]) -> Callable[..., int]:
     """``train`` with the defaults of the preset that the arguments begin with."""
     named = arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-")
     name = arguments[1] if named else "quickstart"
-    default = preset(name)
+    default = find_preset(name)
 
     def train(
         preset: Positional[str] = name,
@@ -99,6 +105,13 @@ def _train_command(arguments: list[str]) -> Callable[..., int]:
             run_dir: the run's folder. Default: runs/PRESET-seedN.
             seeds: repeat with seeds 0 to SEEDS - 1, a folder each, and show mean and spread.
         """
+        if preset != name:
+            # The options were given their defaults by the first word: another preset's.
+            find_preset(preset)
+            raise ResNetJaxError(
+                f"preset {preset} stands after options: give it first, "
+                f"`resnet-jax train {preset} ...`"
+            )
         return _train(preset, config, run_dir, seeds)
 
     names = ", ".join(PRESETS)
@@ -113,10 +126,15 @@ def _train(name: str, config: TrainConfig, run_dir: Path | None, seeds: int | No
         return 0
     if seeds < 1:
         raise ResNetJaxError(f"--seeds {seeds} makes no sense: give at least 1")
+    if config.seed:
+        raise ResNetJaxError(
+            f"--seed {config.seed} and --seeds {seeds} exclude each other: --seeds repeats with "
+            f"seeds 0 to {seeds - 1}"
+        )
     stem = run_dir or Path("runs") / name
     runs = []
     for seed in range(seeds):
-        folder = stem.with_name(f"{stem.name}-seed{seed}")
+        folder = Path(f"{stem}-seed{seed}")
         runs.append(_train_one(dataclasses.replace(config, seed=seed), folder))
     _print_seeds(runs)
     return 0
@@ -181,11 +199,12 @@ def evaluate(
 
 
 def _print_evaluation(found: "Evaluation", title: str) -> None:
-    table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    names = [escape(name) for name in found.class_names]
+    table = Table(title=escape(title), box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("class", no_wrap=True)
-    for heading in ("count", "recall", "precision", *found.class_names):
+    for heading in ("count", "recall", "precision", *names):
         table.add_column(heading, justify="right")
-    for number, (name, row) in enumerate(found.per_class.items()):
+    for number, (name, row) in enumerate(zip(names, found.per_class.values(), strict=True)):
         rates = ["-" if row[k] is None else f"{row[k]:.2%}" for k in ("recall", "precision")]
         cells = ["" if n == 0 else str(n) for n in found.confusion[number]]
         table.add_row(name, str(row["count"]), *rates, *cells)
@@ -208,7 +227,8 @@ def predict(
 ) -> int:
     """Classify image files, and the image files in folders.
 
-    A file that cannot be read is named, the others are classified, and the exit code is 1.
+    A file that cannot be read, or a folder without images, is named, the others are classified,
+    and the exit code is 1.
 
     Args:
         run: the run's folder.
@@ -222,17 +242,26 @@ def predict(
     from resnet_jax.data.files import find_images, read_image
     from resnet_jax.run import Run
 
+    if json and csv:
+        raise ResNetJaxError("--json and --csv exclude each other: give one of them")
     opened = Run.open(run)
     if not 1 <= topk <= len(opened.class_names):
         raise ResNetJaxError(f"--topk {topk} makes no sense: give 1 to {len(opened.class_names)}")
     files, images, failed = [], [], 0
-    for path in find_images(paths):
+    for given in paths:
         try:
-            images.append(read_image(path, opened.image_shape, invert=invert))
-            files.append(path)
+            inside = find_images([given])
         except ResNetJaxError as error:
             failed += 1
             print(f"resnet-jax: {error}", file=sys.stderr)
+            continue
+        for path in inside:
+            try:
+                images.append(read_image(path, opened.image_shape, invert=invert))
+                files.append(path)
+            except ResNetJaxError as error:
+                failed += 1
+                print(f"resnet-jax: {error}", file=sys.stderr)
     rows = []
     if images:
         import numpy as np
@@ -261,7 +290,8 @@ def _print_predictions(rows: list[dict[str, Any]], *, as_json: bool, as_csv: boo
         table = Table("file", "label", "probability")
         for row in rows:
             for number, (label, probability) in enumerate(row["topk"]):
-                table.add_row("" if number else row["path"], label, f"{probability:.2%}")
+                path = "" if number else escape(row["path"])  # brackets are no markup here
+                table.add_row(path, escape(label), f"{probability:.2%}")
         console.print(table)
 
 

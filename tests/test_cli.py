@@ -85,6 +85,21 @@ def test_one_bad_file_does_not_stop_the_others(run_dir, digits, tmp_path, capsys
     assert "1 of 3 files not read" in err
 
 
+def test_an_empty_folder_does_not_stop_the_others(run_dir, digits, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert main(["predict", str(run_dir), str(tmp_path / "empty"), str(digits[0]), "--csv"]) == 1
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2
+    assert "empty holds no image" in err
+
+
+def test_brackets_in_a_name_are_shown(run_dir, digits, monkeypatch, capsys):
+    monkeypatch.chdir(digits[0].parent)
+    digits[0].rename("digit[copy].png")
+    assert main(["predict", str(run_dir), "digit[copy].png"]) == 0
+    assert "digit[copy].png" in capsys.readouterr().out
+
+
 def test_the_same_command_says_that_the_run_is_finished(run_dir, capsys):
     assert main(["train", "quickstart", "--run-dir", str(run_dir), *TINY]) == 0
     assert "is finished" in capsys.readouterr().out
@@ -137,6 +152,10 @@ def test_data_list_needs_no_data(capsys):
         (["train", "--optim.learning-rate", "-1"], ["--optim.learning-rate -1"]),
         (["train", "--optim.learning-rate", "nan"], ["--optim.learning-rate nan"]),
         (["train", "--seeds", "0"], ["--seeds 0"]),
+        (["train", "--seeds", "2", "--seed", "3"], ["--seeds 2", "--seed 3"]),
+        # The defaults would be another preset's.
+        (["train", "--epochs", "1", "mnist"], ["mnist", "first"]),
+        (["train", "--epochs", "1", "mnit"], ["mnit", "mnist"]),
         (["train", "--data.mean", "0.1", "0.2"], ["--data.mean", "2 numbers"]),
         (["evaluate", "nowhere"], ["nowhere", "is not a run"]),
         (["predict", "nowhere", "a.png"], ["nowhere", "is not a run"]),
@@ -144,6 +163,7 @@ def test_data_list_needs_no_data(capsys):
         (["predict", "RUN", "EMPTY"], ["EMPTY", "holds no image"]),
         (["predict", "RUN", "missing.png"], ["missing.png", "No such file"]),
         (["predict", "RUN", "missing.png", "--topk", "11"], ["--topk 11"]),
+        (["predict", "RUN", "missing.png", "--json", "--csv"], ["--json", "--csv"]),
         (["train", "--run-dir", "RUN"], ["RUN", "--epochs 1.0 -> 12"]),
         (["summary", "resnet19"], ["resnet19", "resnet18"]),
         (["summary", "--channels", "0"], ["--channels 0"]),

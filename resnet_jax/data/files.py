@@ -16,13 +16,16 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     """The files among ``paths``, and in place of a folder the image files in it, sorted.
 
     Raises:
-        ResNetJaxError: a folder has no image in it (by the names' endings).
+        ResNetJaxError: a folder has no image in it (by the names' endings), or cannot be read.
     """
     suffixes = set(Image.registered_extensions())
     found = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes)
+            try:
+                inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes)
+            except OSError as error:
+                raise ResNetJaxError(f"folder {path} cannot be read: {error.strerror}") from error
             if not inside:
                 raise ResNetJaxError(
                     f"folder {path} holds no image file: expected names that end in "
