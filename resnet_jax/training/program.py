@@ -15,6 +15,7 @@ from resnet_jax.data.cache import cache_root
 from resnet_jax.data.dataset import Split
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import VARIANTS, ResNet
+from resnet_jax.ops.memory import keep_freed_memory
 from resnet_jax.training.evaluation import Evaluation
 from resnet_jax.training.optim import make_optimizer, make_schedule
 from resnet_jax.training.state import Batch, TrainState
@@ -187,10 +188,12 @@ class Program:
 
 
 def configure_jax(config: TrainConfig) -> None:
-    """Process-wide settings of JAX that a run asks for; called before anything is compiled.
+    """Process-wide settings that a run asks for; called before anything is compiled.
 
-    A compilation cache that the user has set up (``JAX_COMPILATION_CACHE_DIR``) stays theirs.
+    Memory that was freed stays mapped (`resnet_jax.ops.memory`). A compilation cache that the user
+    has set up (``JAX_COMPILATION_CACHE_DIR``) stays theirs.
     """
+    keep_freed_memory()
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     if config.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)

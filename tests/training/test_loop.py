@@ -210,6 +210,9 @@ def test_a_constant_rate_may_go_on_for_more_epochs(unaveraged_config, tmp_path):
     longer = dataclasses.replace(unaveraged_config, epochs=3)
     continued = rj.train(longer, tmp_path / "run", quiet=True)
     assert rows(continued, "test")[-1]["last"] == 18
+    assert continued.config == longer
+    with pytest.raises(ResNetJaxError, match=r"--epochs 3(\.0)? -> 2"):
+        rj.train(unaveraged_config, tmp_path / "run", quiet=True)
     assert_same_bits(continued, rj.train(longer, tmp_path / "at once", quiet=True))
 
 
