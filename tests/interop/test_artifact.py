@@ -18,21 +18,6 @@ from resnet_jax.models import VARIANTS
 from resnet_jax.training.program import make_model
 
 
-def short_run(folder, width=4, **model):
-    """One step, so that running statistics are those of digits; resizes, so that all is used."""
-    config = rj.TrainConfig(
-        model=rj.ModelConfig(width=width, **model),
-        data=rj.DataConfig(subset=(64, 16, 16), image_size=32, mean=(0.5,), std=(0.5,)),
-        batch_size=64,
-    )
-    return rj.train(config, folder, quiet=True)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return short_run(tmp_path_factory.mktemp("runs") / "run")
-
-
 def test_torchvision_weights_with_class_names_and_preprocessing(run):
     path = rj.interop.export(run, "torchvision")
     assert path == run.path / "export" / "resnet18.safetensors"
@@ -155,8 +140,8 @@ def test_a_missing_package_is_named(run, monkeypatch):
         rj.interop.export(run, "onnx")
 
 
-def test_preactivation_is_no_torchvision_network(tmp_path, capsys):
-    run = short_run(tmp_path / "run", name="preact_resnet18")
+def test_preactivation_is_no_torchvision_network(make_run, tmp_path, capsys):
+    run = make_run(name="preact_resnet18")
     output = tmp_path / "weights.safetensors"
     arguments = ["export", str(run.path), "--format", "torchvision", "--output", str(output)]
     assert main(arguments) == 1
@@ -177,8 +162,8 @@ def test_the_command(run, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["stablehlo", "onnx"])
-def test_a_thousand_digits_at_full_width(tmp_path, format):
-    run = short_run(tmp_path / "run", width=64)
+def test_a_thousand_digits_at_full_width(make_run, format):
+    run = make_run(width=64, lowering="auto")
     content = rj.interop.export(run, format).read_bytes()
     load = {"onnx": runner, "stablehlo": lambda c: jax.export.deserialize(bytearray(c)).call}
     call = load[format](content)
