@@ -148,13 +148,16 @@ class Run:
         Raises:
             ResNetJaxError: there is no such split, or the data are missing or changed.
         """
-        config = self.config
-        if data_dir is not None:
-            there = dataclasses.replace(config.data, dir=data_dir)
-            config = dataclasses.replace(config, data=there)
+        # What was prepared from IDX files is prepared; they may be gone.
+        there = dataclasses.replace(
+            self.config.data, dir=data_dir or self.config.data.dir, from_idx=None
+        )
+        config = dataclasses.replace(self.config, data=there)
         data, splits = load_splits(config)
-        if split not in splits:
-            raise ResNetJaxError(f"split {split} is not there: give one of {', '.join(splits)}")
+        usable = [name for name in splits if len(splits[name])]
+        if split not in usable:
+            what = "holds no images" if split in splits else "is not there"
+            raise ResNetJaxError(f"split {split} {what}: give one of {', '.join(usable)}")
         if data.fingerprint != self._fingerprint:
             raise ResNetJaxError(
                 f"data set {config.data.name} has fingerprint {data.fingerprint[:12]}, the run was "

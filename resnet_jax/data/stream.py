@@ -96,7 +96,8 @@ class IndexStream:
         if isinstance(epochs, int):
             return -(-epochs * self.num_examples // self.batch_size)
         # 0.1 epochs of 30 examples are 3 examples, not the 3.0000000000000004 of floating point
-        return math.ceil(round(epochs * self.num_examples, 6) / self.batch_size)
+        steps = math.ceil(round(epochs * self.num_examples, 6) / self.batch_size)
+        return max(steps, int(epochs > 0))
 
     def _permutation(self, epoch: int) -> np.ndarray:
         with self._lock:

@@ -78,8 +78,20 @@ def fit(
     data, splits = load_splits(config)
     facts = DataFacts(data.fingerprint, data.class_names, data.image_shape)
     stream = IndexStream(len(data.train), config.batch_size, config.seed)
+    if config.epochs * len(data.train) / config.batch_size >= 2**31:
+        raise ResNetJaxError(
+            f"--epochs {config.epochs:g} makes no sense: {len(data.train)} images in batches of "
+            f"{config.batch_size} would take more than 2^31 steps"
+        )
     total_steps = stream.steps(config.epochs)
     program = Program(config, data.class_names, data.image_shape, total_steps)
+    program.check_batch_size()
+    for option in ("patience", "target"):
+        if getattr(config, option) is not None and not len(data.validation):
+            raise ResNetJaxError(
+                f"--{option} {getattr(config, option)} needs validation images and there are none: "
+                f"give --data.validation or --data.subset some, or leave --{option} out"
+            )
     folder = RunFolder(run_dir)
     if folder.exists:
         folder.check_same(config, facts)
@@ -139,14 +151,15 @@ class _Loop:
                 measured[-3].loss.block_until_ready()
             self.observer.stepped(step)
             evaluate = self._evaluates_after(step)
-            if step % config.log_every == 0 or step == 1 or evaluate or self.stop:
+            stop = bool(self.stop)  # one look at it: only what was found finite is saved below
+            if step % config.log_every == 0 or step == 1 or evaluate or stop:
                 self._log_training(state, step, measured, since)
                 measured = []
                 since = time.perf_counter()
             if evaluate:
                 self._validate_and_save(state, step, validation)
                 since = time.perf_counter()
-            if self.stop:
+            if stop:
                 if not evaluate:
                     self.folder.checkpoints.save(state, None)
                 name = signal.Signals(self.stop[0]).name
@@ -248,7 +261,7 @@ class _Loop:
     ) -> list[dict[str, Any]]:
         rows = []
         for split in ("test", "test_all"):
-            if split in self.splits:
+            if len(self.splits.get(split, ())):
                 found = self.program.evaluate(state, self.program.put(self.splits[split]))
                 more = {"split": split, "checkpoint": checkpoint, "last": last}
                 rows.append(self._row(step, "test", found.loss, found.accuracy, **more))

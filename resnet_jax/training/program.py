@@ -19,7 +19,7 @@ from resnet_jax.ops.memory import keep_freed_memory
 from resnet_jax.training.evaluation import Evaluation
 from resnet_jax.training.optim import make_optimizer, make_schedule
 from resnet_jax.training.state import Batch, TrainState
-from resnet_jax.training.steps import Metrics, eval_step, train_step
+from resnet_jax.training.steps import Counts, Metrics, eval_step, train_step
 
 
 def make_model(config: TrainConfig, num_classes: int) -> ResNet:
@@ -70,15 +70,9 @@ class Program:
                     f"{image_shape[-1]} channels: give one, or one for each channel"
                 )
 
-        devices = jax.devices()
-        if config.batch_size % len(devices):
-            below = config.batch_size // len(devices) * len(devices)
-            nearest = " or ".join(str(n) for n in (below, below + len(devices)) if n)
-            raise ResNetJaxError(
-                f"--batch-size {config.batch_size} cannot be split over {len(devices)} devices: "
-                f"give {nearest}"
-            )
-        mesh = Mesh(np.asarray(devices), ("data",))
+        mesh = Mesh(np.asarray(jax.devices()), ("data",))
+        # Without an update the batch is free: the next one that every device gets a part of.
+        self.padded_size = -(-config.batch_size // mesh.size) * mesh.size
         self.replicated = NamedSharding(mesh, PartitionSpec())
         self.split_over_devices = NamedSharding(mesh, PartitionSpec("data"))
         self._params_key, self._augment_key = jax.random.split(jax.random.key(config.seed))
@@ -86,17 +80,33 @@ class Program:
         self._train = jax.jit(
             self._train_on_indices,
             donate_argnums=0,
-            in_shardings=(everywhere, everywhere, everywhere, split),
+            in_shardings=(everywhere, everywhere, everywhere, everywhere, split),
             out_shardings=(everywhere, everywhere),
         )
+        # Apart from the network, so that splits of several lengths share one compiled network.
+        self._take = jax.jit(
+            _take, in_shardings=(everywhere, everywhere, split), out_shardings=(split, split)
+        )
         self._evaluate = jax.jit(
-            self._evaluate_on_indices,
-            in_shardings=(everywhere, everywhere, everywhere, split),
-            out_shardings=everywhere,
+            self._evaluate_batch, in_shardings=(everywhere, split, split), out_shardings=everywhere
         )
         self._predict = jax.jit(
             self._probabilities, in_shardings=(everywhere, split), out_shardings=split
         )
+
+    def check_batch_size(self) -> None:
+        """Refuses a batch that training cannot split evenly over the devices.
+
+        Raises:
+            ResNetJaxError: names the nearest sizes that it can.
+        """
+        size, above = self.config.batch_size, self.padded_size
+        if size != above:
+            devices = self.replicated.mesh.size
+            nearest = " or ".join(str(n) for n in (above - devices, above) if n)
+            raise ResNetJaxError(
+                f"--batch-size {size} cannot be split over {devices} devices: give {nearest}"
+            )
 
     def init(self) -> TrainState:
         """The state at step 0, drawn by the run's seed, on every device."""
@@ -132,14 +142,18 @@ class Program:
         self, state: TrainState, examples: Batch, indices: np.ndarray
     ) -> tuple[TrainState, Metrics]:
         """One step on ``examples[indices]``, int32[batch_size]; ``state`` is donated."""
-        return self._train(state, *examples, indices)
+        # The key is an argument and no constant: runs of several seeds are one compiled program.
+        return self._train(state, self._augment_key, *examples, indices)
 
     def evaluate(self, state: TrainState, examples: Batch) -> Evaluation:
         """Evaluates every example of a split exactly once, the last batch padded."""
-        count, size = len(examples.labels), self.config.batch_size
+        count, size = len(examples.labels), self.padded_size
         indices = np.full(-(-count // size) * size, -1, np.int32)
         indices[:count] = np.arange(count)
-        parts = [self._evaluate(state, *examples, part) for part in indices.reshape(-1, size)]
+        parts = [
+            self._evaluate(state, *self._take(*examples, part))
+            for part in indices.reshape(-1, size)
+        ]
         fetched = jax.device_get(parts)
         return Evaluation(
             loss=sum(float(part.loss) for part in fetched) / count if count else float("nan"),
@@ -152,7 +166,7 @@ class Program:
 
     def predict(self, state: TrainState, images: np.ndarray) -> np.ndarray:
         """Probabilities, float32[N, K], of uint8[N, H, W, C] images; batches are padded."""
-        size = self.config.batch_size
+        size = self.padded_size
         parts = []
         for start in range(0, len(images), size):
             part = images[start : start + size]
@@ -162,20 +176,21 @@ class Program:
         return np.concatenate(parts) if parts else np.zeros((0, len(self.class_names)), np.float32)
 
     def _train_on_indices(
-        self, state: TrainState, images: jax.Array, labels: jax.Array, indices: jax.Array
+        self,
+        state: TrainState,
+        augment_key: jax.Array,
+        images: jax.Array,
+        labels: jax.Array,
+        indices: jax.Array,
     ) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(self._augment_key, state.step)
+        key = jax.random.fold_in(augment_key, state.step)
         pixels = augment(images[indices].astype(jnp.float32), key, **asdict(self.config.augment))
         batch = Batch(self._preprocess(pixels), labels[indices])
         smoothing = self.config.label_smoothing
         return train_step(state, batch, label_smoothing=smoothing, ema=self.config.ema)
 
-    def _evaluate_on_indices(
-        self, state: TrainState, images: jax.Array, labels: jax.Array, indices: jax.Array
-    ) -> Any:
-        # An index of -1 is padding; the image it gathers is not counted.
-        labels = jnp.where(indices < 0, -1, labels[indices])
-        return eval_step(state, Batch(self._preprocess(images[indices]), labels))
+    def _evaluate_batch(self, state: TrainState, images: jax.Array, labels: jax.Array) -> Counts:
+        return eval_step(state, Batch(self._preprocess(images), labels))
 
     def _probabilities(self, state: TrainState, images: jax.Array) -> jax.Array:
         logits = state.apply_fn(state.variables, self._preprocess(images), train=False)
@@ -185,6 +200,11 @@ class Program:
         data = self.config.data
         normalise = partial(preprocess, mean=jnp.asarray(data.mean), std=jnp.asarray(data.std))
         return normalise(images, image_size=data.image_size)
+
+
+def _take(images: jax.Array, labels: jax.Array, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # An index of -1 is padding: its label says so, and the image it gathers is not counted.
+    return images[indices], jnp.where(indices < 0, -1, labels[indices])
 
 
 def configure_jax(config: TrainConfig) -> None:

@@ -81,6 +81,7 @@ def test_steps_is_the_ceiling_of_epochs_times_examples_by_batch():
     assert IndexStream(1000, 64, 0).steps(5) == 79  # 78.125
     assert IndexStream(30, 3, 0).steps(0.1) == 1  # 0.1 * 30 is 3.0000000000000004 to a computer
     assert IndexStream(10, 4, 0).steps(0.5) == 2
+    assert IndexStream(30, 3, 0).steps(1e-12) == 1
 
 
 @pytest.mark.parametrize(

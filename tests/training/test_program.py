@@ -1,0 +1,106 @@
+"""The compiled programs: traced once in a whole run, shared by seeds, on any number of devices."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import resnet_jax as rj
+from resnet_jax.errors import ResNetJaxError
+from resnet_jax.training import program as module
+from resnet_jax.training.loop import load_splits
+from resnet_jax.training.program import Program
+
+
+def test_a_whole_run_traces_each_step_once(tiny_config, tmp_path, monkeypatch):
+    traced = []
+    for step in (module.train_step, module.eval_step):
+
+        def counted(*args, step=step, **kwargs):
+            traced.append(step.__name__)
+            return step(*args, **kwargs)
+
+        monkeypatch.setattr(module, step.__name__, counted)
+    rj.train(tiny_config, tmp_path, quiet=True)
+    # Validation, test and test_all are 50, 30 and 500 images long.
+    assert sorted(traced) == ["eval_step", "train_step"]
+
+
+def test_seeds_share_one_program(tiny_config):
+    data, _ = load_splits(tiny_config)
+    texts = set()
+    for seed in (0, 1):
+        config = dataclasses.replace(tiny_config, seed=seed)
+        program = Program(config, data.class_names, data.image_shape, 12)
+        state, examples = program.init(), program.put(data.train)
+        key = program._augment_key
+        texts.add(program._train.lower(state, key, *examples, np.arange(20)).as_text())
+    assert len(texts) == 1
+
+
+ON_THREE_DEVICES = """
+import json, sys
+import numpy as np
+import resnet_jax as rj
+run = rj.Run.open(sys.argv[1])
+images = rj.load_dataset("mnist_5k").test.images[:7]
+try:
+    rj.train(run.config, sys.argv[1] + "-other", quiet=True)
+except rj.ResNetJaxError as error:
+    found = run.evaluate("test_all").to_dict()
+    print(json.dumps([str(error), found, run.predict(images).tolist()]))
+"""
+
+
+def test_a_run_is_used_on_devices_that_could_not_train_it(finished_run):
+    """Twenty images cannot be split over three devices; evaluation and prediction pad them."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=3"
+    done = subprocess.run(
+        [sys.executable, "-c", ON_THREE_DEVICES, str(finished_run.path)],
+        env={**os.environ, "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    refusal, found, probabilities = json.loads(done.stdout)
+    assert "--batch-size 20 cannot be split over 3 devices: give 18 or 21" in refusal
+    expected = finished_run.evaluate("test_all")
+    assert found["count"] == 500
+    assert found["confusion"] == expected.confusion.tolist()
+    assert found["loss"] == pytest.approx(expected.loss, rel=1e-5)
+    images = rj.load_dataset("mnist_5k").test.images[:7]
+    np.testing.assert_allclose(probabilities, finished_run.predict(images), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("option", ["patience", "target"])
+def test_early_stopping_without_validation_is_refused(option, tiny_config, tmp_path):
+    data = dataclasses.replace(tiny_config.data, subset=(120, 0, 30))
+    config = dataclasses.replace(tiny_config, data=data, **{option: 1})
+    with pytest.raises(ResNetJaxError, match=f"--{option} 1 needs validation images"):
+        rj.train(config, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_steps_than_can_be_counted_are_refused(tiny_config, tmp_path):
+    for epochs in (1e9, 1e300):
+        with pytest.raises(ResNetJaxError, match=r"--epochs 1e\+\d+ makes no sense"):
+            rj.train(dataclasses.replace(tiny_config, epochs=epochs), tmp_path, quiet=True)
+
+
+def test_an_empty_split_is_no_result(tiny_config, tmp_path):
+    data = dataclasses.replace(tiny_config.data, subset=(120, 50, 0))
+    run = rj.train(dataclasses.replace(tiny_config, data=data), tmp_path, quiet=True)
+    metrics = run.metrics()
+    assert set(metrics[metrics["kind"] == "test"]["split"]) == {"test_all"}
+    with pytest.raises(ResNetJaxError, match="split test holds no images: give one of train"):
+        run.evaluate("test")
+
+
+def test_a_run_from_idx_files_is_evaluated_without_them(finished_run, monkeypatch):
+    data = dataclasses.replace(finished_run.config.data, from_idx="/gone")
+    monkeypatch.setattr(finished_run, "config", dataclasses.replace(finished_run.config, data=data))
+    assert finished_run.evaluate("test").count == 30
