@@ -75,7 +75,8 @@ class Checkpoints:
 
         Blocks until the step is on the disk: half a second for ResNet-18 with momentum (94 MB),
         which costs less than what a background writer could lose. Kept are the two newest steps,
-        the older one in case the newest gets damaged, and the best one.
+        the older one in case the newest gets damaged, and the best one. Later steps go: they are
+        damaged ones that the run did not resume from.
 
         Raises:
             ResNetJaxError: nothing could be written; older steps are untouched.
@@ -99,11 +100,13 @@ class Checkpoints:
             self._discard(step)
             unfinished.rename(self.directory / str(step))
             _sync(self.directory)
+            for later in [at for at in self.steps() if at > step]:
+                self._discard(later)
             for old in set(self.steps()) - set(self.steps()[-2:]) - {self.best_step()}:
                 self._discard(old)
         except (OSError, ValueError) as error:
             shutil.rmtree(unfinished, ignore_errors=True)
-            reason = str(error).splitlines()[0]
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ResNetJaxError(
                 f"checkpoint of step {step} could not be written to {self.directory} ({reason}): "
                 f"free space or permissions there, then run the same command again"

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -60,36 +60,26 @@ class RunFolder:
         Raises:
             ResNetJaxError: the folder cannot be written, or another process writes to it.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("a+")
-            log_file = logging.FileHandler(self.path / "run.log")
-        except OSError as error:
-            raise ResNetJaxError(
-                f"run folder {self.path} cannot be written ({error.strerror}): "
-                f"give another --run-dir"
-            ) from error
-        with lock:
+        with ExitStack() as stack:
             try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context((self.path / ".lock").open("a+"))
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+                lock.truncate(0)
+                print(os.getpid(), "on", os.uname().nodename, file=lock, flush=True)
+                stack.enter_context(_log_to(self.path / "run.log"))
+            except BlockingIOError:
                 lock.seek(0)
                 raise ResNetJaxError(
                     f"run folder {self.path} is being written by process {lock.read().strip()}: "
                     f"wait for it or give another --run-dir"
                 ) from None
-            lock.truncate(0)
-            print(os.getpid(), "on", os.uname().nodename, file=lock, flush=True)
-            log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-            logger = logging.getLogger("resnet_jax")
-            logger.addHandler(log_file)
-            level, logger.level = logger.level, logging.INFO
-            try:
-                yield
-            finally:
-                logger.removeHandler(log_file)
-                log_file.close()
-                logger.setLevel(level)
+            except OSError as error:
+                raise ResNetJaxError(
+                    f"run folder {self.path} cannot be written ({error.strerror}): "
+                    f"free space or permissions there, or give another --run-dir"
+                ) from error
+            yield
 
     def write_config(self, config: TrainConfig, facts: DataFacts) -> None:
         """Writes ``config.yaml``: settings, facts of the data, package versions, commit."""
@@ -126,7 +116,7 @@ class RunFolder:
                 cast(tuple[int, int, int], tuple(map(int, data["image_shape"]))),
             )
             return from_dict(document["config"]), facts
-        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ResNetJaxError(f"{path} is damaged: {reason}") from error
 
@@ -163,10 +153,14 @@ class RunFolder:
 
     def append_metrics(self, *rows: dict[str, Any]) -> None:
         """Adds lines to ``metrics.jsonl`` and syncs them to the disk."""
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
-            file.flush()
-            os.fsync(file.fileno())
+        path = self.path / "metrics.jsonl"
+        try:
+            with path.open("a") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in rows))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise _unwritable(path, error) from error
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``; a last one that was cut short by a kill is left out."""
@@ -193,6 +187,26 @@ class RunFolder:
         return kept
 
 
+@contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """Writes the package's log, warnings and the rest, to a file as well."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    # On a full disk the run fails by what it cannot save, not by traceback after traceback here.
+    handler.handleError = lambda record: None  # type: ignore[method-assign]
+    logger = logging.getLogger("resnet_jax")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        with suppress(OSError):
+            handler.close()
+        logger.setLevel(level)
+
+
 def _replace(path: Path, text: str) -> None:
     """Writes a file as a whole or not at all."""
     unfinished = path.with_name(path.name + ".unfinished")
@@ -203,9 +217,14 @@ def _replace(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         unfinished.replace(path)
     except OSError as error:
-        raise ResNetJaxError(
-            f"{path} cannot be written ({error.strerror}): free space or permissions there"
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> ResNetJaxError:
+    return ResNetJaxError(
+        f"{path} cannot be written ({error.strerror}): free space or permissions there, then run "
+        f"the same command again"
+    )
 
 
 def _version(package: str) -> str | None:
@@ -224,6 +243,9 @@ def _commit() -> str | None:
         return None
     try:
         command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
+        return (
+            subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
+            or None
+        )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -172,7 +172,7 @@ class _Loop:
         log.info("finished at step %d", step)
 
     def _evaluates_after(self, step: int) -> bool:
-        """Every ``--eval-every`` steps, or at the step nearest to an epoch's end; and at the end."""
+        """Every ``--eval-every`` steps or at the step nearest to an epoch's end; at the end too."""
         if step == self.program.total_steps:
             return True
         if self.config.eval_every is not None:

@@ -2,16 +2,19 @@
 
 import contextlib
 import json
+import logging
 import random
 import shutil
 from pathlib import Path
 
 import chex
+import numpy as np
 import pytest
 
 import resnet_jax as rj
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.training.checkpoint import Checkpoints, DamagedCheckpointError, Manifest
+from resnet_jax.training.folder import RunFolder
 
 
 @pytest.fixture
@@ -96,6 +99,34 @@ def test_training_goes_on_from_the_older_good_step_and_says_so(
     assert "step 12 is not used" in caplog.text
     for checkpoint in ("latest", "best"):
         chex.assert_trees_all_equal(run.variables(checkpoint), finished_run.variables(checkpoint))
+
+
+def test_steps_after_the_one_resumed_from_do_not_push_out_new_ones(finished_run, checkpoints):
+    """As when both newest steps were damaged and the run went on from an older one."""
+    state = finished_run._state("latest")
+    assert checkpoints.steps() == [10, 12]
+    checkpoints.save(state.replace(step=np.int32(7)), None)
+    checkpoints.save(state.replace(step=np.int32(9)), None)
+    assert checkpoints.steps() == [7, 9]
+    assert list(checkpoints.good_steps()) == [9, 7]
+
+
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl.unfinished", "metrics.jsonl"])
+def test_a_full_disk_is_one_line(name, unaveraged_config, tmp_path, monkeypatch):
+    """/dev/full takes nothing, as a full disk does."""
+    (tmp_path / name).symlink_to("/dev/full")
+    if name == "metrics.jsonl":  # written anew at a start; here the disk fills up after it
+        monkeypatch.setattr(RunFolder, "rewind_metrics", lambda folder, step: [])
+    with pytest.raises(ResNetJaxError, match=r"cannot be written \(.* free space") as error:
+        rj.train(unaveraged_config, tmp_path, quiet=True)
+    assert "\n" not in str(error.value)
+
+
+def test_a_log_that_cannot_be_written_loses_nothing_else(tmp_path, capfd):
+    (tmp_path / "run.log").symlink_to("/dev/full")
+    with RunFolder(tmp_path).opened_for_writing():
+        logging.getLogger("resnet_jax.training").info("begins")
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_no_usable_checkpoint_is_one_line(finished_run, tmp_path):
