@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.training.state import TrainState
 
@@ -89,6 +91,10 @@ class Checkpoints:
             self._remove_unfinished()
             unfinished.mkdir(parents=True)
             tree = {name: getattr(state, name) for name in SAVED}
+            # Before Orbax, whose threads print hundreds of lines where a disk is full.
+            needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+            if (free := shutil.disk_usage(unfinished).free) < needed:
+                raise OSError(f"{needed / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free")
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
                 path = unfinished.absolute() / "state"
                 checkpointer.save(path, args=ocp.args.PyTreeSave(tree))

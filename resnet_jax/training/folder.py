@@ -171,10 +171,15 @@ class RunFolder:
         lines = path.read_text(errors="replace").splitlines()
         for number, line in enumerate(lines, start=1):
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
+                if not isinstance(row, dict) or "step" not in row:
+                    raise ValueError("not a row")
+                rows.append(row)
             except ValueError as error:
                 if number < len(lines):
-                    raise ResNetJaxError(f"{path} is damaged: line {number} is no JSON") from error
+                    raise ResNetJaxError(
+                        f"{path} is damaged: line {number} is no JSON object with a step"
+                    ) from error
         return rows
 
     def rewind_metrics(self, step: int) -> list[dict[str, Any]]:

@@ -122,6 +122,17 @@ def test_a_full_disk_is_one_line(name, unaveraged_config, tmp_path, monkeypatch)
     assert "\n" not in str(error.value)
 
 
+def test_too_little_space_for_a_checkpoint_is_noticed_before_it_is_written(
+    finished_run, checkpoints, monkeypatch
+):
+    state = finished_run._state("latest")
+    usage = shutil.disk_usage("/")._replace(free=10**5)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(ResNetJaxError, match=r"MB are needed and 0\.1 MB are free\): free space"):
+        checkpoints.save(state.replace(step=np.int32(13)), None)
+    assert list(checkpoints.good_steps()) == [12, 10]
+
+
 def test_a_log_that_cannot_be_written_loses_nothing_else(tmp_path, capfd):
     (tmp_path / "run.log").symlink_to("/dev/full")
     with RunFolder(tmp_path).opened_for_writing():
@@ -149,9 +160,10 @@ def test_damaged_configuration_and_metrics_are_named(finished_run, tmp_path):
     lines = metrics.read_text().splitlines()
     metrics.write_text("\n".join([*lines, '{"step": 13, "ki']))  # cut short by a kill
     assert len(run.metrics()) == len(lines)
-    metrics.write_text("\n".join([lines[0], "}", *lines[1:]]))
-    with pytest.raises(ResNetJaxError, match=r"metrics\.jsonl is damaged: line 2"):
-        run.metrics()
+    for damage in ("}", "null", "{}"):
+        metrics.write_text("\n".join([lines[0], damage, *lines[1:]]))
+        with pytest.raises(ResNetJaxError, match=r"metrics\.jsonl is damaged: line 2"):
+            run.metrics()
     for text in ("config: [", "a: 1", "", "config: !!python/object:os.system {}", json.dumps({})):
         (tmp_path / "run" / "config.yaml").write_text(text)
         with pytest.raises(ResNetJaxError, match=r"config\.yaml is damaged") as error:
