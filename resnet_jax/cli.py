@@ -3,10 +3,12 @@
 JAX and what stands on it are imported by the commands that need them, so that help is instant.
 """
 
+import contextlib
 import csv
 import dataclasses
 import json
 import logging
+import signal
 import statistics
 import sys
 from collections.abc import Callable
@@ -43,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     logger = logging.getLogger("resnet_jax")
     logger.propagate = False  # libraries put handlers of their own on the root logger
     logger.handlers = [_Warnings(logging.WARNING)]
+    with contextlib.suppress(ValueError):  # outside the main thread Python hears no signals
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         commands: dict[str, Callable[..., Any]] = {
             "train": _train_command(arguments),
@@ -65,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         # Before or after training, which handles signals itself: nothing is half-written.
-        print("resnet-jax: SIGINT: stopped; the same command continues", file=sys.stderr)
+        print("resnet-jax: stopped by a signal; the same command continues", file=sys.stderr)
         return 75
     except BrokenPipeError:
         sys.stderr.close()
@@ -176,7 +180,7 @@ def evaluate(
     run: Positional[Path],
     split: str = "test",
     checkpoint: CheckpointOption = "best",
-    data_dir: str | None = None,
+    data_dir: Annotated[str | None, tyro.conf.arg(name="data.dir")] = None,
     json: bool = False,
 ) -> int:
     """Evaluate a run on a split of its data, each example once.
@@ -398,17 +402,20 @@ def data(
     return 0
 
 
-def verify(what: Positional[str], dir: str | None = None) -> int:
+def verify(
+    what: Positional[str],
+    data_dir: Annotated[str | None, tyro.conf.arg(name="data.dir")] = None,
+) -> int:
     """Check a run's folder or a prepared data set from end to end; exit code 1 if any is damaged.
 
     Args:
         what: a run's folder, or the name of a data set.
-        dir: folder of prepared data sets. Default: $TFDS_DATA_DIR, then ~/tensorflow_datasets.
+        data_dir: folder of prepared data sets. Default: $TFDS_DATA_DIR, then ~/tensorflow_datasets.
     """
     from resnet_jax.data import DATASETS, verify_prepared
 
     if what in DATASETS and not Path(what, "config.yaml").exists():
-        report = verify_prepared(what, dir)
+        report = verify_prepared(what, data_dir)
     else:
         from resnet_jax.run import Run
 

@@ -179,6 +179,11 @@ class TrainConfig:
         """Refuses values that make no sense, naming the option (`ResNetJaxError`)."""
         for option, value, hint in _settings(self):
             _check(option, value, hint)
+        if self.optim.nesterov and (self.optim.name == "adamw" or not self.optim.momentum):
+            raise ResNetJaxError(
+                "--optim.nesterov makes no sense without sgd's momentum: give --optim.name sgd "
+                "and --optim.momentum 0.9, or --optim.no-nesterov"
+            )
 
 
 def _settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

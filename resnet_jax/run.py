@@ -75,7 +75,7 @@ class Run:
         self.class_names = facts.class_names
         self.image_shape = facts.image_shape
         self._fingerprint = facts.fingerprint
-        self._states: dict[int, TrainState] = {}
+        self._states: dict[Checkpoint, TrainState] = {}
 
     @classmethod
     def open(cls, run_dir: str | Path) -> Self:
@@ -161,7 +161,7 @@ class Run:
         if data.fingerprint != self._fingerprint:
             raise ResNetJaxError(
                 f"data set {config.data.name} has fingerprint {data.fingerprint[:12]}, the run was "
-                f"trained on {self._fingerprint[:12]}: give that one's folder by --data-dir"
+                f"trained on {self._fingerprint[:12]}: give that one's folder by --data.dir"
             )
         program = self._program
         return program.evaluate(self._state(checkpoint), program.put(splits[split]))
@@ -190,18 +190,17 @@ class Run:
         return Program(self.config, self.class_names, self.image_shape, total_steps=1)
 
     def _state(self, checkpoint: Checkpoint) -> TrainState:
-        step = self._step(checkpoint)
-        if step not in self._states:
-            self._states[step] = self._folder.checkpoints.restore(self._program.init(), step)
-        return self._states[step]
+        # Read and verified once: a run that is still training is seen as it was at first sight.
+        if checkpoint not in self._states:
+            step = self._step(checkpoint)
+            self._states[checkpoint] = self._folder.checkpoints.restore(self._program.init(), step)
+        return self._states[checkpoint]
 
     def _step(self, checkpoint: Checkpoint) -> int:
         checkpoints = self._folder.checkpoints
         match checkpoint:
             case "best":
-                step = checkpoints.best_step()
-                if step is not None:
-                    checkpoints.verify(step)
+                step = checkpoints.best_of(checkpoints.good_steps())
             case "latest":
                 step = next(checkpoints.good_steps(), None)
             case _:

@@ -37,6 +37,7 @@ nan, infinity = float("nan"), float("inf")
         ("--optim.learning-rate nan", lambda: TrainConfig(optim=OptimConfig(learning_rate=nan))),
         ("--optim.momentum 1", lambda: TrainConfig(optim=OptimConfig(momentum=1))),
         ("--optim.boundaries 2", lambda: TrainConfig(optim=OptimConfig(boundaries=(0.5, 2)))),
+        ("--optim.nesterov", lambda: TrainConfig(optim=OptimConfig(nesterov=True, momentum=0))),
         ("--optim.name lamb", lambda: TrainConfig(optim=OptimConfig(name="lamb"))),
         ("--model.name resnet19", lambda: TrainConfig(model=ModelConfig(name="resnet19"))),
         ("--model.width 0", lambda: TrainConfig(model=ModelConfig(width=0))),

@@ -36,4 +36,5 @@ def keep_freed_memory() -> bool:
         (_TRIM_THRESHOLD, 2**31 - 1),
         (_TOP_PAD, 2**26),
     )
-    return all([libc.mallopt(parameter, value) == 1 for parameter, value in settings])
+    done = [libc.mallopt(parameter, value) == 1 for parameter, value in settings]
+    return all(done)

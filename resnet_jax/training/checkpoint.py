@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ class Checkpoints:
             _sync(self.directory)
             for later in [at for at in self.steps() if at > step]:
                 self._discard(later)
-            for old in set(self.steps()) - set(self.steps()[-2:]) - {self.best_step()}:
+            for old in set(self.steps()) - set(self.steps()[-2:]) - {self.best_of(self.steps())}:
                 self._discard(old)
         except (OSError, ValueError) as error:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -167,14 +167,14 @@ class Checkpoints:
             else:
                 yield step
 
-    def best_step(self) -> int | None:
+    def best_of(self, steps: Iterable[int]) -> int | None:
         """The step of the best validation accuracy, of equals that of the smallest loss.
 
         The newest step where nothing was validated; None where there is no step. Steps whose
-        manifest is damaged do not count.
+        manifest is damaged do not count; for whole ones alone give it `good_steps`.
         """
         ranks = {}
-        for step in self.steps():
+        for step in steps:
             try:
                 validation = self.manifest(step).validation
             except DamagedCheckpointError:

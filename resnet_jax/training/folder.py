@@ -82,7 +82,11 @@ class RunFolder:
             yield
 
     def write_config(self, config: TrainConfig, facts: DataFacts) -> None:
-        """Writes ``config.yaml``: settings, facts of the data, package versions, commit."""
+        """Writes ``config.yaml``: settings, facts of the data, package versions, commit.
+
+        Versions and commit are those that the run began with.
+        """
+        began = yaml.safe_load((self.path / "config.yaml").read_text()) if self.exists else {}
         document = {
             "config": to_dict(config),
             "data": {
@@ -90,8 +94,8 @@ class RunFolder:
                 "class_names": list(facts.class_names),
                 "image_shape": list(facts.image_shape),
             },
-            "versions": {name: _version(name) for name in PACKAGES},
-            "commit": _commit(),
+            "versions": began.get("versions") or {name: _version(name) for name in PACKAGES},
+            "commit": began["commit"] if "commit" in began else _commit(),
         }
         _replace(self.path / "config.yaml", yaml.safe_dump(document, sort_keys=False))
 

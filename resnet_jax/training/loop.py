@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.config import TrainConfig
@@ -109,7 +110,15 @@ def fit(
         elif pretrained:
             state = program.adopt(state, variables or pretrained(program))
         rows = folder.rewind_metrics(step)
-        _Loop(program, folder, observer, stream, splits, rows, stop).run(state, step)
+        try:
+            _Loop(program, folder, observer, stream, splits, rows, stop).run(state, step)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise ResNetJaxError(
+                f"--batch-size {config.batch_size} does not fit in the device's memory: give a "
+                f"smaller one, or --model.dtype bfloat16"
+            ) from error
 
 
 class _Loop:
@@ -161,7 +170,7 @@ class _Loop:
                 since = time.perf_counter()
             if stop:
                 if not evaluate:
-                    self.folder.checkpoints.save(state, None)
+                    self._save(state, step, None)
                 name = signal.Signals(self.stop[0]).name
                 log.info("%s: saved step %d and stopped", name, step)
                 raise StoppedError(
@@ -220,12 +229,7 @@ class _Loop:
         fetched, bad_step = jax.device_get((measured, state.first_bad_step))
         seconds = time.perf_counter() - since  # with the wait for the last of them
         if bad_step >= 0:
-            saved = self.folder.checkpoints.steps()
-            raise NotFiniteError(
-                f"loss or gradient was not finite at step {bad_step}: the last checkpoint is "
-                f"{f'step {saved[-1]}' if saved else 'none'}; try a smaller --optim.learning-rate "
-                f"or --optim.clip-norm 1 with another --run-dir"
-            )
+            raise self._not_finite("loss or gradient", int(bad_step))
         self._record(
             self._row(
                 step,
@@ -244,15 +248,31 @@ class _Loop:
             evaluation = self.program.evaluate(state, validation)
             self._record(self._row(step, "validation", evaluation.loss, evaluation.accuracy))
             result = {"accuracy": evaluation.accuracy, "loss": evaluation.loss}
-        self.folder.checkpoints.save(state, result)
+        self._save(state, step, result)
+
+    def _save(self, state: TrainState, step: int, validation: dict[str, float] | None) -> None:
+        """Saves what is finite: the last update may have overflowed after a finite loss."""
+        numbers = {**state.params, "running statistics": state.batch_stats}
+        for name, part in numbers.items():
+            if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(part)):
+                raise self._not_finite(f"{name} of the parameters", step - 1)
+        self.folder.checkpoints.save(state, validation)
+
+    def _not_finite(self, what: str, step: int) -> NotFiniteError:
+        saved = self.folder.checkpoints.steps()
+        return NotFiniteError(
+            f"{what} was not finite at step {step}: the last checkpoint is "
+            f"{f'step {saved[-1]}' if saved else 'none'}; try a smaller --optim.learning-rate "
+            f"or --optim.clip-norm 1 with another --run-dir"
+        )
 
     def _test(self, state: TrainState, last: int) -> None:
         """The test images are seen here, once, when every choice has been made."""
         rows = self._test_rows(state, "latest", last, last)
-        best = self.folder.checkpoints.best_step()
+        checkpoints = self.folder.checkpoints
+        best = checkpoints.best_of(checkpoints.good_steps())
         if best is not None and best != last:
-            self.folder.checkpoints.verify(best)
-            state = self.folder.checkpoints.restore(state, best)
+            state = checkpoints.restore(state, best)
         rows += self._test_rows(state, "best", best or last, last)
         self._record(*rows)
 

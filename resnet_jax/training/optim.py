@@ -22,15 +22,18 @@ def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
     warmup_steps = round(config.warmup * total_steps)
     match config.schedule:
         case "one_cycle":
-            # optax counts the rise in whole steps and divides by their number.
-            rise = max(config.warmup, 1 / max(total_steps, 1))
+            # optax cuts the rise to whole steps and divides by their number: at least one.
+            rise = (max(warmup_steps, 1) + 0.5) / total_steps
             return optax.cosine_onecycle_schedule(
                 total_steps, peak, pct_start=rise, div_factor=25.0, final_div_factor=1e4
             )
         case "cosine":
             main = optax.cosine_decay_schedule(peak, max(total_steps - warmup_steps, 1))
         case "piecewise":
-            drops = {round(at * total_steps) - warmup_steps: 0.1 for at in config.boundaries}
+            drops: dict[int, float] = {}
+            for at in config.boundaries:  # two of them may fall on one step
+                step = round(at * total_steps) - warmup_steps
+                drops[step] = 0.1 * drops.get(step, 1.0)
             main = optax.piecewise_constant_schedule(peak, drops)
         case "constant":
             main = optax.constant_schedule(peak)

@@ -30,7 +30,7 @@ def files_of(checkpoints: Checkpoints, step: int) -> list[Path]:
 
 def test_the_two_newest_and_the_best_are_kept(finished_run):
     checkpoints = Checkpoints(finished_run.path / "checkpoints")
-    assert set(checkpoints.steps()) == {10, 12, checkpoints.best_step()}
+    assert set(checkpoints.steps()) == {10, 12, checkpoints.best_of(checkpoints.steps())}
     assert list(checkpoints.good_steps()) == checkpoints.steps()[::-1]
 
 
@@ -138,6 +138,27 @@ def test_a_log_that_cannot_be_written_loses_nothing_else(tmp_path, capfd):
     with RunFolder(tmp_path).opened_for_writing():
         logging.getLogger("resnet_jax.training").info("begins")
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_damaged_best_checkpoint_does_not_keep_a_run_from_its_end(
+    finished_run, tiny_config, tmp_path, caplog
+):
+    shutil.copytree(finished_run.path, tmp_path / "run")
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    # Step 10 as by far the best one, damaged, and the tests not yet done.
+    manifest = checkpoints.manifest(10)
+    better = Manifest(10, {"accuracy": 1.0, "loss": 0.0}, manifest.files)
+    (checkpoints.directory / "10" / "manifest.json").write_text(better.to_json())
+    next((checkpoints.directory / "10" / "state").rglob("_METADATA")).unlink()
+    folder = RunFolder(tmp_path / "run")
+    rows = [row for row in folder.read_metrics() if row["kind"] != "test"]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in rows))
+    run = rj.train(tiny_config, tmp_path / "run", quiet=True)
+    assert "step 10 is not used" in caplog.text
+    metrics = run.metrics()
+    tests = metrics[metrics["kind"] == "test"]
+    assert set(tests["checkpoint"]) == {"latest", "best"}
+    assert 10 not in set(tests["step"])
 
 
 def test_no_usable_checkpoint_is_one_line(finished_run, tmp_path):

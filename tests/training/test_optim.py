@@ -42,6 +42,20 @@ def test_one_cycle_starts_at_a_25th_peaks_after_the_rise_and_ends_at_nothing():
     assert rates(config, 80, [80])[0] < 1e-5
 
 
+@pytest.mark.parametrize("total", [1, 2, 3, 7, 49, 98, 1000])
+def test_one_cycle_starts_low_and_never_leaves_its_range(total):
+    config = OptimConfig(learning_rate=1.0, schedule="one_cycle", warmup=0.0)
+    found = rates(config, total, list(range(total)))
+    assert found[0] == pytest.approx(0.04)
+    assert found.min() > 0
+    assert found.max() <= 1.0
+
+
+def test_two_boundaries_on_one_step_divide_twice():
+    config = OptimConfig(learning_rate=1.0, schedule="piecewise", boundaries=(0.5, 0.51))
+    np.testing.assert_allclose(rates(config, 10, [4, 6]), [1.0, 0.01], rtol=1e-5)
+
+
 def test_piecewise_divides_by_ten_at_shares_of_the_run():
     config = OptimConfig(learning_rate=0.1, schedule="piecewise", boundaries=(0.5, 0.75))
     np.testing.assert_allclose(
