@@ -111,7 +111,10 @@ def test_steps_after_the_one_resumed_from_do_not_push_out_new_ones(finished_run,
     assert list(checkpoints.good_steps()) == [9, 7]
 
 
-@pytest.mark.parametrize("name", [".lock", "metrics.jsonl.unfinished", "metrics.jsonl"])
+@pytest.mark.parametrize(
+    "name",
+    [".lock", "metrics.jsonl.unfinished", pytest.param("metrics.jsonl", marks=pytest.mark.slow)],
+)
 def test_a_full_disk_is_one_line(name, unaveraged_config, tmp_path, monkeypatch):
     """/dev/full takes nothing, as a full disk does."""
     (tmp_path / name).symlink_to("/dev/full")

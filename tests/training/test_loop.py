@@ -22,6 +22,8 @@ from resnet_jax.training import loop
 from resnet_jax.training.program import Program
 from resnet_jax.training.progress import Silent
 
+KINDS_OF_TIME = ("children_user", "children_system")
+
 # Trains the tiny run in a process of its own, which prints every step as it is done.
 SCRIPT = """
 import sys
@@ -128,7 +130,9 @@ def test_a_finished_run_says_so_and_stays_as_it_is(finished_run, tiny_config):
     assert (finished_run.path / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("kill_at", [3, 7, 11])
+@pytest.mark.parametrize(
+    "kill_at", [7, *(pytest.param(step, marks=pytest.mark.slow) for step in (3, 5, 11))]
+)
 def test_killed_and_started_again_it_ends_with_the_same_bits(
     kill_at, finished_run, tiny_config, tmp_path
 ):
@@ -168,7 +172,9 @@ def test_resuming_neither_repeats_nor_skips_an_example(tiny_config, tmp_path, mo
         assert sorted(epoch) == list(range(120))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_the_same_command_continues(number, finished_run, tiny_config, tmp_path):
     process = start(tiny_config, tmp_path)
     wait_for_step(process, 6)
@@ -207,6 +213,7 @@ def test_another_configuration_is_refused_with_every_difference(finished_run, ti
         assert difference in message
 
 
+@pytest.mark.slow
 def test_a_constant_rate_may_go_on_for_more_epochs(unaveraged_config, tmp_path):
     rj.train(unaveraged_config, tmp_path / "run", quiet=True)
     longer = dataclasses.replace(unaveraged_config, epochs=3)
@@ -306,13 +313,14 @@ try:
 finally:
     print({"jax", "numpy", "pandas", "tensorflow_datasets"} & set(sys.modules))
 """
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        times.append(time.perf_counter() - began)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "set()"
-    assert min(times) < 0.5
+    # By the processor's clock: the one on the wall measures what else the machine does.
+    before = os.times()
+    subprocess.run([sys.executable, "-m", "resnet_jax.cli", "--help"], capture_output=True)
+    after = os.times()
+    user, system = (getattr(after, n) - getattr(before, n) for n in KINDS_OF_TIME)
+    assert user + system < 0.5
 
 
 def test_the_first_line_comes_before_anything_slow(tmp_path):
