@@ -112,12 +112,13 @@ def test_seeds_repeat_and_are_summed_up(tmp_path, capsys, monkeypatch):
     assert main(["train", *TINY, "--seeds", "2"]) == 0
     out = capsys.readouterr().out
     runs = [rj.Run.open(tmp_path / "runs" / f"quickstart-seed{seed}") for seed in (0, 1)]
-    accuracies = []
+    accuracies, losses = [], []
     for run in runs:
         metrics = run.metrics()
         last = metrics[(metrics["split"] == "test_all") & (metrics["checkpoint"] == "latest")]
         accuracies.append(last["accuracy"].item())
-    assert accuracies[0] != accuracies[1]
+        losses.append(last["loss"].item())
+    assert losses[0] != losses[1]
     lines = [line for line in out.splitlines() if "test_all, latest" in line]
     row = next(line for line in lines if "step" not in line)
     for value in (*accuracies, np.mean(accuracies), np.std(accuracies, ddof=1)):

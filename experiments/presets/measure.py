@@ -122,9 +122,9 @@ def report() -> None:
     """Puts the table between the marks in both READMEs."""
     for page in (HERE / "README.md", HERE.parents[1] / "README.md"):
         text = page.read_text()
-        begin, end = "<!-- presets -->\n", "\n<!-- end presets -->"
+        begin, end = "<!-- presets -->\n", "<!-- end presets -->"
         before, rest = text.split(begin)
-        page.write_text(before + begin + table() + end + rest.split(end)[1])
+        page.write_text(before + begin + table() + "\n" + end + rest.split(end)[1])
 
 
 def main() -> None:
