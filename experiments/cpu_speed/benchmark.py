@@ -1,0 +1,205 @@
+"""Is this package faster than PyTorch on a CPU, and what would Flax written the obvious way cost?
+
+    pip install "resnet_jax[bench]"
+    python experiments/cpu_speed/benchmark.py                    # everything, about 40 minutes
+    python experiments/cpu_speed/benchmark.py --only "batch 64"  # the cases whose name holds this
+
+Every contender runs in a process of its own; the processes take turns, a few calls each, for
+several rounds, so that a slow minute of the machine falls on all of them. `results.json` holds what
+was measured; `plot.py` draws it and writes the tables of README.md. Run it on an idle machine.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results.json"
+TORCH = ("torch eager", "torch channels_last", "torch bf16", "torch compile")
+CONTENDERS = ("resnet_jax", "flax", *TORCH)
+
+
+def case(name: str, what: str, batch: int, **other: Any) -> dict[str, Any]:
+    """A row of the table of cases: 32x32x1 and the imagenet stem unless it says otherwise."""
+    base = {"size": 32, "channels": 1, "classes": 10, "width": 64, "stem": "imagenet"}
+    return {"name": name, "what": what, "batch": batch, **base, **other}
+
+
+CASES = [
+    *(case(f"training, batch {n}", "training", n) for n in (16, 32, 64, 128, 256, 512)),
+    case("training, small stem, width 16", "training", 64, size=28, stem="small", width=16),
+    case("training, 224x224x3, batch 8", "training", 8, size=224, channels=3, classes=1000),
+    *(case(f"inference, batch {n}", "inference", n) for n in (1, 64, 256)),
+]
+
+
+class Contender:
+    """A process that times calls when asked to."""
+
+    def __init__(self, name: str, case: dict[str, Any], cache: str | None = None) -> None:
+        environment = dict(os.environ)
+        if cache:
+            environment |= {
+                "JAX_COMPILATION_CACHE_DIR": cache,
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            }
+        began = time.perf_counter()
+        self.process = subprocess.Popen(
+            [sys.executable, str(HERE / "contenders.py"), name, json.dumps(case)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self.failure = None if self._answer() else self._last_words()
+        self.first_s = time.perf_counter() - began  # from the start of Python to the first result
+
+    def _answer(self) -> dict[str, Any] | None:
+        line = self.process.stdout.readline() if self.process.stdout else ""
+        return json.loads(line) if line else None
+
+    def _last_words(self) -> str:
+        lines = self.process.communicate()[1].strip().splitlines()
+        return lines[-1][:200] if lines else f"exit code {self.process.returncode}"
+
+    def time(self, calls: int) -> dict[str, Any]:
+        """Seconds of each call and the peak of resident memory since the start, in MiB."""
+        assert self.process.stdin
+        self.process.stdin.write(f"{calls}\n")
+        self.process.stdin.flush()
+        answer = self._answer()
+        if answer is None:
+            raise RuntimeError(self._last_words())
+        return answer
+
+    def stop(self) -> None:
+        """Ends the process."""
+        self.process.communicate()
+
+
+def measure(case: dict[str, Any], rounds: int, seconds: float) -> list[dict[str, Any]]:
+    """One case for all contenders: a row of results each."""
+    contenders, rows = {}, []
+    for name in CONTENDERS:
+        contender = Contender(name, case)
+        if contender.failure:
+            rows.append({"case": case["name"], "contender": name, "failure": contender.failure})
+        else:
+            contenders[name] = contender
+    # As many calls a turn as fill the turn, after one turn that warms up.
+    calls = {}
+    for name, contender in contenders.items():
+        contender.time(2)
+        calls[name] = max(2, round(seconds / min(contender.time(2)["seconds"])))
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    peaks = {}
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            answer = contender.time(calls[name])
+            times[name] += answer["seconds"]
+            peaks[name] = answer["peak_mib"]
+    for name, contender in contenders.items():
+        contender.stop()
+        low, middle, high = statistics.quantiles(times[name], n=4)
+        rows.append(
+            {
+                "case": case["name"],
+                "contender": name,
+                "calls": len(times[name]),
+                "median_ms": round(middle * 1e3, 3),
+                "quartile1_ms": round(low * 1e3, 3),
+                "quartile3_ms": round(high * 1e3, 3),
+                "min_ms": round(min(times[name]) * 1e3, 3),
+                "peak_mib": round(peaks[name]),
+            }
+        )
+    return rows
+
+
+def measure_start(rounds: int) -> list[dict[str, Any]]:
+    """Seconds from the start of Python to the end of the first training step, batch 64."""
+    rows = []
+    batch64 = next(c for c in CASES if c["name"] == "training, batch 64")
+    with tempfile.TemporaryDirectory() as cache:
+        for name in ["cold", *["warm"] * rounds]:
+            contender = Contender("resnet_jax", batch64, cache)
+            peak = contender.time(1)["peak_mib"]
+            contender.stop()
+            rows.append({"case": f"start, {name} cache", "contender": "resnet_jax"})
+            rows[-1] |= {"seconds": round(contender.first_s, 2), "peak_mib": round(peak)}
+    return rows
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Prints medians, spread and each one's time as a multiple of this package's."""
+    ours = next((r["median_ms"] for r in rows if r["contender"] == "resnet_jax"), None)
+    for row in rows:
+        if "median_ms" not in row:
+            print(f"  {row['contender']:20} {row.get('failure') or row['seconds']}")
+            continue
+        spread = f"{row['quartile1_ms']:.1f} to {row['quartile3_ms']:.1f}"
+        ratio = f"{row['median_ms'] / ours:.2f}x" if ours else ""
+        print(
+            f"  {row['contender']:20} {row['median_ms']:9.1f} ms ({spread:18}) {ratio:>7}"
+            f" {row['peak_mib']:6} MiB"
+        )
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on."""
+    model = "unknown"
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = lines[0].split(":")[1].strip() if lines else model
+    packages = ("jax", "flax", "optax", "torch")
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in packages},
+    }
+
+
+def main() -> None:
+    """Measures and writes, keeping the rows of cases that were not asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7, help="turns of every contender")
+    parser.add_argument("--seconds", type=float, default=0.6, help="length of one turn")
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+
+    old = json.loads(options.results.read_text())["rows"] if options.results.exists() else []
+    for chosen in [*(c for c in CASES if options.only in c["name"]), None]:
+        if chosen is None and options.only not in "start, cold cache":
+            continue
+        print(chosen["name"] if chosen else "start", flush=True)
+        if chosen:
+            rows = measure(chosen, options.rounds, options.seconds)
+        else:
+            rows = measure_start(options.rounds)
+        show(rows)
+        again = {row["case"] for row in rows}
+        old = [row for row in old if row["case"] not in again] + rows
+        order = [c["name"] for c in CASES]
+        old.sort(key=lambda row: order.index(row["case"]) if row["case"] in order else len(order))
+        body = ",\n".join("  " + json.dumps(row) for row in old)
+        options.results.write_text(
+            f'{{"machine": {json.dumps(machine())},\n "rows": [\n{body}\n]}}\n'
+        )
+
+
+if __name__ == "__main__":
+    main()
