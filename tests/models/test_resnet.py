@@ -235,7 +235,9 @@ class LogitsTest(chex.TestCase):
             chex.assert_type(self.logits(model, (2, 16, 16, 1)), jnp.float64)
 
 
-@pytest.mark.parametrize("make", [tiny, bottleneck, preactivation])
+@pytest.mark.parametrize(
+    "make", [tiny, *(pytest.param(m, marks=pytest.mark.slow) for m in (bottleneck, preactivation))]
+)
 def test_jitted_equals_unjitted(make):
     with jax.enable_x64(True):
         images = jax.random.normal(jax.random.key(1), (2, 16, 16, 1), jnp.float64)
@@ -269,10 +271,12 @@ def test_training_mode_sees_the_batch_and_evaluation_mode_does_not():
     images = jax.random.normal(jax.random.key(1), (4, 16, 16, 1))
     model = tiny()
     variables = initialise(model, images)
-    evaluated = model.apply(variables, images, train=False)
-    alone = model.apply(variables, images[:1], train=False)
+    evaluate = jax.jit(partial(model.apply, train=False))
+    evaluated = evaluate(variables, images)
+    alone = evaluate(variables, images[:1])
     np.testing.assert_allclose(evaluated[:1], alone, rtol=1e-4, atol=1e-5)
-    trained, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    train = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))
+    trained, updates = train(variables, images)
     assert not np.allclose(trained, evaluated, atol=1e-3)
     chex.assert_trees_all_equal_shapes(updates["batch_stats"], variables["batch_stats"])
     moved = jax.tree.map(

@@ -99,12 +99,12 @@ class StepTest(chex.TestCase):
 
 def test_evaluation_counts_what_is_real_and_nothing_else():
     state, batch = make_state(), make_batch(3, count=8)
-    logits = state.apply_fn(state.variables, batch.images, train=False)
+    logits = jax.jit(partial(state.apply_fn, train=False))(state.variables, batch.images)
     expected = np.zeros((3, 3), int)
     for label, prediction in zip(batch.labels[:5], logits.argmax(-1)[:5], strict=True):
         expected[label, prediction] += 1
     padded = rj.Batch(batch.images, batch.labels.at[5:].set(-1))
-    counts = rj.eval_step(state, padded)
+    counts = jax.jit(rj.eval_step)(state, padded)
     np.testing.assert_array_equal(counts.confusion, expected)
     loss = -np.asarray(jax.nn.log_softmax(logits))[np.arange(5), np.asarray(batch.labels[:5])].sum()
     np.testing.assert_allclose(counts.loss, loss, rtol=1e-5)
@@ -113,7 +113,8 @@ def test_evaluation_counts_what_is_real_and_nothing_else():
 def test_metrics_are_those_of_the_parameters_before_the_update():
     state, batch = make_state(), make_batch(4)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    logits, _ = state.apply_fn(variables, batch.images, train=True, mutable=["batch_stats"])
+    apply = jax.jit(partial(state.apply_fn, train=True, mutable=["batch_stats"]))
+    logits, _ = apply(variables, batch.images)
     _, metrics = jax.jit(rj.train_step)(state, batch)
     np.testing.assert_allclose(metrics.accuracy, (logits.argmax(-1) == batch.labels).mean())
     log_p = jax.nn.log_softmax(logits)
