@@ -166,7 +166,7 @@ def test_data_list_needs_no_data(capsys):
         (["predict", "RUN", "missing.png"], ["missing.png", "No such file"]),
         (["predict", "RUN", "missing.png", "--topk", "11"], ["--topk 11"]),
         (["predict", "RUN", "missing.png", "--json", "--csv"], ["--json", "--csv"]),
-        (["train", "--run-dir", "RUN"], ["RUN", "--epochs 1.0 -> 12"]),
+        (["train", "--run-dir", "RUN"], ["RUN", "--epochs 1.0 -> 8"]),
         (["summary", "resnet19"], ["resnet19", "resnet18"]),
         (["summary", "--channels", "0"], ["--channels 0"]),
         (["data", "prepare"], ["NAME"]),
