@@ -254,7 +254,7 @@ PRESETS: dict[str, TrainConfig] = {
         optim=OptimConfig(
             learning_rate=0.1, nesterov=True, weight_decay=5e-4, schedule="one_cycle", warmup=0.25
         ),
-        epochs=12,
+        epochs=8,
         label_smoothing=0.1,
         log_every=25,
     ),
