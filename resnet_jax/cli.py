@@ -307,7 +307,7 @@ def export(
 ) -> int:
     """Write a run's network to a file for use elsewhere; class names and preprocessing go with it.
 
-    What the file computes is compared with the run on real digits before the file is in place.
+    A stablehlo or onnx file is compared with the run on images before it is in place.
 
     Args:
         run: the run's folder.

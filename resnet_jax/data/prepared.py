@@ -80,8 +80,14 @@ def read_info(folder: Path) -> PreparedInfo:
             "expected a dataset for classification prepared by TFDS (--data.dir)"
         ) from error
     names_file = folder / f"{label_key}.labels.txt"
-    names = names_file.read_text("utf-8").split("\n") if names_file.exists() else []
-    names = [line for line in names if line] or [str(i) for i in range(num_classes)]
+    names = [str(i) for i in range(num_classes)]
+    if names_file.exists():
+        try:
+            names = [line for line in names_file.read_text("utf-8").split("\n") if line]
+            if len(names) != num_classes:
+                raise ValueError(f"{len(names)} names for {num_classes} classes")
+        except (OSError, ValueError) as error:
+            raise damaged(names_file, error) from error
     shape = (sizes[0], sizes[1], sizes[2]) if plain else None
     return PreparedInfo(
         folder, name, splits, image_key, label_key, shape, num_classes, tuple(names)

@@ -102,7 +102,8 @@ class Checkpoints:
             manifest = unfinished / "manifest.json"
             manifest.write_text(Manifest(step, validation, files).to_json())
             _sync(manifest)
-            _sync(unfinished)
+            for folder in (unfinished, *(p for p in unfinished.rglob("*") if p.is_dir())):
+                _sync(folder)
             self._discard(step)
             unfinished.rename(self.directory / str(step))
             _sync(self.directory)

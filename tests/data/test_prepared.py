@@ -184,6 +184,14 @@ def test_damaged_shards_are_named_when_the_dataset_is_opened(copy_5k, split):
     assert is_5k(root)
 
 
+@pytest.mark.parametrize("content", [b"zero\none\n", b"", b"\xff\xfe"])
+def test_damaged_class_names_are_no_smaller_network(copy_5k, content):
+    root, folder = copy_5k
+    names = folder / "label.labels.txt"
+    names.write_bytes(content)
+    assert str(names) in refusal(root)
+
+
 def test_a_flipped_byte_anywhere_is_noticed_or_harmless(copy_5k):
     _, folder = copy_5k
     info = read_info(folder)

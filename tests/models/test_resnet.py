@@ -261,6 +261,32 @@ def test_the_lowering_changes_nothing_but_the_speed():
         chex.assert_trees_all_close(auto, reference, rtol=1e-10)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [rj.ResNet18, rj.ResNet50])
+def test_gradients_of_whole_networks_do_not_depend_on_the_lowering(make):
+    with jax.enable_x64(True):
+        images = jax.random.normal(jax.random.key(1), (4, 32, 32, 1), jnp.float64)
+        kinds = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+        variables = initialise(make(**kinds), images)
+
+        def gradient(lowering):
+            apply = partial(make(lowering=lowering, **kinds).apply, train=True)
+
+            def loss(params):
+                variables_ = {**variables, "params": params}
+                logits, _ = apply(variables_, images, mutable=["batch_stats"])
+                return (logits**2).mean()
+
+            return jax.jit(jax.grad(loss))(variables["params"])
+
+        auto, reference = gradient("auto"), gradient("reference")
+
+    def error(one, other):
+        return np.abs(one - other).max() / np.abs(other).max()
+
+    assert max(jax.tree.leaves(jax.tree.map(error, auto, reference))) < 1e-9
+
+
 def test_mode_has_no_default():
     images = jnp.zeros((1, 16, 16, 1))
     with pytest.raises(TypeError, match="train"):
