@@ -46,6 +46,15 @@ except ResNetJaxError as error:
 """
 
 
+class Heard(Silent):
+    """Remembers what was said."""
+
+    text = ""
+
+    def said(self, text: str) -> None:
+        self.text += text
+
+
 def start(config: rj.TrainConfig, run_dir: Path) -> subprocess.Popen:
     from resnet_jax.config import to_dict
 
@@ -117,12 +126,6 @@ def test_best_is_the_best_validation_accuracy(finished_run):
 
 
 def test_a_finished_run_says_so_and_stays_as_it_is(finished_run, tiny_config):
-    class Heard(Silent):
-        text = ""
-
-        def said(self, text):
-            self.text += text
-
     before = (finished_run.path / "metrics.jsonl").read_bytes()
     heard = Heard()
     loop.fit(tiny_config, finished_run.path, heard)
@@ -131,7 +134,9 @@ def test_a_finished_run_says_so_and_stays_as_it_is(finished_run, tiny_config):
 
 
 @pytest.mark.parametrize(
-    "kill_at", [7, *(pytest.param(step, marks=pytest.mark.slow) for step in (3, 5, 11))]
+    # At 9, lines of metrics are later than the last checkpoint; at 11, there are two checkpoints.
+    "kill_at",
+    [9, 11, *(pytest.param(step, marks=pytest.mark.slow) for step in (3, 5, 7))],
 )
 def test_killed_and_started_again_it_ends_with_the_same_bits(
     kill_at, finished_run, tiny_config, tmp_path
@@ -140,8 +145,14 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(
     wait_for_step(process, kill_at)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    resumed = rj.train(tiny_config, tmp_path / "run", quiet=True)
+    newest = max(loop.RunFolder(tmp_path / "run").checkpoints.steps(), default=0)
+    heard = Heard()
+    loop.fit(tiny_config, tmp_path / "run", heard)
+    assert (f"resumes at step {newest} " in heard.text) == (newest > 0)
+    resumed = rj.Run.open(tmp_path / "run")
     assert_same_bits(resumed, finished_run)
+    steps = [row["step"] for row in rows(resumed, "train")]
+    assert steps == [row["step"] for row in rows(finished_run, "train")]
     for kind in ("validation", "test"):
         for one, other in zip(rows(resumed, kind), rows(finished_run, kind), strict=True):
             assert (one["step"], one["loss"]) == (other["step"], other["loss"])
