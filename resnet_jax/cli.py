@@ -261,7 +261,15 @@ def predict(
             continue
         for path in inside:
             try:
-                images.append(read_image(path, opened.image_shape, invert=invert))
+                images.append(
+                    read_image(
+                        path,
+                        opened.image_shape,
+                        fit=opened.config.data.fit,
+                        background=opened.config.data.background,
+                        invert=invert,
+                    )
+                )
                 files.append(path)
             except ResNetJaxError as error:
                 failed += 1
@@ -405,17 +413,24 @@ def data(
 def verify(
     what: Positional[str],
     data_dir: Annotated[str | None, tyro.conf.arg(name="data.dir")] = None,
+    background: Annotated[int | None, tyro.conf.arg(name="data.background")] = None,
 ) -> int:
-    """Check a run's folder or a prepared data set from end to end; exit code 1 if any is damaged.
+    """Check a run, a prepared data set, or a folder of images; exit code 1 if any is damaged.
+
+    Of a folder of images, broken, empty and duplicate files are listed.
 
     Args:
-        what: a run's folder, or the name of a data set.
+        what: a run's folder, the name of a data set, or a folder with one folder for each class.
         data_dir: folder of prepared data sets. Default: $TFDS_DATA_DIR, then ~/tensorflow_datasets.
+        background: the grey level that a run would put under a folder's transparent pixels.
     """
-    from resnet_jax.data import DATASETS, verify_prepared
+    from resnet_jax.data import DATASETS, look_through, verify_prepared
 
-    if what in DATASETS and not Path(what, "config.yaml").exists():
+    place = Path(what)
+    if not place.exists() or (what in DATASETS and not (place / "config.yaml").exists()):
         report = verify_prepared(what, data_dir)
+    elif place.is_dir() and not (place / "config.yaml").exists():
+        report = look_through(place, background=background, anew=True).report()
     else:
         from resnet_jax.run import Run
 
@@ -426,6 +441,11 @@ def verify(
         console.print(f"damaged  {line}", soft_wrap=True, markup=False)
     if report.ok:
         return 0
+    if report.images:
+        raise ResNetJaxError(
+            f"{len(report.damaged)} image files in {what} are broken, empty or there twice: mend "
+            "or remove them, or leave them out by --data.skip-bad"
+        )
     raise ResNetJaxError(
         f"{len(report.damaged)} of {len(report.good) + len(report.damaged)} parts of {what} "
         f"are damaged: the others are usable"

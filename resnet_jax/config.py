@@ -78,19 +78,33 @@ class DataConfig:
     """The images and how they become the network's input."""
 
     name: str = "mnist_5k"
-    """A data set that `resnet-jax data list` shows."""
+    """A data set that `resnet-jax data list` shows, another of TFDS (`cifar10`), or `folder`."""
     dir: str | None = None
-    """Folder of data sets prepared by TFDS. Default: $TFDS_DATA_DIR, then ~/tensorflow_datasets."""
+    """Folder of data sets prepared by TFDS. Default: $TFDS_DATA_DIR, then ~/tensorflow_datasets.
+    With --data.name folder: the folder of images."""
     from_idx: str | None = None
     """Folder with the four IDX files of MNIST or Fashion-MNIST, to prepare without a network."""
     validation: Annotated[int | None, NotNegative] = None
-    """Training examples held out for validation. Default: the data set's own split; 0: none."""
+    """Training examples held out for validation. Default: the data set's own split, or a tenth of
+    the training examples; 0: none."""
     subset: Annotated[tuple[int, int, int] | None, NotNegative] = None
     """Use a fixed random sample of this many (training, validation, test) images only."""
     subset_seed: Annotated[int, NotNegative] = 0
     """Seed of that sample. It does not depend on the run's seed."""
     image_size: Annotated[int | None, Count] = None
     """Side in pixels to which images are resized, bilinearly. Default: as they are."""
+    read_size: Annotated[int | None, Count] = None
+    """Side at which the files of a folder, or pictures of several sizes, are read; the device
+    resizes them to --data.image-size after augmentation. Default: --data.image-size."""
+    fit: Literal["pad", "crop"] = "pad"
+    """How a picture of other proportions becomes square. pad: all of it, on black; crop: its
+    centre."""
+    background: Annotated[int | None, Within(0, 255)] = None
+    """Grey level put under transparent pixels: 0 black, 255 white. Default: they are refused."""
+    skip_bad: bool = False
+    """Leave out a folder's broken, empty and duplicate files. Without: broken ones end the run."""
+    workers: Annotated[int | None, Count] = None
+    """Threads that decode images. Default: one for each core."""
     mean: tuple[float, ...] = (0.1307,)
     """Mean of the pixels scaled to [0, 1], for each channel: subtracted."""
     std: Annotated[tuple[float, ...], Positive] = (0.3081,)
@@ -290,6 +304,15 @@ PRESETS: dict[str, TrainConfig] = {
         epochs=10,
         label_smoothing=0.1,
         ema=0.999,
+    ),
+    # A person's own images, --data.dir. Mean and standard deviation suit grey and colour alike.
+    "folder": TrainConfig(
+        data=DataConfig(name="folder", fit="crop", mean=(0.5,), std=(0.25,)),
+        optim=OptimConfig(
+            learning_rate=0.1, nesterov=True, weight_decay=5e-4, schedule="one_cycle", warmup=0.25
+        ),
+        epochs=30,
+        label_smoothing=0.1,
     ),
 }
 

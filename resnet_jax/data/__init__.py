@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from resnet_jax.data.catalogue import DATASETS, DatasetInfo
-    from resnet_jax.data.dataset import Dataset, Split, load_dataset, sample
-    from resnet_jax.data.preparation import VerifyReport, prepare, verify_prepared
+    from resnet_jax.data.dataset import Dataset, Split, StreamedSplit, load_dataset, sample
+    from resnet_jax.data.folders import look_through
+    from resnet_jax.data.preparation import prepare, verify_prepared
+    from resnet_jax.data.report import VerifyReport
     from resnet_jax.data.stream import IndexStream
 
 __all__ = [
@@ -20,8 +22,10 @@ __all__ = [
     "DatasetInfo",
     "Dataset",
     "Split",
+    "StreamedSplit",
     "load_dataset",
     "sample",
+    "look_through",
     "prepare",
     "verify_prepared",
     "VerifyReport",
@@ -33,11 +37,13 @@ _HOME = {
     "DatasetInfo": "catalogue",
     "Dataset": "dataset",
     "Split": "dataset",
+    "StreamedSplit": "dataset",
     "load_dataset": "dataset",
     "sample": "dataset",
+    "look_through": "folders",
     "prepare": "preparation",
     "verify_prepared": "preparation",
-    "VerifyReport": "preparation",
+    "VerifyReport": "report",
     "IndexStream": "stream",
 }
 

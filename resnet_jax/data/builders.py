@@ -171,12 +171,24 @@ BUILDERS: dict[str, Any] = {
 }
 
 
-def build(name: str, root: Path, idx_folder: Path | None = None) -> Path:
-    """Prepares a dataset under ``root`` in the format array_record; returns its folder."""
-    builder = BUILDERS[name](data_dir=root)
+def build(name: str, root: Path, idx_folder: Path | None, manual_dir: Path) -> Path:
+    """Prepares a dataset under ``root`` in the format array_record; returns its folder.
+
+    Args:
+        name: a name in ``BUILDERS``, or of another dataset of TFDS, which needs TensorFlow.
+        root: where to.
+        idx_folder: IDX files to prepare from.
+        manual_dir: where files lie that TFDS asks a person to fetch (``imagenet2012``).
+    """
+    if name in BUILDERS:
+        builder = BUILDERS[name](data_dir=root)
+    else:
+        builder = tfds.builder(name, data_dir=root)
+        _check_features(name, builder.info.features)
     if idx_folder is not None:
         builder.idx_folder = idx_folder
-    tqdm_utils.display_progress_bar(DATASETS[name].needs_download)  # the others take a second
+    quick = name in DATASETS and not DATASETS[name].needs_download
+    tqdm_utils.display_progress_bar(not quick)
     try:
         # TFDS prints to stdout, which belongs to the command, where it prepares: a folder that is
         # about to be renamed.
@@ -184,9 +196,22 @@ def build(name: str, root: Path, idx_folder: Path | None = None) -> Path:
             builder.download_and_prepare(
                 file_format="array_record",
                 download_config=tfds.download.DownloadConfig(
-                    try_download_gcs=False, force_checksums_validation=True
+                    manual_dir=manual_dir, try_download_gcs=False, force_checksums_validation=True
                 ),
             )
     finally:
         tqdm_utils.display_progress_bar(True)
     return Path(builder.data_dir)
+
+
+def _check_features(name: str, features: Any) -> None:
+    """Refuses, before anything is downloaded, what is not one image and one label an example."""
+    named = isinstance(features, tfds.features.FeaturesDict)
+    parts = list(features.values()) if named else []
+    images = [part for part in parts if isinstance(part, tfds.features.Image)]
+    labels = [part for part in parts if isinstance(part, tfds.features.ClassLabel)]
+    if not images or not labels:
+        kinds = ", ".join(sorted({type(part).__name__ for part in parts})) or "nothing known"
+        raise ResNetJaxError(
+            f"`{name}` holds {kinds} in each example: expected an Image and a ClassLabel"
+        )

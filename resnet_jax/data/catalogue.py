@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Iterable
 
 from resnet_jax.errors import ResNetJaxError
 
@@ -111,17 +112,17 @@ DATASETS: dict[str, DatasetInfo] = {
 }
 
 
-def lookup(name: str) -> DatasetInfo:
-    """Returns the row of ``name``.
+def unknown(name: str, others: Iterable[str] = ()) -> ResNetJaxError:
+    """The error for a name that is in no table; it names the nearest and all of this one.
 
-    Raises:
-        ResNetJaxError: if there is none; the message names the nearest and all known names.
+    Args:
+        name: what was asked for.
+        others: further names that would have been right.
     """
-    if name in DATASETS:
-        return DATASETS[name]
-    near = difflib.get_close_matches(name.lower().replace("-", "_"), DATASETS, n=1)
+    wanted = name.lower().replace("-", "_")
+    near = difflib.get_close_matches(wanted, [*DATASETS, *others], n=1)
     hint = f" (did you mean `{near[0]}`?)" if near else ""
-    raise ResNetJaxError(
+    return ResNetJaxError(
         f"unknown dataset `{name}`{hint}: expected one of {', '.join(DATASETS)} "
-        "(`resnet-jax data list` describes them)"
+        "(`resnet-jax data list` describes them), another that TFDS knows, or folder"
     )

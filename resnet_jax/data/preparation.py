@@ -6,7 +6,7 @@ The folder is ``data_dir`` if given, else ``$TFDS_DATA_DIR``, else TFDS's ``~/te
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -16,13 +16,8 @@ from pathlib import Path
 
 from resnet_jax.data import catalogue, idx
 from resnet_jax.data.cache import cache_root
-from resnet_jax.data.prepared import (
-    DamagedFileError,
-    find_prepared,
-    read_info,
-    read_prepared,
-    read_shard,
-)
+from resnet_jax.data.prepared import DamagedFileError, check_shard, find_prepared, read_info
+from resnet_jax.data.report import VerifyReport
 from resnet_jax.errors import ResNetJaxError
 
 PROBE_SECONDS = 4.0
@@ -42,18 +37,26 @@ def locate(
     """Returns the folder of the prepared dataset, and prepares it where that may be done unasked.
 
     Unasked are: ``mnist_5k``, whose images are installed (into the user's cache if the TFDS folder
-    cannot be written); IDX files that were named; and a download into the default folder. A
-    ``data_dir`` that was named but lacks a dataset to be downloaded is an error.
+    cannot be written); IDX files that were named; and a download of MNIST or Fashion-MNIST into
+    the default folder. A ``data_dir`` that was named but lacks a dataset to be downloaded is an
+    error; so is any other dataset of TFDS that is not prepared.
 
     Raises:
         ResNetJaxError: if the dataset is unknown, not there, or could not be prepared.
     """
-    info = catalogue.lookup(name)
     root = tfds_root(data_dir)
     if data_dir is not None and not root.is_dir():
         raise ResNetJaxError(
             f"{root} is no folder: expected one with prepared datasets (--data.dir)"
         )
+    info = catalogue.DATASETS.get(name)
+    if info is None:
+        if from_idx is not None:
+            raise ResNetJaxError(f"`{name}` does not come as IDX files: leave --data.from-idx out")
+        found = find_prepared(name, root)
+        if found is None:
+            raise _not_prepared(name, root)
+        return found
     if from_idx is None:
         found = find_prepared(name, root)
         if found is None and not info.needs_download:
@@ -66,6 +69,20 @@ def locate(
                 f"files (--data.from-idx DIR), or run `resnet-jax data prepare {name}`"
             )
     return prepare(name, data_dir, from_idx)
+
+
+def _not_prepared(name: str, root: Path) -> ResNetJaxError:
+    """The error for a dataset that is not in the table and not prepared."""
+    import tensorflow_datasets as tfds
+
+    known = tfds.list_builders(with_community_datasets=False)
+    if name.split("/")[0] not in known:
+        return catalogue.unknown(name, known)
+    where = "" if root == tfds_root() else f" --dir {root}"
+    return ResNetJaxError(
+        f"{root} holds no prepared `{name}`: give another folder (--data.dir), or run "
+        f"`resnet-jax data prepare {name}{where}`"
+    )
 
 
 def _private_root() -> Path:
@@ -83,20 +100,21 @@ def prepare(
     dataset appears in its place complete, in one step; two processes may prepare at once.
 
     Args:
-        name: a name in ``DATASETS``.
+        name: a name in ``DATASETS``, or of any dataset of TFDS that has images and class labels,
+            such as ``cifar10`` or ``emnist/letters``; those need TensorFlow here.
         data_dir: the folder of TFDS's datasets; made if it does not exist.
         from_idx: a folder with the four IDX files as published, packed or not; no network is
             used then.
 
     Raises:
-        ResNetJaxError: if the dataset is unknown, the folder cannot be written, there is no
-            network, a download has another checksum than TFDS registered, or an IDX file is
-            missing or faulty.
+        ResNetJaxError: if the dataset is unknown, the folder cannot be written, TensorFlow is
+            needed and not installed, there is no network, a download has another checksum than
+            TFDS registered, or an IDX file is missing or faulty.
     """
-    info = catalogue.lookup(name)
+    info = catalogue.DATASETS.get(name)
     root = tfds_root(data_dir)
     if from_idx is not None:
-        if not info.idx_sha256:
+        if info is None or not info.idx_sha256:
             raise ResNetJaxError(f"`{name}` does not come as IDX files: leave --data.from-idx out")
         # Now, so that the files asked for are never silently passed over.
         idx.read_idx_folder(Path(from_idx).expanduser(), info)
@@ -104,8 +122,10 @@ def prepare(
     found = find_prepared(name, root)
     if found is not None and _is_whole(found):
         return found
+    if info is None:
+        _check_known(name)
     if not _writable(root):
-        if info.needs_download:
+        if info is None or info.needs_download:
             raise ResNetJaxError(
                 f"{root} cannot be written, so `{name}` cannot be prepared there: give another "
                 "folder (--data.dir or TFDS_DATA_DIR)"
@@ -114,24 +134,43 @@ def prepare(
         found = find_prepared(name, root)
         if found is not None and _is_whole(found):
             return found
-    if info.needs_download and from_idx is None:
+    if info is not None and info.needs_download and from_idx is None:
         _check_reachable(info)
     try:
-        return _build(info, root, replaces=found, from_idx=from_idx)
+        return _build(name, root, replaces=found, from_idx=from_idx)
     except ResNetJaxError:
         raise
     except Exception as error:  # TFDS, its downloader and the file system have many
         lines = str(error).strip().splitlines() or [""]
+        remedy = " or local IDX files (--data.from-idx DIR)" if info is not None else ""
         raise ResNetJaxError(
             f"`{name}` could not be prepared in {root} ({type(error).__name__}: {lines[0][:200]}):"
-            " mend that, give another folder (--data.dir) or local IDX files (--data.from-idx DIR)"
+            f" mend that, or give another folder (--data.dir){remedy}"
         ) from error
+
+
+def _check_known(name: str) -> None:
+    """Refuses a name that TFDS does not know, and one that it cannot prepare here."""
+    import tensorflow_datasets as tfds
+
+    known = tfds.list_builders(with_community_datasets=False)
+    if name.split("/")[0] not in known:
+        raise catalogue.unknown(name, known)
+    if importlib.util.find_spec("tensorflow") is None:
+        raise ResNetJaxError(
+            f"`{name}` needs TensorFlow to be prepared, though not to be read: run `pip install "
+            "'resnet_jax[prepare]'`, or give a folder where it is prepared as array_record "
+            "(--data.dir)"
+        )
 
 
 def _is_whole(folder: Path) -> bool:
     # Any other error passes: a dataset of another kind or format is not ours to replace.
     try:
-        read_prepared(read_info(folder))
+        info = read_info(folder)
+        for split, shards in info.splits.items():
+            for number in range(len(shards)):
+                check_shard(info, split, number)
     except DamagedFileError:
         return False
     return True
@@ -148,7 +187,7 @@ def _writable(root: Path) -> bool:
 
 
 def _build(
-    info: catalogue.DatasetInfo,
+    name: str,
     root: Path,
     *,
     replaces: Path | None,
@@ -157,26 +196,25 @@ def _build(
     from resnet_jax.data import builders
 
     root.mkdir(parents=True, exist_ok=True)
-    for abandoned in root.glob(f".{info.name}-*"):  # by a process that was killed
+    prefix = f".{name.replace('/', '-')}-"
+    for abandoned in root.glob(f"{prefix}*"):  # by a process that was killed
         with contextlib.suppress(OSError):
             if time.time() - abandoned.stat().st_mtime > 86_400:
                 shutil.rmtree(abandoned, ignore_errors=True)
     # Everything TFDS leaves, finished or not, is in this folder and goes with it.
-    with tempfile.TemporaryDirectory(
-        prefix=f".{info.name}-", dir=root, ignore_cleanup_errors=True
-    ) as work:
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=root, ignore_cleanup_errors=True) as work:
         folder = Path(from_idx).expanduser() if from_idx is not None else None
-        built = builders.build(info.name, Path(work), folder)
-        target = root / info.name / built.name
-        if replaces is None and target.exists() and find_prepared(info.name, root) is None:
+        built = builders.build(name, Path(work), folder, root / "downloads" / "manual")
+        target = root / built.relative_to(work)
+        if replaces is None and target.exists() and find_prepared(name, root) is None:
             replaces = target  # what is left of a dataset whose description is gone
         if replaces is not None and replaces.exists():
             replaces.rename(Path(work, "replaced"))
-        target.parent.mkdir(exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
             built.rename(target)
         except OSError:
-            if find_prepared(info.name, root) is None:
+            if find_prepared(name, root) is None:
                 raise
             # Another process was faster.
     return target
@@ -215,42 +253,19 @@ def _check_reachable(info: catalogue.DatasetInfo) -> None:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class VerifyReport:
-    """What is whole and what is damaged of a prepared dataset, or of a run, on disk.
-
-    Attributes:
-        name: the dataset, or the run.
-        folder: where it is.
-        good: the names of the files that are whole.
-        damaged: what is wrong, one line for each bad file, which the line names.
-    """
-
-    name: str
-    folder: Path
-    good: tuple[str, ...]
-    damaged: tuple[str, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.damaged
-
-
 def verify_prepared(name: str, data_dir: str | os.PathLike[str] | None = None) -> VerifyReport:
     """Reads every prepared file of a dataset, past any cache, and reports which are whole.
 
     Raises:
         ResNetJaxError: if the dataset is unknown, or not prepared.
     """
-    info = catalogue.lookup(name)
-    roots = [tfds_root(data_dir)] + ([] if info.needs_download else [_private_root()])
+    info = catalogue.DATASETS.get(name)
+    roots = [tfds_root(data_dir)]
+    if info is not None and not info.needs_download:
+        roots.append(_private_root())
     folder = next((found for root in roots if (found := find_prepared(name, root))), None)
     if folder is None:
-        raise ResNetJaxError(
-            f"{roots[0]} holds no prepared `{name}`: give another folder (--data.dir), or run "
-            f"`resnet-jax data prepare {name}`"
-        )
+        raise _not_prepared(name, roots[0])
     good: list[str] = []
     bad: list[str] = []
     try:
@@ -261,7 +276,7 @@ def verify_prepared(name: str, data_dir: str | os.PathLike[str] | None = None) -
     for split, shards in prepared.splits.items():
         for number, shard in enumerate(shards):
             try:
-                read_shard(prepared, split, number)
+                check_shard(prepared, split, number)
                 good.append(shard.path.name)
             except ResNetJaxError as error:
                 bad.append(str(error))

@@ -178,7 +178,7 @@ def digits(shape: tuple[int, ...], count: int = DIGITS) -> np.ndarray:
     They come with an installed package, so that an export can be checked where the run's own
     data are not at hand.
     """
-    images = load_dataset("mnist_5k").test.images[:count]
+    images = load_dataset("mnist_5k").test.read(np.arange(count))[0]
     rows, columns = (
         np.arange(size) * before // size
         for size, before in zip(shape[:2], images.shape[1:3], strict=True)

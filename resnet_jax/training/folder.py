@@ -26,6 +26,7 @@ MAY_CHANGE = {
     "compilation-cache",
     "data.dir",
     "data.from-idx",
+    "data.workers",
 }
 PACKAGES = ("resnet_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 

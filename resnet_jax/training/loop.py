@@ -41,11 +41,17 @@ def load_splits(config: TrainConfig) -> tuple[Dataset, dict[str, Any]]:
     With ``--data.subset`` there is a further split, ``test_all``: every test image of the data
     set, for a test result that does not hang on 200 images.
     """
+    settings = config.data
     data = load_dataset(
-        config.data.name,
-        config.data.dir,
-        validation=config.data.validation,
-        from_idx=config.data.from_idx,
+        settings.name,
+        settings.dir,
+        validation=settings.validation,
+        from_idx=settings.from_idx,
+        size=settings.read_size or settings.image_size,
+        fit=settings.fit,
+        background=settings.background,
+        skip_bad=settings.skip_bad,
+        workers=settings.workers,
     )
     whole = data
     if config.data.subset is not None:

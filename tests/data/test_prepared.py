@@ -46,7 +46,7 @@ def is_5k(root):
 
 
 def cached_file(root):
-    return cache._cache_file(read_info(root / "mnist_5k" / "1.0.0"))
+    return cache._cache_file("mnist_5k", root / "mnist_5k" / "1.0.0", "arrays")
 
 
 # Reading
@@ -127,14 +127,16 @@ class Coloured(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 @pytest.mark.parametrize("encoding", ["png", "jpeg"])
-def test_other_images_are_read_through_tfds(tmp_path, encoding):
+def test_other_images_are_read_as_they_are(tmp_path, encoding):
     builder = Coloured(data_dir=tmp_path)
     builder.encoding = encoding
     builder.download_and_prepare(file_format="array_record")
     info = read_info(prepared.find_prepared("coloured", tmp_path))
     assert info.class_names == ("cat", "dog")
-    images, labels = read_prepared(info)["train"]
-    assert images.shape == (7, 6, 5, 3)
+    data = load_dataset("coloured", tmp_path, size=6, validation=0)
+    images, labels = data.train.images, data.train.labels
+    assert images.shape == (7, 6, 6, 3)
+    images = images[:, :, :5]
     assert sorted(images[:, 0, 0, 0]) == [0, 9, 18, 27, 36, 45, 54]
     np.testing.assert_array_equal(labels, images[:, 0, 0, 0] // 9 % 2)
 
@@ -143,9 +145,9 @@ def test_images_of_several_sizes_are_refused(tmp_path):
     builder = Coloured(data_dir=tmp_path)
     builder.sizes = ((6, 5), (4, 4))
     builder.download_and_prepare(file_format="array_record")
-    info = read_info(prepared.find_prepared("coloured", tmp_path))
-    with pytest.raises(ResNetJaxError, match=r"2 sizes, \(4, 4, 3\) to \(6, 5, 3\)"):
-        read_prepared(info)
+    with pytest.raises(ResNetJaxError, match=r"several sizes: .*--data\.image-size"):
+        load_dataset("coloured", tmp_path)
+    assert load_dataset("coloured", tmp_path, size=8).image_shape == (8, 8, 3)
 
 
 def test_the_newest_version_is_read(tmp_path):
