@@ -1,7 +1,6 @@
 """The command: carries out the runs that have no line yet, and says how long the rest takes."""
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -17,29 +16,10 @@ from resnet_jax.data import Dataset, sample
 from resnet_jax.training.program import configure_jax
 
 from .measure import Laboratory, carry_out
-from .study import SETTINGS, Run, quick_runs, runs
+from .results import RESULTS, append, read
+from .study import Run, quick_runs, runs
 
-RESULTS = Path(__file__).with_name("results.jsonl")
 QUICK_RESULTS = Path("runs/residual_study_quick.jsonl")
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of finished runs; what a kill left of a line is not one."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
-
-
-def append(path: Path, row: dict[str, Any]) -> None:
-    """Adds a line, on a line of its own even after half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torn = path.exists() and (text := path.read_bytes()) and not text.endswith(b"\n")
-    with path.open("a") as file:
-        file.write("\n" * bool(torn) + json.dumps(row, separators=(",", ":")) + "\n")
 
 
 def load(config: rj.TrainConfig) -> Dataset:
@@ -54,12 +34,12 @@ def carry_out_all(left: list[Run]) -> Iterator[tuple[Run, dict[str, Any]]]:
     """Network by network, so that no more than one's programs are in memory."""
     loaded: dict[str, Dataset] = {}
     for (network, setting), group in groupby(left, lambda run: (run.network, run.setting)):
-        config = SETTINGS[setting]
-        if setting not in loaded:
-            loaded[setting] = load(config)
-        laboratory = Laboratory(network, config)
+        laboratory = None
         for run in group:
-            yield run, carry_out(run, laboratory, loaded[setting], config)
+            if setting not in loaded:
+                loaded[setting] = load(run.config)
+            laboratory = laboratory or Laboratory(network, run.config)
+            yield run, carry_out(run, laboratory, loaded[setting])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -75,7 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     path = options.results or (QUICK_RESULTS if options.quick else RESULTS)
 
-    chosen = [run for run in (quick_runs() if options.quick else runs()) if options.only in str(run)]
+    every = quick_runs() if options.quick else runs()
+    chosen = [run for run in every if options.only in str(run)]
     if not chosen:
         parser.error(f"--only {options.only}: no run has that in its name; see --list")
     rows = read(path)
@@ -91,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), console=console,
         transient=True, disable=not console.is_terminal,
     )  # fmt: skip
-    configure_jax(SETTINGS[chosen[0].setting])
+    configure_jax(chosen[0].config)
     began, done, total = time.monotonic(), 0.0, sum(run.cost for run in left)
     console.print(f"{len(chosen) - len(left)} of {len(chosen)} runs are done: {path}")
     with bar:

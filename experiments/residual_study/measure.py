@@ -22,7 +22,7 @@ from resnet_jax.models import Unit
 from resnet_jax.training.optim import make_schedule
 from resnet_jax.training.steps import Counts
 
-from .study import Network, Run
+from .study import Network, Run, keeps_shape
 
 EVALUATED_AT_ONCE = 200
 REMOVAL_IMAGES = 1000
@@ -49,9 +49,7 @@ def without_units(kept: jax.Array, units: list[str]) -> Callable[..., Any]:
     is skipped; one that changes the shape cannot be, and stays.
     """
 
-    def intercept(
-        call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext
-    ) -> Any:
+    def intercept(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         output = call(*args, **kwargs)
         module = context.module
         if context.method_name != "__call__":
@@ -178,9 +176,10 @@ class Laboratory:
         return shortcut_shares(self.model, variables, self.normalise(images), self.network.units)
 
 
-def carry_out(run: Run, lab: Laboratory, data: Dataset, config: rj.TrainConfig) -> dict[str, Any]:
+def carry_out(run: Run, lab: Laboratory, data: Dataset) -> dict[str, Any]:
     """Trains and measures: the line of results, without the run's key."""
     began = time.perf_counter()
+    config = run.config
     stream = IndexStream(len(data.train), config.batch_size, run.seed)
     total = stream.steps(config.epochs)
     optim = rj.OptimConfig(
@@ -223,19 +222,16 @@ def carry_out(run: Run, lab: Laboratory, data: Dataset, config: rj.TrainConfig) 
         result["removal"] = {
             "whole": lab.evaluate(state, few)[1],
             "without": [
-                lab.evaluate(state, few, removed)[1] if _removable(run.network, removed) else None
-                for removed in range(len(run.network.units))
+                # A plain unit that changes the shape cannot be left out.
+                lab.evaluate(state, few, removed)[1]
+                if run.network.residual or keeps_shape(unit)
+                else None
+                for removed, unit in enumerate(run.network.units)
             ],
         }
     result = rounded(result)
     result["seconds"] = round(time.perf_counter() - began, 1)
     return result
-
-
-def _removable(network: Network, unit: int) -> bool:
-    """A plain unit that changes the shape cannot be left out."""
-    name = network.units[unit]
-    return network.residual or name.startswith("stage1") or not name.endswith("unit1")
 
 
 def _kernel(tree: Any, path: tuple[str, ...]) -> float:
