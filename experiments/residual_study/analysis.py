@@ -44,8 +44,10 @@ class Difference:
     def __str__(self) -> str:
         if not len(self.values):
             return MISSING
-        low, high = interval(self.values)
         count = len(self.values)
+        if count == 1:
+            return f"{self.values[0]:+.1f} points (1 seed)"
+        low, high = interval(self.values)
         return f"{self.values.mean():+.1f} points ({low:+.1f} to {high:+.1f}, {count} seeds)"
 
 
@@ -141,6 +143,8 @@ class Study:
         if not ratios:
             return MISSING
         logs = np.log(ratios)
+        if len(logs) == 1:
+            return f"{_plain(ratios[0])} (1 seed)"
         low, high = np.exp(interval(logs))
         return f"{_plain(np.exp(logs.mean()))} ({_plain(low)} to {_plain(high)})"
 
@@ -252,6 +256,11 @@ class Study:
         from .torchvision import stored_table
 
         return "\n" + stored_table() + "\n"
+
+    def torchvision_difference(self) -> str:
+        """The largest difference of logits, relative to the largest logit of an image's size."""
+        rows = json.loads((HERE / "torchvision.json").read_text())["rows"]
+        return f"{max(r['largest_difference'] / r['largest_logit'] for r in rows):.1e}"
 
     @cached_property
     def names(self) -> dict[str, Callable[..., str]]:

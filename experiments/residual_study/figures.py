@@ -7,12 +7,11 @@ Result:    depth, curves, gradient, shortcut, removal, rates, norm: a PNG each
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from .analysis import HERE, Study
 from .study import Network, keeps_shape
@@ -26,12 +25,26 @@ SMALL = {"markersize": 4, "linewidth": 1.5}
 RATE = 0.005  # of the figures that show one rate
 
 
+def _panels(rows: int, columns: int, **shared: Any) -> tuple[Figure, np.ndarray]:
+    """A figure with at least one column, so that it says so where there is nothing to show."""
+    figure = Figure((3.4 * max(columns, 1), 0.4 + 2.8 * rows), layout="constrained")
+    grid = figure.subplots(rows, max(columns, 1), squeeze=False, **shared)
+    if not columns:
+        grid[0, 0].set_title("not yet measured", fontsize=10)
+    return figure, grid
+
+
+def _legend(axes: Axes, **settings: Any) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, **settings)
+
+
 def _layers(study: Study, setting: str, norm: str = "batch") -> list[int]:
     f = study.frame
     return sorted(f[(f["setting"] == setting) & (f["norm"] == norm)]["layers"].unique())
 
 
-def _depth_axes(axes: plt.Axes, study: Study, setting: str, rate: float, norm: str) -> None:
+def _depth_axes(axes: Axes, study: Study, setting: str, rate: float, norm: str) -> None:
     """A mark for each run and a line through the means."""
     layers = _layers(study, setting, norm)
     for residual, style in STYLE.items():
@@ -49,47 +62,40 @@ def _depth_axes(axes: plt.Axes, study: Study, setting: str, rate: float, norm: s
     axes.grid(alpha=0.3, linewidth=0.5)
 
 
-def depth(study: Study) -> plt.Figure:
+def depth(study: Study) -> Figure:
     """Accuracy by depth: the book's setting at both rates, and the stronger one."""
     panels = [("book", 0.005, "book, rate 0.005"), ("book", 0.01, "book, rate 0.01")]
     stronger = study.frame.query("setting == 'stronger' and norm == 'batch'")
     if len(stronger):
         panels.append(("stronger", stronger["rate"].iloc[0], "10,000 images, momentum, cosine"))
-    figure, row = plt.subplots(
-        1, len(panels), figsize=(3.4 * len(panels), 3.4), layout="constrained", squeeze=False
-    )
-    for axes, (setting, rate, title) in zip(row[0], panels, strict=True):
+    figure, row = _panels(1, len(panels))
+    for axes, (setting, rate, title) in zip(row[0], panels, strict=False):
         _depth_axes(axes, study, setting, rate, "batch")
         axes.set_title(title, fontsize=10)
     row[0][0].set_ylabel("accuracy on 10,000 test images, %")
-    row[0][0].legend(frameon=False)
+    _legend(row[0][0])
     return figure
 
 
-def norm(study: Study) -> plt.Figure:
+def norm(study: Study) -> Figure:
     """Accuracy by depth without batch norm."""
     rows = study.frame.query("norm == 'none'")
     panels = sorted({(s, r) for s, r in zip(rows["setting"], rows["rate"], strict=True)})
     panels = [p for p in panels if p[0] == "stronger" or p[1] in (0.005, 0.01)]
-    figure, row = plt.subplots(
-        1, len(panels), figsize=(3.4 * len(panels), 3.4), layout="constrained", squeeze=False
-    )
-    for axes, (setting, rate) in zip(row[0], panels, strict=True):
+    figure, row = _panels(1, len(panels))
+    for axes, (setting, rate) in zip(row[0], panels, strict=False):
         _depth_axes(axes, study, setting, rate, "none")
         axes.set_title(f"without batch norm: {setting}, rate {rate:g}", fontsize=10)
         axes.set_ylim(0, 100)
     row[0][0].set_ylabel("accuracy on 10,000 test images, %")
-    row[0][0].legend(frameon=False)
+    _legend(row[0][0])
     return figure
 
 
-def curves(study: Study) -> plt.Figure:
+def curves(study: Study) -> Figure:
     """Training and validation loss by step: mean over seeds, and from the least to the most."""
     layers = _layers(study, "book")
-    figure, grid = plt.subplots(
-        2, len(layers), figsize=(3.2 * len(layers), 5), sharex=True, sharey="row",
-        layout="constrained", squeeze=False,
-    )  # fmt: skip
+    figure, grid = _panels(2, len(layers), sharex=True, sharey="row")
     for column, n in zip(grid.T, layers, strict=True):
         for axes, part in zip(column, ("train", "validation"), strict=True):
             for residual, style in STYLE.items():
@@ -108,16 +114,14 @@ def curves(study: Study) -> plt.Figure:
         column[1].set_xlabel("step")
     grid[0, 0].set_ylabel("training loss, nats")
     grid[1, 0].set_ylabel("validation loss, nats")
-    grid[0, 0].legend(frameon=False)
+    _legend(grid[0, 0])
     return figure
 
 
-def gradient(study: Study) -> plt.Figure:
+def gradient(study: Study) -> Figure:
     """Norm of the gradient of every layer: at initialisation, and while training."""
     layers = _layers(study, "book")
-    figure, grid = plt.subplots(
-        2, len(layers), figsize=(3.2 * len(layers), 5.4), layout="constrained", squeeze=False
-    )
+    figure, grid = _panels(2, len(layers))
     for axes, n in zip(grid[0], layers, strict=True):
         for norm_kind in ("batch", "none"):
             for residual, style in STYLE.items():
@@ -155,17 +159,14 @@ def gradient(study: Study) -> plt.Figure:
         axes.set_xlabel("layer, from the image to the logits")
     for row in grid:
         row[0].set_ylabel("gradient norm of the layer's kernel")
-        row[0].legend(frameon=False, fontsize=8)
+        _legend(row[0], fontsize=8)
     return figure
 
 
-def shortcut(study: Study) -> plt.Figure:
+def shortcut(study: Study) -> Figure:
     """What the shortcut contributes to each unit's sum: at initialisation and after training."""
     layers = _layers(study, "book")
-    figure, row = plt.subplots(
-        1, len(layers), figsize=(3.4 * len(layers), 3.4), sharey=True, layout="constrained",
-        squeeze=False,
-    )  # fmt: skip
+    figure, row = _panels(1, len(layers), sharey=True)
     for axes, n in zip(row[0], layers, strict=True):
         found = study.select("book", n, True, RATE)
         if found.empty:
@@ -188,17 +189,14 @@ def shortcut(study: Study) -> plt.Figure:
         axes.set_xlabel("unit (dashed: its shortcut is a projection)")
         axes.grid(alpha=0.3, linewidth=0.5)
     row[0][0].set_ylabel("share of the shortcut in the sum, %")
-    row[0][0].legend(frameon=False)
+    _legend(row[0][0])
     return figure
 
 
-def removal(study: Study) -> plt.Figure:
+def removal(study: Study) -> Figure:
     """Accuracy of trained networks without one of their units."""
     layers = _layers(study, "book")
-    figure, row = plt.subplots(
-        1, len(layers), figsize=(3.4 * len(layers), 3.4), sharey=True, layout="constrained",
-        squeeze=False,
-    )  # fmt: skip
+    figure, row = _panels(1, len(layers), sharey=True)
     for axes, n in zip(row[0], layers, strict=True):
         for residual, style in STYLE.items():
             found = study.select("book", n, residual, RATE).get("removal")
@@ -215,17 +213,14 @@ def removal(study: Study) -> plt.Figure:
         axes.set_ylim(0, 100)
         axes.grid(alpha=0.3, linewidth=0.5)
     row[0][0].set_ylabel("accuracy on 1,000 test images, %\n(dotted: the whole network)")
-    row[0][0].legend(frameon=False, loc="lower right")
+    _legend(row[0][0], loc="lower right")
     return figure
 
 
-def rates(study: Study) -> plt.Figure:
+def rates(study: Study) -> Figure:
     """Accuracy by learning rate in the book's setting."""
     layers = [n for n in _layers(study, "book") if len(study.sweep("residual", n)) > 2]
-    figure, row = plt.subplots(
-        1, max(len(layers), 1), figsize=(3.6 * max(len(layers), 1), 3.4), sharey=True,
-        layout="constrained", squeeze=False,
-    )  # fmt: skip
+    figure, row = _panels(1, len(layers), sharey=True)
     for axes, n in zip(row[0], layers, strict=False):
         for style in STYLE.values():
             table = study.sweep(style["label"], n)
@@ -242,11 +237,11 @@ def rates(study: Study) -> plt.Figure:
         axes.set_ylim(0, 100)
         axes.grid(alpha=0.3, linewidth=0.5)
     row[0][0].set_ylabel("accuracy on 10,000 test images, %")
-    row[0][0].legend(frameon=False, loc="lower left")
+    _legend(row[0][0], loc="lower left")
     return figure
 
 
-FIGURES: dict[str, Callable[[Study], plt.Figure]] = {
+FIGURES: dict[str, Callable[[Study], Figure]] = {
     f.__name__: f for f in (depth, curves, gradient, shortcut, removal, rates, norm)
 }
 
