@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from .analysis import HERE, Study
 from .study import Network, keeps_shape
@@ -29,9 +30,18 @@ def _panels(rows: int, columns: int, **shared: Any) -> tuple[Figure, np.ndarray]
     """A figure with at least one column, so that it says so where there is nothing to show."""
     figure = Figure((3.4 * max(columns, 1), 0.4 + 2.8 * rows), layout="constrained")
     grid = figure.subplots(rows, max(columns, 1), squeeze=False, **shared)
+    for axes in grid.flat:
+        axes.grid(alpha=0.3, linewidth=0.5)
     if not columns:
         grid[0, 0].set_title("not yet measured", fontsize=10)
     return figure, grid
+
+
+def _logarithmic(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=8))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _legend(axes: Axes, **settings: Any) -> None:
@@ -59,7 +69,6 @@ def _depth_axes(axes: Axes, study: Study, setting: str, rate: float, norm: str) 
         axes.plot([n for n, _ in points], [v.mean() for _, v in points], **style, **SMALL)
     axes.set_xticks(layers)
     axes.set_xlabel("layers")
-    axes.grid(alpha=0.3, linewidth=0.5)
 
 
 def depth(study: Study) -> Figure:
@@ -108,8 +117,7 @@ def curves(study: Study) -> Figure:
                     steps, loss.min(0), loss.max(0), color=style["color"], alpha=0.2, lw=0
                 )
                 axes.plot(steps, loss.mean(0), **style, **SMALL)
-            axes.set_yscale("log")
-            axes.grid(alpha=0.3, linewidth=0.5)
+            _logarithmic(axes)
         column[0].set_title(f"{n} layers, rate {RATE:g}", fontsize=10)
         column[1].set_xlabel("step")
     grid[0, 0].set_ylabel("training loss, nats")
@@ -153,8 +161,7 @@ def gradient(study: Study) -> Figure:
         axes.set_title(f"{n} layers, while training", fontsize=10)
         axes.set_xlabel("step")
     for axes in grid.flat:
-        axes.set_yscale("log")
-        axes.grid(alpha=0.3, linewidth=0.5)
+        _logarithmic(axes)
     for axes in grid[0]:
         axes.set_xlabel("layer, from the image to the logits")
     for row in grid:
@@ -186,8 +193,8 @@ def shortcut(study: Study) -> Figure:
             if not keeps_shape(unit):
                 axes.axvline(i, color="#999999", linewidth=0.8, linestyle="--", zorder=0)
         axes.set_title(f"{n} layers", fontsize=10)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("unit (dashed: its shortcut is a projection)")
-        axes.grid(alpha=0.3, linewidth=0.5)
     row[0][0].set_ylabel("share of the shortcut in the sum, %")
     _legend(row[0][0])
     return figure
@@ -209,11 +216,11 @@ def removal(study: Study) -> Figure:
             whole = 100 * np.mean([r["whole"] for r in found])
             axes.axhline(whole, color=style["color"], linewidth=0.8, linestyle=":")
         axes.set_title(f"{n} layers", fontsize=10)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("unit left out")
         axes.set_ylim(0, 100)
-        axes.grid(alpha=0.3, linewidth=0.5)
     row[0][0].set_ylabel("accuracy on 1,000 test images, %\n(dotted: the whole network)")
-    _legend(row[0][0], loc="lower right")
+    _legend(row[0][0], loc="center right", bbox_to_anchor=(1, 0.36))
     return figure
 
 
@@ -235,7 +242,6 @@ def rates(study: Study) -> Figure:
         axes.set_title(f"{n} layers", fontsize=10)
         axes.set_xlabel("learning rate")
         axes.set_ylim(0, 100)
-        axes.grid(alpha=0.3, linewidth=0.5)
     row[0][0].set_ylabel("accuracy on 10,000 test images, %")
     _legend(row[0][0], loc="lower left")
     return figure
