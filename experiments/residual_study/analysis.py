@@ -9,18 +9,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap
 
 from .results import RESULTS, read
-from .study import Network, keeps_shape, runs
+from .study import Network, Norm, keeps_shape, runs
 
 HERE = Path(__file__).parent
 MISSING = "not yet measured"
-Norm = Literal["batch", "none"]
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:

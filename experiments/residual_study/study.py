@@ -9,6 +9,7 @@ from typing import Any, Literal
 import resnet_jax as rj
 from resnet_jax.models import Affine, BatchNorm
 
+Norm = Literal["batch", "none"]
 # Units in each stage; a basic unit has two layers, the stem and the head are two more.
 STAGE_SIZES = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (6, 6, 6, 6)}
 
@@ -26,7 +27,7 @@ class Network:
 
     layers: int
     residual: bool
-    norm: Literal["batch", "none"] = "batch"
+    norm: Norm = "batch"
     width: int = 64
 
     def __str__(self) -> str:
@@ -136,7 +137,7 @@ QUICK_SETTINGS: dict[str, rj.TrainConfig] = {
 }
 BOOK_RATES = (0.005, 0.01)
 SWEEP_RATES = (0.001, 0.02, 0.05, 0.1)
-STRONGER_RATE = {"batch": 0.02, "none": 0.005}
+STRONGER_RATE: dict[Norm, float] = {"batch": 0.02, "none": 0.005}
 
 
 def runs() -> list[Run]:
@@ -145,13 +146,17 @@ def runs() -> list[Run]:
 
 
 def _in_order() -> Iterator[Run]:
+    stronger = partial(_grid, "stronger", seeds=range(3))
     yield from _grid("book", (18, 34), "batch", BOOK_RATES, range(5))
     yield from _grid("book", (50,), "batch", BOOK_RATES, range(5))
     yield from _grid("book", (18, 34), "batch", BOOK_RATES[:1], range(5, 10))
-    yield from _grid("book", (18, 34, 50), "none", BOOK_RATES, range(5))
-    yield from _grid("stronger", (18, 34, 50), "batch", (STRONGER_RATE["batch"],), range(3))
+    norms: tuple[Norm, ...] = ("none", "batch")
+    for norm in norms:
+        yield from stronger((18, 34), norm, (STRONGER_RATE[norm],))
     yield from _grid("book", (18, 34), "batch", SWEEP_RATES, range(3), removal=0)
-    yield from _grid("stronger", (18, 34, 50), "none", (STRONGER_RATE["none"],), range(3))
+    yield from _grid("book", (18, 34, 50), "none", BOOK_RATES, range(5))
+    for norm in reversed(norms):
+        yield from stronger((50,), norm, (STRONGER_RATE[norm],))
     yield from _grid("book", (18,), "none", SWEEP_RATES, range(3), removal=0)
 
 
@@ -172,7 +177,7 @@ def _quick_in_order() -> Iterator[Run]:
 def _grid(
     setting: str,
     layers: tuple[int, ...],
-    norm: Literal["batch", "none"],
+    norm: Norm,
     rates: tuple[float, ...],
     seeds: range,
     *,
