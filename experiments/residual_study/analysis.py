@@ -204,6 +204,8 @@ class Study:
         if len(means) < 3:
             return MISSING
         usable = means[means > means.max() - 5].index
+        if len(usable) == 1:
+            return f"{usable[0]:g} alone"
         return f"{usable.min():g} to {usable.max():g} (best {means.idxmax():g})"
 
     def done(self) -> str:

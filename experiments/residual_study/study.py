@@ -169,9 +169,9 @@ def _quick_in_order() -> Iterator[Run]:
     quick = partial(_grid, width=8, quick=True)
     yield from quick("book", (10, 18), "batch", BOOK_RATES, range(2), removal=1)
     yield from quick("book", (10,), "batch", SWEEP_RATES, range(2), removal=0)
-    yield from quick("stronger", (10, 18), "batch", (STRONGER_RATE["batch"],), range(1), removal=1)
-    yield from quick("book", (10, 18), "none", BOOK_RATES, range(2), removal=1)
-    yield from quick("stronger", (10, 18), "none", (STRONGER_RATE["none"],), range(1), removal=1)
+    yield from quick("stronger", (10,), "batch", (STRONGER_RATE["batch"],), range(1), removal=1)
+    yield from quick("book", (10,), "none", BOOK_RATES, range(2), removal=1)
+    yield from quick("stronger", (10,), "none", (STRONGER_RATE["none"],), range(1), removal=1)
 
 
 def _grid(
