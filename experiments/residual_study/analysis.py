@@ -20,6 +20,8 @@ from .study import Network, Norm, keeps_shape, runs
 
 HERE = Path(__file__).parent
 MISSING = "not yet measured"
+# The squares that a norm adds up are below the smallest float32 before the norm is: not resolved.
+SMALLEST_NORM = 1e-15
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -138,9 +140,12 @@ class Study:
         ``look`` 0 is at initialisation, -1 at the last step.
         """
         found = self.select(setting, layers, kind == "residual", rate, norm)
-        ratios = [g["norm"][look][1] / g["norm"][look][-2] for g in found.get("gradient", ())]
-        if not ratios:
+        if found.empty:
             return MISSING
+        norms = np.array([g["norm"][look] for g in found["gradient"]], float)
+        if (norms[:, [1, -2]] < SMALLEST_NORM).any():
+            return f"not to be told (norms below {SMALLEST_NORM:g})"
+        ratios = norms[:, 1] / norms[:, -2]
         logs = np.log(ratios)
         if len(logs) == 1:
             return f"{_plain(ratios[0])} (1 seed)"

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from .analysis import HERE, Study
+from .analysis import HERE, SMALLEST_NORM, Study
 from .study import Network, keeps_shape
 
 # Okabe and Ito's colours, told apart by everyone; lines and markers differ as well.
@@ -39,7 +39,9 @@ def _panels(rows: int, columns: int, **shared: Any) -> tuple[Figure, np.ndarray]
 
 def _logarithmic(axes: Axes) -> None:
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=8))
+    low, high = axes.get_ylim()
+    fine = high / low < 1e4
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 3) if fine else (1,), numticks=8))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
@@ -137,9 +139,10 @@ def gradient(study: Study) -> Figure:
                 if found.empty:
                     continue
                 norms = np.array([g["norm"][0] for g in found["gradient"]], float)
+                norms[norms < SMALLEST_NORM] = np.nan  # leaves a gap
                 usual = norm_kind == "batch"
                 axes.plot(
-                    np.arange(1, norms.shape[1] + 1), np.exp(np.log(norms + 1e-30).mean(0)),
+                    np.arange(1, norms.shape[1] + 1), np.exp(np.log(norms).mean(0)),
                     color=style["color"], linestyle="-" if usual else ":",
                     marker=style["marker"], markersize=2.5, linewidth=1.2,
                     label=style["label"] + ("" if usual else ", no batch norm"),
@@ -154,7 +157,7 @@ def gradient(study: Study) -> Figure:
             norms = np.array([g["norm"] for g in found["gradient"]], float)
             for layer, mark, what in ((1, "o", "first unit"), (-2, "^", "last unit")):
                 axes.plot(
-                    steps, np.exp(np.log(norms[:, :, layer] + 1e-30).mean(0)),
+                    steps, np.exp(np.log(norms[:, :, layer]).mean(0)),
                     color=style["color"], marker=mark, markersize=4,
                     linestyle=style["linestyle"], label=f"{style['label']}, {what}",
                 )  # fmt: skip
