@@ -10,6 +10,7 @@ import numpy as np
 from resnet_jax.config import TrainConfig
 from resnet_jax.data import VerifyReport
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.models import ResNet
 from resnet_jax.training.evaluation import Evaluation
 from resnet_jax.training.folder import DataFacts, RunFolder
 from resnet_jax.training.loop import fit, load_splits
@@ -18,6 +19,7 @@ from resnet_jax.training.progress import Display, Silent
 from resnet_jax.training.state import TrainState
 
 if TYPE_CHECKING:
+    import jax
     import pandas as pd
 
 Checkpoint = Literal["best", "latest"]
@@ -118,6 +120,23 @@ class Run:
         Raises:
             ResNetJaxError: the images have another type or shape.
         """
+        images = self._checked(images)
+        return self._program.predict(self._state(checkpoint), images)
+
+    @property
+    def model(self) -> ResNet:
+        """The network, for `variables`."""
+        return self._program.model
+
+    def preprocess(self, images: np.ndarray) -> "jax.Array":
+        """Images as they come from the data set, as the network takes them: float32[N, H, W, C].
+
+        Raises:
+            ResNetJaxError: the images have another type or shape, see `predict`.
+        """
+        return self._program.preprocess(self._checked(images))
+
+    def _checked(self, images: np.ndarray) -> np.ndarray:
         images = np.asarray(images)
         height, width, channels = self.image_shape
         free = self.config.data.image_size is not None
@@ -131,7 +150,7 @@ class Run:
                 f"images are {images.dtype}{list(images.shape)}: this run predicts "
                 f"uint8[N, {'H, W' if free else f'{height}, {width}'}, {channels}]"
             )
-        return self._program.predict(self._state(checkpoint), images)
+        return images
 
     def evaluate(
         self, split: str = "test", checkpoint: Checkpoint = "best", data_dir: str | None = None

@@ -68,7 +68,7 @@ def train_step(
             mutable=["batch_stats"],
         )
         loss = cross_entropy(logits, batch.labels, label_smoothing).mean()
-        return loss, (logits, updates["batch_stats"])
+        return loss, (logits, updates.get("batch_stats", {}))
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, (logits, batch_stats)), grads = grad_fn(state.params)

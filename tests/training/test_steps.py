@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import resnet_jax as rj
+from resnet_jax.models import Affine
 from resnet_jax.training.steps import cross_entropy
 
 tiny = partial(rj.ResNet, stage_sizes=(1, 1), unit=rj.BasicUnit, width=4, num_classes=3)
@@ -26,6 +27,17 @@ def make_state(tx=None, *, ema: bool = False, dtype=jnp.float32) -> rj.TrainStat
     images = make_batch(0, dtype=dtype).images
     tx = tx or optax.sgd(0.1, 0.9)
     return rj.TrainState.create(model, tx, jax.random.key(0), images, ema=ema)
+
+
+def test_a_network_without_batch_norm_trains_and_evaluates():
+    model, batch = tiny(norm=Affine), make_batch(0)
+    state = rj.TrainState.create(model, optax.sgd(0.1), jax.random.key(0), batch.images, ema=True)
+    moved, metrics = jax.jit(partial(rj.train_step, ema=0.9))(state, batch)
+    assert moved.batch_stats == {} == moved.ema["batch_stats"]
+    # Without batch norm training and evaluation compute the same loss.
+    before = jax.jit(rj.eval_step)(state, batch).loss / len(batch.labels)
+    np.testing.assert_allclose(metrics.loss, before, rtol=1e-5)
+    assert (moved.params["head"]["kernel"] != state.params["head"]["kernel"]).any()
 
 
 def test_cross_entropy_by_hand():
