@@ -172,6 +172,8 @@ class TrainConfig:
     """Steps between two lines of metrics."""
     matmul_precision: Literal["default", "high", "highest"] = "highest"
     """Precision of float32 products on GPU and TPU; highest is float32 throughout."""
+    tensorboard: bool = False
+    """Write TensorBoard events into the run's folder too (extra `tensorboard`)."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder: a second start compiles nothing."""
 

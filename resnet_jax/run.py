@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -92,6 +93,28 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, {self.config.model.name} on {self.config.data.name})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what the run is, and its test results."""
+        config, tests = self.config, self._folder.read_metrics()
+        facts = {
+            "run": str(self.path),
+            "model": f"{'' if config.model.residual else 'plain '}{config.model.name}",
+            "data": config.data.name,
+            "seed": str(config.seed),
+            "trained for": f"{tests[-1]['epoch']:.3g} of {config.epochs:g} epochs"
+            if tests
+            else "0 epochs",
+        }
+        for row in tests:
+            if row["kind"] == "test":
+                key = f"{row['split']}, {row['checkpoint']}"
+                facts[key] = f"accuracy {row['accuracy']:.2%}, loss {row['loss']:.4f}"
+        lines = "".join(
+            f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>"
+            for name, value in facts.items()
+        )
+        return f"<table>{lines}</table>"
 
     def metrics(self) -> "pd.DataFrame":
         """The lines of ``metrics.jsonl``: one row each; see docs/run_folder.md."""

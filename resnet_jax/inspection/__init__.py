@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from resnet_jax.inspection import plots
-    from resnet_jax.inspection.compare import compare
+    from resnet_jax.inspection.compare import compare_runs
     from resnet_jax.inspection.evaluation import (
         Calibration,
         Findings,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     )
 
 _MODULES = {
-    "compare": ("compare",),
+    "compare": ("compare_runs",),
     "evaluation": (
         "Calibration",
         "Findings",

@@ -84,9 +84,7 @@ def compared_curves(groups: Mapping[str, Sequence["pd.DataFrame"]]) -> Figure:
             for ax, kind, column in kinds:
                 rows = metrics[metrics["kind"] == kind]
                 values = 100 - 100 * rows[column] if column == "accuracy" else rows[column]
-                ax.plot(
-                    rows["epoch"], values, style, color=colour, label=label, lw=1.3, alpha=0.85
-                )
+                ax.plot(rows["epoch"], values, style, color=colour, label=label, lw=1.3, alpha=0.85)
     _error_axis(error)
     error.set_ylabel("validation error, %")
     loss.set(yscale="log", ylabel="training loss, nats", xlabel="epoch")
@@ -150,9 +148,7 @@ def reliability(found: Calibration) -> Figure:
     )  # fmt: skip
     ax.plot([0, 100], [0, 100], "--", color="0.5", linewidth=1, label="calibrated")
     ax.set(xlim=(0, 100), ylim=(0, 102), ylabel="right, %")
-    ax.set_title(
-        f"expected calibration error {100 * found.ece:.2f} % in {bins} bins", fontsize=10
-    )
+    ax.set_title(f"expected calibration error {100 * found.ece:.2f} % in {bins} bins", fontsize=10)
     figure.legend(
         *ax.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False,
         fontsize=9,
