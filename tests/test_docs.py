@@ -133,7 +133,12 @@ MODULES = sorted(
     if ">>> " in path.read_text()
 )
 # As users write them: compiled one operation at a time, which takes seconds.
-SLOW = {"resnet_jax.data.augment", "resnet_jax.models.resnet", "resnet_jax.training.state"}
+SLOW = {
+    "resnet_jax.data.augment",
+    "resnet_jax.inspection.saliency",
+    "resnet_jax.models.resnet",
+    "resnet_jax.training.state",
+}
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     patterns alone, and for more files than a command line holds.
 
     Raises:
-        ResNetJaxError: nothing fits a pattern; a folder has no image in it (by the names' endings), or cannot be read.
+        ResNetJaxError: nothing fits a pattern; a folder has no image in it (by the names' endings),
+            or cannot be read.
     """
     suffixes = set(Image.registered_extensions())
     found = []

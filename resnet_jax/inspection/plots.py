@@ -258,14 +258,21 @@ def embedding(points: np.ndarray, found: Findings) -> Figure:
     for k in np.unique(labels):
         members = points[labels == k]
         colour = PETROFF[k % len(PETROFF)]
-        ax.scatter(*members.T, s=9, color=colour, marker="os^DvP*X"[k // len(PETROFF) % 8])
-    ax.scatter(*points[wrong].T, s=40, marker="x", color="black", linewidths=1, label="mistake")
+        ax.scatter(
+            members[:, 0],
+            members[:, 1],
+            s=9,
+            color=colour,
+            marker="os^DvP*X"[k // len(PETROFF) % 8],
+        )
+    x, y = points[wrong].T
+    ax.scatter(x, y, s=40, marker="x", color="black", linewidths=1, label="mistake")
     if len(found.class_names) <= 30:
         box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "0.6", "alpha": 0.9}
         for k in np.unique(labels):
             name = _shown(found.class_names[k])
-            place = np.median(points[labels == k], axis=0)
-            ax.text(*place, name, size=9, ha="center", va="center", color=DARK, bbox=box)
+            x, y = np.median(points[labels == k], axis=0)
+            ax.text(x, y, name, size=9, ha="center", va="center", color=DARK, bbox=box)
     if wrong.any():
         ax.legend(frameon=False, loc="best")
     ax.set(xticks=[], yticks=[])

@@ -27,7 +27,7 @@ def by_hand(head):
     """One stage on one channel: the stem is emptied, the unit passes on what it is given."""
     model = rj.ResNet(stage_sizes=(1,), unit=Doubling, num_classes=2, width=1, stem="small")
     image = jnp.asarray([[1.0, 2.0], [3.0, 4.0]])[None, :, :, None]
-    variables = model.init(jax.random.key(0), image, train=False)
+    variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), image)
     params = jax.tree.map(jnp.zeros_like, variables["params"])
     # The stem's convolution and norm pass the image on: the centre tap, and 1 / sqrt(1 + eps).
     params["stem"]["conv"]["kernel"] = params["stem"]["conv"]["kernel"].at[1, 1].set(1)
