@@ -84,7 +84,9 @@ def compared_curves(groups: Mapping[str, Sequence["pd.DataFrame"]]) -> Figure:
             for ax, kind, column in kinds:
                 rows = metrics[metrics["kind"] == kind]
                 values = 100 - 100 * rows[column] if column == "accuracy" else rows[column]
-                ax.plot(rows["epoch"], values, style, color=colour, label=label, lw=1.3, alpha=0.85)
+                marker = "o" if kind == "validation" else ""  # one evaluation is no line
+                line = {"color": colour, "marker": marker, "ms": 3, "lw": 1.3, "alpha": 0.85}
+                ax.plot(rows["epoch"], values, linestyle=style, label=label, **line)
     _error_axis(error)
     error.set_ylabel("validation error, %")
     loss.set(yscale="log", ylabel="training loss, nats", xlabel="epoch")
