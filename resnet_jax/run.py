@@ -2,13 +2,14 @@
 
 import dataclasses
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
 from resnet_jax.config import TrainConfig
-from resnet_jax.data import VerifyReport
+from resnet_jax.data import Split, VerifyReport
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import ResNet
 from resnet_jax.training.evaluation import Evaluation
@@ -68,6 +69,7 @@ class Run:
         config: the run's settings.
         class_names: K names.
         image_shape: ``(H, W, C)`` of the images it was trained on.
+        fingerprint: SHA-256 of the data it was trained on, see `Dataset`.
     """
 
     def __init__(self, folder: RunFolder, config: TrainConfig, facts: DataFacts) -> None:
@@ -76,7 +78,7 @@ class Run:
         self.config = config
         self.class_names = facts.class_names
         self.image_shape = facts.image_shape
-        self._fingerprint = facts.fingerprint
+        self.fingerprint = facts.fingerprint
         self._states: dict[Checkpoint, TrainState] = {}
 
     @classmethod
@@ -91,6 +93,28 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, {self.config.model.name} on {self.config.data.name})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what the run is, and its test results."""
+        config, tests = self.config, self._folder.read_metrics()
+        facts = {
+            "run": str(self.path),
+            "model": f"{'' if config.model.residual else 'plain '}{config.model.name}",
+            "data": config.data.name,
+            "seed": str(config.seed),
+            "trained for": f"{tests[-1]['epoch']:.3g} of {config.epochs:g} epochs"
+            if tests
+            else "0 epochs",
+        }
+        for row in tests:
+            if row["kind"] == "test":
+                key = f"{row['split']}, {row['checkpoint']}"
+                facts[key] = f"accuracy {row['accuracy']:.2%}, loss {row['loss']:.4f}"
+        lines = "".join(
+            f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>"
+            for name, value in facts.items()
+        )
+        return f"<table>{lines}</table>"
 
     def metrics(self) -> "pd.DataFrame":
         """The lines of ``metrics.jsonl``: one row each; see docs/run_folder.md."""
@@ -167,23 +191,29 @@ class Run:
         Raises:
             ResNetJaxError: there is no such split, or the data are missing or changed.
         """
+        program = self._program
+        images = program.put(self.split(split, data_dir))
+        return program.evaluate(self._state(checkpoint), images)
+
+    def split(self, name: str = "test", data_dir: str | None = None) -> Split:
+        """The images and labels of a split of the run's data, see `evaluate`."""
         # What was prepared from IDX files is prepared; they may be gone.
         there = dataclasses.replace(
             self.config.data, dir=data_dir or self.config.data.dir, from_idx=None
         )
         config = dataclasses.replace(self.config, data=there)
         data, splits = load_splits(config)
-        usable = [name for name in splits if len(splits[name])]
-        if split not in usable:
-            what = "holds no images" if split in splits else "is not there"
-            raise ResNetJaxError(f"split {split} {what}: give one of {', '.join(usable)}")
-        if data.fingerprint != self._fingerprint:
+        usable = [split for split in splits if len(splits[split])]
+        if name not in usable:
+            what = "holds no images" if name in splits else "is not there"
+            raise ResNetJaxError(f"split {name} {what}: give one of {', '.join(usable)}")
+        if data.fingerprint != self.fingerprint:
             raise ResNetJaxError(
                 f"data set {config.data.name} has fingerprint {data.fingerprint[:12]}, the run was "
-                f"trained on {self._fingerprint[:12]}: give that one's folder by --data.dir"
+                f"trained on {self.fingerprint[:12]}: give that one's folder by --data.dir"
             )
-        program = self._program
-        return program.evaluate(self._state(checkpoint), program.put(splits[split]))
+        found: Split = splits[name]
+        return found
 
     def verify(self) -> VerifyReport:
         """Reads the metrics and every file of every checkpoint, and reports which are whole."""

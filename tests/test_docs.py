@@ -123,7 +123,7 @@ def test_options_in_the_text_exist(page):
     prose = FENCE.sub("", page.read_text())
     named = set(re.findall(r"`(--[a-z][a-z.-]*[a-z])[ =`]", prose))
     if named:
-        commands = ("train", "evaluate", "predict", "summary", "data")
+        commands = ("train", "evaluate", "predict", "report", "compare", "summary", "data")
         assert named <= frozenset.union(*map(options, commands)), page.name
 
 
@@ -133,7 +133,12 @@ MODULES = sorted(
     if ">>> " in path.read_text()
 )
 # As users write them: compiled one operation at a time, which takes seconds.
-SLOW = {"resnet_jax.data.augment", "resnet_jax.models.resnet", "resnet_jax.training.state"}
+SLOW = {
+    "resnet_jax.data.augment",
+    "resnet_jax.inspection.saliency",
+    "resnet_jax.models.resnet",
+    "resnet_jax.training.state",
+}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Image files, read as a network takes them."""
 
+import glob
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,8 +16,12 @@ MAX_PIXELS = 100_000_000
 def find_images(paths: Iterable[Path]) -> list[Path]:
     """The files among ``paths``, and in place of a folder the image files in it, sorted.
 
+    A path that is not there is a pattern where it has ``*``, ``?`` or ``[``: for shells that leave
+    patterns alone, and for more files than a command line holds.
+
     Raises:
-        ResNetJaxError: a folder has no image in it (by the names' endings), or cannot be read.
+        ResNetJaxError: nothing fits a pattern; a folder has no image in it (by the names' endings),
+            or cannot be read.
     """
     suffixes = set(Image.registered_extensions())
     found = []
@@ -31,6 +36,11 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
                     f"folder {path} holds no image file: expected names that end in "
                     f".png, .jpg or another image format's ending"
                 )
+            found += inside
+        elif not path.exists() and glob.has_magic(str(path)):
+            inside = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+            if not inside:
+                raise ResNetJaxError(f"no file fits {path}: give another pattern")
             found += inside
         else:
             found.append(path)

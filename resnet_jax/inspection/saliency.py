@@ -3,8 +3,9 @@
 Nothing in the model knows of this: Linen lets a caller stand between a module and its output.
 """
 
+from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,47 +73,7 @@ def grad_cam(
             raise ResNetJaxError(
                 f"labels are {labels.min()} to {labels.max()}: give 0 to {model.num_classes - 1}"
             )
-    # What is frozen has no gradient in training; here it must have one.
-    return _grad_cam(model.clone(frozen_stages=None), variables, images, labels, stage)
-
-
-@partial(jax.jit, static_argnames=("model", "stage"))
-def _grad_cam(
-    model: ResNet, variables: Any, images: jax.Array, labels: jax.Array | None, stage: int | None
-) -> jax.Array:
-    shapes = jax.eval_shape(partial(feature_maps, model), variables, images)
-    stages = range(1, len(model.stage_sizes) + 1)
-    if stage is None:
-        fine = (k for k in stages if min(shapes[f"stage{k}"].shape[1:3]) >= SMALLEST_MAP)
-        stage = max(fine, default=1)
-    path = (_last_unit(model, stage),)
-
-    def logits_of(shift: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The logits when ``shift`` is added to the stage's output, and that output."""
-        seen: list[jax.Array] = []
-
-        def add(next_method: Any, args: Any, kwargs: Any, context: Any) -> Any:
-            output = next_method(*args, **kwargs)
-            if context.module.path == path and context.method_name == "__call__":
-                output = output + shift
-                seen.append(output)
-            return output
-
-        with nn.intercept_methods(add):
-            logits = model.apply(variables, images, train=False)
-        assert isinstance(logits, jax.Array)
-        return logits, seen[0]
-
-    shape = shapes[f"stage{stage}"]
-    logits, pullback, maps = jax.vjp(logits_of, jnp.zeros(shape.shape, shape.dtype), has_aux=True)
-    labels = logits.argmax(-1) if labels is None else labels
-    # One image's logit depends on its own map alone, so that one pass gives all the gradients.
-    (gradient,) = pullback(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype))
-    maps, gradient = maps.astype(jnp.float32), gradient.astype(jnp.float32)
-    weights = gradient.mean((1, 2), keepdims=True)
-    evidence = nn.relu((weights * maps).sum(-1))
-    largest = evidence.max((1, 2), keepdims=True)
-    return evidence / jnp.where(largest > 0, largest, 1)
+    return _grad_cam(model, variables, images, labels, stage)
 
 
 def feature_maps(model: ResNet, variables: Any, images: ArrayLike) -> dict[str, jax.Array]:
@@ -126,22 +87,16 @@ def feature_maps(model: ResNet, variables: Any, images: ArrayLike) -> dict[str, 
     Returns:
         ``stem`` and ``stage1``, ``stage2``, ...: ``float[N, h, w, features]`` each.
     """
-    names = {"stem": "stem"}
-    names |= {f"stage{k}": _last_unit(model, k) for k in range(1, len(model.stage_sizes) + 1)}
-    _, state = model.apply(
-        variables,
-        jnp.asarray(images),
-        train=False,
-        mutable=["intermediates"],
-        capture_intermediates=lambda module, method: (
-            len(module.path) == 1 and module.name in names.values()
-        ),
-    )
-    captured = state["intermediates"]
-    return {name: captured[module]["__call__"][0] for name, module in names.items()}
+    maps = _feature_maps(model, variables, images)
+    return {name: maps[name] for name in in_order(maps)}
 
 
-def last_features(model: nn.Module, variables: Any, images: ArrayLike) -> jax.Array:
+def in_order(maps: Iterable[str]) -> list[str]:
+    """Names of maps as the network makes them; jit gives them back sorted."""
+    return sorted(maps, key=lambda name: (name != "stem", len(name), name))
+
+
+def last_features(model: ResNet, variables: Any, images: ArrayLike) -> jax.Array:
     """What the head sees of each image: the pooled features, ``float[N, D]``.
 
     Args:
@@ -149,20 +104,86 @@ def last_features(model: nn.Module, variables: Any, images: ArrayLike) -> jax.Ar
         variables: its collections.
         images: ``float[N, H, W, C]``, preprocessed as for the model.
     """
-    seen: list[jax.Array] = []
+    return _last_features(model, variables, images)
+
+
+class Forward(NamedTuple):
+    """One pass through a network, with what happens inside."""
+
+    logits: jax.Array  # float[N, K]
+    features: jax.Array  # float[N, D], what the head sees
+    maps: dict[str, jax.Array]  # float[N, h, w, features], of stem, stage1, stage2, ...
+
+
+def forward(
+    model: ResNet, variables: Any, images: jax.Array, shifts: dict[str, jax.Array] | None = None
+) -> Forward:
+    """Evaluates the network and notes what happens inside.
+
+    Args:
+        model: a `resnet_jax.ResNet`.
+        variables: its collections.
+        images: ``float[N, H, W, C]``, preprocessed as for the model.
+        shifts: arrays to add to some of the maps; zeros are something to differentiate by.
+    """
+    names = {(f"stage{k}_unit{n}",): f"stage{k}" for k, n in enumerate(model.stage_sizes, 1)}
+    names["stem",] = "stem"
+    maps, features = {}, []
 
     def note(next_method: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        if context.module.path == ("head",):
-            seen.append(args[0])
-        return next_method(*args, **kwargs)
+        output = next_method(*args, **kwargs)
+        if context.method_name != "__call__":
+            return output
+        if name := names.get(context.module.path):
+            output = maps[name] = output + (shifts or {}).get(name, 0)
+        elif context.module.path == ("head",):
+            features.append(args[0])
+        return output
 
     with nn.intercept_methods(note):
-        model.apply(variables, jnp.asarray(images), train=False)
-    return seen[0]
+        logits = model.apply(variables, images, train=False)
+    assert isinstance(logits, jax.Array)
+    return Forward(logits, features[0], maps)
 
 
-def _last_unit(model: ResNet, stage: int) -> str:
-    return f"stage{stage}_unit{model.stage_sizes[stage - 1]}"
+def forward_and_saliency(
+    model: ResNet,
+    variables: Any,
+    images: jax.Array,
+    labels: jax.Array | None = None,
+    stage: int | None = None,
+) -> tuple[Forward, jax.Array]:
+    """`forward`, and `grad_cam` by the same pass; pure, to be jitted by the caller."""
+    # What is frozen has no gradient in training; here it must have one.
+    model = model.clone(frozen_stages=None)
+    shapes = jax.eval_shape(partial(forward, model), variables, images).maps
+    if stage is None:
+        stages = range(1, len(model.stage_sizes) + 1)
+        fine = [k for k in stages if min(shapes[f"stage{k}"].shape[1:3]) >= SMALLEST_MAP]
+        stage = max(fine, default=1)
+    name = f"stage{stage}"
+
+    def logits_of(shift: jax.Array) -> tuple[jax.Array, Forward]:
+        found = forward(model, variables, images, {name: shift})
+        return found.logits, found
+
+    zeros = jnp.zeros(shapes[name].shape, shapes[name].dtype)
+    logits, pullback, found = jax.vjp(logits_of, zeros, has_aux=True)
+    labels = logits.argmax(-1) if labels is None else labels
+    # An image's logits depend on its own map alone, so that one pass gives all the gradients.
+    (gradient,) = pullback(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype))
+    weights = gradient.astype(jnp.float32).mean((1, 2), keepdims=True)
+    evidence = nn.relu((weights * found.maps[name].astype(jnp.float32)).sum(-1))
+    largest = evidence.max((1, 2), keepdims=True)
+    return found, evidence / jnp.where(largest > 0, largest, 1)
+
+
+# Each compiles what it returns and nothing else of the pass.
+_grad_cam = jax.jit(
+    lambda model, *args: forward_and_saliency(model, *args)[1], static_argnums=(0, 4)
+)
+_feature_maps = jax.jit(lambda model, *args: forward(model, *args).maps, static_argnums=0)
+_last_features = jax.jit(lambda model, *args: forward(model, *args).features, static_argnums=0)
 
 
 def explain(

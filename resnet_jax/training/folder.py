@@ -24,6 +24,7 @@ MAY_CHANGE = {
     "patience",
     "target",
     "compilation-cache",
+    "tensorboard",
     "data.dir",
     "data.from-idx",
 }
@@ -188,11 +189,12 @@ class RunFolder:
 
     def rewind_metrics(self, step: int) -> list[dict[str, Any]]:
         """Drops lines of later steps than the one a run resumes from, and returns the others."""
-        rows = self.read_metrics()
+        path, rows = self.path / "metrics.jsonl", self.read_metrics()
         # A test of the best parameters carries their step, and the run's last step beside it.
         kept = [row for row in rows if row.get("last", row["step"]) <= step]
         text = "".join(json.dumps(row) + "\n" for row in kept)
-        _replace(self.path / "metrics.jsonl", text)
+        if path.is_file() and path.read_text(errors="replace") != text:
+            _replace(path, text)
         return kept
 
 

@@ -21,6 +21,7 @@ from resnet_jax.training.program import Program, configure_jax
 from resnet_jax.training.progress import Observer
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.steps import Metrics
+from resnet_jax.training.tensorboard import Events
 
 log = logging.getLogger(__name__)
 
@@ -110,8 +111,9 @@ def fit(
         elif pretrained:
             state = program.adopt(state, variables or pretrained(program))
         rows = folder.rewind_metrics(step)
+        events = Events(folder.path / "tensorboard", rows) if config.tensorboard else None
         try:
-            _Loop(program, folder, observer, stream, splits, rows, stop).run(state, step)
+            _Loop(program, folder, observer, stream, splits, rows, stop, events).run(state, step)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -119,6 +121,9 @@ def fit(
                 f"--batch-size {config.batch_size} does not fit in the device's memory: give a "
                 f"smaller one, or --model.dtype bfloat16"
             ) from error
+        finally:
+            if events:
+                events.close()
 
 
 class _Loop:
@@ -133,10 +138,11 @@ class _Loop:
         splits: dict[str, Any],
         rows: list[dict[str, Any]],
         stop: list[int],
+        events: Events | None,
     ) -> None:
         self.program, self.folder, self.observer = program, folder, observer
         self.stream, self.splits, self.rows, self.stop = stream, splits, rows, stop
-        self.config = program.config
+        self.config, self.events = program.config, events
         self.seconds_before = max((row["seconds"] for row in rows), default=0.0)
         self.began = time.perf_counter()
 
@@ -208,6 +214,8 @@ class _Loop:
     def _record(self, *rows: dict[str, Any]) -> None:
         self.folder.append_metrics(*rows)
         self.rows.extend(rows)
+        if self.events:
+            self.events.add(*rows)
         for row in rows:
             self.observer.measured(row)
 

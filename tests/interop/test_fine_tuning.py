@@ -133,6 +133,7 @@ def test_the_command_records_where_it_started_and_goes_on_without_it(run, export
     folder = tmp_path / "tuned"
     command = [
         "train",
+        "--no-report",
         "--run-dir",
         str(folder),
         "--model.width",
@@ -179,7 +180,7 @@ def test_bad_weights_are_one_line_and_nothing_is_written(exported, tmp_path, cap
         torch = pytest.importorskip("torch")
         torch.save({"conv1.weight": print}, tmp_path / name)
     folder = tmp_path / "tuned"
-    command = ["train", "--run-dir", str(folder), "--model.width", "4"]
+    command = ["train", "--no-report", "--run-dir", str(folder), "--model.width", "4"]
     command += ["--data.subset", "64", "16", "16", "--init-from", str(tmp_path / name)]
     assert main(command) == 1
     error = capsys.readouterr().err
