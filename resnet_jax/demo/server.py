@@ -81,14 +81,12 @@ class Recognizer:
 
     Attributes:
         run: the run.
-        takes_strokes: whether its images are digits as MNIST's, so that it knows drawn ones.
+        takes_strokes: whether it knows drawn digits, see `takes_strokes`.
     """
 
     def __init__(self, run: Run, checkpoint: Checkpoint = "best") -> None:
         self.run = run
-        self.takes_strokes = run.image_shape == (28, 28, 1) and set(run.class_names) == set(
-            "0123456789"
-        )
+        self.takes_strokes = takes_strokes(run)
         self._variables = run.variables(checkpoint)
         self._logits = jax.jit(partial(run.model.apply, train=False))
         # One after the other: a network keeps all cores busy, and a large picture fills the memory.
@@ -141,6 +139,11 @@ class Recognizer:
                 f"{self.run.config.data.name}: send an image file"
             )
         return draw(read_strokes(value["strokes"]))[..., None]
+
+
+def takes_strokes(run: Run) -> bool:
+    """Whether a run's images are digits as MNIST's, so that it knows drawn ones."""
+    return run.image_shape == (28, 28, 1) and set(run.class_names) == set("0123456789")
 
 
 def _data_uri(image: np.ndarray) -> str:
