@@ -64,10 +64,15 @@ def mount_page(app: "FastAPI", run: "Run", *, takes_strokes: bool) -> None:
                     css_template=(_HERE / "pad.css").read_text(),
                     js_on_load=(_HERE / "pad.js").read_text(),
                     takes_strokes=takes_strokes,
+                    apply_default_css=False,
                 )
             with gr.Column(min_width=280):
                 label = gr.Label(label="Probabilities")
-                pictures = gr.HTML(html_template=_PICTURES, css_template=_PICTURES_CSS)
+                pictures = gr.HTML(
+                    html_template=_PICTURES,
+                    css_template=_PICTURES_CSS,
+                    apply_default_css=False,
+                )
         pad.answer(fn=None, inputs=pad, outputs=[label, pictures], js=_SHOW)
     gr.mount_gradio_app(
         app,

@@ -4,7 +4,6 @@ Only this machine reaches it, one address takes a body, and nothing that it take
 """
 
 import base64
-import contextlib
 import io
 import json
 import socket
@@ -12,6 +11,7 @@ import threading
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -298,19 +298,22 @@ def serve(run_dir: str | Path, port: int = 7860, checkpoint: Checkpoint = "best"
         raise ResNetJaxError(
             f"the demo needs {error.name}: pip install 'resnet_jax[demo]'"
         ) from error
+
+    class Server(uvicorn.Server):
+        """Ends in order at the first signal, at the second too, and is then done: no failure."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            self.should_exit = True
+
     with _listen(port) as listener:
         app = make_app(Recognizer(run, checkpoint))
         address = f"http://{HOST}:{listener.getsockname()[1]}"
         print(f"{run.path} is at {address} (Ctrl-C ends it)", flush=True)
+        # Pages that are open keep a connection, which ends with a page's next sign of life.
         config = uvicorn.Config(
-            app,
-            log_level="error",
-            limit_concurrency=CONNECTIONS,
-            # Pages that are open keep a connection.
-            timeout_graceful_shutdown=1,
+            app, log_level="error", limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=1
         )
-        with contextlib.suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run([listener])
+        Server(config).run([listener])
 
 
 def _listen(port: int) -> socket.socket:

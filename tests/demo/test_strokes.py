@@ -67,7 +67,7 @@ def test_a_vertical_line():
 def test_the_outline_of_a_square():
     image = draw(strokes([(0, 0), (9, 0), (9, 9), (0, 9), (0, 0)])).astype(int)
     assert box(image) == (20, 20)
-    assert (image[7:21, 8:20] == 0).all()  # 20 - 2 * 2.5 = 15 pixels of nothing
+    assert (image[8:21, 8:20] == 0).all()  # nothing but the sides' 2.5 pixels
     # Four sides of 17.5 x 2.5 and the corners' quarter discs.
     area = 4 * 17.5 * 2.5 + math.pi * 1.25**2
     assert image.sum() / 255 == pytest.approx(area, rel=0.03)
@@ -81,11 +81,12 @@ def test_proportions_are_kept_whatever_the_size(scale):
 
 
 def test_an_l_is_centred_by_mass_and_not_by_its_box():
-    image = draw(strokes([(0, 0), (0, 10), (10, 10)]))
+    image = draw(strokes([(0, 0), (0, 10), (4, 10)]))
     rows, columns = (np.flatnonzero(image.any(axis=axis)) for axis in (1, 0))
-    # Two bars of 17.5 x 2.5: of the square's 20 pixels, the mass lies at 1/4 and 3/4 of the way
-    # between the bars' middles: 14 - (1.25 + 17.5 * 3 / 4) < 1 and 14 - (1.25 + 17.5 / 4) > 8.
-    assert (rows[0], columns[0]) == (0, 8)
+    # Bars of 17.5 and 7 pixels: 2/7 of the mass is in the foot. Downwards from the ink's edge it
+    # lies at 10 + 2/7 * 8.75 = 12.5, to the right at 1.25 + 2/7 * 3.5 = 2.25. That point goes to
+    # the middle of pixel 14, which is at 14.5, by whole pixels.
+    assert (rows[0], columns[0]) == (2, 12)
     assert np.abs(middle(image) - 14).max() <= 0.5 + 1e-9
 
 
