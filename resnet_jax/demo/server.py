@@ -208,7 +208,7 @@ def _flag(request: "Request", name: str) -> bool:
 
 
 class _Door:
-    """ASGI middleware: bodies are for one address and bounded; pages load nothing from elsewhere."""
+    """ASGI middleware: one address takes a body, a bounded one; pages load from here alone."""
 
     POLICY = (
         "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; "

@@ -7,6 +7,7 @@ every digit twice, with its own slant, size, place, speed (points along the way)
 of lifting the pen. No network was asked which of them it knows.
 """
 
+import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ Curve = list[tuple[float, float]]
 
 def line(*points: tuple[float, float]) -> list[Curve]:
     """Straight pieces, with corners between them."""
-    return [list(pair) for pair in zip(points, points[1:], strict=False)]
+    return [list(pair) for pair in itertools.pairwise(points)]
 
 
 def arc(x: float, y: float, rx: float, ry: float, start: float, stop: float) -> Curve:
@@ -55,8 +56,18 @@ SKELETONS: dict[str, list[list[list[Curve]]]] = {
         ],
         [
             [
-                [(0.1, 0.2), (0.45, 0), (0.85, 0.2), (0.65, 0.6), (0.25, 0.95), (0.08, 0.95)]
-                + [(0.1, 0.8), (0.35, 0.8), (0.65, 0.95), (0.98, 0.93)]
+                [
+                    (0.1, 0.2),
+                    (0.45, 0),
+                    (0.85, 0.2),
+                    (0.65, 0.6),
+                    (0.25, 0.95),
+                    (0.08, 0.95),
+                    (0.1, 0.8),
+                    (0.35, 0.8),
+                    (0.65, 0.95),
+                    (0.98, 0.93),
+                ]
             ]
         ],
     ],
@@ -97,14 +108,32 @@ SKELETONS: dict[str, list[list[list[Curve]]]] = {
     "6": [
         [
             [
-                [(0.75, 0), (0.35, 0.2), (0.1, 0.6), (0.2, 0.92), (0.55, 1), (0.88, 0.8)]
-                + [(0.75, 0.56), (0.4, 0.54), (0.14, 0.74)]
+                [
+                    (0.75, 0),
+                    (0.35, 0.2),
+                    (0.1, 0.6),
+                    (0.2, 0.92),
+                    (0.55, 1),
+                    (0.88, 0.8),
+                    (0.75, 0.56),
+                    (0.4, 0.54),
+                    (0.14, 0.74),
+                ]
             ]
         ],
         [
             [
-                [(0.45, 0), (0.2, 0.35), (0.1, 0.7), (0.3, 0.98), (0.65, 0.98), (0.85, 0.78)]
-                + [(0.65, 0.58), (0.35, 0.62), (0.16, 0.82)]
+                [
+                    (0.45, 0),
+                    (0.2, 0.35),
+                    (0.1, 0.7),
+                    (0.3, 0.98),
+                    (0.65, 0.98),
+                    (0.85, 0.78),
+                    (0.65, 0.58),
+                    (0.35, 0.62),
+                    (0.16, 0.82),
+                ]
             ]
         ],
     ],
@@ -116,9 +145,20 @@ SKELETONS: dict[str, list[list[list[Curve]]]] = {
     "8": [
         [
             [
-                [(0.78, 0.12), (0.5, 0), (0.2, 0.14), (0.28, 0.38), (0.65, 0.54), (0.88, 0.77)]
-                + [(0.65, 0.98), (0.35, 0.98), (0.12, 0.77), (0.35, 0.54), (0.72, 0.36)]
-                + [(0.8, 0.14)]
+                [
+                    (0.78, 0.12),
+                    (0.5, 0),
+                    (0.2, 0.14),
+                    (0.28, 0.38),
+                    (0.65, 0.54),
+                    (0.88, 0.77),
+                    (0.65, 0.98),
+                    (0.35, 0.98),
+                    (0.12, 0.77),
+                    (0.35, 0.54),
+                    (0.72, 0.36),
+                    (0.8, 0.14),
+                ]
             ]
         ],
         [[arc(0.5, 0.24, 0.33, 0.24, 90, 450), arc(0.5, 0.74, 0.42, 0.26, -90, 270)]],
@@ -186,10 +226,8 @@ def draw(skeleton: list[list[Curve]], hand: Hand, rng: np.random.Generator) -> l
         if point not in moved:
             x, y = (np.array(point) - 0.5 + rng.normal(0, hand.sloppiness, 2)) * size
             x -= slant * y
-            moved[point] = middle + [
-                x * math.cos(turn) - y * math.sin(turn),
-                x * math.sin(turn) + y * math.cos(turn),
-            ]
+            cos, sin = math.cos(turn), math.sin(turn)
+            moved[point] = middle + np.array([x * cos - y * sin, x * sin + y * cos])
         return moved[point]
 
     strokes = []

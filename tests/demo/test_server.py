@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import socket
 import struct
 import sys
@@ -103,7 +102,9 @@ def bomb():
     """A PNG of a few hundred bytes that claims 4 x 10^9 pixels, and its first rows."""
 
     def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", 65535, 65535, 8, 0, 0, 0, 0)
     data = zlib.compress(bytes(100_000))
