@@ -79,6 +79,7 @@ def mount_page(app: "FastAPI", run: "Run", *, takes_strokes: bool) -> None:
         page,
         "/",
         server_name="127.0.0.1",
+        app_kwargs={"openapi_url": None, "redoc_url": None},
         footer_links=["gradio"],
         run_history=False,
         ssr_mode=False,

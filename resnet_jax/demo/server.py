@@ -36,8 +36,8 @@ PREDICT = "/api/predict"
 
 MAX_BYTES = 16 * 2**20
 MAX_PIXELS = 40_000_000
-# What a browser or a phone makes. Pillow starts Ghostscript for others.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP")
+# What browsers and phones make; for one of the others Pillow starts Ghostscript.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 # Of a body that is too large, this much is read and forgotten: a client that is still sending
 # does not hear an answer.
 DRAINED_BYTES = 2**30
