@@ -39,7 +39,7 @@ figcaption { color: var(--body-text-color); padding-top: 0.25rem; }
 
 # An answer of the JSON address, as gradio's label shows it.
 _SHOW = """
-(answer) => answer === null ? [null, null] : [
+(answer) => answer === null ? [{}, null] : [
   {
     label: answer.label,
     confidences: Object.entries(answer.probabilities)
@@ -80,7 +80,7 @@ def mount_page(app: "FastAPI", run: "Run", *, takes_strokes: bool) -> None:
         "/",
         server_name="127.0.0.1",
         app_kwargs={"openapi_url": None, "redoc_url": None},
-        footer_links=["gradio"],
+        footer_links=[],
         run_history=False,
         ssr_mode=False,
         pwa=False,
