@@ -101,7 +101,7 @@ class Recognizer:
             probabilities = np.asarray(jax.nn.softmax(logits)[0], np.float64)
             explanation = None
             if explain:
-                label = probabilities.argmax(keepdims=True)
+                label = probabilities[None].argmax(axis=1)
                 maps = grad_cam(self.run.model, self._variables, pixels, label)
                 explanation = overlay(image[None], maps)[0]
         named = zip(self.run.class_names, map(float, probabilities), strict=True)
