@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
             "report": report,
             "compare": compare,
             "export": export,
+            "demo": demo,
             "verify": verify,
             "summary": summary,
             "data": data,
@@ -465,6 +466,22 @@ def export(
     path = export(Run.open(run), format, output, checkpoint=checkpoint)
     size = path.stat().st_size / 1e6
     console.print(f"{path} is written ({size:.1f} MB)", soft_wrap=True, markup=False)
+    return 0
+
+
+def demo(run: Positional[Path], port: int = 7860, checkpoint: CheckpointOption = "best") -> int:
+    """Serve a page on this machine alone: draw a digit or drop an image, see what the run says.
+
+    The page also answers as a JSON API. Needs the extra `demo`.
+
+    Args:
+        run: the run's folder.
+        port: of 127.0.0.1; 0 takes a free one.
+        checkpoint: best by validation accuracy, or latest.
+    """
+    from resnet_jax.demo.server import serve
+
+    serve(run, port, checkpoint)
     return 0
 
 

@@ -123,7 +123,7 @@ def test_options_in_the_text_exist(page):
     prose = FENCE.sub("", page.read_text())
     named = set(re.findall(r"`(--[a-z][a-z.-]*[a-z])[ =`]", prose))
     if named:
-        commands = ("train", "evaluate", "predict", "report", "compare", "summary", "data")
+        commands = ("train", "evaluate", "predict", "report", "compare", "demo", "summary", "data")
         assert named <= frozenset.union(*map(options, commands)), page.name
 
 

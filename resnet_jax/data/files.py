@@ -3,6 +3,7 @@
 import glob
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -47,8 +48,15 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     return found
 
 
-def read_image(path: Path, shape: tuple[int, int, int], *, invert: bool = False) -> np.ndarray:
-    """Reads a file as ``uint8`` of ``shape``.
+def read_image(
+    source: Path | BinaryIO,
+    shape: tuple[int, int, int],
+    *,
+    invert: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    formats: tuple[str, ...] | None = None,
+) -> np.ndarray:
+    """Reads an image file as ``uint8`` of ``shape``.
 
     The picture is turned as its EXIF tag says, converted to grey (ITU-R 601) or RGB by the number
     of channels asked for, made to fit ``(H, W)`` with its proportions kept, and centred on black.
@@ -56,36 +64,42 @@ def read_image(path: Path, shape: tuple[int, int, int], *, invert: bool = False)
     nothing is dropped.
 
     Args:
-        path: the file.
+        source: the file's path, or the file opened.
         shape: ``(H, W, C)``, C being 1 or 3.
         invert: exchange black and white first: for dark ink on paper, where the network was
             trained on light digits.
+        max_pixels: larger pictures are refused before they are decoded.
+        formats: Pillow's names of the formats to accept. None: all it knows, of which some start
+            programs of their own.
 
     Raises:
         ResNetJaxError: the file is missing, no image, broken, or cannot be converted without a
             guess: transparent, animated, or of a mode whose range is not fixed.
     """
+    name = str(source) if isinstance(source, Path) else "the image"
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
+        with Image.open(source, formats=formats) as image:
+            if image.width * image.height > max_pixels:
                 raise ResNetJaxError(
-                    f"{path} is {image.width}x{image.height} pixels: at most {MAX_PIXELS:,} "
+                    f"{name} is {image.width}x{image.height} pixels: at most {max_pixels:,} "
                     f"are read"
                 )
             frames = getattr(image, "n_frames", 1)
-            if frames > 1:
-                raise ResNetJaxError(f"{path} has {frames} frames: give a single picture")
+            # A phone's JPEG may carry a smaller copy or a gain map behind the picture.
+            if frames > 1 and image.format != "MPO":
+                raise ResNetJaxError(f"{name} has {frames} frames: give a single picture")
             image.load()
-            picture = _to_channels(ImageOps.exif_transpose(image), shape[2], path)
+            picture = _to_channels(ImageOps.exif_transpose(image), shape[2], name)
     except UnidentifiedImageError as error:
-        raise ResNetJaxError(f"{path} is no image that Pillow knows: give a PNG or JPEG") from error
+        known = "Pillow knows" if formats is None else "is read here"
+        raise ResNetJaxError(f"{name} is no image that {known}: give a PNG or JPEG") from error
     except Image.DecompressionBombError as error:
         raise ResNetJaxError(
-            f"{path} is too large: at most {MAX_PIXELS:,} pixels are read"
+            f"{name} is too large: at most {max_pixels:,} pixels are read"
         ) from error
     except (OSError, SyntaxError, ValueError) as error:  # Pillow's decoders raise all three
         reason = getattr(error, "strerror", None) or f"broken image ({error})"
-        raise ResNetJaxError(f"{path} cannot be read: {reason}") from error
+        raise ResNetJaxError(f"{name} cannot be read: {reason}") from error
     if invert:
         picture = ImageOps.invert(picture)
     if picture.size != (shape[1], shape[0]):
@@ -94,23 +108,23 @@ def read_image(path: Path, shape: tuple[int, int, int], *, invert: bool = False)
     return np.asarray(picture).reshape(shape)
 
 
-def _to_channels(image: Image.Image, channels: int, path: Path) -> Image.Image:
+def _to_channels(image: Image.Image, channels: int, name: str) -> Image.Image:
     """The image in mode L or RGB."""
     if image.mode.startswith("I;16"):
         levels = np.asarray(image).astype(np.uint32)
         image = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ResNetJaxError(
-            f"{path} has mode {image.mode}, whose range is not fixed: save it with 8 or 16 bits"
+            f"{name} has mode {image.mode}, whose range is not fixed: save it with 8 or 16 bits"
         )
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if np.asarray(image.getchannel("A")).min() < 255:
             raise ResNetJaxError(
-                f"{path} has transparent pixels: put it on a background and save it without alpha"
+                f"{name} has transparent pixels: put it on a background and save it without alpha"
             )
     if channels not in (1, 3):
         raise ResNetJaxError(
-            f"{path} cannot become an image of {channels} channels: image files have 1 or 3"
+            f"{name} cannot become an image of {channels} channels: image files have 1 or 3"
         )
     return image.convert("L" if channels == 1 else "RGB")
