@@ -1,5 +1,6 @@
 """Image files, read as a network takes them."""
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from resnet_jax.errors import ResNetJaxError
 
 # Larger than any camera's picture; a small file can claim far more and fill the memory.
 MAX_PIXELS = 100_000_000
+# Formats of pictures alone. Pillow knows more, some of which it hands to other programs (EPS).
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
@@ -18,7 +21,7 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     Raises:
         ResNetJaxError: a folder has no image in it (by the names' endings), or cannot be read.
     """
-    suffixes = set(Image.registered_extensions())
+    suffixes = {end for end, name in Image.registered_extensions().items() if name in FORMATS}
     found = []
     for path in paths:
         if path.is_dir():
@@ -56,7 +59,9 @@ def read_image(path: Path, shape: tuple[int, int, int], *, invert: bool = False)
             guess: transparent, animated, or of a mode whose range is not fixed.
     """
     try:
-        with Image.open(path) as image:
+        # Pillow warns from a limit of its own on.
+        quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
+        with quiet, Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ResNetJaxError(
                     f"{path} is {image.width}x{image.height} pixels: at most {MAX_PIXELS:,} "
@@ -68,7 +73,9 @@ def read_image(path: Path, shape: tuple[int, int, int], *, invert: bool = False)
             image.load()
             picture = _to_channels(ImageOps.exif_transpose(image), shape[2], path)
     except UnidentifiedImageError as error:
-        raise ResNetJaxError(f"{path} is no image that Pillow knows: give a PNG or JPEG") from error
+        raise ResNetJaxError(
+            f"{path} is no image of the formats read: give a PNG or JPEG"
+        ) from error
     except Image.DecompressionBombError as error:
         raise ResNetJaxError(
             f"{path} is too large: at most {MAX_PIXELS:,} pixels are read"
