@@ -12,7 +12,7 @@ from resnet_jax.errors import ResNetJaxError
 # Larger than any camera's picture; a small file can claim far more and fill the memory.
 MAX_PIXELS = 100_000_000
 # Formats of pictures alone. Pillow knows more, some of which it hands to other programs (EPS).
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:

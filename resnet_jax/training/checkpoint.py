@@ -8,6 +8,7 @@ whole, so that a process killed at any moment leaves either a whole step or none
 checked before a step is used. This is the only module that knows Orbax.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -96,11 +97,12 @@ class Checkpoints:
             unfinished.mkdir(parents=True)
             sync(self.directory.parent)
             tree = {name: getattr(state, name) for name in SAVED}
-            # Before Orbax, whose threads print hundreds of lines where a disk is full.
+            # Before anything is written; the files beside the arrays take a little more.
             needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
             if (free := shutil.disk_usage(unfinished).free) < needed:
                 raise OSError(f"{needed / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free")
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            handler = ocp.PyTreeCheckpointHandler()
+            with _without_tracebacks(), ocp.Checkpointer(handler) as checkpointer:
                 path = unfinished.absolute() / "state"
                 checkpointer.save(path, args=ocp.args.PyTreeSave(tree))
             files = {name: _digest(unfinished / name, sync=True) for name in _files(unfinished)}
@@ -218,6 +220,25 @@ class Checkpoints:
     def _remove_unfinished(self) -> None:
         for path in self.directory.glob(f"{UNFINISHED}*"):
             shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """Orbax's threads log the traceback of an error and then raise it; once is enough.
+
+    Its other tasks fail of the same, which asyncio would log whenever they are collected.
+    """
+    logging.getLogger("asyncio").addFilter(_not_of_orbax)
+    logger = logging.getLogger("absl")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    return "orbax/checkpoint" not in record.getMessage()
 
 
 def _files(folder: Path) -> list[str]:
