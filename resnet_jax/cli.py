@@ -584,11 +584,12 @@ def verify(
         console.print(f"good     {report.folder / name}", soft_wrap=True, markup=False)
     for line in report.damaged:
         console.print(f"damaged  {line}", soft_wrap=True, markup=False)
+    console.print(f"usable   {report.usable}", soft_wrap=True, markup=False)
     if report.ok:
         return 0
     raise ResNetJaxError(
         f"{len(report.damaged)} of {len(report.good) + len(report.damaged)} parts of {what} "
-        f"are damaged: the others are usable"
+        f"are damaged; usable: {report.usable}"
     )
 
 

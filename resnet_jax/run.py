@@ -230,7 +230,11 @@ class Run:
                 good.append(f"checkpoints/{step}")
             except ResNetJaxError as error:
                 damaged.append(str(error))
-        return VerifyReport(str(self.path), self.path, tuple(good), tuple(damaged))
+        whole = [step for step in checkpoints.steps() if f"checkpoints/{step}" in good]
+        usable = "nothing"
+        if whole:
+            usable = f"latest: step {whole[-1]}, best: step {checkpoints.best_of(whole)}"
+        return VerifyReport(str(self.path), self.path, tuple(good), tuple(damaged), usable)
 
     @cached_property
     def _program(self) -> Program:

@@ -1,6 +1,7 @@
 """Image files, read as a network takes them."""
 
 import glob
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
@@ -12,6 +13,8 @@ from resnet_jax.errors import ResNetJaxError
 
 # Larger than any camera's picture; a small file can claim far more and fill the memory.
 MAX_PIXELS = 100_000_000
+# Formats of pictures alone. Pillow knows more, some of which it hands to other programs (EPS).
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
@@ -24,7 +27,7 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
         ResNetJaxError: nothing fits a pattern; a folder has no image in it (by the names' endings),
             or cannot be read.
     """
-    suffixes = set(Image.registered_extensions())
+    suffixes = {end for end, name in Image.registered_extensions().items() if name in FORMATS}
     found = []
     for path in paths:
         if path.is_dir():
@@ -54,7 +57,7 @@ def read_image(
     *,
     invert: bool = False,
     max_pixels: int = MAX_PIXELS,
-    formats: tuple[str, ...] | None = None,
+    formats: tuple[str, ...] = FORMATS,
 ) -> np.ndarray:
     """Reads an image file as ``uint8`` of ``shape``.
 
@@ -69,8 +72,7 @@ def read_image(
         invert: exchange black and white first: for dark ink on paper, where the network was
             trained on light digits.
         max_pixels: larger pictures are refused before they are decoded.
-        formats: Pillow's names of the formats to accept. None: all it knows, of which some start
-            programs of their own.
+        formats: Pillow's names of the formats to accept.
 
     Raises:
         ResNetJaxError: the file is missing, no image, broken, or cannot be converted without a
@@ -78,7 +80,9 @@ def read_image(
     """
     name = str(source) if isinstance(source, Path) else "the image"
     try:
-        with Image.open(source, formats=formats) as image:
+        # Pillow warns from a limit of its own on.
+        quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
+        with quiet, Image.open(source, formats=formats) as image:
             if image.width * image.height > max_pixels:
                 raise ResNetJaxError(
                     f"{name} is {image.width}x{image.height} pixels: at most {max_pixels:,} "
@@ -91,8 +95,9 @@ def read_image(
             image.load()
             picture = _to_channels(ImageOps.exif_transpose(image), shape[2], name)
     except UnidentifiedImageError as error:
-        known = "Pillow knows" if formats is None else "is read here"
-        raise ResNetJaxError(f"{name} is no image that {known}: give a PNG or JPEG") from error
+        raise ResNetJaxError(
+            f"{name} is no image of the formats read: give a PNG or JPEG"
+        ) from error
     except Image.DecompressionBombError as error:
         raise ResNetJaxError(
             f"{name} is too large: at most {max_pixels:,} pixels are read"

@@ -224,12 +224,14 @@ class VerifyReport:
         folder: where it is.
         good: the names of the files that are whole.
         damaged: what is wrong, one line for each bad file, which the line names.
+        usable: what can be done with it as it is.
     """
 
     name: str
     folder: Path
     good: tuple[str, ...]
     damaged: tuple[str, ...]
+    usable: str
 
     @property
     def ok(self) -> bool:
@@ -256,7 +258,7 @@ def verify_prepared(name: str, data_dir: str | os.PathLike[str] | None = None) -
     try:
         prepared = read_info(folder)
     except ResNetJaxError as error:
-        return VerifyReport(name, folder, (), (str(error),))
+        return VerifyReport(name, folder, (), (str(error),), "nothing")
     good += ["dataset_info.json", "features.json"]
     for split, shards in prepared.splits.items():
         for number, shard in enumerate(shards):
@@ -265,4 +267,4 @@ def verify_prepared(name: str, data_dir: str | os.PathLike[str] | None = None) -
                 good.append(shard.path.name)
             except ResNetJaxError as error:
                 bad.append(str(error))
-    return VerifyReport(name, folder, tuple(good), tuple(bad))
+    return VerifyReport(name, folder, tuple(good), tuple(bad), "nothing" if bad else "all of it")

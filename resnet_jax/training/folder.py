@@ -1,12 +1,12 @@
 """A run's folder: its configuration, its metrics, its log, and who may write to it."""
 
+import dataclasses
 import fcntl
 import json
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,7 @@ import yaml
 
 from resnet_jax.config import TrainConfig, differences, from_dict, to_dict
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.training.checkpoint import Checkpoints
+from resnet_jax.training.checkpoint import Checkpoints, sync
 
 # Settings that do not change what is learnt: a run may be continued with others.
 MAY_CHANGE = {
@@ -28,10 +28,12 @@ MAY_CHANGE = {
     "data.dir",
     "data.from-idx",
 }
+# What every line of metrics.jsonl has.
+COMMON = {"step", "epoch", "kind", "loss", "accuracy", "seconds"}
 PACKAGES = ("resnet_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class DataFacts:
     """What a run remembers of its data, so that it predicts without them and notices others."""
 
@@ -121,7 +123,14 @@ class RunFolder:
                 cast(tuple[int, int, int], tuple(map(int, data["image_shape"]))),
             )
             return from_dict(document["config"]), facts
-        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        except (
+            OSError,
+            yaml.YAMLError,
+            LookupError,
+            TypeError,
+            ValueError,
+            RecursionError,
+        ) as error:
             reason = " ".join(str(error).split())
             raise ResNetJaxError(f"{path} is damaged: {reason}") from error
 
@@ -141,19 +150,17 @@ class RunFolder:
         lengthened = config.epochs > before.epochs and config.optim.schedule == "constant"
         if lengthened and not config.optim.warmup:
             changed.pop("epochs", None)
-        if changed:
-            listing = ", ".join(
-                f"--{option} {old} -> {new}" for option, (old, new) in changed.items()
-            )
+        listing = [f"--{option} {old} -> {new}" for option, (old, new) in changed.items()]
+        for fact in dataclasses.fields(facts):
+            old, new = getattr(facts_before, fact.name), getattr(facts, fact.name)
+            if old != new and fact.name == "fingerprint":
+                listing.append(f"data with fingerprint {old[:12]} -> {new[:12]}")
+            elif old != new:
+                listing.append(f"{fact.name.replace('_', ' ')} {old} -> {new}")
+        if listing:
             raise ResNetJaxError(
-                f"{self.path} is a run of another configuration ({listing}): "
-                f"give those settings or another --run-dir"
-            )
-        if facts != facts_before:
-            raise ResNetJaxError(
-                f"{self.path} was trained on other data (fingerprint "
-                f"{facts_before.fingerprint[:12]}, now {facts.fingerprint[:12]}): "
-                f"give that data or another --run-dir"
+                f"{self.path} is a run of another configuration ({', '.join(listing)}): "
+                f"give those settings and that data, or another --run-dir"
             )
 
     def append_metrics(self, *rows: dict[str, Any]) -> None:
@@ -177,13 +184,14 @@ class RunFolder:
         for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
-                if not isinstance(row, dict) or "step" not in row:
+                if not isinstance(row, dict) or not row.keys() >= COMMON:
                     raise ValueError("not a row")
                 rows.append(row)
             except ValueError as error:
                 if number < len(lines):
                     raise ResNetJaxError(
-                        f"{path} is damaged: line {number} is no JSON object with a step"
+                        f"{path} is damaged: line {number} is no JSON object with "
+                        f"{', '.join(sorted(COMMON))}: remove that line"
                     ) from error
         return rows
 
@@ -227,6 +235,7 @@ def _replace(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
+        sync(path.parent)
     except OSError as error:
         raise _unwritable(path, error) from error
 
