@@ -153,7 +153,7 @@ def measure_start(rounds: int) -> list[dict[str, Any]]:
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Prints medians, spread and each one's time as a multiple of this package's."""
-    ours = next((r["median_ms"] for r in rows if r["contender"] == "resnet_jax"), None)
+    ours = next((r.get("median_ms") for r in rows if r["contender"] == "resnet_jax"), None)
     for row in rows:
         if "median_ms" not in row:
             print(f"  {row['contender']:20} {row.get('failure') or row['seconds']}")

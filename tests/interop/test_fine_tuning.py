@@ -129,6 +129,7 @@ def test_the_body_moves_at_its_share_of_the_rate(name):
     np.testing.assert_allclose(slow["stem"]["kernel"], 0.1 * full["stem"]["kernel"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_command_records_where_it_started_and_goes_on_without_it(run, exported, tmp_path):
     folder = tmp_path / "tuned"
     command = [

@@ -264,6 +264,7 @@ def test_jitted_equals_unjitted(make):
         )
 
 
+@pytest.mark.slow
 def test_the_lowering_changes_nothing_but_the_speed():
     with jax.enable_x64(True):
         images = jax.random.normal(jax.random.key(1), (3, 20, 20, 2), jnp.float64)

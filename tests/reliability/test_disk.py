@@ -20,6 +20,7 @@ def trained_steps(run_dir):
     return list(RunFolder(run_dir).checkpoints.good_steps())
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_reported_at_its_step_and_the_run_goes_on_after(undisturbed, tmp_path):
     script = (
         DISK.format(size="4m")

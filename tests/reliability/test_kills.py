@@ -25,9 +25,9 @@ from worker import KillPoint
 DURING_THE_FIRST_STEPS = [
     KillPoint("open", "run.log"),
     KillPoint("os.rename", "config.yaml.unfinished"),
-    KillPoint("os.rename", "metrics.jsonl.unfinished"),
     KillPoint("step"),
     KillPoint("step", count=2),
+    KillPoint("os.rename", "metrics.jsonl.unfinished"),  # lines of steps that no checkpoint has
     KillPoint("evaluate"),
 ]
 DURING_A_SAVE = [
@@ -85,6 +85,7 @@ def kill_one_after_another(points, undisturbed, tmp_path):
     return newest
 
 
+@pytest.mark.slow
 def test_killed_before_a_checkpoint_is_in_place_and_while_an_old_one_goes(undisturbed, tmp_path):
     points = [
         KillPoint("os.rename", "checkpoints/.unfinished-"),

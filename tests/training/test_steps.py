@@ -29,6 +29,7 @@ def make_state(tx=None, *, ema: bool = False, dtype=jnp.float32) -> rj.TrainStat
     return rj.TrainState.create(model, tx, jax.random.key(0), images, ema=ema)
 
 
+@pytest.mark.slow
 def test_a_network_without_batch_norm_trains_and_evaluates():
     model, batch = tiny(norm=Affine), make_batch(0)
     state = rj.TrainState.create(model, optax.sgd(0.1), jax.random.key(0), batch.images, ema=True)
@@ -50,6 +51,7 @@ def test_cross_entropy_by_hand():
     np.testing.assert_allclose(cross_entropy(logits, label, 0.3), [expected], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradient_agrees_with_finite_differences():
     with jax.enable_x64(True):
         state, batch = make_state(dtype=jnp.float64), make_batch(1, dtype=jnp.float64)
