@@ -138,7 +138,8 @@ def profile(steps: list[dict]) -> str:
     titles = [f"batch {s['batch']}, {s['lowering']}" for s in steps]
     lines = [f"| ms | {' | '.join(titles)} |", f"| --- |{' --- |' * len(steps)}"]
     for part in parts:
-        lines.append(f"| {part} | {' | '.join(f'{s["parts_ms"][part]:.1f}' for s in steps)} |")
+        cells = [f"{step['parts_ms'][part]:.1f}" for step in steps]
+        lines.append(f"| {part} | {' | '.join(cells)} |")
     for title, key in (("step, undisturbed", "step_ms"), ("floor", "floor_ms")):
         lines.append(f"| **{title}** | {' | '.join(f'**{s[key]:.1f}**' for s in steps)} |")
     return "\n".join(lines)

@@ -121,13 +121,15 @@ def expected_ids(step: int) -> list[int]:
 def in_namespace(script: str, *arguments: Any) -> "subprocess.CompletedProcess[str]":
     """Runs a shell script with mounts of its own, as root of a user namespace.
 
-    In the script ``$TRAIN`` is the command on a small network.
+    In the script ``$PYTHON`` is this interpreter and ``$TRAIN`` the command on a small network.
     """
     isolated = ["unshare", "--mount", "--map-root-user"]
     if shutil.which("unshare") is None or subprocess.run([*isolated, "true"]).returncode:
         pytest.skip(f"namespaces are not allowed here: `{' '.join(isolated)} true` fails")
     python, options = sys.executable, " ".join(command_options())
-    preamble = f"set -u; TRAIN='{python} {worker.__file__} train {options} --no-report'\n"
+    preamble = (
+        f"set -u; PYTHON={python}; TRAIN='{python} {worker.__file__} train {options} --no-report'\n"
+    )
     command = [*isolated, "sh", "-c", preamble + script, "sh", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 

@@ -18,7 +18,7 @@ CONFIG = rj.TrainConfig(
     epochs=2,
     batch_size=20,
     ema=0.9,
-    eval_every=4,
+    eval_every=10,
 )
 
 
