@@ -21,6 +21,12 @@ STORED = Path(__file__).parent / "stored_run"
 # What the stored run said of itself when it was made, by make_stored_run.py.
 EXPECTED = Path(__file__).parent / "stored_run.json"
 
+
+@pytest.fixture(autouse=True)
+def small_network() -> None:
+    """The stored run is of a whole ResNet-18."""
+
+
 ON_DEVICES = """
 import os, sys
 from pathlib import Path
