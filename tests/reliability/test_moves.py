@@ -3,13 +3,13 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import chex
 import jax
 import numpy as np
 import pytest
@@ -84,7 +84,7 @@ def test_saved_on_eight_devices_it_goes_on_with_one_and_with_four(tmp_path):
         found.append(on_devices(count, tmp_path / f"on{count}", "go on"))
     # The same bits are read, the same digits are right, and each ends at the last step.
     assert found[0] == found[1] == found[2]
-    assert found[0][2] == 3 * 60 // 8
+    assert found[0][2] == math.ceil(3 * 60 / 8)
 
 
 def test_a_run_of_an_earlier_version_is_whole(tmp_path):
@@ -104,8 +104,8 @@ def test_a_run_of_an_earlier_version_is_used_and_goes_on(tmp_path):
     found = run.evaluate("test")
     assert found.correct == expected["correct"]
     assert found.loss == pytest.approx(expected["loss"], rel=1e-4)
+    before = digest(run.variables("latest"))
     config = dataclasses.replace(run.config, epochs=run.config.epochs + 1)
     longer = rj.train(config, run.path, quiet=True)
     assert Checkpoints(run.path / "checkpoints").steps()[-1] > expected["step"]
-    with pytest.raises(AssertionError):
-        chex.assert_trees_all_equal(longer.variables("latest"), run.variables("latest"))
+    assert digest(longer.variables("latest")) != before
