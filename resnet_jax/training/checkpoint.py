@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,13 +227,22 @@ class Checkpoints:
 def _without_tracebacks() -> Iterator[None]:
     """Orbax's threads log the traceback of an error and then raise it; once is enough.
 
-    Its other tasks fail of the same, which asyncio would log whenever they are collected.
+    Its other tasks fail of the same, which asyncio would log whenever they are collected, and
+    threads of tensorstore go on to speak to an event loop that has ended.
     """
     logging.getLogger("asyncio").addFilter(_not_of_orbax)
     logger = logging.getLogger("absl")
     disabled, logger.disabled = logger.disabled, True
+    show = sys.unraisablehook
+
+    def show_others(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    sys.unraisablehook = show_others
     try:
         yield
+        sys.unraisablehook = show  # after an error, such threads may still be at work
     finally:
         logger.disabled = disabled
 
