@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resnet_jax import interop
+    from resnet_jax import inspection, interop
     from resnet_jax.config import (
         PRESETS,
         AugmentConfig,
@@ -74,8 +74,8 @@ __all__ = [*_HOME, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "interop":
-        return import_module("resnet_jax.interop")
+    if name in ("inspection", "interop"):
+        return import_module(f"resnet_jax.{name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)

@@ -52,7 +52,10 @@ def main(argv: list[str] | None = None) -> int:
             "train": _train_command(arguments),
             "evaluate": evaluate,
             "predict": predict,
+            "report": report,
+            "compare": compare,
             "export": export,
+            "demo": demo,
             "verify": verify,
             "summary": summary,
             "data": data,
@@ -98,6 +101,7 @@ def _train_command(arguments: list[str]) -> Callable[..., int]:
         config: Annotated[TrainConfig, tyro.conf.arg(name="")] = default,
         run_dir: Path | None = None,
         seeds: int | None = None,
+        report: bool = True,
     ) -> int:
         """Train a network, or resume the run in the folder.
 
@@ -108,6 +112,7 @@ def _train_command(arguments: list[str]) -> Callable[..., int]:
             config: the settings.
             run_dir: the run's folder. Default: runs/PRESET-seedN.
             seeds: repeat with seeds 0 to SEEDS - 1, a folder each, and show mean and spread.
+            report: make the run's report at the end, as `resnet-jax report` does.
         """
         if preset != name:
             # The options were given their defaults by the first word: another preset's.
@@ -116,17 +121,19 @@ def _train_command(arguments: list[str]) -> Callable[..., int]:
                 f"preset {preset} stands after options: give it first, "
                 f"`resnet-jax train {preset} ...`"
             )
-        return _train(preset, config, run_dir, seeds)
+        return _train(preset, config, run_dir, seeds, report)
 
     names = ", ".join(PRESETS)
     train.__doc__ = (train.__doc__ or "").replace("one of the table of presets", f"one of {names}")
     return train
 
 
-def _train(name: str, config: TrainConfig, run_dir: Path | None, seeds: int | None) -> int:
+def _train(
+    name: str, config: TrainConfig, run_dir: Path | None, seeds: int | None, report: bool
+) -> int:
     if seeds is None:
         folder = run_dir or Path("runs") / f"{name}-seed{config.seed}"
-        _train_one(config, folder)
+        _train_one(config, folder, report)
         return 0
     if seeds < 1:
         raise ResNetJaxError(f"--seeds {seeds} makes no sense: give at least 1")
@@ -139,12 +146,12 @@ def _train(name: str, config: TrainConfig, run_dir: Path | None, seeds: int | No
     runs = []
     for seed in range(seeds):
         folder = Path(f"{stem}-seed{seed}")
-        runs.append(_train_one(dataclasses.replace(config, seed=seed), folder))
+        runs.append(_train_one(dataclasses.replace(config, seed=seed), folder, report))
     _print_seeds(runs)
     return 0
 
 
-def _train_one(config: TrainConfig, folder: Path) -> "Run":
+def _train_one(config: TrainConfig, folder: Path, report: bool) -> "Run":
     model = f"{'' if config.model.residual else 'plain '}{config.model.name}"
     console.print(
         f"{model} on {config.data.name}, seed {config.seed}: {config.epochs:g} epochs in batches "
@@ -154,7 +161,30 @@ def _train_one(config: TrainConfig, folder: Path) -> "Run":
     )
     from resnet_jax.run import train
 
-    return train(config, folder)
+    run = train(config, folder)
+    if report:
+        _report_if_new(run)
+    return run
+
+
+def _report_if_new(run: "Run") -> None:
+    """Makes a run's report, unless there is one of its last metrics. The run stands without it."""
+    page, metrics = run.path / "report" / "index.html", run.path / "metrics.jsonl"
+    if page.exists() and page.stat().st_mtime >= metrics.stat().st_mtime:
+        return
+    try:
+        from resnet_jax.inspection.report import write_report
+
+        page = write_report(run)
+    except (ImportError, ResNetJaxError) as error:
+        reason = f"{error.name} is missing" if isinstance(error, ImportError) else str(error)
+        logging.getLogger(__name__).warning(
+            "no report (%s); the run is whole, `resnet-jax report %s` tries again",
+            reason,
+            run.path,
+        )
+        return
+    console.print(f"report: {page}", soft_wrap=True, markup=False)
 
 
 def _print_seeds(runs: list["Run"]) -> None:
@@ -226,6 +256,7 @@ def predict(
     checkpoint: CheckpointOption = "best",
     topk: int = 1,
     invert: bool = False,
+    explain: Path | None = None,
     json: bool = False,
     csv: bool = False,
 ) -> int:
@@ -236,10 +267,11 @@ def predict(
 
     Args:
         run: the run's folder.
-        paths: image files or folders of them.
+        paths: image files, folders of them, or patterns such as 'digits/*.png'.
         checkpoint: best by validation accuracy, or latest.
         topk: show this many classes, most probable first.
         invert: exchange black and white first: for dark ink on paper.
+        explain: write each image with Grad-CAM over it, a PNG, into this folder.
         json: print a JSON list of {path, label, probability, topk}.
         csv: print CSV: path, label, probability.
     """
@@ -283,10 +315,122 @@ def predict(
             rows.append(
                 {"path": str(path), "label": top[0][0], "probability": top[0][1], "topk": top}
             )
+        if explain:
+            _write_explanations(opened, files, np.stack(images), checkpoint, explain)
     _print_predictions(rows, as_json=json, as_csv=csv)
     if failed:
         print(f"resnet-jax: {failed} of {failed + len(rows)} files not read", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _write_explanations(
+    run: "Run", files: list[Path], images: Any, checkpoint: CheckpointOption, folder: Path
+) -> None:
+    """``FOLDER/NAME.png`` for each file: the image eight times as large, with Grad-CAM over it."""
+    from PIL import Image
+
+    from resnet_jax.inspection import explain, overlay
+
+    large = images.repeat(8, axis=1).repeat(8, axis=2) if max(images.shape[1:3]) < 64 else images
+    pictures = overlay(large, explain(run, images, checkpoint=checkpoint))
+    folder.mkdir(parents=True, exist_ok=True)
+    taken: set[str] = set()
+    for file, picture in zip(files, pictures, strict=True):
+        name, number = file.stem, 1
+        while name in taken:  # digits of the same name in two folders
+            number += 1
+            name = f"{file.stem}-{number}"
+        taken.add(name)
+        Image.fromarray(picture).save(folder / f"{name}.png")
+
+
+def report(
+    run: Positional[Path],
+    split: str = "test",
+    checkpoint: CheckpointOption = "best",
+    data_dir: Annotated[str | None, tyro.conf.arg(name="data.dir")] = None,
+) -> int:
+    """Show a run on one page: curves, confusion, confidence, mistakes, Grad-CAM, settings.
+
+    Written into the run's folder: report/index.html, which needs no other file, and PNGs.
+
+    Args:
+        run: the run's folder.
+        split: whose images are looked at: train, validation, test; with a subset also test_all.
+        checkpoint: best by validation accuracy, or latest.
+        data_dir: where the prepared data set is now, if not where it was.
+    """
+    from resnet_jax.run import Run
+
+    opened = Run.open(run)
+    try:
+        from resnet_jax.inspection.report import write_report
+    except ImportError as error:
+        raise ResNetJaxError(f"a report needs {error.name}: pip install {error.name}") from error
+    console.print(
+        f"report: {write_report(opened, split, checkpoint, data_dir)}", soft_wrap=True, markup=False
+    )
+    return 0
+
+
+def compare(
+    runs: Positional[tuple[Path, ...]],
+    checkpoint: CheckpointOption = "best",
+    output: Path | None = None,
+    json: bool = False,
+) -> int:
+    """Compare runs: the settings that differ, and test results over those that differ in the seed.
+
+    Args:
+        runs: the runs' folders.
+        checkpoint: best by validation accuracy, or latest.
+        output: write the overlaid curves into this PNG.
+        json: print a JSON list, a row for each setting.
+    """
+    from resnet_jax.inspection.compare import compare_runs, group_by_settings
+    from resnet_jax.run import Run
+
+    opened = [Run.open(path) for path in runs]
+    found = compare_runs(opened, checkpoint)
+    if output:
+        from resnet_jax.inspection.plots import compared_curves
+
+        groups = {
+            ", ".join(f"{option} {value}" for option, value in settings.items()) or "all": [
+                run.metrics() for run in members
+            ]
+            for settings, members in group_by_settings(opened)
+        }
+        try:
+            compared_curves(groups).savefig(output, dpi=150)
+        except (OSError, ValueError) as error:
+            raise ResNetJaxError(
+                f"{output} cannot be written ({error}): give a name that ends in .png"
+            ) from error
+    if json:
+        # By way of pandas, which writes null for what is not known.
+        print(found.to_json(orient="records", indent=1))
+        return 0
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    shown = [name for name in found if not name.endswith(" sd")]
+    for name in shown:
+        table.add_column(escape(name), overflow="fold")
+    for row in found.to_dict("records"):
+        table.add_row(*(escape(_result(name, row)) for name in shown))
+    console.print(table)
+    return 0
+
+
+def _result(name: str, row: dict[str, Any]) -> str:
+    """A cell of the comparison; a mean with its spread where there are several runs."""
+    value, spread = row[name], row.get(f"{name} sd")
+    if isinstance(value, float) and value != value:
+        return "-"
+    style = {"accuracy": ".2%", "loss": ".4f", "seconds": ".0f"}.get(name.split()[-1])
+    if style is None or not isinstance(value, float):
+        return str(value)
+    shown = format(value, style)
+    return shown if spread is None or spread != spread else f"{shown} ± {format(spread, style)}"
 
 
 def _print_predictions(rows: list[dict[str, Any]], *, as_json: bool, as_csv: bool) -> None:
@@ -330,6 +474,22 @@ def export(
     path = export(Run.open(run), format, output, checkpoint=checkpoint)
     size = path.stat().st_size / 1e6
     console.print(f"{path} is written ({size:.1f} MB)", soft_wrap=True, markup=False)
+    return 0
+
+
+def demo(run: Positional[Path], port: int = 7860, checkpoint: CheckpointOption = "best") -> int:
+    """Serve a page on this machine alone: draw a digit or drop an image, see what the run says.
+
+    The page also answers as a JSON API. Needs the extra `demo`.
+
+    Args:
+        run: the run's folder.
+        port: of 127.0.0.1; 0 takes a free one.
+        checkpoint: best by validation accuracy, or latest.
+    """
+    from resnet_jax.demo.server import serve
+
+    serve(run, port, checkpoint)
     return 0
 
 
@@ -439,6 +599,7 @@ def verify(
         console.print(f"good     {report.folder / name}", soft_wrap=True, markup=False)
     for line in report.damaged:
         console.print(f"damaged  {line}", soft_wrap=True, markup=False)
+    console.print(f"usable   {report.usable}", soft_wrap=True, markup=False)
     if report.ok:
         return 0
     if report.images:
@@ -448,7 +609,7 @@ def verify(
         )
     raise ResNetJaxError(
         f"{len(report.damaged)} of {len(report.good) + len(report.damaged)} parts of {what} "
-        f"are damaged: the others are usable"
+        f"are damaged; usable: {report.usable}"
     )
 
 

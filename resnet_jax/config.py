@@ -186,12 +186,14 @@ class TrainConfig:
     """Steps between two lines of metrics."""
     matmul_precision: Literal["default", "high", "highest"] = "highest"
     """Precision of float32 products on GPU and TPU; highest is float32 throughout."""
+    tensorboard: bool = False
+    """Write TensorBoard events into the run's folder too (extra `tensorboard`)."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder: a second start compiles nothing."""
 
     def __post_init__(self) -> None:
         """Refuses values that make no sense, naming the option (`ResNetJaxError`)."""
-        for option, value, hint in _settings(self):
+        for option, value, hint in all_settings(self):
             _check(option, value, hint)
         if self.optim.nesterov and (self.optim.name == "adamw" or not self.optim.momentum):
             raise ResNetJaxError(
@@ -200,13 +202,13 @@ class TrainConfig:
             )
 
 
-def _settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+def all_settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Option, value and type of every setting, nested ones too."""
     hints = get_type_hints(type(config), include_extras=True)
     for name in (f.name for f in dataclasses.fields(config)):
         value, option = getattr(config, name), prefix + name.replace("_", "-")
         if dataclasses.is_dataclass(value):
-            yield from _settings(value, f"{option}.")
+            yield from all_settings(value, f"{option}.")
         else:
             yield option, value, hints[name]
 
@@ -255,7 +257,7 @@ def _from_dict(cls: type, values: Any, prefix: str) -> Any:
 
 def differences(one: TrainConfig, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
     """The options in which two configurations differ, with both values."""
-    pairs = zip(_settings(one), _settings(other), strict=True)
+    pairs = zip(all_settings(one), all_settings(other), strict=True)
     return {option: (a, b) for (option, a, _), (_, b, _) in pairs if a != b}
 
 

@@ -2,14 +2,16 @@
 
 import dataclasses
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
 from resnet_jax.config import TrainConfig
-from resnet_jax.data import VerifyReport
+from resnet_jax.data import Split, VerifyReport
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.models import ResNet
 from resnet_jax.training.evaluation import Evaluation
 from resnet_jax.training.folder import DataFacts, RunFolder
 from resnet_jax.training.loop import fit, load_splits
@@ -18,6 +20,7 @@ from resnet_jax.training.progress import Display, Silent
 from resnet_jax.training.state import TrainState
 
 if TYPE_CHECKING:
+    import jax
     import pandas as pd
 
 Checkpoint = Literal["best", "latest"]
@@ -66,6 +69,7 @@ class Run:
         config: the run's settings.
         class_names: K names.
         image_shape: ``(H, W, C)`` of the images it was trained on.
+        fingerprint: SHA-256 of the data it was trained on, see `Dataset`.
     """
 
     def __init__(self, folder: RunFolder, config: TrainConfig, facts: DataFacts) -> None:
@@ -74,7 +78,7 @@ class Run:
         self.config = config
         self.class_names = facts.class_names
         self.image_shape = facts.image_shape
-        self._fingerprint = facts.fingerprint
+        self.fingerprint = facts.fingerprint
         self._states: dict[Checkpoint, TrainState] = {}
 
     @classmethod
@@ -89,6 +93,28 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, {self.config.model.name} on {self.config.data.name})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what the run is, and its test results."""
+        config, tests = self.config, self._folder.read_metrics()
+        facts = {
+            "run": str(self.path),
+            "model": f"{'' if config.model.residual else 'plain '}{config.model.name}",
+            "data": config.data.name,
+            "seed": str(config.seed),
+            "trained for": f"{tests[-1]['epoch']:.3g} of {config.epochs:g} epochs"
+            if tests
+            else "0 epochs",
+        }
+        for row in tests:
+            if row["kind"] == "test":
+                key = f"{row['split']}, {row['checkpoint']}"
+                facts[key] = f"accuracy {row['accuracy']:.2%}, loss {row['loss']:.4f}"
+        lines = "".join(
+            f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>"
+            for name, value in facts.items()
+        )
+        return f"<table>{lines}</table>"
 
     def metrics(self) -> "pd.DataFrame":
         """The lines of ``metrics.jsonl``: one row each; see docs/run_folder.md."""
@@ -118,6 +144,23 @@ class Run:
         Raises:
             ResNetJaxError: the images have another type or shape.
         """
+        images = self._checked(images)
+        return self._program.predict(self._state(checkpoint), images)
+
+    @property
+    def model(self) -> ResNet:
+        """The network, for `variables`."""
+        return self._program.model
+
+    def preprocess(self, images: np.ndarray) -> "jax.Array":
+        """Images as they come from the data set, as the network takes them: float32[N, H, W, C].
+
+        Raises:
+            ResNetJaxError: the images have another type or shape, see `predict`.
+        """
+        return self._program.preprocess(self._checked(images))
+
+    def _checked(self, images: np.ndarray) -> np.ndarray:
         images = np.asarray(images)
         height, width, channels = self.image_shape
         free = self.config.data.image_size is not None
@@ -131,7 +174,7 @@ class Run:
                 f"images are {images.dtype}{list(images.shape)}: this run predicts "
                 f"uint8[N, {'H, W' if free else f'{height}, {width}'}, {channels}]"
             )
-        return self._program.predict(self._state(checkpoint), images)
+        return images
 
     def evaluate(
         self, split: str = "test", checkpoint: Checkpoint = "best", data_dir: str | None = None
@@ -148,23 +191,29 @@ class Run:
         Raises:
             ResNetJaxError: there is no such split, or the data are missing or changed.
         """
+        program = self._program
+        images = program.put(self.split(split, data_dir))
+        return program.evaluate(self._state(checkpoint), images)
+
+    def split(self, name: str = "test", data_dir: str | None = None) -> Split:
+        """The images and labels of a split of the run's data, see `evaluate`."""
         # What was prepared from IDX files is prepared; they may be gone.
         there = dataclasses.replace(
             self.config.data, dir=data_dir or self.config.data.dir, from_idx=None
         )
         config = dataclasses.replace(self.config, data=there)
         data, splits = load_splits(config)
-        usable = [name for name in splits if len(splits[name])]
-        if split not in usable:
-            what = "holds no images" if split in splits else "is not there"
-            raise ResNetJaxError(f"split {split} {what}: give one of {', '.join(usable)}")
-        if data.fingerprint != self._fingerprint:
+        usable = [split for split in splits if len(splits[split])]
+        if name not in usable:
+            what = "holds no images" if name in splits else "is not there"
+            raise ResNetJaxError(f"split {name} {what}: give one of {', '.join(usable)}")
+        if data.fingerprint != self.fingerprint:
             raise ResNetJaxError(
                 f"data set {config.data.name} has fingerprint {data.fingerprint[:12]}, the run was "
-                f"trained on {self._fingerprint[:12]}: give that one's folder by --data.dir"
+                f"trained on {self.fingerprint[:12]}: give that one's folder by --data.dir"
             )
-        program = self._program
-        return program.evaluate(self._state(checkpoint), program.put(splits[split]))
+        found: Split = splits[name]
+        return found
 
     def verify(self) -> VerifyReport:
         """Reads the metrics and every file of every checkpoint, and reports which are whole."""
@@ -181,7 +230,11 @@ class Run:
                 good.append(f"checkpoints/{step}")
             except ResNetJaxError as error:
                 damaged.append(str(error))
-        return VerifyReport(str(self.path), self.path, tuple(good), tuple(damaged))
+        whole = [step for step in checkpoints.steps() if f"checkpoints/{step}" in good]
+        usable = "nothing"
+        if whole:
+            usable = f"latest: step {whole[-1]}, best: step {checkpoints.best_of(whole)}"
+        return VerifyReport(str(self.path), self.path, tuple(good), tuple(damaged), usable)
 
     @cached_property
     def _program(self) -> Program:

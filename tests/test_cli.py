@@ -18,7 +18,7 @@ from resnet_jax.cli import main
 OPTIONS = """
     --model.width 4 --model.lowering reference --data.subset 60 20 20
     --batch-size 20 --epochs 1 --log-every 2 --eval-every 2
-    --augment.shift 0 --augment.rotation 0 --augment.scale 0 --augment.shear 0
+    --augment.shift 0 --augment.rotation 0 --augment.scale 0 --augment.shear 0 --no-report
 """
 TINY = OPTIONS.split()
 

@@ -47,6 +47,7 @@ def workplace(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=of)
+@pytest.mark.slow
 def test_the_code_of_a_page_runs_and_prints_what_the_page_shows(page, workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     namespace = {"__name__": f"docs_{page.stem}"}
@@ -123,7 +124,7 @@ def test_options_in_the_text_exist(page):
     prose = FENCE.sub("", page.read_text())
     named = set(re.findall(r"`(--[a-z][a-z.-]*[a-z])[ =`]", prose))
     if named:
-        commands = ("train", "evaluate", "predict", "summary", "data")
+        commands = ("train", "evaluate", "predict", "report", "compare", "demo", "summary", "data")
         assert named <= frozenset.union(*map(options, commands)), page.name
 
 
@@ -133,7 +134,12 @@ MODULES = sorted(
     if ">>> " in path.read_text()
 )
 # As users write them: compiled one operation at a time, which takes seconds.
-SLOW = {"resnet_jax.data.augment", "resnet_jax.models.resnet", "resnet_jax.training.state"}
+SLOW = {
+    "resnet_jax.data.augment",
+    "resnet_jax.inspection.saliency",
+    "resnet_jax.models.resnet",
+    "resnet_jax.training.state",
+}
 
 
 @pytest.mark.parametrize(
@@ -152,3 +158,24 @@ def test_examples_of_docstrings(name):
     for example in doctest.DocTestFinder().find(module):
         runner.run(example, out=failures.write)
     assert not runner.failures, failures.getvalue()
+
+
+def test_every_promise_has_the_tests_that_the_page_names():
+    page = (ROOT / "docs/reliability.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page)
+    assert len(named) > 20
+    for path, name in named:
+        assert f"\ndef {name}(" in (ROOT / path).read_text(), f"{path}::{name}"
+
+
+def test_the_figures_of_reliability_are_those_of_the_tests(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tests/reliability"))
+    kills = importlib.import_module("test_kills")
+    soak = importlib.import_module("test_soak")
+    groups = ("DURING_THE_FIRST_STEPS", "DURING_A_SAVE", "LATER", "DURING_A_DELETION")
+    points = sum(len(getattr(kills, name)) for name in (*groups, "IN_THE_FINAL_TEST"))
+    of_checkpoints = (ROOT / "tests/training/test_checkpoint.py").read_text()
+    (flips,) = re.findall(r"^FLIPS = (\d+)", of_checkpoints, re.MULTILINE)
+    page = (ROOT / "docs/reliability.md").read_text()
+    shown = [int(cell) for cell in re.findall(r"^\| [^|]+ \| (\d+) \|$", page, re.MULTILINE)]
+    assert shown == [points, soak.RESTARTS, soak.SAVES, int(flips)]

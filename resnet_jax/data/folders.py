@@ -11,10 +11,8 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from PIL import Image
-
 from resnet_jax.data.cache import remembered
-from resnet_jax.data.files import open_picture
+from resnet_jax.data.files import image_suffixes, open_picture
 from resnet_jax.data.report import VerifyReport
 from resnet_jax.data.source import FileSource, ReadAs, default_workers
 from resnet_jax.errors import ResNetJaxError
@@ -115,7 +113,8 @@ class ImageFolder:
         counts = Counter(str(Path(p.split, p.class_name)) for p in whole.pictures)
         good = tuple(f"{name} ({count} images)" for name, count in sorted(counts.items()))
         lines = tuple(f"{path}: {why}" for path, why in sorted(problems.items()))
-        return VerifyReport(str(self.root), self.root, good, lines, images=True)
+        usable = "all of it" if not lines else f"{len(whole.pictures)} images"
+        return VerifyReport(str(self.root), self.root, good, lines, usable, images=True)
 
     def sources(
         self, size: int | None, *, fit: str = "pad", background: int | None = None
@@ -260,7 +259,7 @@ def look_through(
             f"{root} holds {len(class_names)} class folders: expected two or more, each with the "
             "image files of a class (or folders train, val and test of such)"
         )
-    suffixes = set(Image.registered_extensions())
+    suffixes = image_suffixes()
     found = []
     for split, name, folder in places:
         files = _image_files(folder, suffixes)
@@ -289,7 +288,7 @@ def _class_folders(root: Path) -> list[tuple[str, str, Path]]:
     """Split, class and folder of each class, sorted."""
     inside = _subfolders(root)
     train = _of_split(root, "train")
-    suffixes = set(Image.registered_extensions())
+    suffixes = image_suffixes()
     # A class may be called "train" as well; then there are images in it.
     if not train.is_dir() or not _subfolders(train) or _image_files(train, suffixes, deep=False):
         return [("", folder.name, folder) for folder in inside]

@@ -13,6 +13,8 @@ import numpy as np
 from resnet_jax.data.catalogue import DatasetInfo
 from resnet_jax.errors import ResNetJaxError
 
+# Twenty times the largest published file; a packed one can claim a thousand times its size.
+MAX_BYTES = 2**30
 # split -> the published names of its images and labels
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -75,7 +77,10 @@ def read_idx(path: Path, dimensions: int, sha256: str | None = None) -> np.ndarr
     try:
         content = path.read_bytes()
         if content[:2] == b"\x1f\x8b":  # by its content: some tools unpack but keep the name
-            content = gzip.decompress(content)
+            with gzip.open(path) as file:
+                content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise OSError(f"more than {MAX_BYTES:,} bytes")
     except (OSError, EOFError, zlib.error) as error:
         raise wrong(f"cannot be read ({error})") from error
     magic = bytes([0, 0, 8, dimensions])

@@ -271,7 +271,7 @@ def verify_prepared(name: str, data_dir: str | os.PathLike[str] | None = None) -
     try:
         prepared = read_info(folder)
     except ResNetJaxError as error:
-        return VerifyReport(name, folder, (), (str(error),))
+        return VerifyReport(name, folder, (), (str(error),), "nothing")
     good += ["dataset_info.json", "features.json"]
     for split, shards in prepared.splits.items():
         for number, shard in enumerate(shards):
@@ -280,4 +280,4 @@ def verify_prepared(name: str, data_dir: str | os.PathLike[str] | None = None) -
                 good.append(shard.path.name)
             except ResNetJaxError as error:
                 bad.append(str(error))
-    return VerifyReport(name, folder, tuple(good), tuple(bad))
+    return VerifyReport(name, folder, tuple(good), tuple(bad), "nothing" if bad else "all of it")

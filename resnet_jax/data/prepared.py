@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import threading
 from pathlib import Path
@@ -15,6 +16,8 @@ from resnet_jax.data.files import Fit, read_image
 from resnet_jax.data.png import UnsupportedPng, decode_pngs
 from resnet_jax.data.source import ReadAs
 from resnet_jax.errors import ResNetJaxError
+
+MAX_VALUES = 300_000_000  # in an image: that of the largest image file read, in colour
 
 Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # split -> uint8[N, H, W, C], int32[N]
 
@@ -114,6 +117,8 @@ def read_info(folder: Path) -> PreparedInfo:
             raise ValueError(f"images are {image['dtype']}, not uint8")
         sizes = [int(size) for size in image.get("shape", {}).get("dimensions", [])]
         _, _, channels = sizes
+        if math.prod(sizes) > MAX_VALUES:
+            raise ValueError(f"images of {sizes}")
         num_classes = int(label["numClasses"])
         splits = {split["name"]: _shards(folder, info, split) for split in info["splits"]}
     except (KeyError, TypeError, ValueError) as error:
@@ -121,7 +126,7 @@ def read_info(folder: Path) -> PreparedInfo:
             f"{folder} does not describe images with labels ({type(error).__name__}: {error}): "
             "expected a dataset for classification prepared by TFDS (--data.dir)"
         ) from error
-    names_file = folder / f"{label_key}.labels.txt"
+    names_file = _within(folder, f"{label_key}.labels.txt")
     names = [str(i) for i in range(num_classes)]
     if names_file.exists():
         try:
@@ -162,20 +167,23 @@ def _shards(folder: Path, info: dict[str, Any], split: dict[str, Any]) -> list[S
     template = split.get(
         "filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
     ).replace("{SHARD_X_OF_Y}", "{SHARD_INDEX}-of-{NUM_SHARDS}")
-    return [
-        Shard(
-            folder
-            / template.format(
-                DATASET=info["name"],
-                SPLIT=split["name"],
-                FILEFORMAT=info["fileFormat"],
-                SHARD_INDEX=f"{i:05d}",
-                NUM_SHARDS=f"{len(lengths):05d}",
-            ),
-            length,
+    names = {"DATASET": info["name"], "SPLIT": split["name"], "FILEFORMAT": info["fileFormat"]}
+    shards = []
+    for i, length in enumerate(lengths):
+        places = {**names, "SHARD_INDEX": f"{i:05d}", "NUM_SHARDS": f"{len(lengths):05d}"}
+        # Plain replacement: `str.format` would follow attributes that a file names.
+        name = re.sub(r"\{([A-Z_]+)\}", lambda match: str(places[match[1]]), template)  # noqa: B023
+        shards.append(Shard(_within(folder, name), length))
+    return shards
+
+
+def _within(folder: Path, name: str) -> Path:
+    """The path of a file that a description names; it must be in the folder itself."""
+    if Path(name).name != name:
+        raise ResNetJaxError(
+            f"{folder} is damaged: {name} is no file in it; give another folder (--data.dir)"
         )
-        for i, length in enumerate(lengths)
-    ]
+    return folder / name
 
 
 class DamagedFileError(ResNetJaxError):

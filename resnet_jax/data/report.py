@@ -15,6 +15,7 @@ class VerifyReport:
         folder: where it is.
         good: the names of the files that are whole.
         damaged: what is wrong, one line for each bad file, which the line names.
+        usable: what can be done with it as it is.
         images: whether it is a folder of images; then ``good`` has a line for each class.
     """
 
@@ -22,6 +23,7 @@ class VerifyReport:
     folder: Path
     good: tuple[str, ...]
     damaged: tuple[str, ...]
+    usable: str
     images: bool = False
 
     @property

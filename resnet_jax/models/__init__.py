@@ -1,6 +1,6 @@
 """The networks: layers, units, the table of variants, and a summary of any of them."""
 
-from resnet_jax.models.layers import BatchNorm, Conv
+from resnet_jax.models.layers import Affine, BatchNorm, Conv
 from resnet_jax.models.resnet import (
     VARIANTS,
     BasicUnit,
@@ -18,6 +18,7 @@ from resnet_jax.models.summary import LayerSummary, summarize
 
 __all__ = [
     "VARIANTS",
+    "Affine",
     "BasicUnit",
     "BatchNorm",
     "BottleneckUnit",

@@ -1,4 +1,4 @@
-"""Convolution and batch norm by torch's definitions, as Linen layers.
+"""Convolution and batch norm by torch's definitions, as Linen layers, and batch norm's absence.
 
 Padding is explicit and symmetric and the running variance is unbiased, so that torchvision's
 weights give torchvision's logits here and a training step updates the same statistics.
@@ -113,3 +113,28 @@ class BatchNorm(nn.Module):
 
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
         return ((x - mean) * factor + bias).astype(self.dtype)
+
+
+class Affine(nn.Module):
+    """Batch norm without the normalisation: its scale and bias by channel, the same parameters.
+
+    For networks that show what batch norm does: ``rj.ResNet(..., norm=Affine)``. There are no
+    running statistics, and training and evaluation compute the same.
+
+    Attributes:
+        scale_init: initialiser of the scale.
+        dtype: type of the result.
+        param_dtype: type of scale and bias.
+    """
+
+    scale_init: Initializer = nn.initializers.ones
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps ``[N, H, W, C]`` to the same shape; ``train`` changes nothing."""
+        features = (x.shape[-1],)
+        scale = self.param("scale", self.scale_init, features, self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, features, self.param_dtype)
+        return (x * scale + bias).astype(self.dtype)

@@ -162,6 +162,7 @@ class ResNet(nn.Module):
         initializer: convolutions start by ``"he"`` (fan-out, as torchvision's networks) or by
             ``"torch"`` (PyTorch's default). The head always starts by PyTorch's default.
         zero_init_last: starts each residual branch at zero, see `Unit`.
+        norm: the class of the normalisation: `BatchNorm`, or `Affine` for a network without one.
         frozen_stages: for fine-tuning: the stem and this many stages have no gradient, and their
             batch norm stays in evaluation mode. None: nothing is frozen, not even the stem.
         lowering: ``"auto"``, or ``"reference"`` for XLA's own convolution and pooling everywhere.
@@ -177,6 +178,7 @@ class ResNet(nn.Module):
     stem: Literal["imagenet", "small"] = "imagenet"
     initializer: Literal["he", "torch"] = "he"
     zero_init_last: bool = False
+    norm: Layer = BatchNorm
     frozen_stages: int | None = None
     lowering: Literal["auto", "reference"] = "auto"
     dtype: Any = jnp.float32
@@ -201,7 +203,7 @@ class ResNet(nn.Module):
             dtype=self.dtype,
             param_dtype=self.param_dtype,
         )
-        norm = partial(BatchNorm, dtype=self.dtype, param_dtype=self.param_dtype)
+        norm = partial(self.norm, dtype=self.dtype, param_dtype=self.param_dtype)
 
         frozen = -1 if self.frozen_stages is None else self.frozen_stages
         stem = Stem(self.stem, self.width, conv, norm, self.lowering, name="stem")

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from resnet_jax.models.layers import BatchNorm, Conv
+from resnet_jax.models.layers import Affine, BatchNorm, Conv
+
+LAYERS = (Conv, BatchNorm, Affine, nn.Dense)
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class LayerSummary:
 
     Attributes:
         name: its path in the parameter tree, ``stage1_unit1/conv1``.
-        kind: ``Conv 3x3/2`` (kernel and stride), ``BatchNorm`` or ``Dense``.
+        kind: ``Conv 3x3/2`` (kernel and stride), ``BatchNorm``, ``Affine`` or ``Dense``.
         output_shape: without the batch.
         parameters: trained numbers; running statistics are not counted, as in torchvision.
         multiply_adds: of convolutions and dense layers, padding included, as the papers count.
@@ -47,7 +49,7 @@ def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer
     ) -> Any:
         output = next_method(*args, **kwargs)
         layer = context.module
-        if context.method_name == "__call__" and isinstance(layer, Conv | BatchNorm | nn.Dense):
+        if context.method_name == "__call__" and isinstance(layer, LAYERS):
             params = jax.tree.leaves(layer.variables["params"])
             kernel = layer.variables["params"].get("kernel")
             positions = math.prod(output.shape[1:-1])

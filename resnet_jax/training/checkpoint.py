@@ -8,11 +8,14 @@ whole, so that a process killed at any moment leaves either a whole step or none
 checked before a step is used. This is the only module that knows Orbax.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,10 +60,13 @@ class Manifest:
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
         """The inverse of `to_json`; raises ValueError where the checksum disagrees."""
-        body = json.loads(text)
-        if not isinstance(body, dict) or body.pop("sha256", None) != _digest_of(body):
-            raise ValueError("its own checksum disagrees")
-        return cls(body["step"], body["validation"], body["files"])
+        try:
+            body = json.loads(text)
+            if body.pop("sha256") != _digest_of(body):
+                raise ValueError("its own checksum disagrees")
+            return cls(int(body["step"]), body["validation"], dict(body["files"]))
+        except (AttributeError, LookupError, TypeError, RecursionError) as error:
+            raise ValueError(f"it is no manifest ({error!r})") from error
 
 
 class Checkpoints:
@@ -90,23 +96,25 @@ class Checkpoints:
         try:
             self._remove_unfinished()
             unfinished.mkdir(parents=True)
+            sync(self.directory.parent)
             tree = {name: getattr(state, name) for name in SAVED}
-            # Before Orbax, whose threads print hundreds of lines where a disk is full.
+            # Before anything is written; the files beside the arrays take a little more.
             needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
             if (free := shutil.disk_usage(unfinished).free) < needed:
                 raise OSError(f"{needed / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free")
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            handler = ocp.PyTreeCheckpointHandler()
+            with _without_tracebacks(), ocp.Checkpointer(handler) as checkpointer:
                 path = unfinished.absolute() / "state"
                 checkpointer.save(path, args=ocp.args.PyTreeSave(tree))
             files = {name: _digest(unfinished / name, sync=True) for name in _files(unfinished)}
             manifest = unfinished / "manifest.json"
             manifest.write_text(Manifest(step, validation, files).to_json())
-            _sync(manifest)
+            sync(manifest)
             for folder in (unfinished, *(p for p in unfinished.rglob("*") if p.is_dir())):
-                _sync(folder)
+                sync(folder)
             self._discard(step)
             unfinished.rename(self.directory / str(step))
-            _sync(self.directory)
+            sync(self.directory)
             for later in [at for at in self.steps() if at > step]:
                 self._discard(later)
             for old in set(self.steps()) - set(self.steps()[-2:]) - {self.best_of(self.steps())}:
@@ -123,7 +131,8 @@ class Checkpoints:
         """Steps in place, oldest first. Whether they are whole is for `verify` to say."""
         if not self.directory.is_dir():
             return []
-        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
+        names = [path.name for path in self.directory.iterdir() if path.is_dir()]
+        return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
     def manifest(self, step: int) -> Manifest:
         """The manifest of a step.
@@ -134,7 +143,7 @@ class Checkpoints:
         path = self.directory / str(step) / "manifest.json"
         try:
             manifest = Manifest.from_json(path.read_text())
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError) as error:
             raise DamagedCheckpointError(f"{path} is damaged: {error}") from error
         if manifest.step != step:
             raise DamagedCheckpointError(f"{path} is damaged: it is that of step {manifest.step}")
@@ -214,6 +223,34 @@ class Checkpoints:
             shutil.rmtree(path)
 
 
+@contextlib.contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """Orbax's threads log the traceback of an error and then raise it; once is enough.
+
+    Its other tasks fail of the same, which asyncio would log whenever they are collected, and
+    threads of tensorstore go on to speak to an event loop that has ended.
+    """
+    logging.getLogger("asyncio").addFilter(_not_of_orbax)
+    logger = logging.getLogger("absl")
+    disabled, logger.disabled = logger.disabled, True
+    show = sys.unraisablehook
+
+    def show_others(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    sys.unraisablehook = show_others
+    try:
+        yield
+        sys.unraisablehook = show  # after an error, such threads may still be at work
+    finally:
+        logger.disabled = disabled
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    return "orbax/checkpoint" not in record.getMessage()
+
+
 def _files(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
@@ -229,7 +266,8 @@ def _digest_of(body: Any) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Returns when a file's content, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,7 @@
 """What an evaluation found."""
 
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,23 @@ class Evaluation:
             }
             for k, name in enumerate(self.class_names)
         }
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the result, and a row for each class."""
+        cells = "".join(
+            f"<tr><th>{escape(name)}</th><td>{row['count']}</td>"
+            + "".join(
+                f"<td>{'-' if row[key] is None else format(row[key], '.2%')}</td>"
+                for key in ("recall", "precision")
+            )
+            + "</tr>"
+            for name, row in self.per_class.items()
+        )
+        return (
+            f"<p>accuracy <b>{self.accuracy:.2%}</b> ({self.correct} of {self.count}), "
+            f"loss {self.loss:.4f}</p><table><tr><th>class</th><th>examples</th><th>recall</th>"
+            f"<th>precision</th></tr>{cells}</table>"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `resnet-jax evaluate --json` prints them."""

@@ -1,12 +1,12 @@
 """A run's folder: its configuration, its metrics, its log, and who may write to it."""
 
+import dataclasses
 import fcntl
 import json
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,7 @@ import yaml
 
 from resnet_jax.config import TrainConfig, differences, from_dict, to_dict
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.training.checkpoint import Checkpoints
+from resnet_jax.training.checkpoint import Checkpoints, sync
 
 # Settings that do not change what is learnt: a run may be continued with others.
 MAY_CHANGE = {
@@ -24,14 +24,17 @@ MAY_CHANGE = {
     "patience",
     "target",
     "compilation-cache",
+    "tensorboard",
     "data.dir",
     "data.from-idx",
     "data.workers",
 }
+# What every line of metrics.jsonl has.
+COMMON = {"step", "epoch", "kind", "loss", "accuracy", "seconds"}
 PACKAGES = ("resnet_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class DataFacts:
     """What a run remembers of its data, so that it predicts without them and notices others."""
 
@@ -121,7 +124,14 @@ class RunFolder:
                 cast(tuple[int, int, int], tuple(map(int, data["image_shape"]))),
             )
             return from_dict(document["config"]), facts
-        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        except (
+            OSError,
+            yaml.YAMLError,
+            LookupError,
+            TypeError,
+            ValueError,
+            RecursionError,
+        ) as error:
             reason = " ".join(str(error).split())
             raise ResNetJaxError(f"{path} is damaged: {reason}") from error
 
@@ -141,19 +151,17 @@ class RunFolder:
         lengthened = config.epochs > before.epochs and config.optim.schedule == "constant"
         if lengthened and not config.optim.warmup:
             changed.pop("epochs", None)
-        if changed:
-            listing = ", ".join(
-                f"--{option} {old} -> {new}" for option, (old, new) in changed.items()
-            )
+        listing = [f"--{option} {old} -> {new}" for option, (old, new) in changed.items()]
+        for fact in dataclasses.fields(facts):
+            old, new = getattr(facts_before, fact.name), getattr(facts, fact.name)
+            if old != new and fact.name == "fingerprint":
+                listing.append(f"data with fingerprint {old[:12]} -> {new[:12]}")
+            elif old != new:
+                listing.append(f"{fact.name.replace('_', ' ')} {old} -> {new}")
+        if listing:
             raise ResNetJaxError(
-                f"{self.path} is a run of another configuration ({listing}): "
-                f"give those settings or another --run-dir"
-            )
-        if facts != facts_before:
-            raise ResNetJaxError(
-                f"{self.path} was trained on other data (fingerprint "
-                f"{facts_before.fingerprint[:12]}, now {facts.fingerprint[:12]}): "
-                f"give that data or another --run-dir"
+                f"{self.path} is a run of another configuration ({', '.join(listing)}): "
+                f"give those settings and that data, or another --run-dir"
             )
 
     def append_metrics(self, *rows: dict[str, Any]) -> None:
@@ -177,23 +185,25 @@ class RunFolder:
         for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
-                if not isinstance(row, dict) or "step" not in row:
+                if not isinstance(row, dict) or not row.keys() >= COMMON:
                     raise ValueError("not a row")
                 rows.append(row)
             except ValueError as error:
                 if number < len(lines):
                     raise ResNetJaxError(
-                        f"{path} is damaged: line {number} is no JSON object with a step"
+                        f"{path} is damaged: line {number} is no JSON object with "
+                        f"{', '.join(sorted(COMMON))}: remove that line"
                     ) from error
         return rows
 
     def rewind_metrics(self, step: int) -> list[dict[str, Any]]:
         """Drops lines of later steps than the one a run resumes from, and returns the others."""
-        rows = self.read_metrics()
+        path, rows = self.path / "metrics.jsonl", self.read_metrics()
         # A test of the best parameters carries their step, and the run's last step beside it.
         kept = [row for row in rows if row.get("last", row["step"]) <= step]
         text = "".join(json.dumps(row) + "\n" for row in kept)
-        _replace(self.path / "metrics.jsonl", text)
+        if path.is_file() and path.read_text(errors="replace") != text:
+            _replace(path, text)
         return kept
 
 
@@ -226,6 +236,7 @@ def _replace(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
+        sync(path.parent)
     except OSError as error:
         raise _unwritable(path, error) from error
 

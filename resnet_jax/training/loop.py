@@ -1,12 +1,15 @@
 """The training loop: from a configuration to a finished run, and on from any step of it."""
 
 import logging
+import os
+import re
 import signal
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
@@ -21,6 +24,7 @@ from resnet_jax.training.program import Program, configure_jax
 from resnet_jax.training.progress import Observer
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.steps import Metrics
+from resnet_jax.training.tensorboard import Events
 
 log = logging.getLogger(__name__)
 
@@ -116,8 +120,9 @@ def fit(
         elif pretrained:
             state = program.adopt(state, variables or pretrained(program))
         rows = folder.rewind_metrics(step)
+        events = Events(folder.path / "tensorboard", rows) if config.tensorboard else None
         try:
-            _Loop(program, folder, observer, stream, splits, rows, stop).run(state, step)
+            _Loop(program, folder, observer, stream, splits, rows, stop, events).run(state, step)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -125,6 +130,9 @@ def fit(
                 f"--batch-size {config.batch_size} does not fit in the device's memory: give a "
                 f"smaller one, or --model.dtype bfloat16"
             ) from error
+        finally:
+            if events:
+                events.close()
 
 
 class _Loop:
@@ -139,10 +147,11 @@ class _Loop:
         splits: dict[str, Any],
         rows: list[dict[str, Any]],
         stop: list[int],
+        events: Events | None,
     ) -> None:
         self.program, self.folder, self.observer = program, folder, observer
         self.stream, self.splits, self.rows, self.stop = stream, splits, rows, stop
-        self.config = program.config
+        self.config, self.events = program.config, events
         self.seconds_before = max((row["seconds"] for row in rows), default=0.0)
         self.began = time.perf_counter()
 
@@ -214,6 +223,8 @@ class _Loop:
     def _record(self, *rows: dict[str, Any]) -> None:
         self.folder.append_metrics(*rows)
         self.rows.extend(rows)
+        if self.events:
+            self.events.add(*rows)
         for row in rows:
             self.observer.measured(row)
 
@@ -235,7 +246,10 @@ class _Loop:
         fetched, bad_step = jax.device_get((measured, state.first_bad_step))
         seconds = time.perf_counter() - since  # with the wait for the last of them
         if bad_step >= 0:
-            raise self._not_finite("loss or gradient", int(bad_step))
+            metrics = fetched[int(bad_step) - step + len(fetched)]
+            where = _where_not_finite(sorted(state.params), metrics.not_finite)
+            what = "gradient" if np.isfinite(metrics.loss) else "loss"
+            raise self._not_finite(f"{what} (first in {where})", int(bad_step))
         self._record(
             self._row(
                 step,
@@ -294,26 +308,58 @@ class _Loop:
         return rows
 
 
+def _where_not_finite(groups: list[str], not_finite: np.ndarray) -> str:
+    """The group of parameters in which something stopped being finite.
+
+    Going forward that is the first layer whose statistics are not. If all of them are, it happened
+    on the way back: the last layer whose gradient is not.
+    """
+
+    def depth(name: str) -> tuple[Any, ...]:  # stage2_unit10 comes after stage2_unit9
+        numbers = tuple(int(digits) for digits in re.findall(r"\d+", name))
+        return name != "stem", name == "head", numbers, name
+
+    gradient, statistics = (
+        sorted((name for name, bad in zip(groups, column, strict=True) if bad), key=depth)
+        for column in not_finite.T
+    )
+    return [*statistics, *reversed(gradient), "the sum over all layers"][0]
+
+
 @contextmanager
 def _signals() -> Iterator[list[int]]:
     """A list that gets the number of the first SIGINT or SIGTERM; the second ends the process.
 
-    Outside the main thread Python cannot listen to signals; then the list stays empty.
+    A thread listens, since Python itself runs a handler only between two of its instructions: the
+    main thread may be compiling for minutes. Outside the main thread Python cannot listen to
+    signals; then the list stays empty.
     """
     received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
 
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(number, signal.SIG_DFL)
+    def listen() -> None:
+        while number := listening.recv(1):
+            if number[0] in previous:
+                received.append(number[0])
+            if len(received) > 1:
+                os._exit(128 + received[-1])  # as a shell names an end by a signal
 
     previous = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, on_signal)
-    except ValueError:
-        pass
+    listening, told = socket.socketpair()
+    told.setblocking(False)
+    wakeup = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    thread = threading.Thread(target=listen, name="signals", daemon=True)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.signal(number, lambda number, frame: None)
+    thread.start()
     try:
         yield received
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
+        told.close()
+        thread.join()
+        listening.close()

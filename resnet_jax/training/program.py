@@ -185,18 +185,19 @@ class Program:
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(augment_key, state.step)
         pixels = augment(images[indices].astype(jnp.float32), key, **asdict(self.config.augment))
-        batch = Batch(self._preprocess(pixels), labels[indices])
+        batch = Batch(self.preprocess(pixels), labels[indices])
         smoothing = self.config.label_smoothing
         return train_step(state, batch, label_smoothing=smoothing, ema=self.config.ema)
 
     def _evaluate_batch(self, state: TrainState, images: jax.Array, labels: jax.Array) -> Counts:
-        return eval_step(state, Batch(self._preprocess(images), labels))
+        return eval_step(state, Batch(self.preprocess(images), labels))
 
     def _probabilities(self, state: TrainState, images: jax.Array) -> jax.Array:
-        logits = state.apply_fn(state.variables, self._preprocess(images), train=False)
+        logits = state.apply_fn(state.variables, self.preprocess(images), train=False)
         return jax.nn.softmax(logits).astype(jnp.float32)
 
-    def _preprocess(self, images: jax.Array) -> jax.Array:
+    def preprocess(self, images: jax.Array | np.ndarray) -> jax.Array:
+        """Pixels in [0, 255] as the network takes them, ``float32[N, H, W, C]``."""
         data = self.config.data
         normalise = partial(preprocess, mean=jnp.asarray(data.mean), std=jnp.asarray(data.std))
         return normalise(images, image_size=data.image_size)

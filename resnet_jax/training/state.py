@@ -31,7 +31,7 @@ class TrainState(struct.PyTreeNode):
     Attributes:
         step: ``int32[]``, updates done.
         params: the network's parameters.
-        batch_stats: batch norm's running statistics.
+        batch_stats: batch norm's running statistics; empty for a network without.
         opt_state: the optimiser's state.
         ema: moving averages of ``params`` and ``batch_stats``, or None.
         first_bad_step: ``int32[]``, the first step whose loss or gradient was not finite; -1 if
@@ -73,11 +73,12 @@ class TrainState(struct.PyTreeNode):
         quick = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
         init = jax.jit(lambda k: model.init(k, images, train=False), compiler_options=quick)
         variables = init(key)
-        averaged = {name: variables[name] for name in ("params", "batch_stats")} if ema else None
+        batch_stats = variables.get("batch_stats", {})
+        averaged = {"params": variables["params"], "batch_stats": batch_stats} if ema else None
         return cls(
             step=jnp.zeros((), jnp.int32),
             params=variables["params"],
-            batch_stats=variables["batch_stats"],
+            batch_stats=batch_stats,
             opt_state=tx.init(variables["params"]),
             # Copies: a donated buffer must not be passed twice.
             ema=jax.tree.map(jnp.copy, averaged),

@@ -18,6 +18,7 @@ class Metrics(NamedTuple):
     loss: jax.Array  # float32[], mean over the batch
     accuracy: jax.Array  # float32[], fraction of the batch, by the logits that the loss saw
     grad_norm: jax.Array  # float32[], global norm of the gradient before clipping
+    not_finite: jax.Array  # bool[G, 2], by group of parameters: its gradient, running statistics
 
 
 class Counts(NamedTuple):
@@ -57,7 +58,8 @@ def train_step(
             decay less, by ``(1 + step) / (10 + step)``, so that the start is forgotten.
 
     Returns:
-        The next state, and the metrics of the parameters before the update.
+        The next state, and the metrics of the parameters before the update. ``not_finite`` has a
+        row for each of ``sorted(state.params)``.
     """
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
@@ -68,7 +70,7 @@ def train_step(
             mutable=["batch_stats"],
         )
         loss = cross_entropy(logits, batch.labels, label_smoothing).mean()
-        return loss, (logits, updates["batch_stats"])
+        return loss, (logits, updates.get("batch_stats", {}))
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, (logits, batch_stats)), grads = grad_fn(state.params)
@@ -82,7 +84,11 @@ def train_step(
             {"params": params, "batch_stats": batch_stats}, state.ema, 1 - decay
         )
 
-    grad_norm = optax.tree.norm(grads)
+    groups = sorted(state.params)
+    squares = jnp.stack([optax.tree.norm(grads[name], squared=True) for name in groups])
+    grad_norm = jnp.sqrt(squares.sum())
+    overflowed = [~_all_finite(batch_stats.get(name)) for name in groups]
+    not_finite = jnp.stack([~jnp.isfinite(squares), jnp.stack(overflowed)], axis=1)
     bad = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
     first_bad_step = jnp.where(bad & (state.first_bad_step < 0), state.step, state.first_bad_step)
     state = state.replace(
@@ -94,7 +100,12 @@ def train_step(
         first_bad_step=first_bad_step,
     )
     accuracy = (logits.argmax(-1) == batch.labels).mean()
-    return state, Metrics(loss, accuracy, grad_norm)
+    return state, Metrics(loss, accuracy, grad_norm, not_finite)
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
+    return jnp.stack(leaves).all() if leaves else jnp.array(True)
 
 
 def eval_step(state: TrainState, batch: Batch) -> Counts:

@@ -111,6 +111,7 @@ def test_faulty_idx_files_prepare_nothing_and_are_never_passed_over(tiny_mnist, 
         load_dataset("mnist_5k", from_idx=tiny_mnist)
 
 
+@pytest.mark.slow
 def test_two_processes_may_prepare_at_once(tmp_path):
     code = (
         "import sys; from resnet_jax.data import load_dataset;"

@@ -239,6 +239,7 @@ def test_damaged_descriptions_are_named(copy_5k):
     assert "features.json is damaged" in refusal(root)
 
 
+@pytest.mark.slow
 def test_prepare_mends_a_damaged_dataset_and_leaves_a_whole_one(copy_5k):
     root, folder = copy_5k
     before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
@@ -407,3 +408,15 @@ def test_tfds_reads_the_description(tfds_5k):
     info = json.loads((tfds_5k / "mnist_5k" / "1.0.0" / "dataset_info.json").read_text())
     lengths = {split["name"]: split["shardLengths"] for split in info["splits"]}
     assert lengths == {"train": ["4000"], "validation": ["500"], "test": ["500"]}
+
+
+@pytest.mark.parametrize("template", ["../{SPLIT}", "/etc/passwd", "a/{SHARD_INDEX}"])
+def test_a_description_cannot_name_files_elsewhere(copy_5k, template):
+    _, folder = copy_5k
+    path = folder / "dataset_info.json"
+    info = json.loads(path.read_text())
+    for split in info["splits"]:
+        split["filepathTemplate"] = template
+    path.write_text(json.dumps(info))
+    with pytest.raises(ResNetJaxError, match="is no file in it"):
+        read_info(folder)

@@ -129,10 +129,12 @@ def test_the_body_moves_at_its_share_of_the_rate(name):
     np.testing.assert_allclose(slow["stem"]["kernel"], 0.1 * full["stem"]["kernel"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_command_records_where_it_started_and_goes_on_without_it(run, exported, tmp_path):
     folder = tmp_path / "tuned"
     command = [
         "train",
+        "--no-report",
         "--run-dir",
         str(folder),
         "--model.width",
@@ -179,7 +181,7 @@ def test_bad_weights_are_one_line_and_nothing_is_written(exported, tmp_path, cap
         torch = pytest.importorskip("torch")
         torch.save({"conv1.weight": print}, tmp_path / name)
     folder = tmp_path / "tuned"
-    command = ["train", "--run-dir", str(folder), "--model.width", "4"]
+    command = ["train", "--no-report", "--run-dir", str(folder), "--model.width", "4"]
     command += ["--data.subset", "64", "16", "16", "--init-from", str(tmp_path / name)]
     assert main(command) == 1
     error = capsys.readouterr().err

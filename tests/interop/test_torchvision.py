@@ -217,6 +217,7 @@ def test_another_number_of_classes_gets_a_fresh_head():
     jax.tree.map(np.testing.assert_array_equal, other, same)
 
 
+@pytest.mark.slow
 def test_grey_images_get_the_logits_of_grey_rgb_and_the_other_way_round():
     model, weights = tiny()
     grey = random_images((32, 32), channels=1)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.models import BatchNorm, Conv
+from resnet_jax.models import Affine, BatchNorm, Conv
 from resnet_jax.models.layers import he_fan_out, torch_default
 
 
@@ -36,6 +36,13 @@ def test_evaluation_normalises_with_the_running_statistics_and_leaves_them():
     # (2 - 2) / 2 * 3 + 1 and (6 - 2) / 2 * 3 + 1
     np.testing.assert_allclose(y.ravel(), [1, 7], rtol=1e-6)
     chex.assert_trees_all_equal(updates["batch_stats"], variables["batch_stats"])
+
+
+def test_affine_is_batch_norm_without_the_normalisation():
+    variables = {"params": {"scale": jnp.array([3.0]), "bias": jnp.array([1.0])}}
+    for train in (True, False):
+        y = Affine().apply(variables, column(2, -6), train=train)
+        np.testing.assert_array_equal(y.ravel(), [7, -17])
 
 
 def test_statistics_are_over_batch_and_positions_for_each_channel():

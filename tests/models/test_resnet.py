@@ -12,7 +12,7 @@ import pytest
 
 import resnet_jax as rj
 from resnet_jax.config import ModelConfig
-from resnet_jax.models import VARIANTS, PreActivationUnit, summarize
+from resnet_jax.models import VARIANTS, Affine, PreActivationUnit, summarize
 
 tiny = partial(rj.ResNet, stage_sizes=(1, 1, 1, 1), unit=rj.BasicUnit, width=8)
 bottleneck = partial(tiny, unit=rj.BottleneckUnit)
@@ -68,6 +68,21 @@ def test_the_plain_net_lacks_the_projections_and_nothing_else():
         for r in (True, False)
     )
     assert {name: residual[name] for name in residual if "shortcut" not in name} == plain
+
+
+def test_without_batch_norm_the_parameters_are_the_same_and_there_are_no_statistics():
+    images = jnp.zeros((1, 64, 64, 1))
+    with_norm, without = (
+        jax.eval_shape(partial(m.init, train=False), jax.random.key(0), images)
+        for m in (rj.ResNet18(), rj.ResNet18(norm=Affine))
+    )
+    chex.assert_trees_all_equal_shapes_and_dtypes(with_norm["params"], without["params"])
+    assert set(without) == {"params"}
+    sizes = (
+        sum(layer.parameters for layer in summarize(m, (28, 28, 1)))
+        for m in (rj.ResNet18(), rj.ResNet18(norm=Affine))
+    )
+    assert set(sizes) == {11_175_370}
 
 
 def test_preactivation_has_its_own_count():
@@ -249,6 +264,7 @@ def test_jitted_equals_unjitted(make):
         )
 
 
+@pytest.mark.slow
 def test_the_lowering_changes_nothing_but_the_speed():
     with jax.enable_x64(True):
         images = jax.random.normal(jax.random.key(1), (3, 20, 20, 2), jnp.float64)

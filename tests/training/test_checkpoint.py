@@ -16,6 +16,8 @@ from resnet_jax.errors import ResNetJaxError
 from resnet_jax.training.checkpoint import Checkpoints, DamagedCheckpointError, Manifest
 from resnet_jax.training.folder import RunFolder
 
+FLIPS = 40  # in each file
+
 
 @pytest.fixture
 def checkpoints(finished_run, tmp_path) -> Checkpoints:
@@ -49,7 +51,7 @@ def test_every_flipped_byte_is_noticed_and_its_file_named(checkpoints):
     rng = random.Random(0)
     for path in files_of(checkpoints, 12):
         whole = path.read_bytes()
-        for _ in range(10):
+        for _ in range(FLIPS):
             damaged = bytearray(whole)
             damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
             path.write_bytes(damaged)
@@ -113,7 +115,7 @@ def test_steps_after_the_one_resumed_from_do_not_push_out_new_ones(finished_run,
 
 @pytest.mark.parametrize(
     "name",
-    [".lock", "metrics.jsonl.unfinished", pytest.param("metrics.jsonl", marks=pytest.mark.slow)],
+    [".lock", "config.yaml.unfinished", pytest.param("metrics.jsonl", marks=pytest.mark.slow)],
 )
 def test_a_full_disk_is_one_line(name, unaveraged_config, tmp_path, monkeypatch):
     """/dev/full takes nothing, as a full disk does."""

@@ -136,7 +136,7 @@ def test_a_finished_run_says_so_and_stays_as_it_is(finished_run, tiny_config):
 @pytest.mark.parametrize(
     # At 9, lines of metrics are later than the last checkpoint; at 11, there are two checkpoints.
     "kill_at",
-    [9, 11, *(pytest.param(step, marks=pytest.mark.slow) for step in (3, 5, 7))],
+    [9, *(pytest.param(step, marks=pytest.mark.slow) for step in (3, 5, 7, 11))],
 )
 def test_killed_and_started_again_it_ends_with_the_same_bits(
     kill_at, finished_run, tiny_config, tmp_path
@@ -183,9 +183,8 @@ def test_resuming_neither_repeats_nor_skips_an_example(tiny_config, tmp_path, mo
         assert sorted(epoch) == list(range(120))
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_same_command_continues(number, finished_run, tiny_config, tmp_path):
     process = start(tiny_config, tmp_path)
     wait_for_step(process, 6)

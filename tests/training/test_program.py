@@ -56,6 +56,7 @@ except rj.ResNetJaxError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_run_is_used_on_devices_that_could_not_train_it(finished_run):
     """Twenty images cannot be split over three devices; evaluation and prediction pad them."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=3"

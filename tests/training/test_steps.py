@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import resnet_jax as rj
+from resnet_jax.models import Affine
 from resnet_jax.training.steps import cross_entropy
 
 tiny = partial(rj.ResNet, stage_sizes=(1, 1), unit=rj.BasicUnit, width=4, num_classes=3)
@@ -28,6 +29,18 @@ def make_state(tx=None, *, ema: bool = False, dtype=jnp.float32) -> rj.TrainStat
     return rj.TrainState.create(model, tx, jax.random.key(0), images, ema=ema)
 
 
+@pytest.mark.slow
+def test_a_network_without_batch_norm_trains_and_evaluates():
+    model, batch = tiny(norm=Affine), make_batch(0)
+    state = rj.TrainState.create(model, optax.sgd(0.1), jax.random.key(0), batch.images, ema=True)
+    moved, metrics = jax.jit(partial(rj.train_step, ema=0.9))(state, batch)
+    assert moved.batch_stats == {} == moved.ema["batch_stats"]
+    # Without batch norm training and evaluation compute the same loss.
+    before = jax.jit(rj.eval_step)(state, batch).loss / len(batch.labels)
+    np.testing.assert_allclose(metrics.loss, before, rtol=1e-5)
+    assert (moved.params["head"]["kernel"] != state.params["head"]["kernel"]).any()
+
+
 def test_cross_entropy_by_hand():
     # Probabilities 1/4, 1/4, 1/2; the label is the last class.
     logits = jnp.log(jnp.array([[1.0, 1.0, 2.0]]))
@@ -38,6 +51,7 @@ def test_cross_entropy_by_hand():
     np.testing.assert_allclose(cross_entropy(logits, label, 0.3), [expected], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradient_agrees_with_finite_differences():
     with jax.enable_x64(True):
         state, batch = make_state(dtype=jnp.float64), make_batch(1, dtype=jnp.float64)

@@ -1,0 +1,171 @@
+"""Where does the time of a training step go on a CPU, before and after, and what is its floor?
+
+Command:   python experiments/cpu_speed/where_time_goes.py; python experiments/cpu_speed/plot.py
+Result:    where_time_goes.json: milliseconds by kind of work, for XLA's own convolutions
+           (lowering="reference") and the formulations of resnet_jax.ops ("auto")
+Machine:   see results.json; run it on an idle one
+
+The profiler names the instruction behind each event, and the compiled program's metadata the layer
+that it comes from. Two instructions may run at once on two cores, so that the parts of a step can
+add up to more than its time.
+"""
+
+import json
+import re
+import statistics
+import tempfile
+import time
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import resnet_jax as rj
+from resnet_jax.ops.memory import keep_freed_memory
+
+RESULTS = Path(__file__).with_suffix(".json")
+PRODUCTS = "products and convolutions"
+PARTS = (
+    PRODUCTS,
+    "shifts, tiles and sums around them",
+    "batch norm",
+    "ReLU, addition, pooling",
+    "optimiser, loss, metrics",
+)
+STEPS = 10
+
+
+def part(name: str, op: str, kinds: dict[str, str]) -> str:
+    """The kind of work of an instruction, by its name and by the layer in its metadata."""
+    if re.match(r"dot|conv|ynn|custom-call", kinds.get(name, name)) or op.endswith(
+        ("dot_general", "conv_general_dilated")
+    ):
+        return PRODUCTS
+    if re.search(r"/(\w+_)?conv\d?(/|$)", op):
+        return PARTS[1]
+    if re.search(r"/(\w+_)?norm\d?(/|$)", op):
+        return PARTS[2]
+    return PARTS[3] if "ResNet" in op else PARTS[4]
+
+
+def axis_hits(size: int, kernel: int, stride: int, padding: int) -> int:
+    """Pairs of an output position and a tap that meet inside the image, along one axis."""
+    outputs = (size + 2 * padding - kernel) // stride + 1
+    reads = (o * stride + tap - padding for o in range(outputs) for tap in range(kernel))
+    return sum(0 <= position < size for position in reads)
+
+
+def convolutions(size: int) -> list[tuple[int, int, int, int, int, int]]:
+    """Input size, kernel, stride, padding, channels and features of ResNet-18's convolutions."""
+    found = [(size, 7, 2, 3, 1, 64)]
+    size = -(-size // 4)  # the stem's stride and its pool's
+    widths = [64, 64, 64, 128, 128, 256, 256, 512, 512]
+    for inputs, features in pairwise(widths):
+        stride = 1 if inputs == features else 2
+        found.append((size, 3, stride, 1, inputs, features))
+        if stride == 2:
+            found.append((size, 1, stride, 0, inputs, features))
+            size = -(-size // 2)
+        found.append((size, 3, 1, 1, features, features))
+    return found
+
+
+def floor_ms(batch: int, size: int, parameters: int, flops_s: float, bytes_s: float) -> float:
+    """Multiply-adds that meet the image at a product's rate, and what memory must carry.
+
+    Every convolution is done three times (the stem's input has no gradient). Its output is written,
+    read for its statistics, read and written by the normalisation; backwards it and its gradient
+    are read twice and the gradient is written: nine times 4 bytes. The optimiser reads parameters,
+    momentum and gradient, and writes all three.
+    """
+    adds = values = 0
+    for number, (side, kernel, stride, padding, inputs, features) in enumerate(convolutions(size)):
+        faces = 3 if number else 2
+        hits = axis_hits(side, kernel, stride, padding) ** 2
+        adds += faces * hits * inputs * features
+        values += ((side + 2 * padding - kernel) // stride + 1) ** 2 * features
+    products = 2 * adds * batch / flops_s
+    memory = (9 * 4 * values * batch + 6 * 4 * parameters) / bytes_s
+    return 1e3 * (products + memory)
+
+
+def rates() -> tuple[float, float]:
+    """Operations a second of a product of 2048^3, and bytes a second of reading and writing."""
+    a = jnp.ones((2048, 2048))
+    product = jax.jit(jnp.matmul)
+    long = jnp.ones(2**26)
+    add = jax.jit(lambda x: x + 1, donate_argnums=0)
+    best_product = best_add = np.inf
+    for _ in range(8):
+        start = time.perf_counter()
+        product(a, a).block_until_ready()
+        best_product = min(best_product, time.perf_counter() - start)
+        start = time.perf_counter()
+        long = add(long).block_until_ready()
+        best_add = min(best_add, time.perf_counter() - start)
+    return 2 * 2048**3 / best_product, 2 * long.nbytes / best_add
+
+
+def measure(batch: int, lowering: str, flops_s: float, bytes_s: float) -> dict:
+    """Time of the parts of a training step, of the whole, and the floor."""
+    model = rj.ResNet18(num_classes=10, lowering=lowering)
+    generator = np.random.default_rng(0)
+    images = jax.device_put(generator.standard_normal((batch, 32, 32, 1), np.float32))
+    labels = jax.device_put(generator.integers(0, 10, batch).astype(np.int32))
+    state = rj.TrainState.create(model, optax.sgd(0.01, 0.9), jax.random.key(0), images[:1])
+    step = jax.jit(rj.train_step, donate_argnums=0).lower(state, rj.Batch(images, labels)).compile()
+    text = step.as_text()
+    ops = dict(re.findall(r'^\s*(?:ROOT )?%([\w.-]+) = .*op_name="([^"]*)"', text, re.M))
+    kinds = dict(re.findall(r"^\s*(?:ROOT )?%([\w.-]+) = \S+ ([\w-]+)\(", text, re.M))
+
+    seconds = []
+    for _ in range(2 * STEPS):
+        start = time.perf_counter()
+        state, _ = step(state, rj.Batch(images, labels))
+        jax.block_until_ready(state.params)
+        seconds.append(time.perf_counter() - start)
+
+    spent: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(STEPS):
+                state, _ = step(state, rj.Batch(images, labels))
+                jax.block_until_ready(state.params)
+        (trace,) = Path(folder).rglob("*.xplane.pb")
+        for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
+            for line in plane.lines:
+                for event in line.events:
+                    name = dict(event.stats).get("hlo_op")
+                    # A call holds the instructions that it calls.
+                    if name and kinds.get(name) not in ("call", "while", "conditional"):
+                        spent[part(name, ops.get(name, ""), kinds)] += event.duration_ns
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    return {
+        "batch": batch,
+        "lowering": lowering,
+        "parts_ms": {name: round(spent[name] / STEPS / 1e6, 2) for name in PARTS},
+        "step_ms": round(1e3 * statistics.median(seconds[STEPS:]), 2),
+        "floor_ms": round(floor_ms(batch, 32, parameters, flops_s, bytes_s), 2),
+        "gflop_s": round(flops_s / 1e9, 1),
+        "gbyte_s": round(bytes_s / 1e9, 1),
+    }
+
+
+def main() -> None:
+    """Writes where_time_goes.json."""
+    keep_freed_memory()
+    flops_s, bytes_s = rates()
+    rows = []
+    for batch in (64, 256):
+        for lowering in ("reference", "auto"):
+            rows.append(measure(batch, lowering, flops_s, bytes_s))
+            print(json.dumps(rows[-1]), flush=True)
+    RESULTS.write_text("[\n" + ",\n".join("  " + json.dumps(row) for row in rows) + "\n]\n")
+
+
+if __name__ == "__main__":
+    main()

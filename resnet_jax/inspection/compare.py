@@ -1,0 +1,83 @@
+"""Several runs side by side: the settings that differ, and results over seeds."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from resnet_jax.config import all_settings
+from resnet_jax.errors import ResNetJaxError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from resnet_jax.run import Checkpoint, Run
+
+# What changes neither what is learnt nor which parameters are the best.
+WITHOUT_EFFECT = {"log-every", "compilation-cache", "tensorboard", "data.dir", "data.from-idx"}
+
+
+def group_by_settings(runs: Sequence["Run"]) -> list[tuple[dict[str, Any], list["Run"]]]:
+    """Runs that differ in the seed alone together, with the settings that tell groups apart."""
+    described = []
+    for run in runs:
+        settings = {
+            option: value
+            for option, value, _ in all_settings(run.config)
+            if option != "seed" and option not in WITHOUT_EFFECT
+        }
+        described.append({**settings, "data fingerprint": run.fingerprint[:12]})
+    differing = [k for k in described[0] if any(d[k] != described[0][k] for d in described)]
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    for run, settings in zip(runs, described, strict=True):
+        groups.setdefault(tuple(settings[k] for k in differing), []).append(run)
+    return [(dict(zip(differing, key, strict=True)), members) for key, members in groups.items()]
+
+
+def compare_runs(runs: Sequence["Run"], checkpoint: "Checkpoint" = "best") -> "pd.DataFrame":
+    """Results of several runs, one row for all that differ in the seed alone.
+
+    >>> runs = [rj.Run.open(path) for path in Path("runs").iterdir()]  # doctest: +SKIP
+    >>> rj.inspection.compare_runs(runs)  # doctest: +SKIP
+
+    Args:
+        runs: opened runs.
+        checkpoint: whose test results.
+
+    Returns:
+        The settings that differ; ``runs`` (how many are finished) and ``seeds``; then for each
+        test split ``accuracy`` (a fraction), ``loss``, and their standard deviations with n - 1
+        (NaN for one run) as ``accuracy sd`` and ``loss sd``; ``seconds``, the mean time.
+
+    Raises:
+        ResNetJaxError: there are no runs, the same one twice, or a damaged one.
+    """
+    import pandas as pd
+
+    if not runs:
+        raise ResNetJaxError("there is nothing to compare: give the folders of some runs")
+    paths = [run.path.resolve() for run in runs]
+    for number, path in enumerate(paths):
+        if path in paths[:number]:
+            raise ResNetJaxError(f"run {runs[number].path} is given twice: give each once")
+    rows = []
+    for settings, members in group_by_settings(runs):
+        tests = []
+        for run in members:
+            metrics = run.metrics()
+            if "checkpoint" in metrics:
+                found = metrics[metrics["checkpoint"] == checkpoint]
+                tests.append(found.drop_duplicates("split", keep="last").set_index("split"))
+        row: dict[str, Any] = {
+            **settings,
+            "runs": len(tests),
+            "seeds": " ".join(str(run.config.seed) for run in members),
+        }
+        if tests:
+            everything = pd.concat(tests)
+            for split in dict.fromkeys(everything.index):
+                of_split = everything.loc[[split]]
+                for column in ("accuracy", "loss"):
+                    row[f"{split} {column}"] = of_split[column].mean()
+                    row[f"{split} {column} sd"] = of_split[column].std(ddof=1)
+            row["seconds"] = everything.groupby("split")["seconds"].mean().max()
+        rows.append(row)
+    return pd.DataFrame(rows)

@@ -1,0 +1,219 @@
+"""What a network gets right and wrong on a split, and how well it knows that: numbers alone."""
+
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike
+
+from resnet_jax.errors import ResNetJaxError
+from resnet_jax.inspection.saliency import forward_and_saliency, in_order
+from resnet_jax.training.evaluation import Evaluation
+
+if TYPE_CHECKING:
+    from resnet_jax.run import Checkpoint, Run
+
+BATCH = 64
+# With fewer batches than this, optimising the program takes longer than it saves.
+BATCHES_WORTH_OPTIMISING = 50
+
+
+def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> np.ndarray:
+    """Examples by label (row) and prediction (column), ``int64[K, K]``.
+
+    >>> confusion_matrix([0, 0, 1], [0, 1, 1], 2).tolist()
+    [[1, 1], [0, 1]]
+
+    Args:
+        labels: ``int[N]``, 0 to K - 1.
+        predictions: ``int[N]``, 0 to K - 1.
+        num_classes: K.
+    """
+    cells = np.asarray(labels, np.int64) * num_classes + np.asarray(predictions, np.int64)
+    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Confidence against accuracy, in bins of equal width (arXiv 1706.04599, section 2).
+
+    Attributes:
+        counts: ``int64[B]``, examples whose confidence is in ``(b / B, (b + 1) / B]``.
+        confidence: ``float64[B]``, their mean confidence; NaN where there are none.
+        accuracy: ``float64[B]``, the fraction of them that is right; NaN where there are none.
+    """
+
+    counts: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error: the mean of ``|accuracy - confidence|`` over examples."""
+        gaps = np.abs(self.accuracy - self.confidence)
+        return float(np.nansum(self.counts * gaps) / self.counts.sum())
+
+
+def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> Calibration:
+    """How far a classifier's confidence, its highest probability, can be believed.
+
+    >>> calibration([[0.75, 0.25], [0.75, 0.25]], [0, 1], bins=2).ece  # 0.75 sure, half right
+    0.25
+
+    Args:
+        probabilities: ``float[N, K]``.
+        labels: ``int[N]``.
+        bins: number of bins, B.
+
+    Raises:
+        ResNetJaxError: there are no examples, or not as many labels.
+    """
+    p, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
+    if not len(p) or labels.shape != p.shape[:1]:
+        raise ResNetJaxError(
+            f"calibration of probabilities {list(p.shape)} with labels {list(labels.shape)}: "
+            f"give float[N, K] and int[N], N being at least 1"
+        )
+    confidence, right = p.max(1), p.argmax(1) == labels
+    # A sum of float32 probabilities may exceed 1 by rounding.
+    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    counts = np.bincount(index, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        return Calibration(
+            counts,
+            np.bincount(index, confidence, bins) / counts,
+            np.bincount(index, right, bins) / counts,
+        )
+
+
+def embedding(features: ArrayLike, *, seed: int = 0) -> np.ndarray:
+    """Features in the plane by t-SNE (JMLR 9, 2579-2605): neighbours stay neighbours.
+
+    Distances between groups and the groups' sizes mean nothing. Some hundred examples take a
+    second or two, ten thousand take a minute.
+
+    Args:
+        features: ``float[N, D]``, as `last_features` returns them.
+        seed: of the descent.
+
+    Returns:
+        ``float32[N, 2]``; the first two principal components where N is too small for neighbours.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    features = np.asarray(features, np.float32)
+    components = min(30, *features.shape)
+    if components < 2:
+        return np.zeros((len(features), 2), np.float32)
+    # Threads that wait for each other a thousand times a second stall where the cores are shared.
+    with threadpool_limits(1):
+        reduced = PCA(components, random_state=seed).fit_transform(features)
+        if len(features) < 20:
+            return np.asarray(reduced[:, :2])
+        perplexity = min(30, len(features) / 4)
+        tsne = TSNE(init="pca", perplexity=perplexity, max_iter=500, random_state=seed)
+        return np.asarray(tsne.fit_transform(reduced))
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """A network's answers to the images of a split, one by one.
+
+    Attributes:
+        images: ``uint8[N, H, W, C]``.
+        labels: ``int32[N]``.
+        class_names: K names.
+        logits: ``float32[N, K]``.
+        features: ``float32[N, D]``, what the head sees.
+        saliency: ``float32[N, h, w]``, `grad_cam` for the predicted class.
+        maps: for the first image, the stem's and each stage's output, ``float32[h, w, features]``.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    logits: np.ndarray
+    features: np.ndarray
+    saliency: np.ndarray
+    maps: dict[str, np.ndarray]
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """``float32[N, K]``."""
+        exp = np.exp(self.logits - self.logits.max(1, keepdims=True))
+        return np.asarray(exp / exp.sum(1, keepdims=True))
+
+    @property
+    def predictions(self) -> np.ndarray:
+        """The most probable classes, ``int64[N]``."""
+        return np.asarray(self.logits.argmax(1))
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """Loss, accuracy, confusion and the classes' rates."""
+        shifted = self.logits - self.logits.max(1, keepdims=True)
+        log_p = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+        return Evaluation(
+            loss=float(-log_p[np.arange(len(self.labels)), self.labels].mean()),
+            confusion=confusion_matrix(self.labels, self.predictions, len(self.class_names)),
+            class_names=self.class_names,
+        )
+
+    @property
+    def calibration(self) -> Calibration:
+        """`calibration` of the probabilities."""
+        return calibration(self.probabilities, self.labels)
+
+    def mistakes(self) -> np.ndarray:
+        """The wrong answers, most confident first: indices, ``int64[M]``."""
+        wrong = np.flatnonzero(self.predictions != self.labels)
+        return wrong[np.argsort(-self.probabilities[wrong].max(1), kind="stable")]
+
+
+def examine(
+    run: "Run",
+    split: str = "test",
+    checkpoint: "Checkpoint" = "best",
+    data_dir: str | None = None,
+) -> Findings:
+    """Evaluates a run's network image by image.
+
+    >>> found = rj.inspection.examine(run)  # doctest: +SKIP
+    >>> found.evaluation.accuracy, found.calibration.ece, found.mistakes()  # doctest: +SKIP
+
+    Args:
+        run: an opened run.
+        split: as for `Run.evaluate`.
+        checkpoint: whose parameters.
+        data_dir: where the prepared data set is now, if not where it was.
+
+    Raises:
+        ResNetJaxError: as `Run.evaluate`.
+    """
+    there = run.split(split, data_dir)
+    images = there.images
+    starts = range(0, len(images), BATCH)
+    quick = jax.default_backend() == "cpu" and len(starts) < BATCHES_WORTH_OPTIMISING
+    look = jax.jit(
+        partial(forward_and_saliency, run.model),
+        compiler_options={"xla_backend_optimization_level": 0} if quick else {},
+    )
+    variables = run.variables(checkpoint)
+    parts: list[list[np.ndarray]] = []
+    maps: dict[str, np.ndarray] = {}
+    for start in starts:
+        part = images[start : start + BATCH]
+        padded = np.zeros((BATCH, *images.shape[1:]), np.uint8)
+        padded[: len(part)] = part
+        found, saliency = look(variables, run.preprocess(padded))
+        if not maps:
+            order = in_order(found.maps)
+            maps = {name: np.asarray(found.maps[name][0], np.float32) for name in order}
+        outputs = (found.logits, found.features, saliency)
+        parts.append([np.asarray(a, np.float32)[: len(part)] for a in outputs])
+    logits, features, saliency = map(np.concatenate, zip(*parts, strict=True))
+    return Findings(images, there.labels, run.class_names, logits, features, saliency, maps)

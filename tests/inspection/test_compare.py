@@ -1,0 +1,135 @@
+"""Comparisons of stored metrics, TensorBoard's events, and images named by patterns."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import resnet_jax as rj
+from resnet_jax.cli import main
+from resnet_jax.config import to_dict
+from resnet_jax.training.folder import DataFacts, RunFolder
+
+
+def stored(path: Path, config: rj.TrainConfig, accuracy: float | None) -> Path:
+    """A run's folder with metrics and no parameters."""
+    path.mkdir()
+    folder = RunFolder(path)
+    folder.write_config(config, DataFacts("f" * 64, ("a", "b"), (28, 28, 1)))
+    row = {"step": 9, "epoch": 1.0, "loss": 1 - (accuracy or 0), "seconds": 10.0}
+    rows = [{**row, "kind": "train", "accuracy": 0.5, "learning_rate": 0.1, "images_per_s": 1.0}]
+    rows += [{**row, "kind": "validation", "accuracy": 0.5}]
+    if accuracy is not None:
+        more = {"kind": "test", "split": "test", "last": 9}
+        rows += [{**row, **more, "accuracy": accuracy, "checkpoint": "best"}]
+        rows += [{**row, **more, "accuracy": 0.0, "checkpoint": "latest"}]
+    folder.append_metrics(*rows)
+    return path
+
+
+@pytest.fixture
+def four(tmp_path) -> list[str]:
+    plain = rj.TrainConfig()
+    fast = dataclasses.replace(plain, optim=rj.OptimConfig(learning_rate=0.2), log_every=7)
+    made = [
+        stored(tmp_path / "a0", plain, 0.90),
+        stored(tmp_path / "a1", dataclasses.replace(plain, seed=1), 0.94),
+        stored(tmp_path / "b0", fast, 0.80),
+        stored(tmp_path / "b3", dataclasses.replace(fast, seed=3), None),
+    ]
+    assert to_dict(fast)["log_every"] == 7
+    return list(map(str, made))
+
+
+def test_runs_that_differ_in_the_seed_are_one_row(four, capsys):
+    assert main(["compare", *four, "--json"]) == 0
+    slow, fast = json.loads(capsys.readouterr().out)
+    # Nothing but the rate tells them apart: the lines of metrics change nothing.
+    assert set(slow) == {
+        "optim.learning-rate", "runs", "seeds", "test accuracy", "test accuracy sd", "test loss",
+        "test loss sd", "seconds",
+    }  # fmt: skip
+    assert (slow["optim.learning-rate"], fast["optim.learning-rate"]) == (0.1, 0.2)
+    assert (slow["runs"], slow["seeds"]) == (2, "0 1")
+    assert slow["test accuracy"] == pytest.approx(0.92)
+    assert slow["test accuracy sd"] == pytest.approx(0.04 / 2**0.5)  # n - 1
+    assert (fast["runs"], fast["seeds"], fast["test accuracy sd"]) == (1, "0 3", None)
+
+
+def test_the_table_shows_mean_and_spread_and_the_picture_is_written(four, tmp_path, capsys):
+    assert main(["compare", *four, "--output", str(tmp_path / "curves.png")]) == 0
+    out = capsys.readouterr().out
+    assert "92.00% ± 2.83%" in out
+    assert "80.00%" in out
+    assert Image.open(tmp_path / "curves.png").width > 500
+
+
+def test_bad_comparisons_are_one_line(four, capsys):
+    for arguments, names in (
+        ([four[0], four[0]], "twice"),
+        ([four[0], "nowhere"], "is not a run"),
+        ([four[0], "--output", "nowhere/x.png"], "nowhere/x.png cannot be written"),
+        ([four[0], "--output", "x.nonsense"], "x.nonsense cannot be written"),
+    ):
+        assert main(["compare", *arguments]) == 1
+        err = capsys.readouterr().err
+        assert names in err
+        assert err.count("\n") == 1
+
+
+def test_events_are_the_metrics_that_are_left(tmp_path):
+    pytest.importorskip("tensorboardX")
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c  # noqa: F401  (the format's checksum)
+
+    from resnet_jax.training.tensorboard import Events
+
+    def scalars() -> dict[tuple[str, int], float]:
+        (file,) = tmp_path.glob("events*")
+        content, found = file.read_bytes(), {}
+        while content:  # length, its checksum, the event, its checksum
+            size = int.from_bytes(content[:8], "little")
+            event = Event.FromString(content[12 : 12 + size])
+            content = content[16 + size :]
+            for value in event.summary.value:
+                found[value.tag, event.step] = round(value.simple_value, 4)
+        return found
+
+    rows = [
+        {"step": 1, "epoch": 0.1, "kind": "train", "loss": 2.5},
+        {"step": 9, "epoch": 0.9, "kind": "train", "loss": 0.5},
+    ]
+    test = {"step": 9, "kind": "test", "split": "test", "checkpoint": "best", "accuracy": 0.75}
+    first = Events(tmp_path, [])
+    first.add(*rows)
+    first.close()
+    assert scalars() == {("train/loss", 1): 2.5, ("train/loss", 9): 0.5}
+    resumed = Events(tmp_path, rows[:1])  # step 9 came after the last checkpoint
+    resumed.add(test)
+    resumed.close()
+    assert scalars() == {("train/loss", 1): 2.5, ("test_best/accuracy", 9): 0.75}
+
+
+def test_patterns_and_explanations(finished_run, tmp_path, capsys):
+    images = rj.load_dataset("mnist_5k").test.images
+    for name in ("a/1.png", "b/1.png", "b/2.png"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(images[len(name), :, :, 0]).save(path)
+    pattern, out = str(tmp_path / "*" / "*.png"), tmp_path / "out"
+    assert main(["predict", str(finished_run.path), pattern, "--explain", str(out), "--csv"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert sorted(path.name for path in out.iterdir()) == ["1-2.png", "1.png", "2.png"]
+    picture = np.asarray(Image.open(out / "2.png"))
+    assert picture.shape == (224, 224, 3)
+    assert main(["predict", str(finished_run.path), str(tmp_path / "*.jpg")]) == 1
+    assert "no file fits" in capsys.readouterr().err
+
+
+def test_a_run_shows_itself(finished_run):
+    shown = finished_run._repr_html_()
+    assert "resnet18" in shown
+    assert f"accuracy {finished_run.evaluate('test').accuracy:.2%}" in shown

@@ -1,0 +1,76 @@
+"""Calibration by hand and against scikit-learn, and a run's findings against the run."""
+
+import numpy as np
+import pytest
+from sklearn import metrics as sklearn_metrics
+from sklearn.calibration import calibration_curve
+
+import resnet_jax as rj
+from resnet_jax.inspection import calibration, confusion_matrix
+from resnet_jax.training.evaluation import Evaluation
+
+
+def test_ece_by_hand():
+    """Bins (0.5, 0.75] and (0.75, 1]: 2 examples at 0.6 and 0.75, half right; 2 at 0.9, all right.
+
+    ECE = 2/4 |0.5 - 0.675| + 2/4 |1 - 0.9| = 0.1375.
+    """
+    top = np.asarray([0.6, 0.75, 0.9, 0.9])
+    found = calibration(np.stack([top, 1 - top], 1), [0, 1, 0, 0], bins=4)
+    assert found.counts.tolist() == [0, 0, 2, 2]  # 0.75 belongs to the bin that it ends
+    np.testing.assert_allclose(found.confidence[2:], [0.675, 0.9])
+    np.testing.assert_allclose(found.accuracy[2:], [0.5, 1.0])
+    assert found.ece == pytest.approx(0.1375)
+
+
+@pytest.fixture(scope="module")
+def answers():
+    rng = np.random.default_rng(0)
+    return rng.dirichlet(np.full(5, 0.4), 400), rng.integers(0, 5, 400)
+
+
+def test_bins_agree_with_scikit_learn(answers):
+    p, labels = answers
+    found = calibration(p, labels, bins=10)
+    right = p.argmax(1) == labels
+    accuracy, confidence = calibration_curve(right, p.max(1), n_bins=10)
+    full = found.counts > 0
+    np.testing.assert_allclose(found.accuracy[full], accuracy)
+    np.testing.assert_allclose(found.confidence[full], confidence)
+
+
+def test_confusion_and_rates_agree_with_scikit_learn(answers):
+    p, labels = answers
+    predictions = p.argmax(1)
+    predictions[predictions == 3] = 2  # a class that is never predicted
+    matrix = confusion_matrix(labels, predictions, 6)  # and one that is not there
+    np.testing.assert_array_equal(
+        matrix, sklearn_metrics.confusion_matrix(labels, predictions, labels=range(6))
+    )
+    rows = Evaluation(0.0, matrix, tuple("abcdef")).per_class.values()
+    precision, recall, _, count = sklearn_metrics.precision_recall_fscore_support(
+        labels, predictions, labels=range(6), zero_division=np.nan
+    )
+    as_numbers = [[np.nan if v is None else v for v in row.values()] for row in rows]
+    np.testing.assert_allclose(as_numbers, np.stack([count, recall, precision], 1))
+
+
+def test_findings_are_those_of_the_run(finished_run):
+    found = rj.inspection.examine(finished_run)
+    expected = finished_run.evaluate("test")
+    np.testing.assert_array_equal(found.evaluation.confusion, expected.confusion)
+    assert found.evaluation.loss == pytest.approx(expected.loss, rel=1e-4)
+    p = finished_run.predict(finished_run.split("test").images)
+    np.testing.assert_allclose(found.probabilities, p, atol=1e-5)
+    wrong = found.mistakes()
+    assert set(wrong) == set(np.flatnonzero(found.predictions != found.labels))
+    assert (np.diff(found.probabilities.max(1)[wrong]) <= 0).all()
+    np.testing.assert_allclose(
+        found.saliency, rj.inspection.explain(finished_run, found.images), atol=1e-4
+    )
+
+
+def test_a_notebook_shows_names_as_text():
+    shown = Evaluation(0.5, np.eye(2, dtype=int), ("<b>bold</b>", "b"))._repr_html_()
+    assert "&lt;b&gt;bold" in shown
+    assert "accuracy <b>100.00%</b> (2 of 2)" in shown

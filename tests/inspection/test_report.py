@@ -1,0 +1,146 @@
+"""The page: whole by itself, safe with any class name, legible on a telephone."""
+
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+
+import resnet_jax as rj
+from resnet_jax.cli import main
+from resnet_jax.inspection import write_report
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "$\\frac{$",
+    "a-->b",
+    "&amp;",
+)
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.text: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def hostile_page(finished_run, tmp_path_factory) -> Path:
+    """A report of a run whose classes have names that somebody thought up."""
+    copy = tmp_path_factory.mktemp("hostile") / "run<b>"
+    shutil.copytree(finished_run.path, copy)
+    document = yaml.safe_load((copy / "config.yaml").read_text())
+    names = [*HOSTILE, "x" * 300, "名前", "line\nbreak", "", "plain"]
+    document["data"]["class_names"] = names
+    (copy / "config.yaml").write_text(yaml.safe_dump(document))
+    return write_report(rj.Run.open(copy))
+
+
+def test_the_page_is_whole_by_itself_and_says_what_was_run(hostile_page, finished_run):
+    page = Page(hostile_page.read_text())
+    tags = {tag for tag, _ in page.tags}
+    assert tags.isdisjoint({"script", "img", "iframe", "object", "b"})
+    for tag, attributes in page.tags:
+        for name in ("src", "href", "xlink:href", "srcset"):
+            if name in attributes:
+                assert attributes[name].startswith(("data:", "#")), (tag, attributes)
+        assert not any(name.startswith("on") for name in attributes)
+    text = hostile_page.read_text()
+    assert "http" not in text.replace(finished_run.fingerprint, "")
+    assert "@import" not in text
+    shown = "".join(page.text)
+    for name in HOSTILE:
+        assert name in shown
+    for value in (finished_run.fingerprint, "optim.learning-rate", "0.05", "jax", "expected cal"):
+        assert value in shown
+    evaluation = finished_run.evaluate("test")
+    assert f"{evaluation.accuracy:.2%} ({evaluation.correct} of 30)" in shown
+
+
+def test_every_picture_is_described_and_lies_beside_the_page(hostile_page):
+    page = Page(hostile_page.read_text())
+    pictures = [attributes for tag, attributes in page.tags if tag == "svg"]
+    assert len(pictures) == 7
+    assert all(p["role"] == "img" and len(p["aria-label"]) > 10 for p in pictures)
+    assert len(list(hostile_page.parent.glob("*.png"))) == 7
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    links = {a["href"][1:] for tag, a in page.tags if tag == "use"}
+    assert links <= set(ids)
+
+
+def test_train_makes_the_report_once_and_stands_without_matplotlib(
+    finished_run, tmp_path, monkeypatch, capsys
+):
+    run_dir = Path(shutil.copytree(finished_run.path, tmp_path / "run"))
+    options = """--model.width 4 --model.lowering reference --data.subset 120 50 30 --epochs 2
+        --augment.shift 2 --augment.rotation 10 --augment.scale 0 --augment.shear 0
+        --optim.learning-rate 0.05 --optim.schedule cosine --optim.warmup 0.2 --optim.no-nesterov
+        --optim.weight-decay 0 --label-smoothing 0 --batch-size 20 --ema 0.9 --log-every 4
+        --eval-every 5"""
+    command = ["train", "--run-dir", str(run_dir), *options.split()]
+
+    def write(run: rj.Run) -> Path:
+        """Stands for the report, which takes seconds and which the other tests read."""
+        (run.path / "report").mkdir(exist_ok=True)
+        (run.path / "report" / "index.html").write_text("a report")
+        return run.path / "report" / "index.html"
+
+    monkeypatch.setattr("resnet_jax.inspection.report.write_report", write)
+    with monkeypatch.context() as without:
+        without.setitem(__import__("sys").modules, "resnet_jax.inspection.report", None)
+        assert main(command) == 0
+        out, err = capsys.readouterr()
+        assert "is finished" in out
+        assert "warning: no report" in err
+    assert main([*command, "--no-report"]) == 0
+    assert not (run_dir / "report").exists()
+    assert main(command) == 0
+    page = run_dir / "report" / "index.html"
+    written = page.stat().st_mtime_ns
+    assert main(command) == 0  # nothing is new
+    assert page.stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_a_browser_shows_it_without_overflow(hostile_page):
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+    if browser is None:
+        pytest.skip("needs chromium")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        for width in (1280, 390):
+            for scheme in ("light", "dark"):
+                page = chromium.new_page(
+                    viewport={"width": width, "height": 800}, color_scheme=scheme
+                )
+                asked, said = [], []
+                page.on("request", lambda request, asked=asked: asked.append(request.url))
+                page.on("console", lambda message, said=said: said.append(message.text))
+                page.goto(hostile_page.as_uri())
+                assert page.evaluate("document.documentElement.scrollWidth") <= width
+                assert [url for url in asked if not url.startswith("data:")] == [
+                    hostile_page.as_uri()
+                ]
+                assert not said
+                ink, paper = (
+                    sum(map(int, re.findall(r"\d+", colour)))
+                    for colour in page.evaluate(
+                        "[getComputedStyle(document.body).color,"
+                        " getComputedStyle(document.body).backgroundColor]"
+                    )
+                )
+                assert (ink > paper) == (scheme == "dark")
+        chromium.close()

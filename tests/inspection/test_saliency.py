@@ -1,0 +1,103 @@
+"""Grad-CAM against numbers worked out by hand, and what the maps are."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+import resnet_jax as rj
+from resnet_jax.inspection.saliency import forward
+from resnet_jax.models import Unit
+
+
+class Doubling(Unit):
+    """A unit whose map is known: channel 0 is the image, channel 1 is twice the image."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        image = x[..., :1]
+        return jnp.concatenate([image, 2 * image], -1)
+
+
+def by_hand(head):
+    """One stage on one channel: the stem is emptied, the unit passes on what it is given."""
+    model = rj.ResNet(stage_sizes=(1,), unit=Doubling, num_classes=2, width=1, stem="small")
+    image = jnp.asarray([[1.0, 2.0], [3.0, 4.0]])[None, :, :, None]
+    variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), image)
+    params = jax.tree.map(jnp.zeros_like, variables["params"])
+    # The stem's convolution and norm pass the image on: the centre tap, and 1 / sqrt(1 + eps).
+    params["stem"]["conv"]["kernel"] = params["stem"]["conv"]["kernel"].at[1, 1].set(1)
+    params["stem"]["norm"]["scale"] = params["stem"]["norm"]["scale"] + jnp.sqrt(1 + 1e-5)
+    params["head"]["kernel"] = jnp.asarray(head, jnp.float32)
+    return model, {**variables, "params": params}, image
+
+
+def test_grad_cam_by_hand():
+    """Map A = (x, 2x); logit_c = sum_k w_kc mean(A_k), so that dlogit_c / dA_k = w_kc / 4.
+
+    Class 0: w = (1, 3): (1 x + 3 2x) / 4 = 7x / 4, and by its largest value: x / 4.
+    Class 1: w = (2, -3): (2 x - 6 x) / 4 = -x: cut off, no evidence anywhere.
+    """
+    model, variables, image = by_hand([[1, 2], [3, -3]])
+    cam = partial(rj.inspection.grad_cam, model, variables, image)
+    expected = np.asarray([[[0.25, 0.5], [0.75, 1.0]]])
+    np.testing.assert_allclose(cam([0]), expected, rtol=1e-6)
+    np.testing.assert_array_equal(cam([1]), np.zeros((1, 2, 2)))
+    # logits: 2.5 (1 + 6) against 2.5 (2 - 6)
+    np.testing.assert_allclose(cam(), expected, rtol=1e-6)
+    maps = rj.inspection.feature_maps(model, variables, image)
+    np.testing.assert_allclose(maps["stage1"][0, ..., 1], [[2, 4], [6, 8]], rtol=1e-6)
+    np.testing.assert_allclose(
+        rj.inspection.last_features(model, variables, image), [[2.5, 5.0]], rtol=1e-6
+    )
+
+
+@pytest.fixture(scope="module")
+def small():
+    model = rj.ResNet18(num_classes=5, width=4, lowering="reference")
+    images = jax.random.normal(jax.random.key(1), (3, 28, 28, 1))
+    variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), images)
+    return model, variables, images
+
+
+def test_noting_changes_nothing_and_the_default_stage_is_the_deepest_of_4x4(small):
+    model, variables, images = small
+    found = jax.jit(partial(forward, model))(variables, images)
+    logits = jax.jit(partial(model.apply, train=False))(variables, images)
+    np.testing.assert_array_equal(found.logits, logits)
+    sizes = {name: a.shape[1] for name, a in found.maps.items()}
+    assert sizes == {"stem": 7, "stage1": 7, "stage2": 4, "stage3": 2, "stage4": 1}
+    default = rj.inspection.grad_cam(model, variables, images)
+    chex.assert_shape(default, (3, 4, 4))
+    np.testing.assert_allclose(default.max((1, 2)), 1)
+    # What is frozen in training has a gradient here all the same.
+    frozen = rj.inspection.grad_cam(model.clone(frozen_stages=4), variables, images)
+    np.testing.assert_array_equal(frozen, default)
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({"stage": 5}, "stage 5"),
+        ({"stage": 0}, "stage 0"),
+        ({"labels": [1, 2]}, "one for each image"),
+        ({"labels": [1, 2, 5]}, "give 0 to 4"),
+    ],
+)
+def test_what_cannot_be_explained_is_named(small, settings, names):
+    with pytest.raises(rj.ResNetJaxError, match=names):
+        rj.inspection.grad_cam(*small, **settings)
+
+
+def test_overlay_leaves_places_without_evidence_as_they_are():
+    images = np.full((1, 8, 8, 1), 100, np.uint8)
+    maps = np.zeros((1, 2, 2), np.float32)
+    np.testing.assert_array_equal(rj.inspection.overlay(images, maps), np.full((1, 8, 8, 3), 100))
+    maps[0, 0, 0] = 1
+    shown = rj.inspection.overlay(images, maps)
+    assert (shown[0, 0, 0] != 100).any()
+    np.testing.assert_array_equal(shown[0, -1, -1], 100)
