@@ -1,7 +1,7 @@
 """Is this package faster than PyTorch on a CPU, and what would Flax written the obvious way cost?
 
     pip install "resnet_jax[bench]"
-    python experiments/cpu_speed/benchmark.py                    # everything, about 40 minutes
+    python experiments/cpu_speed/benchmark.py                    # everything, about an hour
     python experiments/cpu_speed/benchmark.py --only "batch 64"  # the cases whose name holds this
 
 Every contender runs in a process of its own; the processes take turns, a few calls each, for

@@ -4,7 +4,7 @@ Command:   python -m experiments.residual_study              (all; see README.md
            python -m experiments.residual_study --quick      (a miniature, no network needed)
 Needs:     the full MNIST prepared ($TFDS_DATA_DIR, or `resnet-jax data prepare mnist`)
 Result:    results.jsonl, a line for each finished run; README.md and results.ipynb read it
-Machine:   2 cores of an Intel Xeon with AVX-512, no accelerator
+Machine:   2 cores of an AMD EPYC, no accelerator
 
 The book (NNDL: Practice, section 5.4) changes the learning rate together with the shortcut. Here
 both rates are given to both networks, depth and batch norm are varied, and the networks are looked

@@ -31,8 +31,11 @@ def png(width: int, height: int, data: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def test_a_manifest_cannot_speak_for_files_elsewhere(undisturbed, tmp_path):
-    folder = shutil.copytree(undisturbed.run.path, tmp_path / "run") / "checkpoints"
+STORED = Path(__file__).parent / "stored_run"
+
+
+def test_a_manifest_cannot_speak_for_files_elsewhere(tmp_path):
+    folder = shutil.copytree(STORED, tmp_path / "run") / "checkpoints"
     checkpoints = Checkpoints(folder)
     step = checkpoints.steps()[-1]
     whole = checkpoints.manifest(step)
@@ -81,8 +84,8 @@ def test_nothing_read_from_a_file_may_run_code():
     assert all("weights_only=True" in text for text in loads)
 
 
-def test_a_configuration_that_would_build_an_object_is_refused(undisturbed, tmp_path):
-    run = shutil.copytree(undisturbed.run.path, tmp_path / "run")
+def test_a_configuration_that_would_build_an_object_is_refused(tmp_path):
+    run = shutil.copytree(STORED, tmp_path / "run")
     mark = tmp_path / "made"
     text = (run / "config.yaml").read_text()
     evil = f"!!python/object/apply:os.mkdir [{json.dumps(str(mark))}]"

@@ -27,6 +27,7 @@ from resnet_jax.training.folder import RunFolder
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_signals_at_random_moments(undisturbed, program, tmp_path, record_property):
     """Short delays after a step: between steps, in evaluation, in saves."""
     rng, run_dir, newest, signals = random.Random(0), tmp_path / "run", 0, 0

@@ -183,8 +183,9 @@ def test_resuming_neither_repeats_nor_skips_an_example(tiny_config, tmp_path, mo
         assert sorted(epoch) == list(range(120))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_the_same_command_continues(number, finished_run, tiny_config, tmp_path):
     process = start(tiny_config, tmp_path)
     wait_for_step(process, 6)

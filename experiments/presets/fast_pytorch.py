@@ -1,0 +1,104 @@
+"""How long does PyTorch take for the recipe of the preset `fast`?
+
+Command:   pip install torch==2.13.0; python experiments/presets/fast_pytorch.py
+Needs:     the full MNIST prepared ($TFDS_DATA_DIR), PyTorch, and an idle machine
+Result:    fast_pytorch.jsonl, a line for each of 5 seeds
+
+The same images in the same order, network, initialisation, loss, optimiser, rate by step,
+evaluations and stop, with PyTorch's channels_last (see experiments/cpu_speed for its settings).
+Each seed is a process of its own, timed from its start to its exit like the command's.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+RESULTS = Path(__file__).with_suffix(".jsonl")
+SEEDS = 5
+
+
+def train(seed: int) -> dict:
+    """One run: steps done, and the accuracy on the test images at its end."""
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "cpu_speed"))
+    from torch_resnet import resnet18
+
+    import resnet_jax as rj
+    from resnet_jax.data import IndexStream
+    from resnet_jax.training.optim import make_schedule
+
+    config = rj.PRESETS["fast"]
+    data = rj.load_dataset(config.data.name)
+    torch.manual_seed(seed)
+    model = resnet18(1, 10, config.model.width, config.model.stem)
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    model = model.to(memory_format=torch.channels_last)
+    kernels = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim == 1]
+    settings = config.optim
+    optimizer = torch.optim.SGD(
+        [{"params": kernels, "weight_decay": settings.weight_decay}, {"params": others}],
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+    )
+    (mean,), (std,) = config.data.mean, config.data.std
+
+    def as_input(images: np.ndarray) -> torch.Tensor:
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+        return ((pixels / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    def accuracy(split: rj.data.Split) -> float:
+        model.eval()
+        with torch.inference_mode():
+            parts = np.array_split(split.images, -(-len(split) // config.batch_size))
+            guesses = torch.cat([model(as_input(part)).argmax(1) for part in parts])
+        model.train()
+        return float((guesses.numpy() == split.labels).mean())
+
+    stream = IndexStream(len(data.train), config.batch_size, seed)
+    total = stream.steps(config.epochs)
+    rates = np.asarray([make_schedule(settings, total)(step) for step in range(total)])
+    for step in range(total):
+        indices = stream.batch(step)
+        for group in optimizer.param_groups:
+            group["lr"] = float(rates[step])
+        optimizer.zero_grad(set_to_none=True)
+        labels = torch.from_numpy(data.train.labels[indices]).long()
+        logits = model(as_input(data.train.images[indices]))
+        F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing).backward()
+        optimizer.step()
+        looks = (step + 1) % config.eval_every == 0
+        if looks and accuracy(data.validation) >= config.target:
+            break
+    return {"steps": step + 1, "accuracy": accuracy(data.test)}
+
+
+def main() -> None:
+    """Runs the seeds that have no line yet."""
+    if len(sys.argv) > 1:
+        print(json.dumps(train(int(sys.argv[1]))))
+        return
+    done = [json.loads(line)["seed"] for line in RESULTS.open()] if RESULTS.exists() else []
+    for seed in range(SEEDS):
+        if seed in done:
+            continue
+        began = time.perf_counter()
+        command = [sys.executable, __file__, str(seed)]
+        found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        seconds = round(time.perf_counter() - began, 1)
+        row = {"seed": seed, "seconds": seconds, **json.loads(found.splitlines()[-1])}
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
