@@ -232,7 +232,7 @@ def load_dataset(
         info = read_info(locate(name, data_dir, from_idx))
         root, class_names = info.folder, info.class_names
         read_as = info.read_as(size, fit=fit, background=background)
-        records = {
+        records: dict[str, RecordSource] = {
             split: RecordSource(info, split, read_as)
             for split in ("train", "validation", "test")
             if split in info.splits
