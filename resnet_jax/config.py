@@ -103,6 +103,11 @@ class DataConfig:
     """Grey level put under transparent pixels: 0 black, 255 white. Default: they are refused."""
     skip_bad: bool = False
     """Leave out a folder's broken, empty and duplicate files. Without: broken ones end the run."""
+    streaming: Literal["auto", "always", "never"] = "auto"
+    """Read images from disk as they are needed. auto: if all of them take more than
+    --data.memory-limit. Either way a step gets the same images."""
+    memory_limit: Annotated[float, Positive] = 2.0
+    """GiB that the images of all splits may take in memory, one byte a value."""
     workers: Annotated[int | None, Count] = None
     """Threads that decode images. Default: one for each core."""
     mean: tuple[float, ...] = (0.1307,)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from resnet_jax.config import TrainConfig
-from resnet_jax.data import Split, VerifyReport
+from resnet_jax.data import VerifyReport
+from resnet_jax.data.dataset import AnySplit
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import ResNet
 from resnet_jax.training.evaluation import Evaluation
@@ -195,7 +196,7 @@ class Run:
         images = program.put(self.split(split, data_dir))
         return program.evaluate(self._state(checkpoint), images)
 
-    def split(self, name: str = "test", data_dir: str | None = None) -> Split:
+    def split(self, name: str = "test", data_dir: str | None = None) -> AnySplit:
         """The images and labels of a split of the run's data, see `evaluate`."""
         # What was prepared from IDX files is prepared; they may be gone.
         there = dataclasses.replace(
@@ -212,7 +213,7 @@ class Run:
                 f"data set {config.data.name} has fingerprint {data.fingerprint[:12]}, the run was "
                 f"trained on {self.fingerprint[:12]}: give that one's folder by --data.dir"
             )
-        found: Split = splits[name]
+        found: AnySplit = splits[name]
         return found
 
     def verify(self) -> VerifyReport:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from resnet_jax.run import Checkpoint, Run
 
 BATCH = 64
+MOST_IMAGES = 10_000  # whose maps and features are kept in memory
 # With fewer batches than this, optimising the program takes longer than it saves.
 BATCHES_WORTH_OPTIMISING = 50
 
@@ -180,7 +181,7 @@ def examine(
     checkpoint: "Checkpoint" = "best",
     data_dir: str | None = None,
 ) -> Findings:
-    """Evaluates a run's network image by image.
+    """Evaluates a run's network image by image; of a split larger than 10,000, those first.
 
     >>> found = rj.inspection.examine(run)  # doctest: +SKIP
     >>> found.evaluation.accuracy, found.calibration.ece, found.mistakes()  # doctest: +SKIP
@@ -195,7 +196,7 @@ def examine(
         ResNetJaxError: as `Run.evaluate`.
     """
     there = run.split(split, data_dir)
-    images = there.images
+    images, labels = there.read(np.arange(min(len(there), MOST_IMAGES)))
     starts = range(0, len(images), BATCH)
     quick = jax.default_backend() == "cpu" and len(starts) < BATCHES_WORTH_OPTIMISING
     look = jax.jit(
@@ -216,4 +217,4 @@ def examine(
         outputs = (found.logits, found.features, saliency)
         parts.append([np.asarray(a, np.float32)[: len(part)] for a in outputs])
     logits, features, saliency = map(np.concatenate, zip(*parts, strict=True))
-    return Findings(images, there.labels, run.class_names, logits, features, saliency, maps)
+    return Findings(images, labels, run.class_names, logits, features, saliency, maps)

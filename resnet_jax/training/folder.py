@@ -28,6 +28,8 @@ MAY_CHANGE = {
     "data.dir",
     "data.from-idx",
     "data.workers",
+    "data.streaming",
+    "data.memory-limit",
 }
 # What every line of metrics.jsonl has.
 COMMON = {"step", "epoch", "kind", "loss", "accuracy", "seconds"}

@@ -17,12 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.config import TrainConfig
-from resnet_jax.data import Dataset, IndexStream, load_dataset, sample
+from resnet_jax.data import Dataset, IndexStream, StreamedSplit, load_dataset, sample
+from resnet_jax.data.streaming import ReadAhead
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.training.folder import DataFacts, RunFolder
 from resnet_jax.training.program import Program, configure_jax
 from resnet_jax.training.progress import Observer
-from resnet_jax.training.state import TrainState
+from resnet_jax.training.state import Batch, TrainState
 from resnet_jax.training.steps import Metrics
 from resnet_jax.training.tensorboard import Events
 
@@ -55,6 +56,8 @@ def load_splits(config: TrainConfig) -> tuple[Dataset, dict[str, Any]]:
         fit=settings.fit,
         background=settings.background,
         skip_bad=settings.skip_bad,
+        streaming=settings.streaming,
+        memory_limit=settings.memory_limit,
         workers=settings.workers,
     )
     whole = data
@@ -162,7 +165,12 @@ class _Loop:
             return
         log.info("trains from step %d of %d", step, total)
         self.observer.started(step, total)
-        examples = self.program.put(self.splits["train"])
+        examples: Batch | ReadAhead
+        match self.program.put(self.splits["train"]):
+            case StreamedSplit() as train:
+                examples = self.program.read_ahead(train, self.stream.batch, range(step, total))
+            case held:
+                examples = held
         validation = self.program.put(self.splits["validation"])
         measured: list[Metrics] = []
         since = time.perf_counter()
@@ -264,7 +272,7 @@ class _Loop:
 
     def _validate_and_save(self, state: TrainState, step: int, validation: Any) -> None:
         result = None
-        if len(validation.labels):
+        if len(self.splits["validation"]):
             evaluation = self.program.evaluate(state, validation)
             self._record(self._row(step, "validation", evaluation.loss, evaluation.accuracy))
             result = {"accuracy": evaluation.accuracy, "loss": evaluation.loss}

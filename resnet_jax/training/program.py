@@ -1,5 +1,6 @@
 """The compiled programs of a configuration: where jit, donation and the device mesh are applied."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -12,7 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from resnet_jax.config import TrainConfig
 from resnet_jax.data.augment import augment, preprocess
 from resnet_jax.data.cache import cache_root
-from resnet_jax.data.dataset import Split
+from resnet_jax.data.dataset import AnySplit, StreamedSplit
+from resnet_jax.data.streaming import ReadAhead
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import VARIANTS, ResNet
 from resnet_jax.ops.memory import keep_freed_memory
@@ -78,12 +80,13 @@ class Program:
         self._params_key, self._augment_key = jax.random.split(jax.random.key(config.seed))
         everywhere, split = self.replicated, self.split_over_devices
         self._train = jax.jit(
-            self._train_on_indices,
+            self._train_on_batch,
             donate_argnums=0,
-            in_shardings=(everywhere, everywhere, everywhere, everywhere, split),
+            in_shardings=(everywhere, everywhere, split, split),
             out_shardings=(everywhere, everywhere),
         )
-        # Apart from the network, so that splits of several lengths share one compiled network.
+        # Apart from the network, so that splits of several lengths share one compiled network, and
+        # images in memory and on disk the same step.
         self._take = jax.jit(
             _take, in_shardings=(everywhere, everywhere, split), out_shardings=(split, split)
         )
@@ -133,27 +136,34 @@ class Program:
         ema = None if state.ema is None else jax.tree.map(jnp.copy, merged)
         return jax.device_put(state.replace(**merged, ema=ema), self.replicated)
 
-    def put(self, split: Split) -> Batch:
-        """A whole split on every device: uint8 images and labels."""
+    def put(self, split: AnySplit) -> Batch | StreamedSplit:
+        """A whole split on every device, uint8 images and labels; a streamed one stays on disk."""
+        if isinstance(split, StreamedSplit):
+            return split
         images, labels = jax.device_put((split.images, split.labels), self.replicated)
         return Batch(images, labels)
 
-    def train(
-        self, state: TrainState, examples: Batch, indices: np.ndarray
-    ) -> tuple[TrainState, Metrics]:
-        """One step on ``examples[indices]``, int32[batch_size]; ``state`` is donated."""
-        # The key is an argument and no constant: runs of several seeds are one compiled program.
-        return self._train(state, self._augment_key, *examples, indices)
+    def read_ahead(
+        self, split: StreamedSplit, indices_of: Callable[[int], np.ndarray], steps: range
+    ) -> ReadAhead:
+        """The batches of some steps of a streamed split, for `train`."""
+        return ReadAhead(split, indices_of, steps, self.config.data.workers)
 
-    def evaluate(self, state: TrainState, examples: Batch) -> Evaluation:
+    def train(
+        self, state: TrainState, examples: Batch | ReadAhead, indices: np.ndarray
+    ) -> tuple[TrainState, Metrics]:
+        """One step on the examples at ``indices``, int32[batch_size]; ``state`` is donated."""
+        if isinstance(examples, ReadAhead):
+            batch = jax.device_put(examples.take(indices), self.split_over_devices)
+        else:
+            batch = self._take(*examples, indices)
+        # The key is an argument and no constant: runs of several seeds are one compiled program.
+        return self._train(state, self._augment_key, *batch)
+
+    def evaluate(self, state: TrainState, examples: Batch | StreamedSplit) -> Evaluation:
         """Evaluates every example of a split exactly once, the last batch padded."""
-        count, size = len(examples.labels), self.padded_size
-        indices = np.full(-(-count // size) * size, -1, np.int32)
-        indices[:count] = np.arange(count)
-        parts = [
-            self._evaluate(state, *self._take(*examples, part))
-            for part in indices.reshape(-1, size)
-        ]
+        count = len(examples) if isinstance(examples, StreamedSplit) else len(examples.labels)
+        parts = [self._evaluate(state, *batch) for batch in self._padded(examples, count)]
         fetched = jax.device_get(parts)
         return Evaluation(
             loss=sum(float(part.loss) for part in fetched) / count if count else float("nan"),
@@ -163,6 +173,31 @@ class Program:
             ),
             class_names=self.class_names,
         )
+
+    def _padded(
+        self, examples: Batch | StreamedSplit, count: int
+    ) -> Iterator[tuple[jax.Array, jax.Array]]:
+        """The examples in their order; what fills the last batch has the label -1."""
+        size = self.padded_size
+        indices = np.full(-(-count // size) * size, -1, np.int32)
+        indices[:count] = np.arange(count)
+        parts = indices.reshape(-1, size)
+        if not isinstance(examples, StreamedSplit):
+            for part in parts:
+                yield self._take(*examples, part)
+            return
+        real = [part[part >= 0] for part in parts]
+        ahead = self.read_ahead(examples, real.__getitem__, range(len(real)))
+        for part in real:
+            images, labels = ahead.take(part)
+            padding = [(0, size - len(part))]
+            yield jax.device_put(
+                (
+                    np.pad(images, [*padding, (0, 0), (0, 0), (0, 0)]),
+                    np.pad(labels, padding, constant_values=-1),
+                ),
+                self.split_over_devices,
+            )
 
     def predict(self, state: TrainState, images: np.ndarray) -> np.ndarray:
         """Probabilities, float32[N, K], of uint8[N, H, W, C] images; batches are padded."""
@@ -175,17 +210,12 @@ class Program:
             parts.append(np.asarray(self._predict(state, padded))[: len(part)])
         return np.concatenate(parts) if parts else np.zeros((0, len(self.class_names)), np.float32)
 
-    def _train_on_indices(
-        self,
-        state: TrainState,
-        augment_key: jax.Array,
-        images: jax.Array,
-        labels: jax.Array,
-        indices: jax.Array,
+    def _train_on_batch(
+        self, state: TrainState, augment_key: jax.Array, images: jax.Array, labels: jax.Array
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(augment_key, state.step)
-        pixels = augment(images[indices].astype(jnp.float32), key, **asdict(self.config.augment))
-        batch = Batch(self.preprocess(pixels), labels[indices])
+        pixels = augment(images.astype(jnp.float32), key, **asdict(self.config.augment))
+        batch = Batch(self.preprocess(pixels), labels)
         smoothing = self.config.label_smoothing
         return train_step(state, batch, label_smoothing=smoothing, ema=self.config.ema)
 
