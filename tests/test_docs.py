@@ -4,6 +4,7 @@ import contextlib
 import doctest
 import importlib
 import io
+import itertools
 import re
 from functools import cache
 from pathlib import Path
@@ -51,8 +52,7 @@ def workplace(tmp_path_factory) -> Path:
 def test_the_code_of_a_page_runs_and_prints_what_the_page_shows(page, workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     namespace = {"__name__": f"docs_{page.stem}"}
-    found = blocks(page)
-    for block, following in zip(found, [*found[1:], None], strict=True):
+    for block, following in itertools.pairwise([*blocks(page), None]):
         if block.kind != "python":
             continue
         printed = io.StringIO()
