@@ -106,6 +106,7 @@ def test_the_same_command_says_that_the_run_is_finished(run_dir, capsys):
     assert "is finished" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_seeds_repeat_and_are_summed_up(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")

@@ -125,6 +125,7 @@ def test_the_same_key_gives_the_same_images_and_another_key_others():
     assert np.abs(first[0] - first[1]).max() > 0.1  # each image its own draw
 
 
+@pytest.mark.slow
 def test_jitted_equals_unjitted_in_one_trace():
     images = images_of((4, 12, 10, 3))
 

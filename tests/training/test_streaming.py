@@ -46,6 +46,7 @@ def test_batches_are_those_of_memory_from_any_step_on(folder, workers):
             np.testing.assert_array_equal(labels, held.labels[stream.batch(step)])
 
 
+@pytest.mark.slow
 def test_a_streamed_run_is_the_run_in_memory(folder, tiny_config, tmp_path):
     held = rj.train(config_of(folder, tiny_config, streaming="never"), tmp_path / "a", quiet=True)
     # By its size: 120 images of 784 bytes are more than a hundred-thousandth of a GiB.
