@@ -302,6 +302,18 @@ PRESETS: dict[str, TrainConfig] = {
         label_smoothing=0.1,
         ema=0.999,
     ),
+    # The least time to 99.0 % of the test digits on two cores: no augmentation, which one pass does
+    # not repay, and a stop as soon as the validation images pass that by a margin.
+    "fast": TrainConfig(
+        data=DataConfig(name="mnist"),
+        optim=OptimConfig(
+            learning_rate=0.1, nesterov=True, weight_decay=5e-4, schedule="one_cycle", warmup=0.25
+        ),
+        epochs=2,
+        batch_size=128,
+        eval_every=50,
+        target=0.992,
+    ),
     "fashion_mnist": TrainConfig(
         data=DataConfig(name="fashion_mnist", mean=(0.2860,), std=(0.3530,)),
         augment=AugmentConfig(shift=2.0, erase=0.5),

@@ -5,16 +5,18 @@ Command:   python experiments/presets/measure.py            (all; an hour on 2 c
            python experiments/presets/measure.py --report   (only rewrite the tables)
 Needs:     the full MNIST prepared: $TFDS_DATA_DIR, or `resnet-jax data prepare mnist`
 Result:    results.jsonl, a line for each run; README.md here and the project's show its tables
-Machine:   2 cores of an Intel Xeon with AVX-512, 24 GiB, no accelerator
+Machine:   2 cores, 24 GiB, no accelerator; each line of results.jsonl names its processor
 
 Each run is the user's own command in a process of its own, timed from start to exit. What is done
-is skipped, and a run that was killed resumes. The figures of PyTorch are of the same protocol in
-PyTorch 2.13, 5 seeds, measured apart from this script.
+is skipped, and a run that was killed resumes. PyTorch's figures are of the same recipe on the same
+images, by `book_pytorch.py` and `fast_pytorch.py`; those on other images are of the same protocol
+on the first 1,000 digits of MNIST in the book's order, 5 seeds.
 """
 
 import argparse
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -35,12 +37,18 @@ class Question:
     seeds: int
     split: str
     checkpoint: str
-    pytorch: str = ""
+    on_other_images: str = ""  # PyTorch's accuracy
+    pytorch: str = ""  # the file with PyTorch's on these, and what its rows must say
+    rows_of_pytorch: tuple[tuple[str, object], ...] = ()
 
 
 QUESTIONS = {
     "quickstart": Question(
         "`quickstart`: 4,000 digits, 500 test images", ("quickstart",), 3, "test", "latest"
+    ),
+    "fast": Question(
+        "`fast`: 55,000 digits until validation passes 99.2 %, 10,000 test images",
+        ("fast", "--no-report"), 5, "test", "latest", pytorch="fast_pytorch.jsonl",
     ),
     "mnist": Question(
         "`mnist`: 55,000 digits, 5 epochs, 10,000 test images", ("mnist",), 3, "test", "latest"
@@ -48,12 +56,22 @@ QUESTIONS = {
     "book": Question(
         "`book`, residual: 1,000 digits, 10,000 test images",
         ("book",), 10, "test_all", "latest", "91.19 %",
+        "book_pytorch.jsonl", (("layers", 18), ("residual", True)),
     ),
     "book_plain": Question(
         "`book --model.no-residual`, plain: the same",
         ("book", "--model.no-residual"), 10, "test_all", "latest", "90.56 %",
+        "book_pytorch.jsonl", (("layers", 18), ("residual", False)),
     ),
 }  # fmt: skip
+
+
+def processor() -> str:
+    """The processor's name, where the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def measure(name: str, question: Question, runs: Path) -> None:
@@ -76,6 +94,7 @@ def measure(name: str, question: Question, runs: Path) -> None:
             # A run that went on after a kill has no time of its own.
             "seconds": None if resumed else round(seconds, 1),
             "cores": os.cpu_count(),
+            "processor": processor(),
             "load": round(os.getloadavg()[1], 1),
             "tests": [
                 {key: test[key] for key in ("split", "checkpoint", "step", "accuracy", "loss")}
@@ -88,6 +107,32 @@ def measure(name: str, question: Question, runs: Path) -> None:
 
 def read() -> list[dict]:
     return [json.loads(line) for line in RESULTS.open()] if RESULTS.exists() else []
+
+
+def accuracy_of(accuracies: list[float]) -> str:
+    """Mean and standard deviation, in percent."""
+    spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
+    return f"{statistics.mean(accuracies):.2f} %{spread}"
+
+
+def time_of(rows: list[dict]) -> str:
+    """Median and range of the runs' seconds, of those that have any."""
+    times = [row["seconds"] for row in rows if row.get("seconds")]
+    if not times:
+        return ""
+    return f"{statistics.median(times):.0f} s ({min(times):.0f} to {max(times):.0f})"
+
+
+def of_pytorch(question: Question) -> str:
+    """PyTorch's accuracy and time, on these images and on others."""
+    path = HERE / (question.pytorch or ".")
+    rows = [json.loads(line) for line in path.open()] if path.is_file() else []
+    rows = [row for row in rows if set(question.rows_of_pytorch) <= row.items()]
+    found = [f"{question.on_other_images} on other images"] if question.on_other_images else []
+    if rows:
+        here = f"{accuracy_of([100 * row['accuracy'] for row in rows])} ({len(rows)} seeds)"
+        found.append(", ".join(filter(None, (here, time_of(rows)))))
+    return "; ".join(found)
 
 
 def table() -> str:
@@ -107,13 +152,10 @@ def table() -> str:
             for test in row["tests"]
             if (test["split"], test["checkpoint"]) == (question.split, question.checkpoint)
         ]
-        spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
-        times = [row["seconds"] for row in found if row["seconds"]]
         lines.append(
-            f"| {question.title} | {len(found)} "
-            f"| **{statistics.mean(accuracies):.2f} %**{spread} "
-            f"| {' '.join(f'{a:.2f}' for a in accuracies)} "
-            f"| {f'{statistics.median(times):.0f} s' if times else ''} | {question.pytorch} |"
+            f"| {question.title} | {len(found)} | **{accuracy_of(accuracies)}** "
+            f"| {' '.join(f'{a:.2f}' for a in accuracies)} | {time_of(found)} "
+            f"| {of_pytorch(question)} |"
         )
     return "\n".join(lines)
 
