@@ -10,10 +10,12 @@ import tempfile
 # takes most of the time on tiny networks.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
-# Nothing is written to the user's home. In the environment, so that the processes which tests
-# start share the programs compiled once.
-_cache = tempfile.mkdtemp(prefix="resnet-jax-tests-")
-atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+# Nothing is written to the user's home. In the environment, so that pytest's workers and the
+# processes which tests start share the programs compiled once.
+if "RESNET_JAX_TESTS_DIR" not in os.environ:
+    os.environ["RESNET_JAX_TESTS_DIR"] = tempfile.mkdtemp(prefix="resnet-jax-tests-")
+    atexit.register(shutil.rmtree, os.environ["RESNET_JAX_TESTS_DIR"], ignore_errors=True)
+_cache = os.environ["RESNET_JAX_TESTS_DIR"]
 os.environ["RESNET_JAX_CACHE_DIR"] = _cache
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(_cache, "compiled")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
@@ -22,7 +24,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 _beside = pathlib.Path(__file__).parents[2] / "shared/data/tfds"
 if "TFDS_DATA_DIR" not in os.environ:
     _empty = pathlib.Path(_cache, "tfds")
-    _empty.mkdir()
+    _empty.mkdir(exist_ok=True)
     os.environ["TFDS_DATA_DIR"] = str(_beside if _beside.is_dir() else _empty)
 
 import dataclasses  # noqa: E402

@@ -22,6 +22,8 @@ from starlette.testclient import TestClient
 from resnet_jax.demo import server
 from resnet_jax.demo.server import MAX_BYTES, MAX_PIXELS, Recognizer, make_app
 
+pytestmark = pytest.mark.slow  # gradio alone takes ten seconds to load
+
 SEVEN = [[[0, 0], [10, 0], [4, 20]]]
 
 

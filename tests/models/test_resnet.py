@@ -251,7 +251,11 @@ class LogitsTest(chex.TestCase):
 
 
 @pytest.mark.parametrize(
-    "make", [tiny, *(pytest.param(m, marks=pytest.mark.slow) for m in (bottleneck, preactivation))]
+    "make",
+    [
+        partial(tiny, stage_sizes=(1, 1)),  # op by op takes its time
+        *(pytest.param(m, marks=pytest.mark.slow) for m in (tiny, bottleneck, preactivation)),
+    ],
 )
 def test_jitted_equals_unjitted(make):
     with jax.enable_x64(True):
