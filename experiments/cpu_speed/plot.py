@@ -52,13 +52,14 @@ def draw(found: dict[str, dict[str, Row]]) -> plt.Figure:
         times = [found[c["name"]][name]["median_ms"] / c["batch"] for c in batches]
         sweep.plot(sizes, times, color=colour, marker=marker, ms=5, lw=1.5, label=label)
     sweep.set(xscale="log", yscale="log", xlabel="batch size", ylabel="training step, ms an image")
+    sweep.set_ylim(0.8, 60)  # room for the legend above the lines
     sweep.xaxis.set_major_locator(FixedLocator([c["batch"] for c in batches]))
-    sweep.yaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20]))
+    sweep.yaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50]))
     for axis in (sweep.xaxis, sweep.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_locator(NullLocator())
     sweep.grid(alpha=0.3, lw=0.5)
-    sweep.legend(frameon=False, fontsize=9)
+    sweep.legend(frameon=False, fontsize=9, loc="upper right")
     sweep.set_title("ResNet-18, 32x32x1", fontsize=10)
 
     names = [c["name"] for c in CASES if c["name"] in found][::-1]
