@@ -44,6 +44,7 @@ def four(tmp_path) -> list[str]:
     return list(map(str, made))
 
 
+@pytest.mark.slow
 def test_runs_that_differ_in_the_seed_are_one_row(four, capsys):
     assert main(["compare", *four, "--json"]) == 0
     slow, fast = json.loads(capsys.readouterr().out)
@@ -59,6 +60,7 @@ def test_runs_that_differ_in_the_seed_are_one_row(four, capsys):
     assert (fast["runs"], fast["seeds"], fast["test accuracy sd"]) == (1, "0 3", None)
 
 
+@pytest.mark.slow
 def test_the_table_shows_mean_and_spread_and_the_picture_is_written(four, tmp_path, capsys):
     assert main(["compare", *four, "--output", str(tmp_path / "curves.png")]) == 0
     out = capsys.readouterr().out
@@ -67,6 +69,7 @@ def test_the_table_shows_mean_and_spread_and_the_picture_is_written(four, tmp_pa
     assert Image.open(tmp_path / "curves.png").width > 500
 
 
+@pytest.mark.slow
 def test_bad_comparisons_are_one_line(four, capsys):
     for arguments, names in (
         ([four[0], four[0]], "twice"),
@@ -113,6 +116,7 @@ def test_events_are_the_metrics_that_are_left(tmp_path):
     assert scalars() == {("train/loss", 1): 2.5, ("test_best/accuracy", 9): 0.75}
 
 
+@pytest.mark.slow
 def test_patterns_and_explanations(finished_run, tmp_path, capsys):
     images = rj.load_dataset("mnist_5k").test.images
     for name in ("a/1.png", "b/1.png", "b/2.png"):

@@ -86,6 +86,7 @@ def test_what_is_no_step_is_no_step(checkpoints):
         checkpoints.verify(12)
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_the_older_good_step_and_says_so(
     finished_run, tiny_config, tmp_path, caplog
 ):

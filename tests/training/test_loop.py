@@ -259,6 +259,7 @@ def test_early_stopping_counts_evaluations_without_a_better_one(unaveraged_confi
     assert rows(run, "test")[0]["last"] == validation[-1]["step"]
 
 
+@pytest.mark.slow
 def test_a_target_ends_the_run(unaveraged_config, tmp_path):
     run = rj.train(dataclasses.replace(unaveraged_config, target=0.0), tmp_path, quiet=True)
     assert [row["step"] for row in rows(run, "validation")] == [5]
@@ -302,6 +303,7 @@ def test_other_ways_to_look_are_recorded_and_the_beginning_is_kept(
     assert (after["versions"]["jax"], after["commit"]) == ("0.0.1", "abc")
 
 
+@pytest.mark.slow
 def test_without_validation_the_newest_is_the_best(unaveraged_config, tmp_path):
     data = dataclasses.replace(unaveraged_config.data, subset=(120, 0, 30))
     run = rj.train(dataclasses.replace(unaveraged_config, data=data), tmp_path, quiet=True)

@@ -13,7 +13,7 @@ import resnet_jax as rj
 from resnet_jax.models import Affine
 from resnet_jax.training.steps import cross_entropy
 
-tiny = partial(rj.ResNet, stage_sizes=(1, 1), unit=rj.BasicUnit, width=4, num_classes=3)
+tiny = partial(rj.ResNet, (1, 1), rj.BasicUnit, width=4, num_classes=3, lowering="reference")
 
 
 def make_batch(seed: int, count: int = 6, dtype=jnp.float32) -> rj.Batch:
