@@ -309,10 +309,10 @@ PRESETS: dict[str, TrainConfig] = {
         optim=OptimConfig(
             learning_rate=0.1, nesterov=True, weight_decay=5e-4, schedule="one_cycle", warmup=0.25
         ),
-        epochs=2,
+        epochs=1.5,
         batch_size=128,
         eval_every=50,
-        target=0.992,
+        target=0.991,
     ),
     "fashion_mnist": TrainConfig(
         data=DataConfig(name="fashion_mnist", mean=(0.2860,), std=(0.3530,)),
