@@ -14,7 +14,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 from PIL import Image
 
 from experiments.residual_study.report import filled
@@ -36,7 +36,12 @@ TERMS = {
     "input": ("#CC79A7", ":", "D"),
 }
 WHOLE: dict[str, Any] = {"color": "#BBBBBB", "lw": 7, "solid_capstyle": "round"}
-SIZE_STYLES = dict(zip(SIZES, (("#CC79A7", "D"), ("#009E73", "^"), ("#D55E00", "s"), ("#0072B2", "o")), strict=True))  # fmt: skip
+SIZE_STYLES = {
+    28: ("#CC79A7", "D"),
+    56: ("#009E73", "^"),
+    112: ("#D55E00", "s"),
+    224: ("#0072B2", "o"),
+}
 
 
 def number(value: float) -> str:
@@ -181,7 +186,7 @@ def table_of_inputs() -> str:
             cells.append(number(needed * IMAGE_BYTES / 1e6))
         rows.append([machine.title, *cells, number(machine.input_per_s)])
     head = ["host", "ResNet-18, images/s", "MB/s", "ResNet-50, images/s", "MB/s"]
-    return table([*head, "it decodes, images/s"], rows)
+    return table([*head, "it reads and decodes, images/s"], rows)
 
 
 def costs(part: str) -> dict[tuple[int, int], dict[str, Any]]:
@@ -190,9 +195,14 @@ def costs(part: str) -> dict[tuple[int, int], dict[str, Any]]:
     return {
         (row["depth"], row["size"]): row
         for row in read(COSTS)
-        if row["part"] == part
-        and (row["depth"], row["size"], row["batch"], row["width"]) in wanted
+        if row["part"] == part and (row["depth"], row["size"], row["batch"], row["width"]) in wanted
     }
+
+
+def done() -> str:
+    """Which part of the table of costs is measured; the rest says so in its place."""
+    count = len(costs("steps"))
+    return "complete" if count == len(CELLS) else f"partial: {count} of {len(CELLS)} cells"
 
 
 def table_of_costs(part: str, key: str, factor: float = 1.0) -> str:
@@ -232,7 +242,7 @@ NAMES: dict[str, Callable[..., str]] = {
     for function in (
         *(step, term, efficiency, all_reduces, images_to_hide, decoded, cores_needed, minutes),
         *(table_of_networks, table_of_machines, table_of_steps, table_of_bounds),
-        *(table_of_inputs, table_of_costs, cost_ratio, rate),
+        *(table_of_inputs, table_of_costs, cost_ratio, rate, done),
     )
 }
 
@@ -325,8 +335,9 @@ def draw_costs() -> Figure:
 def _logarithmic(axes: Axes) -> None:
     axes.set(xscale="log", yscale="log")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator())
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if axis is axes.yaxis else (1,)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3, lw=0.5)
 
 
