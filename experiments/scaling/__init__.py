@@ -1,6 +1,6 @@
 """What does a step cost, on one machine and on many? Measured here, and on paper beyond.
 
-Commands:  python -m experiments.scaling.cost        measures step time and memory (12 minutes)
+Commands:  python -m experiments.scaling.cost        measures step time and memory (25 minutes)
            python -m experiments.scaling.decode      measures JPEGs read a second (10 seconds)
            python -m experiments.scaling.report      draws the figures, writes the tables
 Result:    costs.jsonl, decode.json; README.md here, docs/scaling.md and docs/images/scaling.png
