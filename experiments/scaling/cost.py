@@ -1,0 +1,181 @@
+"""How do the time and the memory of a training step grow with depth and with the image's size?
+
+Commands:  python -m experiments.scaling.cost compile    (fills the cache; 20 minutes of CPU time)
+           python -m experiments.scaling.cost steps      (6 minutes; wants an idle machine)
+           python -m experiments.scaling.cost            (both, for the cells that are not done)
+           --only 50x112 chooses cells by name, --quick a tiny one
+Result:    costs.jsonl, two lines for each cell; `python -m experiments.scaling.report` shows them
+Machine:   2 cores of an AMD EPYC, no accelerator
+
+A cell is ResNet-<depth> on <batch> float32 images of <size>x<size>x3 and 1,000 classes, SGD with
+momentum. One process compiles it; another takes the program from the cache, as every start of a
+program but its first one does, makes a step, and times the next ones.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from experiments.cpu_speed.contenders import examples, peak_mib
+from experiments.residual_study.results import append, read
+
+COSTS = Path(__file__).with_name("costs.jsonl")
+ROOT = Path(__file__).parents[2]
+DEPTHS = (18, 34, 50, 101, 152)
+SIZES = (28, 56, 112, 224)
+PARTS = ("compile", "steps")
+LONG_ENOUGH = 2.0  # seconds of timed steps, of which there are 3 to 20
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A network, a size of image and a batch."""
+
+    depth: int
+    size: int
+    batch: int = 8
+    width: int = 64
+    lowering: str = "auto"
+
+    def __str__(self) -> str:
+        return f"{self.depth}x{self.size}"
+
+
+CELLS = [Cell(depth, size) for size in SIZES for depth in DEPTHS]
+QUICK = [Cell(18, 28, batch=2, width=2, lowering="reference")]
+
+
+def measure(part: str, cell: Cell) -> dict[str, Any]:
+    """One part of one cell, in this process.
+
+    Returns:
+        ``compile``: ``compile_cpu_s``, processor time of XLA's compilation (which other work on
+        the machine prolongs less than its wall time), and ``peak_mib``, the most that this process
+        held. ``steps``: ``parameters``; ``multiply_adds`` of one image's forward pass; ``step_ms``,
+        the median of ``steps`` steps after the first, with ``quartiles_ms``; ``program_mib``, what
+        a step holds at once by XLA's account: state, batch and temporaries; ``peak_mib``.
+    """
+    from resnet_jax.ops.memory import keep_freed_memory
+
+    keep_freed_memory()
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+
+    import resnet_jax as rj
+    from resnet_jax.models import VARIANTS, summarize
+
+    model = VARIANTS[f"resnet{cell.depth}"](
+        num_classes=1000, width=cell.width, lowering=cell.lowering
+    )
+    tx = optax.sgd(0.01, 0.9)
+    case = {"batch": cell.batch, "size": cell.size, "channels": 3, "classes": 1000}
+    batch = rj.Batch(*examples(case))
+
+    def start(key: jax.Array) -> rj.TrainState:  # TrainState.create would compile its draws
+        variables = model.init(key, batch.images[:1], train=False)
+        return rj.TrainState(
+            step=jnp.zeros((), jnp.int32),
+            **variables,
+            opt_state=tx.init(variables["params"]),
+            ema=None,
+            first_bad_step=jnp.full((), -1, jnp.int32),
+            apply_fn=model.apply,
+            tx=tx,
+        )
+
+    events: list[str] = []
+    jax.monitoring.register_event_listener(lambda name, **_: events.append(name))
+    shapes = jax.eval_shape(start, jax.random.key(0))
+    lowered = jax.jit(rj.train_step, donate_argnums=0).lower(shapes, batch)
+    events.clear()
+    began = time.process_time()
+    step = lowered.compile()
+    seconds = time.process_time() - began
+    found = "/jax/compilation_cache/cache_hits" in events
+    if part == "compile":
+        if found:
+            sys.exit(f"{cell}: the cache holds this step: give another --cache to time compiling")
+        return {"compile_cpu_s": round(seconds, 1), "peak_mib": round(peak_mib())}
+    if not found:
+        sys.exit(f"{cell}: the cache does not hold this step: remove its line, to compile again")
+
+    # Any numbers take the same time.
+    generator = np.random.default_rng(0)
+
+    def fill(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        real = jnp.issubdtype(leaf.dtype, jnp.floating)
+        values = 0.05 * generator.standard_normal(leaf.shape) if real else np.zeros(leaf.shape)
+        return jax.device_put(np.asarray(values, leaf.dtype))
+
+    state, batch = jax.tree.map(fill, shapes), jax.device_put(batch)
+    times: list[float] = []
+    while len(times) < 4 or (sum(times[1:]) < LONG_ENOUGH and len(times) < 21):
+        began = time.perf_counter()
+        state, metrics = step(state, batch)
+        jax.block_until_ready((state.params, metrics))
+        times.append(time.perf_counter() - began)
+    low, middle, high = statistics.quantiles(times[1:], n=4)
+    memory, layers = step.memory_analysis(), summarize(model, (cell.size, cell.size, 3))
+    held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    held += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return {
+        "parameters": sum(layer.parameters for layer in layers),
+        "multiply_adds": sum(layer.multiply_adds for layer in layers),
+        "step_ms": round(middle * 1e3, 2),
+        "quartiles_ms": [round(low * 1e3, 2), round(high * 1e3, 2)],
+        "steps": len(times) - 1,
+        "program_mib": round(held / 2**20),
+        "peak_mib": round(peak_mib()),
+    }
+
+
+def carry_out(part: str, cell: Cell, cache: Path) -> dict[str, Any]:
+    """Measures in a process of its own."""
+    program = [sys.executable, "-m", "experiments.scaling.cost", part, "--cell"]
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(cache.absolute()),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    answer = subprocess.run(
+        [*program, json.dumps(asdict(cell))],
+        check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment,
+    ).stdout  # fmt: skip
+    return json.loads(answer)
+
+
+def main() -> None:
+    """Measures what has no line yet, small images first."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", nargs="?", choices=PARTS, help="default: both")
+    parser.add_argument("--quick", action="store_true", help="one tiny cell, for tests")
+    parser.add_argument("--only", default="", help="cells whose name, DEPTHxSIZE, contains this")
+    parser.add_argument("--results", type=Path, default=COSTS)
+    parser.add_argument("--cache", type=Path, default=Path("runs/scaling_programs"))
+    parser.add_argument("--cell", type=json.loads, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.cell:
+        print(json.dumps(measure(options.part, Cell(**options.cell))))
+        return
+    machine = {"cores": os.cpu_count(), "jax": metadata.version("jax")}
+    for cell in QUICK if options.quick else CELLS:
+        for part in (options.part,) if options.part else PARTS:
+            key = {"part": part, **asdict(cell)}
+            done = any(key.items() <= row.items() for row in read(options.results))
+            if not done and options.only in str(cell):
+                row = key | carry_out(part, cell, options.cache) | machine
+                append(options.results, row)
+                print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
