@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.inspection.saliency import forward_and_saliency, in_order
+from resnet_jax.inspection.saliency import forward_and_saliency, in_order, on_whole_images
 from resnet_jax.training.evaluation import Evaluation
 
 if TYPE_CHECKING:
@@ -157,11 +157,13 @@ class Findings:
     def evaluation(self) -> Evaluation:
         """Loss, accuracy, confusion and the classes' rates."""
         shifted = self.logits - self.logits.max(1, keepdims=True)
+        five = np.argsort(-self.logits, axis=1, kind="stable")[:, :5]
         log_p = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
         return Evaluation(
             loss=float(-log_p[np.arange(len(self.labels)), self.labels].mean()),
             confusion=confusion_matrix(self.labels, self.predictions, len(self.class_names)),
             class_names=self.class_names,
+            correct5=int((five == self.labels[:, None]).sum()),
         )
 
     @property
@@ -217,4 +219,5 @@ def examine(
         outputs = (found.logits, found.features, saliency)
         parts.append([np.asarray(a, np.float32)[: len(part)] for a in outputs])
     logits, features, saliency = map(np.concatenate, zip(*parts, strict=True))
+    saliency = on_whole_images(run, saliency)
     return Findings(images, labels, run.class_names, logits, features, saliency, maps)
