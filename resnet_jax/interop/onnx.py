@@ -68,7 +68,7 @@ class _Graph:
         x = self.add("Transpose", [x], "channels_first", perm=[0, 3, 1, 2])
         x = self.add("Cast", [x], "float", to=self.onnx.TensorProto.FLOAT)
         height, width, _ = settings["image_shape"]
-        size, crop = settings["resize"], settings.get("center_crop", False)
+        size, crop = settings["resize"], settings["center_crop"]
         if size is not None and (height, width) != (size, size):
             # Bilinear resizing is one product for the rows and one for the columns. Taken from
             # JAX itself, so that low-passing and edges are the same. So is cutting out.

@@ -43,9 +43,8 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
     """
     log_p = jax.nn.log_softmax(logits)
     if labels.ndim == 2:
-        return -(
-            (1 - label_smoothing) * (labels * log_p).sum(-1) + label_smoothing * log_p.mean(-1)
-        )
+        of_shares = (labels * log_p).sum(axis=-1)
+        return -(1 - label_smoothing) * of_shares - label_smoothing * log_p.mean(axis=-1)
     of_label = jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
     return -(1 - label_smoothing) * of_label - label_smoothing * log_p.mean(axis=-1)
 
