@@ -634,6 +634,13 @@ def _print_datasets() -> None:
             info.source,
         )
     console.print(table)
+    console.print(
+        "also `folder`, your own images (--data.dir), and by its name in TFDS any other data set "
+        "of images and class labels: cifar10, kmnist, imagenet2012, ... (the extra `prepare` "
+        "brings what prepares them)",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 def _print_json(value: Any) -> None:

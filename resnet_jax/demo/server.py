@@ -122,6 +122,8 @@ class Recognizer:
             return read_image(
                 io.BytesIO(body),
                 self.run.image_shape,
+                fit=self.run.config.data.fit,
+                background=self.run.config.data.background,
                 invert=invert,
                 max_pixels=MAX_PIXELS,
                 formats=FORMATS,

@@ -1,5 +1,6 @@
 """What a network gets right and wrong on a split, and how well it knows that: numbers alone."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 BATCH = 64
 MOST_IMAGES = 10_000  # whose maps and features are kept in memory
+MOST_BYTES = 2**29  # of the images themselves
 # With fewer batches than this, optimising the program takes longer than it saves.
 BATCHES_WORTH_OPTIMISING = 50
 
@@ -183,7 +185,9 @@ def examine(
     checkpoint: "Checkpoint" = "best",
     data_dir: str | None = None,
 ) -> Findings:
-    """Evaluates a run's network image by image; of a split larger than 10,000, those first.
+    """Evaluates a run's network image by image; of a split of more than 10,000, those first.
+
+    Fewer where 10,000 would take more than 512 MiB.
 
     >>> found = rj.inspection.examine(run)  # doctest: +SKIP
     >>> found.evaluation.accuracy, found.calibration.ece, found.mistakes()  # doctest: +SKIP
@@ -198,7 +202,8 @@ def examine(
         ResNetJaxError: as `Run.evaluate`.
     """
     there = run.split(split, data_dir)
-    images, labels = there.read(np.arange(min(len(there), MOST_IMAGES)))
+    most = min(MOST_IMAGES, max(1, MOST_BYTES // math.prod(run.image_shape)))
+    images, labels = there.read(np.arange(min(len(there), most)))
     starts = range(0, len(images), BATCH)
     quick = jax.default_backend() == "cpu" and len(starts) < BATCHES_WORTH_OPTIMISING
     look = jax.jit(
