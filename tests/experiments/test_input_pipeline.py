@@ -3,12 +3,13 @@
 import json
 import shutil
 import statistics
+from pathlib import Path
 
 from experiments.input_pipeline import measure
 
 
 def test_the_page_is_what_the_script_makes_of_the_results(tmp_path):
-    page = shutil.copy(measure.HERE / "README.md", tmp_path)
+    page = Path(shutil.copy(measure.HERE / "README.md", tmp_path))
     before = page.read_text()
     measure.write_tables(page)
     assert page.read_text() == before
