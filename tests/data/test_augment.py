@@ -244,7 +244,7 @@ def test_crop_is_a_window_of_the_padded_image_and_every_window_comes():
     assert max(seen.count(place) for place in set(seen)) < 45  # 20 expected
 
 
-@pytest.mark.parametrize("size", [(5, 9), (24, 24)])
+@pytest.mark.parametrize("size", [(5, 9), pytest.param((24, 24), marks=pytest.mark.slow)])
 def test_a_cut_is_resized_as_pillow_resizes_a_box(size):
     images = images_of((3, 20, 16, 2)) * 255
     boxes = np.array([[0, 0, 20, 16], [3.25, 1.5, 10, 13.75], [15, 9, 5, 4.5]], np.float32)
@@ -289,6 +289,7 @@ def test_a_resized_crop_has_the_size_asked_for():
     np.testing.assert_allclose(whole, images[:, :10], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_settings_do_not_disturb_one_another_s_draws():
     images, key = images_of((8, 6, 6, 1)), jax.random.key(5)
     flipped = augment(images, key, flip=True)
@@ -307,7 +308,7 @@ def test_nothing_to_mix_gives_back_what_came():
     assert mixed[1] is labels
 
 
-@pytest.mark.parametrize("settings", [{"mixup": 0.2}, {"mixup": 1.0}, {"cutmix": 1.0}])
+@pytest.mark.parametrize("settings", [{"mixup": 0.2}, {"cutmix": 1.0}])
 def test_an_image_and_its_label_are_mixed_in_the_same_share(settings):
     """Image n is n everywhere, so that its mean tells how much of it is left."""
     count = 600
@@ -340,6 +341,7 @@ def test_an_image_and_its_label_are_mixed_in_the_same_share(settings):
         assert abs(kept.var() - 1 / (4 * (2 * a + 1))) < 0.02  # of Beta(a, a)
 
 
+@pytest.mark.slow
 def test_both_mixtures_take_turns():
     images = jnp.broadcast_to(jnp.arange(200.0)[:, None, None, None], (200, 8, 8, 1))
     both = jax.jit(partial(mix, num_classes=2, mixup=1, cutmix=1))

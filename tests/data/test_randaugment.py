@@ -88,6 +88,7 @@ def test_each_operation_is_pillows(channels):
     assert {name for name, *_ in IN_PILLOW} == set(OPERATIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3])
 def test_flat_and_extreme_images_stay_images(channels):
     for level in (0, 7, 255):
