@@ -175,7 +175,9 @@ def _report_if_new(run: "Run") -> None:
     try:
         from resnet_jax.inspection.report import write_report
 
-        page = write_report(run)
+        # Of some data sets no test labels are published.
+        kinds = set(run.metrics()["kind"])
+        page = write_report(run, "test" if "test" in kinds else "validation")
     except (ImportError, ResNetJaxError) as error:
         reason = f"{error.name} is missing" if isinstance(error, ImportError) else str(error)
         logging.getLogger(__name__).warning(
@@ -220,7 +222,8 @@ def evaluate(
         split: train, validation, test; for a run on a subset also test_all.
         checkpoint: best by validation accuracy, or latest.
         data_dir: where the prepared data set is now, if not where it was.
-        json: print JSON: accuracy (a fraction), loss, correct, count, per_class, confusion.
+        json: print JSON: accuracy (a fraction), loss, correct, count, per_class, confusion; of
+            more than ten classes also top5 (a fraction).
     """
     from resnet_jax.run import Run
 
@@ -245,8 +248,10 @@ def _print_evaluation(found: "Evaluation", title: str) -> None:
     # The confusion of a hundred classes is no table for a terminal.
     if len(found.class_names) <= 20:
         console.print(table)
+    top5 = "" if found.top5 is None else f"top-5 accuracy {found.top5:.2%}, "
     console.print(
-        f"accuracy {found.accuracy:.2%} ({found.correct} of {found.count}), loss {found.loss:.4f}"
+        f"accuracy {found.accuracy:.2%} ({found.correct} of {found.count}), {top5}"
+        f"loss {found.loss:.4f}"
     )
 
 
@@ -629,6 +634,13 @@ def _print_datasets() -> None:
             info.source,
         )
     console.print(table)
+    console.print(
+        "also `folder`, your own images (--data.dir), and by its name in TFDS any other data set "
+        "of images and class labels: cifar10, kmnist, imagenet2012, ... (the extra `prepare` "
+        "brings what prepares them)",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 def _print_json(value: Any) -> None:

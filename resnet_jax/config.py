@@ -96,6 +96,8 @@ class DataConfig:
     read_size: Annotated[int | None, Count] = None
     """Side at which the files of a folder, or pictures of several sizes, are read; the device
     resizes them to --data.image-size after augmentation. Default: --data.image-size."""
+    center_crop: bool = False
+    """Cut --data.image-size out of the middle of what is read, rather than resize it."""
     fit: Literal["pad", "crop"] = "pad"
     """How a picture of other proportions becomes square. pad: all of it, on black; crop: its
     centre."""
@@ -118,8 +120,23 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes to training images. Each is drawn uniformly from [-x, x] for each image."""
+    """Random changes to training images, drawn for each image; shift to shear from [-x, x]."""
 
+    flip: bool = False
+    """Mirror half of the images left to right."""
+    crop: Annotated[int, NotNegative] = 0
+    """Pad by this many pixels and cut the image's size out anywhere (arXiv 1512.03385)."""
+    resized_crop: Annotated[float, Share] = 0.0
+    """Cut out this share of the image's area or more, of an aspect from 3:4 to 4:3, and resize it
+    to --data.image-size (arXiv 1409.4842); 0.08 for photographs."""
+    randaugment: Annotated[int, Within(0, 10)] = 0
+    """This many of fourteen operations on form and colour (RandAugment, arXiv 1909.13719)."""
+    magnitude: Annotated[float, Within(0, 10)] = 9.0
+    """How strong those operations are."""
+    mixup: Annotated[float, NotNegative] = 0.0
+    """Mix images and labels of two, in shares drawn from Beta(x, x) (arXiv 1710.09412)."""
+    cutmix: Annotated[float, NotNegative] = 0.0
+    """Paste a rectangle of another image, of a share drawn from Beta(x, x) (arXiv 1905.04899)."""
     shift: Annotated[float, NotNegative] = 0.0
     """Translation in pixels, in both directions."""
     rotation: Annotated[float, Within(0, 180)] = 0.0
@@ -204,6 +221,15 @@ class TrainConfig:
             raise ResNetJaxError(
                 "--optim.nesterov makes no sense without sgd's momentum: give --optim.name sgd "
                 "and --optim.momentum 0.9, or --optim.no-nesterov"
+            )
+        if self.augment.crop and self.augment.resized_crop:
+            raise ResNetJaxError(
+                f"--augment.crop {self.augment.crop} and --augment.resized-crop "
+                f"{self.augment.resized_crop:g} exclude each other: give 0 for one of them"
+            )
+        if self.data.center_crop and self.data.image_size is None:
+            raise ResNetJaxError(
+                "--data.center-crop needs to know the size to cut out: give --data.image-size"
             )
 
 
@@ -323,6 +349,48 @@ PRESETS: dict[str, TrainConfig] = {
         epochs=10,
         label_smoothing=0.1,
         ema=0.999,
+    ),
+    # He et al.'s recipe for CIFAR-10 (arXiv 1512.03385, section 4.2: padded crops and flips,
+    # batch 128, rate 0.1) as it is used since wide residual networks (arXiv 1605.07146, section 4:
+    # Nesterov, weight decay 5e-4, 200 epochs), with a cosine (arXiv 1608.03983) for its steps and
+    # smoothed labels (arXiv 1512.00567). The stem is at the image's size, as in both.
+    "cifar10": TrainConfig(
+        model=ModelConfig(stem="small"),
+        data=DataConfig(
+            name="cifar10", mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)
+        ),
+        augment=AugmentConfig(flip=True, crop=4),
+        optim=OptimConfig(learning_rate=0.1, nesterov=True, weight_decay=5e-4, schedule="cosine"),
+        epochs=200,
+        batch_size=128,
+        label_smoothing=0.1,
+    ),
+    # ResNet-50 in 90 epochs: a rate of 0.1 for each 256 images of a batch, five epochs of warm-up
+    # and a last scale of zero (arXiv 1706.02677, sections 2 and 5.1); a cosine, smoothed labels and
+    # no decay of biases (arXiv 1812.01187, sections 3 and 5); Inception's crops (arXiv 1409.4842).
+    # Evaluation is torchvision's: the shorter side to 256, and the 224x224 in the middle.
+    "imagenet": TrainConfig(
+        model=ModelConfig(name="resnet50", zero_init_last=True),
+        data=DataConfig(
+            name="imagenet2012",
+            read_size=256,
+            fit="crop",
+            image_size=224,
+            center_crop=True,
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+        ),
+        augment=AugmentConfig(flip=True, resized_crop=0.08),
+        optim=OptimConfig(
+            learning_rate=0.1,
+            nesterov=True,
+            weight_decay=1e-4,
+            schedule="cosine",
+            warmup=5 / 90,
+        ),
+        epochs=90,
+        batch_size=256,
+        label_smoothing=0.1,
     ),
     # A person's own images, --data.dir. Mean and standard deviation suit grey and colour alike.
     "folder": TrainConfig(

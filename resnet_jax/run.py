@@ -136,7 +136,8 @@ class Run:
 
         Args:
             images: ``uint8[N, H, W, C]`` with the run's number of channels; ``(H, W)`` is the
-                run's too, unless the run resizes its images (``--data.image-size``).
+                run's too, unless the run resizes its images (``--data.image-size`` without
+                ``--data.center-crop``).
             checkpoint: whose parameters.
 
         Returns:
@@ -164,7 +165,7 @@ class Run:
     def _checked(self, images: np.ndarray) -> np.ndarray:
         images = np.asarray(images)
         height, width, channels = self.image_shape
-        free = self.config.data.image_size is not None
+        free = self.config.data.image_size is not None and not self.config.data.center_crop
         fits = images.ndim == 4 and images.shape[3] == channels
         if (
             images.dtype != np.uint8

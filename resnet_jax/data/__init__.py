@@ -1,7 +1,7 @@
 """Datasets, the order of their examples, and augmentation.
 
 Names are imported when they are first used: listing the datasets needs neither JAX nor TFDS.
-``augment`` and ``preprocess`` are in ``resnet_jax.data.augment``.
+``augment``, ``mix`` and ``preprocess`` are in ``resnet_jax.data.augment``.
 """
 
 from __future__ import annotations

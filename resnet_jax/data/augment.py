@@ -6,18 +6,28 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.ndimage import map_coordinates
 from jax.typing import ArrayLike
+
+from resnet_jax.data.randaugment import randaugment as draw_operations
+from resnet_jax.data.warp import warp
 
 # Random erasing's ranges, after arXiv 1708.04896, section 4 (s_l, s_h, r_1).
 ERASED_AREA = (0.02, 0.33)
 ERASED_ASPECT = (0.3, 1 / 0.3)
+# Width to height of a random resized crop (arXiv 1409.4842, section 6).
+CROP_ASPECT = (3 / 4, 4 / 3)
 
 
 def augment(
     images: jax.Array,
     key: jax.Array,
     *,
+    flip: bool = False,
+    crop: int = 0,
+    resized_crop: float = 0.0,
+    image_size: int | None = None,
+    randaugment: int = 0,
+    magnitude: float = 9.0,
     shift: float = 0.0,
     rotation: float = 0.0,
     scale: float = 0.0,
@@ -25,15 +35,26 @@ def augment(
     erase: float = 0.0,
     fill: float = 0.0,
 ) -> jax.Array:
-    """Returns the images, each moved, turned, scaled, sheared and partly erased at random.
+    """Returns the images, each cropped, flipped, moved, recoloured and partly erased at random.
 
-    The four geometric settings make one affine map about the image's centre, sampled once with
-    bilinear interpolation. Each is drawn uniformly for each image, from [-a, a]. A setting of 0
-    costs nothing: settings are Python numbers, and what they do not ask for is not traced.
+    It happens in the order of the settings. Those from ``shift`` to ``shear`` make one affine map
+    about the image's centre, sampled once with bilinear interpolation; each is drawn uniformly for
+    each image, from [-a, a]. A setting of 0 costs nothing: settings are Python numbers, and what
+    they do not ask for is not traced. Whatever the others are, a setting draws the same.
 
     Args:
-        images: float32[N, H, W, C].
+        images: float32[N, H, W, C]; in [0, 255] for ``randaugment``.
         key: a key of ``jax.random``; the same key gives the same result.
+        flip: mirror half of the images left to right.
+        crop: pad each side by this many pixels of background, and cut the image's size out of that
+            anywhere (arXiv 1512.03385, section 4.2). Less than the image's sides.
+        resized_crop: the least share of the image's area that a crop has; the share is uniform up
+            to 1, the logarithm of width to height is uniform from 3:4 to 4:3 where it fits
+            (arXiv 1409.4842, section 6), and the place is uniform.
+        image_size: the side to which ``resized_crop`` brings crops, as `preprocess` resizes. None
+            for that of the images.
+        randaugment: operations on each image: see `resnet_jax.data.randaugment`.
+        magnitude: of those operations, 0 to 10.
         shift: the largest shift along each axis, in pixels.
         rotation: the largest turn, in degrees.
         scale: the largest change of size, a fraction: 0.1 draws a factor from [0.9, 1.1].
@@ -44,13 +65,25 @@ def augment(
         fill: the background, in the images' own units.
 
     Returns:
-        float32[N, H, W, C].
+        float32[N, H, W, C], with ``resized_crop`` float32[N, image_size, image_size, C].
 
     Example:
         >>> images = jnp.zeros((8, 28, 28, 1))
         >>> augment(images, jax.random.key(0), shift=2, rotation=10, erase=0.1).shape
         (8, 28, 28, 1)
     """
+    if resized_crop:
+        size = images.shape[1:3] if image_size is None else (image_size, image_size)
+        boxes = _draw_boxes(images.shape[:3], jax.random.fold_in(key, 2), resized_crop)
+        images = cut_out(images, boxes, size)
+    if crop:
+        images = _padded_crop(images, jax.random.fold_in(key, 3), crop, fill)
+    if flip:
+        chosen = jax.random.bernoulli(jax.random.fold_in(key, 4), shape=images.shape[:1])
+        images = jnp.where(chosen[:, None, None, None], images[:, :, ::-1], images)
+    if randaugment:
+        of_its_own = jax.random.fold_in(key, 5)
+        images = draw_operations(images, of_its_own, randaugment, magnitude, fill=fill)
     if shift or rotation or scale or shear:
         inverse, translation = _draw_affine(images.shape[0], key, shift, rotation, scale, shear)
         images = warp(images, inverse, translation, fill=fill)
@@ -60,39 +93,116 @@ def augment(
     return images
 
 
-def warp(
-    images: jax.Array, inverse: jax.Array, translation: jax.Array, *, fill: float = 0.0
-) -> jax.Array:
-    """Resamples each image: ``output[p] = image[inverse @ p + translation]``, bilinearly.
+def mix(
+    images: jax.Array,
+    labels: jax.Array,
+    key: jax.Array,
+    *,
+    num_classes: int,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+) -> tuple[jax.Array, jax.Array]:
+    """Mixes each image with the one before it in the batch, and their labels in the same shares.
 
-    Points are (row, column) measured from the image's centre, in pixels. What lies outside the
-    image is ``fill``.
+    The share that an image keeps of itself is drawn for each image from Beta(a, a). With both
+    settings each image is mixed by the one or the other, with equal chances. Without any, images
+    and labels are given back as they are.
+
+    Args:
+        images: float[N, H, W, C], in any units.
+        labels: int32[N].
+        key: a key of ``jax.random``; may be that of `augment`.
+        num_classes: K.
+        mixup: a, for a weighted mean of the two images (arXiv 1710.09412).
+        cutmix: a, for a rectangle of the other image of the drawn area at most: its centre is
+            anywhere, and what is outside is cut off (arXiv 1905.04899).
+
+    Returns:
+        The images, and float32[N, K], rows that sum to 1.
+    """
+    if not (mixup or cutmix):
+        return images, labels
+    mixup_key, cutmix_key, choice_key = jax.random.split(jax.random.fold_in(key, 6), 3)
+    count, height, width, _ = images.shape
+    if mixup:
+        kept = jax.random.beta(mixup_key, mixup, mixup, (count, 1, 1))
+        own = jnp.broadcast_to(kept, (count, height, width))
+    if cutmix:
+        outside = ~_draw_pasted((count, height, width), cutmix_key, cutmix)
+        either = jax.random.bernoulli(choice_key, shape=(count, 1, 1))
+        own = jnp.where(either, own, outside) if mixup else outside.astype(jnp.float32)
+    weights = own[..., None].astype(images.dtype)
+    mixed = weights * images + (1 - weights) * jnp.roll(images, 1, axis=0)
+    share = own.mean((1, 2))[:, None]
+    one_hot = jax.nn.one_hot(labels, num_classes)
+    return mixed, share * one_hot + (1 - share) * jnp.roll(one_hot, 1, axis=0)
+
+
+def cut_out(images: jax.Array, boxes: jax.Array, size: tuple[int, ...]) -> jax.Array:
+    """Resizes a rectangle of each image, bilinearly and low-passed where it shrinks.
 
     Args:
         images: float32[N, H, W, C].
-        inverse: float32[N, 2, 2], the map from output points back to input points.
-        translation: float32[N, 2].
-        fill: the background.
+        boxes: float32[N, 4]: top, left, height and width in pixels, within the image.
+        size: the new height and width.
 
     Returns:
-        float32[N, H, W, C].
+        float32[N, *size, C].
     """
-    _, height, width, _ = images.shape
-    centre = jnp.asarray([(height - 1) / 2, (width - 1) / 2], jnp.float32)
-    rows = jnp.arange(height, dtype=jnp.float32)[:, None] - centre[0]
-    columns = jnp.arange(width, dtype=jnp.float32)[None, :] - centre[1]
 
-    def warp_one(image: jax.Array, matrix: jax.Array, offset: jax.Array) -> jax.Array:
-        # Written out rather than as a matrix product: exact in float32 on every platform.
-        source = [matrix[i, 0] * rows + matrix[i, 1] * columns + offset[i] for i in (0, 1)]
-        coordinates = [source[i] + centre[i] for i in (0, 1)]
+    def one(image: jax.Array, box: jax.Array) -> jax.Array:
+        scale = jnp.asarray(size, jnp.float32) / box[2:]
+        shape = (*size, image.shape[-1])
+        return jax.image.scale_and_translate(
+            image, shape, (0, 1), scale, -box[:2] * scale, "bilinear"
+        )
 
-        def channel(plane: jax.Array) -> jax.Array:
-            return map_coordinates(plane, coordinates, order=1, mode="constant", cval=fill)
+    return jax.vmap(one)(images, boxes)
 
-        return jax.vmap(channel, in_axes=-1, out_axes=-1)(image)
 
-    return jax.vmap(warp_one)(images, inverse, translation)
+def _draw_boxes(shape: tuple[int, ...], key: jax.Array, least: float) -> jax.Array:
+    """Draws the rectangles of random resized crops, float32[N, 4], see `cut_out`."""
+    count, height, width = shape
+    area_key, aspect_key, place_key = jax.random.split(key, 3)
+    # Of a long image no crop of the aspects allowed has the whole area.
+    most = min(1, CROP_ASPECT[1] * height / width, width / (CROP_ASPECT[0] * height))
+    share = jax.random.uniform(area_key, (count,), minval=min(least, most), maxval=most)
+    area = share * height * width
+    # As for erasing: where Inception's draw is repeated, the aspect is cut to what fits.
+    low = jnp.maximum(CROP_ASPECT[0], area / height**2)
+    high = jnp.minimum(CROP_ASPECT[1], width**2 / area)
+    draw = jax.random.uniform(aspect_key, (count,))
+    aspect = jnp.exp(jnp.log(low) + draw * (jnp.log(high) - jnp.log(low)))
+    tall = jnp.minimum(jnp.sqrt(area / aspect), height)
+    wide = jnp.minimum(jnp.sqrt(area * aspect), width)
+    place = jax.random.uniform(place_key, (2, count))
+    return jnp.stack([place[0] * (height - tall), place[1] * (width - wide), tall, wide], -1)
+
+
+def _padded_crop(images: jax.Array, key: jax.Array, pixels: int, fill: float) -> jax.Array:
+    """Cuts the images' size out of the padded images."""
+    count, *shape = images.shape
+    padding = ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0))
+    padded = jnp.pad(images, padding, constant_values=fill)
+    corners = jax.random.randint(key, (count, 2), 0, 2 * pixels + 1)
+
+    def one(image: jax.Array, corner: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), shape)
+
+    return jax.vmap(one)(padded, corners)
+
+
+def _draw_pasted(shape: tuple[int, ...], key: jax.Array, parameter: float) -> jax.Array:
+    """Draws the pixels that cutmix takes from the other image: bool[N, H, W]."""
+    count, height, width = shape
+    share_key, place_key = jax.random.split(key)
+    side = jnp.sqrt(1 - jax.random.beta(share_key, parameter, parameter, (count,)))
+    place = jax.random.uniform(place_key, (2, count))
+    inside = [
+        jnp.abs(jnp.arange(n) + 0.5 - n * centre[:, None]) < n * side[:, None] / 2
+        for n, centre in zip((height, width), place, strict=True)
+    ]
+    return inside[0][:, :, None] & inside[1][:, None, :]
 
 
 def _draw_affine(
@@ -138,7 +248,12 @@ def _draw_erased(shape: tuple[int, ...], key: jax.Array, probability: float) -> 
 
 
 def preprocess(
-    images: ArrayLike, *, image_size: int | None = None, mean: ArrayLike = 0, std: ArrayLike = 1
+    images: ArrayLike,
+    *,
+    image_size: int | None = None,
+    center_crop: bool = False,
+    mean: ArrayLike = 0,
+    std: ArrayLike = 1,
 ) -> jax.Array:
     """Returns the network's input: resized, scaled from [0, 255] to [0, 1], normalised.
 
@@ -147,6 +262,7 @@ def preprocess(
         image_size: the new height and width in pixels, by bilinear interpolation between pixel
             centres (as Pillow and torchvision, which round the result to whole grey levels; like
             theirs, it is low-passed when the image shrinks). None keeps the size.
+        center_crop: cut ``image_size`` out of the middle instead of resizing.
         mean: subtracted from the pixels in [0, 1]: a number, or float[C], one for each channel.
         std: divides what is left: likewise.
 
@@ -160,6 +276,9 @@ def preprocess(
     """
     pixels = jnp.asarray(images, jnp.float32)
     count, height, width, channels = pixels.shape
-    if image_size is not None and (height, width) != (image_size, image_size):
+    if image_size is not None and center_crop:
+        top, left = (height - image_size) // 2, (width - image_size) // 2
+        pixels = pixels[:, top : top + image_size, left : left + image_size]
+    elif image_size is not None and (height, width) != (image_size, image_size):
         pixels = jax.image.resize(pixels, (count, image_size, image_size, channels), "bilinear")
     return (pixels / 255 - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)

@@ -22,6 +22,7 @@ from resnet_jax.data.files import read_image
 from resnet_jax.demo.strokes import draw, read_strokes
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.inspection import grad_cam, overlay
+from resnet_jax.inspection.saliency import on_whole_images
 from resnet_jax.run import Checkpoint, Run
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class Recognizer:
             if explain:
                 label = probabilities[None].argmax(axis=1)
                 maps = grad_cam(self.run.model, self._variables, pixels, label)
-                explanation = overlay(image[None], maps)[0]
+                explanation = overlay(image[None], on_whole_images(self.run, maps))[0]
         named = zip(self.run.class_names, map(float, probabilities), strict=True)
         return Answer(dict(named), image, explanation)
 
@@ -121,6 +122,8 @@ class Recognizer:
             return read_image(
                 io.BytesIO(body),
                 self.run.image_shape,
+                fit=self.run.config.data.fit,
+                background=self.run.config.data.background,
                 invert=invert,
                 max_pixels=MAX_PIXELS,
                 formats=FORMATS,

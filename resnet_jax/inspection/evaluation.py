@@ -1,5 +1,6 @@
 """What a network gets right and wrong on a split, and how well it knows that: numbers alone."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.inspection.saliency import forward_and_saliency, in_order
+from resnet_jax.inspection.saliency import forward_and_saliency, in_order, on_whole_images
 from resnet_jax.training.evaluation import Evaluation
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 BATCH = 64
 MOST_IMAGES = 10_000  # whose maps and features are kept in memory
+MOST_BYTES = 2**29  # of the images themselves
 # With fewer batches than this, optimising the program takes longer than it saves.
 BATCHES_WORTH_OPTIMISING = 50
 
@@ -157,11 +159,13 @@ class Findings:
     def evaluation(self) -> Evaluation:
         """Loss, accuracy, confusion and the classes' rates."""
         shifted = self.logits - self.logits.max(1, keepdims=True)
+        five = np.argsort(-self.logits, axis=1, kind="stable")[:, :5]
         log_p = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
         return Evaluation(
             loss=float(-log_p[np.arange(len(self.labels)), self.labels].mean()),
             confusion=confusion_matrix(self.labels, self.predictions, len(self.class_names)),
             class_names=self.class_names,
+            correct5=int((five == self.labels[:, None]).sum()),
         )
 
     @property
@@ -181,7 +185,9 @@ def examine(
     checkpoint: "Checkpoint" = "best",
     data_dir: str | None = None,
 ) -> Findings:
-    """Evaluates a run's network image by image; of a split larger than 10,000, those first.
+    """Evaluates a run's network image by image; of a split of more than 10,000, those first.
+
+    Fewer where 10,000 would take more than 512 MiB.
 
     >>> found = rj.inspection.examine(run)  # doctest: +SKIP
     >>> found.evaluation.accuracy, found.calibration.ece, found.mistakes()  # doctest: +SKIP
@@ -196,7 +202,8 @@ def examine(
         ResNetJaxError: as `Run.evaluate`.
     """
     there = run.split(split, data_dir)
-    images, labels = there.read(np.arange(min(len(there), MOST_IMAGES)))
+    most = min(MOST_IMAGES, max(1, MOST_BYTES // math.prod(run.image_shape)))
+    images, labels = there.read(np.arange(min(len(there), most)))
     starts = range(0, len(images), BATCH)
     quick = jax.default_backend() == "cpu" and len(starts) < BATCHES_WORTH_OPTIMISING
     look = jax.jit(
@@ -217,4 +224,5 @@ def examine(
         outputs = (found.logits, found.features, saliency)
         parts.append([np.asarray(a, np.float32)[: len(part)] for a in outputs])
     logits, features, saliency = map(np.concatenate, zip(*parts, strict=True))
+    saliency = on_whole_images(run, saliency)
     return Findings(images, labels, run.class_names, logits, features, saliency, maps)

@@ -181,6 +181,7 @@ def _page(run: "Run", found: Findings, split: str, checkpoint: str, pictures: st
     rows = run.metrics()
     measured = [
         ("accuracy", f"{evaluation.accuracy:.2%} ({evaluation.correct} of {evaluation.count})"),
+        *([] if evaluation.top5 is None else [("top-5 accuracy", f"{evaluation.top5:.2%}")]),
         ("loss", f"{evaluation.loss:.4f} nats"),
         ("expected calibration error", f"{found.calibration.ece:.2%}"),
         ("of", f"{checkpoint} parameters on {split} images"),

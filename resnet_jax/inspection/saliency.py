@@ -220,7 +220,26 @@ def explain(
         parts.append(np.asarray(grad_cam(run.model, variables, pixels[part], chosen, stage=stage)))
     if not parts:
         return np.zeros((0, 1, 1), np.float32)
-    return np.concatenate(parts)
+    return on_whole_images(run, np.concatenate(parts))
+
+
+def on_whole_images(run: "Run", maps: ArrayLike) -> np.ndarray:
+    """Maps of what the network saw as maps of its images: `overlay` lays them on those.
+
+    Only ``--data.center-crop`` makes a difference; around it they are zero.
+
+    Args:
+        run: whose settings.
+        maps: ``float[N, h, w]``, as `grad_cam` returns them.
+    """
+    maps = np.asarray(maps)
+    size = run.config.data.image_size
+    if not run.config.data.center_crop or size is None:
+        return maps
+    enlarged = jax.image.resize(jnp.asarray(maps), (len(maps), size, size), "bilinear")
+    before = [(side - size) // 2 for side in run.image_shape[:2]]
+    margins = [(b, side - size - b) for b, side in zip(before, run.image_shape[:2], strict=True)]
+    return np.pad(np.asarray(enlarged), [(0, 0), *margins])
 
 
 def overlay(images: np.ndarray, maps: ArrayLike, *, opacity: float = 0.6) -> np.ndarray:

@@ -110,6 +110,7 @@ def describe(run: "Run", checkpoint: str) -> dict[str, Any]:
             "images": f"uint8[N, {height}, {width}, {channels}]",
             "image_shape": [height, width, channels],
             "resize": data.image_size,
+            "center_crop": data.center_crop,
             "scale": 255,
             "mean": list(data.mean),
             "std": list(data.std),
@@ -149,7 +150,13 @@ def network(run: "Run", model: ResNet) -> Callable[[Any, jax.Array], Outputs]:
     """``(variables, uint8 images) -> logits and probabilities``, preprocessing inside."""
     data = run.config.data
     mean, std = jnp.asarray(data.mean), jnp.asarray(data.std)
-    normalise = partial(preprocess, image_size=data.image_size, mean=mean, std=std)
+    normalise = partial(
+        preprocess,
+        image_size=data.image_size,
+        center_crop=data.center_crop,
+        mean=mean,
+        std=std,
+    )
 
     def apply(variables: Any, images: jax.Array) -> Outputs:
         logits = model.apply(variables, normalise(images), train=False)

@@ -68,11 +68,12 @@ class _Graph:
         x = self.add("Transpose", [x], "channels_first", perm=[0, 3, 1, 2])
         x = self.add("Cast", [x], "float", to=self.onnx.TensorProto.FLOAT)
         height, width, _ = settings["image_shape"]
-        size = settings["resize"]
+        size, crop = settings["resize"], settings["center_crop"]
         if size is not None and (height, width) != (size, size):
             # Bilinear resizing is one product for the rows and one for the columns. Taken from
-            # JAX itself, so that low-passing and edges are the same.
-            rows, columns = (_resizing(before, size) for before in (height, width))
+            # JAX itself, so that low-passing and edges are the same. So is cutting out.
+            bring = _cutting if crop else _resizing
+            rows, columns = (bring(before, size) for before in (height, width))
             x = self.add("MatMul", [self.constant("resize_rows/weight", rows), x], "resize_rows")
             weight = self.constant("resize_columns/weight", columns.T)
             x = self.add("MatMul", [x, weight], "resize_columns")
@@ -189,6 +190,11 @@ def _resizing(before: int, after: int) -> np.ndarray:
     return np.asarray(
         jax.image.resize(np.eye(before, dtype=np.float32), (after, before), "bilinear")
     )
+
+
+def _cutting(before: int, after: int) -> np.ndarray:
+    """float32[after, before]: the matrix that takes the middle of an axis."""
+    return np.eye(after, before, (before - after) // 2, dtype=np.float32)
 
 
 def _import(package: str) -> Any:

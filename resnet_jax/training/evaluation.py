@@ -15,11 +15,14 @@ class Evaluation:
         loss: mean cross-entropy in nats, without label smoothing.
         confusion: ``int64[K, K]``, examples by label (row) and prediction (column).
         class_names: K names.
+        correct5: examples whose label is one of the five most probable classes, or None where that
+            was not counted.
     """
 
     loss: float
     confusion: np.ndarray
     class_names: tuple[str, ...]
+    correct5: int | None = None
 
     @property
     def count(self) -> int:
@@ -35,6 +38,13 @@ class Evaluation:
     def accuracy(self) -> float:
         """``correct / count``, a fraction; NaN for no examples."""
         return self.correct / self.count if self.count else float("nan")
+
+    @property
+    def top5(self) -> float | None:
+        """``correct5 / count``; None for ten classes or fewer, of which five say little."""
+        if self.correct5 is None or not self.count or len(self.class_names) <= 10:
+            return None
+        return self.correct5 / self.count
 
     @property
     def per_class(self) -> dict[str, dict[str, float | int | None]]:
@@ -63,14 +73,16 @@ class Evaluation:
         )
         return (
             f"<p>accuracy <b>{self.accuracy:.2%}</b> ({self.correct} of {self.count}), "
+            f"{'' if self.top5 is None else f'top-5 accuracy {self.top5:.2%}, '}"
             f"loss {self.loss:.4f}</p><table><tr><th>class</th><th>examples</th><th>recall</th>"
             f"<th>precision</th></tr>{cells}</table>"
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as `resnet-jax evaluate --json` prints them."""
+        """Plain values, as `resnet-jax evaluate --json` prints them; top5 where there is one."""
         return {
             "accuracy": self.accuracy,
+            **({} if self.top5 is None else {"top5": self.top5}),
             "loss": self.loss,
             "correct": self.correct,
             "count": self.count,

@@ -20,6 +20,7 @@ from resnet_jax.config import TrainConfig
 from resnet_jax.data import Dataset, IndexStream, StreamedSplit, load_dataset, sample
 from resnet_jax.data.streaming import ReadAhead
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.training.evaluation import Evaluation
 from resnet_jax.training.folder import DataFacts, RunFolder
 from resnet_jax.training.program import Program, configure_jax
 from resnet_jax.training.progress import Observer
@@ -274,7 +275,9 @@ class _Loop:
         result = None
         if len(self.splits["validation"]):
             evaluation = self.program.evaluate(state, validation)
-            self._record(self._row(step, "validation", evaluation.loss, evaluation.accuracy))
+            more = _top5(evaluation)
+            loss, accuracy = evaluation.loss, evaluation.accuracy
+            self._record(self._row(step, "validation", loss, accuracy, **more))
             result = {"accuracy": evaluation.accuracy, "loss": evaluation.loss}
         self._save(state, step, result)
 
@@ -311,9 +314,13 @@ class _Loop:
         for split in ("test", "test_all"):
             if len(self.splits.get(split, ())):
                 found = self.program.evaluate(state, self.program.put(self.splits[split]))
-                more = {"split": split, "checkpoint": checkpoint, "last": last}
+                more = {"split": split, "checkpoint": checkpoint, "last": last, **_top5(found)}
                 rows.append(self._row(step, "test", found.loss, found.accuracy, **more))
         return rows
+
+
+def _top5(found: Evaluation) -> dict[str, float]:
+    return {} if found.top5 is None else {"top5": found.top5}
 
 
 def _where_not_finite(groups: list[str], not_finite: np.ndarray) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from resnet_jax.config import TrainConfig
-from resnet_jax.data.augment import augment, preprocess
+from resnet_jax.data.augment import augment, mix, preprocess
 from resnet_jax.data.cache import cache_root
 from resnet_jax.data.dataset import AnySplit, StreamedSplit
 from resnet_jax.data.streaming import ReadAhead
@@ -71,6 +71,19 @@ class Program:
                     f"--data.{name} has {len(getattr(config.data, name))} numbers for images of "
                     f"{image_shape[-1]} channels: give one, or one for each channel"
                 )
+
+        least = min(image_shape[:2])
+        if config.augment.crop >= least:
+            raise ResNetJaxError(
+                f"--augment.crop {config.augment.crop} makes no sense for images of "
+                f"{image_shape[0]}x{image_shape[1]} pixels: give less than {least}"
+            )
+        if config.data.center_crop and (config.data.image_size or 0) > least:
+            raise ResNetJaxError(
+                f"--data.center-crop cannot cut --data.image-size {config.data.image_size} out of "
+                f"images of {image_shape[0]}x{image_shape[1]} pixels: give a larger "
+                "--data.read-size, or --data.no-center-crop"
+            )
 
         mesh = Mesh(np.asarray(jax.devices()), ("data",))
         # Without an update the batch is free: the next one that every device gets a part of.
@@ -163,15 +176,19 @@ class Program:
     def evaluate(self, state: TrainState, examples: Batch | StreamedSplit) -> Evaluation:
         """Evaluates every example of a split exactly once, the last batch padded."""
         count = len(examples) if isinstance(examples, StreamedSplit) else len(examples.labels)
-        parts = [self._evaluate(state, *batch) for batch in self._padded(examples, count)]
-        fetched = jax.device_get(parts)
+        losses = []
+        # Added up on the device: a thousand classes make four megabytes of counts a batch.
+        confusion = jnp.zeros((len(self.class_names),) * 2, jnp.int32)
+        top5 = jnp.zeros((), jnp.int32)
+        for batch in self._padded(examples, count):
+            counts = self._evaluate(state, *batch)
+            losses.append(counts.loss)
+            confusion, top5 = confusion + counts.confusion, top5 + counts.top5
         return Evaluation(
-            loss=sum(float(part.loss) for part in fetched) / count if count else float("nan"),
-            confusion=sum(
-                (part.confusion.astype(np.int64) for part in fetched),
-                np.zeros((len(self.class_names),) * 2, np.int64),
-            ),
+            loss=sum(map(float, jax.device_get(losses))) / count if count else float("nan"),
+            confusion=np.asarray(confusion, np.int64),
             class_names=self.class_names,
+            correct5=int(top5),
         )
 
     def _padded(
@@ -214,10 +231,20 @@ class Program:
         self, state: TrainState, augment_key: jax.Array, images: jax.Array, labels: jax.Array
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(augment_key, state.step)
-        pixels = augment(images.astype(jnp.float32), key, **asdict(self.config.augment))
-        batch = Batch(self.preprocess(pixels), labels)
+        batch = Batch(*self._augmented(images, labels, key))
         smoothing = self.config.label_smoothing
         return train_step(state, batch, label_smoothing=smoothing, ema=self.config.ema)
+
+    def _augmented(
+        self, images: jax.Array, labels: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The network's input and its targets; a target is a class, or shares of classes."""
+        settings = asdict(self.config.augment)
+        mixing = {name: settings.pop(name) for name in ("mixup", "cutmix")}
+        size = self.config.data.image_size
+        pixels = augment(images.astype(jnp.float32), key, image_size=size, **settings)
+        classes = len(self.class_names)
+        return mix(self.preprocess(pixels), labels, key, num_classes=classes, **mixing)
 
     def _evaluate_batch(self, state: TrainState, images: jax.Array, labels: jax.Array) -> Counts:
         return eval_step(state, Batch(self.preprocess(images), labels))
@@ -230,7 +257,7 @@ class Program:
         """Pixels in [0, 255] as the network takes them, ``float32[N, H, W, C]``."""
         data = self.config.data
         normalise = partial(preprocess, mean=jnp.asarray(data.mean), std=jnp.asarray(data.std))
-        return normalise(images, image_size=data.image_size)
+        return normalise(images, image_size=data.image_size, center_crop=data.center_crop)
 
 
 def _take(images: jax.Array, labels: jax.Array, indices: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -107,16 +107,20 @@ class Display:
             self.said(
                 f"epoch {row['epoch']:6.2f}  step {row['step']:5d}  "
                 f"loss {train['loss']:.4f}  accuracy {train['accuracy']:7.2%}  "
-                f"validation loss {row['loss']:.4f}  accuracy {row['accuracy']:7.2%}  "
+                f"validation loss {row['loss']:.4f}  accuracy {row['accuracy']:7.2%}  {_top5(row)}"
                 f"{train['images_per_s']:,.0f} images/s"
             )
         else:
             self.said(
                 f"{row['split']}, {row['checkpoint']} parameters (step {row['step']}): "
-                f"loss {row['loss']:.4f}  accuracy {row['accuracy']:.2%}"
+                f"loss {row['loss']:.4f}  accuracy {row['accuracy']:.2%}  {_top5(row)}".rstrip()
             )
 
     def said(self, text: str) -> None:
         """Prints a line, above the bar where there is one."""
         self._last_line = time.monotonic()
         self.console.print(text, soft_wrap=True, markup=False)
+
+
+def _top5(row: dict[str, Any]) -> str:
+    return f"top-5 {row['top5']:.2%}  " if "top5" in row else ""

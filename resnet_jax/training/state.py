@@ -14,7 +14,9 @@ class Batch(NamedTuple):
     """Examples for one step."""
 
     images: jax.Array  # float[N, H, W, C], normalised
-    labels: jax.Array  # int32[N]; -1 marks padding, which evaluation does not count
+    # int32[N]; -1 marks padding, which evaluation does not count. In training also float[N, K],
+    # shares of classes.
+    labels: jax.Array
 
 
 class TrainState(struct.PyTreeNode):

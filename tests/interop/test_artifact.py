@@ -78,22 +78,23 @@ def test_onnx_is_checked_and_carries_what_it_needs(run):
     assert json.loads(metadata["class_names"]) == list(run.class_names)
 
 
-def facts_for(shape, resize=None, mean=(0.4,), std=(0.3,)):
-    return {
-        "preprocessing": {"image_shape": shape, "resize": resize, "mean": mean, "std": std},
-    }
+def facts_for(shape, resize=None, mean=(0.4,), std=(0.3,), center_crop=False):
+    sizes = {"image_shape": shape, "resize": resize, "center_crop": center_crop}
+    return {"preprocessing": {**sizes, "mean": mean, "std": std}}
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "shape", "resize"),
+    ("name", "options", "shape", "resize", "crop"),
     [
-        ("resnet50", {}, [33, 47, 3], None),
-        ("preact_resnet18", {}, [28, 28, 1], 20),
-        ("preact_resnet18", {"residual": False, "stem": "small"}, [9, 8, 1], None),
-        ("resnet18", {"residual": False, "stem": "small"}, [9, 8, 1], None),
+        ("resnet50", {}, [33, 47, 3], None, False),
+        ("preact_resnet18", {}, [28, 28, 1], 20, False),
+        ("preact_resnet18", {"residual": False, "stem": "small"}, [9, 8, 1], None, False),
+        ("resnet18", {"residual": False, "stem": "small"}, [9, 8, 1], 5, True),
     ],
 )
-def test_onnx_has_one_conv_for_each_convolution_and_the_models_logits(name, options, shape, resize):
+def test_onnx_has_one_conv_for_each_convolution_and_the_models_logits(
+    name, options, shape, resize, crop
+):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     model = VARIANTS[name](width=4, num_classes=5, lowering="reference", **options)
@@ -105,7 +106,7 @@ def test_onnx_has_one_conv_for_each_convolution_and_the_models_logits(name, opti
     }
     variables = traverse_util.unflatten_dict({k: v.astype(np.float32) for k, v in flat.items()})
     channels = tuple(np.linspace(0.2, 0.6, shape[2]))
-    content = to_onnx(model, variables, facts_for(shape, resize, channels, channels))
+    content = to_onnx(model, variables, facts_for(shape, resize, channels, channels, crop))
     nodes = onnx.load_from_string(content).graph.node
     convolutions = {"/".join(p[1:-1]) for p in flat if p[-1] == "kernel" and p[1] != "head"}
     assert sorted(node.name for node in nodes if node.op_type == "Conv") == sorted(convolutions)
@@ -114,7 +115,8 @@ def test_onnx_has_one_conv_for_each_convolution_and_the_models_logits(name, opti
 
     def expected(images):
         mean = np.asarray(channels, np.float32)
-        pixels = rj.data.augment.preprocess(images, image_size=resize, mean=mean, std=mean)
+        sizes = {"image_size": resize, "center_crop": crop}
+        pixels = rj.data.augment.preprocess(images, **sizes, mean=mean, std=mean)
         return model.apply(variables, pixels, train=False)
 
     logits = np.asarray(jax.jit(expected)(images))

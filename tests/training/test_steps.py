@@ -51,6 +51,45 @@ def test_cross_entropy_by_hand():
     np.testing.assert_allclose(cross_entropy(logits, label, 0.3), [expected], rtol=1e-6)
 
 
+def test_cross_entropy_of_shares_of_classes():
+    rng = np.random.default_rng(0)
+    logits, labels = jnp.asarray(rng.normal(size=(5, 4))), jnp.array([0, 3, 1, 1, 2])
+    one_hot = jax.nn.one_hot(labels, 4)
+    for smoothing in (0.0, 0.3):
+        by_class = cross_entropy(logits, labels, smoothing)
+        np.testing.assert_allclose(cross_entropy(logits, one_hot, smoothing), by_class, rtol=1e-6)
+        # It is linear in the targets.
+        other = cross_entropy(logits, labels[::-1], smoothing)
+        mixed = 0.7 * one_hot + 0.3 * one_hot[::-1]
+        expected = 0.7 * by_class + 0.3 * other
+        np.testing.assert_allclose(cross_entropy(logits, mixed, smoothing), expected, rtol=1e-6)
+
+
+def test_accuracy_is_against_the_heavier_label():
+    def of_the_images(variables, images, train, mutable):
+        return images[:, 0, 0], {}
+
+    state = make_state().replace(apply_fn=of_the_images)
+    images = jnp.asarray([[9.0, 1, 1], [1, 1, 9], [1, 9, 1], [9, 1, 1]])[:, None, None]
+    targets = jnp.asarray([[0.6, 0.4, 0], [0.4, 0.6, 0], [0.3, 0.7, 0], [0.2, 0.2, 0.6]])
+    _, metrics = jax.jit(rj.train_step)(state, rj.Batch(images, targets))
+    assert float(metrics.accuracy) == 0.5
+    loss = -(targets * jax.nn.log_softmax(images[:, 0, 0])).sum(1).mean()
+    np.testing.assert_allclose(metrics.loss, loss, rtol=1e-6)
+
+
+def test_top5_counts_labels_among_the_five_most_probable():
+    state = make_state().replace(apply_fn=lambda variables, images, train: images[:, 0, 0])
+    logits = np.random.default_rng(1).normal(size=(40, 12)).astype(np.float32)
+    labels = np.arange(40, dtype=np.int32) % 12
+    labels[30:] = -1
+    counts = jax.jit(rj.eval_step)(state, rj.Batch(logits[:, None, None], labels))
+    ranks = (logits[:30] > logits[np.arange(30), labels[:30]][:, None]).sum(1)
+    assert int(counts.top5) == (ranks < 5).sum()
+    assert 0 < int(counts.top5) < 30
+    assert int(jnp.trace(counts.confusion)) == (ranks == 0).sum()
+
+
 @pytest.mark.slow
 def test_gradient_agrees_with_finite_differences():
     with jax.enable_x64(True):

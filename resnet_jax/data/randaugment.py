@@ -1,0 +1,150 @@
+"""RandAugment (arXiv 1909.13719): some of fourteen operations on each image, all as strong."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from resnet_jax.data.warp import warp
+
+# Section 3.1's list. The first nine change pixels where they are, the others move them.
+OPERATIONS = (
+    "identity", "autocontrast", "equalize", "posterize", "solarize",
+    "color", "contrast", "brightness", "sharpness",
+    "rotate", "shear_x", "shear_y", "translate_x", "translate_y",
+)  # fmt: skip
+IN_PLACE = 9
+# What magnitude 10 stands for: AutoAugment's ranges (arXiv 1805.09501, table 6).
+GREATEST_MAGNITUDE = 10
+DEGREES, SHEAR, TRANSLATION = 30.0, 0.3, 150 / 331  # the last as a share of the side
+FACTOR, BITS = 0.9, 4  # color to sharpness by 1 ± 0.9; 4 of 8 bits dropped
+
+
+def randaugment(
+    images: jax.Array, key: jax.Array, operations: int, magnitude: float, *, fill: float = 0.0
+) -> jax.Array:
+    """Returns the images, each after ``operations`` operations drawn for it with equal chances.
+
+    The operations are Pillow's, and the last five go to either side with equal chances, as do the
+    factors of color, contrast, brightness and sharpness. A greater magnitude changes more in all
+    of them: posterize and solarize, which AutoAugment's table counts the other way, too
+    (torchvision's reading).
+
+    Args:
+        images: float32[N, H, W, C] in [0, 255]. Color needs three channels; one stays as it is.
+        key: a key of ``jax.random``.
+        operations: how many, one after another; the paper's N.
+        magnitude: 0 to 10; the paper's M.
+        fill: what comes into an image from outside.
+
+    Returns:
+        float32[N, H, W, C] in [0, 255].
+    """
+
+    def layer(images: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
+        which_key, sign_key = jax.random.split(key)
+        which = jax.random.randint(which_key, images.shape[:1], 0, len(OPERATIONS))
+        signs = jax.random.rademacher(sign_key, images.shape[:1], jnp.float32)
+        return apply(images, which, signs * (magnitude / GREATEST_MAGNITUDE), fill=fill), None
+
+    return jax.lax.scan(layer, images, jax.random.split(key, operations))[0]
+
+
+def apply(
+    images: jax.Array, which: jax.Array, strength: jax.Array, *, fill: float = 0.0
+) -> jax.Array:
+    """Returns each image after one operation.
+
+    Args:
+        images: float32[N, H, W, C] in [0, 255].
+        which: int32[N], places in ``OPERATIONS``.
+        strength: float32[N] from -1 to 1, the share of the greatest. The sign is the direction of
+            what has one.
+        fill: see `randaugment`.
+    """
+    # Every operation is computed for every image, and one is taken: on an accelerator that is
+    # quicker than a branch for each image.
+    moved = warp(images, *_geometry(images.shape, which, strength), fill=fill)
+    which, strength = (a[:, None, None, None] for a in (which, strength))
+    amount, factor = jnp.abs(strength), 1 + FACTOR * strength
+    grey = _grey(images)
+    in_place = [
+        images,
+        _autocontrast(images),
+        _equalize(images),
+        _posterize(images, jnp.round(BITS * amount)),
+        jnp.where(images >= 256 * (1 - amount), 255 - images, images),
+        _blend(grey, images, factor),
+        _blend(grey.mean((1, 2, 3), keepdims=True), images, factor),
+        _blend(jnp.zeros_like(images), images, factor),
+        _blend(_smooth(images), images, factor),
+    ]
+    chosen = [which == k for k in range(IN_PLACE)]
+    return jnp.select(chosen, in_place, moved)
+
+
+def _geometry(
+    shape: tuple[int, ...], which: jax.Array, strength: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The maps that `warp` takes: float32[N, 2, 2] and float32[N, 2]; none for what stays."""
+    _, height, width, _ = shape
+    of = {name: jnp.where(which == k, strength, 0.0) for k, name in enumerate(OPERATIONS)}
+    angle = math.radians(DEGREES) * of["rotate"]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    inverse = jnp.stack(
+        [
+            jnp.stack([cos, -sin + SHEAR * of["shear_y"]], -1),
+            jnp.stack([sin + SHEAR * of["shear_x"], cos], -1),
+        ],
+        -2,
+    )
+    sides = TRANSLATION * jnp.asarray([height, width], jnp.float32)
+    return inverse, sides * jnp.stack([of["translate_y"], of["translate_x"]], -1)
+
+
+def _grey(images: jax.Array) -> jax.Array:
+    """The luminance (ITU-R 601), or the mean of other than three channels: float32[N, H, W, 1]."""
+    if images.shape[-1] != 3:
+        return images.mean(-1, keepdims=True)
+    return (images * jnp.asarray([0.299, 0.587, 0.114])).sum(-1, keepdims=True)
+
+
+def _blend(start: jax.Array, images: jax.Array, factor: jax.Array) -> jax.Array:
+    """From ``start`` (factor 0) by the images (1) and beyond."""
+    return jnp.clip(start + factor * (images - start), 0, 255)
+
+
+def _autocontrast(images: jax.Array) -> jax.Array:
+    """Stretches each channel to [0, 255]."""
+    low, high = (f(images, axis=(1, 2), keepdims=True) for f in (jnp.min, jnp.max))
+    return jnp.where(high > low, (images - low) * (255 / jnp.maximum(high - low, 1e-3)), images)
+
+
+def _posterize(images: jax.Array, dropped: jax.Array) -> jax.Array:
+    """Drops low bits: float32[N, 1, 1, 1], how many."""
+    step = 2.0**dropped
+    return jnp.where(dropped > 0, jnp.floor(jnp.round(images) / step) * step, images)
+
+
+def _equalize(images: jax.Array) -> jax.Array:
+    """Makes each channel's histogram flat, by Pillow's formula in whole numbers."""
+
+    def channel(plane: jax.Array) -> jax.Array:
+        levels = jnp.round(plane).astype(jnp.int32)
+        counts = jnp.zeros(256, jnp.int32).at[levels].add(1)
+        step = (levels.size - counts[levels.max()]) // 255
+        below = jnp.cumsum(counts) - counts
+        table = jnp.minimum((step // 2 + below) // jnp.maximum(step, 1), 255)
+        return jnp.where(step > 0, table[levels].astype(plane.dtype), plane)
+
+    return jax.vmap(jax.vmap(channel, in_axes=-1, out_axes=-1))(images)
+
+
+def _smooth(images: jax.Array) -> jax.Array:
+    """Pillow's filter SMOOTH, 1 to 12 of neighbours and centre; the image's rim stays."""
+    zero = jnp.zeros((), images.dtype)
+    around = jax.lax.reduce_window(images, zero, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "VALID")
+    inside = images[:, 1:-1, 1:-1]
+    return images.at[:, 1:-1, 1:-1].set((around + 4 * inside) / 13)

@@ -1,0 +1,171 @@
+"""RandAugment's operations are Pillow's, on colour and grey, and each is drawn as often."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageOps
+
+from resnet_jax.data.randaugment import IN_PLACE, OPERATIONS, apply, randaugment
+
+apply_jitted = jax.jit(apply)
+
+
+def picture(channels, seed=0, low=20, high=230):
+    """Smooth colours with some noise, uint8[24, 28, C]: no histogram is flat by itself."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(low, high, (4, 5, channels), np.uint8)
+    smooth = np.stack(
+        [
+            np.asarray(Image.fromarray(coarse[..., c]).resize((28, 24), Image.Resampling.BICUBIC))
+            for c in range(channels)
+        ],
+        -1,
+    )
+    return np.clip(smooth + rng.normal(0, 6, smooth.shape), 0, 255).astype(np.uint8)
+
+
+def changed(image, name, strength):
+    images = jnp.asarray(image, jnp.float32)[None]
+    which = jnp.asarray([OPERATIONS.index(name)])
+    return np.asarray(apply_jitted(images, which, jnp.asarray([strength], jnp.float32))[0])
+
+
+def as_pillow(image):
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
+def affine(image, matrix):
+    """Pillow's affine map: the output's (x, y) comes from that place of the input."""
+    how = (Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    return as_pillow(image).transform((28, 24), *how)
+
+
+def about_the_centre(a, b, c, d, shift=(0.0, 0.0)):
+    """Pillow measures from the corner of the first pixel."""
+    x, y = 14.0, 12.0
+    return (a, b, x - a * x - b * y + shift[0], c, d, y - c * x - d * y + shift[1])
+
+
+COS, SIN = np.cos(np.radians(30 * 0.5)), np.sin(np.radians(30 * 0.5))
+IN_PILLOW = [
+    ("identity", 0.5, lambda i: as_pillow(i), 0),
+    ("autocontrast", 0.5, lambda i: ImageOps.autocontrast(as_pillow(i)), 1),
+    ("equalize", 0.5, lambda i: ImageOps.equalize(as_pillow(i)), 0),
+    ("posterize", -0.5, lambda i: ImageOps.posterize(as_pillow(i), 6), 0),
+    ("posterize", 1.0, lambda i: ImageOps.posterize(as_pillow(i), 4), 0),
+    ("solarize", 0.5, lambda i: ImageOps.solarize(as_pillow(i), 128), 0),
+    ("color", 0.5, lambda i: ImageEnhance.Color(as_pillow(i)).enhance(1.45), 1.5),
+    ("color", -1.0, lambda i: ImageEnhance.Color(as_pillow(i)).enhance(0.1), 1.5),
+    ("contrast", -0.5, lambda i: ImageEnhance.Contrast(as_pillow(i)).enhance(0.55), 1.5),
+    ("brightness", 0.8, lambda i: ImageEnhance.Brightness(as_pillow(i)).enhance(1.72), 1),
+    ("sharpness", 1.0, lambda i: ImageEnhance.Sharpness(as_pillow(i)).enhance(1.9), 1.5),
+    ("sharpness", -1.0, lambda i: ImageEnhance.Sharpness(as_pillow(i)).enhance(0.1), 1.5),
+    ("rotate", 0.5, lambda i: affine(i, about_the_centre(COS, SIN, -SIN, COS)), 1.5),
+    ("shear_x", 1.0, lambda i: affine(i, about_the_centre(1, 0.3, 0, 1)), 1.5),
+    ("shear_y", -1.0, lambda i: affine(i, about_the_centre(1, 0, -0.3, 1)), 1.5),
+    ("translate_x", 0.5, lambda i: affine(i, (1, 0, 14 * 150 / 331, 0, 1, 0)), 1.5),
+    ("translate_y", -1.0, lambda i: affine(i, (1, 0, 0, 0, 1, -24 * 150 / 331)), 1.5),
+]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_each_operation_is_pillows(channels):
+    image = picture(channels)
+    for name, strength, theirs, tolerance in IN_PILLOW:
+        expected = np.asarray(theirs(image), np.float32).reshape(image.shape)
+        found = changed(image, name, strength)
+        difference = np.abs(found - expected)
+        if OPERATIONS.index(name) >= IN_PLACE:
+            # At an edge Pillow takes half a pixel more of the image, where we blend with black.
+            inside = changed(np.full_like(image, 255), name, strength) > 254
+            assert inside.mean() > 0.5, name
+            difference = difference[inside]
+        assert difference.max() <= tolerance, (name, strength, difference.max())
+    assert {name for name, *_ in IN_PILLOW} == set(OPERATIONS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", [1, 3])
+def test_flat_and_extreme_images_stay_images(channels):
+    for level in (0, 7, 255):
+        flat = np.full((24, 28, channels), level, np.uint8)
+        for name in OPERATIONS[:IN_PLACE]:
+            for strength in (-1.0, 1.0):
+                found = changed(flat, name, strength)
+                assert np.isfinite(found).all(), name
+                assert 0 <= found.min() <= found.max() <= 255, name
+    # What has no contrast to stretch stays as it is.
+    flat = np.full((24, 28, channels), 7, np.uint8)
+    for name in ("autocontrast", "equalize"):
+        np.testing.assert_array_equal(changed(flat, name, 1.0), flat)
+    mean = changed(picture(channels), "contrast", -1.0).mean()
+    assert abs(mean - picture(channels).mean()) < (1 if channels == 1 else 25)
+
+
+@pytest.mark.slow
+def test_a_greater_strength_changes_more():
+    images = jnp.asarray(np.stack([picture(3, seed) for seed in range(4)]), jnp.float32)
+    for name in OPERATIONS:
+        if name in ("identity", "autocontrast", "equalize"):
+            continue
+        which = jnp.full(4, OPERATIONS.index(name))
+        distances = [
+            float(jnp.abs(apply_jitted(images, which, jnp.full(4, s)) - images).mean())
+            for s in (0.0, 0.3, 0.6, 1.0)
+        ]
+        assert distances[0] < 1e-3, name
+        assert distances == sorted(distances), name
+        assert distances[-1] > 2, name
+
+
+@pytest.mark.slow
+def test_operations_are_drawn_with_equal_chances_and_both_signs():
+    images = jnp.asarray(picture(3), jnp.float32)[None]
+    count = 1400
+    many = jnp.broadcast_to(images, (count, *images.shape[1:]))
+    found = np.asarray(jax.jit(partial(randaugment, operations=1, magnitude=9))(
+        many, jax.random.key(0)
+    ))  # fmt: skip
+    results = {
+        (name, sign): changed(np.asarray(images[0]), name, sign * 0.9)
+        for name in OPERATIONS
+        for sign in (1.0, -1.0)
+    }
+    names = list(results)
+    distance = np.stack([np.abs(found - results[key]).mean((1, 2, 3)) for key in names])
+    assert distance.min(0).max() < 1e-2  # each is one operation's result
+    nearest = distance.argmin(0)
+    by_operation = np.bincount(nearest // 2, minlength=len(OPERATIONS))
+    assert by_operation.min() > 60  # 100 expected, standard deviation 9.6
+    assert by_operation.max() < 140
+    turned = np.bincount(nearest, minlength=len(names))[2 * OPERATIONS.index("rotate") :][:2]
+    assert turned.min() > 20
+
+
+@pytest.mark.slow
+def test_operations_follow_one_another_in_one_trace():
+    images = jnp.asarray(np.stack([picture(3, seed) for seed in range(6)]), jnp.float32)
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def three(images, key):
+        return randaugment(images, key, 3, 5.0)
+
+    key = jax.random.key(3)
+    expected = images
+    for own in jax.random.split(key, 3):
+        expected = randaugment_once(expected, own)
+    found = three(images, key)
+    three(images, jax.random.key(4))
+    np.testing.assert_allclose(found, expected, atol=0.05)
+    chex.assert_type(found, jnp.float32)
+
+
+def randaugment_once(images, key):
+    which_key, sign_key = jax.random.split(key)
+    which = jax.random.randint(which_key, (6,), 0, 14)
+    return apply_jitted(images, which, 0.5 * jax.random.rademacher(sign_key, (6,), jnp.float32))
