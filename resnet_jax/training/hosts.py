@@ -7,6 +7,7 @@ decides what only one can decide, prints, and writes what is not a checkpoint.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import os
 import re
@@ -15,15 +16,19 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from resnet_jax.errors import ResNetJaxError
+
+T = TypeVar("T")
 
 # Seconds. All of them together are less than the 30 within which a lost process ends the others.
 HEARTBEAT_TIMEOUT = 15
 SHUTDOWN_TIMEOUT = 10
 # In which all processes must have started, and reached the coordinator.
 MEETING_TIMEOUT = 30
+
+FOR_EVER = 10**9  # milliseconds: who waits is ended by `_lost` if there is nothing to wait for
 
 LOST = "another process of this run is gone; the same command continues from the last checkpoint"
 # What a collective, or a call to the coordinator, says when its other end is gone.
@@ -36,7 +41,9 @@ class _Membership:
     """Of this process, for its lifetime."""
 
     joined = False
+    failed = False  # it tried to join
     ending: int | None = None  # the code with which it is about to end
+    questions = itertools.count()  # which all processes ask in the same order
     lost = threading.Lock()  # taken by the first to notice that a peer is gone
     on_terminate: Any = None  # C++ holds a pointer to it
 
@@ -69,8 +76,8 @@ def join(
     jax.config.update("jax_enable_preemption_service", False)
     make_client = _jax.get_distributed_runtime_client
     try:
-        # Without a callback of ours the runtime aborts the process when a peer is lost, and
-        # `jax.distributed.initialize` has no argument for one.
+        # Without a callback of ours the runtime aborts this process when a peer is lost, and
+        # `jax.distributed.initialize` takes none.
         _jax.get_distributed_runtime_client = partial(make_client, missed_heartbeat_callback=_lost)
         _on_terminate(_lost)
         jax.distributed.initialize(
@@ -87,11 +94,14 @@ def join(
             "HOST:PORT --num-processes N --process-id I"
         ) from error
     except RuntimeError as error:
-        where = coordinator or "the coordinator"
-        if "RPC server" in str(error):
+        _Membership.failed = True
+        where, reason = coordinator or "of this cluster", str(error).partition("\n")[0]
+        if "RPC server" in reason:
             raise ResNetJaxError(
                 f"--coordinator {where} cannot be opened: give a free port of process 0's host"
             ) from error
+        if "DEADLINE_EXCEEDED" not in reason and "bad_cast" not in reason:
+            raise ResNetJaxError(f"--distributed failed: {reason}") from error
         raise ResNetJaxError(
             f"--coordinator {where}: the processes did not meet within {MEETING_TIMEOUT} s: start "
             f"all of them, with the address of process 0 and each with its own --process-id"
@@ -131,6 +141,10 @@ def leave(code: int) -> None:
 
     All leave together, or this one after `SHUTDOWN_TIMEOUT`; then it is gone for the others.
     """
+    if _Membership.failed:  # JAX would wait at exit for those that it never met
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     if not _Membership.joined:
         return
     _Membership.ending = code
@@ -184,11 +198,9 @@ def is_first() -> bool:
 @contextmanager
 def peers() -> Iterator[None]:
     """Within it, an error of a collective whose other end is gone ends this process by `_lost`."""
-    import jax
-
     try:
         yield
-    except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:
         if several() and _OF_A_LOST_PEER.search(str(error)):
             _lost()
         raise
@@ -197,30 +209,39 @@ def peers() -> Iterator[None]:
 def from_first(make: Callable[[], Any]) -> Any:
     """What ``make`` returns on process 0, a value that JSON knows, on every process.
 
+    The others wait as long as it takes, and through the coordinator: a collective would give up.
+
     Raises:
         ResNetJaxError: on every process, if ``make`` raises one.
     """
     if not several():
         return make()
-    import jax
-    import numpy as np
-    from jax.experimental.multihost_utils import broadcast_one_to_all
-
-    answer: tuple[Any, str, int] = (None, "", 0)
-    if jax.process_index() == 0:
+    board, key = _board(), f"resnet_jax/from_first/{next(_Membership.questions)}"
+    if is_first():
         try:
-            answer = (make(), "", 0)
+            board.key_value_set(key, json.dumps([make(), None, 0]))
         except ResNetJaxError as error:
-            answer = (None, str(error), error.exit_code)
-    text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
-    length = int(broadcast_one_to_all(np.int32(len(text))))
-    text = text if jax.process_index() == 0 else np.zeros(length, np.uint8)
-    value, message, code = json.loads(np.asarray(broadcast_one_to_all(text)).tobytes())
-    if message:
+            board.key_value_set(key, json.dumps([None, str(error), error.exit_code]))
+            raise
+    value, message, code = json.loads(board.blocking_key_value_get(key, FOR_EVER))
+    if message is not None:
         raised = ResNetJaxError(message)
         raised.exit_code = code
         raise raised
     return value
+
+
+def after_first(make: Callable[[], T]) -> T:
+    """What ``make`` returns on each process, on the others when process 0 has it.
+
+    So that what process 0 prepares and caches is there for those that share its disk.
+
+    Raises:
+        ResNetJaxError: on every process, if ``make`` raises one on process 0.
+    """
+    made: list[T] = []
+    from_first(lambda: made.append(make()))
+    return made[0] if made else make()
 
 
 def check_same(what: str, digest: str, remedy: str) -> None:
@@ -228,7 +249,7 @@ def check_same(what: str, digest: str, remedy: str) -> None:
 
     Args:
         what: is compared.
-        digest: of it, hexadecimal, of the same length on all.
+        digest: of it.
         remedy: what to do about it.
 
     Raises:
@@ -236,13 +257,22 @@ def check_same(what: str, digest: str, remedy: str) -> None:
     """
     if not several():
         return
-    import numpy as np
-    from jax.experimental.multihost_utils import process_allgather
+    import jax
 
-    mine = np.frombuffer(bytes.fromhex(digest), np.uint8)
-    found = [bytes(row).hex() for row in np.asarray(process_allgather(mine))]
+    board, key = _board(), f"resnet_jax/same/{next(_Membership.questions)}"
+    board.key_value_set(f"{key}/{jax.process_index()}", digest)
+    found = [
+        board.blocking_key_value_get(f"{key}/{n}", FOR_EVER) for n in range(jax.process_count())
+    ]
     for process, other in enumerate(found):
         if other != found[0]:
             raise ResNetJaxError(
                 f"process {process} has {what} {other[:12]} and process 0 {found[0][:12]}: {remedy}"
             )
+
+
+def _board() -> Any:
+    """The coordinator's table of keys and values."""
+    from jax._src import distributed
+
+    return distributed.global_state.client

@@ -103,7 +103,7 @@ def _fit(
     observer: Observer,
     pretrained: Callable[[Program], dict[str, Any]] | None,
 ) -> None:
-    data, splits = load_splits(config)
+    data, splits = hosts.after_first(lambda: load_splits(config))
     facts = DataFacts(data.fingerprint, data.class_names, data.image_shape)
     stream = IndexStream(len(data.train), config.batch_size, config.seed)
     if config.epochs * len(data.train) / config.batch_size >= 2**31:

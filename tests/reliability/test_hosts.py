@@ -143,7 +143,7 @@ def has_begun(run_dir: Path) -> bool:
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_other_and_the_command_continues(victim, alone, tmp_path):
     processes, run_dir = start(tmp_path / "run", 2), tmp_path / "run"
-    wait_until(lambda: has_begun(run_dir))
+    wait_until(lambda: has_begun(run_dir), 120)
     processes[victim].kill()
     began = time.monotonic()
     assert ends(processes[1 - victim], 30) == (75, f"resnet-jax: {LOST}\n")
@@ -158,7 +158,7 @@ def test_a_killed_process_ends_the_other_and_the_command_continues(victim, alone
 def test_a_silent_process_ends_the_other(victim, tmp_path):
     """A machine that hangs closes no connection: only its heartbeat is missing."""
     processes, run_dir = start(tmp_path / "run", 2), tmp_path / "run"
-    wait_until(lambda: has_begun(run_dir))
+    wait_until(lambda: has_begun(run_dir), 120)
     processes[victim].send_signal(signal.SIGSTOP)
     began = time.monotonic()
     try:
@@ -173,7 +173,7 @@ def test_a_silent_process_ends_the_other(victim, tmp_path):
 @pytest.mark.parametrize("told", [0, 1])
 def test_a_signal_to_one_process_stops_all_at_one_step(told, alone, tmp_path):
     processes, run_dir = start(tmp_path / "run", 2), tmp_path / "run"
-    wait_until(lambda: has_begun(run_dir))
+    wait_until(lambda: has_begun(run_dir), 120)
     processes[told].send_signal((signal.SIGTERM, signal.SIGINT)[told])
     said = [ends(process) for process in processes]
     newest = RunFolder(run_dir).checkpoints.steps()[-1]

@@ -7,15 +7,10 @@ import dataclasses
 import json
 import math
 import re
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from conftest import TINY
 
 import resnet_jax as rj
 from resnet_jax.data import IndexStream
@@ -23,7 +18,14 @@ from resnet_jax.training.loop import load_splits
 from resnet_jax.training.program import Program, configure_jax
 
 COUNTS = (1, 2, 4, 8)
-CONFIG = dataclasses.replace(TINY, batch_size=16)
+CONFIG = rj.TrainConfig(
+    model=rj.ModelConfig(width=4, lowering="reference"),
+    data=rj.DataConfig(name="mnist_5k", subset=(120, 50, 30)),
+    augment=rj.AugmentConfig(shift=2, rotation=10),
+    optim=rj.OptimConfig(learning_rate=0.05),
+    batch_size=16,
+    ema=0.9,
+)
 
 
 def with_model(**changes: Any) -> rj.TrainConfig:
