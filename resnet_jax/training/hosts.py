@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import re
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -96,10 +97,6 @@ def join(
     except RuntimeError as error:
         _Membership.failed = True
         where, reason = coordinator or "of this cluster", str(error).partition("\n")[0]
-        if "RPC server" in reason:
-            raise ResNetJaxError(
-                f"--coordinator {where} cannot be opened: give a free port of process 0's host"
-            ) from error
         if "DEADLINE_EXCEEDED" not in reason and "bad_cast" not in reason:
             raise ResNetJaxError(f"--distributed failed: {reason}") from error
         raise ResNetJaxError(
@@ -134,6 +131,14 @@ def _check(coordinator: str | None, num_processes: int | None, process_id: int |
         raise ResNetJaxError(
             f"--process-id {process_id} makes no sense: give 0 to {num_processes - 1}"
         )
+    if process_id == 0:
+        try:  # the runtime's own attempt may end in a segmentation fault
+            socket.create_server(("", int(coordinator.rpartition(":")[2]))).close()
+        except OSError as error:
+            raise ResNetJaxError(
+                f"--coordinator {coordinator} cannot be opened "
+                f"({os.strerror(error.errno or 0)}): give a free port of process 0's host"
+            ) from error
 
 
 def leave(code: int) -> None:

@@ -128,17 +128,15 @@ def _fit(
     # Read before anything is written, and not at all where a run goes on.
     variables = pretrained(program) if pretrained and not folder.checkpoints.steps() else None
     with ExitStack() as stack:
-        # One process writes to the folder; checkpoints apart, which all of them write.
-        hosts.from_first(lambda: stack.enter_context(folder.opened_for_writing()))
+
+        def begin() -> None:
+            stack.enter_context(folder.opened_for_writing())
+            # A run may go on with other settings of the kind that changes nothing learnt.
+            if not folder.exists or folder.read_config()[0] != config:
+                folder.write_config(config, facts)
+
+        hosts.from_first(begin)
         stop = stack.enter_context(_signals())
-        # A run may go on with other settings of the kind that changes nothing learnt.
-        hosts.from_first(
-            lambda: (
-                None
-                if folder.exists and folder.read_config()[0] == config
-                else folder.write_config(config, facts)
-            )
-        )
         state = program.init()
         step = hosts.from_first(lambda: next(folder.checkpoints.good_steps(), 0))
         if step:

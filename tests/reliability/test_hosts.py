@@ -7,6 +7,7 @@ import dataclasses
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -272,4 +273,14 @@ def test_options_that_make_no_sense_are_one_line(options, line, capsys):
     assert main(["train", *options.split()]) == 1
     errors = capsys.readouterr().err
     assert line in errors
+    assert len(errors.splitlines()) == 1
+
+
+def test_a_port_in_use_is_one_line(capsys):
+    with socket.create_server(("", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        options = ["--coordinator", address, "--num-processes", "2", "--process-id", "0"]
+        assert main(["train", "--distributed", *options]) == 1
+    errors = capsys.readouterr().err
+    assert f"--coordinator {address} cannot be opened (Address already in use)" in errors
     assert len(errors.splitlines()) == 1
