@@ -41,7 +41,16 @@ def main(argv: list[str] | None = None) -> int:
 
     Wrong usage exits with 2 and the parser's own text.
     """
-    arguments = sys.argv[1:] if argv is None else argv
+    code = 1
+    try:
+        code = _run(sys.argv[1:] if argv is None else argv)
+    finally:
+        if hosts := sys.modules.get("resnet_jax.training.hosts"):
+            hosts.leave(code)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     logger = logging.getLogger("resnet_jax")
     logger.propagate = False  # libraries put handlers of their own on the root logger
     logger.handlers = [_Warnings(logging.WARNING)]
@@ -102,6 +111,10 @@ def _train_command(arguments: list[str]) -> Callable[..., int]:
         run_dir: Path | None = None,
         seeds: int | None = None,
         report: bool = True,
+        distributed: bool = False,
+        coordinator: str | None = None,
+        num_processes: int | None = None,
+        process_id: int | None = None,
     ) -> int:
         """Train a network, or resume the run in the folder.
 
@@ -112,7 +125,13 @@ def _train_command(arguments: list[str]) -> Callable[..., int]:
             config: the settings.
             run_dir: the run's folder. Default: runs/PRESET-seedN.
             seeds: repeat with seeds 0 to SEEDS - 1, a folder each, and show mean and spread.
-            report: make the run's report at the end, as `resnet-jax report` does.
+            report: make the run's report at the end, as `resnet-jax report` does; not with
+                --distributed.
+            distributed: be one of several processes that train together; the same command in each.
+                JAX finds the others under Slurm, Open MPI, Kubernetes and on TPUs.
+            coordinator: elsewhere, HOST:PORT of process 0, the same for all.
+            num_processes: elsewhere, how many there are.
+            process_id: elsewhere, which of them this is, from 0.
         """
         if preset != name:
             # The options were given their defaults by the first word: another preset's.
@@ -121,7 +140,18 @@ def _train_command(arguments: list[str]) -> Callable[..., int]:
                 f"preset {preset} stands after options: give it first, "
                 f"`resnet-jax train {preset} ...`"
             )
-        return _train(preset, config, run_dir, seeds, report)
+        address = (coordinator, num_processes, process_id)
+        if distributed:
+            from resnet_jax.training import hosts
+
+            hosts.join(*address)
+            if not hosts.is_first():
+                console.quiet = True
+        elif any(value is not None for value in address):
+            raise ResNetJaxError(
+                "--coordinator, --num-processes and --process-id need --distributed: give it too"
+            )
+        return _train(preset, config, run_dir, seeds, report and not distributed)
 
     names = ", ".join(PRESETS)
     train.__doc__ = (train.__doc__ or "").replace("one of the table of presets", f"one of {names}")

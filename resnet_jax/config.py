@@ -67,6 +67,9 @@ class ModelConfig:
     """Start every residual branch at zero."""
     lowering: Literal["auto", "reference"] = "auto"
     """auto: the fastest formulation for the platform; reference: XLA's own convolution."""
+    remat: bool = False
+    """Keep only the input of each unit for the gradient and compute the unit again on the way back:
+    a third more work, for a fraction of the memory (`jax.checkpoint`)."""
     frozen_stages: Annotated[int | None, Within(0, 4)] = None
     """Keep the stem and this many stages as they are, batch norm too (for --init-from)."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
@@ -191,6 +194,9 @@ class TrainConfig:
     """Passes over the training images."""
     batch_size: Annotated[int, Count] = 64
     """Images in a step, over all devices together."""
+    accumulate: Annotated[int, Count] = 1
+    """Compute the gradient in this many parts of the batch, one after the other, for a fraction of
+    the memory. Batch norm takes the statistics of each part; the update is the parts' mean."""
     seed: Annotated[int, Within(0, 2**31 - 1)] = 0
     """Seed of the parameters, of the order of the images and of the augmentation."""
     label_smoothing: Annotated[float, ShareBelowOne] = 0.0

@@ -15,6 +15,7 @@ from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import ResNet
 from resnet_jax.training.evaluation import Evaluation
 from resnet_jax.training.folder import DataFacts, RunFolder
+from resnet_jax.training.hosts import is_first
 from resnet_jax.training.loop import fit, load_splits
 from resnet_jax.training.program import Program, configure_jax
 from resnet_jax.training.progress import Display, Silent
@@ -47,7 +48,7 @@ def train(config: TrainConfig, run_dir: str | Path, *, quiet: bool = False) -> "
         from resnet_jax.interop.pretrained import load_pretrained
 
         pretrained = load_pretrained
-    if quiet:
+    if quiet or not is_first():
         fit(config, Path(run_dir), Silent(), pretrained)
     else:
         with Display() as display:

@@ -24,6 +24,7 @@ from typing import Any
 import jax
 
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.training.hosts import from_first, peers
 from resnet_jax.training.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -86,26 +87,39 @@ class Checkpoints:
         the older one in case the newest gets damaged, and the best one. Later steps go: they are
         damaged ones that the run did not resume from.
 
+        Called by every process of a run: Orbax writes the arrays from all of them, and process 0
+        does the rest, so that a step exists when every process has written.
+
         Raises:
             ResNetJaxError: nothing could be written; older steps are untouched.
         """
         import orbax.checkpoint as ocp
 
         step = int(state.step)
+        tree = {name: getattr(state, name) for name in SAVED}
         unfinished = self.directory / f"{UNFINISHED}{step}"
-        try:
-            self._remove_unfinished()
-            unfinished.mkdir(parents=True)
-            sync(self.directory.parent)
-            tree = {name: getattr(state, name) for name in SAVED}
-            # Before anything is written; the files beside the arrays take a little more.
-            needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-            if (free := shutil.disk_usage(unfinished).free) < needed:
-                raise OSError(f"{needed / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free")
+        # Before anything is written; the files beside the arrays take a little more.
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+        from_first(lambda: self._begin(unfinished, needed))
+        with self._explained(unfinished), peers():
             handler = ocp.PyTreeCheckpointHandler()
             with _without_tracebacks(), ocp.Checkpointer(handler) as checkpointer:
                 path = unfinished.absolute() / "state"
                 checkpointer.save(path, args=ocp.args.PyTreeSave(tree))
+        # Orbax returns when every process has written its part.
+        from_first(lambda: self._finish(unfinished, step, validation))
+
+    def _begin(self, unfinished: Path, needed: int) -> None:
+        with self._explained(unfinished):
+            self._remove_unfinished()
+            unfinished.mkdir(parents=True)
+            sync(self.directory.parent)
+            if (free := shutil.disk_usage(unfinished).free) < needed:
+                raise OSError(f"{needed / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free")
+
+    def _finish(self, unfinished: Path, step: int, validation: dict[str, float] | None) -> None:
+        """Adds the manifest, moves the step into place and removes those that it replaces."""
+        with self._explained(unfinished):
             files = {name: _digest(unfinished / name, sync=True) for name in _files(unfinished)}
             manifest = unfinished / "manifest.json"
             manifest.write_text(Manifest(step, validation, files).to_json())
@@ -119,9 +133,16 @@ class Checkpoints:
                 self._discard(later)
             for old in set(self.steps()) - set(self.steps()[-2:]) - {self.best_of(self.steps())}:
                 self._discard(old)
+
+    @contextlib.contextmanager
+    def _explained(self, unfinished: Path) -> Iterator[None]:
+        """Turns a failure to write a step into one line, and removes what there is of the step."""
+        try:
+            yield
         except (OSError, ValueError) as error:
             shutil.rmtree(unfinished, ignore_errors=True)
             reason = (str(error).splitlines() or [type(error).__name__])[0]
+            step = unfinished.name.removeprefix(UNFINISHED)
             raise ResNetJaxError(
                 f"checkpoint of step {step} could not be written to {self.directory} ({reason}): "
                 f"free space or permissions there, then run the same command again"

@@ -25,6 +25,7 @@ MAY_CHANGE = {
     "target",
     "compilation-cache",
     "tensorboard",
+    "model.remat",
     "data.dir",
     "data.from-idx",
     "data.workers",

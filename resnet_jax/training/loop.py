@@ -1,5 +1,7 @@
 """The training loop: from a configuration to a finished run, and on from any step of it."""
 
+import dataclasses
+import hashlib
 import logging
 import os
 import re
@@ -7,8 +9,9 @@ import signal
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +23,11 @@ from resnet_jax.config import TrainConfig
 from resnet_jax.data import Dataset, IndexStream, StreamedSplit, load_dataset, sample
 from resnet_jax.data.streaming import ReadAhead
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.training import hosts
 from resnet_jax.training.evaluation import Evaluation
 from resnet_jax.training.folder import DataFacts, RunFolder
 from resnet_jax.training.program import Program, configure_jax
-from resnet_jax.training.progress import Observer
+from resnet_jax.training.progress import Observer, Silent
 from resnet_jax.training.state import Batch, TrainState
 from resnet_jax.training.steps import Metrics
 from resnet_jax.training.tensorboard import Events
@@ -87,10 +91,20 @@ def fit(
         ResNetJaxError: the configuration is refused, the data are not to be had, the run's folder
             is another run's, is in use or cannot be written.
         NotFiniteError: the loss or the gradient was not finite; the last checkpoint is older.
-        StoppedError: SIGINT or SIGTERM arrived; the step at which it did is saved.
+        StoppedError: SIGINT or SIGTERM arrived, at any process; the step at which it did is saved.
     """
     configure_jax(config)
-    data, splits = load_splits(config)
+    with hosts.peers():
+        _fit(config, run_dir, observer if hosts.is_first() else Silent(), pretrained)
+
+
+def _fit(
+    config: TrainConfig,
+    run_dir: Path,
+    observer: Observer,
+    pretrained: Callable[[Program], dict[str, Any]] | None,
+) -> None:
+    data, splits = hosts.after_first(lambda: load_splits(config))
     facts = DataFacts(data.fingerprint, data.class_names, data.image_shape)
     stream = IndexStream(len(data.train), config.batch_size, config.seed)
     if config.epochs * len(data.train) / config.batch_size >= 2**31:
@@ -99,7 +113,7 @@ def fit(
             f"{config.batch_size} would take more than 2^31 steps"
         )
     total_steps = stream.steps(config.epochs)
-    program = Program(config, data.class_names, data.image_shape, total_steps)
+    program = Program(config, data.class_names, data.image_shape, total_steps, jax.devices())
     program.check_batch_size()
     for option in ("patience", "target"):
         if getattr(config, option) is not None and not len(data.validation):
@@ -107,24 +121,34 @@ def fit(
                 f"--{option} {getattr(config, option)} needs validation images and there are none: "
                 f"give --data.validation or --data.subset some, or leave --{option} out"
             )
+    hosts.check_same("data with fingerprint", data.fingerprint, "give all processes the same data")
+    hosts.check_same("settings with digest", _digest(config), "give all processes the same options")
     folder = RunFolder(run_dir)
     if folder.exists:
         folder.check_same(config, facts)
     # Read before anything is written, and not at all where a run goes on.
     variables = pretrained(program) if pretrained and not folder.checkpoints.steps() else None
-    with folder.opened_for_writing(), _signals() as stop:
-        # A run may go on with other settings of the kind that changes nothing learnt.
-        if not folder.exists or folder.read_config()[0] != config:
-            folder.write_config(config, facts)
+    with ExitStack() as stack:
+
+        def begin() -> None:
+            stack.enter_context(folder.opened_for_writing())
+            # A run may go on with other settings of the kind that changes nothing learnt.
+            if not folder.exists or folder.read_config()[0] != config:
+                folder.write_config(config, facts)
+
+        hosts.from_first(begin)
+        stop = stack.enter_context(_signals())
         state = program.init()
-        step = next(folder.checkpoints.good_steps(), 0)
+        step = hosts.from_first(lambda: next(folder.checkpoints.good_steps(), 0))
         if step:
             state = folder.checkpoints.restore(state, step)
             observer.said(f"resumes at step {step} of {total_steps}")
         elif pretrained:
             state = program.adopt(state, variables or pretrained(program))
-        rows = folder.rewind_metrics(step)
-        events = Events(folder.path / "tensorboard", rows) if config.tensorboard else None
+        rows = hosts.from_first(lambda: folder.rewind_metrics(step))
+        events = None
+        if config.tensorboard and hosts.is_first():
+            events = Events(folder.path / "tensorboard", rows)
         try:
             _Loop(program, folder, observer, stream, splits, rows, stop, events).run(state, step)
         except jax.errors.JaxRuntimeError as error:
@@ -132,11 +156,17 @@ def fit(
                 raise
             raise ResNetJaxError(
                 f"--batch-size {config.batch_size} does not fit in the device's memory: give a "
-                f"smaller one, or --model.dtype bfloat16"
+                f"smaller one, --accumulate 2, --model.remat or --model.dtype bfloat16"
             ) from error
         finally:
             if events:
                 events.close()
+
+
+def _digest(config: TrainConfig) -> str:
+    """Of the settings that processes of one run must share."""
+    data = dataclasses.replace(config.data, dir=None, from_idx=None, workers=None)
+    return hashlib.sha256(repr(dataclasses.replace(config, data=data)).encode()).hexdigest()
 
 
 class _Loop:
@@ -158,6 +188,7 @@ class _Loop:
         self.config, self.events = program.config, events
         self.seconds_before = max((row["seconds"] for row in rows), default=0.0)
         self.began = time.perf_counter()
+        self.asked: deque[jax.Array] = deque()
 
     def run(self, state: TrainState, step: int) -> None:
         total, config = self.program.total_steps, self.config
@@ -184,7 +215,7 @@ class _Loop:
                 measured[-3].loss.block_until_ready()
             self.observer.stepped(step)
             evaluate = self._evaluates_after(step)
-            stop = bool(self.stop)  # one look at it: only what was found finite is saved below
+            stop = self._stops()  # one look at it: only what was found finite is saved below
             if step % config.log_every == 0 or step == 1 or evaluate or stop:
                 self._log_training(state, step, measured, since)
                 measured = []
@@ -195,7 +226,7 @@ class _Loop:
             if stop:
                 if not evaluate:
                     self._save(state, step, None)
-                name = signal.Signals(self.stop[0]).name
+                name = signal.Signals(self.stop[0]).name if self.stop else "a signal to another"
                 log.info("%s: saved step %d and stopped", name, step)
                 raise StoppedError(
                     f"{name}: saved step {step} of {total} in {self.folder.path}; "
@@ -203,6 +234,17 @@ class _Loop:
                 )
         self._test(state, step)
         log.info("finished at step %d", step)
+
+    def _stops(self) -> bool:
+        """Whether to stop after this step, on which all processes must agree.
+
+        Of several, each tells the others at every step whether it has got a signal, and all act on
+        what was told two steps earlier, which has arrived by now: nobody waits for it.
+        """
+        if not hosts.several():
+            return bool(self.stop)
+        self.asked.append(self.program.is_asked_anywhere(bool(self.stop)))
+        return len(self.asked) > 2 and bool(self.asked.popleft())
 
     def _evaluates_after(self, step: int) -> bool:
         """Every ``--eval-every`` steps or at the step nearest to an epoch's end; at the end too."""
@@ -230,7 +272,7 @@ class _Loop:
         return ended and any(row["kind"] == "test" and row["last"] == step for row in self.rows)
 
     def _record(self, *rows: dict[str, Any]) -> None:
-        self.folder.append_metrics(*rows)
+        hosts.from_first(lambda: self.folder.append_metrics(*rows))
         self.rows.extend(rows)
         if self.events:
             self.events.add(*rows)
@@ -301,7 +343,7 @@ class _Loop:
         """The test images are seen here, once, when every choice has been made."""
         rows = self._test_rows(state, "latest", last, last)
         checkpoints = self.folder.checkpoints
-        best = checkpoints.best_of(checkpoints.good_steps())
+        best = hosts.from_first(lambda: checkpoints.best_of(checkpoints.good_steps()))
         if best is not None and best != last:
             state = checkpoints.restore(state, best)
         rows += self._test_rows(state, "best", best or last, last)

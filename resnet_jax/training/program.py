@@ -1,6 +1,6 @@
 """The compiled programs of a configuration: where jit, donation and the device mesh are applied."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -43,6 +43,16 @@ class Program:
     device. One device is a mesh of one. Images stay on the devices as uint8; a step gets the
     indices of its examples and gathers, augments and normalises them there.
 
+    Where the devices belong to several processes (`resnet_jax.training.hosts`), every process makes
+    the same calls with the same arguments, and reads or gathers the rows of its own devices alone.
+
+    Args:
+        config: see the attributes.
+        class_names: likewise.
+        image_shape: likewise.
+        total_steps: likewise.
+        devices: of the mesh. Default: those of this process.
+
     Attributes:
         config: the run's settings.
         class_names: K names.
@@ -57,6 +67,7 @@ class Program:
         class_names: tuple[str, ...],
         image_shape: tuple[int, ...],
         total_steps: int,
+        devices: Sequence[jax.Device] | None = None,
     ) -> None:
         self.config = config
         self.class_names = class_names
@@ -85,7 +96,9 @@ class Program:
                 "--data.read-size, or --data.no-center-crop"
             )
 
-        mesh = Mesh(np.asarray(jax.devices()), ("data",))
+        # In the order of their processes, so that the rows of one process are together.
+        ordered = sorted(devices or jax.local_devices(), key=lambda d: (d.process_index, d.id))
+        mesh = Mesh(np.asarray(ordered), ("data",))
         # Without an update the batch is free: the next one that every device gets a part of.
         self.padded_size = -(-config.batch_size // mesh.size) * mesh.size
         self.replicated = NamedSharding(mesh, PartitionSpec())
@@ -106,22 +119,26 @@ class Program:
         self._evaluate = jax.jit(
             self._evaluate_batch, in_shardings=(everywhere, split, split), out_shardings=everywhere
         )
+        self._any = jax.jit(jnp.any, in_shardings=split, out_shardings=everywhere)
         self._predict = jax.jit(
             self._probabilities, in_shardings=(everywhere, split), out_shardings=split
         )
 
     def check_batch_size(self) -> None:
-        """Refuses a batch that training cannot split evenly over the devices.
+        """Refuses a batch that training cannot split evenly over the devices, in each of its parts.
 
         Raises:
             ResNetJaxError: names the nearest sizes that it can.
         """
-        size, above = self.config.batch_size, self.padded_size
-        if size != above:
-            devices = self.replicated.mesh.size
-            nearest = " or ".join(str(n) for n in (above - devices, above) if n)
+        size, accumulate = self.config.batch_size, self.config.accumulate
+        devices = self.replicated.mesh.size
+        below = size // (devices * accumulate) * devices * accumulate
+        if size != below:
+            nearest = " or ".join(str(n) for n in (below, below + devices * accumulate) if n)
+            where = f"{devices} devices" if devices > 1 else "one device"
+            parts = f" in {accumulate} parts (--accumulate)" if accumulate > 1 else ""
             raise ResNetJaxError(
-                f"--batch-size {size} cannot be split over {devices} devices: give {nearest}"
+                f"--batch-size {size} cannot be split over {where}{parts}: give {nearest}"
             )
 
     def init(self) -> TrainState:
@@ -135,7 +152,7 @@ class Program:
             jnp.zeros(shape, self.model.dtype),
             ema=self.config.ema is not None,
         )
-        return jax.device_put(state, self.replicated)
+        return self._everywhere(state)
 
     def adopt(self, state: TrainState, variables: dict[str, Any]) -> TrainState:
         """A fresh state with pretrained variables; layers that they lack keep their own."""
@@ -147,43 +164,69 @@ class Program:
             for name, part in mine.items()
         }
         ema = None if state.ema is None else jax.tree.map(jnp.copy, merged)
-        return jax.device_put(state.replace(**merged, ema=ema), self.replicated)
+        return self._everywhere(state.replace(**merged, ema=ema))
 
     def put(self, split: AnySplit) -> Batch | StreamedSplit:
         """A whole split on every device, uint8 images and labels; a streamed one stays on disk."""
         if isinstance(split, StreamedSplit):
             return split
-        images, labels = jax.device_put((split.images, split.labels), self.replicated)
-        return Batch(images, labels)
+        return Batch(*self._everywhere((split.images, split.labels)))
 
     def read_ahead(
         self, split: StreamedSplit, indices_of: Callable[[int], np.ndarray], steps: range
     ) -> ReadAhead:
-        """The batches of some steps of a streamed split, for `train`."""
-        return ReadAhead(split, indices_of, steps, self.config.data.workers)
+        """This process's rows of the batches of some steps of a streamed split, for `train`."""
+        mine = lambda step: self._own(indices_of(step))  # noqa: E731
+        return ReadAhead(split, mine, steps, self.config.data.workers)
+
+    def _own(self, rows: np.ndarray) -> np.ndarray:
+        """Of the rows of a whole batch, those of this process's devices."""
+        parts = self.split_over_devices.addressable_devices_indices_map((len(rows),)).values()
+        slices = [part[0] for part in parts if part is not None]
+        return rows[min(s.start or 0 for s in slices) : max(s.stop or len(rows) for s in slices)]
+
+    def _spread(self, own: np.ndarray) -> jax.Array:
+        """A batch split over the devices, of which each process gives its own rows."""
+        if self.split_over_devices.is_fully_addressable:
+            return jax.device_put(own, self.split_over_devices)
+        return jax.make_array_from_process_local_data(self.split_over_devices, own)
+
+    def _everywhere(self, tree: Any) -> Any:
+        """A tree on every device; every process gives the same values."""
+        if self.replicated.is_fully_addressable:
+            return jax.device_put(tree, self.replicated)
+        return jax.tree.map(
+            lambda leaf: jax.make_array_from_process_local_data(self.replicated, np.asarray(leaf)),
+            tree,
+        )
+
+    def is_asked_anywhere(self, asked: bool) -> jax.Array:
+        """Whether any process says so, bool[]; not waited for."""
+        own = np.full(len(self.split_over_devices.addressable_devices), asked)
+        return self._any(self._spread(own))
 
     def train(
         self, state: TrainState, examples: Batch | ReadAhead, indices: np.ndarray
     ) -> tuple[TrainState, Metrics]:
         """One step on the examples at ``indices``, int32[batch_size]; ``state`` is donated."""
         if isinstance(examples, ReadAhead):
-            batch = jax.device_put(examples.take(indices), self.split_over_devices)
+            batch = tuple(map(self._spread, examples.take(self._own(indices))))
         else:
-            batch = self._take(*examples, indices)
+            batch = self._take(*examples, self._spread(self._own(indices)))
         # The key is an argument and no constant: runs of several seeds are one compiled program.
         return self._train(state, self._augment_key, *batch)
 
     def evaluate(self, state: TrainState, examples: Batch | StreamedSplit) -> Evaluation:
         """Evaluates every example of a split exactly once, the last batch padded."""
         count = len(examples) if isinstance(examples, StreamedSplit) else len(examples.labels)
-        losses = []
-        # Added up on the device: a thousand classes make four megabytes of counts a batch.
-        confusion = jnp.zeros((len(self.class_names),) * 2, jnp.int32)
-        top5 = jnp.zeros((), jnp.int32)
+        losses, total = [], None
         for batch in self._padded(examples, count):
             counts = self._evaluate(state, *batch)
             losses.append(counts.loss)
-            confusion, top5 = confusion + counts.confusion, top5 + counts.top5
+            found = (counts.confusion, counts.top5)
+            # Added up on the devices: a thousand classes make four megabytes of counts a batch.
+            total = found if total is None else jax.tree.map(jnp.add, total, found)
+        confusion, top5 = total or (np.zeros((len(self.class_names),) * 2, np.int64), 0)
         return Evaluation(
             loss=sum(map(float, jax.device_get(losses))) / count if count else float("nan"),
             confusion=np.asarray(confusion, np.int64),
@@ -201,19 +244,17 @@ class Program:
         parts = indices.reshape(-1, size)
         if not isinstance(examples, StreamedSplit):
             for part in parts:
-                yield self._take(*examples, part)
+                yield self._take(*examples, self._spread(self._own(part)))
             return
-        real = [part[part >= 0] for part in parts]
-        ahead = self.read_ahead(examples, real.__getitem__, range(len(real)))
-        for part in real:
-            images, labels = ahead.take(part)
-            padding = [(0, size - len(part))]
-            yield jax.device_put(
-                (
-                    np.pad(images, [*padding, (0, 0), (0, 0), (0, 0)]),
-                    np.pad(labels, padding, constant_values=-1),
-                ),
-                self.split_over_devices,
+        own = [self._own(part) for part in parts]
+        real = [rows[rows >= 0] for rows in own]
+        ahead = ReadAhead(examples, real.__getitem__, range(len(real)), self.config.data.workers)
+        for rows, present in zip(own, real, strict=True):
+            images, labels = ahead.take(present)
+            padding = [(0, len(rows) - len(present))]
+            yield (
+                self._spread(np.pad(images, [*padding, (0, 0), (0, 0), (0, 0)])),
+                self._spread(np.pad(labels, padding, constant_values=-1)),
             )
 
     def predict(self, state: TrainState, images: np.ndarray) -> np.ndarray:
@@ -231,9 +272,13 @@ class Program:
         self, state: TrainState, augment_key: jax.Array, images: jax.Array, labels: jax.Array
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(augment_key, state.step)
-        batch = Batch(*self._augmented(images, labels, key))
-        smoothing = self.config.label_smoothing
-        return train_step(state, batch, label_smoothing=smoothing, ema=self.config.ema)
+        return train_step(
+            state,
+            Batch(*self._augmented(images, labels, key)),
+            label_smoothing=self.config.label_smoothing,
+            ema=self.config.ema,
+            accumulate=self.config.accumulate,
+        )
 
     def _augmented(
         self, images: jax.Array, labels: jax.Array, key: jax.Array

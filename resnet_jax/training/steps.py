@@ -1,8 +1,10 @@
 """One step of training and one of evaluation: pure functions, jitted by the caller.
 
-step = jax.jit(rj.train_step, donate_argnums=0, static_argnames=("label_smoothing", "ema"))
+settings = ("label_smoothing", "ema", "accumulate")
+step = jax.jit(rj.train_step, donate_argnums=0, static_argnames=settings)
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -50,7 +52,12 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
 
 
 def train_step(
-    state: TrainState, batch: Batch, *, label_smoothing: float = 0.0, ema: float | None = None
+    state: TrainState,
+    batch: Batch,
+    *,
+    label_smoothing: float = 0.0,
+    ema: float | None = None,
+    accumulate: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """One update by the gradient of the batch's mean cross-entropy.
 
@@ -61,24 +68,45 @@ def train_step(
         label_smoothing: see `cross_entropy`.
         ema: decay of the moving averages, for a state created with ``ema=True``. Early steps
             decay less, by ``(1 + step) / (10 + step)``, so that the start is forgotten.
+        accumulate: in how many parts the gradient is computed, one after the other, so that the
+            activations of one part are in memory; divides the batch. Part i holds the examples i,
+            i + accumulate, ... Batch norm sees each part as a batch: it normalises with that
+            part's statistics and moves the running ones once for each. The gradient, loss and
+            accuracy are the means over the parts.
 
     Returns:
         The next state, and the metrics of the parameters before the update. ``not_finite`` has a
         row for each of ``sorted(state.params)``.
     """
 
-    def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-        logits, updates = state.apply_fn(
-            {"params": params, "batch_stats": state.batch_stats},
-            batch.images,
-            train=True,
-            mutable=["batch_stats"],
-        )
-        loss = cross_entropy(logits, batch.labels, label_smoothing).mean()
-        return loss, (logits, updates.get("batch_stats", {}))
+    def gradient(batch_stats: Any, part: Batch) -> tuple[Any, Any, jax.Array, jax.Array]:
+        def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+            logits, updates = state.apply_fn(
+                {"params": params, "batch_stats": batch_stats},
+                part.images,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            loss = cross_entropy(logits, part.labels, label_smoothing).mean()
+            return loss, (logits, updates.get("batch_stats", {}))
 
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-    (loss, (logits, batch_stats)), grads = grad_fn(state.params)
+        (loss, (logits, moved)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        return grads, moved, loss, logits
+
+    if accumulate == 1:
+        grads, batch_stats, loss, logits = gradient(state.batch_stats, batch)
+    else:
+
+        def add(carry: tuple[Any, Any], part: Batch) -> tuple[tuple[Any, Any], Any]:
+            grads, batch_stats, *seen = gradient(carry[1], part)
+            return (jax.tree.map(jnp.add, carry[0], grads), batch_stats), seen
+
+        nothing = jax.tree.map(jnp.zeros_like, state.params)
+        batch = jax.tree.map(partial(_parts, count=accumulate), batch)
+        (total, batch_stats), (losses, logits) = jax.lax.scan(
+            add, (nothing, state.batch_stats), batch
+        )
+        grads, loss = jax.tree.map(lambda sums: sums / accumulate, total), losses.mean()
     updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 
@@ -104,9 +132,18 @@ def train_step(
         ema=averaged,
         first_bad_step=first_bad_step,
     )
-    heaviest = batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(-1)
+    shares = batch.labels.ndim == logits.ndim
+    heaviest = batch.labels.argmax(-1) if shares else batch.labels
     accuracy = (logits.argmax(-1) == heaviest).mean()
     return state, Metrics(loss, accuracy, grad_norm, not_finite)
+
+
+def _parts(rows: jax.Array, count: int) -> jax.Array:
+    """``[N, ...]`` as ``[count, N / count, ...]``, where every device has its share of each part.
+
+    A part takes every count-th row, so that rows that are split over devices stay where they are.
+    """
+    return rows.reshape(-1, count, *rows.shape[1:]).swapaxes(0, 1)
 
 
 def _all_finite(tree: Any) -> jax.Array:

@@ -134,12 +134,12 @@ def in_namespace(script: str, *arguments: Any) -> "subprocess.CompletedProcess[s
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-def command_options() -> list[str]:
-    """`worker.CONFIG` as the command's options."""
+def command_options(config: rj.TrainConfig = worker.CONFIG) -> list[str]:
+    """A configuration as the command's options."""
     from resnet_jax.config import differences, preset
 
     options = []
-    for option, (_, value) in differences(preset("quickstart"), worker.CONFIG).items():
+    for option, (_, value) in differences(preset("quickstart"), config).items():
         if isinstance(value, bool):
             head, _, name = f"--{option}".rpartition(".") if "." in option else ("--", "", option)
             no = "" if value else "no-"

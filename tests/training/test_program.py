@@ -79,6 +79,20 @@ def test_a_run_is_used_on_devices_that_could_not_train_it(finished_run):
     np.testing.assert_allclose(probabilities, finished_run.predict(images), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("size", "accumulate", "nearest"), [(20, 3, "18 or 21"), (20, 40, "40"), (7, 2, "6 or 8")]
+)
+def test_parts_that_do_not_divide_the_batch_are_refused(size, accumulate, nearest, tiny_config):
+    config = dataclasses.replace(tiny_config, batch_size=size, accumulate=accumulate)
+    program = Program(config, tuple("0123456789"), (28, 28, 1), 12)
+    with pytest.raises(
+        ResNetJaxError,
+        match=rf"--batch-size {size} cannot be split over one device in {accumulate} parts "
+        rf"\(--accumulate\): give {nearest}$",
+    ):
+        program.check_batch_size()
+
+
 @pytest.mark.parametrize("option", ["patience", "target"])
 def test_early_stopping_without_validation_is_refused(option, tiny_config, tmp_path):
     data = dataclasses.replace(tiny_config.data, subset=(120, 0, 30))

@@ -205,3 +205,30 @@ def test_a_tiny_network_learns_a_batch_by_heart():
         state, metrics = step(state, batch)
     assert float(metrics.loss) < 0.05
     assert float(metrics.accuracy) == 1.0
+
+
+def test_a_batch_in_parts_has_the_mean_gradient_and_batch_norm_by_part():
+    """Against the parts taken by hand, one after the other: rows 0, 2, 4 and rows 1, 3, 5."""
+    with jax.enable_x64(True):
+        state = make_state(optax.sgd(1.0), ema=True, dtype=jnp.float64)
+        batch = make_batch(3, dtype=jnp.float64)
+        whole = partial(rj.train_step, label_smoothing=0.1, ema=0.9)
+        moved, metrics = jax.jit(partial(whole, accumulate=2))(state, batch)
+        alone, gradients, measured = jax.jit(whole), [], []
+        part_of = state
+        for first in (0, 1):
+            part = rj.Batch(batch.images[first::2], batch.labels[first::2])
+            after, numbers = alone(part_of, part)
+            # At rate 1 the step is the gradient; the next part has the same parameters.
+            gradients.append(jax.tree.map(jnp.subtract, state.params, after.params))
+            measured.append(numbers)
+            part_of = state.replace(batch_stats=after.batch_stats)
+        mean = jax.tree.map(lambda a, b: (a + b) / 2, *gradients)
+        expected = jax.tree.map(jnp.subtract, state.params, mean)
+        chex.assert_trees_all_close(moved.params, expected, rtol=1e-12, atol=1e-14)
+        chex.assert_trees_all_close(moved.batch_stats, part_of.batch_stats, rtol=1e-12)
+        for name in ("loss", "accuracy"):
+            value = np.mean([getattr(numbers, name) for numbers in measured])
+            np.testing.assert_allclose(getattr(metrics, name), value, rtol=1e-12)
+        np.testing.assert_allclose(metrics.grad_norm, optax.tree.norm(mean), rtol=1e-12)
+        assert int(moved.step) == 1
