@@ -104,7 +104,7 @@ def command_lines(page: Path) -> list[list[str]]:
     shell = [b.text for b in blocks(page) if b.kind in ("", "sh", "bash", "shell", "console")]
     lines = [line for text in shell for line in text.replace("\\\n", " ").splitlines()]
     lines += re.findall(r"`(resnet-jax [^`]+)`", FENCE.sub("", page.read_text()))
-    words = [re.split(r" #|[|;>]|&&", line)[0].split() for line in lines]
+    words = [re.split(r" #|[|;>]|&&", line)[0].replace('"', " ").split() for line in lines]
     return [line[line.index("resnet-jax") + 1 :] for line in words if "resnet-jax" in line]
 
 
