@@ -12,13 +12,12 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def found():
-    """What `on_devices.py` found with eight virtual devices."""
+def on_eight(what: str) -> dict:
+    """What `on_devices.py` finds with eight virtual devices."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     script = Path(__file__).with_name("on_devices.py")
     done = subprocess.run(
-        [sys.executable, str(script)],
+        [sys.executable, str(script), what],
         env={**os.environ, "XLA_FLAGS": flags},
         capture_output=True,
         text=True,
@@ -26,6 +25,21 @@ def found():
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def found():
+    return on_eight("numbers")
+
+
+@pytest.fixture(scope="module")
+def communication():
+    return on_eight("communication")
+
+
+@pytest.fixture(scope="module")
+def platforms():
+    return on_eight("platforms")
 
 
 @pytest.mark.parametrize("what", ["float64", "parts"])
@@ -62,17 +76,17 @@ def test_evaluation_counts_the_same_on_any_number_of_devices(found):
 
 
 @pytest.mark.parametrize("what", ["auto", "reference", "parts"])
-def test_devices_only_add_up_gradients_and_statistics(found, what):
+def test_devices_only_add_up_gradients_and_statistics(communication, what):
     """No activation travels: nothing but sums, of arrays no larger than a parameter."""
-    of_step = found["collectives"][what]
+    of_step = communication[what]
     assert of_step["kinds"] == ["all-reduce"]
     assert of_step["largest"] <= of_step["largest_parameter"]
 
 
 @pytest.mark.parametrize("count", [1, 8])
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_the_step_lowers_for_every_platform(found, name, count):
-    assert found["exported"][name][str(count)] == {
+def test_the_step_lowers_for_every_platform(platforms, name, count):
+    assert platforms[name][str(count)] == {
         "platforms": ["cpu", "cuda", "tpu"],
         "devices": count,
     }
