@@ -128,8 +128,9 @@ def exported(name: str, count: int) -> dict[str, Any]:
 
 def numbers() -> dict[str, Any]:
     found = {
-        "float32": [trained(n, with_model(lowering="auto"), 1)[2] for n in COUNTS],
-        "bfloat16": [trained(n, with_model(dtype="bfloat16"), 2)[2] for n in (1, 8)],
+        "float32": [trained(n, CONFIG, 1)[2] for n in COUNTS],
+        "auto": trained(8, with_model(lowering="auto"), 1)[2],
+        "bfloat16": [trained(n, with_model(dtype="bfloat16"), 1)[2] for n in (1, 8)],
         "confusions": evaluated(CONFIG),
     }
     # Last: it switches to float64 for good.

@@ -168,6 +168,7 @@ def test_a_tiny_network_learns_a_batch_by_heart():
     assert float(metrics.accuracy) == 1.0
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_has_the_mean_gradient_and_batch_norm_by_part():
     """Against the parts taken by hand, one after the other: rows 0, 2, 4 and rows 1, 3, 5."""
     with jax.enable_x64(True):
