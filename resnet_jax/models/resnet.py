@@ -167,7 +167,8 @@ class ResNet(nn.Module):
             batch norm stays in evaluation mode. None: nothing is frozen, not even the stem.
         lowering: ``"auto"``, or ``"reference"`` for XLA's own convolution and pooling everywhere.
         remat: ``True`` keeps only the input of each unit for the gradient and computes the unit a
-            second time on the way back: a third more work, for a fraction of the memory.
+            second time on the way back: a third more work for less memory. (XLA's CPU compiler
+            does the second computation early, and gains next to nothing.)
         dtype: type of the computation; statistics, pooling and head stay in at least float32.
         param_dtype: type of parameters and running statistics.
     """

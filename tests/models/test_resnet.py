@@ -338,7 +338,7 @@ def test_head_starts_by_pytorchs_default():
         np.testing.assert_allclose(np.std(leaf), bound / math.sqrt(3), rtol=0.15)
 
 
-def test_units_computed_twice_give_the_same_for_less_memory():
+def test_units_computed_twice_give_the_same_and_keep_less():
     images = jax.random.normal(jax.random.key(1), (32, 16, 16, 1))
 
     def step_of(remat: bool):
@@ -353,10 +353,13 @@ def test_units_computed_twice_give_the_same_for_less_memory():
             logits, moved = model.apply(variables_now, images, train=True, mutable=["batch_stats"])
             return (logits**2).sum(), moved
 
-        gradient = jax.jit(jax.grad(loss, has_aux=True)).lower(variables["params"]).compile()
-        found = variables, gradient(variables["params"])
-        return found, gradient.memory_analysis().temp_size_in_bytes
+        found = variables, jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+        # What waits for the way back, whatever the platform's compiler then makes of it.
+        waiting = jax.eval_shape(
+            lambda params: jax.vjp(loss, params, has_aux=True)[1], variables["params"]
+        )
+        return found, sum(leaf.size for leaf in jax.tree.leaves(waiting))
 
-    (kept, memory), (again, less) = step_of(remat=False), step_of(remat=True)
+    (kept, values), (again, less) = step_of(remat=False), step_of(remat=True)
     chex.assert_trees_all_close(again, kept, rtol=1e-4, atol=1e-5)
-    assert less < 0.75 * memory
+    assert less < 0.5 * values

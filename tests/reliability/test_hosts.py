@@ -61,6 +61,8 @@ def start(run_dir: Path, count: int, *options: str, each: dict[int, list[str]] |
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
+                # As the command does, before it imports JAX; worker.py has imported it by then.
+                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
             )
         )
     return processes

@@ -1,15 +1,19 @@
 """What meshes of 1, 2, 4 and 8 devices compute; prints JSON. Run with eight virtual devices.
 
-Everything is compiled here once for all tests of `test_devices.py`, which say what must hold.
+``python on_devices.py numbers|communication|platforms``: what is compiled here once for all tests
+of `test_devices.py`, which say what must hold.
 """
 
 import dataclasses
 import json
 import math
 import re
+import sys
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import resnet_jax as rj
@@ -100,8 +104,20 @@ def exported(name: str, count: int) -> dict[str, Any]:
     """The whole train step of a network of full width, for platforms that are not here."""
     model = rj.ModelConfig(name=name)
     program = program_on(count, dataclasses.replace(CONFIG, model=model))
+    image = jnp.zeros((1, 28, 28, 1))
+    variables = jax.eval_shape(partial(program.model.init, train=False), jax.random.key(0), image)
+    number = jax.ShapeDtypeStruct((), np.int32)
+    state = rj.TrainState(
+        **variables,
+        step=number,
+        opt_state=jax.eval_shape(program.tx.init, variables["params"]),
+        ema=variables,
+        first_bad_step=number,
+        apply_fn=program.model.apply,
+        tx=program.tx,
+    )
     arguments = (
-        jax.eval_shape(program.init),
+        state,
         program._augment_key,
         jax.ShapeDtypeStruct((16, 28, 28, 1), np.uint8),
         jax.ShapeDtypeStruct((16,), np.int32),
@@ -110,29 +126,34 @@ def exported(name: str, count: int) -> dict[str, Any]:
     return {"platforms": found.platforms, "devices": found.nr_devices}
 
 
-def all_of_them() -> dict[str, Any]:
-    single = [trained(n, with_model(lowering="auto"), 1)[2] for n in COUNTS]
-    half = [trained(n, with_model(dtype="bfloat16"), 2)[2] for n in (1, 8)]
+def numbers() -> dict[str, Any]:
     found = {
-        "float32": single,
-        "bfloat16": half,
+        "float32": [trained(n, CONFIG, 1)[2] for n in COUNTS],
+        "auto": trained(8, with_model(lowering="auto"), 1)[2],
+        "bfloat16": [trained(n, with_model(dtype="bfloat16"), 1)[2] for n in (1, 8)],
         "confusions": evaluated(CONFIG),
-        "collectives": {
-            "auto": collectives(with_model(lowering="auto")),
-            "reference": collectives(CONFIG),
-            "parts": collectives(dataclasses.replace(CONFIG, accumulate=2)),
-        },
-        "exported": {
-            name: {count: exported(name, count) for count in (1, 8)}
-            for name in ("resnet18", "resnet50")
-        },
     }
     # Last: it switches to float64 for good.
     double = with_model(dtype="float64")
-    found["float64"] = compared(double, 20, COUNTS)
-    found["parts"] = compared(dataclasses.replace(double, accumulate=2), 5, (1, 2, 8))
-    return found
+    return found | {
+        "float64": compared(double, 20, COUNTS),
+        "parts": compared(dataclasses.replace(double, accumulate=2), 5, (1, 2, 8)),
+    }
+
+
+def communication() -> dict[str, Any]:
+    return {
+        "auto": collectives(with_model(lowering="auto")),
+        "reference": collectives(CONFIG),
+        "parts": collectives(dataclasses.replace(CONFIG, accumulate=2)),
+    }
+
+
+def platforms() -> dict[str, Any]:
+    networks = ("resnet18", "resnet50")
+    return {name: {count: exported(name, count) for count in (1, 8)} for name in networks}
 
 
 if __name__ == "__main__":
-    print(json.dumps(all_of_them()))
+    what = {"numbers": numbers, "communication": communication, "platforms": platforms}
+    print(json.dumps(what[sys.argv[1]]()))

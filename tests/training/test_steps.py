@@ -207,11 +207,16 @@ def test_a_tiny_network_learns_a_batch_by_heart():
     assert float(metrics.accuracy) == 1.0
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_has_the_mean_gradient_and_batch_norm_by_part():
     """Against the parts taken by hand, one after the other: rows 0, 2, 4 and rows 1, 3, 5."""
     with jax.enable_x64(True):
-        state = make_state(optax.sgd(1.0), ema=True, dtype=jnp.float64)
         batch = make_batch(3, dtype=jnp.float64)
+        small = partial(rj.ResNet, stage_sizes=(1,), unit=rj.BasicUnit, width=2, num_classes=3)
+        model = small(lowering="reference", dtype=jnp.float64, param_dtype=jnp.float64)
+        state = rj.TrainState.create(
+            model, optax.sgd(1.0), jax.random.key(0), batch.images, ema=True
+        )
         whole = partial(rj.train_step, label_smoothing=0.1, ema=0.9)
         moved, metrics = jax.jit(partial(whole, accumulate=2))(state, batch)
         alone, gradients, measured = jax.jit(whole), [], []
