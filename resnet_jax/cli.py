@@ -115,6 +115,7 @@ def _train_command(arguments: list[str]) -> Callable[..., int]:
         coordinator: str | None = None,
         num_processes: int | None = None,
         process_id: int | None = None,
+        meet_within: int = 300,
     ) -> int:
         """Train a network, or resume the run in the folder.
 
@@ -132,6 +133,7 @@ def _train_command(arguments: list[str]) -> Callable[..., int]:
             coordinator: elsewhere, HOST:PORT of process 0, the same for all.
             num_processes: elsewhere, how many there are.
             process_id: elsewhere, which of them this is, from 0.
+            meet_within: seconds that they wait for each other at the start.
         """
         if preset != name:
             # The options were given their defaults by the first word: another preset's.
@@ -144,7 +146,7 @@ def _train_command(arguments: list[str]) -> Callable[..., int]:
         if distributed:
             from resnet_jax.training import hosts
 
-            hosts.join(*address)
+            hosts.join(*address, meet_within=meet_within)
             if not hosts.is_first():
                 console.quiet = True
         elif any(value is not None for value in address):

@@ -26,8 +26,6 @@ T = TypeVar("T")
 # Seconds. All of them together are less than the 30 within which a lost process ends the others.
 HEARTBEAT_TIMEOUT = 15
 SHUTDOWN_TIMEOUT = 10
-# In which all processes must have started, and reached the coordinator.
-MEETING_TIMEOUT = 30
 
 FOR_EVER = 10**9  # milliseconds: who waits is ended by `_lost` if there is nothing to wait for
 
@@ -49,8 +47,18 @@ class _Membership:
     on_terminate: Any = None  # C++ holds a pointer to it
 
 
+class UnmetError(ResNetJaxError):
+    """The other processes did not come; the same command tries again."""
+
+    exit_code = 75
+
+
 def join(
-    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    meet_within: int = 300,
 ) -> None:
     """Meets the other processes of a run; called once, before anything is computed.
 
@@ -60,10 +68,14 @@ def join(
         coordinator: elsewhere, ``HOST:PORT`` of process 0, the same for all.
         num_processes: elsewhere, how many there are.
         process_id: elsewhere, which of them this one is, from 0.
+        meet_within: seconds in which all of them must have started.
 
     Raises:
-        ResNetJaxError: an option is missing or makes no sense, or they do not meet in time.
+        UnmetError: they do not meet in time.
+        ResNetJaxError: an option is missing or makes no sense.
     """
+    if meet_within < 1:
+        raise ResNetJaxError(f"--meet-within {meet_within} makes no sense: give at least 1 s")
     _check(coordinator, num_processes, process_id)
     # What the runtime has to say of a lost peer is many lines, of which `LOST` is the gist.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -85,7 +97,7 @@ def join(
             coordinator,
             num_processes,
             process_id,
-            initialization_timeout=MEETING_TIMEOUT,
+            initialization_timeout=meet_within,
             heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
             shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
         )
@@ -99,9 +111,9 @@ def join(
         where, reason = coordinator or "of this cluster", str(error).partition("\n")[0]
         if "DEADLINE_EXCEEDED" not in reason and "bad_cast" not in reason:
             raise ResNetJaxError(f"--distributed failed: {reason}") from error
-        raise ResNetJaxError(
-            f"--coordinator {where}: the processes did not meet within {MEETING_TIMEOUT} s: start "
-            f"all of them, with the address of process 0 and each with its own --process-id"
+        raise UnmetError(
+            f"--coordinator {where}: the processes did not meet within {meet_within} s: start all "
+            f"of them, with the address of process 0 and each with its own --process-id"
         ) from error
     finally:
         _jax.get_distributed_runtime_client = make_client

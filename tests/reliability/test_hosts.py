@@ -242,12 +242,12 @@ def test_without_a_cluster_an_address_is_asked_for(tmp_path):
 def test_processes_that_do_not_meet_say_so_in_time(tmp_path):
     began = time.monotonic()
     # Two of three: both that wait for the coordinator, and the coordinator, give up.
-    first, second, third = start(tmp_path / "run", 3)
+    first, second, third = start(tmp_path / "run", 3, "--meet-within", "10")
     third.kill()
     third.communicate()
     for process in (first, second):
         code, errors = ends(process, 60)
-        assert code == 1
+        assert code == 75
         assert re.fullmatch(r"resnet-jax: --coordinator [^\n]* did not meet [^\n]*\n", errors)
     assert time.monotonic() - began < 60
 
@@ -269,6 +269,7 @@ def test_processes_that_do_not_meet_say_so_in_time(tmp_path):
             "--distributed --coordinator host:1 --num-processes 0 --process-id 0",
             "--num-processes 0 makes no sense: give at least 1",
         ),
+        ("--distributed --meet-within 0", "--meet-within 0 makes no sense: give at least 1 s"),
     ],
 )
 def test_options_that_make_no_sense_are_one_line(options, line, capsys):
