@@ -1,6 +1,7 @@
 """What all tests share: folders of their own, and programs that compile in a hurry."""
 
 import atexit
+import fcntl
 import os
 import pathlib
 import shutil
@@ -53,9 +54,14 @@ def tiny_config() -> rj.TrainConfig:
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> rj.Run:
-    """A whole run, for tests that only read."""
-    return rj.train(TINY, tmp_path_factory.mktemp("runs") / "tiny", quiet=True)
+def finished_run() -> rj.Run:
+    """A whole run, for tests that only read: one for all of pytest's workers."""
+    folder = pathlib.Path(_cache, "runs/tiny")
+    with open(os.path.join(_cache, "runs.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            rj.train(TINY, folder, quiet=True)
+    return rj.Run.open(folder)
 
 
 @pytest.fixture(scope="session")

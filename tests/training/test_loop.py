@@ -241,6 +241,7 @@ def test_a_cosine_may_not(finished_run, tiny_config):
         rj.train(dataclasses.replace(tiny_config, epochs=3), finished_run.path, quiet=True)
 
 
+@pytest.mark.slow
 def test_early_stopping_counts_evaluations_without_a_better_one(unaveraged_config, tmp_path):
     # A rate too small to change a prediction: no evaluation is better than the first.
     config = dataclasses.replace(
@@ -273,6 +274,7 @@ def test_a_run_that_diverges_says_where_and_keeps_its_checkpoint(unaveraged_conf
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_an_update_that_overflows_is_not_saved(unaveraged_config, tmp_path, monkeypatch):
     train = Program.train
 

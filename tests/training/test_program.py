@@ -108,6 +108,7 @@ def test_more_steps_than_can_be_counted_are_refused(tiny_config, tmp_path):
             rj.train(dataclasses.replace(tiny_config, epochs=epochs), tmp_path, quiet=True)
 
 
+@pytest.mark.slow
 def test_an_empty_split_is_no_result(tiny_config, tmp_path):
     data = dataclasses.replace(tiny_config.data, subset=(120, 50, 0))
     run = rj.train(dataclasses.replace(tiny_config, data=data), tmp_path, quiet=True)
