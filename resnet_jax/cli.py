@@ -55,7 +55,8 @@ def _run(arguments: list[str]) -> int:
     logger.propagate = False  # libraries put handlers of their own on the root logger
     logger.handlers = [_Warnings(logging.WARNING)]
     with contextlib.suppress(ValueError):  # outside the main thread Python hears no signals
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+            signal.signal(number, _interrupt)
     try:
         commands: dict[str, Callable[..., Any]] = {
             "train": _train_command(arguments),
@@ -80,6 +81,7 @@ def _run(arguments: list[str]) -> int:
         print(f"resnet-jax: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         # Before or after training, which handles signals itself: nothing is half-written.
         print("resnet-jax: stopped by a signal; the same command continues", file=sys.stderr)
         return 75
@@ -90,6 +92,15 @@ def _run(arguments: list[str]) -> int:
         # What no code expected of a file system: its own words name the file.
         print(f"resnet-jax: {error}: mend that and run the same command", file=sys.stderr)
         return 1
+
+
+def _interrupt(*_: object) -> None:
+    """Raises KeyboardInterrupt, and again every second until the command hears of it.
+
+    A library may swallow one while it is imported.
+    """
+    signal.setitimer(signal.ITIMER_REAL, 1)
+    raise KeyboardInterrupt
 
 
 class _Warnings(logging.Handler):

@@ -269,7 +269,7 @@ def _without_tracebacks() -> Iterator[None]:
 
 
 def _not_of_orbax(record: logging.LogRecord) -> bool:
-    return "orbax/checkpoint" not in record.getMessage()
+    return "orbax" not in logging.Formatter().format(record)  # its traceback names Orbax's files
 
 
 def _files(folder: Path) -> list[str]:

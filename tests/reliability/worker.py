@@ -14,6 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+if __name__ == "__main__":  # a library that is being imported may swallow a KeyboardInterrupt
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import resnet_jax as rj
 from resnet_jax.models import VARIANTS
 
