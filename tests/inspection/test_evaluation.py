@@ -55,6 +55,7 @@ def test_confusion_and_rates_agree_with_scikit_learn(answers):
     np.testing.assert_allclose(as_numbers, np.stack([count, recall, precision], 1))
 
 
+@pytest.mark.slow
 def test_findings_are_those_of_the_run(finished_run):
     found = rj.inspection.examine(finished_run)
     expected = finished_run.evaluate("test")

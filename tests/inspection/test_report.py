@@ -80,6 +80,7 @@ def test_every_picture_is_described_and_lies_beside_the_page(hostile_page):
     assert links <= set(ids)
 
 
+@pytest.mark.slow
 def test_train_makes_the_report_once_and_stands_without_matplotlib(
     finished_run, tmp_path, monkeypatch, capsys
 ):

@@ -142,6 +142,7 @@ def test_a_missing_package_is_named(run, monkeypatch):
         rj.interop.export(run, "onnx")
 
 
+@pytest.mark.slow
 def test_preactivation_is_no_torchvision_network(make_run, tmp_path, capsys):
     run = make_run(name="preact_resnet18")
     output = tmp_path / "weights.safetensors"

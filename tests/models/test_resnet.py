@@ -338,6 +338,7 @@ def test_head_starts_by_pytorchs_default():
         np.testing.assert_allclose(np.std(leaf), bound / math.sqrt(3), rtol=0.15)
 
 
+@pytest.mark.slow
 def test_units_computed_twice_give_the_same_and_keep_less():
     images = jax.random.normal(jax.random.key(1), (32, 16, 16, 1))
 

@@ -267,6 +267,7 @@ def test_a_target_ends_the_run(unaveraged_config, tmp_path):
     assert rows(run, "test")[0]["last"] == 5
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_says_where_and_keeps_its_checkpoint(unaveraged_config, tmp_path):
     config = dataclasses.replace(unaveraged_config, optim=rj.OptimConfig(learning_rate=1e30))
     with pytest.raises(loop.NotFiniteError, match=r"not finite at step \d+"):
