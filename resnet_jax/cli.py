@@ -11,7 +11,7 @@ import logging
 import signal
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -43,7 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     code = 1
     try:
-        code = _run(sys.argv[1:] if argv is None else argv)
+        with _signals_interrupt():
+            code = _run(sys.argv[1:] if argv is None else argv)
     finally:
         if hosts := sys.modules.get("resnet_jax.training.hosts"):
             hosts.leave(code)
@@ -54,9 +55,6 @@ def _run(arguments: list[str]) -> int:
     logger = logging.getLogger("resnet_jax")
     logger.propagate = False  # libraries put handlers of their own on the root logger
     logger.handlers = [_Warnings(logging.WARNING)]
-    with contextlib.suppress(ValueError):  # outside the main thread Python hears no signals
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
-            signal.signal(number, _interrupt)
     try:
         commands: dict[str, Callable[..., Any]] = {
             "train": _train_command(arguments),
@@ -81,7 +79,6 @@ def _run(arguments: list[str]) -> int:
         print(f"resnet-jax: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         # Before or after training, which handles signals itself: nothing is half-written.
         print("resnet-jax: stopped by a signal; the same command continues", file=sys.stderr)
         return 75
@@ -94,13 +91,28 @@ def _run(arguments: list[str]) -> int:
         return 1
 
 
-def _interrupt(*_: object) -> None:
-    """Raises KeyboardInterrupt, and again every second until the command hears of it.
+@contextlib.contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """SIGINT and SIGTERM raise KeyboardInterrupt, and again every second until the command ends.
 
-    A library may swallow one while it is imported.
+    A library may swallow one while it is imported. Signals are afterwards as they were before.
     """
-    signal.setitimer(signal.ITIMER_REAL, 1)
-    raise KeyboardInterrupt
+
+    def interrupt(*_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 1)
+        raise KeyboardInterrupt
+
+    previous = {}
+    with contextlib.suppress(ValueError):  # outside the main thread Python hears no signals
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+            previous[number] = signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        if previous:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class _Warnings(logging.Handler):
@@ -126,7 +138,7 @@ def _train_command(arguments: list[str]) -> Callable[..., int]:
         coordinator: str | None = None,
         num_processes: int | None = None,
         process_id: int | None = None,
-        meet_within: int = 300,
+        meet_within: int | None = None,
     ) -> int:
         """Train a network, or resume the run in the folder.
 
@@ -144,7 +156,7 @@ def _train_command(arguments: list[str]) -> Callable[..., int]:
             coordinator: elsewhere, HOST:PORT of process 0, the same for all.
             num_processes: elsewhere, how many there are.
             process_id: elsewhere, which of them this is, from 0.
-            meet_within: seconds that they wait for each other at the start.
+            meet_within: seconds that they wait for each other at the start. Default: 300.
         """
         if preset != name:
             # The options were given their defaults by the first word: another preset's.
@@ -157,12 +169,13 @@ def _train_command(arguments: list[str]) -> Callable[..., int]:
         if distributed:
             from resnet_jax.training import hosts
 
-            hosts.join(*address, meet_within=meet_within)
+            hosts.join(*address, meet_within)
             if not hosts.is_first():
                 console.quiet = True
-        elif any(value is not None for value in address):
+        elif any(value is not None for value in (*address, meet_within)):
             raise ResNetJaxError(
-                "--coordinator, --num-processes and --process-id need --distributed: give it too"
+                "--coordinator, --num-processes, --process-id and --meet-within need "
+                "--distributed: give it too"
             )
         return _train(preset, config, run_dir, seeds, report and not distributed)
 

@@ -1,11 +1,14 @@
 """The command as users type it: what it prints, and its exit codes."""
 
+import contextlib
 import csv
 import io
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ import pytest
 from PIL import Image
 
 import resnet_jax as rj
+from resnet_jax import cli
 from resnet_jax.cli import main
 
 OPTIONS = """
@@ -211,3 +215,21 @@ def test_verify_names_what_is_damaged(run_dir, tmp_path, capsys):
     assert f"damaged  {victim}" in out
     assert f"good     {steps[1]}" in out
     assert "1 of" in err
+
+
+def test_an_interrupt_that_a_library_swallows_is_raised_again(monkeypatch, capsys):
+    def swallow() -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        time.sleep(30)
+
+    monkeypatch.setattr(cli, "summary", swallow)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before = [signal.getsignal(number) for number in numbers]
+    assert main(["summary"]) == 75
+    assert capsys.readouterr().err == (
+        "resnet-jax: stopped by a signal; the same command continues\n"
+    )
+    # Who called from Python gets Ctrl-C back as it was.
+    assert [signal.getsignal(number) for number in numbers] == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)

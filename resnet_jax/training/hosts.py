@@ -23,9 +23,10 @@ from resnet_jax.errors import ResNetJaxError
 
 T = TypeVar("T")
 
-# Seconds. All of them together are less than the 30 within which a lost process ends the others.
+# Seconds. The first two together are less than the 30 in which a lost process ends the others.
 HEARTBEAT_TIMEOUT = 15
 SHUTDOWN_TIMEOUT = 10
+MEET_WITHIN = 300
 
 FOR_EVER = 10**9  # milliseconds: who waits is ended by `_lost` if there is nothing to wait for
 
@@ -57,8 +58,7 @@ def join(
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
-    *,
-    meet_within: int = 300,
+    meet_within: int | None = None,
 ) -> None:
     """Meets the other processes of a run; called once, before anything is computed.
 
@@ -68,12 +68,13 @@ def join(
         coordinator: elsewhere, ``HOST:PORT`` of process 0, the same for all.
         num_processes: elsewhere, how many there are.
         process_id: elsewhere, which of them this one is, from 0.
-        meet_within: seconds in which all of them must have started.
+        meet_within: seconds in which all of them must have started. Default: `MEET_WITHIN`.
 
     Raises:
         UnmetError: they do not meet in time.
         ResNetJaxError: an option is missing or makes no sense.
     """
+    meet_within = MEET_WITHIN if meet_within is None else meet_within
     if meet_within < 1:
         raise ResNetJaxError(f"--meet-within {meet_within} makes no sense: give at least 1 s")
     _check(coordinator, num_processes, process_id)

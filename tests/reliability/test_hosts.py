@@ -256,6 +256,7 @@ def test_processes_that_do_not_meet_say_so_in_time(tmp_path):
     ("options", "line"),
     [
         ("--process-id 1", "need --distributed"),
+        ("--meet-within 60", "need --distributed"),
         ("--distributed --process-id 1", "--process-id 1 needs --coordinator and --num-processes"),
         (
             "--distributed --coordinator host --num-processes 2 --process-id 0",
