@@ -302,10 +302,11 @@ _MNIST_AUGMENT = AugmentConfig(shift=2.0, rotation=12.0, scale=0.12, shear=8.0)
 
 PRESETS: dict[str, TrainConfig] = {
     # 4,000 real digits, in less than two minutes on two cores, with no network.
+    # Eight passes have not the time for the distortions and the rate that pay over forty.
     "quickstart": TrainConfig(
-        augment=_MNIST_AUGMENT,
+        augment=AugmentConfig(shift=1.2, rotation=7.0, scale=0.07, shear=5.0),
         optim=OptimConfig(
-            learning_rate=0.1, nesterov=True, weight_decay=5e-4, schedule="one_cycle", warmup=0.25
+            learning_rate=0.05, nesterov=True, weight_decay=5e-4, schedule="one_cycle", warmup=0.25
         ),
         epochs=8,
         label_smoothing=0.1,

@@ -249,7 +249,8 @@ class Run:
         # Read and verified once: a run that is still training is seen as it was at first sight.
         if checkpoint not in self._states:
             step = self._step(checkpoint)
-            self._states[checkpoint] = self._folder.checkpoints.restore(self._program.init(), step)
+            template = self._program.template()
+            self._states[checkpoint] = self._folder.checkpoints.restore(template, step)
         return self._states[checkpoint]
 
     def _step(self, checkpoint: Checkpoint) -> int:

@@ -9,6 +9,7 @@ Machine:   written into results.json
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import platform
@@ -30,9 +31,10 @@ from resnet_jax.data import IndexStream, StreamedSplit, load_dataset
 from resnet_jax.data.streaming import ReadAhead
 from resnet_jax.training.loop import load_splits
 from resnet_jax.training.program import Program, configure_jax
+from resnet_jax.training.state import Batch
 
 HERE = Path(__file__).parent
-BLOCKS = 7  # measured; the first two blocks of a kind are not
+BLOCKS, WARM = 5, 2  # measured, and not measured before them
 JPEGS = 1000
 LIMIT = 0.1  # of the decoded images, in the memory run
 MIB = 2**20
@@ -79,14 +81,11 @@ def make_jpegs(folder: Path) -> None:
         Image.fromarray(pixels).save(place / f"{number}.jpg", quality=90)
 
 
-def blocks(step: Callable[[], None], steps: int, images: int) -> Iterator[float]:
-    """Images a second, block by block."""
-    for number in range(BLOCKS + 2):
-        began = time.perf_counter()
-        for _ in range(steps):
-            step()
-        if number > 1:
-            yield steps * images / (time.perf_counter() - began)
+def images_a_second(step: Callable[[], None], steps: int, images: int) -> float:
+    began = time.perf_counter()
+    for _ in range(steps):
+        step()
+    return steps * images / (time.perf_counter() - began)
 
 
 def rates(config: rj.TrainConfig, alone: int, with_step: int) -> dict[str, list[float]]:
@@ -99,31 +98,33 @@ def rates(config: rj.TrainConfig, alone: int, with_step: int) -> dict[str, list[
         splits[how] = of_run["train"]
     stream = IndexStream(len(dataset.train), size, seed=0)
     program = Program(config, dataset.class_names, dataset.image_shape, total_steps=1000)
-    found = {}
 
-    def taken(step: int, ahead: ReadAhead) -> None:
-        ahead.take(stream.batch(step))
+    def reading(steps: int) -> tuple[ReadAhead, Iterator[np.ndarray]]:
+        total = range((BLOCKS + WARM) * steps)
+        return program.read_ahead(splits["always"], stream.batch, total), map(stream.batch, total)
 
-    total = (BLOCKS + 2) * alone
-    counter = iter(range(total))
-    ahead = program.read_ahead(splits["always"], stream.batch, range(total))
-    found["pipeline"] = list(blocks(lambda: taken(next(counter), ahead), alone, size))
+    ahead, taken = reading(alone)
+    blocks = range(BLOCKS + WARM)
+    found = {
+        "pipeline": [images_a_second(lambda: ahead.take(next(taken)), alone, size) for _ in blocks]
+    }
+    state = program.init()
 
-    total = (BLOCKS + 2) * with_step
-    for name, examples in (
-        ("step", program.put(splits["never"])),
-        ("together", program.read_ahead(splits["always"], stream.batch, range(total))),
-    ):
-        state = program.init()
-        steps = iter(range(total))
-
-        def train(examples=examples, steps=steps) -> None:
+    def training(examples: Batch | ReadAhead, indices: Iterator[np.ndarray]) -> float:
+        def train() -> None:
             nonlocal state
-            state, metrics = program.train(state, examples, stream.batch(next(steps)))
+            state, metrics = program.train(state, examples, next(indices))
             metrics.loss.block_until_ready()
 
-        found[name] = list(blocks(train, with_step, size))
-    return found
+        return images_a_second(train, with_step, size)
+
+    held, (ahead, of_both) = program.put(splits["never"]), reading(with_step)
+    of_step = map(stream.batch, itertools.count())
+    # In turns, so that whatever else the machine does slows both.
+    for _ in blocks:
+        found.setdefault("step", []).append(training(held, of_step))
+        found.setdefault("together", []).append(training(ahead, of_both))
+    return {kind: measured[WARM:] for kind, measured in found.items()}
 
 
 def memory(folder: Path) -> dict[str, float]:

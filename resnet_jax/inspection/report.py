@@ -1,12 +1,15 @@
 """A run on one page: ``report/index.html`` with everything inside it, and the pictures as PNGs."""
 
+import importlib
 import io
 import re
 import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 from matplotlib import rc_context
@@ -22,6 +25,16 @@ if TYPE_CHECKING:
 
 # Neighbours are looked for among this many images: a second of work, and points that can be seen.
 EMBEDDED = 500
+
+
+class Picture(NamedTuple):
+    """A figure of the page."""
+
+    name: str
+    title: str
+    note: str  # what it shows
+    alt: str  # for those who do not see it
+    figure: Figure
 
 
 def write_report(
@@ -49,15 +62,20 @@ def write_report(
     Raises:
         ResNetJaxError: as `Run.evaluate`; the folder cannot be written.
     """
-    found = examine(run, split, checkpoint, data_dir)
     folder = run.path / "report"
+    variables = run.variables(checkpoint)
+    # What needs no answers is drawn beside the compiler's work, and two seconds' import done.
+    with ThreadPoolExecutor(1, "report") as beside:
+        drawn = beside.map(_drawn, (_curves(run), _filters(variables)))
+        beside.submit(importlib.import_module, "sklearn.manifold")
+        found = examine(run, split, checkpoint, data_dir)
+    first, last = drawn
+    pictures = [first, *map(_drawn, _pictures(found)), last]
+    page = _page(run, found, split, checkpoint, "\n".join(section for *_, section in pictures))
     try:
         folder.mkdir(exist_ok=True)
-        sections = [
-            _section(name, title, note, alt, figure, folder)
-            for name, title, note, alt, figure in _pictures(run, found, checkpoint)
-        ]
-        page = _page(run, found, split, checkpoint, "\n".join(sections))
+        for name, png, _ in pictures:
+            (folder / f"{name}.png").write_bytes(png)
         unfinished = folder / "index.html.unfinished"
         unfinished.write_text(page, encoding="utf-8")
         return unfinished.replace(folder / "index.html")
@@ -68,87 +86,89 @@ def write_report(
         ) from error
 
 
-def _pictures(
-    run: "Run", found: Findings, checkpoint: "Checkpoint"
-) -> list[tuple[str, str, str, str, Figure]]:
-    """Name, title, explanation, text for those who do not see it, and figure, of each picture."""
-    evaluation, calibration = found.evaluation, found.calibration
-    kernel = run.variables(checkpoint)["params"]["stem"]["conv"]["kernel"]
-    wrong = len(found.mistakes())
+def _curves(run: "Run") -> Picture:
     smoothed = " and smoothed labels" if run.config.label_smoothing else ""
-    embedded = min(EMBEDDED, len(found.labels))
-    return [
-        (
-            "curves",
-            "Training",
-            f"Training is measured on augmented images{smoothed}, before each update; validation "
-            "on the images as they are.",
-            "Curves over the epochs: loss, error, learning rate and images a second.",
-            plots.curves(run.metrics()),
-        ),
-        (
-            "confusion",
-            "Confusion",
-            "Counts of examples; colour is the share of the label's examples.",
-            f"Confusion matrix: {evaluation.correct} of {evaluation.count} on the diagonal.",
-            plots.confusion(evaluation.confusion, found.class_names),
-        ),
-        (
-            "reliability",
-            "Confidence",
-            "Of the answers given with a confidence, how many are right. Bars above the dashed "
-            "line: more right than sure.",
-            f"Reliability diagram; expected calibration error {calibration.ece:.2%}.",
-            plots.reliability(calibration),
-        ),
-        (
-            "mistakes",
-            "Most confident mistakes",
-            f"{wrong} of {evaluation.count} are wrong. Below each: Grad-CAM, bright where the "
-            "network saw evidence for what it said.",
-            "Images that the network is most confidently wrong about, with Grad-CAM over them.",
-            plots.mistakes(found),
-        ),
-        (
-            "embedding",
-            "Last features",
-            f"What the head sees of the first {embedded} images, in the plane by t-SNE. Neighbours "
-            "are alike; distances between groups mean nothing.",
-            "Scatter plot of images by their last features, coloured and named by class.",
-            plots.embedding(embedding(found.features[:EMBEDDED]), found),
-        ),
-        (
-            "feature_maps",
-            "Feature maps",
-            "The first image, and the eight channels of the highest mean after the stem and each "
-            "stage. Yellow is a row's largest value.",
-            "Feature maps of one image after the stem and after each stage.",
-            plots.feature_maps(found.maps, found.images[0]),
-        ),
-        (
-            "filters",
-            "First filters",
-            "The weights of the first convolution.",
-            "The filters of the first convolution.",
-            plots.filters(kernel),
-        ),
-    ]
+    return Picture(
+        "curves",
+        "Training",
+        f"Training is measured on augmented images{smoothed}, before each update; validation on "
+        "the images as they are.",
+        "Curves over the epochs: loss, error, learning rate and images a second.",
+        plots.curves(run.metrics()),
+    )
 
 
-def _section(name: str, title: str, note: str, alt: str, figure: Figure, folder: Path) -> str:
-    """Writes the picture as a PNG, and returns the page's section with it as an SVG."""
+def _filters(variables: Any) -> Picture:
+    return Picture(
+        "filters",
+        "First filters",
+        "The weights of the first convolution.",
+        "The filters of the first convolution.",
+        plots.filters(variables["params"]["stem"]["conv"]["kernel"]),
+    )
+
+
+def _pictures(found: Findings) -> Iterator[Picture]:
+    """Those of the network's answers."""
+    evaluation, calibration = found.evaluation, found.calibration
+    yield Picture(
+        "confusion",
+        "Confusion",
+        "Counts of examples; colour is the share of the label's examples.",
+        f"Confusion matrix: {evaluation.correct} of {evaluation.count} on the diagonal.",
+        plots.confusion(evaluation.confusion, found.class_names),
+    )
+    yield Picture(
+        "reliability",
+        "Confidence",
+        "Of the answers given with a confidence, how many are right. Bars above the dashed line: "
+        "more right than sure.",
+        f"Reliability diagram; expected calibration error {calibration.ece:.2%}.",
+        plots.reliability(calibration),
+    )
+    yield Picture(
+        "mistakes",
+        "Most confident mistakes",
+        f"{len(found.mistakes())} of {evaluation.count} are wrong. Below each: Grad-CAM, bright "
+        "where the network saw evidence for what it said.",
+        "Images that the network is most confidently wrong about, with Grad-CAM over them.",
+        plots.mistakes(found),
+    )
+    points = embedding(found.features[:EMBEDDED])
+    yield Picture(
+        "embedding",
+        "Last features",
+        f"What the head sees of the first {len(points)} images, in the plane by t-SNE. Neighbours "
+        "are alike; distances between groups mean nothing.",
+        "Scatter plot of images by their last features, coloured and named by class.",
+        plots.embedding(points, found),
+    )
+    yield Picture(
+        "feature_maps",
+        "Feature maps",
+        "The first image, and the eight channels of the highest mean after the stem and each "
+        "stage. Yellow is a row's largest value.",
+        "Feature maps of one image after the stem and after each stage.",
+        plots.feature_maps(found.maps, found.images[0]),
+    )
+
+
+def _drawn(picture: Picture) -> tuple[str, bytes, str]:
+    """The picture's name, its PNG, and the page's section with it as an SVG."""
+    name, figure = picture.name, picture.figure
+    png, svg = io.BytesIO(), io.StringIO()
     with warnings.catch_warnings(), rc_context({"svg.hashsalt": name}):
         # A class name may have letters that matplotlib's font lacks; the table has them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(folder / f"{name}.png", dpi=150)
+        figure.savefig(png, dpi=150)
         figure.set_layout_engine("none")  # it is laid out now
-        file = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
-    return (
-        f'<section class="{name}"><h2>{escape(title)}</h2>\n<p>{escape(note)}</p>\n'
-        f"{inline_svg(file.getvalue(), name, alt)}</section>"
+        figure.savefig(svg, format="svg", transparent=True, metadata=nothing)
+    section = (
+        f'<section class="{name}"><h2>{escape(picture.title)}</h2>\n<p>{escape(picture.note)}</p>\n'
+        f"{inline_svg(svg.getvalue(), name, picture.alt)}</section>"
     )
+    return name, png.getvalue(), section
 
 
 def inline_svg(document: str, name: str, alt: str) -> str:

@@ -97,10 +97,7 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, features, self.param_dtype)
 
         if train:
-            wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-            axes = tuple(range(x.ndim - 1))
-            mean = wide.mean(axes)
-            var = jnp.square(wide - mean).mean(axes)
+            mean, var = _moments(x)
             if not self.is_initializing():
                 count = x.size // x.shape[-1]
                 # A single value has no unbiased variance; torch refuses it, flax would divide by 0.
@@ -111,8 +108,28 @@ class BatchNorm(nn.Module):
         else:
             mean, var = running_mean.value, running_var.value
 
-        factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        return ((x - mean) * factor + bias).astype(self.dtype)
+        return _normalise(x, mean, var, scale, bias, self.epsilon).astype(self.dtype)
+
+
+# Jitted in themselves, so that layers of one shape are traced and lowered once in a network.
+@jax.jit
+def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    axes = tuple(range(x.ndim - 1))
+    mean = wide.mean(axes)
+    return mean, jnp.square(wide - mean).mean(axes)
+
+
+@jax.jit
+def _normalise(
+    x: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    epsilon: float,
+) -> jax.Array:
+    return (x - mean) * (scale * jax.lax.rsqrt(var + epsilon)) + bias
 
 
 class Affine(nn.Module):

@@ -135,6 +135,8 @@ _kernel_grad.defvjp(
 # --- the lowering --------------------------------------------------------------------------------
 
 
+# Jitted in itself, so that convolutions of one shape are traced and lowered once in a network.
+@partial(jax.jit, static_argnums=(0, 3))
 def _by_platform(face: str, a: jax.Array, b: jax.Array, geometry: Geometry) -> jax.Array:
     return lax.platform_dependent(
         a,

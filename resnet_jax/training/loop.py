@@ -138,13 +138,14 @@ def _fit(
 
         hosts.from_first(begin)
         stop = stack.enter_context(_signals())
-        state = program.init()
         step = hosts.from_first(lambda: next(folder.checkpoints.good_steps(), 0))
         if step:
-            state = folder.checkpoints.restore(state, step)
+            state = folder.checkpoints.restore(program.template(), step)
             observer.said(f"resumes at step {step} of {total_steps}")
-        elif pretrained:
-            state = program.adopt(state, variables or pretrained(program))
+        else:
+            state = program.init()
+            if pretrained:
+                state = program.adopt(state, variables or pretrained(program))
         rows = hosts.from_first(lambda: folder.rewind_metrics(step))
         events = None
         if config.tensorboard and hosts.is_first():

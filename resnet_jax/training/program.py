@@ -143,16 +143,28 @@ class Program:
 
     def init(self) -> TrainState:
         """The state at step 0, drawn by the run's seed, on every device."""
+        return self._everywhere(self._state_by(TrainState.create))
+
+    def template(self) -> TrainState:
+        """What `init` gives, as shapes, types and shardings: to restore a checkpoint into."""
+        state = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.replicated),
+            jax.eval_shape(lambda: self._state_by(TrainState.drawn)),
+        )
+        # Not among what is saved: what is in a checkpoint was finite.
+        return state.replace(first_bad_step=self._everywhere(jnp.full((), -1, jnp.int32)))
+
+    def _state_by(self, make: Callable[..., TrainState]) -> TrainState:
         size = self.config.data.image_size
         shape = (1, size or self.image_shape[0], size or self.image_shape[1], self.image_shape[2])
-        state = TrainState.create(
-            self.model,
+        state = make(
+            self.model.clone(lowering="reference"),  # quicker to trace, and never computed
             self.tx,
             self._params_key,
             jnp.zeros(shape, self.model.dtype),
             ema=self.config.ema is not None,
         )
-        return self._everywhere(state)
+        return state.replace(apply_fn=self.model.apply)
 
     def adopt(self, state: TrainState, variables: dict[str, Any]) -> TrainState:
         """A fresh state with pretrained variables; layers that they lack keep their own."""

@@ -1,6 +1,7 @@
 """What a training run carries from step to step."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -73,8 +74,21 @@ class TrainState(struct.PyTreeNode):
         # Jitted, since hundreds of small random draws are slow one by one. It runs once: on a CPU
         # optimising it takes LLVM three times as long (10 s against 4) and gains nothing.
         quick = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
-        init = jax.jit(lambda k: model.init(k, images, train=False), compiler_options=quick)
-        variables = init(key)
+        drawn = partial(cls.drawn, model, tx, ema=ema)
+        return jax.jit(drawn, compiler_options=quick)(key, images)
+
+    @classmethod
+    def drawn(
+        cls,
+        model: nn.Module,
+        tx: optax.GradientTransformation,
+        key: jax.Array,
+        images: jax.Array,
+        *,
+        ema: bool = False,
+    ) -> Self:
+        """`create`, not jitted: for ``jax.eval_shape``, and to be jitted by a caller."""
+        variables = model.init(key, images, train=False)
         batch_stats = variables.get("batch_stats", {})
         averaged = {"params": variables["params"], "batch_stats": batch_stats} if ema else None
         return cls(

@@ -160,6 +160,38 @@ def test_first_step_in_float32(name, width):
     assert_first_step_agrees(name, width)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_float32_is_as_near_to_float64_as_in_torch(name):
+    """What rounding takes from the first step's gradients it takes there too, over five batches."""
+    theirs, state = pair(name, 64, dtype=np.float32)
+    exact, _ = pair(name, 64, dtype=np.float64)
+
+    def loss_fn(params, images, labels):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits, _ = state.apply_fn(variables, images, train=True, mutable=["batch_stats"])
+        return cross_entropy(logits, labels).mean()
+
+    def torch_gradients(model, images, labels, dtype):
+        nchw = torch.from_numpy(images.transpose(0, 3, 1, 2).astype(dtype))
+        model.zero_grad()
+        torch.nn.functional.cross_entropy(model(nchw), torch.from_numpy(labels)).backward()
+        return {key: parameter.grad.numpy() for key, parameter in model.named_parameters()}
+
+    gradients = jax.jit(jax.grad(loss_fn))
+    errors = []
+    for images, labels in zip(*examples(5, 32), strict=True):
+        grads = gradients(state.params, jnp.asarray(images, jnp.float32), labels)
+        ours = to_torchvision({"params": grads, "batch_stats": state.batch_stats})
+        in_torch = torch_gradients(theirs, images, labels, np.float32)
+        for key, expected in torch_gradients(exact, images, labels, np.float64).items():
+            errors.append([relative(found[key], expected) for found in (ours, in_torch)])
+    print(name, np.quantile(errors, (0.5, 0.9, 1), axis=0))
+    here, there = np.transpose(errors)
+    assert np.median(here) < 2 * np.median(there)
+    assert here.mean() < 2 * there.mean()
+
+
 @pytest.mark.parametrize("use_residual", [True, False])
 def test_the_books_network_has_the_same_logits(use_residual):
     torch.manual_seed(0)
