@@ -130,7 +130,8 @@ def of_pytorch(question: Question) -> str:
     rows = [row for row in rows if set(question.rows_of_pytorch) <= row.items()]
     found = [f"{question.on_other_images} on other images"] if question.on_other_images else []
     if rows:
-        here = f"{accuracy_of([100 * row['accuracy'] for row in rows])} ({len(rows)} seeds)"
+        seeds = f"{len(rows)} seed{'s' * (len(rows) > 1)}"
+        here = f"{accuracy_of([100 * row['accuracy'] for row in rows])} ({seeds})"
         found.append(", ".join(filter(None, (here, time_of(rows)))))
     return "; ".join(found)
 

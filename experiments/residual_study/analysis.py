@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from .results import RESULTS, read
 from .study import Network, Norm, keeps_shape, runs
 
 HERE = Path(__file__).parent
+Images = Literal["another draw", "the same"]
 MISSING = "not yet measured"
 # The squares that a norm adds up are below the smallest float32 before the norm is: not resolved.
 SMALLEST_NORM = 1e-15
@@ -113,14 +114,16 @@ class Study:
         )
         return _difference(one, other)
 
-    def against_pytorch(self, kind: str, layers: int, rate: float) -> str:
+    def against_pytorch(
+        self, kind: str, layers: int, rate: float, images: Images = "another draw"
+    ) -> str:
         """Our mean minus PyTorch's, with an interval of the difference of two means."""
         ours = self.select("book", layers, kind == "residual", rate)["accuracy"].to_numpy()
-        theirs = pytorch(layers, kind == "residual", rate)
-        if not len(ours):
+        theirs = pytorch(layers, kind == "residual", rate, images)
+        if not len(ours) or not len(theirs):
             return MISSING
         difference = ours.mean() - theirs.mean()
-        if len(ours) < 2:
+        if min(len(ours), len(theirs)) < 2:
             return f"{difference:+.1f} points ({_seeds(len(ours))} here, {len(theirs)} in PyTorch)"
         found = bootstrap(
             (ours, theirs),
@@ -245,15 +248,16 @@ class Study:
     def table_of_pytorch(self) -> str:
         """Ours beside PyTorch's."""
         lines = [
-            "| layers | rate | network | here | PyTorch | difference |",
-            "|---|---|---|---|---|---|",
+            "| layers | rate | network | here | PyTorch's images | PyTorch | difference |",
+            "|---|---|---|---|---|---|---|",
         ]
-        for row in PYTORCH:
-            kind = "residual" if row["residual"] else "plain"
-            layers, rate = row["layers"], row["rate"]
+        groups = PYTORCH.groupby(["layers", "rate", "residual", "images"])
+        for (layers, rate, residual, images), found in groups:
+            kind = "residual" if residual else "plain"
             lines.append(
                 f"| {layers} | {rate:g} | {kind} | {self.accuracy('book', kind, layers, rate)} "
-                f"| {row['mean']:.1f} % | {self.against_pytorch(kind, layers, rate)} |"
+                f"| {images} | {found['accuracy'].mean():.1f} % "
+                f"| {self.against_pytorch(kind, layers, rate, images)} |"
             )
         return "\n" + "\n".join(lines) + "\n"
 
@@ -275,14 +279,35 @@ class Study:
         return {name: getattr(self, name) for name in own if name not in ("names", "select")}
 
 
-PYTORCH: list[dict[str, Any]] = json.loads((HERE / "pytorch.json").read_text())["accuracy"]
+def _pytorch() -> pd.DataFrame:
+    """PyTorch's accuracies in the book's setting, in %, a row for each training.
+
+    On the first 1,000 digits, from pytorch.json, and on those of the preset `book`, by
+    experiments/presets/book_pytorch.py.
+    """
+    first = json.loads((HERE / "pytorch.json").read_text())["accuracy"]
+    rows = [
+        {**row, "images": "another draw", "accuracy": accuracy}
+        for row in first
+        for accuracy in row["seeds"]
+    ]
+    rows += [
+        {**row, "images": "the same", "rate": 0.005, "accuracy": 100 * row["accuracy"]}
+        for row in read(HERE.parent / "presets/book_pytorch.jsonl")
+    ]
+    return pd.DataFrame(rows)[["layers", "residual", "rate", "images", "accuracy"]]
 
 
-def pytorch(layers: int, residual: bool, rate: float) -> np.ndarray:
+PYTORCH = _pytorch()
+
+
+def pytorch(
+    layers: int, residual: bool, rate: float, images: Images = "another draw"
+) -> np.ndarray:
     """Accuracies of PyTorch in the book's setting, in %, one a seed."""
-    wanted = {"layers": layers, "residual": residual, "rate": rate}
-    (row,) = (row for row in PYTORCH if all(row[k] == v for k, v in wanted.items()))
-    return np.array(row["seeds"])
+    wanted = {"layers": layers, "residual": residual, "rate": rate, "images": images}
+    found = PYTORCH[(PYTORCH[list(wanted)] == pd.Series(wanted)).all(axis=1)]
+    return found["accuracy"].to_numpy()
 
 
 def _difference(one: pd.DataFrame, other: pd.DataFrame) -> str:

@@ -316,7 +316,7 @@ def draw_costs() -> Figure:
         ends = [6 * work / gflops * 1e3 for work in (low, high)]
         time.plot((low, high), ends, color="#777777", lw=0.8, ls="--", scalex=False, scaley=False)
         time.annotate(
-            f"{gflops} GFLOP/s", (0.25, 6 * 0.25 / gflops * 1e3), (0, 4),
+            f"{gflops} GFLOP/s", (0.06, 6 * 0.06 / gflops * 1e3), (0, 4),
             textcoords="offset points", fontsize=8, color="#555555", rotation=30,
             rotation_mode="anchor",
         )  # fmt: skip
