@@ -1,5 +1,6 @@
 """A training step here is a training step in PyTorch."""
 
+import copy
 from functools import partial
 
 import jax
@@ -163,9 +164,9 @@ def test_first_step_in_float32(name, width):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_float32_is_as_near_to_float64_as_in_torch(name):
-    """What rounding takes from the first step's gradients it takes there too, over five batches."""
+    """Over five batches rounding takes no more from the first step's gradients than it does there."""
     theirs, state = pair(name, 64, dtype=np.float32)
-    exact, _ = pair(name, 64, dtype=np.float64)
+    exact = copy.deepcopy(theirs).double()
 
     def loss_fn(params, images, labels):
         variables = {"params": params, "batch_stats": state.batch_stats}
@@ -186,10 +187,10 @@ def test_float32_is_as_near_to_float64_as_in_torch(name):
         in_torch = torch_gradients(theirs, images, labels, np.float32)
         for key, expected in torch_gradients(exact, images, labels, np.float64).items():
             errors.append([relative(found[key], expected) for found in (ours, in_torch)])
-    print(name, np.quantile(errors, (0.5, 0.9, 1), axis=0))
+    # Medians of 4e-6 here and 2e-3 there; the largest, of flipped signs, 0.1 and 0.2 to 0.3.
     here, there = np.transpose(errors)
-    assert np.median(here) < 2 * np.median(there)
-    assert here.mean() < 2 * there.mean()
+    assert np.median(here) < np.median(there)
+    assert here.mean() < there.mean()
 
 
 @pytest.mark.parametrize("use_residual", [True, False])
