@@ -164,7 +164,7 @@ def test_first_step_in_float32(name, width):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_float32_is_as_near_to_float64_as_in_torch(name):
-    """Over five batches rounding takes no more from the first step's gradients than it does there."""
+    """Over five batches rounding takes no more from the gradients than it does there."""
     theirs, state = pair(name, 64, dtype=np.float32)
     exact = copy.deepcopy(theirs).double()
 
