@@ -122,14 +122,7 @@ def test_ten_steps_of_sgd_in_float64(name, width, residual):
 
 
 def assert_first_step_agrees(name, width, batch=32):
-    # At full width some of the millions of values before a ReLU are within rounding of zero, and
-    # one that rounds to the other side changes a gradient by percents. Counted for ResNet-50 on
-    # two batches: 10 to 21 of 6.3 million signs differ between float32 and float64, with either
-    # lowering alike, and largest gradients by 20 to 32 %; torch's own float32 is off by 5 % and
-    # more on three batches of five. So this holds only for a batch and a formulation chosen for
-    # it; that the networks are the same is for float64 to show, here and in tests/models.
-    lowering = "reference" if width == 64 else "auto"
-    theirs, state = pair(name, width, dtype=np.float32, lowering=lowering)
+    theirs, state = pair(name, width, dtype=np.float32)
     images, labels = (part[0] for part in examples(1, batch))
     images = images.astype(np.float32)
     expected_loss = torch_step(theirs, torch_sgd(theirs), images, labels)
@@ -149,22 +142,19 @@ def assert_first_step_agrees(name, width, batch=32):
             assert relative(got[key], value.numpy()) < 1e-5, key
 
 
-@pytest.mark.parametrize(
-    ("name", "width"),
-    [
-        ("basic", 8),
-        pytest.param("resnet18", 64, marks=pytest.mark.slow),
-        pytest.param("resnet50", 64, marks=pytest.mark.slow),
-    ],
-)
-def test_first_step_in_float32(name, width):
-    assert_first_step_agrees(name, width)
+def test_first_step_in_float32():
+    assert_first_step_agrees("basic", 8)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_float32_is_as_near_to_float64_as_in_torch(name):
-    """Over five batches rounding takes no more from the gradients than it does there."""
+    """Over five batches rounding takes no more from the gradients than it does there.
+
+    At full width some of the millions of values before a ReLU are within rounding of zero, and one
+    that rounds to the other side changes a gradient by percents: two float32s agree to 1e-4 on
+    batches picked for it alone. The losses do, to 1e-5.
+    """
     theirs, state = pair(name, 64, dtype=np.float32)
     exact = copy.deepcopy(theirs).double()
 
@@ -176,16 +166,19 @@ def test_float32_is_as_near_to_float64_as_in_torch(name):
     def torch_gradients(model, images, labels, dtype):
         nchw = torch.from_numpy(images.transpose(0, 3, 1, 2).astype(dtype))
         model.zero_grad()
-        torch.nn.functional.cross_entropy(model(nchw), torch.from_numpy(labels)).backward()
-        return {key: parameter.grad.numpy() for key, parameter in model.named_parameters()}
+        loss = torch.nn.functional.cross_entropy(model(nchw), torch.from_numpy(labels))
+        loss.backward()
+        grads = {key: parameter.grad.numpy() for key, parameter in model.named_parameters()}
+        return loss.item(), grads
 
-    gradients = jax.jit(jax.grad(loss_fn))
+    gradients = jax.jit(jax.value_and_grad(loss_fn))
     errors = []
     for images, labels in zip(*examples(5, 32), strict=True):
-        grads = gradients(state.params, jnp.asarray(images, jnp.float32), labels)
+        loss, grads = gradients(state.params, jnp.asarray(images, jnp.float32), labels)
         ours = to_torchvision({"params": grads, "batch_stats": state.batch_stats})
-        in_torch = torch_gradients(theirs, images, labels, np.float32)
-        for key, expected in torch_gradients(exact, images, labels, np.float64).items():
+        expected_loss, in_torch = torch_gradients(theirs, images, labels, np.float32)
+        assert abs(float(loss) - expected_loss) < 1e-5 * expected_loss
+        for key, expected in torch_gradients(exact, images, labels, np.float64)[1].items():
             errors.append([relative(found[key], expected) for found in (ours, in_torch)])
     # Medians of 4e-6 here and 2e-3 there; the largest, of flipped signs, 0.1 and 0.2 to 0.3.
     here, there = np.transpose(errors)
