@@ -309,6 +309,7 @@ PRESETS: dict[str, TrainConfig] = {
             learning_rate=0.05, nesterov=True, weight_decay=5e-4, schedule="one_cycle", warmup=0.25
         ),
         epochs=8,
+        eval_every=125,
         label_smoothing=0.1,
         log_every=25,
     ),

@@ -155,16 +155,18 @@ class Run:
         """The network, for `variables`."""
         return self._program.model
 
-    def preprocess(self, images: np.ndarray) -> "jax.Array":
+    def preprocess(self, images: "np.ndarray | jax.Array") -> "jax.Array":
         """Images as they come from the data set, as the network takes them: float32[N, H, W, C].
+
+        May be called within `jax.jit`.
 
         Raises:
             ResNetJaxError: the images have another type or shape, see `predict`.
         """
         return self._program.preprocess(self._checked(images))
 
-    def _checked(self, images: np.ndarray) -> np.ndarray:
-        images = np.asarray(images)
+    def _checked(self, images: Any) -> Any:
+        images = images if hasattr(images, "dtype") else np.asarray(images)  # it may be traced
         height, width, channels = self.image_shape
         free = self.config.data.image_size is not None and not self.config.data.center_crop
         fits = images.ndim == 4 and images.shape[3] == channels

@@ -3,14 +3,20 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.inspection.saliency import forward_and_saliency, in_order, on_whole_images
+from resnet_jax.inspection.saliency import (
+    Forward,
+    forward_and_saliency,
+    in_order,
+    on_whole_images,
+)
+from resnet_jax.ops.llvm import HASTY, QUICK, llvm_level
 from resnet_jax.training.evaluation import Evaluation
 
 if TYPE_CHECKING:
@@ -21,8 +27,6 @@ MOST_IMAGES = 10_000  # whose maps and features are kept in memory
 MOST_BYTES = 2**29  # of the images themselves
 # With fewer batches than this, optimising the program takes longer than it saves.
 BATCHES_WORTH_OPTIMISING = 50
-# LLVM's levels: 4, 7 and 9 s of compilation for 110, 36 and 36 ms a batch of ResNet-18.
-HASTY, QUICK = 0, 1
 
 
 def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> np.ndarray:
@@ -208,11 +212,11 @@ def examine(
     images, labels = there.read(np.arange(min(len(there), most)))
     starts = range(0, len(images), BATCH)
     level = HASTY if len(starts) < BATCHES_WORTH_OPTIMISING else QUICK
-    on_cpu = jax.default_backend() == "cpu"
-    look = jax.jit(
-        partial(forward_and_saliency, run.model),
-        compiler_options={"xla_backend_optimization_level": level} if on_cpu else {},
-    )
+
+    @partial(jax.jit, compiler_options=llvm_level(level))
+    def look(variables: Any, images: jax.Array) -> tuple[Forward, jax.Array]:
+        return forward_and_saliency(run.model, variables, run.preprocess(images))
+
     variables = run.variables(checkpoint)
     parts: list[list[np.ndarray]] = []
     maps: dict[str, np.ndarray] = {}
@@ -220,10 +224,10 @@ def examine(
         part = images[start : start + BATCH]
         padded = np.zeros((BATCH, *images.shape[1:]), np.uint8)
         padded[: len(part)] = part
-        found, saliency = look(variables, run.preprocess(padded))
+        found, saliency = look(variables, padded)
         if not maps:
             order = in_order(found.maps)
-            maps = {name: np.asarray(found.maps[name][0], np.float32) for name in order}
+            maps = {name: np.asarray(found.maps[name], np.float32)[0] for name in order}
         outputs = (found.logits, found.features, saliency)
         parts.append([np.asarray(a, np.float32)[: len(part)] for a in outputs])
     logits, features, saliency = map(np.concatenate, zip(*parts, strict=True))

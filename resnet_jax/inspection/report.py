@@ -5,12 +5,13 @@ import io
 import re
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from html import escape
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import yaml
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -64,13 +65,15 @@ def write_report(
     """
     folder = run.path / "report"
     variables = run.variables(checkpoint)
-    # What needs no answers is drawn beside the compiler's work, and two seconds' import done.
     with ThreadPoolExecutor(1, "report") as beside:
-        drawn = beside.map(_drawn, (_curves(run), _filters(variables)))
-        beside.submit(importlib.import_module, "sklearn.manifold")
+        # What needs no answers is drawn beside the compiler's work, and two seconds' import done.
+        drawn = beside.submit(lambda: (_drawn(_curves(run)), _drawn(_filters(variables))))
+        imported = beside.submit(importlib.import_module, "sklearn.manifold")
         found = examine(run, split, checkpoint, data_dir)
-    first, last = drawn
-    pictures = [first, *map(_drawn, _pictures(found)), last]
+        first, last = drawn.result()
+        imported.result()  # matplotlib draws in one thread at a time, and t-SNE beside it
+        points = beside.submit(embedding, found.features[:EMBEDDED])
+        pictures = [first, *map(_drawn, _pictures(found, points)), last]
     page = _page(run, found, split, checkpoint, "\n".join(section for *_, section in pictures))
     try:
         folder.mkdir(exist_ok=True)
@@ -108,7 +111,7 @@ def _filters(variables: Any) -> Picture:
     )
 
 
-def _pictures(found: Findings) -> Iterator[Picture]:
+def _pictures(found: Findings, embedded: Future[np.ndarray]) -> Iterator[Picture]:
     """Those of the network's answers."""
     evaluation, calibration = found.evaluation, found.calibration
     yield Picture(
@@ -134,15 +137,6 @@ def _pictures(found: Findings) -> Iterator[Picture]:
         "Images that the network is most confidently wrong about, with Grad-CAM over them.",
         plots.mistakes(found),
     )
-    points = embedding(found.features[:EMBEDDED])
-    yield Picture(
-        "embedding",
-        "Last features",
-        f"What the head sees of the first {len(points)} images, in the plane by t-SNE. Neighbours "
-        "are alike; distances between groups mean nothing.",
-        "Scatter plot of images by their last features, coloured and named by class.",
-        plots.embedding(points, found),
-    )
     yield Picture(
         "feature_maps",
         "Feature maps",
@@ -150,6 +144,15 @@ def _pictures(found: Findings) -> Iterator[Picture]:
         "stage. Yellow is a row's largest value.",
         "Feature maps of one image after the stem and after each stage.",
         plots.feature_maps(found.maps, found.images[0]),
+    )
+    points = embedded.result()
+    yield Picture(
+        "embedding",
+        "Last features",
+        f"What the head sees of the first {len(points)} images, in the plane by t-SNE. Neighbours "
+        "are alike; distances between groups mean nothing.",
+        "Scatter plot of images by their last features, coloured and named by class.",
+        plots.embedding(points, found),
     )
 
 

@@ -155,7 +155,8 @@ def _on_cpu(face: str, a: jax.Array, b: jax.Array, geometry: Geometry) -> jax.Ar
     live = geometry.trimmed()
     if face != "kernel_grad":
         b = b[rows.start : rows.stop, columns.start : columns.stop]
-    out = formulations[cpu.choose(face, live)](a, b, live).astype(a.dtype)
+    elements = a.size if isinstance(a.shape[0], int) else None  # or of a symbolic batch
+    out = formulations[cpu.choose(face, live, elements)](a, b, live).astype(a.dtype)
     if face == "kernel_grad":
         # Zeros for the taps that never touch the image.
         out = cpu.pad(out, 0, rows.start, geometry.rows.kernel - rows.stop)

@@ -9,7 +9,7 @@ Every formulation here exists for the three faces of a convolution,
 
 and works on float[N, H, W, C], float[kh, kw, C, K] and float[N, OH, OW, K], whose static shape is a
 :class:`Geometry` with the kernel already cut to the taps that touch the image. The batch may be
-symbolic: nothing is decided by it.
+symbolic.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -388,17 +388,29 @@ FORMULATIONS: dict[str, dict[str, Callable[[jax.Array, jax.Array, Geometry], jax
 
 # --- the rule ------------------------------------------------------------------------------------
 
-# Milliseconds at batch 64 and 256, float32, 2 cores, on the shapes of ResNet-18 with a 32x32 input;
-# experiments/cpu_speed/README.md has them all. Each line is asked in turn.
+# Of an input, in elements, from which tiles are worth it: ResNet-18's first stage at batch 128, its
+# second at 256. Below, what they save in products they take in sums around them, and each is some
+# thirty kernels to compile and load where columns are ten.
+MANY = 2**19
 
 
-def choose(face: str, geometry: Geometry) -> str:
-    """The formulation of one face of a convolution, from its static shape after trimming."""
+def choose(face: str, geometry: Geometry, elements: int | None) -> str:
+    """The formulation of one face of a convolution, from static shapes. Each line is asked in turn.
+
+    What it rests on is measured by ``experiments/cpu_speed/formulations.py``.
+
+    Args:
+        face: ``forward``, ``input_grad`` or ``kernel_grad``.
+        geometry: after trimming.
+        elements: of the face's first array. None for a symbolic batch, which counts as many.
+    """
     positions = geometry.size[0] * geometry.size[1] * geometry.out[0] * geometry.out[1]
     if geometry.kernel == (1, 1):
         return "patches"  # a strided slice and a product
     if fits("tiles", geometry):
-        if face != "kernel_grad" or geometry.size == (2, 2):
+        if geometry.size == (2, 2):
+            return "tiles"  # nine products where dense has sixteen
+        if face != "kernel_grad" and (elements is None or elements >= MANY):
             return "tiles"
         return "columns"
     if positions <= 16:

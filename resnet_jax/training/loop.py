@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.config import TrainConfig
@@ -327,8 +326,9 @@ class _Loop:
     def _save(self, state: TrainState, step: int, validation: dict[str, float] | None) -> None:
         """Saves what is finite: the last update may have overflowed after a finite loss."""
         numbers = {**state.params, "running statistics": state.batch_stats}
-        for name, part in numbers.items():
-            if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(part)):
+        # Here and not on the devices: a CPU would compile two small programs for each shape.
+        for name, part in jax.device_get(numbers).items():
+            if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(part)):
                 raise self._not_finite(f"{name} of the parameters", step - 1)
         self.folder.checkpoints.save(state, validation)
 

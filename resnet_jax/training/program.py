@@ -17,6 +17,7 @@ from resnet_jax.data.dataset import AnySplit, StreamedSplit
 from resnet_jax.data.streaming import ReadAhead
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import VARIANTS, ResNet
+from resnet_jax.ops.llvm import QUICK, llvm_level
 from resnet_jax.ops.memory import keep_freed_memory
 from resnet_jax.training.evaluation import Evaluation
 from resnet_jax.training.optim import make_optimizer, make_schedule
@@ -116,12 +117,19 @@ class Program:
         self._take = jax.jit(
             _take, in_shardings=(everywhere, everywhere, split), out_shardings=(split, split)
         )
+        quick = llvm_level(QUICK)
         self._evaluate = jax.jit(
-            self._evaluate_batch, in_shardings=(everywhere, split, split), out_shardings=everywhere
+            self._evaluate_batch,
+            in_shardings=(everywhere, split, split),
+            out_shardings=everywhere,
+            compiler_options=quick,
         )
         self._any = jax.jit(jnp.any, in_shardings=split, out_shardings=everywhere)
         self._predict = jax.jit(
-            self._probabilities, in_shardings=(everywhere, split), out_shardings=split
+            self._probabilities,
+            in_shardings=(everywhere, split),
+            out_shardings=split,
+            compiler_options=quick,
         )
 
     def check_batch_size(self) -> None:

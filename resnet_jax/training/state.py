@@ -10,6 +10,8 @@ import optax
 from flax import linen as nn
 from flax import struct
 
+from resnet_jax.ops.llvm import QUICK, llvm_level
+
 
 class Batch(NamedTuple):
     """Examples for one step."""
@@ -71,11 +73,9 @@ class TrainState(struct.PyTreeNode):
             images: ``float[N, H, W, C]``; only the shape matters.
             ema: keep moving averages of the weights.
         """
-        # Jitted, since hundreds of small random draws are slow one by one. It runs once: on a CPU
-        # optimising it takes LLVM three times as long (10 s against 4) and gains nothing.
-        quick = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
+        # Jitted, since hundreds of small random draws are slow one by one. It runs once.
         drawn = partial(cls.drawn, model, tx, ema=ema)
-        return jax.jit(drawn, compiler_options=quick)(key, images)
+        return jax.jit(drawn, compiler_options=llvm_level(QUICK))(key, images)
 
     @classmethod
     def drawn(
