@@ -1,4 +1,4 @@
-"""Draws `results.json` and `where_time_goes.json`, and writes the tables of README.md.
+"""Draws `results.json` and writes the tables of README.md from it and the other two JSON files.
 
 Command:   python experiments/cpu_speed/plot.py
 Result:    docs/images/cpu_speed.png, and the tables here and in the project's README
@@ -146,6 +146,45 @@ def profile(steps: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def rules(rows: list[dict]) -> str:
+    """The network under several rules of choice: `within` of `formulations.json`."""
+    cases = list(dict.fromkeys((row["what"], row["batch"]) for row in rows))
+    lines = [
+        f"| ms, and kernels | {' | '.join(f'{what}, batch {n}' for what, n in cases)} |",
+        f"| --- |{' --- |' * len(cases)}",
+    ]
+    for rule in dict.fromkeys(row["rule"] for row in rows):
+        cells = [
+            f"{row['ms']:.1f}, {row['kernels']}"
+            for case in cases
+            for row in rows
+            if (row["what"], row["batch"]) == case and row["rule"] == rule
+        ]
+        lines.append(f"| {rule} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def formulations(rows: list[dict]) -> str:
+    """Every formulation alone, at both batch sizes, the chosen ones bold."""
+    names = list(dict.fromkeys(name for row in rows for name in row["ms"]))
+    lines = [f"| ms at batch 64, 256 | | {' | '.join(names)} |", f"| --- | --- |{' --- |' * 5}"]
+    pairs: dict[tuple[str, str], list[dict]] = {}
+    for row in rows:
+        pairs.setdefault((row["convolution"], row["face"]), []).append(row)
+    for (convolution, face), pair in pairs.items():
+        cells = [
+            ", ".join(
+                f"**{row['ms'][name]:.2f}**" if name == row["chosen"] else f"{row['ms'][name]:.2f}"
+                for row in pair
+            )
+            if name in pair[0]["ms"]
+            else ""
+            for name in names
+        ]
+        lines.append(f"| {convolution} | {face} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def write(page: Path, tables: dict[str, str]) -> None:
     """Puts each table between its marks."""
     text = page.read_text()
@@ -166,7 +205,10 @@ def main() -> None:
     short = {name: row for name, row in found.items() if name in shown}
     write(ROOT / "README.md", {"speed": ratios(short)})
     tables = {"speed": ratios(found), "settings": every_setting(found), "memory": memory(found)}
-    write(HERE / "README.md", tables | {"starts": starts(rows), "profile": profile(steps)})
+    tables |= {"starts": starts(rows), "profile": profile(steps)}
+    measured = json.loads((HERE / "formulations.json").read_text())
+    tables |= {"rules": rules(measured["within"]), "formulations": formulations(measured["alone"])}
+    write(HERE / "README.md", tables)
 
 
 if __name__ == "__main__":

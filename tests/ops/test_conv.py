@@ -2,7 +2,9 @@
 
 import itertools
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
+from unittest import mock
 
 import chex
 import jax
@@ -210,6 +212,23 @@ def test_other_platforms_get_only_the_native_convolution(shape, k, stride, paddi
         assert "stablehlo.concatenate" not in module
     assert "stablehlo.convolution" not in run("auto", "cpu")
     assert "stablehlo.convolution" in run("reference", "cpu")
+
+
+def test_large_inputs_are_cut_into_tiles_and_small_ones_are_not() -> None:
+    """On both sides of the bound, where the rule takes another formulation."""
+    kernel = normal(2, 3, 3, 1, 1)
+    few, many = normal(1, 2, 511, 512, 1), normal(1, 2, 512, 512, 1)
+    assert few.size < cpu.MANY == many.size
+    for x, tiled in ((few, False), (many, True)):
+        with ExitStack() as stack:
+            calls = []
+            for face in ("forward", "input_grad"):
+                formulations = cpu.FORMULATIONS[face]
+                calls.append(mock.Mock(wraps=formulations["tiles"]))
+                stack.enter_context(mock.patch.dict(formulations, tiles=calls[-1]))
+            found = faces(x, kernel, padding=1)
+        assert [call.called for call in calls] == [tiled, tiled]
+        assert_close(found, faces(x, kernel, padding=1, lowering="reference"), 1e-9)
 
 
 @pytest.mark.parametrize(("shape", "k", "stride", "padding"), SHAPES)

@@ -1,0 +1,148 @@
+"""Which formulation of a convolution is quickest, alone and within the network?
+
+Command:   python experiments/cpu_speed/formulations.py; python experiments/cpu_speed/plot.py
+Result:    formulations.json: milliseconds of every formulation of every convolution of ResNet-18
+           at 32x32, and of the network under several rules with what it costs to compile
+Machine:   see results.json; run it on an idle one, ten minutes
+
+The rule in `resnet_jax/ops/cpu.py` rests on it. Alone a formulation shows its products; within the
+network its shifts and sums fuse with what is around them, which is why both are measured. All
+contenders of a row take turns in one process.
+"""
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import resnet_jax as rj
+from resnet_jax.ops import cpu
+from resnet_jax.ops.geometry import Geometry
+from resnet_jax.ops.memory import keep_freed_memory
+
+RESULTS = Path(__file__).with_suffix(".json")
+BATCHES = (64, 256)
+# Side, kernel, stride, channels and features of ResNet-18's convolutions whose kernel is not 1x1.
+SHAPES = (
+    (32, 7, 2, 1, 64),
+    (8, 3, 1, 64, 64),
+    (8, 3, 2, 64, 128),
+    (4, 3, 1, 128, 128),
+    (4, 3, 2, 128, 256),
+    (2, 3, 1, 256, 256),
+    (2, 3, 2, 256, 512),
+)
+# What to put in the place of the rule's parts.
+RULES: dict[str, dict[str, Any]] = {
+    "the rule": {},
+    "no tiles": {"fits": lambda name, geometry: name != "tiles" and _fits(name, geometry)},
+    "tiles on 2x2 maps alone": {"MANY": math.inf},
+    "tiles wherever they fit": {"MANY": 0},
+}
+_fits = cpu.fits
+
+
+def in_turns(calls: dict[str, Callable[[], Any]], rounds: int, times: int) -> dict[str, float]:
+    """Median milliseconds of each call; the first of each turn does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            for number in range(times + 1):
+                start = time.perf_counter()
+                jax.block_until_ready(call())
+                if number:
+                    seconds[name].append(time.perf_counter() - start)
+    return {name: round(1e3 * statistics.median(s), 3) for name, s in seconds.items()}
+
+
+def alone(batch: int, shape: tuple[int, int, int, int, int]) -> list[dict]:
+    """A row for each face of one convolution."""
+    side, kernel, stride, channels, features = shape
+    pad = kernel // 2
+    geometry = Geometry.of((side, side), (kernel, kernel), (stride, stride), (pad, pad))
+    live = geometry.trimmed()
+    draw = np.random.default_rng(0).standard_normal
+    x = jnp.asarray(draw((batch, side, side, channels), np.float32))
+    grad = jnp.asarray(draw((batch, *geometry.out, features), np.float32))
+    weights = jnp.asarray(draw((*live.kernel, channels, features), np.float32))
+    rows = []
+    for face, formulations in cpu.FORMULATIONS.items():
+        a, b = {
+            "forward": (x, weights),
+            "input_grad": (grad, weights),
+            "kernel_grad": (x, grad),
+        }[face]
+        calls = {}
+        for name, formulation in formulations.items():
+            # A dense matrix of a large map has more entries than memory holds.
+            if cpu.fits(name, live) and (name != "dense" or side <= 4):
+                program = jax.jit(formulation, static_argnums=2).lower(a, b, live).compile()
+                calls[name] = lambda program=program, a=a, b=b: program(a, b)
+        rows.append(
+            {
+                "batch": batch,
+                "convolution": f"{side}x{side}x{channels}, {kernel}x{kernel}/{stride}, {features}",
+                "face": face,
+                "chosen": cpu.choose(face, live, a.size),
+                "ms": in_turns(calls, rounds=5, times=3),
+            }
+        )
+    return rows
+
+
+def within(batch: int, what: str) -> list[dict]:
+    """A row for each rule: time of the network, and what it takes to compile."""
+    model = rj.ResNet18(num_classes=10)
+    images, labels = jnp.ones((batch, 32, 32, 1)), jnp.zeros(batch, jnp.int32)
+    state = rj.TrainState.create(model, optax.sgd(0.01, 0.9), jax.random.key(0), images[:1])
+    step = rj.train_step if what == "training" else rj.eval_step
+    rows, calls = [], {}
+    for rule, parts in RULES.items():
+        jax.clear_caches()
+        with mock.patch.multiple(cpu, **parts):
+            lowered = jax.jit(step).lower(state, rj.Batch(images, labels))
+        start = time.perf_counter()
+        program = lowered.compile()
+        seconds = time.perf_counter() - start
+        calls[rule] = lambda program=program: program(state, rj.Batch(images, labels))
+        rows.append(
+            {
+                "batch": batch,
+                "what": what,
+                "rule": rule,
+                "compile_s": round(seconds, 1),
+                "kernels": program.as_text().count(" fusion("),
+            }
+        )
+    times = in_turns(calls, rounds=10, times=4)
+    return [row | {"ms": times[row["rule"]]} for row in rows]
+
+
+def main() -> None:
+    """Writes formulations.json."""
+    keep_freed_memory()
+    found: dict[str, list[dict]] = {"within": [], "alone": []}
+    for batch in BATCHES:
+        for what in ("training", "inference"):
+            found["within"] += within(batch, what)
+        for shape in SHAPES:
+            found["alone"] += alone(batch, shape)
+        print(json.dumps(found["within"][-1]), flush=True)
+    parts = (
+        f'"{name}": [\n' + ",\n".join("  " + json.dumps(row) for row in rows) + "\n]"
+        for name, rows in found.items()
+    )
+    RESULTS.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
+if __name__ == "__main__":
+    main()
