@@ -43,7 +43,7 @@ SHAPES = (
 )
 # What to put in the place of the rule's parts.
 RULES: dict[str, dict[str, Any]] = {
-    "the rule": {},
+    "the rule": {"MANY": cpu.MANY},
     "no tiles": {"fits": lambda name, geometry: name != "tiles" and _fits(name, geometry)},
     "tiles on 2x2 maps alone": {"MANY": math.inf},
     "tiles wherever they fit": {"MANY": 0},

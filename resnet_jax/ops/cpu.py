@@ -389,8 +389,8 @@ FORMULATIONS: dict[str, dict[str, Callable[[jax.Array, jax.Array, Geometry], jax
 # --- the rule ------------------------------------------------------------------------------------
 
 # Of an input, in elements, from which tiles are worth it: ResNet-18's first stage at batch 128, its
-# second at 256. Below, what they save in products they take in sums around them, and each is some
-# thirty kernels to compile and load where columns are ten.
+# second at 256. Below, a step gains a few hundredths at most, and each is some thirty kernels to
+# compile and load where columns are ten.
 MANY = 2**19
 
 
