@@ -301,7 +301,7 @@ def differences(one: TrainConfig, other: TrainConfig) -> dict[str, tuple[Any, An
 _MNIST_AUGMENT = AugmentConfig(shift=2.0, rotation=12.0, scale=0.12, shear=8.0)
 
 PRESETS: dict[str, TrainConfig] = {
-    # 4,000 real digits, in two to three minutes on two cores, compilation included; no network.
+    # 4,000 real digits, in under two minutes on two cores, compilation included; no network.
     # Eight passes have not the time for the distortions and the rate that pay over forty.
     "quickstart": TrainConfig(
         augment=AugmentConfig(shift=1.2, rotation=7.0, scale=0.07, shear=5.0),
