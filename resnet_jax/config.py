@@ -340,8 +340,10 @@ PRESETS: dict[str, TrainConfig] = {
     # not repay, and a stop as soon as the validation images pass that by a margin.
     "fast": TrainConfig(
         data=DataConfig(name="mnist"),
+        # At 0.1 one seed of four lost its way at the end of the warm-up, and 1.5 passes end too soon
+        # to find it again.
         optim=OptimConfig(
-            learning_rate=0.1, nesterov=True, weight_decay=5e-4, schedule="one_cycle", warmup=0.25
+            learning_rate=0.05, nesterov=True, weight_decay=5e-4, schedule="one_cycle", warmup=0.25
         ),
         epochs=1.5,
         batch_size=128,

@@ -91,7 +91,7 @@ def test_any_convolution_equals_the_reference(case: dict[str, tuple[int, ...]]) 
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400, deadline=None, derandomize=True)
 @given(convolutions())
 def test_many_convolutions_equal_the_reference(case: dict[str, tuple[int, ...]]) -> None:
     check_against_reference(case)
