@@ -701,7 +701,3 @@ def _print_datasets() -> None:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=1))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

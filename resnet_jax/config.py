@@ -346,7 +346,7 @@ PRESETS: dict[str, TrainConfig] = {
         ),
         epochs=1.5,
         batch_size=128,
-        eval_every=50,
+        eval_every=110,  # at 50, evaluating and saving were a fifth of its time
         target=0.991,
     ),
     "fashion_mnist": TrainConfig(

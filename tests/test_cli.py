@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from PIL import Image
 import resnet_jax as rj
 from resnet_jax import cli
 from resnet_jax.cli import main
+from resnet_jax.memory import tuned
 
 OPTIONS = """
     --model.width 4 --model.lowering reference --data.subset 60 20 20
@@ -196,7 +198,7 @@ def test_bad_input_is_one_line_and_exit_code_1(
 
 @pytest.mark.parametrize("arguments", [[], ["trian"], ["train", "--nothing", "1"], ["evaluate"]])
 def test_wrong_usage_is_the_parsers_text_and_exit_code_2(arguments):
-    command = [sys.executable, "-m", "resnet_jax.cli", *arguments]
+    command = [sys.executable, "-m", "resnet_jax", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
@@ -233,3 +235,36 @@ def test_an_interrupt_that_a_library_swallows_is_raised_again(monkeypatch, capsy
     # Who called from Python gets Ctrl-C back as it was.
     assert [signal.getsignal(number) for number in numbers] == before
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_the_command_restarts_with_settings_of_malloc_unless_the_user_has_some(tmp_path):
+    """In the same process, and once; commands that compute nothing do not."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        f"with open({str(tmp_path / 'starts')!r}, 'a') as starts:\n"
+        "    print(os.getpid(), os.environ.get('GLIBC_TUNABLES'), file=starts)\n"
+    )
+
+    def starts(*arguments, **settings):
+        (tmp_path / "starts").unlink(missing_ok=True)
+        environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"} | settings
+        path = os.pathsep.join([str(tmp_path), environment.get("PYTHONPATH", "")])
+        command = [sys.executable, "-m", "resnet_jax", *arguments]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment | {"PYTHONPATH": path}
+        )
+        lines = (tmp_path / "starts").read_text().splitlines()
+        pids, found = zip(*(line.split() for line in lines), strict=True)
+        assert len(set(pids)) == 1
+        return done.returncode, found
+
+    run = str(tmp_path / "none")
+    ours = tuned({})["GLIBC_TUNABLES"]
+    code, found = starts("evaluate", run)
+    assert code == 1
+    assert found == (("None", ours) if sys.platform == "linux" else ("None",))
+    assert starts("evaluate", run, GLIBC_TUNABLES="glibc.malloc.check=0")[1] == (
+        "glibc.malloc.check=0",
+    )
+    assert starts("data", "list") == (0, ("None",))
+    assert starts("evaluate", "--help") == (0, ("None",))

@@ -22,6 +22,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from resnet_jax.memory import tuned
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
 TORCH = ("torch eager", "torch channels_last", "torch bf16", "torch compile")
@@ -48,6 +50,8 @@ class Contender:
 
     def __init__(self, name: str, case: dict[str, Any], cache: str | None = None) -> None:
         environment = dict(os.environ)
+        if name == "resnet_jax":
+            environment = tuned(environment)
         if cache:
             environment |= {
                 "JAX_COMPILATION_CACHE_DIR": cache,

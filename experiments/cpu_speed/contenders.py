@@ -25,10 +25,6 @@ def examples(case: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 
 def with_jax(case: dict[str, Any], obvious: bool) -> Call:
     """This package as its command sets it up, or Flax written the obvious way."""
-    if not obvious:
-        from resnet_jax.ops.memory import keep_freed_memory
-
-        keep_freed_memory()
     import jax
     import optax
     from obvious_flax import ResNet18
@@ -38,7 +34,9 @@ def with_jax(case: dict[str, Any], obvious: bool) -> Call:
     network = ResNet18 if obvious else rj.ResNet18
     model = network(num_classes=case["classes"], width=case["width"], stem=case["stem"])
     images, labels = (jax.device_put(a) for a in examples(case))
-    state = rj.TrainState.create(model, optax.sgd(0.01, 0.9), jax.random.key(0), images[:1])
+    # To predict takes no momentum.
+    tx = optax.sgd(0.01, 0.9 if case["what"] == "training" else None)
+    state = rj.TrainState.create(model, tx, jax.random.key(0), images[:1])
     if case["what"] == "inference":
         predict = jax.jit(partial(model.apply, train=False))
         return lambda: jax.block_until_ready(predict(state.variables, images))

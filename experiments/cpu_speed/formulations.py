@@ -3,7 +3,7 @@
 Command:   python experiments/cpu_speed/formulations.py; python experiments/cpu_speed/plot.py
 Result:    formulations.json: milliseconds of every formulation of every convolution of ResNet-18
            at 32x32, and of the network under several rules with what it costs to compile
-Machine:   see results.json; run it on an idle one, ten minutes
+Machine:   see results.json; run it on an idle one, a quarter of an hour
 
 The rule in `resnet_jax/ops/cpu.py` rests on it. Alone a formulation shows its products; within the
 network its shifts and sums fuse with what is around them, which is why both are measured. All
@@ -25,12 +25,12 @@ import numpy as np
 import optax
 
 import resnet_jax as rj
+from resnet_jax.memory import restart_tuned
 from resnet_jax.ops import cpu
 from resnet_jax.ops.geometry import Geometry
-from resnet_jax.ops.memory import keep_freed_memory
 
 RESULTS = Path(__file__).with_suffix(".json")
-BATCHES = (64, 256)
+BATCHES = (1, 16, 64, 256)
 # Side, kernel, stride, channels and features of ResNet-18's convolutions whose kernel is not 1x1.
 SHAPES = (
     (32, 7, 2, 1, 64),
@@ -47,6 +47,7 @@ RULES: dict[str, dict[str, Any]] = {
     "no tiles": {"fits": lambda name, geometry: name != "tiles" and _fits(name, geometry)},
     "tiles on 2x2 maps alone": {"MANY": math.inf},
     "tiles wherever they fit": {"MANY": 0},
+    "small inputs like others": {"FEW": 0},
 }
 _fits = cpu.fits
 
@@ -129,7 +130,6 @@ def within(batch: int, what: str) -> list[dict]:
 
 def main() -> None:
     """Writes formulations.json."""
-    keep_freed_memory()
     found: dict[str, list[dict]] = {"within": [], "alone": []}
     for batch in BATCHES:
         for what in ("training", "inference"):
@@ -145,4 +145,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    restart_tuned()
     main()

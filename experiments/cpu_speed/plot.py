@@ -165,9 +165,10 @@ def rules(rows: list[dict]) -> str:
 
 
 def formulations(rows: list[dict]) -> str:
-    """Every formulation alone, at both batch sizes, the chosen ones bold."""
+    """Every formulation alone, at each batch size, the chosen ones bold."""
     names = list(dict.fromkeys(name for row in rows for name in row["ms"]))
-    lines = [f"| ms at batch 64, 256 | | {' | '.join(names)} |", f"| --- | --- |{' --- |' * 5}"]
+    batches = ", ".join(dict.fromkeys(str(row["batch"]) for row in rows))
+    lines = [f"| ms at batch {batches} | | {' | '.join(names)} |", f"| --- | --- |{' --- |' * 5}"]
     pairs: dict[tuple[str, str], list[dict]] = {}
     for row in rows:
         pairs.setdefault((row["convolution"], row["face"]), []).append(row)

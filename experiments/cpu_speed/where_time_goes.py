@@ -25,7 +25,7 @@ import numpy as np
 import optax
 
 import resnet_jax as rj
-from resnet_jax.ops.memory import keep_freed_memory
+from resnet_jax.memory import restart_tuned
 
 RESULTS = Path(__file__).with_suffix(".json")
 PRODUCTS = "products and convolutions"
@@ -157,7 +157,6 @@ def measure(batch: int, lowering: str, flops_s: float, bytes_s: float) -> dict:
 
 def main() -> None:
     """Writes where_time_goes.json."""
-    keep_freed_memory()
     flops_s, bytes_s = rates()
     rows = []
     for batch in (64, 256):
@@ -168,4 +167,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    restart_tuned()
     main()

@@ -2,7 +2,8 @@
 
 Command:   pip install torch==2.13.0; python experiments/presets/fast_pytorch.py
 Needs:     the full MNIST prepared ($TFDS_DATA_DIR), PyTorch, and an idle machine
-Result:    fast_pytorch.jsonl, a line for each of 5 seeds
+Result:    fast_pytorch.jsonl, a line for each of 5 seeds, and the lines of `fast` that
+           results.jsonl lacks: the two take turns, so that a slow hour falls on both
 
 The same images in the same order, network, initialisation, loss, optimiser, rate by step,
 evaluations and stop, with PyTorch's channels_last (see experiments/cpu_speed for its settings).
@@ -15,8 +16,9 @@ import sys
 import time
 from pathlib import Path
 
+from measure import QUESTIONS, RUNS, measure
+
 RESULTS = Path(__file__).with_suffix(".jsonl")
-SEEDS = 5
 
 
 def train(seed: int) -> dict:
@@ -82,12 +84,13 @@ def train(seed: int) -> dict:
 
 
 def main() -> None:
-    """Runs the seeds that have no line yet."""
+    """Runs the seeds that have no line yet, each right after the command's own run of it."""
     if len(sys.argv) > 1:
         print(json.dumps(train(int(sys.argv[1]))))
         return
     done = [json.loads(line)["seed"] for line in RESULTS.open()] if RESULTS.exists() else []
-    for seed in range(SEEDS):
+    for seed in range(QUESTIONS["fast"].seeds):
+        measure("fast", [seed], RUNS)
         if seed in done:
             continue
         began = time.perf_counter()

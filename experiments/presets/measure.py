@@ -21,11 +21,13 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.jsonl"
+RUNS = Path("runs/presets")
 
 
 @dataclass(frozen=True)
@@ -74,14 +76,15 @@ def processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def measure(name: str, question: Question, runs: Path) -> None:
-    """Runs the seeds of a question that have no line yet."""
+def measure(name: str, seeds: Iterable[int], runs: Path) -> None:
+    """Runs those seeds of a question that have no line yet."""
+    question = QUESTIONS[name]
     done = {(row["question"], row["seed"]) for row in read()}
-    for seed in range(question.seeds):
+    for seed in seeds:
         if (name, seed) in done:
             continue
         folder = runs / f"{name}-seed{seed}"
-        command = [sys.executable, "-m", "resnet_jax.cli", "train", *question.arguments]
+        command = [sys.executable, "-m", "resnet_jax", "train", *question.arguments]
         resumed = folder.exists()
         began = time.perf_counter()
         subprocess.run([*command, "--seed", str(seed), "--run-dir", str(folder)], check=True)
@@ -173,7 +176,7 @@ def report() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("questions", nargs="*", help=f"some of {', '.join(QUESTIONS)}")
-    parser.add_argument("--runs", type=Path, default=Path("runs/presets"))
+    parser.add_argument("--runs", type=Path, default=RUNS)
     parser.add_argument("--report", action="store_true", help="only rewrite the tables")
     arguments = parser.parse_args()
     unknown = set(arguments.questions) - set(QUESTIONS)
@@ -181,7 +184,7 @@ def main() -> None:
         parser.error(f"not known: {', '.join(unknown)}; give some of {', '.join(QUESTIONS)}")
     if not arguments.report:
         for name in arguments.questions or QUESTIONS:
-            measure(name, QUESTIONS[name], arguments.runs)
+            measure(name, range(QUESTIONS[name].seeds), arguments.runs)
     report()
     print(table())
 

@@ -113,25 +113,23 @@ def _side_by_side(x: jax.Array, dim: int, axis: Axis) -> jax.Array:
 
 
 def _patches(x: jax.Array, geometry: Geometry) -> jax.Array:
-    """float[N, OH, OW, kw * kh * C]: what each output position reads."""
-    return _side_by_side(_side_by_side(x, ROWS, geometry.rows), COLUMNS, geometry.columns)
+    """float[N, OH, OW, kh * kw * C]: what each output position reads, in the kernel's order."""
+    return _side_by_side(_side_by_side(x, COLUMNS, geometry.columns), ROWS, geometry.rows)
 
 
 def _forward_patches(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    kernel = kernel.swapaxes(0, 1).reshape(-1, kernel.shape[-1])
-    return _dot(_patches(x, geometry), kernel, ((3,), (0,)))
+    return _dot(_patches(x, geometry), kernel.reshape(-1, kernel.shape[-1]), ((3,), (0,)))
 
 
 def _kernel_grad_patches(x: jax.Array, grad: jax.Array, geometry: Geometry) -> jax.Array:
-    (kh, kw), c, k = geometry.kernel, x.shape[-1], grad.shape[-1]
     out = _dot(_patches(x, geometry), grad, ((0, 1, 2), (0, 1, 2)))
-    return out.reshape(kw, kh, c, k).swapaxes(0, 1)
+    return out.reshape(*geometry.kernel, x.shape[-1], grad.shape[-1])
 
 
 def _input_grad_patches(grad: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    kh, _, c, k = kernel.shape
-    taps = _dot(grad, kernel.swapaxes(0, 1).reshape(-1, k), ((3,), (1,)))
-    for dim, axis, width in ((COLUMNS, geometry.columns, kh * c), (ROWS, geometry.rows, c)):
+    _, kw, c, k = kernel.shape
+    taps = _dot(grad, kernel.reshape(-1, k), ((3,), (1,)))
+    for dim, axis, width in ((ROWS, geometry.rows, kw * c), (COLUMNS, geometry.columns, c)):
         parts = [taps[..., tap * width :][..., :width] for tap in range(axis.kernel)]
         taps = spread(parts, dim, axis)
     return taps
@@ -392,6 +390,9 @@ FORMULATIONS: dict[str, dict[str, Callable[[jax.Array, jax.Array, Geometry], jax
 # second at 256. Below, a step gains a few hundredths at most, and each is some thirty kernels to
 # compile and load where columns are ten.
 MANY = 2**19
+# Of an input, in elements, up to which a kernel is best left as it lies: there is more of it than
+# of the input, and patches alone do not rearrange it. ResNet-18's 2x2 maps at batch 16.
+FEW = 2**14
 
 
 def choose(face: str, geometry: Geometry, elements: int | None) -> str:
@@ -407,6 +408,8 @@ def choose(face: str, geometry: Geometry, elements: int | None) -> str:
     positions = geometry.size[0] * geometry.size[1] * geometry.out[0] * geometry.out[1]
     if geometry.kernel == (1, 1):
         return "patches"  # a strided slice and a product
+    if elements is not None and elements <= FEW:
+        return "patches"
     if fits("tiles", geometry):
         if geometry.size == (2, 2):
             return "tiles"  # nine products where dense has sixteen

@@ -83,7 +83,7 @@ def join(
     import jax
     from jax._src.lib import _jax
 
-    from resnet_jax.ops.memory import keep_freed_memory
+    from resnet_jax.memory import keep_freed_memory
 
     keep_freed_memory()  # the runtime starts threads
     # Signals are this package's own matter: `training.loop` agrees on the step to stop at.

@@ -55,7 +55,7 @@ def run_dir(tmp_path_factory, environment):
     if not Path(os.environ["TFDS_DATA_DIR"], "mnist", "3.0.1").is_dir():
         pytest.skip("no prepared mnist: set TFDS_DATA_DIR")
     folder = tmp_path_factory.mktemp("page") / "mnist"
-    command = [sys.executable, "-m", "resnet_jax.cli", "train", "mnist", "--epochs", "1"]
+    command = [sys.executable, "-m", "resnet_jax", "train", "mnist", "--epochs", "1"]
     subprocess.run([*command, "--run-dir", str(folder)], env=environment, check=True)
     return folder
 

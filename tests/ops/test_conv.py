@@ -25,6 +25,12 @@ def _float64() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _small_as_if_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small inputs stand for those that are too large to leave the kernel as it lies."""
+    monkeypatch.setattr(cpu, "FEW", 0)
+
+
 def normal(seed: int, *shape: int, dtype: object = np.float64) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
 
@@ -214,21 +220,38 @@ def test_other_platforms_get_only_the_native_convolution(shape, k, stride, paddi
     assert "stablehlo.convolution" in run("reference", "cpu")
 
 
+def formulations_used(x: jax.Array, kernel: jax.Array) -> list[set[str]]:
+    """Those of the value and of the input gradient; both gradients equal the reference's."""
+    jax.clear_caches()  # of a trace under another bound
+    with ExitStack() as stack:
+        calls = []
+        for face in ("forward", "input_grad"):
+            formulations = cpu.FORMULATIONS[face]
+            calls.append({name: mock.Mock(wraps=f) for name, f in formulations.items()})
+            stack.enter_context(mock.patch.dict(formulations, calls[-1]))
+        found = faces(x, kernel, padding=1)
+    assert_close(found, faces(x, kernel, padding=1, lowering="reference"), 1e-9)
+    # The native one is traced beside it, for other platforms.
+    return [{name for name, f in face.items() if f.called} - {"native"} for face in calls]
+
+
 def test_large_inputs_are_cut_into_tiles_and_small_ones_are_not() -> None:
     """On both sides of the bound, where the rule takes another formulation."""
     kernel = normal(2, 3, 3, 1, 1)
-    few, many = normal(1, 2, 511, 512, 1), normal(1, 2, 512, 512, 1)
-    assert few.size < cpu.MANY == many.size
-    for x, tiled in ((few, False), (many, True)):
-        with ExitStack() as stack:
-            calls = []
-            for face in ("forward", "input_grad"):
-                formulations = cpu.FORMULATIONS[face]
-                calls.append(mock.Mock(wraps=formulations["tiles"]))
-                stack.enter_context(mock.patch.dict(formulations, tiles=calls[-1]))
-            found = faces(x, kernel, padding=1)
-        assert [call.called for call in calls] == [tiled, tiled]
-        assert_close(found, faces(x, kernel, padding=1, lowering="reference"), 1e-9)
+    less, many = normal(1, 2, 511, 512, 1), normal(1, 2, 512, 512, 1)
+    assert less.size < cpu.MANY == many.size
+    assert formulations_used(less, kernel) == [{"columns"}, {"columns"}]
+    assert formulations_used(many, kernel) == [{"tiles"}, {"tiles"}]
+
+
+def test_a_small_inputs_kernel_is_left_as_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On both sides of the bound, on a map where tiles have the fewest products."""
+    monkeypatch.setattr(cpu, "FEW", 4 * 16)
+    kernel = normal(2, 3, 3, 4, 4)
+    few, more = normal(1, 4, 2, 2, 4), normal(1, 5, 2, 2, 4)
+    assert few.size <= cpu.FEW < more.size
+    assert formulations_used(few, kernel) == [{"patches"}, {"patches"}]
+    assert formulations_used(more, kernel) == [{"tiles"}, {"tiles"}]
 
 
 @pytest.mark.parametrize(("shape", "k", "stride", "padding"), SHAPES)

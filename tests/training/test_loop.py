@@ -331,16 +331,24 @@ finally:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "set()"
-    # By the processor's clock: the one on the wall measures what else the machine does.
+    # By the processor's clock, the best of three: the one on the wall measures what else the
+    # machine does. On a machine that is slow, importing the parser's library is the measure.
+    ours, library = (
+        min(_processor_seconds([sys.executable, *arguments]) for _ in range(3))
+        for arguments in (["-m", "resnet_jax", "--help"], ["-c", "import tyro"])
+    )
+    assert ours < max(0.5, 4 * library)
+
+
+def _processor_seconds(command: list[str]) -> float:
     before = os.times()
-    subprocess.run([sys.executable, "-m", "resnet_jax.cli", "--help"], capture_output=True)
+    subprocess.run(command, capture_output=True, check=True)
     after = os.times()
-    user, system = (getattr(after, n) - getattr(before, n) for n in KINDS_OF_TIME)
-    assert user + system < 0.5
+    return sum(getattr(after, kind) - getattr(before, kind) for kind in KINDS_OF_TIME)
 
 
 def test_the_first_line_comes_before_anything_slow(tmp_path):
-    command = [sys.executable, "-u", "-m", "resnet_jax.cli", "train", "--run-dir", str(tmp_path)]
+    command = [sys.executable, "-u", "-m", "resnet_jax", "train", "--run-dir", str(tmp_path)]
     began = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
