@@ -93,7 +93,7 @@ def alone(batch: int, shape: tuple[int, int, int, int, int]) -> list[dict]:
                 "batch": batch,
                 "convolution": f"{side}x{side}x{channels}, {kernel}x{kernel}/{stride}, {features}",
                 "face": face,
-                "chosen": cpu.choose(face, live, a.size),
+                "chosen": cpu.choose(face, live, (channels, features), a.size),
                 "ms": in_turns(calls, rounds=5, times=3),
             }
         )

@@ -153,10 +153,13 @@ def _on_cpu(face: str, a: jax.Array, b: jax.Array, geometry: Geometry) -> jax.Ar
     if not rows or not columns:  # only padding is ever read
         return formulations["native"](a, b, geometry)
     live = geometry.trimmed()
-    if face != "kernel_grad":
+    if face == "kernel_grad":
+        channels = a.shape[-1], b.shape[-1]
+    else:
+        channels = b.shape[-2], b.shape[-1]
         b = b[rows.start : rows.stop, columns.start : columns.stop]
     elements = a.size if isinstance(a.shape[0], int) else None  # or of a symbolic batch
-    out = formulations[cpu.choose(face, live, elements)](a, b, live).astype(a.dtype)
+    out = formulations[cpu.choose(face, live, channels, elements)](a, b, live).astype(a.dtype)
     if face == "kernel_grad":
         # Zeros for the taps that never touch the image.
         out = cpu.pad(out, 0, rows.start, geometry.rows.kernel - rows.stop)

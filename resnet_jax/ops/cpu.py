@@ -393,9 +393,16 @@ MANY = 2**19
 # Of an input, in elements, up to which a kernel is best left as it lies: there is more of it than
 # of the input, and patches alone do not rearrange it. ResNet-18's 2x2 maps at batch 16.
 FEW = 2**14
+# Of an image, in channels: so little is read at each position that one product over patches, which
+# copies all of it, is quickest.
+COLOURS = 3
+# Channels summed over for which XLA's own convolution beats products, on maps of at least LARGE
+# positions: the copies around so narrow a product take longer than the product. The first stage of
+# a network of width 16. Its gradient of the kernel is no better there than elsewhere.
+NARROW, LARGE = range(8, 32), 10 * 10
 
 
-def choose(face: str, geometry: Geometry, elements: int | None) -> str:
+def choose(face: str, geometry: Geometry, channels: tuple[int, int], elements: int | None) -> str:
     """The formulation of one face of a convolution, from static shapes. Each line is asked in turn.
 
     What it rests on is measured by ``experiments/cpu_speed/formulations.py``.
@@ -403,6 +410,7 @@ def choose(face: str, geometry: Geometry, elements: int | None) -> str:
     Args:
         face: ``forward``, ``input_grad`` or ``kernel_grad``.
         geometry: after trimming.
+        channels: of the convolution's input and of its output.
         elements: of the face's first array. None for a symbolic batch, which counts as many.
     """
     positions = geometry.size[0] * geometry.size[1] * geometry.out[0] * geometry.out[1]
@@ -410,6 +418,13 @@ def choose(face: str, geometry: Geometry, elements: int | None) -> str:
         return "patches"  # a strided slice and a product
     if elements is not None and elements <= FEW:
         return "patches"
+    if channels[0] <= COLOURS:
+        return "patches"
+    if positions >= LARGE**2:
+        if face == "forward" and channels[0] in NARROW:
+            return "native"
+        if face == "input_grad" and channels[1] in NARROW and geometry.stride == (1, 1):
+            return "native"
     if fits("tiles", geometry):
         if geometry.size == (2, 2):
             return "tiles"  # nine products where dense has sixteen

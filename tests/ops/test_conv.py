@@ -27,8 +27,10 @@ def _float64() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _small_as_if_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small inputs stand for those that are too large to leave the kernel as it lies."""
+    """Small inputs stand for large ones, a few channels for many, small maps for large ones."""
     monkeypatch.setattr(cpu, "FEW", 0)
+    monkeypatch.setattr(cpu, "COLOURS", 0)
+    monkeypatch.setattr(cpu, "NARROW", ())
 
 
 def normal(seed: int, *shape: int, dtype: object = np.float64) -> jax.Array:
@@ -231,8 +233,36 @@ def formulations_used(x: jax.Array, kernel: jax.Array) -> list[set[str]]:
             stack.enter_context(mock.patch.dict(formulations, calls[-1]))
         found = faces(x, kernel, padding=1)
     assert_close(found, faces(x, kernel, padding=1, lowering="reference"), 1e-9)
-    # The native one is traced beside it, for other platforms.
-    return [{name for name, f in face.items() if f.called} - {"native"} for face in calls]
+    # Beside it the native one is traced, for other platforms.
+    return [
+        {name for name, f in face.items() if f.call_count > (name == "native")} for face in calls
+    ]
+
+
+def test_an_image_of_few_colours_is_read_as_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On both sides of the bound."""
+    monkeypatch.setattr(cpu, "COLOURS", 3)
+    for channels, name in ((3, "patches"), (4, "columns")):
+        x, kernel = normal(1, 2, 12, 12, channels), normal(2, 3, 3, channels, 5)
+        assert formulations_used(x, kernel) == [{name}, {name}]
+
+
+@pytest.mark.parametrize(
+    ("side", "channels", "features", "used"),
+    [
+        (10, 8, 31, ["native", "native"]),
+        (10, 7, 8, ["columns", "native"]),
+        (10, 8, 32, ["native", "columns"]),
+        (9, 8, 31, ["columns", "columns"]),
+    ],
+)
+def test_narrow_products_on_large_maps_are_left_to_xla(
+    side: int, channels: int, features: int, used: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On both sides of each bound; what counts is the channels that a product sums over."""
+    monkeypatch.setattr(cpu, "NARROW", range(8, 32))
+    x, kernel = normal(1, 2, side, side, channels), normal(2, 3, 3, channels, features)
+    assert formulations_used(x, kernel) == [{name} for name in used]
 
 
 def test_large_inputs_are_cut_into_tiles_and_small_ones_are_not() -> None:
