@@ -109,14 +109,18 @@ def measure(case: dict[str, Any], rounds: int, seconds: float) -> list[dict[str,
                 contenders[name] = contender
     # As many calls a turn as fill the turn, after one turn that warms up.
     calls = {}
-    for name, contender in contenders.items():
-        contender.time(1)
-        calls[name] = max(2, round(seconds / min(contender.time(2)["seconds"])))
     times: dict[str, list[float]] = {name: [] for name in contenders}
     peaks = {}
-    for turn in range(rounds):
+    enough = TOO_LONG * rounds * seconds
+    for name, contender in contenders.items():
+        contender.time(1)
+        warm = contender.time(2)
+        calls[name] = max(2, round(seconds / min(warm["seconds"])))
+        if sum(warm["seconds"]) > enough:  # hopeless: no turns for it
+            times[name], peaks[name] = warm["seconds"], warm["peak_mib"]
+    for _ in range(rounds):
         for name, contender in contenders.items():
-            if turn and sum(times[name]) > TOO_LONG * rounds * seconds:
+            if sum(times[name]) > enough:
                 continue  # its few calls say enough
             answer = contender.time(calls[name])
             times[name] += answer["seconds"]

@@ -36,7 +36,10 @@ def with_jax(case: dict[str, Any], obvious: bool) -> Call:
     images, labels = (jax.device_put(a) for a in examples(case))
     # To predict takes no momentum.
     tx = optax.sgd(0.01, 0.9 if case["what"] == "training" else None)
-    state = rj.TrainState.create(model, tx, jax.random.key(0), images[:1])
+    # Drawn by what is quickest to trace, as the command does.
+    drawn = model if obvious else model.clone(lowering="reference")
+    state = rj.TrainState.create(drawn, tx, jax.random.key(0), images[:1])
+    state = state.replace(apply_fn=model.apply)
     if case["what"] == "inference":
         predict = jax.jit(partial(model.apply, train=False))
         return lambda: jax.block_until_ready(predict(state.variables, images))

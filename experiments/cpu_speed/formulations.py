@@ -1,22 +1,25 @@
 """Which formulation of a convolution is quickest, alone and within the network?
 
-Command:   python experiments/cpu_speed/formulations.py; python experiments/cpu_speed/plot.py
-Result:    formulations.json: milliseconds of every formulation of every convolution of ResNet-18
-           at 32x32, and of the network under several rules with what it costs to compile
-Machine:   see results.json; run it on an idle one, a quarter of an hour
+Command:   python experiments/cpu_speed/formulations.py                   (all, twenty minutes)
+           python experiments/cpu_speed/formulations.py --only "width 16" --batches 64
+           python experiments/cpu_speed/plot.py                           (the tables)
+Result:    formulations.json: milliseconds of every formulation of every convolution of two
+           networks, and of the networks under several rules with what they cost to compile
+Machine:   see results.json; run it on an idle one
 
 The rule in `resnet_jax/ops/cpu.py` rests on it. Alone a formulation shows its products; within the
 network its shifts and sums fuse with what is around them, which is why both are measured. All
 contenders of a row take turns in one process.
 """
 
+import argparse
 import json
 import math
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
@@ -30,17 +33,49 @@ from resnet_jax.ops import cpu
 from resnet_jax.ops.geometry import Geometry
 
 RESULTS = Path(__file__).with_suffix(".json")
-BATCHES = (1, 16, 64, 256)
-# Side, kernel, stride, channels and features of ResNet-18's convolutions whose kernel is not 1x1.
-SHAPES = (
-    (32, 7, 2, 1, 64),
-    (8, 3, 1, 64, 64),
-    (8, 3, 2, 64, 128),
-    (4, 3, 1, 128, 128),
-    (4, 3, 2, 128, 256),
-    (2, 3, 1, 256, 256),
-    (2, 3, 2, 256, 512),
-)
+BATCHES = (64, 256)
+
+
+class Network(NamedTuple):
+    """A ResNet-18, and its convolutions whose kernel is not 1x1."""
+
+    stem: str
+    width: int
+    side: int  # of its images, which have one channel
+    # Side, kernel, stride, channels and features.
+    shapes: tuple[tuple[int, int, int, int, int], ...]
+
+
+NETWORKS = {
+    "width 64, 32x32": Network(
+        "imagenet",
+        64,
+        32,
+        (
+            (32, 7, 2, 1, 64),
+            (8, 3, 1, 64, 64),
+            (8, 3, 2, 64, 128),
+            (4, 3, 1, 128, 128),
+            (4, 3, 2, 128, 256),
+            (2, 3, 1, 256, 256),
+            (2, 3, 2, 256, 512),
+        ),
+    ),
+    "width 16, 28x28": Network(
+        "small",
+        16,
+        28,
+        (
+            (28, 3, 1, 1, 16),
+            (28, 3, 1, 16, 16),
+            (28, 3, 2, 16, 32),
+            (14, 3, 1, 32, 32),
+            (14, 3, 2, 32, 64),
+            (7, 3, 1, 64, 64),
+            (7, 3, 2, 64, 128),
+        ),
+    ),
+}
 # What to put in the place of the rule's parts.
 RULES: dict[str, dict[str, Any]] = {
     "the rule": {"MANY": cpu.MANY},
@@ -48,6 +83,8 @@ RULES: dict[str, dict[str, Any]] = {
     "tiles on 2x2 maps alone": {"MANY": math.inf},
     "tiles wherever they fit": {"MANY": 0},
     "small inputs like others": {"FEW": 0},
+    "narrow layers like others": {"NARROW": ()},
+    "few colours like others": {"COLOURS": 0},
 }
 _fits = cpu.fits
 
@@ -65,7 +102,7 @@ def in_turns(calls: dict[str, Callable[[], Any]], rounds: int, times: int) -> di
     return {name: round(1e3 * statistics.median(s), 3) for name, s in seconds.items()}
 
 
-def alone(batch: int, shape: tuple[int, int, int, int, int]) -> list[dict]:
+def alone(name: str, batch: int, shape: tuple[int, int, int, int, int]) -> list[dict]:
     """A row for each face of one convolution."""
     side, kernel, stride, channels, features = shape
     pad = kernel // 2
@@ -83,13 +120,14 @@ def alone(batch: int, shape: tuple[int, int, int, int, int]) -> list[dict]:
             "kernel_grad": (x, grad),
         }[face]
         calls = {}
-        for name, formulation in formulations.items():
+        for choice, formulation in formulations.items():
             # A dense matrix of a large map has more entries than memory holds.
-            if cpu.fits(name, live) and (name != "dense" or side <= 4):
+            if cpu.fits(choice, live) and (choice != "dense" or side <= 4):
                 program = jax.jit(formulation, static_argnums=2).lower(a, b, live).compile()
-                calls[name] = lambda program=program, a=a, b=b: program(a, b)
+                calls[choice] = lambda program=program, a=a, b=b: program(a, b)
         rows.append(
             {
+                "network": name,
                 "batch": batch,
                 "convolution": f"{side}x{side}x{channels}, {kernel}x{kernel}/{stride}, {features}",
                 "face": face,
@@ -100,23 +138,29 @@ def alone(batch: int, shape: tuple[int, int, int, int, int]) -> list[dict]:
     return rows
 
 
-def within(batch: int, what: str) -> list[dict]:
-    """A row for each rule: time of the network, and what it takes to compile."""
-    model = rj.ResNet18(num_classes=10)
-    images, labels = jnp.ones((batch, 32, 32, 1)), jnp.zeros(batch, jnp.int32)
+def within(name: str, network: Network, batch: int, what: str) -> list[dict]:
+    """A row for each rule with a program of its own: its time, and what it takes to compile."""
+    model = rj.ResNet18(num_classes=10, width=network.width, stem=network.stem)
+    images = jnp.ones((batch, network.side, network.side, 1))
     state = rj.TrainState.create(model, optax.sgd(0.01, 0.9), jax.random.key(0), images[:1])
+    examples = rj.Batch(images, jnp.zeros(batch, jnp.int32))
     step = rj.train_step if what == "training" else rj.eval_step
-    rows, calls = [], {}
+    rows, calls, seen = [], {}, set()
     for rule, parts in RULES.items():
         jax.clear_caches()
         with mock.patch.multiple(cpu, **parts):
-            lowered = jax.jit(step).lower(state, rj.Batch(images, labels))
+            lowered = jax.jit(step).lower(state, examples)
+        text = lowered.as_text()
+        if text in seen:
+            continue
+        seen.add(text)
         start = time.perf_counter()
         program = lowered.compile()
         seconds = time.perf_counter() - start
-        calls[rule] = lambda program=program: program(state, rj.Batch(images, labels))
+        calls[rule] = lambda program=program: program(state, examples)
         rows.append(
             {
+                "network": name,
                 "batch": batch,
                 "what": what,
                 "rule": rule,
@@ -129,19 +173,33 @@ def within(batch: int, what: str) -> list[dict]:
 
 
 def main() -> None:
-    """Writes formulations.json."""
-    found: dict[str, list[dict]] = {"within": [], "alone": []}
-    for batch in BATCHES:
-        for what in ("training", "inference"):
-            found["within"] += within(batch, what)
-        for shape in SHAPES:
-            found["alone"] += alone(batch, shape)
-        print(json.dumps(found["within"][-1]), flush=True)
-    parts = (
-        f'"{name}": [\n' + ",\n".join("  " + json.dumps(row) for row in rows) + "\n]"
-        for name, rows in found.items()
-    )
-    RESULTS.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+    """Writes formulations.json, keeping the rows that were not asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="networks whose name contains this")
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
+    options = parser.parse_args()
+
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"within": [], "alone": []}
+    for name, network in NETWORKS.items():
+        for batch in options.batches if options.only in name else ():
+            new = {
+                "within": [
+                    row
+                    for what in ("training", "inference")
+                    for row in within(name, network, batch, what)
+                ],
+                "alone": [row for shape in network.shapes for row in alone(name, batch, shape)],
+            }
+            for part, rows in new.items():
+                found[part] = [
+                    row for row in found[part] if (row["network"], row["batch"]) != (name, batch)
+                ] + rows
+            print(json.dumps(new["within"]), flush=True)
+            parts = (
+                f'"{part}": [\n' + ",\n".join("  " + json.dumps(row) for row in rows) + "\n]"
+                for part, rows in found.items()
+            )
+            RESULTS.write_text("{\n" + ",\n".join(parts) + "\n}\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,81 @@
+"""Where does the time of a warm start go, from the start of Python to the end of the first step?
+
+Command:   python experiments/cpu_speed/start.py; python experiments/cpu_speed/plot.py
+Result:    start.json: seconds of each phase, for each of seven starts with a warm compilation cache
+Machine:   see results.json; run it on an idle one, a minute
+
+ResNet-18 at 32x32, batch 64. It does what `contenders.py` does, one phase after the other; there
+and in the command the parameters are drawn while the step is traced.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from resnet_jax.memory import tuned
+
+RESULTS = Path(__file__).with_suffix(".json")
+STARTS = 7
+
+
+def start(began: float) -> dict[str, float]:
+    """Seconds of each phase, in this process."""
+    seconds, last = {}, began
+
+    def done(phase: str) -> None:
+        nonlocal last
+        now = time.time()
+        seconds[phase] = round(now - last, 3)
+        last = now
+
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    import resnet_jax as rj
+
+    model, tx = rj.ResNet18(num_classes=10), optax.sgd(0.01, 0.9)
+    create, train_step = rj.TrainState.create, rj.train_step
+    done("Python and imports")
+    batch = rj.Batch(jnp.ones((64, 32, 32, 1)), jnp.zeros(64, jnp.int32))
+    drawn = model.clone(lowering="reference")
+    state = create(drawn, tx, jax.random.key(0), batch.images[:1])
+    state = jax.block_until_ready(state.replace(apply_fn=model.apply))
+    done("parameters: trace, load, draw")
+    traced = jax.jit(train_step, donate_argnums=0).trace(state, batch)
+    done("step: trace")
+    lowered = traced.lower()
+    done("step: lower")
+    step = lowered.compile()
+    done("step: load")
+    jax.block_until_ready(step(state, batch))
+    done("step: run for the first time")
+    return seconds
+
+
+def main() -> None:
+    """Writes start.json."""
+    if len(sys.argv) > 1:
+        print(json.dumps(start(float(sys.argv[1]))))
+        return
+    rows = []
+    with tempfile.TemporaryDirectory() as cache:
+        environment = tuned(os.environ) | {
+            "JAX_COMPILATION_CACHE_DIR": cache,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        for _ in range(1 + STARTS):
+            command = [sys.executable, __file__, str(time.time())]
+            done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
+            rows.append(json.loads(done.stdout))
+            print(rows[-1], flush=True)
+    warm = rows[1:]
+    RESULTS.write_text("[\n" + ",\n".join("  " + json.dumps(row) for row in warm) + "\n]\n")
+
+
+if __name__ == "__main__":
+    main()
