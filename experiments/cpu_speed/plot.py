@@ -1,10 +1,11 @@
-"""Draws `results.json` and writes the tables of README.md from it and the other two JSON files.
+"""Draws `results.json` and writes the tables of README.md from it and the other JSON files.
 
 Command:   python experiments/cpu_speed/plot.py
 Result:    docs/images/cpu_speed.png, and the tables here and in the project's README
 """
 
 import json
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -133,6 +134,17 @@ def starts(rows: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
+def phases(starts: list[dict[str, float]]) -> str:
+    """Where a warm start's time goes: medians of `start.json`, and the median of the sums."""
+    lines = ["| a warm start, batch 64 | seconds, median (range) |", "| --- | --- |"]
+    columns = {phase: [row[phase] for row in starts] for phase in starts[0]}
+    columns["**all**"] = [sum(row.values()) for row in starts]
+    for phase, seconds in columns.items():
+        middle = statistics.median(seconds)
+        lines.append(f"| {phase} | {middle:.2f} ({min(seconds):.2f} to {max(seconds):.2f}) |")
+    return "\n".join(lines)
+
+
 def profile(steps: list[dict]) -> str:
     """Where a step's time goes: rows of `where_time_goes.json`."""
     parts = list(steps[0]["parts_ms"])
@@ -147,20 +159,21 @@ def profile(steps: list[dict]) -> str:
 
 
 def rules(rows: list[dict]) -> str:
-    """The network under several rules of choice: `within` of `formulations.json`."""
-    cases = list(dict.fromkeys((row["what"], row["batch"]) for row in rows))
+    """The networks under several rules of choice: `within` of `formulations.json`.
+
+    A cell is empty where the rule's program is another's above it.
+    """
+    cases = list(dict.fromkeys((row["network"], row["what"], row["batch"]) for row in rows))
+    titles = [f"{network}: {what}, batch {batch}" for network, what, batch in cases]
     lines = [
-        f"| ms, and kernels | {' | '.join(f'{what}, batch {n}' for what, n in cases)} |",
+        f"| ms, and kernels | {' | '.join(titles)} |",
         f"| --- |{' --- |' * len(cases)}",
     ]
+    found = {(r["rule"], r["network"], r["what"], r["batch"]): r for r in rows}
     for rule in dict.fromkeys(row["rule"] for row in rows):
-        cells = [
-            f"{row['ms']:.1f}, {row['kernels']}"
-            for case in cases
-            for row in rows
-            if (row["what"], row["batch"]) == case and row["rule"] == rule
-        ]
-        lines.append(f"| {rule} | {' | '.join(cells)} |")
+        cells = [found.get((rule, *case)) for case in cases]
+        shown = [f"{row['ms']:.1f}, {row['kernels']}" if row else "" for row in cells]
+        lines.append(f"| {rule} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
@@ -207,6 +220,7 @@ def main() -> None:
     write(ROOT / "README.md", {"speed": ratios(short)})
     tables = {"speed": ratios(found), "settings": every_setting(found), "memory": memory(found)}
     tables |= {"starts": starts(rows), "profile": profile(steps)}
+    tables["phases"] = phases(json.loads((HERE / "start.json").read_text()))
     measured = json.loads((HERE / "formulations.json").read_text())
     tables |= {"rules": rules(measured["within"]), "formulations": formulations(measured["alone"])}
     write(HERE / "README.md", tables)
