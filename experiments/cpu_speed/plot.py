@@ -67,8 +67,10 @@ def draw(found: dict[str, dict[str, Row]]) -> plt.Figure:
     ratios = [found[n]["torch"]["median_ms"] / found[n]["resnet_jax"]["median_ms"] for n in names]
     colours = [SERIES["resnet_jax" if ratio >= 1 else "torch"][1] for ratio in ratios]
     drawn = bars.barh(names, ratios, color=colours, height=0.65)
-    bars.bar_label(drawn, [f"{ratio:.2f}x" for ratio in ratios], padding=3, fontsize=9)
     bars.axvline(1, color="#000000", lw=1)
+    over_the_line = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    labels = [f"{ratio:.2f}x" for ratio in ratios]
+    bars.bar_label(drawn, labels, padding=4, fontsize=9, bbox=over_the_line)
     bars.set(xlim=(0, max(ratios) * 1.15), xlabel="PyTorch's time / resnet_jax's time")
     bars.set_title("how many times as fast as PyTorch at its best setting", fontsize=10)
     bars.spines[["top", "right"]].set_visible(False)
