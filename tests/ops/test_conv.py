@@ -265,6 +265,15 @@ def test_narrow_products_on_large_maps_are_left_to_xla(
     assert formulations_used(x, kernel) == [{name} for name in used]
 
 
+def test_a_long_narrow_map_is_left_to_xla_with_its_kernel_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of three columns of taps only the middle one touches a map one pixel wide."""
+    monkeypatch.setattr(cpu, "NARROW", range(8, 32))
+    x, kernel = normal(1, 2, 100, 1, 8), normal(2, 3, 3, 8, 9)
+    assert formulations_used(x, kernel) == [{"native"}, {"native"}]
+
+
 def test_large_inputs_are_cut_into_tiles_and_small_ones_are_not() -> None:
     """On both sides of the bound, where the rule takes another formulation."""
     kernel = normal(2, 3, 3, 1, 1)
