@@ -7,7 +7,7 @@ Result:    formulations.json: milliseconds of every formulation of every convolu
            networks, and of the networks under several rules with what they cost to compile
 Machine:   see results.json; run it on an idle one
 
-The rule in `resnet_jax/ops/cpu.py` rests on it. Alone a formulation shows its products; within the
+The rule in `resnet_jax/ops/rule.py` rests on it. Alone a formulation shows its products; within the
 network its shifts and sums fuse with what is around them, which is why both are measured. All
 contenders of a row take turns in one process.
 """
@@ -18,6 +18,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -29,7 +30,7 @@ import optax
 
 import resnet_jax as rj
 from resnet_jax.memory import restart_tuned
-from resnet_jax.ops import cpu
+from resnet_jax.ops import cpu, rule
 from resnet_jax.ops.geometry import Geometry
 
 RESULTS = Path(__file__).with_suffix(".json")
@@ -64,17 +65,18 @@ NETWORKS = {
     "width 64, 32x32": Network("imagenet", 64, 32),
     "width 16, 28x28": Network("small", 16, 28),
 }
-# What to put in the place of the rule's parts.
-RULES: dict[str, dict[str, Any]] = {
-    "the rule": {"MANY": cpu.MANY},
-    "no tiles": {"fits": lambda name, geometry: name != "tiles" and _fits(name, geometry)},
-    "tiles on 2x2 maps alone": {"MANY": math.inf},
-    "tiles wherever they fit": {"MANY": 0},
-    "small inputs like others": {"FEW": 0},
-    "narrow layers like others": {"NARROW": ()},
-    "few colours like others": {"COLOURS": 0},
+_fits = rule.fits
+# What to put in the place of the rule's parts, or of what keeps gradients from running ahead.
+RULES: dict[str, AbstractContextManager] = {
+    "the rule": nullcontext(),
+    "no tiles": mock.patch.object(rule, "fits", lambda name, g: name != "tiles" and _fits(name, g)),
+    "tiles on 2x2 maps alone": mock.patch.object(rule, "MANY", math.inf),
+    "tiles wherever they fit": mock.patch.object(rule, "MANY", 0),
+    "small inputs like others": mock.patch.object(rule, "FEW", 0),
+    "narrow layers like others": mock.patch.object(rule, "NARROW", ()),
+    "few colours like others": mock.patch.object(rule, "COLOURS", 0),
+    "gradients' copies made on the way forward": mock.patch.object(cpu, "after", lambda x, _: x),
 }
-_fits = cpu.fits
 
 
 def in_turns(calls: dict[str, Callable[[], Any]], rounds: int, times: int) -> dict[str, float]:
@@ -110,7 +112,7 @@ def alone(name: str, batch: int, shape: tuple[int, int, int, int, int]) -> list[
         calls = {}
         for choice, formulation in formulations.items():
             # A dense matrix of a large map has more entries than memory holds.
-            if cpu.fits(choice, live) and (choice != "dense" or side <= 4):
+            if rule.fits(choice, live) and (choice != "dense" or side <= 4):
                 program = jax.jit(formulation, static_argnums=2).lower(a, b, live).compile()
                 calls[choice] = lambda program=program, a=a, b=b: program(a, b)
         rows.append(
@@ -119,7 +121,7 @@ def alone(name: str, batch: int, shape: tuple[int, int, int, int, int]) -> list[
                 "batch": batch,
                 "convolution": f"{side}x{side}x{channels}, {kernel}x{kernel}/{stride}, {features}",
                 "face": face,
-                "chosen": cpu.choose(face, live, (channels, features), a.size),
+                "chosen": rule.choose(face, live, (channels, features), a.size),
                 "ms": in_turns(calls, rounds=5, times=3),
             }
         )
@@ -134,9 +136,9 @@ def within(name: str, network: Network, batch: int, what: str) -> list[dict]:
     examples = rj.Batch(images, jnp.zeros(batch, jnp.int32))
     step = rj.train_step if what == "training" else rj.eval_step
     rows, calls, seen = [], {}, set()
-    for rule, parts in RULES.items():
+    for choice, patched in RULES.items():
         jax.clear_caches()
-        with mock.patch.multiple(cpu, **parts):
+        with patched:
             lowered = jax.jit(step).lower(state, examples)
         text = lowered.as_text()
         if text in seen:
@@ -145,15 +147,16 @@ def within(name: str, network: Network, batch: int, what: str) -> list[dict]:
         start = time.perf_counter()
         program = lowered.compile()
         seconds = time.perf_counter() - start
-        calls[rule] = lambda program=program: program(state, examples)
+        calls[choice] = lambda program=program: program(state, examples)
         rows.append(
             {
                 "network": name,
                 "batch": batch,
                 "what": what,
-                "rule": rule,
+                "rule": choice,
                 "compile_s": round(seconds, 1),
                 "kernels": program.as_text().count(" fusion("),
+                "temporaries_mib": round(program.memory_analysis().temp_size_in_bytes / 2**20),
             }
         )
     times = in_turns(calls, rounds=10, times=4)

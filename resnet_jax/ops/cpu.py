@@ -1,4 +1,4 @@
-"""Convolution on a CPU as matrix products: several formulations and the rule that chooses.
+"""Convolution on a CPU as matrix products: several formulations, of which ``rule.py`` chooses.
 
 XLA's own convolution on CPU is slow, and pathological on small maps; its matrix product is fast.
 Every formulation here exists for the three faces of a convolution,
@@ -102,6 +102,23 @@ def _dot(
     # Partial products are added outside, so half precision is kept wider until then.
     wide = jnp.promote_types(a.dtype, jnp.float32)
     return lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=wide)
+
+
+# --- order ---------------------------------------------------------------------------------------
+
+
+def after(x: jax.Array, event: jax.Array) -> jax.Array:
+    """``x``, with which nothing can be computed before ``event`` is there.
+
+    What a gradient makes of its input alone (shifted copies, several times the input) XLA would
+    make on the way forward and keep until the way back. ``lax.optimization_barrier`` does not
+    hinder it: XLA has removed those by the time it puts a CPU's program in order. Nothing is
+    above infinity, NaN included, so that the values are ``x``'s own, to the bit.
+    """
+    if 0 in event.shape:
+        return x
+    first = lax.slice(event, (0,) * event.ndim, (1,) * event.ndim).reshape(())
+    return jnp.where(first > jnp.inf, jnp.zeros_like(x), x)
 
 
 # --- one product over patches --------------------------------------------------------------------
@@ -383,63 +400,3 @@ FORMULATIONS: dict[str, dict[str, Callable[[jax.Array, jax.Array, Geometry], jax
         "dense": _kernel_grad_dense,
     },
 }
-
-# --- the rule ------------------------------------------------------------------------------------
-
-# Of an input, in elements, from which tiles are worth it: ResNet-18's first stage at batch 128, its
-# second at 256. Below, a step gains a few hundredths at most, and each is some thirty kernels to
-# compile and load where columns are ten.
-MANY = 2**19
-# Of an input, in elements, up to which a kernel is best left as it lies: there is more of it than
-# of the input, and patches alone do not rearrange it. ResNet-18's 2x2 maps at batch 16.
-FEW = 2**14
-# Of an image, in channels: so little is read at each position that one product over patches, which
-# copies all of it, is quickest.
-COLOURS = 3
-# Channels summed over for which XLA's own convolution beats products, on maps of at least LARGE
-# positions: the copies around so narrow a product take longer than the product. The first stage of
-# a network of width 16. Its gradient of the kernel is no better there than elsewhere.
-NARROW, LARGE = range(8, 32), 10 * 10
-
-
-def choose(face: str, geometry: Geometry, channels: tuple[int, int], elements: int | None) -> str:
-    """The formulation of one face of a convolution, from static shapes. Each line is asked in turn.
-
-    What it rests on is measured by ``experiments/cpu_speed/formulations.py``.
-
-    Args:
-        face: ``forward``, ``input_grad`` or ``kernel_grad``.
-        geometry: after trimming.
-        channels: of the convolution's input and of its output.
-        elements: of the face's first array. None for a symbolic batch, which counts as many.
-    """
-    positions = geometry.size[0] * geometry.size[1] * geometry.out[0] * geometry.out[1]
-    if geometry.kernel == (1, 1):
-        return "patches"  # a strided slice and a product
-    if elements is not None and elements <= FEW:
-        return "patches"
-    if channels[0] <= COLOURS:
-        return "patches"
-    if positions >= LARGE**2:
-        if face == "forward" and channels[0] in NARROW:
-            return "native"
-        if face == "input_grad" and channels[1] in NARROW and geometry.stride == (1, 1):
-            return "native"
-    if fits("tiles", geometry):
-        if geometry.size == (2, 2):
-            return "tiles"  # nine products where dense has sixteen
-        if face != "kernel_grad" and (elements is None or elements >= MANY):
-            return "tiles"
-        return "columns"
-    if positions <= 16:
-        return "dense"
-    if geometry.stride == (1, 1):
-        return "columns"
-    return "patches"
-
-
-def fits(name: str, geometry: Geometry) -> bool:
-    """Whether a formulation can compute a convolution."""
-    if name == "tiles":
-        return geometry.stride == (1, 1) and geometry.kernel == (3, 3)
-    return name != "columns" or geometry.stride == (1, 1)

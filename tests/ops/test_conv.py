@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import export
 
-from resnet_jax.ops import conv2d, cpu
+from resnet_jax.ops import conv2d, cpu, rule
 from resnet_jax.ops.geometry import Geometry
 
 
@@ -28,9 +28,9 @@ def _float64() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _small_as_if_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small inputs stand for large ones, a few channels for many, small maps for large ones."""
-    monkeypatch.setattr(cpu, "FEW", 0)
-    monkeypatch.setattr(cpu, "COLOURS", 0)
-    monkeypatch.setattr(cpu, "NARROW", ())
+    monkeypatch.setattr(rule, "FEW", 0)
+    monkeypatch.setattr(rule, "COLOURS", 0)
+    monkeypatch.setattr(rule, "NARROW", ())
 
 
 def normal(seed: int, *shape: int, dtype: object = np.float64) -> jax.Array:
@@ -116,7 +116,7 @@ def check_formulations(geometry: Geometry, channels: tuple[int, int]) -> None:
     kernel = normal(3, *live.kernel, c, k)
     arguments = {"forward": (x, kernel), "input_grad": (grad, kernel), "kernel_grad": (x, grad)}
     for face, formulations in cpu.FORMULATIONS.items():
-        fitting = [formulations[name] for name in formulations if cpu.fits(name, live)]
+        fitting = [formulations[name] for name in formulations if rule.fits(name, live)]
         native, *others = quick(lambda a, b: [f(a, b, live) for f in fitting])(*arguments[face])  # noqa: B023
         for other in others:
             assert_close(other, native, 1e-9)
@@ -241,7 +241,7 @@ def formulations_used(x: jax.Array, kernel: jax.Array) -> list[set[str]]:
 
 def test_an_image_of_few_colours_is_read_as_patches(monkeypatch: pytest.MonkeyPatch) -> None:
     """On both sides of the bound."""
-    monkeypatch.setattr(cpu, "COLOURS", 3)
+    monkeypatch.setattr(rule, "COLOURS", 3)
     for channels, name in ((3, "patches"), (4, "columns")):
         x, kernel = normal(1, 2, 12, 12, channels), normal(2, 3, 3, channels, 5)
         assert formulations_used(x, kernel) == [{name}, {name}]
@@ -260,7 +260,7 @@ def test_narrow_products_on_large_maps_are_left_to_xla(
     side: int, channels: int, features: int, used: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On both sides of each bound; what counts is the channels that a product sums over."""
-    monkeypatch.setattr(cpu, "NARROW", range(8, 32))
+    monkeypatch.setattr(rule, "NARROW", range(8, 32))
     x, kernel = normal(1, 2, side, side, channels), normal(2, 3, 3, channels, features)
     assert formulations_used(x, kernel) == [{name} for name in used]
 
@@ -269,7 +269,7 @@ def test_a_long_narrow_map_is_left_to_xla_with_its_kernel_cut(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of three columns of taps only the middle one touches a map one pixel wide."""
-    monkeypatch.setattr(cpu, "NARROW", range(8, 32))
+    monkeypatch.setattr(rule, "NARROW", range(8, 32))
     x, kernel = normal(1, 2, 100, 1, 8), normal(2, 3, 3, 8, 9)
     assert formulations_used(x, kernel) == [{"native"}, {"native"}]
 
@@ -278,19 +278,53 @@ def test_large_inputs_are_cut_into_tiles_and_small_ones_are_not() -> None:
     """On both sides of the bound, where the rule takes another formulation."""
     kernel = normal(2, 3, 3, 1, 1)
     less, many = normal(1, 2, 511, 512, 1), normal(1, 2, 512, 512, 1)
-    assert less.size < cpu.MANY == many.size
+    assert less.size < rule.MANY == many.size
     assert formulations_used(less, kernel) == [{"columns"}, {"columns"}]
     assert formulations_used(many, kernel) == [{"tiles"}, {"tiles"}]
 
 
 def test_a_small_inputs_kernel_is_left_as_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
     """On both sides of the bound, on a map where tiles have the fewest products."""
-    monkeypatch.setattr(cpu, "FEW", 4 * 16)
+    monkeypatch.setattr(rule, "FEW", 4 * 16)
     kernel = normal(2, 3, 3, 4, 4)
     few, more = normal(1, 4, 2, 2, 4), normal(1, 5, 2, 2, 4)
-    assert few.size <= cpu.FEW < more.size
+    assert few.size <= rule.FEW < more.size
     assert formulations_used(few, kernel) == [{"patches"}, {"patches"}]
     assert formulations_used(more, kernel) == [{"tiles"}, {"tiles"}]
+
+
+@pytest.mark.parametrize("event", [0.0, np.nan, np.inf, -np.inf])
+def test_what_waits_keeps_its_bits(event: float) -> None:
+    x = np.array([0.0, -0.0, np.nan, -np.inf, 1.5])
+    waited = jax.jit(cpu.after)(jnp.asarray(x), jnp.full((2, 3), event))
+    assert np.asarray(waited).tobytes() == x.tobytes()
+
+
+def test_nothing_but_inputs_is_kept_for_the_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Temporaries of a gradient through ten convolutions, each of which keeps two arrays."""
+
+    def temporaries() -> float:
+        def loss(kernels):
+            y = x
+            for kernel in kernels:
+                y = jnp.tanh(conv2d(y, kernel, padding=1))
+            return y.sum()
+
+        jax.clear_caches()
+        run = quick(jax.grad(loss)).lower([kernel] * 10).compile()
+        return run.memory_analysis().temp_size_in_bytes / x.nbytes
+
+    x, kernel = normal(1, 32, 8, 8, 16), normal(2, 3, 3, 16, 16)
+    assert temporaries() < 30  # ten times the input and tanh's slope, and one convolution's copies
+    monkeypatch.setattr(cpu, "after", lambda x, event: x)
+    assert temporaries() > 40  # three copies of each input are kept as well
+
+
+def test_an_empty_batch() -> None:
+    y, input_grad, kernel_grad = faces(jnp.zeros((0, 5, 5, 4)), normal(2, 3, 3, 4, 6), padding=1)
+    assert y.shape == (0, 5, 5, 6)
+    assert input_grad.shape == (0, 5, 5, 4)
+    np.testing.assert_array_equal(kernel_grad, np.zeros((3, 3, 4, 6)))
 
 
 @pytest.mark.parametrize(("shape", "k", "stride", "padding"), SHAPES)
