@@ -155,11 +155,10 @@ def _on_cpu(face: str, a: jax.Array, b: jax.Array, geometry: Geometry) -> jax.Ar
     live = geometry.trimmed()
     if face == "kernel_grad":
         channels = a.shape[-1], b.shape[-1]
-        a = cpu.after(a, b)  # what it makes of the input would else be kept since the way forward
     else:
         channels = b.shape[-2], b.shape[-1]
         b = b[rows.start : rows.stop, columns.start : columns.stop]
-    elements = a.size if isinstance(a.shape[0], int) else None  # or of a symbolic batch
+    elements = a.size if isinstance(a.shape[0], int) else None  # the batch is symbolic
     out = formulations[rule.choose(face, live, channels, elements)](a, b, live).astype(a.dtype)
     if face == "kernel_grad":
         # Zeros for the taps that never touch the image.

@@ -108,16 +108,21 @@ def _dot(
 
 
 def after(x: jax.Array, event: jax.Array) -> jax.Array:
-    """``x``, with which nothing can be computed before ``event`` is there.
+    """float[N, ...] ``x``, with which nothing is computed before float[N, ...] ``event`` is there.
 
-    What a gradient makes of its input alone (shifted copies, several times the input) XLA would
-    make on the way forward and keep until the way back. ``lax.optimization_barrier`` does not
-    hinder it: XLA has removed those by the time it puts a CPU's program in order. Nothing is
-    above infinity, NaN included, so that the values are ``x``'s own, to the bit.
+    The shifted copies that a gradient makes of its input, several times the input, need nothing
+    else, and the way forward may make the same: XLA makes them there, once, and keeps them until
+    the way back. Here they wait, and are made again. ``lax.optimization_barrier`` does not hinder
+    it, since XLA has removed those by the time it merges and orders.
+
+    Nothing is above infinity and NaN compares as false, so that the values are ``x``'s own, to the
+    bit; XLA does not see it (``tests/ops`` would). Each example waits for its own event: a batch
+    split over devices needs nothing from another one.
     """
-    if 0 in event.shape:
+    if 0 in event.shape[1:]:
         return x
-    first = lax.slice(event, (0,) * event.ndim, (1,) * event.ndim).reshape(())
+    dims = range(1, event.ndim)
+    first = reduce(lambda first, dim: lax.slice_in_dim(first, 0, 1, 1, dim), dims, event)
     return jnp.where(first > jnp.inf, jnp.zeros_like(x), x)
 
 
@@ -139,6 +144,8 @@ def _forward_patches(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax
 
 
 def _kernel_grad_patches(x: jax.Array, grad: jax.Array, geometry: Geometry) -> jax.Array:
+    if geometry.kernel != (1, 1):  # whose patches are no more than the input
+        x = after(x, grad)
     out = _dot(_patches(x, geometry), grad, ((0, 1, 2), (0, 1, 2)))
     return out.reshape(*geometry.kernel, x.shape[-1], grad.shape[-1])
 
@@ -167,7 +174,7 @@ def _kernel_grad_columns(x: jax.Array, grad: jax.Array, geometry: Geometry) -> j
     (kh, kw), c, k = geometry.kernel, x.shape[-1], grad.shape[-1]
     back = geometry.rows.transposed()
     shifted = jnp.concatenate([gather(grad, ROWS, back, kh - 1 - i) for i in range(kh)], -1)
-    columns = _side_by_side(x, COLUMNS, geometry.columns)
+    columns = _side_by_side(after(x, grad), COLUMNS, geometry.columns)
     out = _dot(shifted, columns, ((0, 1, 2), (0, 1, 2)))
     return out.reshape(kh, k, kw, c).transpose(0, 2, 3, 1)
 
@@ -292,9 +299,10 @@ def _input_grad_tiles(grad: jax.Array, kernel: jax.Array, geometry: Geometry) ->
 
 def _kernel_grad_tiles(x: jax.Array, grad: jax.Array, geometry: Geometry) -> jax.Array:
     (by_row, _, _), (by_column, _, _) = map(_tiles, (geometry.rows, geometry.columns))
+    inputs = _tile_inputs(after(x, grad), geometry)
     rows = [
         [_dot(v, m, ((0, 1, 2), (0, 1, 2))) for v, m in zip(*both, strict=True)]
-        for both in zip(_tile_inputs(x, geometry), _tile_outputs(grad, geometry), strict=True)
+        for both in zip(inputs, _tile_outputs(grad, geometry), strict=True)
     ]
     taps = [jnp.stack(_combine(zip(*by_column.kernel, strict=True), row)) for row in rows]
     return jnp.stack(_combine(zip(*by_row.kernel, strict=True), taps))

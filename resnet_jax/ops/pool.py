@@ -127,7 +127,7 @@ def _slices(x: jax.Array, geometry: Geometry) -> jax.Array:
 
 def _slices_grad(x: jax.Array, y: jax.Array, grad: jax.Array, geometry: Geometry) -> jax.Array:
     x, y = lax.stop_gradient((x, y))
-    x = cpu.after(x, grad)
+    x = cpu.after(x, grad)  # else the maxima by row are kept for this since the way forward
     by_row = _axis_max(x, cpu.COLUMNS, geometry.columns)
     grad = _axis_grad(by_row, y, grad, cpu.ROWS, geometry.rows)
     return _axis_grad(x, by_row, grad, cpu.COLUMNS, geometry.columns)

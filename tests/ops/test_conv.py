@@ -295,7 +295,7 @@ def test_a_small_inputs_kernel_is_left_as_it_lies(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("event", [0.0, np.nan, np.inf, -np.inf])
 def test_what_waits_keeps_its_bits(event: float) -> None:
-    x = np.array([0.0, -0.0, np.nan, -np.inf, 1.5])
+    x = np.array([[0.0, -0.0, np.nan], [np.inf, -np.inf, 1.5]])
     waited = jax.jit(cpu.after)(jnp.asarray(x), jnp.full((2, 3), event))
     assert np.asarray(waited).tobytes() == x.tobytes()
 
