@@ -10,6 +10,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Mapping
+from functools import cache
 
 # Parameters of mallopt(3), from glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
@@ -58,12 +59,8 @@ def keep_freed_memory() -> bool:
     Returns:
       Whether it was done.
     """
-    if not sys.platform.startswith("linux") or "GLIBC_TUNABLES" in os.environ:
-        return False
-    try:
-        libc = ctypes.CDLL(None)
-        libc.gnu_get_libc_version  # noqa: B018 - AttributeError unless this is glibc
-    except (OSError, AttributeError):
+    libc = _glibc()
+    if libc is None or "GLIBC_TUNABLES" in os.environ:
         return False
     settings = (
         # Threads' own arenas fall back to mapping whatever does not fit in their 64 MiB.
@@ -74,3 +71,35 @@ def keep_freed_memory() -> bool:
     )
     done = [libc.mallopt(parameter, value) == 1 for parameter, value in settings]
     return all(done)
+
+
+@cache
+def trim_after_compiling() -> None:
+    """Hand back to the system what tracing and compiling leave, from now on, for each program.
+
+    A step's temporaries are mapped apart: what lies free between small objects is of no use to
+    them. It takes a few milliseconds after what took more than a tenth of a second.
+    """
+    libc = _glibc()
+    if libc is None:
+        return
+    import jax.monitoring
+
+    def trim(event: str, seconds: float, **_: object) -> None:
+        # Also sent where the program came from the compilation cache.
+        if seconds > 0.1 and event.endswith("/backend_compile_duration"):
+            libc.malloc_trim(0)
+
+    jax.monitoring.register_event_duration_secs_listener(trim)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The process's C library where it is glibc."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        libc = ctypes.CDLL(None)
+        libc.gnu_get_libc_version  # noqa: B018 - AttributeError unless this is glibc
+    except (OSError, AttributeError):
+        return None
+    return libc

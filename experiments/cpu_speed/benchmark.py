@@ -92,11 +92,13 @@ class Contender:
         self.process.communicate()
 
 
-def measure(case: dict[str, Any], rounds: int, seconds: float) -> list[dict[str, Any]]:
-    """One case for all contenders: a row of results each."""
+def measure(
+    case: dict[str, Any], names: list[str], rounds: int, seconds: float
+) -> list[dict[str, Any]]:
+    """One case for contenders of these names: a row of results each."""
     contenders, rows, compiling = {}, [], {}
     with tempfile.TemporaryDirectory() as cache:
-        for name in CONTENDERS:
+        for name in names:
             if name not in TORCH:
                 # Compiled by a process before it, as all starts but a program's first one are.
                 before = Contender(name, case, cache)
@@ -197,6 +199,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="turns of every contender")
     parser.add_argument("--seconds", type=float, default=0.6, help="length of one turn")
     parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--skip", default="", help="a contender whose rows are kept, not measured")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
 
@@ -206,12 +209,14 @@ def main() -> None:
             continue
         print(chosen["name"] if chosen else "start", flush=True)
         if chosen:
-            rows = measure(chosen, options.rounds, options.seconds)
+            names = [name for name in CONTENDERS if name != options.skip]
+            rows = measure(chosen, names, options.rounds, options.seconds)
         else:
             rows = measure_start(options.rounds)
         show(rows)
         again = {row["case"] for row in rows}
-        old = [row for row in old if row["case"] not in again] + rows
+        kept = [row for row in old if row["case"] not in again or row["contender"] == options.skip]
+        old = kept + rows
         order = [c["name"] for c in CASES]
         old.sort(key=lambda row: order.index(row["case"]) if row["case"] in order else len(order))
         body = ",\n".join("  " + json.dumps(row) for row in old)

@@ -4,7 +4,8 @@ Command:   python experiments/cpu_speed/formulations.py                   (all, 
            python experiments/cpu_speed/formulations.py --only "width 16" --batches 64
            python experiments/cpu_speed/plot.py                           (the tables)
 Result:    formulations.json: milliseconds of every formulation of every convolution of two
-           networks, and of the networks under several rules with what they cost to compile
+           networks, and of the networks under several rules: milliseconds, seconds to compile,
+           kernels, MiB of temporaries
 Machine:   see results.json; run it on an idle one
 
 The rule in `resnet_jax/ops/rule.py` rests on it. Alone a formulation shows its products; within the
@@ -67,7 +68,7 @@ NETWORKS = {
 }
 _fits = rule.fits
 # What to put in the place of the rule's parts, or of what keeps gradients from running ahead.
-RULES: dict[str, AbstractContextManager] = {
+VARIANTS: dict[str, AbstractContextManager] = {
     "the rule": nullcontext(),
     "no tiles": mock.patch.object(rule, "fits", lambda name, g: name != "tiles" and _fits(name, g)),
     "tiles on 2x2 maps alone": mock.patch.object(rule, "MANY", math.inf),
@@ -129,14 +130,14 @@ def alone(name: str, batch: int, shape: tuple[int, int, int, int, int]) -> list[
 
 
 def within(name: str, network: Network, batch: int, what: str) -> list[dict]:
-    """A row for each rule with a program of its own: its time, and what it takes to compile."""
+    """A row for each variant with a program of its own."""
     model = rj.ResNet18(num_classes=10, width=network.width, stem=network.stem)
     images = jnp.ones((batch, network.side, network.side, 1))
     state = rj.TrainState.create(model, optax.sgd(0.01, 0.9), jax.random.key(0), images[:1])
     examples = rj.Batch(images, jnp.zeros(batch, jnp.int32))
     step = rj.train_step if what == "training" else rj.eval_step
     rows, calls, seen = [], {}, set()
-    for choice, patched in RULES.items():
+    for choice, patched in VARIANTS.items():
         jax.clear_caches()
         with patched:
             lowered = jax.jit(step).lower(state, examples)

@@ -46,10 +46,11 @@ def max_pool(
         raise ValueError(f"padding is at most half a window of {window}, not {padding}")
     size = x.shape[1], x.shape[2]
     geometry = Geometry.of(size, window, stride, padding)
-    if lowering == "reference" or not all(isinstance(n, int) for n in size):
-        return _native(x, geometry)
-    if min(geometry.out) < 1:
+    static = all(isinstance(n, int) for n in size)
+    if static and min(geometry.out) < 1:
         raise ValueError(f"a {window} window does not fit in a {size} image padded by {padding}")
+    if lowering == "reference" or not static:
+        return _native(x, geometry)
     return _max_pool(x, geometry)
 
 

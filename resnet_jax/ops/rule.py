@@ -1,6 +1,6 @@
 """Which formulation of a convolution is quickest on a CPU.
 
-What each bound rests on is measured by ``experiments/cpu_speed/formulations.py``; its tables are in
+What the bounds rest on is measured by ``experiments/cpu_speed/formulations.py``; its tables are in
 the page beside it.
 """
 
@@ -11,8 +11,8 @@ from typing import NamedTuple
 from resnet_jax.ops.geometry import Geometry
 
 # Of an input, in elements, from which tiles are worth it: ResNet-18's first stage at batch 128, its
-# second at 256. Below, a step gains a few hundredths at most, and each is some thirty kernels to
-# compile and load where columns are ten.
+# second at 256. Below, a step gains a few hundredths at most, and each is some fifty kernels to
+# compile and load where columns are a handful.
 MANY = 2**19
 # Of an input, in elements, up to which a kernel is best left as it lies: there is more of it than
 # of the input, and patches alone do not rearrange it. ResNet-18's 2x2 maps at batch 16.
@@ -20,12 +20,13 @@ FEW = 2**14
 # Of an image, in channels: so little is read at each position that one product over patches, which
 # copies all of it, is quickest.
 COLOURS = 3
-# Channels summed over for which XLA's own convolution beats products, on maps of LARGE positions
-# and more: the copies around so narrow a product take longer than the product. The first stage of
-# a network of width 16. Its gradient of the kernel is no better there than elsewhere.
-NARROW, LARGE = range(8, 32), 10 * 10
+# Channels summed over for which XLA's own convolution beats products, from LARGE pairs of an input
+# and an output position (10x10 at stride 1): the copies around so narrow a product take longer than
+# the product. The first stage of a network of width 16. Its gradients of the kernel, and those of
+# a strided convolution's input, are no better there than elsewhere.
+NARROW, LARGE = range(8, 32), 100**2
 # Pairs of an input and an output position, up to which the convolution's whole matrix is small.
-TINY = 4 * 4
+TINY = 4**2
 
 
 class Case(NamedTuple):
@@ -33,8 +34,8 @@ class Case(NamedTuple):
 
     face: str
     geometry: Geometry
-    channels: tuple[int, int]
-    elements: float
+    channels: tuple[int, int]  # of the convolution's input and output
+    elements: float  # of the face's first array; infinite for a symbolic batch
 
     @property
     def plain(self) -> bool:
@@ -50,7 +51,7 @@ class Case(NamedTuple):
     def narrow(self) -> bool:
         """Whether few channels are summed over, for many positions."""
         summed = {"forward": self.channels[0], "input_grad": self.channels[1]}
-        return summed.get(self.face) in NARROW and self.pairs >= LARGE**2
+        return summed.get(self.face) in NARROW and self.pairs >= LARGE
 
 
 # The first line that applies. Tiles are for 3x3 kernels and, as columns are, for stride 1.

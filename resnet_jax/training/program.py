@@ -16,7 +16,7 @@ from resnet_jax.data.cache import cache_root
 from resnet_jax.data.dataset import AnySplit, StreamedSplit
 from resnet_jax.data.streaming import ReadAhead
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.memory import keep_freed_memory
+from resnet_jax.memory import keep_freed_memory, trim_after_compiling
 from resnet_jax.models import VARIANTS, ResNet
 from resnet_jax.ops.llvm import QUICK, llvm_level
 from resnet_jax.training.evaluation import Evaluation
@@ -333,10 +333,12 @@ def _take(images: jax.Array, labels: jax.Array, indices: jax.Array) -> tuple[jax
 def configure_jax(config: TrainConfig) -> None:
     """Process-wide settings that a run asks for; called before anything is compiled.
 
-    Memory that was freed stays mapped (`resnet_jax.memory`). A compilation cache that the user
+    Memory that a step frees stays mapped, what compiling frees does not (`resnet_jax.memory`). A
+    compilation cache that the user
     has set up (``JAX_COMPILATION_CACHE_DIR``) stays theirs.
     """
     keep_freed_memory()
+    trim_after_compiling()
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     if config.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
