@@ -175,7 +175,7 @@ def rules(rows: list[dict]) -> str:
     for rule in dict.fromkeys(row["rule"] for row in rows):
         cells = [found.get((rule, *case)) for case in cases]
         shown = [
-            f"{row['ms']:.1f}, {row['kernels']}, {row['temporaries_mib']}" if row else ""
+            f"{row['ms']:.1f}, {row['kernels']}, {row.get('temporaries_mib', '?')}" if row else ""
             for row in cells
         ]
         lines.append(f"| {rule} | {' | '.join(shown)} |")
