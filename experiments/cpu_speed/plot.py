@@ -168,16 +168,13 @@ def rules(rows: list[dict]) -> str:
     cases = list(dict.fromkeys((row["network"], row["what"], row["batch"]) for row in rows))
     titles = [f"{network}: {what}, batch {batch}" for network, what, batch in cases]
     lines = [
-        f"| ms, kernels, MiB of temporaries | {' | '.join(titles)} |",
+        f"| ms, and kernels | {' | '.join(titles)} |",
         f"| --- |{' --- |' * len(cases)}",
     ]
     found = {(r["rule"], r["network"], r["what"], r["batch"]): r for r in rows}
     for rule in dict.fromkeys(row["rule"] for row in rows):
         cells = [found.get((rule, *case)) for case in cases]
-        shown = [
-            f"{row['ms']:.1f}, {row['kernels']}, {row.get('temporaries_mib', '?')}" if row else ""
-            for row in cells
-        ]
+        shown = [f"{row['ms']:.1f}, {row['kernels']}" if row else "" for row in cells]
         lines.append(f"| {rule} | {' | '.join(shown)} |")
     return "\n".join(lines)
 

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from resnet_jax.ops import rule
 from resnet_jax.ops.geometry import Axis, Geometry
 
 ROWS, COLUMNS = 1, 2  # the spatial dimensions of NHWC
@@ -144,7 +145,9 @@ def _forward_patches(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax
 
 
 def _kernel_grad_patches(x: jax.Array, grad: jax.Array, geometry: Geometry) -> jax.Array:
-    if geometry.kernel != (1, 1):  # whose patches are no more than the input
+    # Patches of a 1x1 kernel are no more than the input, and those of an image of few colours are
+    # slower to make again (a twentieth of a step at 224x224) than they are large.
+    if geometry.kernel != (1, 1) and x.shape[-1] > rule.COLOURS:
         x = after(x, grad)
     out = _dot(_patches(x, geometry), grad, ((0, 1, 2), (0, 1, 2)))
     return out.reshape(*geometry.kernel, x.shape[-1], grad.shape[-1])
