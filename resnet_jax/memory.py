@@ -85,9 +85,9 @@ def trim_after_compiling() -> None:
         return
     import jax.monitoring
 
-    def trim(event: str, seconds: float, **_: object) -> None:
+    def trim(event: str, duration_secs: float, **_: str | int) -> None:
         # Also sent where the program came from the compilation cache.
-        if seconds > 0.1 and event.endswith("/backend_compile_duration"):
+        if duration_secs > 0.1 and event.endswith("/backend_compile_duration"):
             libc.malloc_trim(0)
 
     jax.monitoring.register_event_duration_secs_listener(trim)
