@@ -199,7 +199,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="turns of every contender")
     parser.add_argument("--seconds", type=float, default=0.6, help="length of one turn")
     parser.add_argument("--only", default="", help="cases whose name contains this")
-    parser.add_argument("--skip", default="", help="a contender whose rows are kept, not measured")
+    parser.add_argument(
+        "--skip", choices=CONTENDERS, help="a contender whose rows are kept, not measured"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
 

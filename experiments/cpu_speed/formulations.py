@@ -4,8 +4,8 @@ Command:   python experiments/cpu_speed/formulations.py                   (all, 
            python experiments/cpu_speed/formulations.py --only "width 16" --batches 64
            python experiments/cpu_speed/plot.py                           (the tables)
 Result:    formulations.json: milliseconds of every formulation of every convolution of two
-           networks, and of the networks under several rules: milliseconds, seconds to compile,
-           kernels, MiB of temporaries
+           networks; and of the networks under several rules also seconds to compile, kernels and
+           MiB of temporaries
 Machine:   see results.json; run it on an idle one
 
 The rule in `resnet_jax/ops/rule.py` rests on it. Alone a formulation shows its products; within the

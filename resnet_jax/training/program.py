@@ -334,8 +334,7 @@ def configure_jax(config: TrainConfig) -> None:
     """Process-wide settings that a run asks for; called before anything is compiled.
 
     Memory that a step frees stays mapped, what compiling frees does not (`resnet_jax.memory`). A
-    compilation cache that the user
-    has set up (``JAX_COMPILATION_CACHE_DIR``) stays theirs.
+    compilation cache that the user has set up (``JAX_COMPILATION_CACHE_DIR``) stays theirs.
     """
     keep_freed_memory()
     trim_after_compiling()

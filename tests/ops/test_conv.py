@@ -140,7 +140,7 @@ def test_every_formulation_equals_the_native_one(size, kernel, stride, padding) 
     check_formulations(Geometry.of(size, kernel, stride, padding), (3, 5))
 
 
-# The shapes where the rule makes each of its choices, for the checks below.
+# Shapes for which the rule takes each of its choices but XLA's own, for the checks below.
 SHAPES = [
     pytest.param((2, 8, 8, 4), 3, 1, 1, id="columns"),
     pytest.param((2, 4, 4, 4), 3, 2, 1, id="patches"),
