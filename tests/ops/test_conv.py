@@ -328,6 +328,18 @@ def test_an_empty_batch() -> None:
     np.testing.assert_array_equal(kernel_grad, np.zeros((3, 3, 4, 6)))
 
 
+@pytest.mark.parametrize(("channels", "k", "waits"), [(3, 7, 0), (4, 7, 1), (4, 1, 0)])
+def test_which_patches_wait(
+    channels: int, k: int, waits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not those of an image of few colours, and not those that are the input itself."""
+    monkeypatch.setattr(rule, "COLOURS", 3)
+    jax.clear_caches()
+    with mock.patch.object(cpu, "after", wraps=cpu.after) as after:
+        faces(normal(1, 2, 9, 9, channels), normal(2, k, k, channels, 5), stride=2, padding=k // 2)
+    assert after.call_count == waits
+
+
 @pytest.mark.parametrize(("shape", "k", "stride", "padding"), SHAPES)
 def test_symbolic_batch(shape, k, stride, padding) -> None:
     """Exported once for any batch and for three platforms, it runs here at two batch sizes."""

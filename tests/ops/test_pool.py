@@ -145,6 +145,11 @@ def test_symbolic_batch() -> None:
         chex.assert_trees_all_equal(exported.call(x), step(x))
 
 
+@pytest.mark.parametrize("shape", [(0, 4, 4, 3), (2, 4, 4, 0)])
+def test_no_images_or_no_channels(shape: tuple[int, ...]) -> None:
+    assert jax.grad(lambda x: max_pool(x).sum())(jnp.ones(shape)).shape == shape
+
+
 def test_the_maxima_by_row_wait_for_the_gradient() -> None:
     """In a ResNet-18 of batch 256 that is 12 of 141 MiB of temporaries."""
     with mock.patch.object(cpu, "after", wraps=cpu.after) as after:
