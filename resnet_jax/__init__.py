@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from resnet_jax.training.state import Batch, TrainState
     from resnet_jax.training.steps import eval_step, train_step
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _MODULES = {
     "resnet_jax.config": (
