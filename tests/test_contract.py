@@ -1,0 +1,428 @@
+"""What README and the pages of docs/ used of version 0.1.0, code block by code block: it stays.
+
+The pages may be rewritten, and test_docs.py then looks at what they say by then. The lists below
+are of the day when 0.1.0 was closed: programs that people wrote by those pages go on working.
+"""
+
+import ast
+import contextlib
+import csv
+import functools
+import inspect
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import yaml
+from PIL import Image
+
+import resnet_jax as rj
+
+# Parts below the top that blocks import. Where one moves or gets another name, its line here
+# changes (`from ... import NewName as Name`), and nothing below.
+from resnet_jax.cli import main
+from resnet_jax.data import Dataset, IndexStream, Split
+from resnet_jax.data.augment import augment, preprocess
+from resnet_jax.inspection import plots
+from resnet_jax.models import Affine, BatchNorm, Conv, Unit, summarize
+from resnet_jax.training.checkpoint import Checkpoints
+from resnet_jax.training.folder import MAY_CHANGE
+from resnet_jax.training.program import make_model
+
+PICTURES = Path(__file__).parent / "reliability/stored_runs/split_pictures"
+
+NAMES = """
+    PRESETS AugmentConfig DataConfig ModelConfig OptimConfig TrainConfig Dataset load_dataset
+    ResNetJaxError BasicUnit BottleneckUnit PreActivationUnit ResNet ResNet18 ResNet34 ResNet50
+    ResNet101 ResNet152 Run train Batch TrainState eval_step train_step inspection interop
+"""
+
+# What the calls below name.
+PARTS = {
+    "rj": rj,
+    "plots": plots,
+    "Affine": Affine,
+    "BatchNorm": BatchNorm,
+    "Checkpoints": Checkpoints,
+    "Conv": Conv,
+    "Dataset": Dataset,
+    "IndexStream": IndexStream,
+    "Split": Split,
+    "augment": augment,
+    "make_model": make_model,
+    "preprocess": preprocess,
+    "summarize": summarize,
+}
+# A line for each way of calling: only the number of arguments and their keywords matter here.
+CALLS = """
+rj.AugmentConfig(crop=2, randaugment=1, mixup=0.2)
+rj.DataConfig(name="mnist_5k", subset=(120, 50, 30), dir="photos", image_size=32)
+rj.ModelConfig(width=4, lowering="reference")
+rj.OptimConfig(learning_rate=0.05)
+rj.TrainConfig(model=0, data=0, augment=0, optim=0, epochs=2, batch_size=20, seed=1, init_from="")
+rj.load_dataset("mnist_5k")
+rj.load_dataset("folder", "photos", size=32, fit="crop", streaming="always")
+rj.train(config, "runs/tiny")
+rj.train(config, "runs/tiny", quiet=True)
+rj.Run.open("runs/tiny")
+rj.Run.metrics(run)
+rj.Run.variables(run, "best")
+rj.Run.predict(run, images)
+rj.Run.evaluate(run, "test")
+rj.Run.evaluate(run, "test", "latest")
+rj.Run.split(run, "test")
+rj.Run.preprocess(run, images)
+rj.ResNet18(num_classes=10)
+rj.ResNet18(num_classes=10, residual=False)
+rj.ResNet34(num_classes=10)
+rj.ResNet50(num_classes=1000)
+rj.ResNet(stage_sizes=(1, 1), unit=unit, num_classes=2, width=8, stem="small", lowering="reference")
+rj.ResNet(stage_sizes=(1, 1), unit=unit, num_classes=2, width=8, residual=False, norm=norm)
+rj.ResNet.__call__(model, images, train=False)
+rj.BasicUnit(features=8, conv=conv, norm=norm, strides=2)
+rj.BasicUnit(features=8, conv=conv, norm=norm, residual=False)
+rj.BasicUnit(8, conv, norm, zero_init_last=True)
+rj.BasicUnit.__call__(unit, x, train=True)
+rj.BottleneckUnit(64, conv, norm)
+rj.PreActivationUnit(8, conv, norm, zero_init_last=True)
+rj.TrainState.create(model, optimizer, key, images)
+rj.TrainState.create(model, optimizer, key, images, ema=True)
+rj.Batch(images, labels)
+rj.train_step(state, batch, label_smoothing=0.1)
+rj.train_step(state, batch, ema=0.999)
+rj.eval_step(state, batch)
+rj.inspection.examine(run)
+rj.inspection.explain(run, images)
+rj.inspection.explain(run, images, labels, stage="stage1")
+rj.inspection.overlay(images, maps)
+rj.inspection.grad_cam(model, variables, pixels)
+rj.inspection.feature_maps(model, variables, pixels)
+rj.inspection.embedding(features)
+rj.inspection.confusion_matrix(labels, predictions, 10)
+rj.inspection.calibration(probabilities, labels)
+rj.inspection.compare_runs(runs)
+plots.curves(metrics)
+plots.confusion(confusion, class_names)
+plots.reliability(calibration)
+plots.mistakes(found, count=8)
+plots.feature_maps(maps, image)
+plots.filters(kernel)
+plots.embedding(points, found)
+rj.interop.load_weights("resnet50.safetensors")
+rj.interop.from_torchvision(state_dict)
+rj.interop.from_torchvision(state_dict, residual=False)
+rj.interop.from_torchvision(state_dict, num_classes=10, in_channels=1)
+Dataset.of("stripes", train, validation, test, class_names=("along", "across"))
+Dataset.of("again", train, validation, test, ("along", "across"))
+Split(images, labels)
+IndexStream(num_examples=320, batch_size=32, seed=0)
+IndexStream.steps(stream, epochs=6)
+IndexStream.batch(stream, 0)
+augment(pixels, key, erase=0.2)
+preprocess(images, mean=0.5, std=0.25)
+Conv(8, 3, lowering="reference", name="conv1")
+Conv(features=4, kernel_size=3, strides=2, lowering="reference")
+BatchNorm()
+BatchNorm(name="norm1")
+BatchNorm.__call__(norm, x, train=True)
+Affine(scale_init=0, dtype=0, param_dtype=0)
+summarize(model, (28, 28, 1))
+Checkpoints(path)
+Checkpoints.save(checkpoints, state, validation=None)
+Checkpoints.restore(checkpoints, state, 60)
+Checkpoints.good_steps(checkpoints)
+make_model(config, num_classes=10)
+"""
+
+
+@functools.cache
+def own_loop() -> tuple[Any, Any, Any]:
+    """The state of a loop of one's own, and the shapes that a step and an evaluation return."""
+    images = jnp.zeros((2, 12, 12, 1))
+    model = rj.ResNet(
+        stage_sizes=(1,), unit=rj.BasicUnit, num_classes=2, width=8, lowering="reference"
+    )
+    state = rj.TrainState.create(model, optax.sgd(0.1), jax.random.key(0), images)
+    batch = rj.Batch(images, jnp.zeros(2, jnp.int32))
+    train = functools.partial(rj.train_step, label_smoothing=0.1)
+    _, metrics = jax.eval_shape(train, state, batch)
+    return state, metrics, jax.eval_shape(rj.eval_step, state, batch)
+
+
+# Of each kind of object that the blocks hold: how to get one, and what they ask it for.
+MEMBERS: dict[str, tuple[Callable[[rj.Run], Any], str]] = {
+    "run": (lambda run: run, "class_names config metrics model path predict variables"),
+    "evaluation": (lambda run: run.evaluate("test"), "accuracy confusion count"),
+    "examined": (
+        rj.inspection.examine,
+        "calibration class_names evaluation features images maps mistakes probabilities",
+    ),
+    "calibration": (lambda run: rj.inspection.calibration([[0.4, 0.6]], [1]), "ece"),
+    "metrics": (
+        lambda run: run.metrics(),
+        "accuracy checkpoint epoch grad_norm kind last learning_rate loss seconds split step",
+    ),
+    "dataset": (
+        lambda run: rj.load_dataset("mnist_5k"),
+        "class_names fingerprint image_shape num_classes test train validation",
+    ),
+    "split": (lambda run: rj.load_dataset("mnist_5k").test, "__len__ images labels"),
+    "streamed": (
+        lambda run: rj.load_dataset("folder", str(PICTURES), size=8, streaming="always").train,
+        "__len__ read",
+    ),
+    "state": (lambda run: own_loop()[0], "first_bad_step params step variables"),
+    "step": (lambda run: own_loop()[1], "accuracy loss"),
+    "counts": (lambda run: own_loop()[2], "confusion loss"),
+    "layer": (
+        lambda run: summarize(rj.ResNet18(num_classes=10), (28, 28, 1))[0],
+        "multiply_adds name parameters",
+    ),
+    "unit": (
+        lambda run: Unit(8, Conv, BatchNorm),
+        "conv expansion features norm param preactivation residual strides zero_init_last",
+    ),
+    "checkpoints": (lambda run: Checkpoints(run.path / "checkpoints"), "directory"),
+    "error": (lambda run: rj.ResNetJaxError("reason"), "exit_code"),
+}
+
+# Of each command: its options in shell blocks and in the text.
+OPTIONS = {
+    "train": """
+        --accumulate --augment.crop --augment.cutmix --augment.erase --augment.flip
+        --augment.magnitude --augment.mixup --augment.randaugment --augment.resized-crop
+        --augment.rotation --augment.scale --augment.shear --augment.shift --batch-size
+        --compilation-cache --coordinator --data.background --data.center-crop --data.dir --data.fit
+        --data.from-idx --data.image-size --data.mean --data.memory-limit --data.name
+        --data.read-size --data.skip-bad --data.std --data.streaming --data.subset
+        --data.subset-seed --data.validation --data.workers --distributed --ema --epochs
+        --eval-every --init-from --init-head --label-smoothing --log-every --matmul-precision
+        --meet-within --model.dtype --model.frozen-stages --model.name --model.no-residual
+        --model.remat --model.zero-init-last --no-report --num-processes --optim.body-rate
+        --optim.clip-norm --optim.learning-rate --optim.warmup --patience --process-id --run-dir
+        --seed --seeds --target --tensorboard""",
+    "evaluate": "--data.dir --json",
+    "predict": "--csv --explain --invert --json --topk",
+    "report": "--data.dir",
+    "compare": "--json --output",
+    "summary": "--channels --image-size --num-classes",
+    "data": "--dir",
+    "verify": "--data.background --data.dir",
+    "export": "--format --output",
+    "demo": "--port",
+}
+# Options of `train` that are no settings of the run.
+NO_FIELDS = """
+    --coordinator --distributed --meet-within --no-report --num-processes --process-id --run-dir
+    --seeds
+"""
+PRESETS = "quickstart book mnist fashion_mnist fast cifar10 imagenet folder"
+CHANGEABLE = """
+    compilation-cache data.dir data.from-idx data.memory-limit data.streaming data.workers
+    eval-every log-every model.remat patience target tensorboard
+"""
+
+# Paths in the tree of a network's variables, the places of its parameters in every checkpoint.
+TREE = """
+    params/stem/conv/kernel params/stem/norm/scale params/stem/norm/bias batch_stats/stem/norm/mean
+    batch_stats/stem/norm/var params/stage1_unit1/conv1/kernel params/stage1_unit1/norm1/scale
+    params/stage1_unit1/conv2/kernel params/stage1_unit1/norm2/bias
+    params/stage2_unit1/shortcut_conv/kernel params/stage2_unit1/shortcut_norm/scale
+    params/head/kernel params/head/bias
+"""
+MAPS = "stem stage1 stage2"
+
+# Keys of JSON objects, YAML documents and CSV tables.
+COMMON = "step epoch kind loss accuracy seconds"
+ROW = {
+    "train": f"{COMMON} learning_rate grad_norm images_per_s",
+    "validation": COMMON,
+    "test": f"{COMMON} split checkpoint last",
+}
+EVALUATION = "accuracy loss correct count per_class confusion"
+PREDICTION = "path label probability topk"
+PREDICTION_CSV = "path label probability"
+ABOUT = "class_names preprocessing model"
+PREPROCESSING = "image_shape mean std"
+
+
+def missing(expected: str, found: Any) -> set[str]:
+    return set(expected.split()) - set(found)
+
+
+def shown(*arguments: str | Path) -> str:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert main([str(argument) for argument in arguments]) == 0
+    return out.getvalue()
+
+
+@functools.cache
+def options(command: str) -> frozenset[str]:
+    """The options in the help of a command."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), pytest.raises(SystemExit):
+        main([command, "--help"])
+    return frozenset(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", out.getvalue()))
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("digits")
+    Image.fromarray(rj.load_dataset("mnist_5k").test.images[0, :, :, 0]).save(folder / "0.png")
+    return folder
+
+
+def test_public_names():
+    for name in NAMES.split():
+        assert hasattr(rj, name), name
+
+
+@pytest.mark.parametrize("line", CALLS.split("\n")[1:-1])
+def test_calls(line):
+    call = ast.parse(line, mode="eval").body
+    assert isinstance(call, ast.Call)
+    function = eval(ast.unparse(call.func), PARTS)
+    keywords = dict.fromkeys(str(keyword.arg) for keyword in call.keywords)
+    inspect.signature(function).bind(*call.args, **keywords)
+
+
+@pytest.mark.parametrize("what", MEMBERS)
+def test_members(what, finished_run):
+    make, members = MEMBERS[what]
+    thing = make(finished_run)
+    for name in members.split():
+        assert hasattr(thing, name), f"{type(thing).__name__} of {what} has no {name}"
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_options(command):
+    assert not missing(OPTIONS[command], options(command))
+
+
+def test_fields_of_the_configuration():
+    for option in set(OPTIONS["train"].split()) - set(NO_FIELDS.split()):
+        field = option.removeprefix("--").replace(".no-", ".").replace("-", "_")
+        value: Any = rj.TrainConfig()
+        for name in field.split("."):
+            assert hasattr(value, name), field
+            value = getattr(value, name)
+
+
+def test_values_of_settings():
+    rj.DataConfig(name="folder", dir="photos", streaming="always", fit="crop", read_size=256)
+    rj.DataConfig(streaming="never", fit="pad", memory_limit=2.0, workers=2, background=255)
+    for dtype in ("float32", "bfloat16", "float64"):
+        rj.ModelConfig(name="resnet50", dtype=dtype, stem="small", initializer="torch")
+    for schedule in ("constant", "cosine", "one_cycle", "piecewise"):
+        rj.OptimConfig(name="adamw", schedule=schedule, warmup=0.2, body_rate=0.1)
+    for head in ("auto", "keep", "fresh"):
+        rj.TrainConfig(init_from="resnet50.safetensors", init_head=head, matmul_precision="high")
+
+
+def test_places_of_parameters_and_names_of_maps():
+    model = rj.ResNet(stage_sizes=(1, 1), unit=rj.BasicUnit, num_classes=2, width=8)
+    images = jnp.zeros((1, 12, 12, 1))
+    init = functools.partial(model.init, train=False)
+    variables = jax.eval_shape(init, jax.random.key(0), images)
+    places = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(variables)
+    }
+    assert not missing(TREE, places)
+    maps = functools.partial(rj.inspection.feature_maps, model)
+    assert not missing(MAPS, jax.eval_shape(maps, variables, images))
+
+
+def test_presets_and_what_may_change():
+    assert not missing(PRESETS, rj.PRESETS)
+    assert not missing(CHANGEABLE, MAY_CHANGE)
+
+
+def test_the_folder_of_a_run(finished_run):
+    names = [path.name for path in finished_run.path.iterdir()]
+    assert not missing(".lock checkpoints config.yaml metrics.jsonl run.log", names)
+    document = yaml.safe_load((finished_run.path / "config.yaml").read_text())
+    assert not missing("config data versions commit", document)
+    assert not missing("model data augment optim epochs batch_size seed", document["config"])
+    assert not missing("fingerprint class_names image_shape", document["data"])
+    assert not missing("resnet_jax jax jaxlib flax optax", document["versions"])
+    manifest = json.loads((finished_run.path / "checkpoints/12/manifest.json").read_text())
+    assert not missing("files sha256 step validation", manifest)
+    assert not missing("accuracy loss", manifest["validation"])
+
+
+def test_lines_of_metrics(finished_run):
+    lines = (finished_run.path / "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    assert {row["kind"] for row in found} == set(ROW)
+    for row in found:
+        assert not missing(ROW[row["kind"]], row)
+    tests = {(row["split"], row["checkpoint"]) for row in found if row["kind"] == "test"}
+    assert tests == {(s, c) for s in ("test", "test_all") for c in ("latest", "best")}
+
+
+def test_json_of_evaluate(finished_run):
+    assert not missing(EVALUATION, json.loads(shown("evaluate", finished_run.path, "--json")))
+
+
+def test_json_and_csv_of_predict(finished_run, digits):
+    (row,) = json.loads(shown("predict", finished_run.path, digits, "--json", "--topk", "2"))
+    assert not missing(PREDICTION, row)
+    assert len(row["topk"]) == 2
+    table = csv.DictReader(io.StringIO(shown("predict", finished_run.path, digits, "--csv")))
+    assert table.fieldnames == PREDICTION_CSV.split()
+
+
+def test_json_of_compare(finished_run):
+    (row,) = json.loads(shown("compare", finished_run.path, "--json"))
+    for key in ("runs", "seeds", "test accuracy", "test accuracy sd", "test loss", "seconds"):
+        assert key in row
+
+
+def assert_facts(facts: dict[str, Any]) -> None:
+    assert not missing(ABOUT, facts)
+    assert not missing(PREPROCESSING, facts["preprocessing"])
+    assert facts["class_names"] == list("0123456789")
+
+
+def test_metadata_of_weights_for_torchvision(finished_run, tmp_path):
+    from safetensors import safe_open
+
+    path = tmp_path / "network.safetensors"
+    shown("export", finished_run.path, "--format", "torchvision", "--output", path)
+    with safe_open(path, "np") as file:
+        metadata = file.metadata()
+    assert_facts({key: json.loads(metadata[key]) for key in ABOUT.split()})
+
+
+@pytest.mark.slow
+def test_outputs_and_facts_of_stablehlo(finished_run, tmp_path):
+    path = tmp_path / "network.stablehlo"
+    shown("export", finished_run.path, "--format", "stablehlo", "--output", path)
+    exported = jax.export.deserialize(bytearray(path.read_bytes()))
+    outputs = exported.call(np.zeros((3, 28, 28, 1), np.uint8))
+    assert outputs["logits"].shape == outputs["probabilities"].shape == (3, 10)
+    assert_facts(json.loads(*outputs["about"]))
+
+
+@pytest.mark.slow
+def test_inputs_outputs_and_facts_of_onnx(finished_run, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = tmp_path / "network.onnx"
+    shown("export", finished_run.path, "--format", "onnx", "--output", path)
+    session = onnxruntime.InferenceSession(path)
+    images = np.zeros((3, 28, 28, 1), np.uint8)
+    for name in ("logits", "probabilities"):
+        (found,) = session.run([name], {"images": images})
+        assert found.shape == (3, 10)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert_facts({key: json.loads(metadata[key]) for key in ABOUT.split()})
