@@ -113,5 +113,5 @@ def test_a_run_of_0_1_0_goes_on_with_adamw_within_the_warm_up(tmp_path, monkeypa
     assert found[:first] == before
     assert found[first]["kind"] == "train"
     assert found[first]["loss"] == pytest.approx(expected[first]["loss"], rel=1e-5)
-    # The same to a part in a million here; on another machine rounding may grow from step to step.
-    assert_as_before(found, expected, rel=1e-2)
+    # Other orders of float32 sums move later lines by parts in 10^5.
+    assert_as_before(found, expected, rel=1e-3)
