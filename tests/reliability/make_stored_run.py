@@ -39,7 +39,7 @@ CONFIG = rj.TrainConfig(
 STOPPED_AFTER = {
     "folder": (2, "train"),
     "streamed": (2, "train"),
-    "adamw": (5, "validation"),
+    "adamw": (2, "train"),
     "float64": (5, "validation"),
 }
 MACHINE = (".lock", "run.log")  # of this machine alone

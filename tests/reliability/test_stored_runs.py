@@ -35,12 +35,12 @@ COMMANDS = {
         "--data.fit pad --model.stem small --model.lowering reference --batch-size 7 --epochs 4 "
         f"--eval-every 5 {EXACT}"
     ),
-    # Stopped within the warm-up.
+    # Stopped within the warm-up, before the average has its full decay.
     "adamw": (
-        "train quickstart --data.subset 60 20 20 --augment.crop 2 --augment.flip --batch-size 6 "
-        "--epochs 2 --eval-every 5 --optim.name adamw --optim.learning-rate 0.01 "
-        "--optim.no-nesterov --optim.schedule cosine --optim.warmup 0.5 --ema 0.9 "
-        f"--model.lowering reference {TINY}"
+        "train quickstart --data.subset 60 20 20 --augment.crop 2 --augment.flip --batch-size 12 "
+        "--epochs 4 --eval-every 5 --optim.name adamw --optim.learning-rate 0.02 "
+        "--optim.no-nesterov --optim.schedule cosine --optim.warmup 0.5 --ema 0.5 "
+        f"--model.stem small --model.lowering reference {TINY}"
     ),
     "float64": (
         "train quickstart --data.subset 60 20 20 --batch-size 6 --epochs 2 --eval-every 5 "
@@ -113,5 +113,5 @@ def test_a_run_of_0_1_0_goes_on_with_adamw_within_the_warm_up(tmp_path, monkeypa
     assert found[:first] == before
     assert found[first]["kind"] == "train"
     assert found[first]["loss"] == pytest.approx(expected[first]["loss"], rel=1e-5)
-    # Other orders of float32 sums move later lines by parts in 10^5.
-    assert_as_before(found, expected, rel=1e-3)
+    # Another order of float32 sums moves later lines by a millionth; a wrong decay, by a hundredth.
+    assert_as_before(found, expected, rel=1e-4)
