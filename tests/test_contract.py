@@ -177,7 +177,7 @@ MEMBERS: dict[str, tuple[Callable[[rj.Run], Any], str]] = {
     "split": (lambda run: rj.load_dataset("mnist_5k").test, "__len__ images labels"),
     "streamed": (
         lambda run: rj.load_dataset("folder", str(PICTURES), size=8, streaming="always").train,
-        "__len__ read",
+        "__len__ take",
     ),
     "state": (lambda run: own_loop()[0], "first_bad_step params step variables"),
     "step": (lambda run: own_loop()[1], "accuracy loss"),
@@ -226,7 +226,7 @@ NO_FIELDS = """
 """
 PRESETS = "quickstart book mnist fashion_mnist fast cifar10 imagenet folder"
 CHANGEABLE = """
-    compilation-cache data.dir data.from-idx data.memory-limit data.streaming data.workers
+    compilation-cache data.dir data.memory-limit data.streaming data.workers
     eval-every log-every model.remat patience target tensorboard
 """
 
