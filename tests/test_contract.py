@@ -221,8 +221,8 @@ OPTIONS = {
 }
 # Options of `train` that are no settings of the run.
 NO_FIELDS = """
-    --data.from-idx --coordinator --distributed --meet-within --no-report --num-processes --process-id --run-dir
-    --seeds
+    --coordinator --data.from-idx --distributed --meet-within --no-report --num-processes
+    --process-id --run-dir --seeds
 """
 PRESETS = "quickstart book mnist fashion_mnist fast cifar10 imagenet folder"
 CHANGEABLE = """
