@@ -88,8 +88,8 @@ def saved(step: Path, manifest: str) -> Any:
         return checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=numpy))
 
 
-def assert_good_bits(run_dir: Path, undisturbed: Undisturbed) -> int:
-    """Every step in place is whole, and to the last bit what it would have been without faults.
+def assert_good_bits(run_dir: Path, kept: Path) -> int:
+    """Every step in place is whole, and to the last bit the one in ``kept``.
 
     Returns the newest one, 0 if there is none.
     """
@@ -99,7 +99,7 @@ def assert_good_bits(run_dir: Path, undisturbed: Undisturbed) -> int:
     for step in steps:
         found, expected = (
             saved(folder / str(step), (folder / str(step) / "manifest.json").read_text())
-            for folder in (run_dir / "checkpoints", undisturbed.kept)
+            for folder in (run_dir / "checkpoints", kept)
         )
         assert {"step", "params", "batch_stats", "opt_state", "ema"} <= found.keys()
         assert int(found["step"]) == step
@@ -113,7 +113,7 @@ def assert_same_run(run_dir: Path, undisturbed: Undisturbed) -> None:
     for checkpoint in ("latest", "best"):
         chex.assert_trees_all_equal(run.variables(checkpoint), other.variables(checkpoint))
     timeless = [
-        metrics.drop(columns=["seconds", "images_per_s"]) for metrics in (run.metrics(), other.metrics())
+        each.metrics().drop(columns=["seconds", "images_per_s"]) for each in (run, other)
     ]
     pd.testing.assert_frame_equal(*timeless, check_exact=True)
 

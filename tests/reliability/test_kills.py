@@ -6,13 +6,26 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import worker
-from faults import assert_good_bits, assert_same_run, ended, no_orphans, start, steps_of, wait_until
+from faults import (
+    assert_good_bits,
+    assert_same_run,
+    ended,
+    no_orphans,
+    saved,
+    start,
+    steps_of,
+    wait_until,
+)
+from PIL import Image
 from worker import Moment
 
 import resnet_jax as rj
+from resnet_jax.models import VARIANTS
 
 # In an order that takes a run from its start to its end: each start gets a little further.
 DURING_THE_FIRST_STEPS = [
@@ -62,10 +75,10 @@ def kill_one_after_another(moments, undisturbed, tmp_path):
     for moment in moments:
         code = ended(start(run_dir, moment=moment))
         assert code == -signal.SIGKILL, f"{moment} was never reached"
-        newest.append(assert_good_bits(run_dir, undisturbed))
+        newest.append(assert_good_bits(run_dir, undisturbed.kept))
     assert newest == sorted(newest)  # nothing that was saved was lost
     assert ended(start(run_dir)) == 0
-    assert_good_bits(run_dir, undisturbed)
+    assert_good_bits(run_dir, undisturbed.kept)
     assert_same_run(run_dir, undisturbed)
     assert no_orphans(run_dir)
     return newest
@@ -87,3 +100,92 @@ def test_killed_at_every_kind_of_moment(undisturbed, tmp_path, record_property):
         *IN_THE_FINAL_TEST,
     ]
     record_property("kills", len(kill_one_after_another(moments, undisturbed, tmp_path)))
+
+
+END = r"""
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {folder!r})
+import worker
+def end():
+    {end}
+run_dir, kept = map(Path, sys.argv[1:])
+worker.shrink()
+worker.keep(kept)
+into_place = worker.Moment("os.rename", r"\n.*/checkpoints/\d+$", count=2)
+worker.at(into_place, run_dir, end)
+sys.exit(worker.main(["train", *worker.OPTIONS, "--run-dir", str(run_dir)]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        ("sys.exit(3)", 3),
+        pytest.param("raise RuntimeError('after a save')", 1, marks=pytest.mark.slow),
+        pytest.param("os._exit(4)", 4, marks=pytest.mark.slow),
+    ],
+)
+def test_what_was_saved_is_there_however_the_process_ends(end, code, tmp_path):
+    run_dir, kept = tmp_path / "run", tmp_path / "kept"
+    script = END.format(folder=str(worker.Path(worker.__file__).parent), end=end)
+    command = [sys.executable, "-c", script, str(run_dir), str(kept)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        wait_until(lambda: bool(steps_of(run_dir)) or process.poll() is not None)
+        began = time.monotonic()
+        _, errors = process.communicate(timeout=20)
+        assert time.monotonic() - began < 20
+    assert process.returncode == code, errors
+    assert assert_good_bits(run_dir, kept) == 3
+
+
+@pytest.fixture
+def digits(tmp_path):
+    """28 digits as files to train on, four to validate with."""
+    data = rj.load_dataset("mnist_5k").train
+    for split, chosen in (("train", range(0, 4000, 145)), ("val", range(70, 4000, 1000))):
+        for index in chosen:
+            path = tmp_path / "digits" / split / str(data.labels[index]) / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(data.images[index, :, :, 0]).save(path)
+    return tmp_path / "digits"
+
+
+def test_a_run_sees_every_example_once_an_epoch_in_the_order_of_its_seed(digits, tmp_path):
+    """Its losses are those of a loop written here, which begins at its first step."""
+    options = f"""
+        --data.name folder --data.dir {digits} --data.subset None --data.mean 0.2 --data.std 0.4
+        --augment.shift 0 --optim.schedule constant --optim.momentum 0 --optim.no-nesterov
+        --epochs 3 --batch-size 9 --eval-every 1 --ema None --seed 5
+    """
+    assert ended(start(tmp_path / "run", *options.split(), kept=tmp_path / "kept")) == 0
+    metrics = rj.Run.open(tmp_path / "run").metrics()
+    losses = metrics[metrics["kind"] == "train"]["loss"].to_numpy()
+
+    data = rj.load_dataset("folder", str(digits)).train
+    assert len(data.labels) == 28
+    raw = [
+        np.random.Philox(np.random.SeedSequence(5, spawn_key=(epoch,))).random_raw(28)
+        for epoch in range(4)
+    ]
+    order = np.concatenate([np.argsort(numbers, kind="stable") for numbers in raw])
+    first = saved(tmp_path / "kept/1", "")
+    network = {"width": 2, "num_classes": len(set(data.labels)), "lowering": "reference"}
+    tx = optax.sgd(0.05)
+    state = rj.TrainState(
+        step=jnp.asarray(1),
+        params=first["params"],
+        batch_stats=first["batch_stats"],
+        opt_state=tx.init(first["params"]),
+        ema=None,
+        first_bad_step=jnp.asarray(-1),
+        apply_fn=VARIANTS["resnet18"](**network).apply,
+        tx=tx,
+    )
+    step, expected = jax.jit(rj.train_step), []
+    for at in range(1, 10):  # 28 examples are three batches and a part of the fourth
+        examples = order[9 * at : 9 * at + 9]
+        images = (data.images[examples] / np.float32(255) - np.float32(0.2)) / np.float32(0.4)
+        state, measured = step(state, rj.Batch(images, data.labels[examples]))
+        expected.append(float(measured.loss))
+    np.testing.assert_allclose(losses[1:], expected, rtol=1e-4)
