@@ -27,6 +27,7 @@ import resnet_jax as rj
 # started with this process's environment alone: `sys.path` does not reach it.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["preloaded"])
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # as the command says it before it imports JAX
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
@@ -57,6 +58,10 @@ def ended(process: Any, seconds: float = 60) -> int:
     code: int = process.exitcode
     process.close()
     return code
+
+
+def errors_of(run_dir: Path, name: str = "") -> str:
+    return (run_dir.parent / f"{name}errors.txt").read_text()
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:

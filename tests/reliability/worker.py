@@ -117,23 +117,30 @@ def keep(kept: Path) -> None:
     sys.addaudithook(hook)
 
 
+def use_devices(count: int) -> None:
+    """Give this process, which has computed nothing yet, that many virtual devices."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}"
+
+
 def command(
     arguments: list[str],
     run_dir: Path,
     moment: Moment | None = None,
     kept: Path | None = None,
     devices: int | None = None,
+    name: str = "",
 ) -> None:
     """Be the command in a forked process, and exit as it does.
 
-    Its output is in ``output.txt`` and ``errors.txt`` beside the run's folder.
+    Its output is in ``output.txt`` and ``errors.txt`` beside the run's folder, after a name.
     """
-    for number, name in ((1, "output.txt"), (2, "errors.txt")):
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    for number, name in ((1, f"{name}output.txt"), (2, f"{name}errors.txt")):
         file = os.open(run_dir.parent / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
     if devices:
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={devices}"
+        use_devices(devices)
     shrink()
     if kept:
         keep(kept)
