@@ -117,9 +117,7 @@ def assert_same_run(run_dir: Path, undisturbed: Undisturbed) -> None:
     run, other = rj.Run.open(run_dir), undisturbed.run
     for checkpoint in ("latest", "best"):
         chex.assert_trees_all_equal(run.variables(checkpoint), other.variables(checkpoint))
-    timeless = [
-        each.metrics().drop(columns=["seconds", "images_per_s"]) for each in (run, other)
-    ]
+    timeless = [each.metrics().drop(columns=["seconds", "images_per_s"]) for each in (run, other)]
     pd.testing.assert_frame_equal(*timeless, check_exact=True)
 
 

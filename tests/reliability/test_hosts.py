@@ -25,7 +25,7 @@ import resnet_jax as rj
 from resnet_jax.cli import main
 
 # Twenty steps of twelve images, which one, two, three and four processes divide.
-OPTIONS = "--model.dtype float64 --batch-size 12 --epochs 4 --eval-every 5".split()
+OPTIONS = ["--model.dtype", "float64", "--batch-size", "12", "--epochs", "4", "--eval-every", "5"]
 STEPS = 20
 
 
@@ -234,7 +234,7 @@ def test_processes_that_do_not_meet_say_so_in_time(tmp_path):
     # Two of three: both that wait for the coordinator, and the coordinator, give up.
     first, second, third = start(tmp_path / "run", 3, "--meet-within", "10")
     third.signal(signal.SIGKILL)
-    third.ends()
+    assert ended(third.process) == -signal.SIGKILL
     for member in (first, second):
         code, errors = member.ends(60)
         assert code not in (0, 2)

@@ -70,8 +70,7 @@ def test_many_restarts(undisturbed, tmp_path, record_property):
             log = run_dir / "run.log"
             wait_until(
                 lambda log=log, began=began, process=process: (
-                    process.exitcode is not None
-                    or (log.exists() and log.stat().st_mtime >= began)
+                    process.exitcode is not None or (log.exists() and log.stat().st_mtime >= began)
                 )
             )
             time.sleep(rng.uniform(0, 1.5))

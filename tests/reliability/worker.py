@@ -26,12 +26,13 @@ from resnet_jax.cli import main
 from resnet_jax.models import VARIANTS
 
 # 18 steps, each of them logged, every third of them evaluated and saved.
-OPTIONS = """
+_OPTIONS = """
     --model.width 2 --model.lowering reference --data.subset 60 30 20 --no-report
     --augment.shift 2 --augment.rotation 0 --augment.scale 0 --augment.shear 0
     --optim.learning-rate 0.05 --optim.schedule cosine --optim.warmup 0 --optim.weight-decay 0
     --epochs 3 --batch-size 10 --ema 0.9 --label-smoothing 0 --log-every 1 --eval-every 3
-""".split()
+"""
+OPTIONS = _OPTIONS.split()
 STEPS = 18
 
 
@@ -136,8 +137,9 @@ def command(
     Its output is in ``output.txt`` and ``errors.txt`` beside the run's folder, after a name.
     """
     run_dir.parent.mkdir(parents=True, exist_ok=True)
-    for number, name in ((1, f"{name}output.txt"), (2, f"{name}errors.txt")):
-        file = os.open(run_dir.parent / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for number, kind in ((1, "output"), (2, "errors")):
+        path = run_dir.parent / f"{name}{kind}.txt"
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
     if devices:
         use_devices(devices)
