@@ -139,7 +139,7 @@ def computes(name: str) -> bool:
     """As users write them: compiled one operation at a time, which takes seconds."""
     place = ROOT / name.replace(".", "/")
     path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
-    return re.search(r">>> .*(jnp\.|jax\.random)", path.read_text()) is not None
+    return re.search(r"(>>>|\.\.\.) .*(jnp|jax\.random)\.", path.read_text()) is not None
 
 
 @pytest.mark.parametrize(

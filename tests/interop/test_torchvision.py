@@ -1,5 +1,6 @@
 """torchvision's weights give torchvision's logits here, and travel both ways to the bit."""
 
+import itertools
 import re
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from resnet_jax.models import VARIANTS
 
 EXPECTED = np.load(Path(__file__).with_name("torchvision_logits.npz"))
 NAMES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-IN_DEFAULT_RUN = (("resnet18", (32, 32)), ("resnet50", (33, 47)))
+IN_DEFAULT_RUN = (("resnet18", (32, 32), np.float32), ("resnet50", (33, 47), np.float64))
 
 # Parameters with 1000 classes. torchvision documents those of its models ("num_params" of their
 # weights). The others by hand. Shortcuts that project: 1x1 kernels C_in * C_out, norms 2 * C_out.
@@ -75,29 +76,22 @@ def apply(model, variables, images):
 
 
 def cases():
-    for name in NAMES:
-        for size in SIZES:
-            quick = (name, size) in IN_DEFAULT_RUN
-            marks = [] if quick else [pytest.mark.slow]
-            yield pytest.param(name, size, marks=marks, id=f"{name}-{size[0]}x{size[1]}")
+    for case in itertools.product(NAMES, SIZES, (np.float32, np.float64)):
+        marks = [] if case in IN_DEFAULT_RUN else [pytest.mark.slow]
+        name, (height, width), dtype = case
+        yield pytest.param(*case, marks=marks, id=f"{name}-{height}x{width}-{dtype.__name__}")
 
 
-@pytest.mark.parametrize(("name", "size"), list(cases()))
-def test_logits_are_torchvisions(name, size):
-    model = make(name)
-    weights = random_weights(torch_shapes(model), NAMES.index(name))
-    images = random_images(size)
+@pytest.mark.parametrize(("name", "size", "dtype"), list(cases()))
+def test_logits_are_torchvisions(name, size, dtype):
+    weights = random_weights(torch_shapes(make(name)), NAMES.index(name))
     expected = EXPECTED[f"{name} {size[0]}x{size[1]}"]
-    variables = from_torchvision(weights)
-
-    def relative(got):
-        return np.abs(got - expected).max() / np.abs(expected).max()
-
-    assert relative(apply(model, variables, images)) < 1e-5
-    with jax.enable_x64(True):
-        wide = make(name, dtype=np.float64, param_dtype=np.float64)
-        variables, images = jax.tree.map(np.float64, (variables, images))
-        assert relative(apply(wide, variables, images)) < 1e-10
+    with jax.enable_x64(dtype == np.float64):
+        model = make(name, dtype=dtype, param_dtype=dtype)
+        variables, images = jax.tree.map(dtype, (from_torchvision(weights), random_images(size)))
+        got = apply(model, variables, images)
+    relative = np.abs(got - expected).max() / np.abs(expected).max()
+    assert relative < (1e-5 if dtype == np.float32 else 1e-10)
 
 
 @pytest.mark.parametrize("name", NAMES)
