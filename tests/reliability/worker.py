@@ -36,9 +36,9 @@ OPTIONS = _OPTIONS.split()
 STEPS = 18
 
 
-def shrink() -> None:
+def shrink(stage_sizes: tuple[int, ...] = (1,)) -> None:
     """Make ``resnet18`` a network of one unit, in this process."""
-    VARIANTS["resnet18"] = functools.partial(rj.ResNet, stage_sizes=(1,), unit=rj.BasicUnit)
+    VARIANTS["resnet18"] = functools.partial(rj.ResNet, stage_sizes=stage_sizes, unit=rj.BasicUnit)
 
 
 @contextlib.contextmanager
