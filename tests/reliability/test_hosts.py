@@ -232,7 +232,7 @@ def test_without_a_cluster_an_address_is_asked_for(tmp_path):
 def test_processes_that_do_not_meet_say_so_in_time(tmp_path):
     began = time.monotonic()
     # Two of three: both that wait for the coordinator, and the coordinator, give up.
-    first, second, third = start(tmp_path / "run", 3, "--meet-within", "10")
+    first, second, third = start(tmp_path / "run", 3, "--meet-within", "6")
     third.signal(signal.SIGKILL)
     assert ended(third.process) == -signal.SIGKILL
     for member in (first, second):
