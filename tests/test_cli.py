@@ -1,10 +1,10 @@
 """The command as users type it: what it prints, and its exit codes."""
 
-import contextlib
 import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,23 +17,23 @@ import pytest
 from PIL import Image
 
 import resnet_jax as rj
-from resnet_jax import cli
 from resnet_jax.cli import main
 from resnet_jax.memory import tuned
 
+# The run of `finished_run`, as the command's options.
 OPTIONS = """
-    --model.width 4 --model.lowering reference --data.subset 60 20 20
-    --batch-size 20 --epochs 1 --log-every 2 --eval-every 2
-    --augment.shift 0 --augment.rotation 0 --augment.scale 0 --augment.shear 0 --no-report
+    --model.width 4 --model.lowering reference --data.subset 120 50 30
+    --augment.shift 2 --augment.rotation 10 --augment.scale 0 --augment.shear 0
+    --optim.learning-rate 0.05 --optim.schedule cosine --optim.warmup 0.2 --optim.no-nesterov
+    --optim.weight-decay 0 --label-smoothing 0
+    --batch-size 20 --epochs 2 --ema 0.9 --log-every 4 --eval-every 5 --no-report
 """
-TINY = OPTIONS.split()
+SAME = OPTIONS.split()
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("cli") / "run"
-    assert main(["train", "quickstart", "--run-dir", str(folder), *TINY]) == 0
-    return folder
+def run_dir(finished_run) -> Path:
+    return finished_run.path
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_evaluate_prints_a_table(run_dir, capsys):
     assert main(["evaluate", str(run_dir)]) == 0
     out = capsys.readouterr().out
     assert "recall" in out
-    assert "of 20" in out
+    assert "of 30" in out
 
 
 def test_predict_agrees_with_python(run_dir, digits, capsys):
@@ -89,7 +89,7 @@ def test_one_bad_file_does_not_stop_the_others(run_dir, digits, tmp_path, capsys
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 3
     assert "broken.png" in err
-    assert "1 of 3 files not read" in err
+    assert re.search(r"\b1 of 3\b", err)
 
 
 def test_an_empty_folder_does_not_stop_the_others(run_dir, digits, tmp_path, capsys):
@@ -97,7 +97,7 @@ def test_an_empty_folder_does_not_stop_the_others(run_dir, digits, tmp_path, cap
     assert main(["predict", str(run_dir), str(tmp_path / "empty"), str(digits[0]), "--csv"]) == 1
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 2
-    assert "empty holds no image" in err
+    assert str(tmp_path / "empty") in err
 
 
 def test_brackets_in_a_name_are_shown(run_dir, digits, monkeypatch, capsys):
@@ -108,15 +108,16 @@ def test_brackets_in_a_name_are_shown(run_dir, digits, monkeypatch, capsys):
 
 
 def test_the_same_command_says_that_the_run_is_finished(run_dir, capsys):
-    assert main(["train", "quickstart", "--run-dir", str(run_dir), *TINY]) == 0
-    assert "is finished" in capsys.readouterr().out
+    assert main(["train", "quickstart", "--run-dir", str(run_dir), *SAME]) == 0
+    assert "finished" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_seeds_repeat_and_are_summed_up(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
-    assert main(["train", *TINY, "--seeds", "2"]) == 0
+    short = [*SAME, "--epochs", "0.5", "--optim.schedule", "constant", "--ema", "None"]
+    assert main(["train", *short, "--seeds", "2"]) == 0
     out = capsys.readouterr().out
     runs = [rj.Run.open(tmp_path / "runs" / f"quickstart-seed{seed}") for seed in (0, 1)]
     accuracies, losses = [], []
@@ -156,26 +157,26 @@ def test_data_list_needs_no_data(capsys):
     [
         (["train", "mnit"], ["mnit", "mnist"]),
         (["train", "--data.name", "mnist5k"], ["mnist5k", "mnist_5k"]),
-        (["train", "--batch-size", "0"], ["--batch-size 0"]),
+        (["train", "--batch-size", "0"], ["--batch-size", "0"]),
         (["train", "--batch-size", "4001"], ["4001", "4000"]),
-        (["train", "--optim.learning-rate", "-1"], ["--optim.learning-rate -1"]),
-        (["train", "--optim.learning-rate", "nan"], ["--optim.learning-rate nan"]),
-        (["train", "--seeds", "0"], ["--seeds 0"]),
-        (["train", "--seeds", "2", "--seed", "3"], ["--seeds 2", "--seed 3"]),
+        (["train", "--optim.learning-rate", "-1"], ["--optim.learning-rate", "-1"]),
+        (["train", "--optim.learning-rate", "nan"], ["--optim.learning-rate", "nan"]),
+        (["train", "--seeds", "0"], ["--seeds", "0"]),
+        (["train", "--seeds", "2", "--seed", "3"], ["--seeds", "--seed"]),
         # The defaults would be another preset's.
-        (["train", "--epochs", "1", "mnist"], ["mnist", "first"]),
+        (["train", "--epochs", "1", "mnist"], ["mnist"]),
         (["train", "--epochs", "1", "mnit"], ["mnit", "mnist"]),
-        (["train", "--data.mean", "0.1", "0.2"], ["--data.mean", "2 numbers"]),
-        (["evaluate", "nowhere"], ["nowhere", "is not a run"]),
-        (["predict", "nowhere", "a.png"], ["nowhere", "is not a run"]),
+        (["train", "--data.mean", "0.1", "0.2"], ["--data.mean", "2"]),
+        (["evaluate", "nowhere"], ["nowhere", "resnet-jax train"]),
+        (["predict", "nowhere", "a.png"], ["nowhere", "resnet-jax train"]),
         (["evaluate", "RUN", "--split", "tset"], ["tset", "test"]),
-        (["predict", "RUN", "EMPTY"], ["EMPTY", "holds no image"]),
+        (["predict", "RUN", "EMPTY"], ["EMPTY"]),
         (["predict", "RUN", "missing.png"], ["missing.png", "No such file"]),
-        (["predict", "RUN", "missing.png", "--topk", "11"], ["--topk 11"]),
+        (["predict", "RUN", "missing.png", "--topk", "11"], ["--topk", "11", "10"]),
         (["predict", "RUN", "missing.png", "--json", "--csv"], ["--json", "--csv"]),
-        (["train", "--run-dir", "RUN"], ["RUN", "--epochs 1.0 -> 8"]),
+        (["train", "--run-dir", "RUN"], ["RUN", "--epochs", "8"]),
         (["summary", "resnet19"], ["resnet19", "resnet18"]),
-        (["summary", "--channels", "0"], ["--channels 0"]),
+        (["summary", "--channels", "0"], ["--channels", "0"]),
         (["data", "prepare"], ["NAME"]),
         (["data", "prepare", "imagnet"], ["imagnet"]),
     ],
@@ -189,19 +190,20 @@ def test_bad_input_is_one_line_and_exit_code_1(
     places = {"RUN": str(run_dir), "EMPTY": str(empty)}
     assert main([places.get(word, word) for word in arguments]) == 1
     err = capsys.readouterr().err
-    lines = [line for line in err.splitlines() if "files not read" not in line]
+    lines = [line for line in err.splitlines() if "1 of 1" not in line]
     assert len(lines) == 1
-    for name in names:
-        assert places.get(name, name) in lines[0]
+    for name in names:  # as words: not the 0 of a 10
+        word = re.escape(places.get(name, name))
+        assert re.search(rf"(?<![\w.-]){word}(?![\w-])", lines[0]), (name, lines[0])
     assert list(tmp_path.iterdir()) == [empty]  # nothing was written
 
 
 @pytest.mark.parametrize("arguments", [[], ["trian"], ["train", "--nothing", "1"], ["evaluate"]])
-def test_wrong_usage_is_the_parsers_text_and_exit_code_2(arguments):
-    command = [sys.executable, "-m", "resnet_jax", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
+def test_wrong_usage_is_the_parsers_text_and_exit_code_2(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "resnet-jax" in "".join(capsys.readouterr())
 
 
 def test_verify_names_what_is_damaged(run_dir, tmp_path, capsys):
@@ -219,20 +221,32 @@ def test_verify_names_what_is_damaged(run_dir, tmp_path, capsys):
     assert "1 of" in err
 
 
-def test_an_interrupt_that_a_library_swallows_is_raised_again(monkeypatch, capsys):
-    def swallow() -> None:
-        with contextlib.suppress(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-        time.sleep(30)
+def test_an_interrupt_that_a_library_swallows_still_ends_the_command(tmp_path):
+    """A library that suppresses it while it is imported, and then takes half a minute."""
+    (tmp_path / "flax.py").write_text(
+        "import contextlib, signal, time\n"
+        "with contextlib.suppress(KeyboardInterrupt):\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "time.sleep(30)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "resnet_jax", "summary"],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 75, done.stderr
+    assert time.monotonic() - began < 20
+    assert all(line.startswith("resnet-jax: ") for line in done.stderr.splitlines())
+    assert done.stderr
 
-    monkeypatch.setattr(cli, "summary", swallow)
+
+def test_who_calls_from_python_gets_signals_back_as_they_were(capsys):
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
     before = [signal.getsignal(number) for number in numbers]
-    assert main(["summary"]) == 75
-    assert capsys.readouterr().err == (
-        "resnet-jax: stopped by a signal; the same command continues\n"
-    )
-    # Who called from Python gets Ctrl-C back as it was.
+    assert main(["data", "list"]) == 0
     assert [signal.getsignal(number) for number in numbers] == before
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
@@ -258,13 +272,11 @@ def test_the_command_restarts_with_settings_of_malloc_unless_the_user_has_some(t
         assert len(set(pids)) == 1
         return done.returncode, found
 
-    run = str(tmp_path / "none")
+    refused = ["train", "--seeds", "0"]
     ours = tuned({})["GLIBC_TUNABLES"]
-    code, found = starts("evaluate", run)
+    code, found = starts(*refused)
     assert code == 1
     assert found == (("None", ours) if sys.platform == "linux" else ("None",))
-    assert starts("evaluate", run, GLIBC_TUNABLES="glibc.malloc.check=0")[1] == (
-        "glibc.malloc.check=0",
-    )
+    assert starts(*refused, GLIBC_TUNABLES="glibc.malloc.check=0")[1] == ("glibc.malloc.check=0",)
     assert starts("data", "list") == (0, ("None",))
     assert starts("evaluate", "--help") == (0, ("None",))

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import pytest
 
+import resnet_jax as rj
 from resnet_jax.cli import main
-from resnet_jax.config import PRESETS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -116,7 +116,7 @@ def test_commands_and_options_exist(page):
         named = {word.split("=")[0] for word in arguments if word.startswith("--")}
         assert named <= {*options(command), "--help"}, f"{page.name}: {command} {arguments}"
         if command == "train" and arguments and arguments[0][0].islower():
-            assert arguments[0] in PRESETS, f"{page.name}: {command} {arguments}"
+            assert arguments[0] in rj.PRESETS, f"{page.name}: {command} {arguments}"
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=of)
@@ -133,18 +133,18 @@ MODULES = sorted(
     for path in (ROOT / "resnet_jax").rglob("*.py")
     if ">>> " in path.read_text()
 )
-# As users write them: compiled one operation at a time, which takes seconds.
-SLOW = {
-    "resnet_jax.data.augment",
-    "resnet_jax.inspection.saliency",
-    "resnet_jax.models.resnet",
-    "resnet_jax.training.state",
-}
+
+
+def computes(name: str) -> bool:
+    """As users write them: compiled one operation at a time, which takes seconds."""
+    place = ROOT / name.replace(".", "/")
+    path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    return re.search(r"(>>>|\.\.\.) .*(jnp|jax\.random)\.", path.read_text()) is not None
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(m, marks=[pytest.mark.slow] if m in SLOW else []) for m in MODULES],
+    [pytest.param(m, marks=[pytest.mark.slow] if computes(m) else []) for m in MODULES],
 )
 def test_examples_of_docstrings(name):
     try:

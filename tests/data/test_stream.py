@@ -1,3 +1,5 @@
+"""The order of the examples: permutations of (seed, epoch), one after another, in batches."""
+
 import chex
 import numpy as np
 import pytest
@@ -27,7 +29,6 @@ def test_batches_are_cut_from_the_permutations_one_after_another():
     assert stream.batch(2).tolist() == p[1][1:4]
     assert stream.batch(3).tolist() == p[1][4:] + p[2][:2]
     assert stream.batch(4).tolist() == p[2][2:]
-    assert [stream.epoch(step) for step in range(6)] == [0, 0, 1, 1, 2, 3]
     chex.assert_shape(stream.batch(0), (3,))
     assert stream.batch(0).dtype == np.int32
 
@@ -86,7 +87,11 @@ def test_steps_is_the_ceiling_of_epochs_times_examples_by_batch():
 
 @pytest.mark.parametrize(
     ("num_examples", "batch_size", "seed", "named"),
-    [(10, 11, 0, "11 is more than the 10"), (10, 0, 0, "batch size 0"), (10, 5, -1, "seed -1")],
+    [
+        (10, 11, 0, r"\b11\b.*\b10\b"),
+        (10, 0, 0, r"batch.size\b.* 0\b"),
+        (10, 5, -1, r"seed\b.* -1\b"),
+    ],
 )
 def test_impossible_streams_are_refused(num_examples, batch_size, seed, named):
     with pytest.raises(ResNetJaxError, match=named) as error:

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 import resnet_jax as rj
-from resnet_jax.config import ModelConfig
-from resnet_jax.models import VARIANTS, Affine, PreActivationUnit, summarize
+from resnet_jax.models import VARIANTS, Affine, BatchNorm, Conv, PreActivationUnit, summarize
 
 # XLA's own convolutions compile three times as fast.
 tiny = partial(
@@ -98,7 +97,7 @@ def test_preactivation_has_its_own_count():
 
 
 def test_the_table_of_variants_is_what_the_configuration_offers():
-    assert set(VARIANTS) == set(get_args(get_type_hints(ModelConfig)["name"]))
+    assert set(VARIANTS) == set(get_args(get_type_hints(rj.ModelConfig)["name"]))
 
 
 @pytest.mark.parametrize(
@@ -191,8 +190,8 @@ def numpy_unit(kind: type, x, params, stats, stride: int, residual: bool) -> np.
 @pytest.mark.parametrize("kind", [rj.BasicUnit, rj.BottleneckUnit, PreActivationUnit])
 def test_units_compute_their_formula(kind, stride, residual):
     with jax.enable_x64(True):
-        conv = partial(rj.models.Conv, dtype=jnp.float64, param_dtype=jnp.float64)
-        norm = partial(rj.models.BatchNorm, dtype=jnp.float64, param_dtype=jnp.float64)
+        conv = partial(Conv, dtype=jnp.float64, param_dtype=jnp.float64)
+        norm = partial(BatchNorm, dtype=jnp.float64, param_dtype=jnp.float64)
         # At stride 1 the input is as wide as the output: the shortcut is the identity.
         channels = 3 * kind.expansion if stride == 1 else 5
         x = np.random.default_rng(1).normal(size=(2, 5, 4, channels))
@@ -210,7 +209,7 @@ def test_units_compute_their_formula(kind, stride, residual):
 @pytest.mark.parametrize("kind", [rj.BasicUnit, rj.BottleneckUnit, PreActivationUnit])
 def test_zero_initialised_units_begin_as_their_shortcut(kind):
     x = jax.random.uniform(jax.random.key(1), (2, 4, 4, 3 * kind.expansion))
-    unit = kind(features=3, conv=rj.models.Conv, norm=rj.models.BatchNorm, zero_init_last=True)
+    unit = kind(features=3, conv=Conv, norm=BatchNorm, zero_init_last=True)
     variables = unit.init(jax.random.key(0), x, train=False)
     np.testing.assert_array_equal(unit.apply(variables, x, train=False), x)
 

@@ -1,14 +1,14 @@
 """An undisturbed run to compare with."""
 
-from collections.abc import Iterator
-from typing import Any
+import fcntl
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import worker
-from faults import Undisturbed, program_of, saved
+from faults import Undisturbed, ended, start
 
 import resnet_jax as rj
-from resnet_jax.training.program import Program
 
 
 @pytest.fixture(autouse=True)
@@ -17,23 +17,34 @@ def small_network() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def program() -> Program:
-    """The undisturbed run's program, to restore its checkpoints with."""
-    return program_of()
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[..., Path]:
+    """A folder that is made once for all of pytest's workers: ``shared(name, make)``."""
+    base = tmp_path_factory.getbasetemp()
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        path = (base if worker_id == "master" else base.parent) / name
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (path / "made").exists():
+                path.mkdir()
+                make(path)
+                (path / "made").touch()
+        return path
+
+    return folder
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    states = [None]
-    train = Program.train
+def undisturbed(shared: Callable[..., Path]) -> Undisturbed:
+    def make(folder: Path) -> None:
+        each = folder / "each"
+        each.mkdir()
+        runs = [
+            start(folder / "run"),
+            start(each / "run", "--eval-every", "1", kept=each / "kept"),
+        ]
+        assert [ended(run) for run in runs] == [0, 0]
 
-    def noting(self: Program, *args: Any) -> Any:
-        state, metrics = train(self, *args)
-        states.append(saved(state))
-        return state, metrics
-
-    with worker.shrunk(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Program, "train", noting)
-        run = rj.train(worker.CONFIG, tmp_path_factory.mktemp("undisturbed") / "run", quiet=True)
-    return Undisturbed(run, states)
+    folder = shared("undisturbed", make)
+    return Undisturbed(rj.Run.open(folder / "run"), folder / "each" / "kept")

@@ -1,6 +1,9 @@
-"""Starting small runs, doing harm to them, and looking at what is left."""
+"""Starting small runs, doing harm to them, and looking at what is left in their folders."""
 
+import functools
+import json
 import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
@@ -13,31 +16,35 @@ from typing import Any
 import chex
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pandas as pd
 import pytest
 import worker
 
 import resnet_jax as rj
-from resnet_jax.training.checkpoint import SAVED
-from resnet_jax.training.folder import RunFolder
-from resnet_jax.training.program import Program
 
-# Children are forked from a process that has imported everything and computed nothing.
+# Children are forked from a process that has imported everything and computed nothing. It is
+# started with this process's environment alone: `sys.path` does not reach it.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["worker", "resnet_jax.training.loop", "orbax.checkpoint"])
+PROCESSES.set_forkserver_preload(["preloaded"])
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # as the command says it before it imports JAX
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Undisturbed:
-    """A run that nothing happened to, and its state after every step."""
+    """A run that nothing happened to, and what it is after every step."""
 
     run: rj.Run
-    states: list[Any]
+    kept: Path  # a saved step for each step
 
 
-def start(run_dir: Path, config: rj.TrainConfig = worker.CONFIG, **more: Any) -> Any:
-    """Begins or continues a run in another process."""
-    process = PROCESSES.Process(target=worker.train, args=(config, run_dir), kwargs=more)
+def start(run_dir: Path, *options: str, **harm: Any) -> Any:
+    """Begin or continue a run in another process; see `worker.command`."""
+    arguments = ["train", *worker.OPTIONS, *options]
+    process = PROCESSES.Process(target=worker.command, args=(arguments, run_dir), kwargs=harm)
     process.start()
     return process
 
@@ -53,6 +60,10 @@ def ended(process: Any, seconds: float = 60) -> int:
     return code
 
 
+def errors_of(run_dir: Path, name: str = "") -> str:
+    return (run_dir.parent / f"{name}errors.txt").read_text()
+
+
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -60,28 +71,44 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.002)
 
 
-def program_of(config: rj.TrainConfig = worker.CONFIG) -> Program:
-    return Program(config, tuple("0123456789"), (28, 28, 1), worker.STEPS)
+def steps_of(run_dir: Path) -> list[int]:
+    """Steps in place, oldest first."""
+    return sorted(int(path.name) for path in run_dir.glob("checkpoints/[0-9]*"))
 
 
-def saved(state: Any) -> dict[str, Any]:
-    """The part of a state that is kept, on the host."""
-    part: dict[str, Any] = jax.device_get({name: getattr(state, name) for name in SAVED})
-    return part
+def logged_steps(run_dir: Path) -> list[int]:
+    """Of the lines of ``metrics.jsonl``; the last one may be half written."""
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line)["step"] for line in lines]
 
 
-def assert_good_bits(run_dir: Path, program: Program, undisturbed: Undisturbed) -> int:
-    """Every step in place is whole, and to the last bit what it would have been without faults.
+@functools.cache
+def saved(step: Path, manifest: str) -> Any:
+    """Every array of a saved step: parameters, statistics, averages, the optimiser's state."""
+    folder = step.absolute() / "state"
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        tree = checkpointer.metadata(folder).item_metadata.tree
+        numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        return checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=numpy))
+
+
+def assert_good_bits(run_dir: Path, kept: Path) -> int:
+    """Every step in place is whole, and to the last bit the one in ``kept``.
 
     Returns the newest one, 0 if there is none.
     """
-    checkpoints = RunFolder(run_dir).checkpoints
-    steps = checkpoints.steps()
-    assert list(checkpoints.good_steps()) == steps[::-1]
-    template = program.init() if steps else None
+    steps = steps_of(run_dir)
+    if steps:
+        assert rj.Run.open(run_dir).verify().ok
     for step in steps:
-        found = saved(checkpoints.restore(template, step))
-        chex.assert_trees_all_equal(found, undisturbed.states[step])
+        found, expected = (
+            saved(folder / str(step), (folder / str(step) / "manifest.json").read_text())
+            for folder in (run_dir / "checkpoints", kept)
+        )
+        assert {"step", "params", "batch_stats", "opt_state", "ema"} <= found.keys()
+        assert int(found["step"]) == step
+        chex.assert_trees_all_equal(found, expected)
     return max(steps, default=0)
 
 
@@ -90,61 +117,27 @@ def assert_same_run(run_dir: Path, undisturbed: Undisturbed) -> None:
     run, other = rj.Run.open(run_dir), undisturbed.run
     for checkpoint in ("latest", "best"):
         chex.assert_trees_all_equal(run.variables(checkpoint), other.variables(checkpoint))
-    timeless = [
-        metrics.query("kind != 'train'")
-        .drop(columns=["seconds", "images_per_s"])
-        .reset_index(drop=True)
-        for metrics in (run.metrics(), other.metrics())
-    ]
+    timeless = [each.metrics().drop(columns=["seconds", "images_per_s"]) for each in (run, other)]
     pd.testing.assert_frame_equal(*timeless, check_exact=True)
 
 
 def no_orphans(run_dir: Path) -> bool:
     """Whether a folder holds what a finished run holds and nothing else."""
-    names = {"config.yaml", "metrics.jsonl", "run.log", "checkpoints", ".lock"}
-    return {path.name for path in run_dir.iterdir()} == names and all(
+    names = {path.name for path in run_dir.iterdir()}
+    return names - {".lock"} == {"config.yaml", "metrics.jsonl", "run.log", "checkpoints"} and all(
         path.name.isdigit() for path in (run_dir / "checkpoints").iterdir()
     )
 
 
-def expected_ids(step: int) -> list[int]:
-    """The examples of a step, worked out anew from the definition of the stream."""
-    from resnet_jax.data.stream import permutation
-
-    config = worker.CONFIG
-    images = config.data.subset[0] if config.data.subset else 0
-    order = np.concatenate([permutation(images, config.seed, epoch) for epoch in range(4)])
-    ids: list[int] = order[step * config.batch_size :][: config.batch_size].tolist()
-    return ids
-
-
 def in_namespace(script: str, *arguments: Any) -> "subprocess.CompletedProcess[str]":
-    """Runs a shell script with mounts of its own, as root of a user namespace.
+    """Run a shell script with its own mounts, as root of a user namespace.
 
     In the script ``$PYTHON`` is this interpreter and ``$TRAIN`` the command on a small network.
     """
     isolated = ["unshare", "--mount", "--map-root-user"]
     if shutil.which("unshare") is None or subprocess.run([*isolated, "true"]).returncode:
         pytest.skip(f"namespaces are not allowed here: `{' '.join(isolated)} true` fails")
-    python, options = sys.executable, " ".join(command_options())
-    preamble = (
-        f"set -u; PYTHON={python}; TRAIN='{python} {worker.__file__} train {options} --no-report'\n"
-    )
+    python, options = sys.executable, " ".join(worker.OPTIONS)
+    preamble = f"set -u; PYTHON={python}; TRAIN='{python} {worker.__file__} train {options}'\n"
     command = [*isolated, "sh", "-c", preamble + script, "sh", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
-
-
-def command_options(config: rj.TrainConfig = worker.CONFIG) -> list[str]:
-    """A configuration as the command's options."""
-    from resnet_jax.config import differences, preset
-
-    options = []
-    for option, (_, value) in differences(preset("quickstart"), config).items():
-        if isinstance(value, bool):
-            head, _, name = f"--{option}".rpartition(".") if "." in option else ("--", "", option)
-            no = "" if value else "no-"
-            options.append(f"{head}.{no}{name}" if "." in option else f"--{no}{name}")
-        else:
-            values = value if isinstance(value, tuple) else (value,)
-            options += [f"--{option}", *map(str, values)]
-    return options

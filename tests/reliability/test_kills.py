@@ -5,116 +5,116 @@ import subprocess
 import sys
 import time
 
-import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 import worker
 from faults import (
     assert_good_bits,
     assert_same_run,
     ended,
-    expected_ids,
     no_orphans,
-    program_of,
     saved,
     start,
+    steps_of,
     wait_until,
 )
-from worker import KillPoint
+from PIL import Image
+from worker import Moment
+
+import resnet_jax as rj
+from resnet_jax.models import VARIANTS
 
 # In an order that takes a run from its start to its end: each start gets a little further.
 DURING_THE_FIRST_STEPS = [
-    KillPoint("open", "run.log"),
-    KillPoint("os.rename", "config.yaml.unfinished"),
-    KillPoint("step"),
-    KillPoint("step", count=2),
-    KillPoint("os.rename", "metrics.jsonl.unfinished"),  # lines of steps that no checkpoint has
-    KillPoint("evaluate"),
+    Moment("open", "run.log"),
+    Moment("os.rename", "config.yaml"),
+    Moment("os.rename", "config.yaml", after=0.3),  # it traces and compiles
+    Moment("line", "train", after=0.003),
+    Moment("os.rename|os.truncate", "metrics.jsonl"),  # lines of steps that no checkpoint has
+    Moment("line", "train", count=3, after=0.002),  # it evaluates
 ]
 DURING_A_SAVE = [
-    KillPoint("os.mkdir", "/.unfinished-"),
-    KillPoint("open", "_CHECKPOINT_METADATA"),
-    KillPoint("open", "array_metadatas"),
-    KillPoint("open", "_METADATA", count=2),
-    KillPoint("open", "commit_success.txt"),
-    KillPoint("os.rename", "state.orbax-checkpoint-tmp"),
-    KillPoint("open", "/d/", count=3),
-    KillPoint("open", "manifest.json"),
-    KillPoint("open", "manifest.json", count=2),
-    KillPoint("pathlib.Path.rglob", "/.unfinished-", count=2),
-    KillPoint("os.rename", "checkpoints/.unfinished-"),
+    Moment("os.mkdir", "/checkpoints/"),
+    Moment("open", "_CHECKPOINT_METADATA"),
+    Moment("open", "array_metadatas"),
+    Moment("open", "_METADATA", count=2),
+    Moment("open", "commit_success.txt"),
+    Moment("os.rename", "state.orbax-checkpoint-tmp"),
+    Moment("open", "/d/", count=3),
+    Moment("open", "manifest.json"),
+    Moment("open", "manifest.json", count=2),
+    Moment("os.rename", r"\n.*/checkpoints/\d+$"),  # into place
 ]
 LATER = [
-    KillPoint("step", count=4),
-    KillPoint("restore"),
-    KillPoint("step", count=1),
-    KillPoint("evaluate", count=1),
+    Moment("line", "train", count=4, after=0.003),
+    Moment("open", r"/checkpoints/\d+/state/_METADATA", count=2),  # it restores
+    Moment("line", "train", after=0.003),
+    Moment("line", "train", count=2, after=0.002),
 ]
 DURING_A_DELETION = [
-    KillPoint("os.rename", ".unfinished-discarded-"),
-    KillPoint("shutil.rmtree", ".unfinished-discarded-"),
-    KillPoint("os.remove", "_METADATA", count=3),
-    KillPoint("os.rmdir", "", count=1),
-    KillPoint("os.rmdir", "", count=4),
+    Moment("os.rename|os.remove|shutil.rmtree", r"^[^\n]*/checkpoints/\d+(\n|$)"),
+    Moment("shutil.rmtree", "/checkpoints/"),
+    Moment("os.remove", "_METADATA", count=3),
+    Moment("os.rmdir", count=1),
+    Moment("os.rmdir", count=4),
 ]
-# After the evaluations at steps 15 and 18, and then with nothing but the tests left to do.
-IN_THE_FINAL_TEST = [KillPoint("evaluate", count=3), KillPoint("evaluate", count=2)]
+IN_THE_FINAL_TEST = [
+    Moment("os.rename", r"\n.*/checkpoints/18$", after=0.05),
+    # With nothing but the tests left to do, before their lines and after them.
+    Moment("open", r"metrics\.jsonl\na"),
+    Moment("line", "test"),
+]
 
 
-def kill_one_after_another(points, undisturbed, tmp_path):
-    """Kills the same run at each of the points, and lets it end; returns the steps it was at."""
-    program, run_dir, ids = program_of(), tmp_path / "run", tmp_path / "ids.txt"
-    newest = []
-    for point in points:
-        code = ended(start(run_dir, point=point, ids=ids))
-        assert code == -signal.SIGKILL, f"{point} was never reached"
-        newest.append(assert_good_bits(run_dir, program, undisturbed))
+def kill_one_after_another(moments, undisturbed, tmp_path):
+    """Kill the same run at each of the moments, and let it end; returns the steps it was at."""
+    run_dir, newest = tmp_path / "run", []
+    for moment in moments:
+        code = ended(start(run_dir, moment=moment))
+        assert code == -signal.SIGKILL, f"{moment} was never reached"
+        newest.append(assert_good_bits(run_dir, undisturbed.kept))
     assert newest == sorted(newest)  # nothing that was saved was lost
-    assert ended(start(run_dir, ids=ids)) == 0
-    assert_good_bits(run_dir, program, undisturbed)
+    assert ended(start(run_dir)) == 0
+    assert_good_bits(run_dir, undisturbed.kept)
     assert_same_run(run_dir, undisturbed)
     assert no_orphans(run_dir)
-    # Of every step the examples that were its last: those of the parameters at the end.
-    seen = dict(line.split(" ", 1) for line in ids.read_text().splitlines())
-    assert list(map(int, seen)) == list(range(worker.STEPS))
-    for step, examples in seen.items():
-        assert list(map(int, examples.split())) == expected_ids(int(step))
-    epoch = worker.STEPS // 3
-    for first in range(0, worker.STEPS, epoch):
-        of_epoch = [i for step in range(first, first + epoch) for i in expected_ids(step)]
-        assert sorted(of_epoch) == list(range(60))
     return newest
 
 
 @pytest.mark.slow
 def test_killed_before_a_checkpoint_is_in_place_and_while_an_old_one_goes(undisturbed, tmp_path):
-    points = [
-        KillPoint("os.rename", "checkpoints/.unfinished-"),
-        KillPoint("os.rename", ".unfinished-discarded-"),
-    ]
-    assert len(kill_one_after_another(points, undisturbed, tmp_path)) == 2
+    moments = [DURING_A_SAVE[-1], DURING_A_DELETION[0]]
+    assert len(kill_one_after_another(moments, undisturbed, tmp_path)) == 2
 
 
 @pytest.mark.slow
 def test_killed_at_every_kind_of_moment(undisturbed, tmp_path, record_property):
-    points = [
+    moments = [
         *DURING_THE_FIRST_STEPS,
         *DURING_A_SAVE,
         *LATER,
         *DURING_A_DELETION,
         *IN_THE_FINAL_TEST,
     ]
-    record_property("kills", len(kill_one_after_another(points, undisturbed, tmp_path)))
+    record_property("kills", len(kill_one_after_another(moments, undisturbed, tmp_path)))
 
 
-END = """
-import sys, threading
-sys.path.insert(0, {folder!r})
-import worker; worker.shrink()
+END = r"""
+import os, sys
 from pathlib import Path
-from faults import program_of
-from resnet_jax.training.checkpoint import Checkpoints
-Checkpoints(Path(sys.argv[1])).save(program_of().init(), None)
-{end}
+sys.path.insert(0, {folder!r})
+import worker
+def end():
+    {end}
+run_dir, kept = map(Path, sys.argv[1:])
+worker.shrink()
+worker.keep(kept)
+into_place = worker.Moment("os.rename", r"\n.*/checkpoints/\d+$", count=2)
+worker.at(into_place, run_dir, end)
+sys.exit(worker.main(["train", *worker.OPTIONS, "--run-dir", str(run_dir)]))
 """
 
 
@@ -122,23 +122,70 @@ Checkpoints(Path(sys.argv[1])).save(program_of().init(), None)
     ("end", "code"),
     [
         ("sys.exit(3)", 3),
-        pytest.param("raise RuntimeError('after the save')", 1, marks=pytest.mark.slow),
-        pytest.param("import os; os._exit(4)", 4, marks=pytest.mark.slow),
-        pytest.param("", 0, marks=pytest.mark.slow),
+        pytest.param("raise RuntimeError('after a save')", 1, marks=pytest.mark.slow),
+        pytest.param("os._exit(4)", 4, marks=pytest.mark.slow),
     ],
 )
-def test_what_was_saved_is_there_however_the_process_ends(end, code, program, tmp_path):
+def test_what_was_saved_is_there_however_the_process_ends(end, code, tmp_path):
+    run_dir, kept = tmp_path / "run", tmp_path / "kept"
     script = END.format(folder=str(worker.Path(worker.__file__).parent), end=end)
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        wait_until(lambda: (tmp_path / "0").exists() or process.poll() is not None)
+    command = [sys.executable, "-c", script, str(run_dir), str(kept)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        wait_until(lambda: bool(steps_of(run_dir)) or process.poll() is not None)
         began = time.monotonic()
         _, errors = process.communicate(timeout=20)
         assert time.monotonic() - began < 20
     assert process.returncode == code, errors
-    from resnet_jax.training.checkpoint import Checkpoints
+    assert assert_good_bits(run_dir, kept) == 3
 
-    checkpoints = Checkpoints(tmp_path)
-    assert list(checkpoints.good_steps()) == [0]
-    fresh = program.init()
-    chex.assert_trees_all_equal(saved(checkpoints.restore(fresh, 0)), saved(fresh))
+
+@pytest.fixture
+def digits(tmp_path):
+    """28 digits as files to train on, four to validate with."""
+    data = rj.load_dataset("mnist_5k").train
+    for split, chosen in (("train", range(0, 4000, 145)), ("val", range(70, 4000, 1000))):
+        for index in chosen:
+            path = tmp_path / "digits" / split / str(data.labels[index]) / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(data.images[index, :, :, 0]).save(path)
+    return tmp_path / "digits"
+
+
+def test_a_run_sees_every_example_once_an_epoch_in_the_order_of_its_seed(digits, tmp_path):
+    """Its losses are those of a loop written here, which begins at its first step."""
+    options = f"""
+        --data.name folder --data.dir {digits} --data.subset None --data.mean 0.2 --data.std 0.4
+        --augment.shift 0 --optim.schedule constant --optim.momentum 0 --optim.no-nesterov
+        --epochs 3 --batch-size 9 --eval-every 1 --ema None --seed 5
+    """
+    assert ended(start(tmp_path / "run", *options.split(), kept=tmp_path / "kept")) == 0
+    metrics = rj.Run.open(tmp_path / "run").metrics()
+    losses = metrics[metrics["kind"] == "train"]["loss"].to_numpy()
+
+    data = rj.load_dataset("folder", str(digits)).train
+    assert len(data.labels) == 28
+    raw = [
+        np.random.Philox(np.random.SeedSequence(5, spawn_key=(epoch,))).random_raw(28)
+        for epoch in range(4)
+    ]
+    order = np.concatenate([np.argsort(numbers, kind="stable") for numbers in raw])
+    first = saved(tmp_path / "kept/1", "")
+    network = {"width": 2, "num_classes": len(set(data.labels)), "lowering": "reference"}
+    tx = optax.sgd(0.05)
+    state = rj.TrainState(
+        step=jnp.asarray(1),
+        params=first["params"],
+        batch_stats=first["batch_stats"],
+        opt_state=tx.init(first["params"]),
+        ema=None,
+        first_bad_step=jnp.asarray(-1),
+        apply_fn=VARIANTS["resnet18"](**network).apply,
+        tx=tx,
+    )
+    step, expected = jax.jit(rj.train_step), []
+    for at in range(1, 10):  # 28 examples are three batches and a part of the fourth
+        examples = order[9 * at : 9 * at + 9]
+        images = (data.images[examples] / np.float32(255) - np.float32(0.2)) / np.float32(0.4)
+        state, measured = step(state, rj.Batch(images, data.labels[examples]))
+        expected.append(float(measured.loss))
+    np.testing.assert_allclose(losses[1:], expected, rtol=1e-4)

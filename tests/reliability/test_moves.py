@@ -4,18 +4,17 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import worker
+from faults import PROCESSES, ended, start, steps_of
 
 import resnet_jax as rj
-from resnet_jax.training.checkpoint import Checkpoints
 
 STORED = Path(__file__).parent / "stored_run"
 # What the stored run said of itself when it was made, by make_stored_run.py.
@@ -27,64 +26,46 @@ def small_network() -> None:
     """The stored run is of a whole ResNet-18."""
 
 
-ON_DEVICES = """
-import os, sys
-from pathlib import Path
-sys.path.insert(0, {folder!r})
-import dataclasses, json, jax, worker
-from test_moves import digest
-import resnet_jax as rj
-worker.shrink()
-config = dataclasses.replace(worker.CONFIG, batch_size=8, epochs=3, eval_every=5)
-assert jax.device_count() == int(sys.argv[2]), jax.devices()
-run_dir = Path(sys.argv[1])
-if sys.argv[3] == "begin":
-    from resnet_jax.training.loop import StoppedError
-    from resnet_jax.training.program import Program
-    train, steps = Program.train, []
-    def stopping(self, *args):
-        steps.append(1)
-        if len(steps) == 12:
-            raise SystemExit(0)  # after the checkpoint of step 10
-        return train(self, *args)
-    Program.train = stopping
-    rj.train(config, run_dir, quiet=True)
-run = rj.Run.open(run_dir)
-before = digest(run.variables("latest")), run.evaluate("test").correct
-finished = rj.train(config, run_dir, quiet=True)
-print(json.dumps([*before, int(finished.metrics()["step"].max())]))
-"""
-
-
 def digest(tree) -> str:
     """Of every bit of every array."""
     arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
     return hashlib.sha256(b"".join(a.tobytes() for a in arrays)).hexdigest()
 
 
-def on_devices(count: int, run_dir: Path, what: str) -> list:
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
-    script = ON_DEVICES.format(folder=str(Path(__file__).parent))
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(run_dir), str(count), what],
-        capture_output=True, text=True, timeout=240, env=os.environ | {"XLA_FLAGS": flags},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1]) if what == "go on" else []
+OPTIONS = ["--batch-size", "8", "--eval-every", "5"]
+
+
+def looks_and_goes_on(run_dir: Path, devices: int) -> None:
+    """What a process with that many devices reads of a run; then it is the command."""
+    worker.use_devices(devices)
+    worker.shrink()
+    assert jax.device_count() == devices, jax.devices()
+    run = rj.Run.open(run_dir)
+    found = [digest(run.variables("latest")), run.evaluate("test").confusion.tolist()]
+    (run_dir.parent / f"on{devices}.json").write_text(json.dumps(found))
+    worker.command(["train", *worker.OPTIONS, *OPTIONS], run_dir)
 
 
 @pytest.mark.slow
 def test_saved_on_eight_devices_it_goes_on_with_one_and_with_four(tmp_path):
-    on_devices(8, tmp_path / "run", "begin")
-    at = Checkpoints(tmp_path / "run" / "checkpoints").steps()[-1]
-    assert at == 10
-    found = []
-    for count in (8, 1, 4):
-        shutil.copytree(tmp_path / "run", tmp_path / f"on{count}")
-        found.append(on_devices(count, tmp_path / f"on{count}", "go on"))
-    # The same bits are read, the same digits are right, and each ends at the last step.
+    run_dir = tmp_path / "run"
+    before_15 = worker.Moment("os.rename", r"\n.*/checkpoints/15$")
+    assert ended(start(run_dir, *OPTIONS, devices=8, moment=before_15)) == -signal.SIGKILL
+    assert steps_of(run_dir)[-1] == 10
+    found, first, last = [], [], []
+    for devices in (8, 1, 4):
+        copy = Path(shutil.copytree(run_dir, tmp_path / f"copy{devices}"))
+        process = PROCESSES.Process(target=looks_and_goes_on, args=(copy, devices))
+        process.start()
+        assert ended(process, 120) == 0
+        found.append(json.loads((tmp_path / f"on{devices}.json").read_text()))
+        metrics = rj.Run.open(copy).metrics()
+        first.append(metrics.query("kind == 'train' and step == 11")["loss"].item())
+        last.append(metrics["step"].max())
+    # The same bits are read, the same digits are right, and each goes on to the last step.
     assert found[0] == found[1] == found[2]
-    assert found[0][2] == math.ceil(3 * 60 / 8)
+    np.testing.assert_allclose(first, first[0], rtol=1e-4)
+    assert last == [math.ceil(3 * 60 / 8)] * 3
 
 
 def test_a_run_of_an_earlier_version_is_whole(tmp_path):
@@ -107,5 +88,5 @@ def test_a_run_of_an_earlier_version_is_used_and_goes_on(tmp_path):
     before = digest(run.variables("latest"))
     config = dataclasses.replace(run.config, epochs=run.config.epochs + 1)
     longer = rj.train(config, run.path, quiet=True)
-    assert Checkpoints(run.path / "checkpoints").steps()[-1] > expected["step"]
+    assert steps_of(run.path)[-1] > expected["step"]
     assert digest(longer.variables("latest")) != before

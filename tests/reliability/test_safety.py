@@ -1,25 +1,26 @@
 """Files from elsewhere: they run no code, reach no other folder and fill no memory."""
 
 import gzip
+import hashlib
 import json
 import re
+import resource
 import shutil
 import struct
 import zlib
 from pathlib import Path
 
 import pytest
+from faults import PROCESSES, ended
 
-import resnet_jax
-from resnet_jax.data import idx
-from resnet_jax.data.files import MAX_PIXELS, read_image
-from resnet_jax.data.png import decode_pngs
-from resnet_jax.errors import ResNetJaxError
-from resnet_jax.training.checkpoint import Checkpoints, DamagedCheckpointError, Manifest, _digest
+import resnet_jax as rj
+from resnet_jax.cli import main
+
+STORED = Path(__file__).parent / "stored_run"
 
 
 def png(width: int, height: int, data: bytes) -> bytes:
-    """A grey PNG whose header says ``width`` and ``height``, whatever the data say."""
+    """A grey PNG whose header says ``width`` and ``height``, whatever the compressed data say."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (
@@ -27,53 +28,94 @@ def png(width: int, height: int, data: bytes) -> bytes:
         )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(data)), chunk(b"IEND", b""))
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", data), chunk(b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-STORED = Path(__file__).parent / "stored_run"
+def zeros(count: int) -> bytes:
+    return zlib.compress(bytes(count), 1)
 
 
-def test_a_manifest_cannot_speak_for_files_elsewhere(tmp_path):
-    folder = shutil.copytree(STORED, tmp_path / "run") / "checkpoints"
-    checkpoints = Checkpoints(folder)
-    step = checkpoints.steps()[-1]
-    whole = checkpoints.manifest(step)
-    name = "../../config.yaml"
-    there = {name: _digest(folder / str(step) / name)}  # what is there, truly
-    forged = Manifest(step, whole.validation, {**whole.files, **there})
-    (folder / str(step) / "manifest.json").write_text(forged.to_json())
-    with pytest.raises(DamagedCheckpointError, match=r"config\.yaml"):
-        checkpoints.verify(step)
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_a_manifest_cannot_speak_for_files_elsewhere(tmp_path, capsys):
+    run = Path(shutil.copytree(STORED, tmp_path / "run"))
+    path = run / "checkpoints/10/manifest.json"
+    body = json.loads(path.read_text())
+    del body["sha256"]
+    for name in (None, "../../config.yaml"):
+        if name:  # with the true checksum of what is there
+            body["files"][name] = sha256((path.parent / name).read_bytes())
+        checksum = sha256(json.dumps(body, sort_keys=True).encode())
+        path.write_text(json.dumps({**body, "sha256": checksum}))
+        assert main(["verify", str(run)]) == (1 if name else 0)  # so written, it is a manifest
+    assert re.search(r"damaged .*config\.yaml", capsys.readouterr().out)
+    with pytest.raises(rj.ResNetJaxError, match="checkpoint"):
+        rj.Run.open(run).variables("latest")
+
+
+def memory_of(words: list[str], answer: Path) -> None:
+    """The command's exit code and the most memory that it took, in MiB."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    code = main(words)
+    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    answer.write_text(json.dumps([code, taken / 1024]))
+
+
+def code_and_memory(words: list[str], tmp_path: Path) -> tuple[int, float]:
+    answer = tmp_path / "answer.json"
+    process = PROCESSES.Process(target=memory_of, args=(words, answer))
+    process.start()
+    assert ended(process) == 0
+    code, taken = json.loads(answer.read_text())
+    return code, taken
 
 
 @pytest.mark.parametrize("side", [12_000, 60_000, 2**31 - 1])
-def test_a_picture_larger_than_any_is_refused_before_it_is_unpacked(side, tmp_path):
-    (tmp_path / "bomb.png").write_bytes(png(side, side, bytes(1000)))
-    assert side * side > MAX_PIXELS
-    with pytest.raises(ResNetJaxError, match=r"bomb\.png"):
-        read_image(tmp_path / "bomb.png", (28, 28, 1))
+def test_a_picture_larger_than_any_is_refused_before_it_is_unpacked(side, tmp_path, capsys):
+    """The smallest one is whole: 144 million pixels in 600 kB."""
+    data = zeros(side * (side + 1) if side < 20_000 else 1000)
+    assert len(data) < 1e6
+    (tmp_path / "bomb.png").write_bytes(png(side, side, data))
+    words = ["predict", str(STORED), str(tmp_path / "bomb.png")]
+    assert main(words) == 1
+    assert re.search(r"bomb\.png .*pixels", capsys.readouterr().err)
+    if side < 20_000:
+        code, taken = code_and_memory(words, tmp_path)
+        assert code == 1
+        assert taken < 100
 
 
-def test_a_png_that_holds_more_than_it_says_is_not_unpacked_whole():
-    rows = bytes(28 * 29)
-    assert decode_pngs([png(28, 28, rows)], (28, 28, 1)).shape == (1, 28, 28, 1)
-    bomb = png(28, 28, bytes(200_000_000))
-    assert len(bomb) < 250_000
-    with pytest.raises(ValueError, match="does not hold"):
-        decode_pngs([bomb], (28, 28, 1))
+def test_a_png_that_holds_more_than_it_says_is_not_unpacked_whole(tmp_path):
+    """28 rows of pixels, and 400 MB after them."""
+    for name, rows in (("sound", 28 * 29), ("bomb", 400_000_000)):
+        for number, data in enumerate((zeros(28 * 29), zeros(rows))):
+            folder = tmp_path / name / f"class{number}"
+            folder.mkdir(parents=True)
+            (folder / f"{name}.png").write_bytes(png(28, 28, data))
+    _, taken = code_and_memory(["verify", str(tmp_path / "sound")], tmp_path)
+    _, with_bomb = code_and_memory(["verify", str(tmp_path / "bomb")], tmp_path)
+    assert with_bomb < taken + 100
 
 
-def test_an_idx_file_that_unpacks_without_end_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(idx, "MAX_BYTES", 10_000)
-    path = tmp_path / "images.gz"
-    path.write_bytes(gzip.compress(bytes(20_000)))
-    with pytest.raises(ResNetJaxError, match="more than"):
-        idx.read_idx(path, 3)
+@pytest.mark.slow
+def test_an_idx_file_that_unpacks_without_end_is_given_up(tmp_path, capsys):
+    """Where 47 MB were to come, 2 GiB come; only the limit, and not the file, may be read."""
+    member = gzip.compress(bytes(2**24), 6)
+    for split in ("train", "t10k"):
+        for kind in ("images-idx3", "labels-idx1"):
+            (tmp_path / f"{split}-{kind}-ubyte.gz").write_bytes(member * 128)
+    words = ["data", "prepare", "mnist", "--dir", str(tmp_path / "tfds"), "--from-idx"]
+    code, taken = code_and_memory([*words, str(tmp_path)], tmp_path)
+    assert code == 1
+    assert taken < 1500
+    assert not list(tmp_path.glob("tfds/mnist/*"))
 
 
 def test_nothing_read_from_a_file_may_run_code():
-    package = Path(resnet_jax.__file__).parent
+    package = Path(rj.__file__).parent
     calls = r"pickle\.loads?\(|yaml\.(load|unsafe_load|full_load)\(|eval\(|exec\("
     unsafe = re.compile(rf"(?<![\w.])({calls})|allow_pickle=True")
     found = {p.name for p in package.rglob("*.py") if unsafe.search(p.read_text())}
@@ -85,11 +127,11 @@ def test_nothing_read_from_a_file_may_run_code():
 
 
 def test_a_configuration_that_would_build_an_object_is_refused(tmp_path):
-    run = shutil.copytree(STORED, tmp_path / "run")
+    run = Path(shutil.copytree(STORED, tmp_path / "run"))
     mark = tmp_path / "made"
     text = (run / "config.yaml").read_text()
     evil = f"!!python/object/apply:os.mkdir [{json.dumps(str(mark))}]"
     (run / "config.yaml").write_text(text.replace("commit:", f"other: {evil}\ncommit:"))
-    with pytest.raises(ResNetJaxError, match=r"config\.yaml is damaged"):
-        resnet_jax.Run.open(run)
+    with pytest.raises(rj.ResNetJaxError, match=r"config\.yaml"):
+        rj.Run.open(run)
     assert not mark.exists()

@@ -1,16 +1,20 @@
-"""Small runs in processes of their own, which can be told to kill themselves at a given point.
+"""The command on a small network, in processes of their own that can be harmed at a chosen moment.
 
-The network is a ResNet with one unit a stage and two channels wide: what is tested is what a run
+The network is a ResNet with one unit and two channels wide: what is tested is what a run
 keeps, not what it learns. ``python worker.py ARGUMENTS`` is the command ``resnet-jax`` with it.
 """
 
 import contextlib
 import functools
+import json
 import os
+import re
+import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,25 +22,23 @@ if __name__ == "__main__":  # a library that is being imported may swallow a Key
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import resnet_jax as rj
+from resnet_jax.cli import main
 from resnet_jax.models import VARIANTS
 
-CONFIG = rj.TrainConfig(
-    model=rj.ModelConfig(width=2, lowering="reference"),
-    data=rj.DataConfig(name="mnist_5k", subset=(60, 30, 20)),
-    augment=rj.AugmentConfig(shift=2.0),
-    optim=rj.OptimConfig(learning_rate=0.05, schedule="cosine"),
-    epochs=3,
-    batch_size=10,
-    ema=0.9,
-    log_every=3,
-    eval_every=3,
-)
+# 18 steps, each of them logged, every third of them evaluated and saved.
+_OPTIONS = """
+    --model.width 2 --model.lowering reference --data.subset 60 30 20 --no-report
+    --augment.shift 2 --augment.rotation 0 --augment.scale 0 --augment.shear 0
+    --optim.learning-rate 0.05 --optim.schedule cosine --optim.warmup 0 --optim.weight-decay 0
+    --epochs 3 --batch-size 10 --ema 0.9 --label-smoothing 0 --log-every 1 --eval-every 3
+"""
+OPTIONS = _OPTIONS.split()
 STEPS = 18
 
 
-def shrink() -> None:
-    """Makes ``resnet18`` a network of one unit a stage, in this process."""
-    VARIANTS["resnet18"] = functools.partial(rj.ResNet, stage_sizes=(1, 1, 1, 1), unit=rj.BasicUnit)
+def shrink(stage_sizes: tuple[int, ...] = (1,)) -> None:
+    """Make ``resnet18`` a network of one unit, in this process."""
+    VARIANTS["resnet18"] = functools.partial(rj.ResNet, stage_sizes=stage_sizes, unit=rj.BasicUnit)
 
 
 @contextlib.contextmanager
@@ -50,106 +52,105 @@ def shrunk() -> Iterator[None]:
         VARIANTS["resnet18"] = before
 
 
-class KillPoint(NamedTuple):
-    """The ``count``-th time that ``event`` is about to happen to a path with ``part`` in it.
+class Moment(NamedTuple):
+    """The ``count``-th time that one of ``events`` is about to happen to a path like ``path``.
 
-    Events are Python's audit events (``os.rename``, ``open``, ...), and ``step``, ``evaluate`` and
-    ``restore``, which are those of a run.
+    Both are regular expressions. Events are Python's audit events (``os.rename``, ``open``, ...),
+    whose paths, and the mode of ``open``, stand on a line each; or ``line``: a line of that kind
+    was added to the run's ``metrics.jsonl``.
     """
 
-    event: str
-    part: str = ""
+    events: str
+    path: str = ""
     count: int = 1
+    after: float = 0  # seconds
 
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def arm(point: KillPoint) -> None:
-    """From now on this process kills itself at that point."""
-    from resnet_jax.training.checkpoint import Checkpoints
-    from resnet_jax.training.program import Program
-
+def at(moment: Moment, run_dir: Path, act: Callable[[], None] = die) -> None:
+    """Have this process do ``act`` at a moment, once."""
+    if moment.events == "line":
+        threading.Thread(target=_at_line, args=(moment, run_dir, act), daemon=True).start()
+        return
     seen = 0
 
-    def happens(event: str, arguments: tuple[Any, ...] = ()) -> bool:
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal seen
-        paths = [str(a) for a in arguments if isinstance(a, str | Path)]
-        if event == point.event and (not point.part or any(point.part in p for p in paths)):
-            seen += 1
-        return event == point.event and seen == point.count
+        if seen < moment.count and re.fullmatch(moment.events, event):
+            words = "\n".join(os.fsdecode(a) for a in arguments if isinstance(a, str | os.PathLike))
+            seen += bool(re.search(moment.path, words))
+            if seen == moment.count:
+                seen += 1
+                if moment.after:
+                    threading.Timer(moment.after, act).start()
+                else:
+                    act()
 
-    def within(owner: Any, name: str, event: str) -> None:
-        original = getattr(owner, name)
-
-        @functools.wraps(original)
-        def replacement(*args: Any) -> Any:
-            if happens(event):
-                threading.Timer(0.003, die).start()  # soon after it has begun
-            return original(*args)
-
-        setattr(owner, name, replacement)
-
-    within(Program, "train", "step")
-    within(Program, "evaluate", "evaluate")
-    within(Checkpoints, "restore", "restore")
-    sys.addaudithook(lambda event, arguments: die() if happens(event, arguments) else None)
+    sys.addaudithook(hook)
 
 
-def train(
-    config: rj.TrainConfig,
+def _at_line(moment: Moment, run_dir: Path, act: Callable[[], None]) -> None:
+    metrics = run_dir / "metrics.jsonl"
+
+    def lines() -> list[str]:
+        return metrics.read_text().split("\n")[:-1] if metrics.exists() else []
+
+    before = set(lines())  # also of steps that are trained again
+    while True:
+        new = [json.loads(line) for line in lines() if line not in before]
+        if sum(row["kind"] == moment.path for row in new) >= moment.count:
+            time.sleep(moment.after)
+            act()
+            return
+        time.sleep(0.0005)
+
+
+def keep(kept: Path) -> None:
+    """Have this process copy every step that it saves, complete, just before it is in place."""
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "os.rename" and re.search(r"/checkpoints/\d+$", str(arguments[1])):
+            shutil.copytree(arguments[0], kept / Path(arguments[1]).name)
+
+    sys.addaudithook(hook)
+
+
+def use_devices(count: int) -> None:
+    """Give this process, which has computed nothing yet, that many virtual devices."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}"
+
+
+def command(
+    arguments: list[str],
     run_dir: Path,
-    reached: Any = None,
-    point: KillPoint | None = None,
-    ids: Path | None = None,
+    moment: Moment | None = None,
+    kept: Path | None = None,
+    devices: int | None = None,
+    name: str = "",
 ) -> None:
-    """Trains and exits as the command does.
+    """Be the command in a forked process, and exit as it does.
 
-    Args:
-        config: the run's.
-        run_dir: the run's folder. Errors are written to ``errors.txt`` beside it.
-        reached: a shared integer that is told the steps done, and -1 when compilation begins.
-        point: where to die.
-        ids: a file that gets a line for each step: its number and the examples' indices.
+    Its output is in ``output.txt`` and ``errors.txt`` beside the run's folder, after a name.
     """
-    from resnet_jax.training.loop import fit
-    from resnet_jax.training.program import Program
-    from resnet_jax.training.progress import Silent
-
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    for number, kind in ((1, "output"), (2, "errors")):
+        path = run_dir.parent / f"{name}{kind}.txt"
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, number)
+    if devices:
+        use_devices(devices)
     shrink()
-
-    class Tell(Silent):
-        def started(self, step: int, total_steps: int) -> None:
-            tell(-1)
-
-        def stepped(self, step: int) -> None:
-            tell(step)
-
-    def tell(value: int) -> None:
-        if reached is not None:
-            reached.value = value
-
-    if ids is not None:
-        original = Program.train
-
-        def noted(self: Any, state: Any, examples: Any, indices: Any) -> Any:
-            with ids.open("a") as file:
-                file.write(f"{int(state.step)} {' '.join(map(str, indices))}\n")
-            return original(self, state, examples, indices)
-
-        Program.train = noted  # type: ignore[method-assign]
-    if point is not None:
-        arm(point)
-    try:
-        fit(config, run_dir, Tell())
-    except rj.ResNetJaxError as error:
-        (run_dir.parent / "errors.txt").write_text(str(error))
-        sys.exit(error.exit_code)
+    if kept:
+        keep(kept)
+    if moment:
+        at(moment, run_dir)
+    sys.exit(main([*arguments, "--run-dir", str(run_dir)]))
 
 
 if __name__ == "__main__":
-    from resnet_jax.cli import main
-
     shrink()
     sys.exit(main())

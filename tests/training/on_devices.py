@@ -1,7 +1,7 @@
-"""What meshes of 1, 2, 4 and 8 devices compute; prints JSON. Run with eight virtual devices.
+"""What runs on several devices compute; run with as many virtual devices.
 
-``python on_devices.py numbers|communication|platforms``: what is compiled here once for all tests
-of `test_devices.py`, which say what must hold.
+``python on_devices.py numbers FOLDER`` trains and evaluates, and leaves what came of it in FOLDER;
+``communication`` and ``platforms`` print JSON. `test_devices.py` says what must hold.
 """
 
 import dataclasses
@@ -10,150 +10,148 @@ import math
 import re
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from flax import traverse_util
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import resnet_jax as rj
-from resnet_jax.data import IndexStream
-from resnet_jax.training.loop import load_splits
-from resnet_jax.training.program import Program, configure_jax
+from resnet_jax.data.augment import augment, preprocess
+from resnet_jax.models import VARIANTS
 
-COUNTS = (1, 2, 4, 8)
+sys.path.insert(0, str(Path(__file__).parents[1] / "reliability"))
+import worker
+
+IMAGES = 120
 CONFIG = rj.TrainConfig(
     model=rj.ModelConfig(width=4, lowering="reference"),
-    data=rj.DataConfig(name="mnist_5k", subset=(120, 50, 30)),
+    data=rj.DataConfig(name="mnist_5k", subset=(IMAGES, 50, 30)),
     augment=rj.AugmentConfig(shift=2, rotation=10),
     optim=rj.OptimConfig(learning_rate=0.05),
     batch_size=16,
+    log_every=1,
     ema=0.9,
 )
 
 
-def with_model(**changes: Any) -> rj.TrainConfig:
-    return dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, **changes))
+def config(steps: int, accumulate: int = 1, **model: Any) -> rj.TrainConfig:
+    return dataclasses.replace(
+        CONFIG,
+        model=dataclasses.replace(CONFIG.model, **model),
+        epochs=(steps - 0.5) * CONFIG.batch_size / IMAGES,
+        accumulate=accumulate,
+    )
 
 
-def program_on(count: int, config: rj.TrainConfig) -> Program:
-    configure_jax(config)
-    names = tuple("0123456789")
-    return Program(config, names, (28, 28, 1), 20, jax.devices()[:count])
-
-
-def trained(count: int, config: rj.TrainConfig, steps: int) -> tuple[Program, Any, list[float]]:
-    program, (data, _) = program_on(count, config), load_splits(config)
-    stream = IndexStream(len(data.train), config.batch_size, config.seed)
-    state, examples, losses = program.init(), program.put(data.train), []
-    for step in range(steps):
-        before = jax.tree.leaves(state)
-        state, metrics = program.train(state, examples, stream.batch(step))
-        losses.append(float(metrics.loss))
-        assert all(leaf.is_deleted() for leaf in before), "the old state was not donated"
-    return program, state, losses
-
-
-def apart(one: Any, other: Any) -> float:
-    """The largest difference of two arrays of the same name, relative to its largest value."""
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return max(float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-30)) for a, b in pairs)
-
-
-def compared(config: rj.TrainConfig, steps: int, counts: tuple[int, ...]) -> dict[str, Any]:
-    found = {count: trained(count, config, steps) for count in counts}
-    states = {count: jax.device_get(state) for count, (_, state, _) in found.items()}
-    one = states[1]
+def trained(settings: rj.TrainConfig, run_dir: Path) -> dict[str, Any]:
+    """Losses of a run's steps, and its averaged parameters and statistics in float64 as lists."""
+    run = rj.train(settings, run_dir, quiet=True)
+    metrics = run.metrics()
+    variables = traverse_util.flatten_dict(jax.device_get(run.variables("latest")), sep="/")
     return {
-        "losses": [losses for _, _, losses in found.values()],
-        "parameters_apart": [apart(one.params, state.params) for state in states.values()],
-        "statistics_apart": [apart(one.batch_stats, s.batch_stats) for s in states.values()],
+        "losses": metrics[metrics["kind"] == "train"]["loss"].tolist(),
+        "variables": {name: value.ravel().tolist() for name, value in variables.items()},
     }
 
 
-def evaluated(config: rj.TrainConfig) -> list[Any]:
-    """The confusions of the same weights, of 500 images, which no batch divides."""
-    _, splits = load_splits(config)
-    _, state, _ = trained(1, config, 8)
-    weights, found = jax.device_get(state), []
-    for count in (*COUNTS, 3):
-        program = program_on(count, config)
-        state = jax.device_put(weights, program.replicated)
-        found.append(program.evaluate(state, program.put(splits["test_all"])).confusion.tolist())
+def numbers(folder: Path) -> dict[str, Any]:
+    """What this number of devices computes; one device trains what the others evaluate."""
+    count, shared = jax.device_count(), folder / "evaluated"
+    if count == 1:
+        rj.train(config(8), shared, quiet=True)
+    found = {"confusion": rj.Run.open(shared).evaluate("test_all").confusion.tolist()}
+    if count == 3:
+        return found
+    runs = {"float32": config(1)}
+    if count in (1, 8):
+        runs |= {"auto": config(1, lowering="auto"), "bfloat16": config(1, dtype="bfloat16")}
+    runs["float64"] = config(20, dtype="float64")  # last: it switches to float64 for good
+    if count != 4:
+        runs["parts"] = config(5, accumulate=2, dtype="float64")
+    return found | {n: trained(c, folder / f"{n}-on-{count}") for n, c in runs.items()}
+
+
+def communication(folder: Path) -> dict[str, Any]:
+    """What XLA made of all programs of a run, of which it writes the texts into the folder."""
+    found = {}
+    for name, settings in {
+        "auto": config(1, lowering="auto"),
+        "reference": config(1),
+        "parts": config(1, accumulate=2),
+    }.items():
+        before = set(folder.glob("*.txt"))
+        run = rj.train(settings, folder / name, quiet=True)
+        new = set(folder.glob("*after_optimizations.txt")) - before
+        texts = {path.name: path.read_text() for path in new}
+        (step,) = (text for program, text in texts.items() if "train" in program)
+        found[name] = {
+            "of_the_step": collectives([step]),
+            "of_all": collectives(texts.values()),
+            # Every array of the state is given to the step to write its result to.
+            "donated": len(re.findall("(?:may|must)-alias", step.partition("\n")[0])),
+            "arrays": 3 * len(jax.tree.leaves(run.variables("latest")["params"])),
+            "largest_parameter": max(a.size for a in jax.tree.leaves(run.variables("latest"))),
+        }
     return found
 
 
-def collectives(config: rj.TrainConfig) -> dict[str, Any]:
-    """Kinds of communication in a compiled step on eight devices, and the largest array in it."""
-    program, size = program_on(8, config), config.batch_size
-    state = program.init()
-    images = jax.ShapeDtypeStruct((size, 28, 28, 1), np.uint8)
-    labels = jax.ShapeDtypeStruct((size,), np.int32)
-    text = program._train.lower(state, program._augment_key, images, labels).compile().as_text()
+def collectives(texts: Any) -> dict[str, Any]:
+    """Kinds of communication in compiled programs, and the largest array in it."""
     kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
-    found = re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", text)
+    found = [
+        pair for text in texts for pair in re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", text)
+    ]
     shapes = re.findall(r"\w\d+\[([\d,]*)\]", " ".join(shape for shape, _ in found))
+    sizes = [math.prod(map(int, shape.split(","))) if shape else 1 for shape in shapes]
+    return {"kinds": sorted({kind for _, kind in found}), "largest": max(sizes, default=0)}
+
+
+def platforms(folder: Path) -> dict[str, Any]:
+    """The train step of networks of full width, for platforms that are not here."""
     return {
-        "kinds": sorted({kind for _, kind in found}),
-        "largest": max(math.prod(map(int, shape.split(","))) if shape else 1 for shape in shapes),
-        "largest_parameter": max(leaf.size for leaf in jax.tree.leaves(state.params)),
+        name: {count: exported(VARIANTS[name](num_classes=10), count) for count in (1, 8)}
+        for name in ("resnet18", "resnet50")
     }
 
 
-def exported(name: str, count: int) -> dict[str, Any]:
-    """The whole train step of a network of full width, for platforms that are not here."""
-    model = rj.ModelConfig(name=name)
-    program = program_on(count, dataclasses.replace(CONFIG, model=model))
-    image = jnp.zeros((1, 28, 28, 1))
-    variables = jax.eval_shape(partial(program.model.init, train=False), jax.random.key(0), image)
+def exported(model: rj.ResNet, count: int) -> dict[str, Any]:
+    mesh = Mesh(np.asarray(jax.devices()[:count]), ("data",))
+    everywhere, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
+
+    @partial(
+        jax.jit,
+        donate_argnums=0,
+        in_shardings=(everywhere, everywhere, split, split),
+        out_shardings=everywhere,
+    )
+    def step(state, key, images, labels):
+        pixels = augment(images.astype(jnp.float32), key, shift=2, rotation=10)
+        return rj.train_step(state, rj.Batch(preprocess(pixels), labels), ema=0.9)
+
+    image, key, tx = jnp.zeros((1, 28, 28, 1)), jax.random.key(0), optax.sgd(0.1, 0.9)
+    variables = jax.eval_shape(partial(model.init, train=False), key, image)
     number = jax.ShapeDtypeStruct((), np.int32)
     state = rj.TrainState(
         **variables,
         step=number,
-        opt_state=jax.eval_shape(program.tx.init, variables["params"]),
+        opt_state=jax.eval_shape(tx.init, variables["params"]),
         ema=variables,
         first_bad_step=number,
-        apply_fn=program.model.apply,
-        tx=program.tx,
+        apply_fn=model.apply,
+        tx=tx,
     )
-    arguments = (
-        state,
-        program._augment_key,
-        jax.ShapeDtypeStruct((16, 28, 28, 1), np.uint8),
-        jax.ShapeDtypeStruct((16,), np.int32),
-    )
-    found = jax.export.export(program._train, platforms=("cpu", "cuda", "tpu"))(*arguments)
+    examples = (jax.ShapeDtypeStruct((16, 28, 28, 1), np.uint8), jax.ShapeDtypeStruct((16,), "i4"))
+    found = jax.export.export(step, platforms=("cpu", "cuda", "tpu"))(state, key, *examples)
     return {"platforms": found.platforms, "devices": found.nr_devices}
-
-
-def numbers() -> dict[str, Any]:
-    found = {
-        "float32": [trained(n, CONFIG, 1)[2] for n in COUNTS],
-        "auto": trained(8, with_model(lowering="auto"), 1)[2],
-        "bfloat16": [trained(n, with_model(dtype="bfloat16"), 1)[2] for n in (1, 8)],
-        "confusions": evaluated(CONFIG),
-    }
-    # Last: it switches to float64 for good.
-    double = with_model(dtype="float64")
-    return found | {
-        "float64": compared(double, 20, COUNTS),
-        "parts": compared(dataclasses.replace(double, accumulate=2), 5, (1, 2, 8)),
-    }
-
-
-def communication() -> dict[str, Any]:
-    return {
-        "auto": collectives(with_model(lowering="auto")),
-        "reference": collectives(CONFIG),
-        "parts": collectives(dataclasses.replace(CONFIG, accumulate=2)),
-    }
-
-
-def platforms() -> dict[str, Any]:
-    networks = ("resnet18", "resnet50")
-    return {name: {count: exported(name, count) for count in (1, 8)} for name in networks}
 
 
 if __name__ == "__main__":
     what = {"numbers": numbers, "communication": communication, "platforms": platforms}
-    print(json.dumps(what[sys.argv[1]]()))
+    if sys.argv[1] != "platforms":
+        worker.shrink((1, 1))  # a unit with the identity, and one with a projection
+    print(json.dumps(what[sys.argv[1]](Path(sys.argv[2]))))

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.config import OptimConfig
+from resnet_jax import OptimConfig
 from resnet_jax.training.optim import make_optimizer, make_schedule
 
 
