@@ -6,32 +6,42 @@ JAX and what stands on it are imported by the commands that need them, so that h
 import contextlib
 import csv
 import dataclasses
+import itertools
 import json
 import logging
+import os
 import signal
-import statistics
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import tyro
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from tyro.conf import Positional
 
-from resnet_jax.config import PRESETS, ModelConfig, TrainConfig
-from resnet_jax.config import preset as find_preset
-from resnet_jax.errors import ResNetJaxError
+from resnet_jax.config import ModelConfig, TrainConfig, replaced
+from resnet_jax.errors import ResNetJaxError, printable
+from resnet_jax.presets import PRESETS
+from resnet_jax.presets import preset as find_preset
+from resnet_jax.training.progress import PatientConsole
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from resnet_jax.run import Run
     from resnet_jax.training.evaluation import Evaluation
 
 # A pipe or a file has no width; tables get what they need.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+console = PatientConsole(
+    highlight=False, emoji=False, width=None if sys.stdout.isatty() else 10_000
+)
+# What marks a picture as one that `predict --explain` wrote.
+EXPLAINED = "resnet-jax predict --explain"
 
 CheckpointOption = Literal["best", "latest"]
 
@@ -41,14 +51,10 @@ def main(argv: list[str] | None = None) -> int:
 
     Wrong usage exits with 2 and the parser's own text.
     """
-    code = 1
-    try:
-        with _signals_interrupt():
-            code = _run(sys.argv[1:] if argv is None else argv)
-    finally:
-        if hosts := sys.modules.get("resnet_jax.training.hosts"):
-            hosts.leave(code)
-    return code
+    with _signals_interrupt(), warnings.catch_warnings():
+        # Of what is odd in a picture, what matters is said in one line that names the file.
+        warnings.filterwarnings("ignore", module=r"PIL\b")
+        return _run(sys.argv[1:] if argv is None else argv)
 
 
 def _run(arguments: list[str]) -> int:
@@ -76,24 +82,24 @@ def _run(arguments: list[str]) -> int:
         )
         return code or 0
     except ResNetJaxError as error:
-        print(f"resnet-jax: {error}", file=sys.stderr)
+        _print_error(error)
         return error.exit_code
     except KeyboardInterrupt:
         # Before or after training, which handles signals itself: nothing is half-written.
         print("resnet-jax: stopped by a signal; the same command continues", file=sys.stderr)
         return 75
     except BrokenPipeError:
-        sys.stderr.close()
+        console.on_broken_pipe()
         return 1
     except OSError as error:
         # What no code expected of a file system: its own words name the file.
-        print(f"resnet-jax: {error}: mend that and run the same command", file=sys.stderr)
+        _print_error(f"{error}: mend that and run the same command")
         return 1
 
 
 @contextlib.contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    """SIGINT and SIGTERM raise KeyboardInterrupt, and again every second until the command ends.
+    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, again each second until the command ends.
 
     A library may swallow one while it is imported. Signals are afterwards as they were before.
     """
@@ -104,7 +110,7 @@ def _signals_interrupt() -> Iterator[None]:
 
     previous = {}
     with contextlib.suppress(ValueError):  # outside the main thread Python hears no signals
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
             previous[number] = signal.signal(number, interrupt)
     try:
         yield
@@ -119,7 +125,11 @@ class _Warnings(logging.Handler):
     """Shows warnings as errors are shown; everything else goes to the run's log alone."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"resnet-jax: warning: {record.getMessage()}", file=sys.stderr)
+        _print_error(f"warning: {record.getMessage()}")
+
+
+def _print_error(text: object) -> None:
+    print(f"resnet-jax: {printable(str(text))}", file=sys.stderr)
 
 
 def _train_command(arguments: list[str]) -> Callable[..., int]:
@@ -134,6 +144,7 @@ def _train_command(arguments: list[str]) -> Callable[..., int]:
         run_dir: Path | None = None,
         seeds: int | None = None,
         report: bool = True,
+        from_idx: Annotated[Path | None, tyro.conf.arg(name="data.from-idx")] = None,
         distributed: bool = False,
         coordinator: str | None = None,
         num_processes: int | None = None,
@@ -147,16 +158,18 @@ def _train_command(arguments: list[str]) -> Callable[..., int]:
         Args:
             preset: one of the table of presets.
             config: the settings.
-            run_dir: the run's folder. Default: runs/PRESET-seedN.
-            seeds: repeat with seeds 0 to SEEDS - 1, a folder each, and show mean and spread.
+            run_dir: the run's folder. None: runs/PRESET-seedN.
+            seeds: repeat with seeds 0 to SEEDS - 1, a folder each, and compare the runs.
             report: make the run's report at the end, as `resnet-jax report` does; not with
                 --distributed.
-            distributed: be one of several processes that train together; the same command in each.
-                JAX finds the others under Slurm, Open MPI, Kubernetes and on TPUs.
-            coordinator: elsewhere, HOST:PORT of process 0, the same for all.
-            num_processes: elsewhere, how many there are.
-            process_id: elsewhere, which of them this is, from 0.
-            meet_within: seconds that they wait for each other at the start. Default: 300.
+            from_idx: prepare MNIST or Fashion-MNIST first from the IDX files in this folder, as
+                `resnet-jax data prepare --from-idx` does.
+            distributed: run as one process of several; start the same command for each. JAX finds
+                the others under Slurm, Open MPI, Kubernetes and on TPUs.
+            coordinator: HOST:PORT of process 0, where JAX does not find it.
+            num_processes: number of processes, where JAX does not find it.
+            process_id: number of this process, from 0, where JAX does not find it.
+            meet_within: seconds to wait for the other processes at the start. None: 300.
         """
         if preset != name:
             # The options were given their defaults by the first word: another preset's.
@@ -167,21 +180,38 @@ def _train_command(arguments: list[str]) -> Callable[..., int]:
             )
         address = (coordinator, num_processes, process_id)
         if distributed:
-            from resnet_jax.training import hosts
+            from resnet_jax.training.distributed import initialize, is_main_process
 
-            hosts.join(*address, meet_within)
-            if not hosts.is_first():
+            initialize(*address, meet_within)
+            if not is_main_process():
                 console.quiet = True
         elif any(value is not None for value in (*address, meet_within)):
             raise ResNetJaxError(
                 "--coordinator, --num-processes, --process-id and --meet-within need "
                 "--distributed: give it too"
             )
+        if from_idx is not None:
+            from resnet_jax.data.tfds import prepare
+            from resnet_jax.training.distributed import main_process_first
+
+            main_process_first(lambda: prepare(config.data.name, config.data.dir, from_idx))
+        config = _with_statistics_of_its_dataset(config, default, arguments)
         return _train(preset, config, run_dir, seeds, report and not distributed)
 
     names = ", ".join(PRESETS)
     train.__doc__ = (train.__doc__ or "").replace("one of the table of presets", f"one of {names}")
     return train
+
+
+def _with_statistics_of_its_dataset(
+    config: TrainConfig, preset: TrainConfig, arguments: list[str]
+) -> TrainConfig:
+    """Drop a preset's mean and standard deviation where the command names another dataset."""
+    if config.data.name == preset.data.name:
+        return config
+    named = {argument.split("=")[0] for argument in arguments}
+    options = {"data.mean", "data.std"}
+    return replaced(config, {name: None for name in options if f"--{name}" not in named})
 
 
 def _train(
@@ -192,7 +222,7 @@ def _train(
         _train_one(config, folder, report)
         return 0
     if seeds < 1:
-        raise ResNetJaxError(f"--seeds {seeds} makes no sense: give at least 1")
+        raise ResNetJaxError(f"--seeds must be at least 1, got {seeds}")
     if config.seed:
         raise ResNetJaxError(
             f"--seed {config.seed} and --seeds {seeds} exclude each other: --seeds repeats with "
@@ -203,7 +233,9 @@ def _train(
     for seed in range(seeds):
         folder = Path(f"{stem}-seed{seed}")
         runs.append(_train_one(dataclasses.replace(config, seed=seed), folder, report))
-    _print_seeds(runs)
+    from resnet_jax.inspection.compare import compare_runs
+
+    _print_comparison(compare_runs(runs))
     return 0
 
 
@@ -216,8 +248,10 @@ def _train_one(config: TrainConfig, folder: Path, report: bool) -> "Run":
         markup=False,
     )
     from resnet_jax.run import train
+    from resnet_jax.training.distributed import failing_together
 
-    run = train(config, folder)
+    with failing_together(folder):
+        run = train(config, folder)
     if report:
         _report_if_new(run)
     return run
@@ -243,25 +277,6 @@ def _report_if_new(run: "Run") -> None:
         )
         return
     console.print(f"report: {page}", soft_wrap=True, markup=False)
-
-
-def _print_seeds(runs: list["Run"]) -> None:
-    """The test results of several seeds, their mean and standard deviation."""
-    results: dict[str, list[float]] = {}
-    table = Table("test result", *(f"seed {run.config.seed}" for run in runs), "mean", "sd")
-    for run in runs:
-        metrics = run.metrics()
-        for row in (
-            metrics[metrics["kind"] == "test"]
-            .drop_duplicates(["split", "checkpoint"], keep="last")
-            .itertuples()
-        ):
-            results.setdefault(f"{row.split}, {row.checkpoint}", []).append(row.accuracy)
-    for what, values in results.items():
-        spread = f"{statistics.stdev(values):.2%}" if len(values) > 1 else "-"
-        shown = [f"{value:.2%}" for value in values]
-        table.add_row(what, *shown, f"{statistics.mean(values):.2%}", spread)
-    console.print(table)
 
 
 def evaluate(
@@ -321,7 +336,7 @@ def predict(
     json: bool = False,
     csv: bool = False,
 ) -> int:
-    """Classify image files, and the image files in folders.
+    """Classify image files, and the image files at any depth of folders.
 
     A file that cannot be read, or a folder without images, is named, the others are classified,
     and the exit code is 1.
@@ -332,77 +347,114 @@ def predict(
         checkpoint: best by validation accuracy, or latest.
         topk: show this many classes, most probable first.
         invert: exchange black and white first: for dark ink on paper.
-        explain: write each image with Grad-CAM over it, a PNG, into this folder.
+        explain: write each image with Grad-CAM over it, a PNG, into this folder; no other file
+            there is replaced.
         json: print a JSON list of {path, label, probability, topk}.
         csv: print CSV: path, label, probability.
     """
-    from resnet_jax.data.files import find_images, read_image
+    from resnet_jax.data.image import DecodeSpec, read_image
+    from resnet_jax.data.image_folder import find_images
     from resnet_jax.run import Run
 
     if json and csv:
         raise ResNetJaxError("--json and --csv exclude each other: give one of them")
     opened = Run.open(run)
     if not 1 <= topk <= len(opened.class_names):
-        raise ResNetJaxError(f"--topk {topk} makes no sense: give 1 to {len(opened.class_names)}")
-    files, images, failed = [], [], 0
+        raise ResNetJaxError(f"--topk must be 1 to {len(opened.class_names)}, got {topk}")
+    failures: list[ResNetJaxError] = []
+
+    def fail(error: ResNetJaxError) -> None:
+        failures.append(error)
+        _print_error(error)
+
+    files: list[Path] = []
     for given in paths:
         try:
-            inside = find_images([given])
+            files += find_images([given])
         except ResNetJaxError as error:
-            failed += 1
-            print(f"resnet-jax: {error}", file=sys.stderr)
-            continue
-        for path in inside:
+            fail(error)
+    targets = _explanation_files(files, explain) if explain else {}
+    settings = opened.config.data
+    spec = DecodeSpec(opened.image_shape, settings.fit, settings.background)
+
+    def read() -> Iterator[tuple[Path, Any]]:
+        for path in files:
             try:
-                images.append(
-                    read_image(
-                        path,
-                        opened.image_shape,
-                        fit=opened.config.data.fit,
-                        background=opened.config.data.background,
-                        invert=invert,
-                    )
-                )
-                files.append(path)
+                yield path, read_image(path, spec, invert=invert)
             except ResNetJaxError as error:
-                failed += 1
-                print(f"resnet-jax: {error}", file=sys.stderr)
+                fail(error)
+
     rows = []
-    if images:
+    readable = read()
+    # In batches: of all pictures but those of one, only the answers are kept.
+    while batch := list(itertools.islice(readable, opened.config.batch_size)):
         import numpy as np
 
-        for path, p in zip(files, opened.predict(np.stack(images), checkpoint), strict=True):
+        images = np.stack([image for _, image in batch])
+        for (path, _), p in zip(batch, opened.predict(images, checkpoint), strict=True):
             top = [(opened.class_names[k], float(p[k])) for k in np.argsort(-p)[:topk]]
             rows.append(
                 {"path": str(path), "label": top[0][0], "probability": top[0][1], "topk": top}
             )
         if explain:
-            _write_explanations(opened, files, np.stack(images), checkpoint, explain)
+            _write_explanations(opened, images, checkpoint, [targets[path] for path, _ in batch])
     _print_predictions(rows, as_json=json, as_csv=csv)
-    if failed:
-        print(f"resnet-jax: {failed} of {failed + len(rows)} files not read", file=sys.stderr)
-    return 1 if failed else 0
+    if failures:
+        total = len(failures) + len(rows)
+        print(f"resnet-jax: {len(failures)} of {total} files not read", file=sys.stderr)
+    return 1 if failures else 0
 
 
-def _write_explanations(
-    run: "Run", files: list[Path], images: Any, checkpoint: CheckpointOption, folder: Path
-) -> None:
-    """``FOLDER/NAME.png`` for each file: the image eight times as large, with Grad-CAM over it."""
-    from PIL import Image
-
-    from resnet_jax.inspection import explain, overlay
-
-    large = images.repeat(8, axis=1).repeat(8, axis=2) if max(images.shape[1:3]) < 64 else images
-    pictures = overlay(large, explain(run, images, checkpoint=checkpoint))
-    folder.mkdir(parents=True, exist_ok=True)
+def _explanation_files(files: list[Path], folder: Path) -> dict[Path, Path]:
+    """Choose ``FOLDER/NAME.png`` for each file; nothing but an earlier explanation is replaced."""
+    inputs = {os.path.realpath(file) for file in files}
+    chosen: dict[Path, Path] = {}
     taken: set[str] = set()
-    for file, picture in zip(files, pictures, strict=True):
+    for file in files:
         name, number = file.stem, 1
         while name in taken:  # digits of the same name in two folders
             number += 1
             name = f"{file.stem}-{number}"
         taken.add(name)
-        Image.fromarray(picture).save(folder / f"{name}.png")
+        target = chosen[file] = folder / f"{name}.png"
+        if os.path.realpath(target) in inputs or not _may_replace(target):
+            raise ResNetJaxError(
+                f"--explain {folder} would write over {target}: give another folder, a new one"
+            )
+    return chosen
+
+
+def _may_replace(path: Path) -> bool:
+    from PIL import Image
+
+    if not os.path.lexists(path):
+        return True
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.info.get("Software") == EXPLAINED
+    except Exception:  # whatever it is, it is not ours
+        return False
+
+
+def _write_explanations(
+    run: "Run", images: Any, checkpoint: CheckpointOption, targets: list[Path]
+) -> None:
+    """Write each image with Grad-CAM over it, small ones eight times as large."""
+    from PIL import Image, PngImagePlugin
+
+    from resnet_jax.inspection import explain, overlay
+
+    large = images.repeat(8, axis=1).repeat(8, axis=2) if max(images.shape[1:3]) < 64 else images
+    pictures = overlay(large, explain(run, images, checkpoint=checkpoint))
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text("Software", EXPLAINED)
+    for target, picture in zip(targets, pictures, strict=True):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        with target.open("xb") as file:  # so that no link is followed
+            Image.fromarray(picture).save(file, "PNG", pnginfo=mark)
 
 
 def report(
@@ -472,6 +524,12 @@ def compare(
         # By way of pandas, which writes null for what is not known.
         print(found.to_json(orient="records", indent=1))
         return 0
+    _print_comparison(found)
+    return 0
+
+
+def _print_comparison(found: "pd.DataFrame") -> None:
+    """Print the table of `compare`: settings that differ, results over seeds."""
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     shown = [name for name in found if not name.endswith(" sd")]
     for name in shown:
@@ -479,7 +537,6 @@ def compare(
     for row in found.to_dict("records"):
         table.add_row(*(escape(_result(name, row)) for name in shown))
     console.print(table)
-    return 0
 
 
 def _result(name: str, row: dict[str, Any]) -> str:
@@ -498,18 +555,27 @@ def _print_predictions(rows: list[dict[str, Any]], *, as_json: bool, as_csv: boo
     if as_json:
         _print_json(rows)
     elif as_csv:
+        # A name is escaped for a terminal alone; bytes that are no UTF-8 in any case.
+        shown = printable if sys.stdout.isatty() else _utf8
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(["path", "label", "probability"])
         for row in rows:
             for label, probability in row["topk"]:
-                writer.writerow([row["path"], label, f"{probability:.6f}"])
+                writer.writerow([shown(row["path"]), shown(label), f"{probability:.6f}"])
     elif rows:
-        table = Table("file", "label", "probability")
+        table = Table()
+        for heading in ("file", "label", "probability"):
+            table.add_column(heading, overflow="fold")
         for row in rows:
             for number, (label, probability) in enumerate(row["topk"]):
-                path = "" if number else escape(row["path"])  # brackets are no markup here
-                table.add_row(path, escape(label), f"{probability:.2%}")
+                path = "" if number else printable(row["path"])
+                # As texts: brackets and colons are no markup here.
+                table.add_row(Text(path), Text(printable(label)), f"{probability:.2%}")
         console.print(table)
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def export(
@@ -520,19 +586,19 @@ def export(
 ) -> int:
     """Write a run's network to a file for use elsewhere; class names and preprocessing go with it.
 
-    A stablehlo or onnx file is compared with the run on images before it is in place.
+    A stablehlo or onnx file is compared with the run before it is in place, and nothing but a
+    regular file is replaced.
 
     Args:
         run: the run's folder.
-        format: torchvision: safetensors by torchvision's names; stablehlo: runs with jax alone on
-            cpu, cuda and tpu; onnx: needs the extra `onnx`.
-        output: the file. Default: export/MODEL.SUFFIX in the run's folder.
+        format: torchvision: safetensors by torchvision's names; stablehlo: runs with jax and
+            flatbuffers alone on cpu, cuda and tpu; onnx: needs the extra `onnx`.
+        output: the file. None: export/MODEL.SUFFIX in the run's folder.
         checkpoint: best by validation accuracy, or latest.
     """
-    from resnet_jax.interop.artifact import export
     from resnet_jax.run import Run
 
-    path = export(Run.open(run), format, output, checkpoint=checkpoint)
+    path = Run.open(run).export(format, output, checkpoint=checkpoint)
     size = path.stat().st_size / 1e6
     console.print(f"{path} is written ({size:.1f} MB)", soft_wrap=True, markup=False)
     return 0
@@ -548,9 +614,10 @@ def demo(run: Positional[Path], port: int = 7860, checkpoint: CheckpointOption =
         port: of 127.0.0.1; 0 takes a free one.
         checkpoint: best by validation accuracy, or latest.
     """
-    from resnet_jax.demo.server import serve
+    from resnet_jax.demo import serve
+    from resnet_jax.run import Run
 
-    serve(run, port, checkpoint)
+    serve(Run.open(run), port, checkpoint)
     return 0
 
 
@@ -580,7 +647,7 @@ def summary(
         ("channels", channels),
     ):
         if value < 1:
-            raise ResNetJaxError(f"--{option} {value} makes no sense: give at least 1")
+            raise ResNetJaxError(f"--{option} must be at least 1, got {value}")
     # Checks the name and the width, and names what is wrong with them.
     name = cast(Any, model)
     TrainConfig(model=ModelConfig(name=name, width=width, stem=stem, residual=residual))
@@ -617,7 +684,7 @@ def data(
     Args:
         action: list, or prepare NAME.
         name: the data set to prepare.
-        dir: folder of prepared data sets. Default: $TFDS_DATA_DIR, then ~/tensorflow_datasets.
+        dir: folder of prepared data sets. None: $TFDS_DATA_DIR, then ~/tensorflow_datasets.
         from_idx: folder with the IDX files to prepare from, instead of a download.
     """
     if action == "list":
@@ -625,9 +692,13 @@ def data(
         return 0
     if name is None:
         raise ResNetJaxError("data prepare needs a NAME: see `resnet-jax data list`")
-    from resnet_jax.data import prepare
+    from resnet_jax.data.tfds import prepare
 
-    console.print(f"{name} is prepared in {prepare(name, dir, from_idx)}", soft_wrap=True)
+    place = prepare(name, dir, from_idx)
+    if name == "mnist_5k":
+        console.print(f"{name} needs no preparing: it is read from {place}", soft_wrap=True)
+    else:
+        console.print(f"{name} is prepared in {place}", soft_wrap=True)
     return 0
 
 
@@ -642,25 +713,29 @@ def verify(
 
     Args:
         what: a run's folder, the name of a data set, or a folder with one folder for each class.
-        data_dir: folder of prepared data sets. Default: $TFDS_DATA_DIR, then ~/tensorflow_datasets.
+        data_dir: folder of prepared data sets. None: $TFDS_DATA_DIR, then ~/tensorflow_datasets.
         background: the grey level that a run would put under a folder's transparent pixels.
     """
-    from resnet_jax.data import DATASETS, look_through, verify_prepared
+    from resnet_jax.data.image_folder import scan
+    from resnet_jax.data.mnist import DATASETS
+    from resnet_jax.data.tfds import verify_prepared
 
     place = Path(what)
     if not place.exists() or (what in DATASETS and not (place / "config.yaml").exists()):
         report = verify_prepared(what, data_dir)
     elif place.is_dir() and not (place / "config.yaml").exists():
-        report = look_through(place, background=background, anew=True).report()
+        report = scan(place, background=background, refresh=True).report()
     else:
         from resnet_jax.run import Run
 
         report = Run.open(what).verify()
     for name in report.good:
-        console.print(f"good     {report.folder / name}", soft_wrap=True, markup=False)
+        _print_line(f"good     {report.folder / name}")
     for line in report.damaged:
-        console.print(f"damaged  {line}", soft_wrap=True, markup=False)
-    console.print(f"usable   {report.usable}", soft_wrap=True, markup=False)
+        _print_line(f"damaged  {line}")
+    for line in report.left_out:
+        _print_line(line)
+    _print_line(f"usable   {report.usable}")
     if report.ok:
         return 0
     if report.images:
@@ -675,7 +750,7 @@ def verify(
 
 
 def _print_datasets() -> None:
-    from resnet_jax.data.catalogue import DATASETS
+    from resnet_jax.data.mnist import DATASETS
 
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("name", no_wrap=True)
@@ -697,6 +772,10 @@ def _print_datasets() -> None:
         soft_wrap=True,
         markup=False,
     )
+
+
+def _print_line(text: str) -> None:
+    console.print(printable(text), soft_wrap=True, markup=False)
 
 
 def _print_json(value: Any) -> None:

@@ -1,4 +1,6 @@
-"""The one error that users meet."""
+"""The one error that users meet, and how text is shown to them."""
+
+import unicodedata
 
 
 class ResNetJaxError(Exception):
@@ -9,3 +11,14 @@ class ResNetJaxError(Exception):
     """
 
     exit_code = 1
+
+
+def printable(text: str) -> str:
+    """Escape what a name may hold and a terminal may not get: control characters, stray bytes."""
+    unsafe = ("Cc", "Cs", "Zl", "Zp")  # controls, surrogates, breaks of lines and paragraphs
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in unsafe
+        else character
+        for character in text
+    )

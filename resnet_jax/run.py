@@ -7,17 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from resnet_jax.config import TrainConfig
-from resnet_jax.data import VerifyReport
-from resnet_jax.data.dataset import AnySplit
+from resnet_jax.data.dataset import Split, load_splits
+from resnet_jax.data.preprocessing import Preprocessing
+from resnet_jax.data.report import VerifyReport
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.interop import EXPORTS, Format
+from resnet_jax.interop.weights import check_replaceable, initial_variables
 from resnet_jax.models import ResNet
+from resnet_jax.training.distributed import is_main_process
 from resnet_jax.training.evaluation import Evaluation
 from resnet_jax.training.folder import DataFacts, RunFolder
-from resnet_jax.training.hosts import is_first
-from resnet_jax.training.loop import fit, load_splits
-from resnet_jax.training.program import Program, configure_jax
+from resnet_jax.training.loop import fit
+from resnet_jax.training.program import Program, configured_jax
 from resnet_jax.training.progress import Display, Silent
 from resnet_jax.training.state import TrainState
 
@@ -43,17 +47,23 @@ def train(config: TrainConfig, run_dir: str | Path, *, quiet: bool = False) -> "
     Raises:
         ResNetJaxError: see `resnet_jax.training.loop.fit`.
     """
-    pretrained = None
-    if config.init_from is not None:
-        from resnet_jax.interop.pretrained import load_pretrained
-
-        pretrained = load_pretrained
-    if quiet or not is_first():
+    pretrained = None if config.init_from is None else _initial_variables
+    if quiet or not is_main_process():
         fit(config, Path(run_dir), Silent(), pretrained)
     else:
         with Display() as display:
             fit(config, Path(run_dir), display, pretrained)
     return Run.open(run_dir)
+
+
+def _initial_variables(program: Program) -> dict[str, Any]:
+    return initial_variables(
+        program.config,
+        program.model,
+        program.class_names,
+        program.image_shape[2],
+        program.params_key,
+    )
 
 
 class Run:
@@ -90,7 +100,7 @@ class Run:
         Raises:
             ResNetJaxError: there is none in ``run_dir``, or its configuration is damaged.
         """
-        folder = RunFolder(Path(run_dir))
+        folder = RunFolder(Path(run_dir).absolute())  # the process may change its folder
         return cls(folder, *folder.read_config())
 
     def __repr__(self) -> str:
@@ -130,7 +140,8 @@ class Run:
         Raises:
             ResNetJaxError: the run has no checkpoint that verifies.
         """
-        return self._state(checkpoint).variables
+        with configured_jax(self.config):
+            return self._state(checkpoint).variables
 
     def predict(self, images: np.ndarray, checkpoint: Checkpoint = "best") -> np.ndarray:
         """Class probabilities of images as they come from the data set.
@@ -145,10 +156,70 @@ class Run:
             ``float32[N, K]``.
 
         Raises:
-            ResNetJaxError: the images have another type or shape.
+            ResNetJaxError: the images have another type or shape, or the probabilities are not
+                finite.
         """
         images = self._checked(images)
-        return self._program.predict(self._state(checkpoint), images)
+        with configured_jax(self.config):
+            probabilities = self._program.predict(self._state(checkpoint), images)
+        self._check_finite(probabilities, checkpoint)
+        return probabilities
+
+    def _check_finite(self, outputs: ArrayLike, checkpoint: Checkpoint) -> None:
+        if not np.isfinite(outputs).all():
+            raise ResNetJaxError(
+                f"the outputs of the {checkpoint} parameters of {self.path} are not finite: give "
+                "another --checkpoint, or train again with a smaller --optim.learning-rate"
+            )
+
+    def export(
+        self,
+        format: Format,
+        output: str | Path | None = None,
+        *,
+        checkpoint: Checkpoint = "best",
+    ) -> Path:
+        """Write the network to a file for use elsewhere, with class names and preprocessing.
+
+        >>> run.export("onnx")  # doctest: +SKIP
+        PosixPath('runs/quickstart-seed0/export/resnet18.onnx')
+
+        Args:
+            format: ``torchvision``: weights alone, see `interop.export_torchvision`; the whole
+                network: ``stablehlo``, see `interop.export_stablehlo`, or ``onnx``, see
+                `interop.export_onnx`.
+            output: the file. Default: ``export/MODEL.SUFFIX`` in the run's folder.
+            checkpoint: whose parameters.
+
+        Returns:
+            The file.
+
+        Raises:
+            ResNetJaxError: the format has no such network, a package is missing, the file cannot be
+                written, or what it computes is not what the run computes; then no file is left.
+        """
+        if format not in EXPORTS:
+            raise ResNetJaxError(f"format {format} is not known: give one of {', '.join(EXPORTS)}")
+        write, suffix = EXPORTS[format]
+        name = f"{'' if self.config.model.residual else 'plain_'}{self.config.model.name}"
+        path = Path(output) if output else self.path / "export" / f"{name}{suffix}"
+        check_replaceable(path)
+        with configured_jax(self.config):  # which are written into a network's file
+            write(
+                path,
+                self.model,
+                self.variables(checkpoint),
+                self.preprocessing,
+                self.class_names,
+                data=self.config.data.name,
+                checkpoint=checkpoint,
+            )
+        return path
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The way from the dataset's images to the network's input."""
+        return Preprocessing.of(self.config.data, self.image_shape)
 
     @property
     def model(self) -> ResNet:
@@ -163,7 +234,7 @@ class Run:
         Raises:
             ResNetJaxError: the images have another type or shape, see `predict`.
         """
-        return self._program.preprocess(self._checked(images))
+        return self.preprocessing(self._checked(images))
 
     def _checked(self, images: Any) -> Any:
         images = images if hasattr(images, "dtype") else np.asarray(images)  # it may be traced
@@ -194,48 +265,48 @@ class Run:
             data_dir: where the prepared data set is now, if not where it was.
 
         Raises:
-            ResNetJaxError: there is no such split, or the data are missing or changed.
+            ResNetJaxError: there is no such split, the data are missing or changed, or the
+                network's outputs are not finite.
         """
-        program = self._program
-        images = program.put(self.split(split, data_dir))
-        return program.evaluate(self._state(checkpoint), images)
+        images = self.split(split, data_dir)
+        with configured_jax(self.config):
+            found = self._program.evaluate(self._state(checkpoint), images)
+        self._check_finite(found.loss, checkpoint)
+        return found
 
-    def split(self, name: str = "test", data_dir: str | None = None) -> AnySplit:
+    def split(self, name: str = "test", data_dir: str | None = None) -> Split:
         """The images and labels of a split of the run's data, see `evaluate`."""
-        # What was prepared from IDX files is prepared; they may be gone.
-        there = dataclasses.replace(
-            self.config.data, dir=data_dir or self.config.data.dir, from_idx=None
-        )
-        config = dataclasses.replace(self.config, data=there)
-        data, splits = load_splits(config)
+        folder = data_dir or self.config.data.dir
+        data, splits = load_splits(dataclasses.replace(self.config.data, dir=folder))
         usable = [split for split in splits if len(splits[split])]
         if name not in usable:
             what = "holds no images" if name in splits else "is not there"
             raise ResNetJaxError(f"split {name} {what}: give one of {', '.join(usable)}")
         if data.fingerprint != self.fingerprint:
             raise ResNetJaxError(
-                f"data set {config.data.name} has fingerprint {data.fingerprint[:12]}, the run was "
-                f"trained on {self.fingerprint[:12]}: give that one's folder by --data.dir"
+                f"dataset {self.config.data.name} has fingerprint {data.fingerprint[:12]}, the run "
+                f"was trained on {self.fingerprint[:12]}: give that one's folder by --data.dir"
             )
-        found: AnySplit = splits[name]
-        return found
+        return splits[name]
 
     def verify(self) -> VerifyReport:
         """Reads the metrics and every file of every checkpoint, and reports which are whole."""
-        good, damaged = ["config.yaml"], []
-        try:
-            self._folder.read_metrics()
-            good.append("metrics.jsonl")
-        except ResNetJaxError as error:
-            damaged.append(str(error))
+        good, damaged, whole = ["config.yaml"], [], []
         checkpoints = self._folder.checkpoints
         for step in checkpoints.steps():
             try:
                 checkpoints.verify(step)
+                whole.append(step)
                 good.append(f"checkpoints/{step}")
             except ResNetJaxError as error:
                 damaged.append(str(error))
-        whole = [step for step in checkpoints.steps() if f"checkpoints/{step}" in good]
+        try:
+            self._folder.read_metrics(whole=True)
+            for step in whole:
+                self._folder.check_metrics(step)
+            good.append("metrics.jsonl")
+        except ResNetJaxError as error:
+            damaged.append(str(error))
         usable = "nothing"
         if whole:
             usable = f"latest: step {whole[-1]}, best: step {checkpoints.best_of(whole)}"
@@ -243,29 +314,12 @@ class Run:
 
     @cached_property
     def _program(self) -> Program:
-        configure_jax(self.config)
         # The schedule's length matters for training alone.
         return Program(self.config, self.class_names, self.image_shape, total_steps=1)
 
     def _state(self, checkpoint: Checkpoint) -> TrainState:
         # Read and verified once: a run that is still training is seen as it was at first sight.
         if checkpoint not in self._states:
-            step = self._step(checkpoint)
-            template = self._program.template()
-            self._states[checkpoint] = self._folder.checkpoints.restore(template, step)
+            variables = self._folder.read_variables(checkpoint)
+            self._states[checkpoint] = self._program.for_inference(variables)
         return self._states[checkpoint]
-
-    def _step(self, checkpoint: Checkpoint) -> int:
-        checkpoints = self._folder.checkpoints
-        match checkpoint:
-            case "best":
-                step = checkpoints.best_of(checkpoints.good_steps())
-            case "latest":
-                step = next(checkpoints.good_steps(), None)
-            case _:
-                raise ResNetJaxError(f"checkpoint {checkpoint} is not known: give best or latest")
-        if step is None:
-            raise ResNetJaxError(
-                f"{self.path} has no usable checkpoint: run its training command again"
-            )
-        return step

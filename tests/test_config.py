@@ -1,23 +1,25 @@
 """Configurations: what makes no sense is refused by name, and YAML brings the same back."""
 
-import dataclasses
+import re
 
 import pytest
 import yaml
 
 from resnet_jax.config import (
-    PRESETS,
     AugmentConfig,
     DataConfig,
+    Effect,
     ModelConfig,
     OptimConfig,
     TrainConfig,
     differences,
     from_dict,
-    preset,
+    options_with,
+    replaced,
     to_dict,
 )
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.presets import PRESETS, preset
 
 nan, infinity = float("nan"), float("inf")
 
@@ -62,8 +64,10 @@ def test_settings_that_make_no_sense_are_refused_by_name(option, make):
     with pytest.raises(ResNetJaxError) as refusal:
         make()
     message = str(refusal.value)
-    assert message.startswith(option)
-    assert "give" in message
+    name, _, value = option.partition(" ")
+    assert message.startswith(name)
+    assert value in message
+    assert re.search("must|give", message)
     assert "\n" not in message
 
 
@@ -81,7 +85,7 @@ def test_a_setting_of_a_later_version_is_named():
 
 def test_differences_are_by_option():
     one = PRESETS["quickstart"]
-    other = dataclasses.replace(one, seed=3, data=DataConfig(name="mnist"))
+    other = replaced(one, {"seed": 3, "data.name": "mnist"})
     assert differences(one, other) == {"data.name": ("mnist_5k", "mnist"), "seed": (0, 3)}
     assert differences(one, one) == {}
 
@@ -101,3 +105,30 @@ def test_the_book_preset_is_the_books_experiment():
     assert book.optim == OptimConfig(name="sgd", learning_rate=0.005, momentum=0.0)
     assert book.model.initializer == "torch"
     assert book.augment == AugmentConfig()
+
+
+def test_what_changes_the_numbers_is_the_default_and_named_where_not():
+    assert options_with(Effect.SELECTION) == {"eval-every", "patience", "target"}
+    assert options_with(Effect.LOCAL) == {"data.dir", "data.workers"}
+    assert options_with(Effect.EXECUTION) == {
+        *("log-every", "tensorboard", "compilation-cache", "model.remat"),
+        *("data.streaming", "data.memory-limit"),
+    }
+    learning = options_with(Effect.LEARNING)
+    assert {"seed", "epochs", "batch-size", "optim.learning-rate", "data.mean"} <= learning
+    everything = options_with(*Effect)
+    assert len(everything) == len(learning) + 3 + 2 + 6
+
+
+def test_settings_are_replaced_by_their_options():
+    config = PRESETS["mnist"]
+    changed = replaced(config, {"seed": 2, "optim.learning-rate": 0.5, "data.image-size": None})
+    assert (changed.seed, changed.optim.learning_rate, changed.data.image_size) == (2, 0.5, None)
+    assert differences(config, changed).keys() == {"seed", "optim.learning-rate", "data.image-size"}
+    assert replaced(config, {}) is config
+
+
+def test_a_run_of_0_1_0_is_read():
+    values = to_dict(PRESETS["mnist"])
+    values["data"]["from_idx"] = None  # was a setting, though it decided nothing about a run
+    assert from_dict(values) == PRESETS["mnist"]

@@ -29,12 +29,14 @@ import resnet_jax as rj
 # Parts below the top that blocks import. Where one moves or gets another name, its line here
 # changes (`from ... import NewName as Name`), and nothing below.
 from resnet_jax.cli import main
-from resnet_jax.data import Dataset, IndexStream, Split
+from resnet_jax.config import MAY_CHANGE
 from resnet_jax.data.augment import augment, preprocess
+from resnet_jax.data.dataset import ArraySplit as Split
+from resnet_jax.data.dataset import Dataset
+from resnet_jax.data.sampler import EpochSampler as IndexStream
 from resnet_jax.inspection import plots
 from resnet_jax.models import Affine, BatchNorm, Conv, Unit, summarize
 from resnet_jax.training.checkpoint import Checkpoints
-from resnet_jax.training.folder import MAY_CHANGE
 from resnet_jax.training.program import make_model
 
 PICTURES = Path(__file__).parent / "reliability/stored_runs/split_pictures"

@@ -30,10 +30,7 @@ def with_jax(case: dict[str, Any], obvious: bool) -> Call:
     from obvious_flax import ResNet18
 
     import resnet_jax as rj
-    from resnet_jax.memory import trim_after_compiling
 
-    if not obvious:
-        trim_after_compiling()
     network = ResNet18 if obvious else rj.ResNet18
     model = network(num_classes=case["classes"], width=case["width"], stem=case["stem"])
     images, labels = (jax.device_put(a) for a in examples(case))

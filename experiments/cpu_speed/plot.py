@@ -160,10 +160,10 @@ def profile(steps: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def rules(rows: list[dict]) -> str:
-    """The networks under several rules of choice: `within` of `formulations.json`.
+def variants(rows: list[dict]) -> str:
+    """The networks under several heuristics: `within` of `algorithms.json`.
 
-    A cell is empty where the rule's program is another's above it.
+    A cell is empty where the program is another's above it.
     """
     cases = list(dict.fromkeys((row["network"], row["what"], row["batch"]) for row in rows))
     titles = [f"{network}: {what}, batch {batch}" for network, what, batch in cases]
@@ -171,23 +171,23 @@ def rules(rows: list[dict]) -> str:
         f"| ms, and kernels | {' | '.join(titles)} |",
         f"| --- |{' --- |' * len(cases)}",
     ]
-    found = {(r["rule"], r["network"], r["what"], r["batch"]): r for r in rows}
-    for rule in dict.fromkeys(row["rule"] for row in rows):
-        cells = [found.get((rule, *case)) for case in cases]
+    found = {(r["heuristics"], r["network"], r["what"], r["batch"]): r for r in rows}
+    for variant in dict.fromkeys(row["heuristics"] for row in rows):
+        cells = [found.get((variant, *case)) for case in cases]
         shown = [f"{row['ms']:.1f}, {row['kernels']}" if row else "" for row in cells]
-        lines.append(f"| {rule} | {' | '.join(shown)} |")
+        lines.append(f"| {variant} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
-def formulations(rows: list[dict]) -> str:
-    """Every formulation alone, at each batch size, the chosen ones bold."""
+def algorithms(rows: list[dict]) -> str:
+    """Every algorithm alone, at each batch size, the chosen ones bold."""
     names = list(dict.fromkeys(name for row in rows for name in row["ms"]))
     batches = ", ".join(dict.fromkeys(str(row["batch"]) for row in rows))
     lines = [f"| ms at batch {batches} | | {' | '.join(names)} |", f"| --- | --- |{' --- |' * 5}"]
     pairs: dict[tuple[str, str], list[dict]] = {}
     for row in rows:
-        pairs.setdefault((row["convolution"], row["face"]), []).append(row)
-    for (convolution, face), pair in pairs.items():
+        pairs.setdefault((row["convolution"], row["pass"]), []).append(row)
+    for (convolution, pass_), pair in pairs.items():
         cells = [
             ", ".join(
                 f"**{row['ms'][name]:.2f}**" if name == row["chosen"] else f"{row['ms'][name]:.2f}"
@@ -197,7 +197,7 @@ def formulations(rows: list[dict]) -> str:
             else ""
             for name in names
         ]
-        lines.append(f"| {convolution} | {face} | {' | '.join(cells)} |")
+        lines.append(f"| {convolution} | {pass_} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -223,8 +223,9 @@ def main() -> None:
     tables = {"speed": ratios(found), "settings": every_setting(found), "memory": memory(found)}
     tables |= {"starts": starts(rows), "profile": profile(steps)}
     tables["phases"] = phases(json.loads((HERE / "start.json").read_text()))
-    measured = json.loads((HERE / "formulations.json").read_text())
-    tables |= {"rules": rules(measured["within"]), "formulations": formulations(measured["alone"])}
+    measured = json.loads((HERE / "algorithms.json").read_text())
+    tables |= {"variants": variants(measured["within"])}
+    tables["algorithms"] = algorithms(measured["alone"])
     write(HERE / "README.md", tables)
 
 

@@ -2,7 +2,7 @@
 
 Command:   python experiments/cpu_speed/where_time_goes.py; python experiments/cpu_speed/plot.py
 Result:    where_time_goes.json: milliseconds by kind of work, for XLA's own convolutions
-           (lowering="reference") and the formulations of resnet_jax.ops ("auto")
+           (lowering="reference") and the algorithms of resnet_jax.ops ("auto")
 Machine:   see results.json; run it on an idle one
 
 The profiler names the instruction behind each event, and the compiled program's metadata the layer
@@ -84,9 +84,9 @@ def floor_ms(batch: int, size: int, parameters: int, flops_s: float, bytes_s: fl
     """
     adds = values = 0
     for number, (side, kernel, stride, padding, inputs, features) in enumerate(convolutions(size)):
-        faces = 3 if number else 2
+        passes = 3 if number else 2
         hits = axis_hits(side, kernel, stride, padding) ** 2
-        adds += faces * hits * inputs * features
+        adds += passes * hits * inputs * features
         values += ((side + 2 * padding - kernel) // stride + 1) ** 2 * features
     products = 2 * adds * batch / flops_s
     memory = (9 * 4 * values * batch + 6 * 4 * parameters) / bytes_s

@@ -18,12 +18,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import jax
-import numpy as np
 
 import resnet_jax as rj
-from resnet_jax.interop import artifact
 from resnet_jax.interop.onnx import runner
-from resnet_jax.training.program import make_model
+from resnet_jax.interop.stablehlo import network, noise
 
 HERE = Path(__file__).parent
 BATCHES = (1, 64, 256)
@@ -32,8 +30,8 @@ ROUNDS = 15
 
 def contenders(run: rj.Run) -> dict:
     variables = jax.device_put(run.variables())
-    ours = jax.jit(artifact.network(run, make_model(run.config, len(run.class_names))))
-    files = {name: rj.interop.export(run, name).read_bytes() for name in ("stablehlo", "onnx")}
+    ours = jax.jit(network(run.model, run.preprocessing))
+    files = {name: run.export(name).read_bytes() for name in ("stablehlo", "onnx")}
     stablehlo = jax.jit(jax.export.deserialize(bytearray(files["stablehlo"])).call)
     return {
         "resnet_jax": lambda images: ours(variables, images),
@@ -47,7 +45,7 @@ def main() -> None:
     calls = contenders(run)
     rows = []
     for batch in BATCHES:
-        images = np.resize(artifact.digits(run.image_shape), (batch, *run.image_shape))
+        images = noise(run.image_shape, batch)
         seconds: dict[str, list[float]] = {name: [] for name in calls}
         for round_ in range(-2, ROUNDS):
             for name, call in calls.items():

@@ -35,7 +35,7 @@ OPTIM = rj.OptimConfig(
 MODEL = rj.ModelConfig(width=16)
 PRETRAINING = rj.TrainConfig(
     model=MODEL,
-    data=rj.DataConfig(name="fashion_mnist"),
+    data=rj.DataConfig(name="fashion_mnist", mean=(0.1307,), std=(0.3081,)),
     optim=OPTIM,
     epochs=2,
     batch_size=128,
@@ -46,7 +46,13 @@ ARMS = ("scratch", "fine-tuned")
 def config_of(arm: str, seed: int) -> rj.TrainConfig:
     config = rj.TrainConfig(
         model=MODEL,
-        data=rj.DataConfig(name="mnist", subset=(1000, 0, 1000), subset_seed=seed),
+        data=rj.DataConfig(
+            name="mnist",
+            subset=(1000, 0, 1000),
+            subset_seed=seed,
+            mean=(0.1307,),
+            std=(0.3081,),
+        ),
         optim=OPTIM,
         epochs=10,
         seed=seed,

@@ -1,6 +1,7 @@
 """Does reading from disk keep up with the training step, and does its memory stay flat?
 
-Command:   python experiments/input_pipeline/measure.py      (4 minutes; --report: the tables alone)
+Command:   python experiments/input_pipeline/measure.py      (4 minutes; --report: the tables alone;
+           --readers: only the threads beside Grain, which `pip install grain` brings)
            TFDS_DATA_DIR must hold the full MNIST, else it is downloaded; the JPEGs are made here.
 Result:    results.json and the tables of README.md beside this file: images a second, median and
            quartiles over blocks of steps; resident memory while data ten times the limit are read
@@ -27,11 +28,10 @@ import numpy as np
 from PIL import Image
 
 import resnet_jax as rj
-from resnet_jax.data import IndexStream, StreamedSplit, load_dataset
-from resnet_jax.data.streaming import ReadAhead
-from resnet_jax.training.loop import load_splits
-from resnet_jax.training.program import Program, configure_jax
-from resnet_jax.training.state import Batch
+from resnet_jax.data.dataset import ArraySplit, Split, load_dataset, load_splits
+from resnet_jax.data.prefetch import read_batches
+from resnet_jax.data.sampler import EpochSampler
+from resnet_jax.training.program import Program, configured_jax
 
 HERE = Path(__file__).parent
 BLOCKS, WARM = 5, 2  # measured, and not measured before them
@@ -61,7 +61,7 @@ CASES: dict[str, tuple[str, rj.TrainConfig, int, int]] = {
         1,
     ),
     "jpeg_resnet50": (
-        "224x224 JPEG, ResNet-50, likewise",
+        "224x224 JPEG, ResNet-50 with the same augmentation, batch 16",
         dataclasses.replace(JPEG, model=rj.PRESETS["imagenet"].model),
         10,
         1,
@@ -94,37 +94,74 @@ def rates(config: rj.TrainConfig, alone: int, with_step: int) -> dict[str, list[
     splits = {}
     for how in ("never", "always"):
         data = dataclasses.replace(config.data, streaming=how)
-        dataset, of_run = load_splits(dataclasses.replace(config, data=data))
+        dataset, of_run = load_splits(data)
         splits[how] = of_run["train"]
-    stream = IndexStream(len(dataset.train), size, seed=0)
+    sampler = EpochSampler(len(dataset.train), size, seed=0)
     program = Program(config, dataset.class_names, dataset.image_shape, total_steps=1000)
-
-    def reading(steps: int) -> tuple[ReadAhead, Iterator[np.ndarray]]:
-        total = range((BLOCKS + WARM) * steps)
-        return program.read_ahead(splits["always"], stream.batch, total), map(stream.batch, total)
-
-    ahead, taken = reading(alone)
     blocks = range(BLOCKS + WARM)
-    found = {
-        "pipeline": [images_a_second(lambda: ahead.take(next(taken)), alone, size) for _ in blocks]
-    }
+    batches = read_batches(splits["always"], map(sampler.batch, itertools.count()))
+    found = {"pipeline": [images_a_second(lambda: next(batches), alone, size) for _ in blocks]}
+    batches.close()
     state = program.init()
 
-    def training(examples: Batch | ReadAhead, indices: Iterator[np.ndarray]) -> float:
+    def training(batches: Iterator[tuple[jax.Array, jax.Array]]) -> float:
         def train() -> None:
             nonlocal state
-            state, metrics = program.train(state, examples, next(indices))
+            state, metrics = program.train(state, *next(batches))
             metrics.loss.block_until_ready()
 
         return images_a_second(train, with_step, size)
 
-    held, (ahead, of_both) = program.put(splits["never"]), reading(with_step)
-    of_step = map(stream.batch, itertools.count())
+    held, streamed = (
+        program.batches(splits[how], map(sampler.batch, itertools.count()))
+        for how in ("never", "always")
+    )
     # In turns, so that whatever else the machine does slows both.
     for _ in blocks:
-        found.setdefault("step", []).append(training(held, of_step))
-        found.setdefault("together", []).append(training(ahead, of_both))
+        found.setdefault("step", []).append(training(held))
+        found.setdefault("together", []).append(training(streamed))
     return {kind: measured[WARM:] for kind, measured in found.items()}
+
+
+class Batches:
+    """Whole batches as a random-access source of Grain."""
+
+    def __init__(self, split: Split, sampler: EpochSampler, count: int) -> None:
+        self.split, self.sampler, self.count = split, sampler, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.split.batch(self.sampler.batch(step))
+
+
+def readers(folder: Path) -> dict[str, list[float]]:
+    """Images a second of the JPEGs read by the package's threads and by Grain, in turns."""
+    import grain
+    from absl import flags
+
+    flags.FLAGS.mark_as_parsed()  # Grain's worker processes read them
+    split = load_dataset("folder", folder, size=224, streaming="always").train
+    size, steps, cores = JPEG.batch_size, 60, os.cpu_count() or 1
+    sampler = EpochSampler(len(split), size, seed=0)
+    source = grain.MapDataset.source(Batches(split, sampler, 10**6))
+    options = grain.ReadOptions(num_threads=cores, prefetch_buffer_size=2 * cores)
+    in_process = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+    contenders = {
+        "threads": read_batches(split, map(sampler.batch, itertools.count())),
+        "grain_threads": iter(source.to_iter_dataset(options)),
+        "grain_processes": iter(
+            source.to_iter_dataset(in_process).mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=cores, per_worker_buffer_size=2)
+            )
+        ),
+    }
+    found: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(BLOCKS + WARM):
+        for name, batches in contenders.items():
+            found[name].append(images_a_second(lambda b=batches: next(b), steps, size))
+    return {name: measured[WARM:] for name, measured in found.items()}
 
 
 def memory(folder: Path) -> dict[str, float]:
@@ -132,13 +169,11 @@ def memory(folder: Path) -> dict[str, float]:
     gigabytes = JPEGS * 224 * 224 * 3 / 2**30
     limit = LIMIT * gigabytes
     data = load_dataset("folder", folder, size=224, streaming="auto", memory_limit=limit)
-    assert isinstance(data.train, StreamedSplit)
-    stream = IndexStream(len(data.train), 16, seed=0)
-    steps = stream.steps(2)
-    ahead = ReadAhead(data.train, stream.batch, range(steps))
+    assert not isinstance(data.train, ArraySplit)
+    sampler = EpochSampler(len(data.train), 16, seed=0)
+    steps = sampler.steps(2)
     resident = []
-    for step in range(steps):
-        ahead.take(stream.batch(step))
+    for _ in read_batches(data.train, map(sampler.batch, range(steps))):
         status = Path("/proc/self/status").read_text()
         resident.append(int(status.split("VmRSS:")[1].split()[0]) / 1024)
     quarter = steps // 4
@@ -162,7 +197,7 @@ def measure() -> None:
                 "processor": processor(),
                 "platform": platform.platform(),
                 "devices": [device.device_kind for device in jax.devices()],
-                "versions": {name: metadata.version(name) for name in ("jax", "grain", "pillow")},
+                "versions": {name: metadata.version(name) for name in ("jax", "pillow")},
             },
             "memory": json.loads(child.stdout.splitlines()[-1]),
             "rates": (measured := {}),
@@ -171,8 +206,8 @@ def measure() -> None:
             if config.data.name == "folder":
                 data = dataclasses.replace(config.data, dir=str(folder))
                 config = dataclasses.replace(config, data=data)
-            configure_jax(config)
-            measured[name] = rates(config, alone, with_step)
+            with configured_jax(config):
+                measured[name] = rates(config, alone, with_step)
             print(name, {k: round(statistics.median(v), 1) for k, v in measured[name].items()})
     (HERE / "results.json").write_text(json.dumps(found, indent=1) + "\n")
 

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import resnet_jax as rj
-from resnet_jax.data import IndexStream, load_dataset, sample
+from resnet_jax.data.dataset import ArraySplit, load_dataset, sample
+from resnet_jax.data.sampler import EpochSampler
 
 RESULTS = Path(__file__).with_suffix(".jsonl")
 BOOK = rj.PRESETS["book"]
@@ -63,16 +64,14 @@ def as_input(images: np.ndarray) -> torch.Tensor:
     return (resized / 255 - 0.5) / 0.5
 
 
-def accuracy(
-    layers: int, residual: bool, seed: int, data: rj.Dataset, test: rj.data.Split
-) -> float:
+def accuracy(layers: int, residual: bool, seed: int, data: rj.Dataset, test: ArraySplit) -> float:
     torch.manual_seed(seed)
     model = resnet(layers, residual)
     optimizer = torch.optim.SGD(model.parameters(), lr=BOOK.optim.learning_rate)
     images, labels = as_input(data.train.images), torch.from_numpy(data.train.labels).long()
-    stream = IndexStream(len(data.train), BOOK.batch_size, seed)
-    for step in range(stream.steps(BOOK.epochs)):
-        indices = torch.from_numpy(stream.batch(step)).long()
+    sampler = EpochSampler(len(data.train), BOOK.batch_size, seed)
+    for step in range(sampler.steps(BOOK.epochs)):
+        indices = torch.from_numpy(sampler.batch(step)).long()
         optimizer.zero_grad()
         F.cross_entropy(model(images[indices]), labels[indices]).backward()
         optimizer.step()

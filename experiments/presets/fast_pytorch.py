@@ -31,7 +31,8 @@ def train(seed: int) -> dict:
     from torch_resnet import resnet18
 
     import resnet_jax as rj
-    from resnet_jax.data import IndexStream
+    from resnet_jax.data.dataset import ArraySplit
+    from resnet_jax.data.sampler import EpochSampler
     from resnet_jax.training.optim import make_schedule
 
     config = rj.PRESETS["fast"]
@@ -57,7 +58,7 @@ def train(seed: int) -> dict:
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
         return ((pixels / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
-    def accuracy(split: rj.data.Split) -> float:
+    def accuracy(split: ArraySplit) -> float:
         model.eval()
         with torch.inference_mode():
             parts = np.array_split(split.images, -(-len(split) // config.batch_size))
@@ -65,11 +66,11 @@ def train(seed: int) -> dict:
         model.train()
         return float((guesses.numpy() == split.labels).mean())
 
-    stream = IndexStream(len(data.train), config.batch_size, seed)
-    total = stream.steps(config.epochs)
+    sampler = EpochSampler(len(data.train), config.batch_size, seed)
+    total = sampler.steps(config.epochs)
     rates = np.asarray([make_schedule(settings, total)(step) for step in range(total)])
     for step in range(total):
-        indices = stream.batch(step)
+        indices = sampler.batch(step)
         for group in optimizer.param_groups:
             group["lr"] = float(rates[step])
         optimizer.zero_grad(set_to_none=True)

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import resnet_jax as rj
-from resnet_jax.data import Dataset, sample
-from resnet_jax.training.program import configure_jax
+from resnet_jax.data.dataset import Dataset, sample
+from resnet_jax.training.program import configured_jax
 
 from .measure import Laboratory, carry_out
 from .results import RESULTS, append, read
@@ -72,10 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
         BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), console=console,
         transient=True, disable=not console.is_terminal,
     )  # fmt: skip
-    configure_jax(chosen[0].config)
     began, done, total = time.monotonic(), 0.0, sum(run.cost for run in left)
     console.print(f"{len(chosen) - len(left)} of {len(chosen)} runs are done: {path}")
-    with bar:
+    with configured_jax(chosen[0].config), bar:
         task = bar.add_task("compiling", total=len(chosen), completed=len(chosen) - len(left))
         for count, (run, result) in enumerate(carry_out_all(left), 1):
             append(path, {**run.key, **result})

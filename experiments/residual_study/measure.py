@@ -16,8 +16,9 @@ import optax
 from flax import linen as nn
 
 import resnet_jax as rj
-from resnet_jax.data import Dataset, IndexStream
 from resnet_jax.data.augment import preprocess
+from resnet_jax.data.dataset import Dataset
+from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.models import Unit
 from resnet_jax.training.optim import make_schedule
 from resnet_jax.training.steps import Counts
@@ -180,8 +181,8 @@ def carry_out(run: Run, lab: Laboratory, data: Dataset) -> dict[str, Any]:
     """Trains and measures: the line of results, without the run's key."""
     began = time.perf_counter()
     config = run.config
-    stream = IndexStream(len(data.train), config.batch_size, run.seed)
-    total = stream.steps(config.epochs)
+    sampler = EpochSampler(len(data.train), config.batch_size, run.seed)
+    total = sampler.steps(config.epochs)
     optim = rj.OptimConfig(
         learning_rate=run.rate, schedule=config.optim.schedule, warmup=config.optim.warmup
     )
@@ -194,7 +195,7 @@ def carry_out(run: Run, lab: Laboratory, data: Dataset) -> dict[str, Any]:
     state = lab.start(run.seed)
     gradients, shares, evaluations, metrics = [], [], [], []
     for step in range(total):
-        batch = data.train.take(stream.batch(step))
+        batch = data.train.take(sampler.batch(step))
         if step in looks and run.network.residual:
             shares.append(lab.shares(state, batch.images))
         rate = np.float32(schedule(step))

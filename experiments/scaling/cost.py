@@ -63,9 +63,6 @@ def measure(part: str, cell: Cell) -> dict[str, Any]:
         the median of ``steps`` steps after the first, with ``quartiles_ms``; ``program_mib``, what
         a step holds at once by XLA's account: state, batch and temporaries; ``peak_mib``.
     """
-    from resnet_jax.memory import keep_freed_memory
-
-    keep_freed_memory()
     import jax
     import jax.numpy as jnp
     import numpy as np

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from resnet_jax.data.files import read_image
+from resnet_jax.data.image import DecodeSpec, read_image
 
 DECODE = Path(__file__).with_name("decode.json")
 WIDTH, HEIGHT, QUALITY = 500, 375, 95
@@ -40,13 +40,14 @@ def photograph(seed: int) -> bytes:
 
 def main() -> None:
     """Measures and writes."""
+    spec = DecodeSpec((224, 224, 3), "crop")
     files = [photograph(seed) for seed in range(16)]
     times: list[float] = []
     end = time.perf_counter() + SECONDS
     while time.perf_counter() < end:
         for file in files:
             began = time.perf_counter()
-            read_image(file, (224, 224, 3), fit="crop")
+            read_image(file, spec)
             times.append(time.perf_counter() - began)
     low, middle, high = statistics.quantiles(times, n=4)
     result = {

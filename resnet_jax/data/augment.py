@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from resnet_jax.data.randaugment import randaugment as draw_operations
 from resnet_jax.data.warp import warp
+from resnet_jax.errors import ResNetJaxError
 
 # Random erasing's ranges, after arXiv 1708.04896, section 4 (s_l, s_h, r_1).
 ERASED_AREA = (0.02, 0.33)
@@ -277,6 +278,11 @@ def preprocess(
     pixels = jnp.asarray(images, jnp.float32)
     count, height, width, channels = pixels.shape
     if image_size is not None and center_crop:
+        if image_size > min(height, width):
+            raise ResNetJaxError(
+                f"image_size must be at most {min(height, width)} to crop images of "
+                f"{height}x{width} pixels, got {image_size}"
+            )
         top, left = (height - image_size) // 2, (width - image_size) // 2
         pixels = pixels[:, top : top + image_size, left : left + image_size]
     elif image_size is not None and (height, width) != (image_size, image_size):

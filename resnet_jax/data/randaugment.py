@@ -27,8 +27,9 @@ def randaugment(
 ) -> jax.Array:
     """Returns the images, each after ``operations`` operations drawn for it with equal chances.
 
-    The operations are Pillow's, and the last five go to either side with equal chances, as do the
-    factors of color, contrast, brightness and sharpness. A greater magnitude changes more in all
+    The operations are Pillow's, but that shear is about the image's centre, not its corner. The
+    last five go to either side with equal chances, as do the factors of color, contrast, brightness
+    and sharpness. A greater magnitude changes more in all
     of them: posterize and solarize, which AutoAugment's table counts the other way, too
     (torchvision's reading).
 

@@ -17,6 +17,7 @@ class VerifyReport:
         damaged: what is wrong, one line for each bad file, which the line names.
         usable: what can be done with it as it is.
         images: whether it is a folder of images; then ``good`` has a line for each class.
+        left_out: a line for each kind of thing in a folder of images that is not used.
     """
 
     name: str
@@ -25,6 +26,7 @@ class VerifyReport:
     damaged: tuple[str, ...]
     usable: str
     images: bool = False
+    left_out: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:

@@ -1,1 +1,45 @@
-"""A page on this machine alone: draw a digit or drop an image, see what a run makes of it."""
+"""The page of `resnet-jax demo`: draw a digit or give an image, see what the network answers."""
+
+import os
+import socket
+import tempfile
+from functools import partial
+
+from resnet_jax.data.image import DecodeSpec
+from resnet_jax.errors import ResNetJaxError
+from resnet_jax.inspection.saliency import on_whole_images
+from resnet_jax.run import Checkpoint, Run
+from resnet_jax.training.program import configured_jax
+
+
+def serve(run: Run, port: int, checkpoint: Checkpoint) -> None:
+    """Serve a run's page on this machine alone until SIGINT or SIGTERM; port 0 is a free one."""
+    try:
+        listener = socket.create_server(("127.0.0.1", port), backlog=1024)
+    except (OSError, OverflowError) as error:
+        raise ResNetJaxError(f"--port {port} cannot be used ({error}): give another") from error
+    with listener, tempfile.TemporaryDirectory() as folder:
+        # gradio reads these as it is imported.
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}
+        try:
+            from resnet_jax.demo.app import Classifier, make_server
+        except ModuleNotFoundError as error:
+            raise ResNetJaxError(
+                f"the demo needs {error.name}: pip install 'resnet_jax[demo]'"
+            ) from error
+        variables = run.variables(checkpoint)
+        data = run.config.data
+        classifier = Classifier(
+            run.model,
+            variables,
+            run.preprocess,
+            run.class_names,
+            DecodeSpec(run.image_shape, data.fit, data.background),
+            partial(configured_jax, run.config),
+            partial(on_whole_images, run),
+        )
+        names = {"run": str(run.path), "model": run.config.model.name, "data": data.name}
+        server = make_server(classifier, names)
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        print(f"{run.path} is at {address} (Ctrl-C ends it)", flush=True)
+        server.run([listener])

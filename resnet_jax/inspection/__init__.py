@@ -8,57 +8,9 @@
     found = rj.inspection.examine(run)                     # answers to the test images, one by one
     rj.inspection.plots.mistakes(found)                    # a matplotlib figure
 
-Names are imported when they are first used.
+The names are those of ``__init__.pyi``; each is imported when it is first used.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import lazy_loader
 
-if TYPE_CHECKING:
-    from resnet_jax.inspection import plots
-    from resnet_jax.inspection.compare import compare_runs
-    from resnet_jax.inspection.evaluation import (
-        Calibration,
-        Findings,
-        calibration,
-        confusion_matrix,
-        embedding,
-        examine,
-    )
-    from resnet_jax.inspection.report import write_report
-    from resnet_jax.inspection.saliency import (
-        explain,
-        feature_maps,
-        grad_cam,
-        last_features,
-        overlay,
-    )
-
-_MODULES = {
-    "compare": ("compare_runs",),
-    "evaluation": (
-        "Calibration",
-        "Findings",
-        "calibration",
-        "confusion_matrix",
-        "embedding",
-        "examine",
-    ),
-    "report": ("write_report",),
-    "saliency": ("explain", "feature_maps", "grad_cam", "last_features", "overlay"),
-}
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
-
-__all__ = [*_HOME, "plots"]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "plots":
-        return importlib.import_module(f"{__name__}.plots")
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from resnet_jax.config import all_settings
+from resnet_jax.config import Effect, options_with, settings
 from resnet_jax.errors import ResNetJaxError
 
 if TYPE_CHECKING:
@@ -11,24 +11,21 @@ if TYPE_CHECKING:
 
     from resnet_jax.run import Checkpoint, Run
 
-# What changes neither what is learnt nor which parameters are the best.
-WITHOUT_EFFECT = {"log-every", "compilation-cache", "tensorboard", "data.dir", "data.from-idx"}
-
 
 def group_by_settings(runs: Sequence["Run"]) -> list[tuple[dict[str, Any], list["Run"]]]:
     """Runs that differ in the seed alone together, with the settings that tell groups apart."""
-    described = []
-    for run in runs:
-        settings = {
-            option: value
-            for option, value, _ in all_settings(run.config)
-            if option != "seed" and option not in WITHOUT_EFFECT
+    telling = options_with(Effect.LEARNING, Effect.SELECTION) - {"seed"}
+    described = [
+        {
+            **{s.option: s.value for s in settings(run.config) if s.option in telling},
+            "data fingerprint": run.fingerprint[:12],
         }
-        described.append({**settings, "data fingerprint": run.fingerprint[:12]})
+        for run in runs
+    ]
     differing = [k for k in described[0] if any(d[k] != described[0][k] for d in described)]
     groups: dict[tuple[Any, ...], list[Run]] = {}
-    for run, settings in zip(runs, described, strict=True):
-        groups.setdefault(tuple(settings[k] for k in differing), []).append(run)
+    for run, values in zip(runs, described, strict=True):
+        groups.setdefault(tuple(values[k] for k in differing), []).append(run)
     return [(dict(zip(differing, key, strict=True)), members) for key, members in groups.items()]
 
 
@@ -59,7 +56,7 @@ def compare_runs(runs: Sequence["Run"], checkpoint: "Checkpoint" = "best") -> "p
         if path in paths[:number]:
             raise ResNetJaxError(f"run {runs[number].path} is given twice: give each once")
     rows = []
-    for settings, members in group_by_settings(runs):
+    for values, members in group_by_settings(runs):
         tests = []
         for run in members:
             metrics = run.metrics()
@@ -67,7 +64,7 @@ def compare_runs(runs: Sequence["Run"], checkpoint: "Checkpoint" = "best") -> "p
                 found = metrics[metrics["checkpoint"] == checkpoint]
                 tests.append(found.drop_duplicates("split", keep="last").set_index("split"))
         row: dict[str, Any] = {
-            **settings,
+            **values,
             "runs": len(tests),
             "seeds": " ".join(str(run.config.seed) for run in members),
         }

@@ -16,8 +16,9 @@ from resnet_jax.inspection.saliency import (
     in_order,
     on_whole_images,
 )
-from resnet_jax.ops.llvm import HASTY, QUICK, llvm_level
+from resnet_jax.training.compiler import compiler_options
 from resnet_jax.training.evaluation import Evaluation
+from resnet_jax.training.program import configured_for_run
 
 if TYPE_CHECKING:
     from resnet_jax.run import Checkpoint, Run
@@ -185,6 +186,7 @@ class Findings:
         return wrong[np.argsort(-self.probabilities[wrong].max(1), kind="stable")]
 
 
+@configured_for_run
 def examine(
     run: "Run",
     split: str = "test",
@@ -209,11 +211,11 @@ def examine(
     """
     there = run.split(split, data_dir)
     most = min(MOST_IMAGES, max(1, MOST_BYTES // math.prod(run.image_shape)))
-    images, labels = there.read(np.arange(min(len(there), most)))
+    images, labels = there.batch(np.arange(min(len(there), most)))
     starts = range(0, len(images), BATCH)
-    level = HASTY if len(starts) < BATCHES_WORTH_OPTIMISING else QUICK
+    level = 0 if len(starts) < BATCHES_WORTH_OPTIMISING else 1
 
-    @partial(jax.jit, compiler_options=llvm_level(level))
+    @partial(jax.jit, compiler_options=compiler_options(optimization_level=level))
     def look(variables: Any, images: jax.Array) -> tuple[Forward, jax.Array]:
         return forward_and_saliency(run.model, variables, run.preprocess(images))
 

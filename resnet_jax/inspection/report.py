@@ -16,10 +16,11 @@ import yaml
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from resnet_jax.config import all_settings
+from resnet_jax.config import settings
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.inspection import plots
 from resnet_jax.inspection.evaluation import Findings, embedding, examine
+from resnet_jax.training.program import configured_for_run
 
 if TYPE_CHECKING:
     from resnet_jax.run import Checkpoint, Run
@@ -38,6 +39,7 @@ class Picture(NamedTuple):
     figure: Figure
 
 
+@configured_for_run
 def write_report(
     run: "Run",
     split: str = "test",
@@ -215,7 +217,7 @@ def _page(run: "Run", found: Findings, split: str, checkpoint: str, pictures: st
         (name, row["count"], *(_percent(row[key]) for key in ("recall", "precision")))
         for name, row in evaluation.per_class.items()
     ]
-    settings = [(option, value) for option, value, _ in all_settings(run.config)]
+    configuration = [(s.option, s.value) for s in settings(run.config)]
     facts = [
         ("run folder", run.path.resolve().name),
         ("data fingerprint", document["data"]["fingerprint"]),
@@ -227,7 +229,7 @@ def _page(run: "Run", found: Findings, split: str, checkpoint: str, pictures: st
         measured=_table("Result", ("", ""), measured),
         pictures=pictures,
         per_class=_table("Classes", ("class", "examples", "recall", "precision"), per_class),
-        settings=_table("Configuration", ("setting", "value"), settings),
+        settings=_table("Configuration", ("setting", "value"), configuration),
         facts=_table("Made by", ("", ""), facts),
     )
 

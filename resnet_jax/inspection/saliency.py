@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import ResNet
+from resnet_jax.training.program import configured_for_run
 
 if TYPE_CHECKING:
     from resnet_jax.run import Checkpoint, Run
@@ -186,6 +187,7 @@ _feature_maps = jax.jit(lambda model, *args: forward(model, *args).maps, static_
 _last_features = jax.jit(lambda model, *args: forward(model, *args).features, static_argnums=0)
 
 
+@configured_for_run
 def explain(
     run: "Run",
     images: np.ndarray,

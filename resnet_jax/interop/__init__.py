@@ -1,16 +1,35 @@
 """Weights and networks to and from other frameworks: torchvision, safetensors, StableHLO, ONNX."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Literal
 
-from resnet_jax.interop.adapt import with_fresh_head, with_input_channels
-from resnet_jax.interop.files import load_metadata, load_weights, save_weights
-from resnet_jax.interop.torchvision import from_torchvision, to_torchvision
+from resnet_jax.interop.onnx import export_onnx
+from resnet_jax.interop.stablehlo import export_stablehlo
+from resnet_jax.interop.torchvision import (
+    from_torchvision,
+    to_torchvision,
+    with_fresh_head,
+    with_input_channels,
+)
+from resnet_jax.interop.weights import (
+    export_torchvision,
+    load_metadata,
+    load_weights,
+    save_weights,
+)
 
-if TYPE_CHECKING:
-    from resnet_jax.interop.artifact import export
+Format = Literal["torchvision", "stablehlo", "onnx"]
+# Of each format: what writes it, and the file's ending.
+EXPORTS: dict[str, tuple[Callable[..., None], str]] = {
+    "torchvision": (export_torchvision, ".safetensors"),
+    "stablehlo": (export_stablehlo, ".stablehlo"),
+    "onnx": (export_onnx, ".onnx"),
+}
 
 __all__ = [
-    "export",
+    "export_onnx",
+    "export_stablehlo",
+    "export_torchvision",
     "from_torchvision",
     "to_torchvision",
     "load_weights",
@@ -19,12 +38,3 @@ __all__ = [
     "with_fresh_head",
     "with_input_channels",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    # The one name here that needs data sets and training programs.
-    if name == "export":
-        from resnet_jax.interop.artifact import export
-
-        return export
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,47 +1,70 @@
 """A residual network as an ONNX graph: one Conv node for each convolution, names as ours.
 
 Written node by node rather than converted: the graph reads like the network, and no converter's
-idea of padding comes between. `resnet_jax.interop.artifact` compares it with the reference path.
+idea of padding comes between.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.interop.stablehlo import check
+from resnet_jax.interop.weights import describe, write_whole
 from resnet_jax.models import BasicUnit, BatchNorm, BottleneckUnit, PreActivationUnit, ResNet
 
 # Both old enough for any runtime of the last years.
 OPSET, IR_VERSION = 17, 8
+OUTPUTS = ("logits", "probabilities")
 
 
-def to_onnx(model: ResNet, variables: Any, facts: Mapping[str, Any]) -> bytes:
-    """The network as a serialised ONNX model, in float32.
+def export_onnx(
+    path: Path,
+    model: ResNet,
+    variables: Mapping[str, Any],
+    preprocessing: Preprocessing,
+    class_names: Sequence[str],
+    **made_by: str,
+) -> None:
+    """Write a network in float32, compared with itself before the file is in place.
 
     Input ``images``: ``uint8[N, H, W, C]``; outputs ``logits`` and ``probabilities``:
-    ``float32[N, K]``. The facts (`resnet_jax.interop.artifact.describe`) are its metadata, as JSON.
+    ``float32[N, K]``. The facts of `describe` are the file's metadata, as JSON.
+    """
+    facts = describe(model, preprocessing, class_names, **made_by)
+    content = to_onnx(model, variables, preprocessing, facts)
+    check("onnx", runner(content), model, variables, preprocessing)
+    write_whole(path, content)
+
+
+def to_onnx(
+    model: ResNet, variables: Any, preprocessing: Preprocessing, facts: Mapping[str, Any]
+) -> bytes:
+    """Return the network as a serialised ONNX model, see `export_onnx`.
 
     Raises:
         ResNetJaxError: the package onnx is not installed, or the unit is not one of ours.
     """
-    graph = _Graph(variables)
-    x = graph.preprocess("images", facts["preprocessing"])
+    graph = _Graph(jax.tree.map(np.asarray, variables))
+    x = graph.preprocess("images", preprocessing)
     x = graph.network(model, x)
     graph.add("Softmax", [x], "probabilities", axis=-1)
-    return graph.serialize(facts["preprocessing"]["image_shape"], model.num_classes, facts)
+    return graph.serialize(preprocessing.image_shape, model.num_classes, facts)
 
 
 def runner(content: bytes) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """Runs a serialised model with onnxruntime on a CPU."""
+    """Return a function that runs a serialised model with onnxruntime on a CPU."""
     onnxruntime = _import("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    names = ["logits", "probabilities"]
-    return lambda images: dict(zip(names, session.run(names, {"images": images}), strict=True))
+    return lambda images: dict(zip(OUTPUTS, session.run(OUTPUTS, {"images": images}), strict=True))
 
 
 class _Graph:
@@ -63,23 +86,22 @@ class _Graph:
         self.constants.append(self.onnx.numpy_helper.from_array(array, name))
         return name
 
-    def preprocess(self, x: str, settings: Mapping[str, Any]) -> str:
-        """What `resnet_jax.data.augment.preprocess` does, from uint8 NHWC to float32 NCHW."""
+    def preprocess(self, x: str, settings: Preprocessing) -> str:
+        """Apply a `Preprocessing`, from uint8 NHWC to float32 NCHW."""
         x = self.add("Transpose", [x], "channels_first", perm=[0, 3, 1, 2])
         x = self.add("Cast", [x], "float", to=self.onnx.TensorProto.FLOAT)
-        height, width, _ = settings["image_shape"]
-        size, crop = settings["resize"], settings["center_crop"]
-        if size is not None and (height, width) != (size, size):
+        size, shape = settings.image_size, settings.image_shape[:2]
+        if size is not None and shape != (size, size):
             # Bilinear resizing is one product for the rows and one for the columns. Taken from
-            # JAX itself, so that low-passing and edges are the same. So is cutting out.
-            bring = _cutting if crop else _resizing
-            rows, columns = (bring(before, size) for before in (height, width))
+            # JAX itself, so that low-passing and edges are the same. So is cropping.
+            matrix = _crop if settings.center_crop else _resize
+            rows, columns = (matrix(before, size) for before in shape)
             x = self.add("MatMul", [self.constant("resize_rows/weight", rows), x], "resize_rows")
             weight = self.constant("resize_columns/weight", columns.T)
             x = self.add("MatMul", [x, weight], "resize_columns")
         x = self.add("Div", [x, self.constant("scale/value", 255.0)], "scale")
-        for op, name in (("Sub", "mean"), ("Div", "std")):
-            constant = self.constant(f"{name}/value", np.reshape(settings[name], (-1, 1, 1)))
+        for op, name, value in (("Sub", "mean", settings.mean), ("Div", "std", settings.std)):
+            constant = self.constant(f"{name}/value", np.reshape(value, (-1, 1, 1)))
             x = self.add(op, [x, constant], name)
         return x
 
@@ -104,8 +126,8 @@ class _Graph:
             x = self.relu(self.norm(x, "norm"))
         x = self.add("Flatten", [self.add("GlobalAveragePool", [x], "pool")], "features")
         head = self.params["head"]
-        kernel, bias = (self.constant(f"head/{part}", head[part]) for part in ("kernel", "bias"))
-        return self.add("Gemm", [x, kernel, bias], "logits")
+        weights = [self.constant(f"head/{part}", head[part]) for part in ("kernel", "bias")]
+        return self.add("Gemm", [x, *weights], "logits")
 
     def unit(self, x: str, name: str, stride: int, residual: bool) -> str:
         """`BasicUnit` and `BottleneckUnit`: the stride is on the first 3x3."""
@@ -140,14 +162,8 @@ class _Graph:
         kernel = _find(self.params, name)["kernel"]
         side = kernel.shape[0]
         weight = self.constant(f"{name}/kernel", np.transpose(kernel, (3, 2, 0, 1)))
-        return self.add(
-            "Conv",
-            [x, weight],
-            name,
-            kernel_shape=[side, side],
-            strides=[stride, stride],
-            pads=[side // 2] * 4,
-        )
+        window = {"kernel_shape": [side] * 2, "strides": [stride] * 2, "pads": [side // 2] * 4}
+        return self.add("Conv", [x, weight], name, **window)
 
     def norm(self, x: str, name: str) -> str:
         numbers = {**_find(self.params, name), **_find(self.statistics, name)}
@@ -158,21 +174,12 @@ class _Graph:
     def serialize(self, shape: Sequence[int], num_classes: int, facts: Mapping[str, Any]) -> bytes:
         onnx, make = self.onnx, self.onnx.helper
         uint8, float32 = onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT
-        graph = make.make_graph(
-            self.nodes,
-            "resnet",
-            [make.make_tensor_value_info("images", uint8, ["N", *shape])],
-            [
-                make.make_tensor_value_info(name, float32, ["N", num_classes])
-                for name in ("logits", "probabilities")
-            ],
-            self.constants,
-        )
+        images = make.make_tensor_value_info("images", uint8, ["N", *shape])
+        outputs = [make.make_tensor_value_info(n, float32, ["N", num_classes]) for n in OUTPUTS]
+        graph = make.make_graph(self.nodes, "resnet", [images], outputs, self.constants)
+        opsets = [make.make_opsetid("", OPSET)]
         model = make.make_model(
-            graph,
-            producer_name="resnet_jax",
-            ir_version=IR_VERSION,
-            opset_imports=[make.make_opsetid("", OPSET)],
+            graph, producer_name="resnet_jax", ir_version=IR_VERSION, opset_imports=opsets
         )
         make.set_model_props(model, {key: json.dumps(value) for key, value in facts.items()})
         onnx.checker.check_model(model, full_check=True)
@@ -185,21 +192,18 @@ def _find(tree: Any, name: str) -> Any:
     return tree
 
 
-def _resizing(before: int, after: int) -> np.ndarray:
-    """float32[after, before]: the matrix by which ``jax.image.resize`` resizes one axis."""
-    return np.asarray(
-        jax.image.resize(np.eye(before, dtype=np.float32), (after, before), "bilinear")
-    )
+def _resize(before: int, after: int) -> np.ndarray:
+    """Return float32[after, before], the matrix by which `jax.image.resize` resizes one axis."""
+    eye = np.eye(before, dtype=np.float32)
+    return np.asarray(jax.image.resize(eye, (after, before), "bilinear"))
 
 
-def _cutting(before: int, after: int) -> np.ndarray:
-    """float32[after, before]: the matrix that takes the middle of an axis."""
+def _crop(before: int, after: int) -> np.ndarray:
+    """Return float32[after, before], the matrix that takes the middle of an axis."""
     return np.eye(after, before, (before - after) // 2, dtype=np.float32)
 
 
 def _import(package: str) -> Any:
-    from importlib import import_module
-
     try:
         return import_module(package)
     except ImportError as error:

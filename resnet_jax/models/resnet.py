@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from resnet_jax import ops
+from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models.layers import BatchNorm, Conv, Initializer, he_fan_out, torch_default
 
 Layer = Callable[..., Any]
@@ -164,7 +165,8 @@ class ResNet(nn.Module):
         zero_init_last: starts each residual branch at zero, see `Unit`.
         norm: the class of the normalisation: `BatchNorm`, or `Affine` for a network without one.
         frozen_stages: for fine-tuning: the stem and this many stages have no gradient, and their
-            batch norm stays in evaluation mode. None: nothing is frozen, not even the stem.
+            batch norm stays in evaluation mode; with all stages everything but the head. None:
+            nothing is frozen, not even the stem.
         lowering: ``"auto"``, or ``"reference"`` for XLA's own convolution and pooling everywhere.
         remat: ``True`` keeps only the input of each unit for the gradient and computes the unit a
             second time on the way back: a third more work for less memory. (XLA's CPU compiler
@@ -209,6 +211,12 @@ class ResNet(nn.Module):
         )
         norm = partial(self.norm, dtype=self.dtype, param_dtype=self.param_dtype)
 
+        stages = len(self.stage_sizes)
+        if self.frozen_stages is not None and not 0 <= self.frozen_stages <= stages:
+            raise ResNetJaxError(
+                f"frozen_stages must be at least 0 and at most {stages}, the number of stages, got "
+                f"{self.frozen_stages}"
+            )
         frozen = -1 if self.frozen_stages is None else self.frozen_stages
         stem = Stem(self.stem, self.width, conv, norm, self.lowering, name="stem")
         x = stem(images, train=train and frozen < 0)
@@ -227,10 +235,10 @@ class ResNet(nn.Module):
                     name=f"stage{stage + 1}_unit{index + 1}",
                 )
                 x = (nn.remat(apply) if self.remat else apply)(unit, x)
-        if frozen == len(self.stage_sizes):
-            x = jax.lax.stop_gradient(x)
         if self.unit.preactivation:
-            x = nn.relu(norm(name="norm")(x, train=train))
+            x = nn.relu(norm(name="norm")(x, train=train and frozen < stages))
+        if frozen == stages:
+            x = jax.lax.stop_gradient(x)
         x = x.astype(jnp.promote_types(self.dtype, jnp.float32)).mean(axis=(1, 2))
         # PyTorch starts a dense layer's bias like its kernel, by the number of inputs.
         bound = x.shape[-1] ** -0.5

@@ -1,7 +1,7 @@
 """The static shape of a convolution, and which of its kernel's taps ever touch the image."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Self
 
 
 class Axis(NamedTuple):
@@ -47,8 +47,7 @@ class Axis(NamedTuple):
         return Axis(self.out, self.kernel, 1, low, high)
 
 
-@dataclass(frozen=True)
-class Geometry:
+class Geometry(NamedTuple):
     """A two-dimensional convolution's static shape: one :class:`Axis` for rows, one for columns."""
 
     rows: Axis
@@ -57,49 +56,62 @@ class Geometry:
     @classmethod
     def of(
         cls,
-        size: tuple[int, int],
-        kernel: tuple[int, int],
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-    ) -> "Geometry":
-        """Geometry of a convolution with symmetric padding."""
-        rows, columns = (
-            Axis(size[d], kernel[d], stride[d], padding[d], padding[d]) for d in (0, 1)
-        )
-        return cls(rows, columns)
+        size: Sequence[int],
+        window: int | Sequence[int],
+        stride: int | Sequence[int],
+        padding: int | Sequence[int],
+    ) -> Self:
+        """Return the geometry of a kernel or a pool's window, with symmetric padding.
+
+        Raises:
+            ValueError: a value out of range, or a window larger than the padded image.
+        """
+        window, stride = _pair(window, "window", 1), _pair(stride, "stride", 1)
+        low = high = _pair(padding, "padding", 0)
+        rows, columns = map(Axis, size, window, stride, low, high)
+        geometry = cls(rows, columns)
+        if geometry.is_static and min(geometry.out) < 1:
+            raise ValueError(
+                f"a {window} window does not fit in a {tuple(size)} image padded by {low}"
+            )
+        return geometry
 
     @property
     def size(self) -> tuple[int, int]:
-        """Input height and width."""
         return self.rows.size, self.columns.size
 
     @property
     def kernel(self) -> tuple[int, int]:
-        """Kernel height and width."""
         return self.rows.kernel, self.columns.kernel
 
     @property
     def stride(self) -> tuple[int, int]:
-        """Row and column stride."""
         return self.rows.stride, self.columns.stride
 
     @property
     def padding(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Padding before and after, of rows and of columns."""
         return (self.rows.low, self.rows.high), (self.columns.low, self.columns.high)
 
     @property
     def out(self) -> tuple[int, int]:
-        """Output height and width."""
         return self.rows.out, self.columns.out
+
+    @property
+    def is_static(self) -> bool:
+        """Whether height and width are known, not symbolic."""
+        return all(isinstance(n, int) for n in self.size)
 
     def trimmed(self) -> "Geometry":
         """The same convolution for the kernel cut to the taps that touch the image."""
         return Geometry(self.rows.trimmed(), self.columns.trimmed())
 
     def transposed(self) -> "Geometry":
-        """The convolution of the output's gradient with the flipped kernel: the input's gradient.
-
-        Only for stride 1.
-        """
+        """The convolution with the flipped kernel that is the input gradient, at stride 1."""
         return Geometry(self.rows.transposed(), self.columns.transposed())
+
+
+def _pair(value: int | Sequence[int], name: str, least: int) -> tuple[int, int]:
+    rows, columns = (value, value) if isinstance(value, int) else value
+    if min(rows, columns) < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return rows, columns

@@ -9,22 +9,22 @@ checked before a step is used. This is the only module that knows Orbax.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import numpy as np
 
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.training.hosts import from_first, peers
+from resnet_jax.storage import file_sha256, json_sha256, sync
+from resnet_jax.training.distributed import broadcast_from_main, wait_for_heartbeat
 from resnet_jax.training.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -47,25 +47,35 @@ class Manifest:
         validation: ``{"accuracy": ..., "loss": ...}`` of the weights that evaluation uses, or None
             where no images are held out.
         files: SHA-256 of every file, by its path below the step's folder.
+        metrics: SHA-256 of the rows of ``metrics.jsonl`` up to this step; None if not known.
     """
 
     step: int
     validation: dict[str, float] | None
     files: dict[str, str]
+    metrics: str | None = None
 
     def to_json(self) -> str:
         """The manifest as text, with a checksum of its own."""
-        body = {"step": self.step, "validation": self.validation, "files": self.files}
-        return json.dumps({**body, "sha256": _digest_of(body)}, indent=1)
+        body: dict[str, Any] = {
+            "step": self.step,
+            "validation": self.validation,
+            "files": self.files,
+        }
+        if self.metrics is not None:
+            body["metrics"] = self.metrics
+        return json.dumps({**body, "sha256": json_sha256(body)}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
         """The inverse of `to_json`; raises ValueError where the checksum disagrees."""
         try:
             body = json.loads(text)
-            if body.pop("sha256") != _digest_of(body):
+            if body.pop("sha256") != json_sha256(body):
                 raise ValueError("its own checksum disagrees")
-            return cls(int(body["step"]), body["validation"], dict(body["files"]))
+            return cls(
+                int(body["step"]), body["validation"], dict(body["files"]), body.get("metrics")
+            )
         except (AttributeError, LookupError, TypeError, RecursionError) as error:
             raise ValueError(f"it is no manifest ({error!r})") from error
 
@@ -79,7 +89,12 @@ class Checkpoints:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def save(self, state: TrainState, validation: dict[str, float] | None) -> None:
+    def save(
+        self,
+        state: TrainState,
+        validation: dict[str, float] | None,
+        metrics: str | None = None,
+    ) -> None:
         """Writes the state as the newest step, then removes steps that are no longer needed.
 
         Blocks until the step is on the disk: half a second for ResNet-18 with momentum (94 MB),
@@ -100,14 +115,14 @@ class Checkpoints:
         unfinished = self.directory / f"{UNFINISHED}{step}"
         # Before anything is written; the files beside the arrays take a little more.
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-        from_first(lambda: self._begin(unfinished, needed))
-        with self._explained(unfinished), peers():
+        broadcast_from_main(lambda: self._begin(unfinished, needed))
+        with self._explained(unfinished):
             handler = ocp.PyTreeCheckpointHandler()
             with _without_tracebacks(), ocp.Checkpointer(handler) as checkpointer:
                 path = unfinished.absolute() / "state"
                 checkpointer.save(path, args=ocp.args.PyTreeSave(tree))
         # Orbax returns when every process has written its part.
-        from_first(lambda: self._finish(unfinished, step, validation))
+        broadcast_from_main(lambda: self._finish(unfinished, step, validation, metrics))
 
     def _begin(self, unfinished: Path, needed: int) -> None:
         with self._explained(unfinished):
@@ -117,12 +132,20 @@ class Checkpoints:
             if (free := shutil.disk_usage(unfinished).free) < needed:
                 raise OSError(f"{needed / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free")
 
-    def _finish(self, unfinished: Path, step: int, validation: dict[str, float] | None) -> None:
+    def _finish(
+        self,
+        unfinished: Path,
+        step: int,
+        validation: dict[str, float] | None,
+        metrics: str | None,
+    ) -> None:
         """Adds the manifest, moves the step into place and removes those that it replaces."""
         with self._explained(unfinished):
-            files = {name: _digest(unfinished / name, sync=True) for name in _files(unfinished)}
+            files = {
+                name: file_sha256(unfinished / name, synced=True) for name in _files(unfinished)
+            }
             manifest = unfinished / "manifest.json"
-            manifest.write_text(Manifest(step, validation, files).to_json())
+            manifest.write_text(Manifest(step, validation, files, metrics).to_json())
             sync(manifest)
             for folder in (unfinished, *(p for p in unfinished.rglob("*") if p.is_dir())):
                 sync(folder)
@@ -140,6 +163,7 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError) as error:
+            wait_for_heartbeat(error)
             shutil.rmtree(unfinished, ignore_errors=True)
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             step = unfinished.name.removeprefix(UNFINISHED)
@@ -184,7 +208,7 @@ class Checkpoints:
             path = folder / name
             if name not in present:
                 raise DamagedCheckpointError(f"{path} is missing")
-            if _digest(path) != digest:
+            if file_sha256(path) != digest:
                 raise DamagedCheckpointError(f"{path} is damaged: its checksum disagrees")
         return manifest
 
@@ -217,6 +241,15 @@ class Checkpoints:
             )
         return max(ranks, key=lambda step: ranks[step], default=None)
 
+    def find(self, checkpoint: Literal["best", "latest"]) -> int | None:
+        """Return the step of the best or the latest checkpoint that verifies; None without one."""
+        match checkpoint:
+            case "best":
+                return self.best_of(self.good_steps())
+            case "latest":
+                return next(self.good_steps(), None)
+        raise ResNetJaxError(f"checkpoint {checkpoint} is not known: give best or latest")
+
     def restore(self, state: TrainState, step: int) -> TrainState:
         """The state of a verified step, on the devices and with the shardings of ``state``."""
         import orbax.checkpoint as ocp
@@ -230,6 +263,33 @@ class Checkpoints:
                 ),
             )
         return state.replace(**tree)
+
+    def restore_variables(self, step: int) -> dict[str, Any]:
+        """Read the parameters and running statistics of a verified step, as numpy arrays.
+
+        They are the averaged ones where the run averages its weights; the optimiser's state is
+        not read, and no setting of JAX matters.
+        """
+        import orbax.checkpoint as ocp
+
+        path = (self.directory / str(step) / "state").absolute()
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            saved = checkpointer.metadata(path).item_metadata.tree
+            names = ("params", "batch_stats")
+            target = {name: saved[name] for name in names}
+            if saved["ema"] is not None:
+                target = {"ema": {name: saved["ema"][name] for name in names}}
+            as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+            tree = checkpointer.restore(
+                path,
+                args=ocp.args.PyTreeRestore(
+                    target,
+                    restore_args=jax.tree.map(lambda _: as_numpy, target),
+                    partial_restore=True,
+                ),
+            )
+        variables: dict[str, Any] = tree.get("ema", tree)
+        return variables
 
     def _discard(self, step: int) -> None:
         """Removes a step; renamed first, so that a kill never leaves half of it in place."""
@@ -274,23 +334,3 @@ def _not_of_orbax(record: logging.LogRecord) -> bool:
 
 def _files(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-
-
-def _digest(path: Path, sync: bool = False) -> str:
-    with path.open("rb") as file:
-        if sync:
-            os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _digest_of(body: Any) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Returns when a file's content, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

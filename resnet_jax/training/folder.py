@@ -9,31 +9,26 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import yaml
 
-from resnet_jax.config import TrainConfig, differences, from_dict, to_dict
+from resnet_jax.config import (
+    MAY_CHANGE,
+    TrainConfig,
+    differences,
+    from_dict,
+    to_dict,
+)
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.training.checkpoint import Checkpoints, sync
+from resnet_jax.storage import atomic_write, json_sha256, refuse_links, unwritable
+from resnet_jax.training.checkpoint import Checkpoints
 
-# Settings that do not change what is learnt: a run may be continued with others.
-MAY_CHANGE = {
-    "log-every",
-    "eval-every",
-    "patience",
-    "target",
-    "compilation-cache",
-    "tensorboard",
-    "model.remat",
-    "data.dir",
-    "data.from-idx",
-    "data.workers",
-    "data.streaming",
-    "data.memory-limit",
-}
+# The logger of what happens to a run: starts, stops, ends.
+EVENTS = "resnet_jax.events"
 # What every line of metrics.jsonl has.
 COMMON = {"step", "epoch", "kind", "loss", "accuracy", "seconds"}
+MAX_CONFIG_CHARACTERS = 1_000_000
 PACKAGES = ("resnet_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -70,6 +65,7 @@ class RunFolder:
         with ExitStack() as stack:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
+                refuse_links(self.path)
                 lock = stack.enter_context((self.path / ".lock").open("a+"))
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 lock.truncate(0)
@@ -93,7 +89,7 @@ class RunFolder:
 
         Versions and commit are those that the run began with.
         """
-        began = yaml.safe_load((self.path / "config.yaml").read_text()) if self.exists else {}
+        began = _load_yaml(self.path / "config.yaml") if self.exists else {}
         document = {
             "config": to_dict(config),
             "data": {
@@ -104,7 +100,7 @@ class RunFolder:
             "versions": began.get("versions") or {name: _version(name) for name in PACKAGES},
             "commit": began["commit"] if "commit" in began else _commit(),
         }
-        _replace(self.path / "config.yaml", yaml.safe_dump(document, sort_keys=False))
+        atomic_write(self.path / "config.yaml", yaml.safe_dump(document, sort_keys=False))
 
     def read_config(self) -> tuple[TrainConfig, DataFacts]:
         """The inverse of `write_config`.
@@ -119,7 +115,7 @@ class RunFolder:
                 f"`resnet-jax train --run-dir {self.path}` makes one"
             )
         try:
-            document = yaml.safe_load(path.read_text())
+            document = _load_yaml(path)
             data = document["data"]
             facts = DataFacts(
                 str(data["fingerprint"]),
@@ -137,6 +133,19 @@ class RunFolder:
         ) as error:
             reason = " ".join(str(error).split())
             raise ResNetJaxError(f"{path} is damaged: {reason}") from error
+
+    def read_variables(self, checkpoint: Literal["best", "latest"] = "best") -> dict[str, Any]:
+        """Read a checkpoint's parameters and running statistics, see `Checkpoints`.
+
+        Raises:
+            ResNetJaxError: the run has no checkpoint that verifies.
+        """
+        step = self.checkpoints.find(checkpoint)
+        if step is None:
+            raise ResNetJaxError(
+                f"{self.path} has no usable checkpoint: run its training command again"
+            )
+        return self.checkpoints.restore_variables(step)
 
     def check_same(self, config: TrainConfig, facts: DataFacts) -> None:
         """Refuses to continue this run with another configuration or other data.
@@ -176,79 +185,120 @@ class RunFolder:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise _unwritable(path, error) from error
+            raise unwritable(path, error) from error
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``; a last one that was cut short by a kill is left out."""
+    def read_metrics(self, *, whole: bool = False) -> list[dict[str, Any]]:
+        """Read the lines of ``metrics.jsonl``.
+
+        Args:
+            whole: refuse also a last line that a kill has cut short, which is else left out.
+
+        Raises:
+            ResNetJaxError: a line is no row, or out of order.
+        """
         path = self.path / "metrics.jsonl"
         if not path.is_file():
             return []
-        rows = []
+        rows: list[dict[str, Any]] = []
         lines = path.read_text(errors="replace").splitlines()
         for number, line in enumerate(lines, start=1):
             try:
-                row = json.loads(line)
-                if not isinstance(row, dict) or not row.keys() >= COMMON:
-                    raise ValueError("not a row")
-                rows.append(row)
-            except ValueError as error:
-                if number < len(lines):
+                rows.append(_row(line, rows))
+            except (ValueError, RecursionError) as error:
+                if number < len(lines) or whole:
                     raise ResNetJaxError(
-                        f"{path} is damaged: line {number} is no JSON object with "
-                        f"{', '.join(sorted(COMMON))}: remove that line"
+                        f"{path} is damaged: line {number} is {error}: remove that line"
                     ) from error
         return rows
+
+    def metrics_digest(self, step: int) -> str:
+        """Return the SHA-256 of the rows up to a step, as its manifest keeps it.
+
+        Without those of tests, which are made when the last step has been saved.
+        """
+        rows = [row for row in self.read_metrics() if row["kind"] != "test"]
+        return json_sha256([row for row in rows if row["step"] <= step])
+
+    def check_metrics(self, step: int) -> None:
+        """Compare the rows up to a saved step with the digest in its manifest.
+
+        Raises:
+            ResNetJaxError: a row was changed, added or removed since.
+        """
+        digest = self.checkpoints.manifest(step).metrics
+        if digest is not None and digest != self.metrics_digest(step):
+            raise ResNetJaxError(
+                f"{self.path / 'metrics.jsonl'} was changed: its lines up to step {step} are not "
+                "those that were saved with that step"
+            )
 
     def rewind_metrics(self, step: int) -> list[dict[str, Any]]:
         """Drops lines of later steps than the one a run resumes from, and returns the others."""
         path, rows = self.path / "metrics.jsonl", self.read_metrics()
         # A test of the best parameters carries their step, and the run's last step beside it.
-        kept = [row for row in rows if row.get("last", row["step"]) <= step]
+        kept = [row for row in rows if _measured_at(row) <= step]
         text = "".join(json.dumps(row) + "\n" for row in kept)
         if path.is_file() and path.read_text(errors="replace") != text:
-            _replace(path, text)
+            atomic_write(path, text)
         return kept
+
+
+def _row(line: str, before: list[dict[str, Any]]) -> dict[str, Any]:
+    """Parse a line of ``metrics.jsonl``; raises ValueError where it is none."""
+    row = json.loads(line)
+    if not isinstance(row, dict) or not row.keys() >= COMMON:
+        raise ValueError(f"no JSON object with {', '.join(sorted(COMMON))}")
+    for name in COMMON - {"kind"}:
+        number = row[name]
+        if isinstance(number, bool) or not isinstance(number, int | float) or number != number:
+            raise ValueError(f"no row: its {name} is {number!r:.40}")
+    if row["kind"] not in ("train", "validation", "test"):
+        raise ValueError(f"no row: its kind is {row['kind']!r:.40}")
+    if before and _measured_at(row) < _measured_at(before[-1]):
+        raise ValueError(f"of step {row['step']:g}, after one of {_measured_at(before[-1]):g}")
+    return row
+
+
+def _measured_at(row: dict[str, Any]) -> int:
+    """The step at which a row was written: a test of the best parameters carries their step."""
+    step: int = row.get("last", row["step"])
+    return step
+
+
+def _load_yaml(path: Path) -> Any:
+    """Read a small YAML document; aliases, which could multiply it, are refused (`ValueError`)."""
+    text = path.read_text()
+    if len(text) > MAX_CONFIG_CHARACTERS:
+        raise ValueError(f"it has more than {MAX_CONFIG_CHARACTERS:,} characters")
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+        raise ValueError("it has aliases")
+    return yaml.safe_load(text)
 
 
 @contextmanager
 def _log_to(path: Path) -> Iterator[None]:
-    """Writes the package's log, warnings and the rest, to a file as well."""
-    handler = logging.FileHandler(path)
+    """Write the events of a run and the package's warnings to a file.
+
+    The user's own logging is left as it is: events do not reach it, warnings still do.
+    """
+    handler = logging.FileHandler(path, errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     # On a full disk the run fails by what it cannot save, not by traceback after traceback here.
     handler.handleError = lambda record: None  # type: ignore[method-assign]
-    logger = logging.getLogger("resnet_jax")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    package, events = logging.getLogger("resnet_jax"), logging.getLogger(EVENTS)
+    before = events.level, events.propagate
+    events.setLevel(logging.INFO)
+    events.propagate = False
+    for logger in (package, events):
+        logger.addHandler(handler)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
+        for logger in (package, events):
+            logger.removeHandler(handler)
+        events.level, events.propagate = before
         with suppress(OSError):
             handler.close()
-        logger.setLevel(level)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file as a whole or not at all."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    try:
-        with unfinished.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-        sync(path.parent)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> ResNetJaxError:
-    return ResNetJaxError(
-        f"{path} cannot be written ({error.strerror}): free space or permissions there, then run "
-        f"the same command again"
-    )
 
 
 def _version(package: str) -> str | None:

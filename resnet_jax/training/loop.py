@@ -1,6 +1,5 @@
 """The training loop: from a configuration to a finished run, and on from any step of it."""
 
-import dataclasses
 import hashlib
 import logging
 import os
@@ -18,20 +17,30 @@ from typing import Any
 import jax
 import numpy as np
 
-from resnet_jax.config import TrainConfig
-from resnet_jax.data import Dataset, IndexStream, StreamedSplit, load_dataset, sample
-from resnet_jax.data.streaming import ReadAhead
+from resnet_jax.config import (
+    Effect,
+    TrainConfig,
+    check_against_dataset,
+    options_with,
+    replaced,
+    settings,
+)
+from resnet_jax.data.dataset import Split, load_splits, pixel_statistics
+from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.training import hosts
+from resnet_jax.training import distributed
 from resnet_jax.training.evaluation import Evaluation
-from resnet_jax.training.folder import DataFacts, RunFolder
-from resnet_jax.training.program import Program, configure_jax
+from resnet_jax.training.folder import EVENTS, DataFacts, RunFolder
+from resnet_jax.training.program import Program, configured_jax
 from resnet_jax.training.progress import Observer, Silent
-from resnet_jax.training.state import Batch, TrainState
+from resnet_jax.training.state import TrainState
 from resnet_jax.training.steps import Metrics
 from resnet_jax.training.tensorboard import Events
 
 log = logging.getLogger(__name__)
+events_log = logging.getLogger(EVENTS)
+
+TEST_SPLITS = ("test", "test_all")
 
 
 class NotFiniteError(ResNetJaxError):
@@ -42,38 +51,6 @@ class StoppedError(ResNetJaxError):
     """A signal stopped the run; it was saved and the same command continues it."""
 
     exit_code = 75
-
-
-def load_splits(config: TrainConfig) -> tuple[Dataset, dict[str, Any]]:
-    """The data set as the run uses it, and its splits by name.
-
-    With ``--data.subset`` there is a further split, ``test_all``: every test image of the data
-    set, for a test result that does not hang on 200 images.
-    """
-    settings = config.data
-    data = load_dataset(
-        settings.name,
-        settings.dir,
-        validation=settings.validation,
-        from_idx=settings.from_idx,
-        size=settings.read_size or settings.image_size,
-        fit=settings.fit,
-        background=settings.background,
-        skip_bad=settings.skip_bad,
-        streaming=settings.streaming,
-        memory_limit=settings.memory_limit,
-        workers=settings.workers,
-    )
-    whole = data
-    if config.data.subset is not None:
-        train, validation, test = config.data.subset
-        data = sample(
-            data, train=train, validation=validation, test=test, seed=config.data.subset_seed
-        )
-    splits = {"train": data.train, "validation": data.validation, "test": data.test}
-    if config.data.subset is not None:
-        splits["test_all"] = whole.test
-    return data, splits
 
 
 def fit(
@@ -90,11 +67,10 @@ def fit(
         ResNetJaxError: the configuration is refused, the data are not to be had, the run's folder
             is another run's, is in use or cannot be written.
         NotFiniteError: the loss or the gradient was not finite; the last checkpoint is older.
-        StoppedError: SIGINT or SIGTERM arrived, at any process; the step at which it did is saved.
+        StoppedError: SIGINT, SIGTERM or SIGHUP arrived, at any process; its step is saved.
     """
-    configure_jax(config)
-    with hosts.peers():
-        _fit(config, run_dir, observer if hosts.is_first() else Silent(), pretrained)
+    with configured_jax(config):
+        _fit(config, run_dir, observer if distributed.is_main_process() else Silent(), pretrained)
 
 
 def _fit(
@@ -103,26 +79,27 @@ def _fit(
     observer: Observer,
     pretrained: Callable[[Program], dict[str, Any]] | None,
 ) -> None:
-    data, splits = hosts.after_first(lambda: load_splits(config))
+    data, splits = distributed.main_process_first(lambda: load_splits(config.data))
     facts = DataFacts(data.fingerprint, data.class_names, data.image_shape)
-    stream = IndexStream(len(data.train), config.batch_size, config.seed)
-    if config.epochs * len(data.train) / config.batch_size >= 2**31:
-        raise ResNetJaxError(
-            f"--epochs {config.epochs:g} makes no sense: {len(data.train)} images in batches of "
-            f"{config.batch_size} would take more than 2^31 steps"
-        )
-    total_steps = stream.steps(config.epochs)
-    program = Program(config, data.class_names, data.image_shape, total_steps, jax.devices())
-    program.check_batch_size()
-    for option in ("patience", "target"):
-        if getattr(config, option) is not None and not len(data.validation):
-            raise ResNetJaxError(
-                f"--{option} {getattr(config, option)} needs validation images and there are none: "
-                f"give --data.validation or --data.subset some, or leave --{option} out"
-            )
-    hosts.check_same("data with fingerprint", data.fingerprint, "give all processes the same data")
-    hosts.check_same("settings with digest", _digest(config), "give all processes the same options")
     folder = RunFolder(run_dir)
+    config = _with_statistics(config, folder, data.train)
+    devices = jax.devices()
+    check_against_dataset(
+        config,
+        num_train=len(data.train),
+        num_validation=len(data.validation),
+        image_shape=data.image_shape,
+        num_devices=len(devices),
+    )
+    sampler = EpochSampler(len(data.train), config.batch_size, config.seed)
+    total_steps = sampler.steps(config.epochs)
+    program = Program(config, data.class_names, data.image_shape, total_steps, devices)
+    distributed.assert_equal(
+        "data with fingerprint", data.fingerprint, "give all processes the same data"
+    )
+    distributed.assert_equal(
+        "settings with digest", _digest(config), "give all processes the same options"
+    )
     if folder.exists:
         folder.check_same(config, facts)
     # Read before anything is written, and not at all where a run goes on.
@@ -135,9 +112,9 @@ def _fit(
             if not folder.exists or folder.read_config()[0] != config:
                 folder.write_config(config, facts)
 
-        hosts.from_first(begin)
+        distributed.broadcast_from_main(begin)
         stop = stack.enter_context(_signals())
-        step = hosts.from_first(lambda: next(folder.checkpoints.good_steps(), 0))
+        step = distributed.broadcast_from_main(lambda: next(folder.checkpoints.good_steps(), 0))
         if step:
             state = folder.checkpoints.restore(program.template(), step)
             observer.said(f"resumes at step {step} of {total_steps}")
@@ -145,12 +122,14 @@ def _fit(
             state = program.init()
             if pretrained:
                 state = program.adopt(state, variables or pretrained(program))
-        rows = hosts.from_first(lambda: folder.rewind_metrics(step))
+        rows = distributed.broadcast_from_main(lambda: folder.rewind_metrics(step))
+        if step:
+            distributed.broadcast_from_main(lambda: _warn_of_changed_metrics(folder, step))
         events = None
-        if config.tensorboard and hosts.is_first():
+        if config.tensorboard and distributed.is_main_process():
             events = Events(folder.path / "tensorboard", rows)
         try:
-            _Loop(program, folder, observer, stream, splits, rows, stop, events).run(state, step)
+            _Loop(program, folder, observer, sampler, splits, rows, stop, events).run(state, step)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -163,10 +142,31 @@ def _fit(
                 events.close()
 
 
+def _warn_of_changed_metrics(folder: RunFolder, step: int) -> None:
+    try:
+        folder.check_metrics(step)
+    except ResNetJaxError as error:
+        log.warning("%s; the run goes on with them", error)
+
+
+def _with_statistics(config: TrainConfig, folder: RunFolder, train: Split) -> TrainConfig:
+    """The configuration with a mean and a standard deviation: given, the run's, or the images'."""
+    missing = [name for name in ("mean", "std") if getattr(config.data, name) is None]
+    if not missing:
+        return config
+    recorded = folder.read_config()[0].data if folder.exists else None
+    if recorded is not None:
+        known = {"mean": recorded.mean, "std": recorded.std}
+    else:
+        known = dict(zip(("mean", "std"), pixel_statistics(train), strict=True))
+    return replaced(config, {f"data.{name}": known[name] for name in missing})
+
+
 def _digest(config: TrainConfig) -> str:
-    """Of the settings that processes of one run must share."""
-    data = dataclasses.replace(config.data, dir=None, from_idx=None, workers=None)
-    return hashlib.sha256(repr(dataclasses.replace(config, data=data)).encode()).hexdigest()
+    """The digest of the settings that all processes of a run must share."""
+    local = options_with(Effect.LOCAL)
+    shared = [(s.option, s.value) for s in settings(config) if s.option not in local]
+    return hashlib.sha256(repr(shared).encode()).hexdigest()
 
 
 class _Loop:
@@ -177,37 +177,33 @@ class _Loop:
         program: Program,
         folder: RunFolder,
         observer: Observer,
-        stream: IndexStream,
+        sampler: EpochSampler,
         splits: dict[str, Any],
         rows: list[dict[str, Any]],
         stop: list[int],
         events: Events | None,
     ) -> None:
         self.program, self.folder, self.observer = program, folder, observer
-        self.stream, self.splits, self.rows, self.stop = stream, splits, rows, stop
+        self.sampler, self.splits, self.rows, self.stop = sampler, splits, rows, stop
         self.config, self.events = program.config, events
         self.seconds_before = max((row["seconds"] for row in rows), default=0.0)
         self.began = time.perf_counter()
         self.asked: deque[jax.Array] = deque()
+        self.satisfied = self._is_satisfied()
 
     def run(self, state: TrainState, step: int) -> None:
         total, config = self.program.total_steps, self.config
         if self._tested(step):
             self.observer.said(f"{self.folder.path} is finished; nothing to do")
             return
-        log.info("trains from step %d of %d", step, total)
+        events_log.info("trains from step %d of %d", step, total)
         self.observer.started(step, total)
-        examples: Batch | ReadAhead
-        match self.program.put(self.splits["train"]):
-            case StreamedSplit() as train:
-                examples = self.program.read_ahead(train, self.stream.batch, range(step, total))
-            case held:
-                examples = held
-        validation = self.program.put(self.splits["validation"])
+        order = map(self.sampler.batch, range(step, total))
+        batches = self.program.batches(self.splits["train"], order)
         measured: list[Metrics] = []
         since = time.perf_counter()
-        while step < total and not self._satisfied():
-            state, metrics = self.program.train(state, examples, self.stream.batch(step))
+        while step < total and not self.satisfied:
+            state, metrics = self.program.train(state, *next(batches))
             step += 1
             measured.append(metrics)
             if len(measured) > 2:
@@ -221,19 +217,19 @@ class _Loop:
                 measured = []
                 since = time.perf_counter()
             if evaluate:
-                self._validate_and_save(state, step, validation)
+                self._validate_and_save(state, step)
                 since = time.perf_counter()
             if stop:
                 if not evaluate:
                     self._save(state, step, None)
                 name = signal.Signals(self.stop[0]).name if self.stop else "a signal to another"
-                log.info("%s: saved step %d and stopped", name, step)
+                events_log.info("%s: saved step %d and stopped", name, step)
                 raise StoppedError(
                     f"{name}: saved step {step} of {total} in {self.folder.path}; "
                     f"the same command continues"
                 )
         self._test(state, step)
-        log.info("finished at step %d", step)
+        events_log.info("finished at step %d", step)
 
     def _stops(self) -> bool:
         """Whether to stop after this step, on which all processes must agree.
@@ -241,7 +237,7 @@ class _Loop:
         Of several, each tells the others at every step whether it has got a signal, and all act on
         what was told two steps earlier, which has arrived by now: nobody waits for it.
         """
-        if not hosts.several():
+        if distributed.process_count() == 1:
             return bool(self.stop)
         self.asked.append(self.program.is_asked_anywhere(bool(self.stop)))
         return len(self.asked) > 2 and bool(self.asked.popleft())
@@ -252,11 +248,11 @@ class _Loop:
             return True
         if self.config.eval_every is not None:
             return step % self.config.eval_every == 0
-        per_epoch = self.stream.num_examples / self.config.batch_size
+        per_epoch = self.sampler.num_examples / self.config.batch_size
         epoch = round(step / per_epoch)
         return epoch >= 1 and step == round(epoch * per_epoch)
 
-    def _satisfied(self) -> bool:
+    def _is_satisfied(self) -> bool:
         """Whether ``--target`` is reached or ``--patience`` is over."""
         accuracies = [row["accuracy"] for row in self.rows if row["kind"] == "validation"]
         if not accuracies:
@@ -268,12 +264,22 @@ class _Loop:
         return patience is not None and since_best >= patience
 
     def _tested(self, step: int) -> bool:
-        ended = step == self.program.total_steps or self._satisfied()
-        return ended and any(row["kind"] == "test" and row["last"] == step for row in self.rows)
+        """Whether nothing is left to do: training has ended, and what can be tested was."""
+        ended = step == self.program.total_steps or self.satisfied
+        wanted = {
+            (split, checkpoint)
+            for split in TEST_SPLITS
+            if len(self.splits.get(split, ()))
+            for checkpoint in ("latest", "best")
+        }
+        tested = {(row["split"], row["checkpoint"]) for row in self.rows if row.get("last") == step}
+        return ended and wanted <= tested
 
     def _record(self, *rows: dict[str, Any]) -> None:
-        hosts.from_first(lambda: self.folder.append_metrics(*rows))
+        distributed.broadcast_from_main(lambda: self.folder.append_metrics(*rows))
         self.rows.extend(rows)
+        if any(row["kind"] == "validation" for row in rows):
+            self.satisfied = self._is_satisfied()
         if self.events:
             self.events.add(*rows)
         for row in rows:
@@ -282,7 +288,7 @@ class _Loop:
     def _row(self, step: int, kind: str, loss: float, accuracy: float, **more: Any) -> dict:
         return {
             "step": step,
-            "epoch": step * self.config.batch_size / self.stream.num_examples,
+            "epoch": step * self.config.batch_size / self.sampler.num_examples,
             "kind": kind,
             "loss": loss,
             "accuracy": accuracy,
@@ -313,10 +319,12 @@ class _Loop:
             )
         )
 
-    def _validate_and_save(self, state: TrainState, step: int, validation: Any) -> None:
+    def _validate_and_save(self, state: TrainState, step: int) -> None:
         result = None
         if len(self.splits["validation"]):
-            evaluation = self.program.evaluate(state, validation)
+            evaluation = self.program.evaluate(state, self.splits["validation"])
+            if not np.isfinite(evaluation.loss):
+                raise self._not_finite("validation loss", step)
             more = _top5(evaluation)
             loss, accuracy = evaluation.loss, evaluation.accuracy
             self._record(self._row(step, "validation", loss, accuracy, **more))
@@ -330,7 +338,8 @@ class _Loop:
         for name, part in jax.device_get(numbers).items():
             if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(part)):
                 raise self._not_finite(f"{name} of the parameters", step - 1)
-        self.folder.checkpoints.save(state, validation)
+        digest = distributed.broadcast_from_main(lambda: self.folder.metrics_digest(step))
+        self.folder.checkpoints.save(state, validation, digest)
 
     def _not_finite(self, what: str, step: int) -> NotFiniteError:
         saved = self.folder.checkpoints.steps()
@@ -344,7 +353,9 @@ class _Loop:
         """The test images are seen here, once, when every choice has been made."""
         rows = self._test_rows(state, "latest", last, last)
         checkpoints = self.folder.checkpoints
-        best = hosts.from_first(lambda: checkpoints.best_of(checkpoints.good_steps()))
+        best = distributed.broadcast_from_main(
+            lambda: checkpoints.best_of(checkpoints.good_steps())
+        )
         if best is not None and best != last:
             state = checkpoints.restore(state, best)
         rows += self._test_rows(state, "best", best or last, last)
@@ -354,9 +365,11 @@ class _Loop:
         self, state: TrainState, checkpoint: str, step: int, last: int
     ) -> list[dict[str, Any]]:
         rows = []
-        for split in ("test", "test_all"):
+        for split in TEST_SPLITS:
             if len(self.splits.get(split, ())):
-                found = self.program.evaluate(state, self.program.put(self.splits[split]))
+                found = self.program.evaluate(state, self.splits[split])
+                if not np.isfinite(found.loss):
+                    raise self._not_finite(f"loss on {split} of the {checkpoint} parameters", step)
                 more = {"split": split, "checkpoint": checkpoint, "last": last, **_top5(found)}
                 rows.append(self._row(step, "test", found.loss, found.accuracy, **more))
         return rows
@@ -386,7 +399,7 @@ def _where_not_finite(groups: list[str], not_finite: np.ndarray) -> str:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """A list that gets the number of the first SIGINT or SIGTERM; the second ends the process.
+    """A list that gets the number of the first SIGINT, SIGTERM or SIGHUP; the second ends all.
 
     A thread listens, since Python itself runs a handler only between two of its instructions: the
     main thread may be compiling for minutes. Outside the main thread Python cannot listen to
@@ -409,7 +422,7 @@ def _signals() -> Iterator[list[int]]:
     told.setblocking(False)
     wakeup = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
     thread = threading.Thread(target=listen, name="signals", daemon=True)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         previous[number] = signal.signal(number, lambda number, frame: None)
     thread.start()
     try:

@@ -1,5 +1,7 @@
 """Learning-rate schedules and optimisers, from optax."""
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -22,10 +24,13 @@ def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
     warmup_steps = round(config.warmup * total_steps)
     match config.schedule:
         case "one_cycle":
-            # optax cuts the rise to whole steps and divides by their number: at least one.
-            rise = (max(warmup_steps, 1) + 0.5) / total_steps
-            return optax.cosine_onecycle_schedule(
-                total_steps, peak, pct_start=rise, div_factor=25.0, final_div_factor=1e4
+            # optax cuts the rise to whole steps and divides by their number and that of the fall:
+            # at least one of each.
+            rise = (min(max(warmup_steps, 1), max(total_steps - 1, 1)) + 0.5) / total_steps
+            return _in_default_precision(
+                optax.cosine_onecycle_schedule(
+                    total_steps, peak, pct_start=rise, div_factor=25.0, final_div_factor=1e4
+                )
             )
         case "cosine":
             main = optax.cosine_decay_schedule(peak, max(total_steps - warmup_steps, 1))
@@ -42,7 +47,12 @@ def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
     # The first step already learns: warm-up step k of n has the rate (k + 1) / (n + 1).
     start = peak / (warmup_steps + 1)
     warmup = optax.linear_schedule(start, peak, warmup_steps)
-    return optax.join_schedules([warmup, main], [warmup_steps])
+    return _in_default_precision(optax.join_schedules([warmup, main], [warmup_steps]))
+
+
+def _in_default_precision(schedule: optax.Schedule) -> optax.Schedule:
+    """Count steps in JAX's default float type: optax would divide integers in float32."""
+    return lambda step: schedule(jnp.asarray(step, float))
 
 
 def make_optimizer(
@@ -68,15 +78,30 @@ def make_optimizer(
 
 
 def _scale_by_layer(body_rate: float, frozen_stages: int | None) -> optax.GradientTransformation:
-    frozen = ["stem", *(f"stage{stage + 1}_" for stage in range(frozen_stages or 0))]
+    def scale(updates: Any, _: Any) -> Any:
+        trained = {layer for layer in updates if not _is_frozen(layer, updates, frozen_stages)}
 
-    def share(path: Any, update: jax.Array) -> jax.Array:
-        layer = path[0].key
-        if frozen_stages is not None and layer.startswith(tuple(frozen)):
-            return jnp.zeros_like(update)
-        return update if layer == "head" else body_rate * update
+        def scaled(path: Any, update: jax.Array) -> jax.Array:
+            layer = path[0].key
+            if layer not in trained:
+                return jnp.zeros_like(update)
+            return update if layer == "head" else body_rate * update
 
-    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(share, updates))
+        return jax.tree_util.tree_map_with_path(scaled, updates)
+
+    return optax.stateless(scale)
+
+
+def _is_frozen(layer: str, layers: Iterable[str], frozen_stages: int | None) -> bool:
+    if frozen_stages is None or layer == "head":
+        return False
+    stage_of = {
+        name: int(number[1]) for name in layers if (number := re.match(r"stage(\d+)_", name))
+    }
+    if layer in stage_of:
+        return stage_of[layer] <= frozen_stages
+    # The norm that a pre-activation network has after its last stage belongs to it.
+    return layer == "stem" or frozen_stages >= max(stage_of.values(), default=0)
 
 
 def kernels(params: Any) -> Any:

@@ -1,5 +1,7 @@
 """What a person sees while a run trains: a bar in a terminal, plain lines anywhere else."""
 
+import os
+import sys
 import time
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -16,6 +18,15 @@ from rich.progress import (
 
 # Without a bar, a line at least this often shows that something happens.
 SECONDS_BETWEEN_LINES = 10.0
+
+
+class PatientConsole(Console):
+    """A console that goes on, silently, when the reader of its output has gone (``| head``)."""
+
+    def on_broken_pipe(self) -> None:
+        """Send what is still printed nowhere; a plain `Console` ends the process."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Observer(Protocol):
@@ -54,7 +65,7 @@ class Display:
     """Shows a run on a console: a moving bar in a terminal, and a line for each evaluation."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
+        self.console = console or PatientConsole(highlight=False)
         self._bar = Progress(
             SpinnerColumn(),
             BarColumn(bar_width=16),

@@ -10,7 +10,7 @@ import optax
 from flax import linen as nn
 from flax import struct
 
-from resnet_jax.ops.llvm import QUICK, llvm_level
+from resnet_jax.training.compiler import compiler_options
 
 
 class Batch(NamedTuple):
@@ -75,7 +75,7 @@ class TrainState(struct.PyTreeNode):
         """
         # Jitted, since hundreds of small random draws are slow one by one. It runs once.
         drawn = partial(cls.drawn, model, tx, ema=ema)
-        return jax.jit(drawn, compiler_options=llvm_level(QUICK))(key, images)
+        return jax.jit(drawn, compiler_options=compiler_options(optimization_level=1))(key, images)
 
     @classmethod
     def drawn(

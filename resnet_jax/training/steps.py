@@ -112,7 +112,8 @@ def train_step(
 
     averaged = state.ema
     if ema is not None:
-        decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
+        step = state.step.astype(float)  # else divided in float32, even in a float64 run
+        decay = jnp.minimum(ema, (1 + step) / (10 + step))
         averaged = optax.incremental_update(
             {"params": params, "batch_stats": batch_stats}, state.ema, 1 - decay
         )

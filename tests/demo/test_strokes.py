@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import resnet_jax as rj
-from resnet_jax.demo.strokes import MAX_POINTS, PEN, centre, draw, read_strokes
+from resnet_jax.demo.strokes import MAX_POINTS, PEN, centre, draw, parse_strokes
 
 
 def strokes(*lines):
@@ -129,35 +129,35 @@ def test_size_and_place_do_not_matter(lines, scale, shift):
 
 
 def test_strokes_are_read():
-    found = read_strokes(json.loads("[[[1, 2.5], [3, 4]], [[0, 0]]]"))
+    found = parse_strokes(json.loads("[[[1, 2.5], [3, 4]], [[0, 0]]]"))
     assert [stroke.tolist() for stroke in found] == [[[1, 2.5], [3, 4]], [[0, 0]]]
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
+    "text",
     [
-        ("7", "strokes are a int"),
-        ('"strokes"', "strokes are a str"),
-        ("[]", "0 points"),
-        ("[[]]", "0 points"),
-        ("[[], [[1, 2]]]", "stroke 0 is malformed"),
-        ("[[1, 2]]", "stroke 0 is malformed"),
-        ("[[[1, 2, 3]]]", "stroke 0 is malformed"),
-        ("[[[1, 2], [3]]]", "stroke 0 is malformed"),
-        ("[[[1, 2]], [[[1], [2]]]]", "stroke 1 is malformed"),
-        ('[[["1", "2"]]]', "stroke 0 is malformed"),
-        ("[[[true, false]]]", "stroke 0 is malformed"),
-        ("[[[null, 1]]]", "stroke 0 is malformed"),
-        ("[[{}]]", "stroke 0 is malformed"),
-        ("[{}]", "stroke 0 is malformed"),
-        ("[[[NaN, 0]]]", "stroke 0 leaves the page"),
-        ("[[[0, Infinity]]]", "stroke 0 leaves the page"),
-        ("[[[1e300, 0]]]", "stroke 0 leaves the page"),
-        (f"[[[{10**30}, 0]]]", "stroke 0"),
-        (json.dumps([[[0, 0]]] * (MAX_POINTS + 1)), "10,001 points"),
-        (json.dumps([[[0, 0]] * (MAX_POINTS + 1)]), "10,001 points"),
+        "7",
+        '"strokes"',
+        "[]",
+        "[[]]",
+        "[[], [[1, 2]]]",
+        "[[1, 2]]",
+        "[[[1, 2, 3]]]",
+        "[[[1, 2], [3]]]",
+        "[[[1, 2]], [[[1], [2]]]]",
+        '[[["1", "2"]]]',
+        "[[[true, false]]]",
+        "[[[null, 1]]]",
+        "[[{}]]",
+        "[{}]",
+        "[[[NaN, 0]]]",
+        "[[[0, Infinity]]]",
+        "[[[1e300, 0]]]",
+        f"[[[{10**30}, 0]]]",
+        json.dumps([[[0, 0]]] * (MAX_POINTS + 1)),
+        json.dumps([[[0, 0]] * (MAX_POINTS + 1)]),
     ],
 )
-def test_other_values_are_refused(text, reason):
-    with pytest.raises(rj.ResNetJaxError, match=reason):
-        read_strokes(json.loads(text))
+def test_other_values_are_refused(text):
+    with pytest.raises(rj.ResNetJaxError, match="strokes must be lists"):
+        parse_strokes(json.loads(text))

@@ -131,9 +131,9 @@ def test_the_kernel_is_cast_to_the_images_dtype() -> None:
         ((2, 4, 4, 3), (3, 3, 4, 1), {}, "takes x"),
         ((2, 4, 4, 3), (7, 7, 3, 1), {"padding": 1}, "does not fit"),
         ((2, 4, 4, 3), (7, 7, 3, 1), {"padding": 1, "lowering": "reference"}, "does not fit"),
-        ((2, 4, 4, 3), (3, 3, 3, 1), {"stride": 0}, "stride is at least 1, not 0"),
-        ((2, 4, 4, 3), (3, 3, 3, 1), {"padding": (0, -1)}, "padding is at least 0"),
-        ((2, 4, 4, 3), (3, 3, 3, 1), {"lowering": "fast"}, "lowering is one of"),
+        ((2, 4, 4, 3), (3, 3, 3, 1), {"stride": 0}, "stride .*at least 1\\b.* 0"),
+        ((2, 4, 4, 3), (3, 3, 3, 1), {"padding": (0, -1)}, "padding .*at least 0"),
+        ((2, 4, 4, 3), (3, 3, 3, 1), {"lowering": "fast"}, "lowering .*auto.*reference"),
     ],
 )
 def test_what_does_not_fit_is_named(x, kernel, options, message) -> None:

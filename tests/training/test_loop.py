@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 import resnet_jax as rj
-from resnet_jax.data import IndexStream
+from resnet_jax.data.dataset import load_splits
+from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.training import loop
 from resnet_jax.training.program import Program
@@ -162,12 +163,12 @@ def test_resuming_neither_repeats_nor_skips_an_example(tiny_config, tmp_path, mo
     seen: list[np.ndarray] = []
     train = Program.train
 
-    def spy(self, state, examples, indices):
+    def spy(self, state, images, labels):
         if len(seen) == 8 and not stopped:
             stopped.append(True)
             raise KeyboardInterrupt  # between the checkpoints of steps 5 and 10
-        seen.append(indices)
-        return train(self, state, examples, indices)
+        seen.append((images, labels))
+        return train(self, state, images, labels)
 
     stopped: list[bool] = []
     monkeypatch.setattr(Program, "train", spy)
@@ -175,12 +176,12 @@ def test_resuming_neither_repeats_nor_skips_an_example(tiny_config, tmp_path, mo
         rj.train(tiny_config, tmp_path, quiet=True)
     rj.train(tiny_config, tmp_path, quiet=True)
     # Steps 5, 6 and 7 were lost and are done again; from there on nothing is missing.
-    stream = IndexStream(120, 20, seed=0)
-    for step, indices in enumerate(seen[:5] + seen[8:]):
-        np.testing.assert_array_equal(indices, stream.batch(step))
-    epochs = np.concatenate(seen[:5] + seen[8:]).reshape(2, 120)
-    for epoch in epochs:
-        assert sorted(epoch) == list(range(120))
+    sampler = EpochSampler(120, 20, seed=0)
+    data, _ = load_splits(tiny_config.data)
+    assert len(seen) == 12 + 3
+    for step, batch in enumerate(seen[:5] + seen[8:]):
+        for found, expected in zip(batch, data.train.batch(sampler.batch(step)), strict=True):
+            np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from PIL import Image
 
 import resnet_jax as rj
 from resnet_jax.cli import main
+from resnet_jax.config import check_against_dataset
+from resnet_jax.data.image import DecodeSpec, read_image
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.training.program import Program
 
@@ -148,7 +150,7 @@ def test_imagenet_is_evaluated_as_torchvision_does():
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (30, 40, 3), np.uint8)
     picture = Image.fromarray(coarse).resize((450, 300), Image.Resampling.BICUBIC)
-    read = rj.data.files.read_image(bytes_of(picture), (256, 256, 3), fit=config.data.fit)
+    read = read_image(bytes_of(picture), DecodeSpec((256, 256, 3), config.data.fit))
     resized = picture.resize((384, 256), Image.Resampling.BILINEAR)
     cut = resized.crop((80, 16, 80 + 224, 16 + 224))
     mean, std = np.array(config.data.mean), np.array(config.data.std)
@@ -163,13 +165,16 @@ def bytes_of(picture: Image.Image) -> bytes:
     return encoded(np.asarray(picture), "png")
 
 
-def test_what_cannot_be_cut_out_is_refused():
+MNIST = {"num_train": 100, "num_validation": 10, "image_shape": (28, 28, 1)}
+
+
+def test_what_cannot_be_cropped_is_refused():
     data = rj.DataConfig(image_size=32, center_crop=True)
     with pytest.raises(ResNetJaxError, match=r"--data\.center-crop .* 28x28 .*--data\.read-size"):
-        Program(rj.TrainConfig(data=data), ("a", "b"), (28, 28, 1), 1)
+        check_against_dataset(rj.TrainConfig(data=data), **MNIST)
     augment = rj.AugmentConfig(crop=28)
-    with pytest.raises(ResNetJaxError, match=r"--augment\.crop 28 .* give less than 28"):
-        Program(rj.TrainConfig(augment=augment), ("a", "b"), (28, 28, 1), 1)
+    with pytest.raises(ResNetJaxError, match=r"--augment\.crop must be below 28 .* 28x28"):
+        check_against_dataset(rj.TrainConfig(augment=augment), **MNIST)
 
 
 @pytest.mark.slow

@@ -1,7 +1,10 @@
-"""Data that stay on disk: the same batches, the same run to the bit, from any step on."""
+"""Batches read ahead, from memory and from disk: the same, to the bit, from any step on."""
 
 import dataclasses
 import shutil
+import threading
+from itertools import islice
+from pathlib import Path
 
 import chex
 import numpy as np
@@ -9,8 +12,9 @@ import pytest
 from PIL import Image
 
 import resnet_jax as rj
-from resnet_jax.data import IndexStream, load_dataset
-from resnet_jax.data.streaming import ReadAhead
+from resnet_jax.data.dataset import ArraySplit, load_dataset
+from resnet_jax.data.prefetch import padded_order, read_batches
+from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.errors import ResNetJaxError
 
 
@@ -37,13 +41,46 @@ def test_batches_are_those_of_memory_from_any_step_on(folder, workers):
     held, read = (
         load_dataset("folder", folder, streaming=how).train for how in ("never", "always")
     )
-    stream = IndexStream(len(held), 7, seed=3)
+    sampler = EpochSampler(len(held), 7, seed=3)
     for first in (0, 5):
-        ahead = ReadAhead(read, stream.batch, range(first, 30), workers)
-        for step in range(first, 30):
-            images, labels = ahead.take(stream.batch(step))
-            np.testing.assert_array_equal(images, held.images[stream.batch(step)])
-            np.testing.assert_array_equal(labels, held.labels[stream.batch(step)])
+        for split in (held, read):
+            batches = read_batches(split, map(sampler.batch, range(first, 30)), workers)
+            for step, (images, labels) in enumerate(batches, start=first):
+                np.testing.assert_array_equal(images, held.images[sampler.batch(step)])
+                np.testing.assert_array_equal(labels, held.labels[sampler.batch(step)])
+            assert step == 29
+
+
+def test_padding_is_black_and_labelled_so():
+    split = ArraySplit(np.full((5, 2, 2, 1), 9, np.uint8), np.arange(5, dtype=np.int32))
+    assert padded_order(5, 3).tolist() == [[0, 1, 2], [3, 4, -1]]
+    assert padded_order(0, 3).shape == (0, 3)
+    (_, first), (images, labels) = read_batches(split, padded_order(5, 3))
+    assert (first.tolist(), labels.tolist()) == ([0, 1, 2], [3, 4, -1])
+    assert images[:, 0, 0, 0].tolist() == [9, 9, 0]
+    # A process of several may have nothing but padding.
+    ((images, labels),) = read_batches(split, [np.array([-1, -1])])
+    assert (images.sum(), labels.tolist()) == (0, [-1, -1])
+
+
+def test_no_more_is_read_than_two_batches_for_each_worker_and_threads_end():
+    asked = []
+
+    class Noting(ArraySplit):
+        def batch(self, indices):
+            asked.append(indices)
+            return super().batch(indices)
+
+    split = Noting(np.zeros((1000, 1, 1, 1), np.uint8), np.zeros(1000, np.int32))
+    batches = read_batches(split, padded_order(1000, 1), workers=3)
+    before = threading.active_count()
+    assert len(list(islice(batches, 10))) == 10
+    assert len(asked) <= 10 + 6
+    batches.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("ThreadPoolExecutor"):
+            thread.join(5)
+    assert threading.active_count() <= before
 
 
 @pytest.mark.slow
@@ -86,24 +123,16 @@ def test_a_file_that_goes_away_is_one_line(folder, tiny_config, tmp_path):
     root = shutil.copytree(folder, tmp_path / "digits")
     config = config_of(root, tiny_config, streaming="always")
     data = load_dataset("folder", root, streaming="always")
-    gone = data.train.source.paths[data.train.positions[0]]
-    gone.unlink()
-    stream = IndexStream(len(data.train), config.batch_size, config.seed)
-    ahead = ReadAhead(data.train, stream.batch, range(10))
-
-    def read_all() -> None:
-        for step in range(10):
-            ahead.take(stream.batch(step))
-
-    with pytest.raises(ResNetJaxError, match=gone.name):
-        read_all()
+    for file in root.glob("*/1.png"):
+        file.unlink()
+    sampler = EpochSampler(len(data.train), config.batch_size, config.seed)
+    with pytest.raises(ResNetJaxError, match=r"/1\.png"):
+        list(read_batches(data.train, map(sampler.batch, range(10))))
 
 
 @pytest.mark.slow
 def test_memory_is_flat_when_the_data_are_ten_times_the_limit(tmp_path):
     """An epoch of 224x224 JPEGs: 1,000 of 150 kB decoded, through a window of a few batches."""
-    from pathlib import Path
-
     rng = np.random.default_rng(0)
     for label in ("a", "b"):
         (tmp_path / label).mkdir()
@@ -111,18 +140,15 @@ def test_memory_is_flat_when_the_data_are_ten_times_the_limit(tmp_path):
             pixels = rng.integers(0, 255, (7, 7, 3), np.uint8).repeat(32, 0).repeat(32, 1)
             Image.fromarray(pixels).save(tmp_path / label / f"{number}.jpg")
     data = load_dataset("folder", tmp_path, size=224, memory_limit=0.014, streaming="auto")
-    assert isinstance(data.train, rj.data.StreamedSplit)
+    assert not isinstance(data.train, ArraySplit)
 
     def resident() -> float:
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
-    stream = IndexStream(len(data.train), 16, seed=0)
-    steps = stream.steps(2)
-    ahead = ReadAhead(data.train, stream.batch, range(steps), workers=2)
-    taken = []
-    for step in range(steps):
-        ahead.take(stream.batch(step))
-        taken.append(resident())
+    sampler = EpochSampler(len(data.train), 16, seed=0)
+    steps = sampler.steps(2)
+    order = map(sampler.batch, range(steps))
+    taken = [resident() for _ in read_batches(data.train, order, workers=2)]
     early, late = max(taken[: steps // 4]), max(taken)
     assert late < early + 20, (early, late)

@@ -1,0 +1,259 @@
+"""Pictures: any image file as an upright 8-bit picture, and as an array of a given shape."""
+
+import contextlib
+import dataclasses
+import errno
+import io
+import os
+import stat
+import struct
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from resnet_jax.errors import ResNetJaxError
+
+# Larger than any camera's picture; a small file can claim far more and fill the memory.
+MAX_PIXELS = 100_000_000
+MAX_BYTES = 2**30
+# Formats of pictures alone. Pillow knows more, some of which it hands to other programs (EPS).
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+PNG = b"\x89PNG\r\n\x1a\n"
+# The tags that say how a TIFF file's pixels lie, and which way up (also by XMP, 700).
+TIFF_LAYOUT = {*range(254, 267), 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 332, 338, 339}
+TIFF_LAYOUT |= {*range(322, 326), 347, *range(512, 522), *range(529, 533), 700, 50674}
+
+Fit = Literal["pad", "crop"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeSpec:
+    """What every picture of a dataset is decoded to.
+
+    Attributes:
+        shape: ``(H, W, C)``, C being 1 for grey or 3 for RGB.
+        fit: pad: the whole picture, centred on black; crop: what fills ``(H, W)``, the centre.
+        background: the grey level, 0 to 255, that is put under transparent pixels. None refuses
+            a picture that has any.
+    """
+
+    shape: tuple[int, int, int]
+    fit: Fit = "pad"
+    background: int | None = None
+
+    @property
+    def fingerprint_text(self) -> str:
+        """The text that fingerprints are made with: the class was once called so."""
+        return repr(self).replace("DecodeSpec", "ReadAs", 1)
+
+
+def read_image(
+    source: Path | bytes,
+    spec: DecodeSpec,
+    *,
+    invert: bool = False,
+    name: str = "",
+    **limits: Any,
+) -> np.ndarray:
+    """Read an image file as ``uint8`` of ``spec.shape``.
+
+    The picture is decoded as by `open_image`, converted to grey (ITU-R 601) or RGB, and brought to
+    ``(H, W)`` with its proportions kept.
+
+    Args:
+        source: the file's path, or its content.
+        spec: the array to make.
+        invert: exchange black and white first: for dark ink on paper, where the network was
+            trained on light digits.
+        name: what errors call the file. Default: its path.
+        **limits: ``max_pixels`` and ``formats`` of `open_image`.
+
+    Raises:
+        ResNetJaxError: the file is missing, no image, broken, or cannot be converted without a
+            guess: transparent, animated, or of a mode whose range is not fixed.
+    """
+    height, width, channels = spec.shape
+    if channels not in (1, 3):
+        raise ResNetJaxError(
+            f"images of {channels} channels are not read from files: expected 1 or 3"
+        )
+    picture = open_image(
+        source, background=spec.background, side=max(height, width), name=name, **limits
+    ).convert("L" if channels == 1 else "RGB")
+    if invert:
+        picture = ImageOps.invert(picture)
+    # Pillow averages over what a pixel covers when it shrinks: no aliasing.
+    bilinear = Image.Resampling.BILINEAR
+    if spec.fit == "pad":
+        # A line so thin that it rounds to nothing keeps one row or column of pixels.
+        if picture.width >= 2 * width * picture.height:
+            picture = picture.resize((width, 1), bilinear)
+        elif picture.height >= 2 * height * picture.width:
+            picture = picture.resize((1, height), bilinear)
+    if picture.size != (width, height):
+        resize = ImageOps.pad if spec.fit == "pad" else ImageOps.fit
+        picture = resize(picture, (width, height), bilinear)
+    return np.asarray(picture).reshape(spec.shape)
+
+
+def open_image(
+    source: Path | bytes,
+    *,
+    background: int | None = None,
+    side: int | None = None,
+    name: str = "",
+    max_pixels: int = MAX_PIXELS,
+    formats: tuple[str, ...] = FORMATS,
+) -> Image.Image:
+    """Decode a picture as it is to be seen: upright, 8 bits, without alpha, in mode L or RGB.
+
+    ``side`` is that of the array it is for: a JPEG of more than twice that is decoded at a half, a
+    quarter or an eighth of its size, several times as fast. Pictures of more than ``max_pixels``,
+    and of other than Pillow's ``formats``, are refused. The rest is as for `read_image`.
+    """
+    name = name or (str(source) if isinstance(source, Path) else "the image")
+    try:
+        content = read_bytes(source) if isinstance(source, Path) else source
+        if not content:
+            raise ResNetJaxError(f"{name} is an empty file: give an image")
+        content = _without_metadata(content)
+        with Image.open(io.BytesIO(content), formats=formats) as image:
+            if image.width * image.height > max_pixels:
+                raise ResNetJaxError(
+                    f"{name} is {image.width}x{image.height} pixels: at most {max_pixels:,} "
+                    "are read"
+                )
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1 and image.format != "MPO":  # whose others are previews for the camera
+                raise ResNetJaxError(f"{name} has {frames} frames: give a single picture")
+            if side is not None:
+                image.draft(None, (2 * side, 2 * side))
+            if image.format != "TIFF":  # which Pillow turns as it is loaded
+                image.load()
+            upright = _upright(image)
+            return _opaque(_to_8_bits(upright, image, content, name), background, name)
+    except ResNetJaxError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ResNetJaxError(
+            f"{name} is no image of the formats read: give a PNG or JPEG"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise ResNetJaxError(
+            f"{name} is too large: at most {max_pixels:,} pixels are read"
+        ) from error
+    except MemoryError as error:
+        raise ResNetJaxError(f"{name} needs more memory than is free: make it smaller") from error
+    except Exception as error:  # whatever a decoder makes of damage
+        words = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = getattr(error, "strerror", None) or f"broken image ({words})"
+        raise ResNetJaxError(f"{name} cannot be read: {reason}") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return a file's content. A device, a pipe or a giant raises OSError and is not opened."""
+    found = path.stat()
+    if stat.S_ISDIR(found.st_mode):
+        os.listdir(path)  # of a folder that could not be walked: raises why
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "no regular file")
+    if found.st_size > MAX_BYTES:
+        raise OSError(errno.EFBIG, f"more than {MAX_BYTES:,} bytes")
+    with path.open("rb") as file:
+        return file.read(found.st_size)
+
+
+def _without_metadata(content: bytes) -> bytes:
+    """Leave out what Pillow limits or fails on in a sound file, but for the orientation."""
+    if content.startswith(PNG):
+        kept, start = [PNG], len(PNG)
+        while start < len(content):
+            end = start + 12 + int.from_bytes(content[start : start + 4])
+            kind = content[start + 4 : start + 8]
+            keyword = content[start + 8 : start + 88].split(b"\0")[0]
+            oriented = keyword in (b"Raw profile type exif", b"XML:com.adobe.xmp")
+            if oriented or kind not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+                kept.append(content[start:end])
+            start = end
+        return b"".join(kept)
+    if content.startswith((b"II*\0", b"MM\0*")):
+        with contextlib.suppress(struct.error):
+            return _with_tags(content, TIFF_LAYOUT)
+    return content
+
+
+def _with_tags(tiff: bytes, tags: set[int]) -> bytes:
+    """Leave out other tags of a TIFF file's first directory: after a bad one Pillow reads none."""
+    order = "<" if tiff.startswith(b"II") else ">"
+    (start,) = struct.unpack_from(f"{order}I", tiff, 4)
+    (count,) = struct.unpack_from(f"{order}H", tiff, start)
+    end = start + 2 + 12 * count
+    entries = [tiff[place : place + 12] for place in range(start + 2, end, 12)]
+    kept = [entry for entry in entries if struct.unpack_from(f"{order}H", entry)[0] in tags]
+    tiff += bytes(len(tiff) % 2)  # directories begin at even places
+    head = tiff[:4] + struct.pack(f"{order}I", len(tiff)) + tiff[8:]
+    return head + struct.pack(f"{order}H", len(kept)) + b"".join(kept) + tiff[end : end + 4]
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn a loaded picture by its orientation; unreadable metadata leave it as stored."""
+    with contextlib.suppress(Exception):
+        exif = image.getexif()
+        orientation = ExifTags.Base.Orientation
+        if orientation not in exif and (stored := image.info.get("exif")):
+            exif.load(_with_tags(stored.removeprefix(b"Exif\0\0"), {orientation}))
+    # Pillow would write them again, and fail on values of other types than usual.
+    for key in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"):
+        image.info.pop(key, None)
+    image.load()
+    return ImageOps.exif_transpose(image)
+
+
+def _to_8_bits(upright: Image.Image, image: Image.Image, content: bytes, name: str) -> Image.Image:
+    """Return the picture with levels of 8 bits; ``image`` is as it was opened."""
+    tags: dict[int, Any] = getattr(image, "tag_v2", {})
+    transparent = image.info.get("transparency")
+    # Pillow scales the levels of a PGM file to 16 bits, whatever the file's range.
+    deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+    signed = 2 in np.ravel(tags.get(ExifTags.Base.SampleFormat, 1))
+    if (image.mode in ("I", "F") and not deep) or signed:
+        raise ResNetJaxError(
+            f"{name} has {'signed levels' if signed else f'mode {image.mode}'}, whose range is not "
+            "fixed: save it with 8 or 16 bits"
+        )
+    if deep:
+        highest = 2 ** tags.get(ExifTags.Base.BitsPerSample, (16,))[0] - 1
+        levels = np.asarray(upright).astype(np.uint32)
+        grey = ((levels * 255 + highest // 2) // highest).astype(np.uint8)
+        if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # white is zero
+            grey = 255 - grey
+        upright = Image.fromarray(grey)
+        if transparent is not None:
+            upright.putalpha(Image.fromarray(np.where(levels == transparent, 0, 255).astype("u1")))
+    elif image.format == "PNG" and image.mode in ("L", "RGB") and transparent is not None:
+        # Pillow scales levels to 8 bits and leaves the transparent one as the file has it.
+        bits = content[24]
+        scaled = [
+            level >> 8 if bits == 16 else level * 255 // (2**bits - 1)
+            for level in np.ravel(transparent).tolist()
+        ]
+        upright.info["transparency"] = scaled[0] if image.mode == "L" else tuple(scaled)
+    return upright
+
+
+def _opaque(image: Image.Image, background: int | None, name: str) -> Image.Image:
+    """Return the picture in mode L or RGB, whichever holds it."""
+    mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if np.asarray(image.getchannel("A")).min() < 255:
+            if background is None:
+                raise ResNetJaxError(
+                    f"{name} has transparent pixels: put it on a background and save it without "
+                    "alpha, or train with --data.background 0 (black) to 255 (white)"
+                )
+            below = Image.new("RGBA", image.size, (background,) * 3 + (255,))
+            image = Image.alpha_composite(below, image)
+    return image.convert(mode)

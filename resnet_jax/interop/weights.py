@@ -1,0 +1,340 @@
+"""Weights in files and runs: safetensors without torch, ``.pth`` with it, another run's parameters.
+
+Nothing in a file may run code, and nothing but a regular file is ever replaced.
+"""
+
+import argparse
+import json
+import logging
+import os
+import pickle
+import re
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from resnet_jax.config import TrainConfig
+from resnet_jax.data.preprocessing import Preprocessing
+from resnet_jax.errors import ResNetJaxError
+from resnet_jax.interop.torchvision import (
+    as_array,
+    class_count,
+    from_torchvision,
+    row_of,
+    to_torchvision,
+    with_fresh_head,
+    with_input_channels,
+)
+from resnet_jax.models import ResNet
+from resnet_jax.training.folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # .pth.tar is a zip file or a pickle too
+# Networks that have the names and shapes of ours and compute something else, and settings of timm
+# and torchvision that make one of ours such a network.
+OTHERS = re.compile(r"resnet(aa|blur)|deeplab|fcn|dilated")
+SAME_FUNCTION = {
+    "output_stride": 32,
+    "replace_stride_with_dilation": False,
+    "global_pool": "avg",
+    "act_layer": "relu",
+    "aa_layer": "",
+}
+# What decides the shapes of the parameters.
+SHAPING = ("name", "residual", "width", "stem")
+
+
+def load_weights(path: str | os.PathLike[str], key: str | None = None) -> dict[str, np.ndarray]:
+    """Read a file of named arrays.
+
+    Args:
+        path: ``.safetensors``, or torch's ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` and ``.pth.tar``,
+            which need torch and are read with ``weights_only=True``: numbers and names, no
+            objects. In a training script's file the state_dict is looked for (``{"model": ...}``,
+            ``{"state_dict": ...}``, at any depth).
+        key: which state_dict of several. Default: not one of averaged weights (EMA); a warning
+            names those that are left.
+
+    Returns:
+        Arrays by name, in the file's precision.
+
+    Raises:
+        ResNetJaxError: the file is missing, cut short, of another kind, tries to run code, or says
+            (or the ``config.json`` beside it) that it is of a network which computes something else
+            with the same names.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ResNetJaxError(f"{path} is not a file: give a .safetensors or .pth file of weights")
+    _refuse_others(path, *_timm_config(path.with_name("config.json")))
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
+    if path.suffix in PICKLES:
+        return _load_pickle(path, key)
+    raise ResNetJaxError(
+        f"{path} has the suffix {path.suffix or 'none'}: "
+        f"expected .safetensors, {', '.join(PICKLES)}"
+    )
+
+
+def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Read the texts that a ``.safetensors`` file carries beside its arrays; others have none."""
+    from safetensors import SafetensorError, safe_open
+
+    if Path(path).suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise _damaged(Path(path), error) from error
+
+
+def save_weights(
+    path: str | os.PathLike[str],
+    arrays: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a ``.safetensors`` file, as a whole or not at all."""
+    from safetensors.numpy import save
+
+    # The format knows "pt" as the mark of a file that torch's loader may take.
+    marks = {"format": "pt", **(metadata or {})}
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    write_whole(Path(path), save(contiguous, metadata=marks))
+
+
+def export_torchvision(
+    path: Path,
+    model: ResNet,
+    variables: Mapping[str, Any],
+    preprocessing: Preprocessing,
+    class_names: Sequence[str],
+    **made_by: str,
+) -> None:
+    """Write a network's weights by torchvision's names, in a ``.safetensors`` file.
+
+    Its metadata are the facts of `describe`, as JSON.
+    """
+    facts = describe(model, preprocessing, class_names, **made_by)
+    save_weights(
+        path, to_torchvision(variables), {key: json.dumps(value) for key, value in facts.items()}
+    )
+
+
+def describe(
+    model: ResNet, preprocessing: Preprocessing, class_names: Sequence[str], **made_by: str
+) -> dict[str, Any]:
+    """Return what travels with an exported network: what it is, reads and knows, and its origin."""
+    from resnet_jax import __version__
+
+    return {
+        "class_names": list(class_names),
+        "preprocessing": preprocessing.to_metadata(),
+        "model": {
+            "name": row_of(model) or "resnet",
+            "residual": model.residual,
+            "width": model.width,
+            "stem": model.stem,
+        },
+        "made_by": {"resnet_jax": __version__, **made_by},
+    }
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file as a whole or not at all, in the place of a regular file or of none.
+
+    Raises:
+        ResNetJaxError: it cannot be written.
+    """
+    check_replaceable(path)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.unlink(missing_ok=True)  # of a process that was killed
+        try:
+            with unfinished.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise ResNetJaxError(
+            f"{path} cannot be written ({error.strerror}): give another --output"
+        ) from error
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuse a place that holds anything but a regular file: a folder, link, FIFO or device."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError:  # nothing there, or `write_whole` says what is wrong
+        return
+    if not stat.S_ISREG(mode):
+        raise ResNetJaxError(f"{path} is no regular file and stays as it is: give another --output")
+
+
+def initial_variables(
+    config: TrainConfig, model: ResNet, class_names: tuple[str, ...], channels: int, key: jax.Array
+) -> dict[str, Any]:
+    """Read the variables that a run starts from (``--init-from``): a file's or another run's.
+
+    The head starts fresh by ``--init-head``, or where the weights are for other classes. Classes
+    are compared by their names where the weights carry names (those of a run or of its export),
+    else by their number. ``key`` draws a fresh head.
+
+    Raises:
+        ResNetJaxError: the weights cannot be read or do not fit the network.
+    """
+    source = Path(config.init_from or "")
+    if source.is_dir():
+        variables, known = _of_run(source, config)
+        count: int | None = len(known or ())
+    else:
+        variables, count, known = _of_file(source, config, model, len(class_names))
+    if config.init_head == "keep" and count != len(class_names):
+        raise ResNetJaxError(
+            f"{source} knows {count or 'no'} classes, {config.data.name} has {len(class_names)}: "
+            f"give --init-head fresh"
+        )
+    same = count == len(class_names) and known in (None, class_names)
+    # In the run's own precision, so that a fresh head is drawn as in the run's network.
+    variables = jax.tree.map(lambda leaf: leaf.astype(model.param_dtype), variables)
+    variables = with_input_channels(variables, channels)
+    if config.init_head == "fresh" or (config.init_head == "auto" and not same):
+        variables = with_fresh_head(variables, len(class_names), key)
+    return variables
+
+
+def _of_run(folder: Path, config: TrainConfig) -> tuple[dict[str, Any], tuple[str, ...] | None]:
+    run = RunFolder(folder)
+    theirs, facts = run.read_config()
+    different = [
+        f"--model.{name} {getattr(theirs.model, name)}, not {getattr(config.model, name)}"
+        for name in SHAPING
+        if getattr(theirs.model, name) != getattr(config.model, name)
+    ]
+    if different:
+        raise ResNetJaxError(f"{folder} was trained with {', '.join(different)}: give the same")
+    return run.read_variables("best"), facts.class_names
+
+
+def _of_file(
+    path: Path, config: TrainConfig, model: ResNet, num_classes: int
+) -> tuple[dict[str, Any], int | None, tuple[str, ...] | None]:
+    """Return variables, and the number and names of the classes that they know."""
+    if model.unit.preactivation:
+        raise ResNetJaxError(
+            f"{path}: files hold torchvision's networks, and {config.model.name} is none: "
+            f"give a run's folder"
+        )
+    weights = load_weights(path)
+    try:
+        count = class_count(weights)
+        model = model.clone(num_classes=count or num_classes)
+        variables = from_torchvision(weights, model, num_classes=None if count else num_classes)
+    except ResNetJaxError as error:
+        raise ResNetJaxError(f"{path}: {error}") from error
+    try:
+        names = json.loads(load_metadata(path).get("class_names", "null"))
+        return variables, count, None if names is None else tuple(map(str, names))
+    except (ValueError, TypeError):
+        # Someone else's metadata under the same name.
+        return variables, count, None
+
+
+def _timm_config(path: Path) -> tuple[str, Mapping[str, Any]]:
+    """Return the architecture that timm's ``config.json`` names, and its settings."""
+    try:
+        config = json.loads(path.read_bytes()) if path.is_file() else {}
+        return str(config["architecture"]), {**config, **(config.get("model_args") or {})}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return "", {}  # another program's file, which says nothing of ours
+
+
+def _refuse_others(path: Path, architecture: str, settings: Mapping[str, Any]) -> None:
+    other = [
+        f"{name} {settings[name]}"
+        for name, usual in SAME_FUNCTION.items()
+        if settings.get(name) not in (None, usual)
+    ]
+    if other or OTHERS.search(architecture.lower()):
+        raise ResNetJaxError(
+            f"{path} is of {' with '.join([architecture, *other])}, which has the names and shapes "
+            f"of a ResNet here and computes something else: there is no such network here"
+        )
+
+
+def _load_safetensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _load_pickle(path: Path, key: str | None) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError as error:
+        raise ResNetJaxError(
+            f"{path} needs torch to be read: `pip install torch`, or give a .safetensors file"
+        ) from error
+    try:
+        # Training scripts of torchvision and timm save their options, which are plain values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's own text advises to switch the protection off.
+        raise ResNetJaxError(
+            f"{path} holds more than numbers and names, or is damaged: it was not read, since a "
+            f"pickle can run code; save its state_dict() alone"
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
+    found = _state_dicts(content, torch)
+    if not found or key not in (None, *found):
+        what = "no state_dict of dense tensors" if not found else f"{', '.join(found)} and no {key}"
+        raise ResNetJaxError(f"{path} holds {what}: give a file with one, and its key")
+    if isinstance(content, dict):
+        options = getattr(content.get("args"), "__dict__", {})
+        settings = options.get("model_kwargs")
+        architecture = str(content.get("arch") or options.get("model", ""))
+        _refuse_others(path, architecture, settings if isinstance(settings, dict) else {})
+    # Averaged weights only where there are no others.
+    chosen = min(found, key=lambda name: "ema" in name) if key is None else key
+    if key is None and len(found) > 1:
+        others = ", ".join(name for name in found if name != chosen)
+        log.warning("%s: %s is read; it also holds %s (load_weights' key)", path, chosen, others)
+    return {str(name): as_array(value) for name, value in found[chosen].items()}
+
+
+def _state_dicts(content: Any, torch: Any, where: str = "") -> dict[str, dict[str, Any]]:
+    """Return the dictionaries of dense tensors in a file's content, by their path of keys."""
+    if not isinstance(content, dict) or where.count(".") > 2:
+        return {}
+    dense = [
+        isinstance(value, torch.Tensor) and value.layout == torch.strided
+        for value in content.values()
+    ]
+    # An optimiser's dictionaries hold tensors too, under other names.
+    if dense and all(dense) and any(str(name).endswith("weight") for name in content):
+        return {where: content}
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in content.items():
+        found |= _state_dicts(value, torch, f"{where}.{name}" if where else str(name))
+    return found
+
+
+def _damaged(path: Path, error: Exception) -> ResNetJaxError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ResNetJaxError(f"{path} is damaged or not what its name says: {reason[:200]}")

@@ -1,0 +1,38 @@
+"""Algorithms of convolution, each with its three passes.
+
+    forward      x, kernel -> y
+    input_grad   grad, kernel -> gradient of x (dgrad)
+    weight_grad  x, grad -> gradient of kernel (wgrad)
+
+on float[N, H, W, C], float[kh, kw, C, K] and float[N, OH, OW, K], for a `Geometry` whose kernel is
+cut to the taps that touch the image. The batch may be symbolic. On a CPU, XLA's own convolution is
+slow, and pathological on small maps, where its matrix product is fast; the others are products.
+"""
+
+from collections.abc import Callable
+
+import jax
+
+from resnet_jax.ops.algorithms import im2col, shift_add, toeplitz, winograd, xla
+from resnet_jax.ops.geometry import Geometry
+
+_MODULES = {
+    "xla": xla,
+    "im2col": im2col,
+    "shift_add": shift_add,
+    "winograd": winograd,
+    "toeplitz": toeplitz,
+}
+# By pass, then by name.
+ALGORITHMS: dict[str, dict[str, Callable[[jax.Array, jax.Array, Geometry], jax.Array]]] = {
+    "forward": {name: module.forward for name, module in _MODULES.items()},
+    "input_grad": {name: module.input_grad for name, module in _MODULES.items()},
+    "weight_grad": {name: module.weight_grad for name, module in _MODULES.items()},
+}
+
+
+def supports(algorithm: str, geometry: Geometry) -> bool:
+    """Return whether an algorithm can compute a convolution."""
+    if algorithm == "winograd":
+        return geometry.stride == (1, 1) and geometry.kernel == (3, 3)
+    return algorithm != "shift_add" or geometry.stride == (1, 1)

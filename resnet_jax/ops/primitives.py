@@ -1,0 +1,103 @@
+"""What the algorithms are made of: shifts along one axis, their transpose, products, and order."""
+
+from collections.abc import Sequence
+from functools import reduce
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from resnet_jax.ops.geometry import Axis
+
+ROWS, COLUMNS = 1, 2  # the spatial dimensions of NHWC
+
+
+def pad(x: jax.Array, dim: int, low: int, high: int, value: float = 0.0) -> jax.Array:
+    """`lax.pad` along one dimension."""
+    if low == high == 0:
+        return x
+    config = [(0, 0, 0)] * x.ndim
+    config[dim] = (low, high, 0)
+    return lax.pad(x, jnp.array(value, x.dtype), config)
+
+
+def shift(x: jax.Array, dim: int, axis: Axis, tap: int, outside: float = 0.0) -> jax.Array:
+    """Return what each output position reads through one tap, `outside` where that is padding."""
+    # The first and last outputs whose input lies inside the image.
+    first = max(0, -((tap - axis.low) // axis.stride))
+    last = min(axis.out - 1, (axis.size - 1 + axis.low - tap) // axis.stride)
+    if last < first:
+        return jnp.full(_resized(x, dim, axis.out), outside, x.dtype)
+    start, stop = (o * axis.stride + tap - axis.low for o in (first, last))
+    read = lax.slice_in_dim(x, start, stop + 1, axis.stride, dim)
+    return pad(read, dim, first, axis.out - 1 - last, outside)
+
+
+def im2col(x: jax.Array, dim: int, axis: Axis) -> jax.Array:
+    """Concatenate what each output position reads through all taps of one axis, in channels."""
+    return jnp.concatenate([shift(x, dim, axis, tap) for tap in range(axis.kernel)], -1)
+
+
+def col2im(taps: Sequence[jax.Array], dim: int, axis: Axis) -> jax.Array:
+    """Add each tap's values to the positions that it read: the transpose of all taps' `shift`.
+
+    Each residue of the position modulo the stride is a sum of shifted slices, and the residues are
+    interleaved: nothing is scattered.
+    """
+    stride, phases = axis.stride, []
+    length = -(-axis.size // stride)
+    for phase in range(min(stride, axis.size)):
+        total = None
+        for tap, values in enumerate(taps):
+            offset, rest = divmod(phase + axis.low - tap, stride)
+            # Output u + offset reads position phase + stride * u through the tap, if any does.
+            first, last = max(0, -offset), min(length, axis.out - offset)
+            if rest or first >= last:
+                continue
+            part = lax.slice_in_dim(values, first + offset, last + offset, 1, dim)
+            part = pad(part, dim, first, length - last)
+            total = part if total is None else total + part
+        if total is None:
+            total = jnp.zeros_like(taps[0], shape=_resized(taps[0], dim, length))
+        phases.append(total)
+    return interleave(phases, dim, axis.size)
+
+
+def interleave(phases: Sequence[jax.Array], dim: int, size: int) -> jax.Array:
+    """Take one element of each array in turn, along one dimension, and cut it to `size`."""
+    x = phases[0]
+    if len(phases) > 1:
+        shape = _resized(x, dim, len(phases) * x.shape[dim])
+        x = jnp.stack(phases, dim + 1).reshape(shape)
+    return lax.slice_in_dim(x, 0, size, 1, dim)
+
+
+def _resized(x: jax.Array, dim: int, size: int) -> tuple[int, ...]:
+    return (*x.shape[:dim], size, *x.shape[dim + 1 :])
+
+
+def contract(a: jax.Array, b: jax.Array, over: tuple[int, ...], and_: tuple[int, ...]) -> jax.Array:
+    """Sum products over dimensions of `a` and the same of `b`, in float32 or wider.
+
+    Wider than half precision, since several algorithms add the products up afterwards.
+    """
+    wide = jnp.promote_types(a.dtype, jnp.float32)
+    return lax.dot_general(a, b, ((over, and_), ((), ())), preferred_element_type=wide)
+
+
+def depends_on(x: jax.Array, event: jax.Array) -> jax.Array:
+    """Return `x`, float[N, ...], with a data dependency on `event`, float[N, ...].
+
+    The shifted copies that a gradient makes of its input are several times the input, and the
+    forward pass may make the same: XLA would keep them from there. With the dependency they are
+    made again. `lax.optimization_barrier` does not help: XLA's CPU compiler drops it early.
+
+    Nothing is above infinity and NaN compares as false, so the values are those of `x`, bit for
+    bit, which XLA does not notice. Each example depends on its own event alone: a batch split over
+    devices needs no communication.
+    """
+    if 0 in event.shape[1:]:
+        return x
+    dims = range(1, event.ndim)
+    first = reduce(lambda first, dim: lax.slice_in_dim(first, 0, 1, 1, dim), dims, event)
+    return jnp.where(first > jnp.inf, jnp.zeros_like(x), x)

@@ -1,0 +1,243 @@
+"""Multi-process training: start-up, agreement, and one end for all.
+
+Each process runs the same command on its own devices and its own rows of a batch. The main process,
+number 0, prints and decides what only one can decide. A process that fails tells the others in a
+file of the run's folder. One that is killed or silent is noticed by JAX, which aborts the others.
+"""
+
+import json
+import logging
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
+
+from resnet_jax.errors import ResNetJaxError
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# Seconds.
+HEARTBEAT_TIMEOUT = 20  # JAX aborts up to ten seconds later
+SHUTDOWN_TIMEOUT = 60  # a network file system may show a new file only after half a minute
+POLL_INTERVAL = 1
+WAIT_INTERVAL = 60
+
+ADDRESS = (
+    "--coordinator HOST:PORT, --num-processes N and --process-id I: all three, or none where JAX "
+    "knows the cluster (Slurm, Open MPI, Kubernetes, TPU)"
+)
+
+
+def initialize(
+    coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: int | None
+) -> None:
+    """Connect the processes of a run, or end this one if they do not come in time (300 s).
+
+    The command calls it before anything is computed.
+    """
+    timeout = 300 if timeout is None else timeout
+    if timeout < 1:
+        raise ResNetJaxError(f"--meet-within must be at least 1 s, got {timeout}")
+    if coordinator is not None and num_processes is not None and process_id is not None:
+        _check_address(coordinator, num_processes, process_id)
+    elif (coordinator, num_processes, process_id) != (None, None, None):
+        raise ResNetJaxError(f"--distributed lacks a part of the address: give {ADDRESS}")
+    # The training loop agrees on the step to stop at; JAX would take SIGTERM for itself.
+    jax.config.update("jax_enable_preemption_service", False)
+    # When JAX's own time is over it aborts the process, without a word on what to do.
+    missing = f"not all processes came to --coordinator {coordinator or ''} within {timeout} s"
+    late = threading.Timer(timeout, _end, (f"{missing}: start all at the same time", 1))
+    late.start()
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            initialization_timeout=timeout + 60,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+            shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ResNetJaxError(f"--distributed failed ({error}): give {ADDRESS}") from error
+    finally:
+        late.cancel()
+
+
+def _check_address(coordinator: str, num_processes: int, process_id: int) -> None:
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ResNetJaxError(f"--coordinator must be HOST:PORT, got {coordinator}")
+    if not 0 <= process_id < num_processes:
+        raise ResNetJaxError(
+            f"--process-id must be 0 to --num-processes - 1, got {process_id} of {num_processes}"
+        )
+    if process_id == 0:
+        try:  # JAX would abort
+            socket.create_server(("", int(port))).close()
+        except OSError as error:
+            raise ResNetJaxError(
+                f"--coordinator {coordinator} cannot be opened ({error.strerror}): give a free port"
+            ) from error
+
+
+def process_count() -> int:
+    """The number of processes of this run; no device is touched where it is one."""
+    return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return process_count() == 1 or jax.process_index() == 0
+
+
+def broadcast_from_main(make: Callable[[], Any]) -> Any:
+    """Call ``make`` on the main process; return its JSON-serialisable result on every process.
+
+    A `ResNetJaxError` is raised on every process too.
+    """
+    if process_count() == 1:
+        return make()
+    value, failure = None, None
+    if is_main_process():
+        try:
+            value = make()
+        except ResNetJaxError as error:
+            failure = _failure(error)
+    text = np.frombuffer(json.dumps([value, failure]).encode(), np.uint8)
+    length = int(broadcast_one_to_all(np.int32(len(text))))
+    padded = np.resize(text, max(64, 1 << (length - 1).bit_length()))  # each size is compiled
+    value, failure = json.loads(broadcast_one_to_all(padded)[:length].tobytes())
+    if failure is not None:
+        raised = ResNetJaxError(failure[0])
+        raised.exit_code = failure[1]
+        raise raised
+    return value
+
+
+def main_process_first(make: Callable[[], T]) -> T:
+    """Call ``make`` on the main process, then on the others, which find what it has cached.
+
+    It may take hours, but Gloo gives up a collective after half an hour. So the others wait in
+    one short collective after another, for which the main process has a thread.
+    """
+    if process_count() == 1:
+        return make()
+    done, made = threading.Event(), []
+
+    def release() -> None:
+        while not broadcast_one_to_all(np.int32(done.wait(WAIT_INTERVAL))):
+            pass
+
+    def make_first() -> None:
+        thread = threading.Thread(target=release, daemon=True)
+        thread.start()
+        try:
+            made.append(make())
+        finally:
+            done.set()
+            thread.join()
+
+    if not is_main_process():
+        done.set()
+        release()
+    broadcast_from_main(make_first)
+    return made[0] if made else make()
+
+
+def assert_equal(what: str, digest: str, remedy: str) -> None:
+    """Raise on every process if the hexadecimal digests of the processes differ."""
+    if process_count() == 1:
+        return
+    digests = process_allgather(np.frombuffer(bytes.fromhex(digest), np.uint8))
+    first, *others = (row.tobytes().hex() for row in digests)
+    for process, other in enumerate(others, start=1):
+        if other != first:
+            raise ResNetJaxError(
+                f"process {process} has {what} {other[:12]} and process 0 {first[:12]}: {remedy}"
+            )
+
+
+@contextmanager
+def failing_together(run_dir: Path) -> Iterator[None]:
+    """End all processes with the message and the exit code of the one that fails.
+
+    The others may be waiting for it in a collective, from which only a thread can end them. They
+    look for a file whose name only the processes of this start know.
+    """
+    if process_count() == 1:
+        yield
+        return
+    file = run_dir / f".failed-{broadcast_from_main(lambda: secrets.token_hex(4))}"
+    over, ending = threading.Event(), threading.Lock()
+    threading.Thread(target=_watch, args=(file, over, ending), daemon=True).start()
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        wait_for_heartbeat(error)
+        ending.acquire()  # and never released: one thread tells why this process ends
+        over.set()
+        # Where nothing can be written, the heartbeat ends the others.
+        with suppress(OSError, RuntimeError), _shared(file, json.dumps(_failure(error))):
+            jax.distributed.shutdown()  # waits until the others have read it
+        raise
+    over.set()
+
+
+@contextmanager
+def _shared(file: Path, text: str) -> Iterator[None]:
+    """Keep a file with this text for a while, and its folder where there is none."""
+    new = not file.parent.exists()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        if new:
+            file.parent.rmdir()
+
+
+def wait_for_heartbeat(error: BaseException) -> None:
+    """Let JAX end this process first if the error may be due to the loss of another.
+
+    JAX has no type for an error of that kind.
+    """
+    if process_count() > 1 and isinstance(error, RuntimeError | ValueError):
+        log.warning("%s: waits %d s for JAX's heartbeat", _failure(error)[0], HEARTBEAT_TIMEOUT)
+        time.sleep(HEARTBEAT_TIMEOUT + 10)
+
+
+def _failure(error: BaseException) -> tuple[str, int]:
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped by a signal; the same command continues", 75
+    if isinstance(error, ResNetJaxError):
+        return str(error), error.exit_code
+    return repr(error), 1
+
+
+def _watch(file: Path, over: threading.Event, ending: threading.Lock) -> None:
+    while not over.wait(POLL_INTERVAL):
+        with suppress(OSError, ValueError):  # not there, or not yet written
+            message, code = json.loads(file.read_text())
+            # Where the main thread knows it too, it ends this process in order.
+            if not over.wait(POLL_INTERVAL) and ending.acquire(blocking=False):
+                _end(message, code)
+
+
+def _end(message: str, code: int) -> None:
+    print(f"resnet-jax: {message}", file=sys.stderr, flush=True)
+    try:
+        jax.distributed.shutdown()
+    finally:
+        os._exit(code)

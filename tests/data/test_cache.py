@@ -1,0 +1,224 @@
+"""The cache: only a speed-up, whatever happens to it or to the files."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from resnet_jax.data import cache
+from resnet_jax.data.cache import cached_arrays, cached_facts, cached_value
+
+ARRAYS = {
+    "train": (np.arange(24, dtype=np.uint8).reshape(6, 2, 2, 1), np.arange(6, dtype=np.int32)),
+    "test": (np.zeros((0, 2, 2, 1), np.uint8), np.zeros(0, np.int32)),
+}
+
+
+class Reader:
+    """Returns ARRAYS and counts how often."""
+
+    calls = 0
+
+    def __call__(self):
+        self.calls += 1
+        return ARRAYS
+
+
+def opened(folder, read, key="key"):
+    arrays = cached_arrays("name", folder, [key, 1], read)
+    assert list(arrays) == list(ARRAYS)
+    for ours, theirs in zip(arrays.values(), ARRAYS.values(), strict=True):
+        for array, expected in zip(ours, theirs, strict=True):
+            assert array.dtype == expected.dtype
+            np.testing.assert_array_equal(array, expected)
+
+
+def files():
+    return sorted(cache.cache_root().iterdir())
+
+
+# Arrays
+
+
+def test_arrays_are_read_once_for_each_key(tmp_path):
+    read = Reader()
+    for _ in range(3):
+        opened(tmp_path, read)
+    assert read.calls == 1
+    (file,) = files()  # and no temporary file stays
+    opened(tmp_path, read, key="other")
+    assert read.calls == 2
+    assert files() == [file]  # replaced in its place
+    opened(tmp_path / "elsewhere", read, key="other")
+    assert read.calls == 3
+
+
+def test_a_decoder_of_another_version_reads_again(tmp_path, monkeypatch):
+    read = Reader()
+    opened(tmp_path, read)
+    monkeypatch.setattr(cache, "DECODING_VERSION", "another")
+    opened(tmp_path, read)
+    assert read.calls == 2
+
+
+def test_any_damage_to_the_arrays_is_noticed_and_mended(tmp_path):
+    read = Reader()
+    opened(tmp_path, read)
+    (file,) = files()
+    good = file.read_bytes()
+    rng = np.random.default_rng(0)
+    for position in [*range(0, 400, 7), *rng.integers(0, len(good), 60).tolist()]:
+        content = bytearray(good)
+        content[position] ^= 1 << int(rng.integers(8))
+        file.write_bytes(content)
+        opened(tmp_path, read)
+    assert read.calls > 50  # not every byte of a zip file means something
+    for content in (b"", good[:10], good[:200], good[:-1], good[: len(good) // 2], b"{}\n"):
+        before = read.calls
+        file.write_bytes(content)
+        opened(tmp_path, read)
+        assert read.calls == before + 1
+    opened(tmp_path, read)
+    assert read.calls == before + 1
+
+
+def test_a_cache_that_cannot_be_written_is_only_slower(tmp_path, monkeypatch):
+    blocked = tmp_path / "file"
+    blocked.touch()
+    monkeypatch.setenv("RESNET_JAX_CACHE_DIR", str(blocked / "below"))  # true for root as well
+    read = Reader()
+    for _ in range(2):
+        opened(tmp_path, read)
+        assert cached_facts("name", tmp_path, [blocked], len_of, workers=1) == [0]
+    assert read.calls == 2
+
+
+def test_a_full_disk_leaves_no_half_cache(tmp_path, monkeypatch):
+    def full(file, *args, **kwargs):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    opened(tmp_path, Reader())
+    assert not files()
+
+
+def test_several_processes_may_write_the_cache_at_once(tmp_path):
+    code = (
+        "import sys, numpy as np; from pathlib import Path;"
+        "from resnet_jax.data.cache import cached_arrays\n"
+        "ones = lambda *shape: np.ones((3000, *shape), np.uint8)\n"
+        "read = lambda: {'train': (ones(28, 28, 1), ones().astype('int32'))}\n"
+        "for key in range(20):\n"
+        "    (pair,) = cached_arrays('name', Path(sys.argv[1]), key % 2, read).values()\n"
+        "    assert pair[0].sum() == 3000 * 784 and pair[1].sum() == 3000"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    running = [subprocess.Popen(command) for _ in range(2)]
+    assert [process.wait(timeout=60) for process in running] == [0, 0]
+    assert len(files()) == 1
+
+
+# Facts and values
+
+
+def len_of(path):
+    return len(path.read_bytes())
+
+
+def test_facts_are_looked_up_again_where_a_file_changed(tmp_path):
+    paths = [tmp_path / name for name in ("a", "below/b", "c")]
+    (tmp_path / "below").mkdir()
+    for path in paths:
+        path.write_bytes(b"12")
+    looked = []
+
+    def look(path):
+        looked.append(path.name)
+        return [path.read_bytes().decode(), len(looked)]
+
+    def facts(**more):
+        looked.clear()
+        found = cached_facts("name", tmp_path, paths, look, workers=1, **more)
+        return [text for text, _ in found], list(looked)
+
+    assert facts() == (["12", "12", "12"], ["a", "b", "c"])
+    assert facts() == (["12", "12", "12"], [])
+    assert facts(refresh=True)[1] == ["a", "b", "c"]
+    times = paths[0].stat()
+    paths[0].write_bytes(b"34")  # in place: same size, and the times set back
+    os.utime(paths[0], ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert facts() == (["34", "12", "12"], ["a"])
+    paths[2].rename(tmp_path / "d")  # a file of the same size takes the place of another
+    (tmp_path / "d").with_name("e").write_bytes(b"56")
+    os.utime(tmp_path / "e", ns=(times.st_atime_ns, times.st_mtime_ns))
+    (tmp_path / "e").rename(paths[2])
+    assert facts() == (["34", "12", "56"], ["c"])
+    del paths[1]
+    assert facts() == (["34", "56"], [])
+
+
+def test_errors_are_returned_and_never_remembered(tmp_path):
+    paths = [tmp_path / "good", tmp_path / "later"]
+    paths[0].write_bytes(b"123")
+    found = cached_facts("name", tmp_path, paths, len_of, workers=2)
+    assert found[0] == 3
+    assert isinstance(found[1], FileNotFoundError)
+    paths[1].write_bytes(b"1")
+
+    def broken(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    found = cached_facts("name", tmp_path, paths, broken, workers=2)
+    assert found[0] == 3
+    assert isinstance(found[1], PermissionError)
+    assert cached_facts("name", tmp_path, paths, len_of, workers=2) == [3, 1]
+
+
+def test_facts_are_the_same_by_any_spelling_of_the_folder(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a").write_bytes(b"1")
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    looked = []
+    for folder in (tmp_path / "data", cache.Path("data"), cache.Path("link")):
+        cached_facts(
+            "name", folder, [folder / "a"], lambda path: looked.append(path) or 1, workers=1
+        )
+    assert len(looked) == 1
+    assert len(files()) == 1
+
+
+@pytest.mark.parametrize("damage", ["fact", "stamp", "cut", "version", "other"])
+def test_damaged_facts_are_looked_up_again(tmp_path, monkeypatch, damage):
+    path = tmp_path / "a"
+    path.write_bytes(b"123")
+    assert cached_facts("name", tmp_path, [path], len_of, workers=1) == [3]
+    (file,) = files()
+    document = json.loads(file.read_text())
+    if damage == "fact":
+        document["value"]["a"][1] = 5
+    elif damage == "stamp":
+        document["value"]["a"][0][0] = 5
+    elif damage == "version":
+        monkeypatch.setattr(cache, "DECODING_VERSION", "another")
+    text = json.dumps(document)
+    file.write_text({"cut": text[:-5], "other": "[" * 100_000}.get(damage, text))
+    looked = []
+    found = cached_facts("name", tmp_path, [path], lambda p: looked.append(p) or 3, workers=1)
+    assert found == [3]
+    assert looked == [path]
+
+
+def test_values_are_made_once_for_each_key(tmp_path):
+    made = []
+
+    def value(key):
+        return cached_value("name", tmp_path, key, lambda: made.append(key) or {"a": [1, None]})
+
+    for key in ([1], [1], [2], [2], [1]):
+        assert value(key) == {"a": [1, None]}
+    assert made == [[1], [2], [1]]

@@ -1,0 +1,274 @@
+"""A person's own folder of images: classes, splits, and what is wrong with the files."""
+
+import hashlib
+import logging
+import os
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet_jax.cli import main
+from resnet_jax.data.dataset import load_dataset
+from resnet_jax.data.image_folder import scan
+from resnet_jax.errors import ResNetJaxError
+
+
+def picture(path, seed, size=(8, 6), mode="RGB"):
+    """Noise, written to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = size[::-1] if mode == "L" else (*size[::-1], len(mode))
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+    Image.fromarray(pixels, mode).save(path)
+    return path
+
+
+@pytest.fixture
+def flat(tmp_path):
+    """40 pictures of cats and 20 of dogs, in two class folders."""
+    for seed in range(60):
+        picture(tmp_path / "pets" / ("dog" if seed >= 40 else "cat") / f"{seed}.png", seed)
+    return tmp_path / "pets"
+
+
+def content(split):
+    return sorted(hashlib.sha256(image.tobytes()).hexdigest() for image in split.images)
+
+
+def test_classes_and_pixels_are_those_of_the_folders(flat):
+    data = load_dataset("folder", flat)
+    assert data.class_names == ("cat", "dog")
+    assert data.image_shape == (6, 8, 3)
+    assert [len(s) for s in (data.train, data.validation, data.test)] == [49, 5, 6]
+    label_of = {
+        np.asarray(Image.open(path)).tobytes(): int(path.parent.name == "dog")
+        for path in flat.rglob("*.png")
+    }
+    seen = [
+        (image.tobytes(), label)
+        for split in (data.train, data.validation, data.test)
+        for image, label in zip(split.images, split.labels.tolist(), strict=True)
+    ]
+    assert dict(seen) == label_of
+    assert len(seen) == 60
+
+
+def test_every_cut_is_stratified(flat):
+    for validation in (3, 6, 9, 12):
+        data = load_dataset("folder", flat, validation=validation)
+        assert Counter(data.test.labels.tolist()) == {0: 4, 1: 2}
+        counts = Counter(data.validation.labels.tolist())
+        assert abs(counts[0] - 2 * validation / 3) < 1.01
+        assert counts.total() == validation
+
+
+def test_the_split_hangs_on_contents_alone(flat, tmp_path):
+    before = load_dataset("folder", flat)
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(flat, moved)
+    for number, path in enumerate(sorted(moved.rglob("*.png"))):
+        path.rename(path.with_name(f"renamed {number * 7 % 61}.png"))
+    after = load_dataset("folder", moved)
+    assert after.fingerprint == before.fingerprint
+    np.testing.assert_array_equal(after.test.images, before.test.images)
+    picture(moved / "cat" / "new.png", 99)
+    grown = load_dataset("folder", moved)
+    assert grown.fingerprint != before.fingerprint
+    # One picture more moves hardly any of the others.
+    assert len(set(content(grown.test)) & set(content(before.test))) >= 4
+
+
+def test_a_changed_pixel_is_other_data(flat):
+    before = load_dataset("folder", flat).fingerprint
+    picture(flat / "dog" / "40.png", 1000)
+    assert load_dataset("folder", flat).fingerprint != before
+    other = load_dataset("folder", flat, size=16).fingerprint
+    assert other != load_dataset("folder", flat, size=8).fingerprint
+
+
+def test_fingerprint_and_order_of_a_folder_are_for_good(tmp_path):
+    """Both as commit 0705210 had them: a run would otherwise lose its data."""
+    y, x = np.mgrid[:6, :8]
+    for seed in range(30):
+        grey = ((x * 29 + y * 17 + seed * 41) % 256).astype(np.uint8)
+        channels = (grey, 255 - grey, grey // 2)
+        path = tmp_path / "pets" / ("café" if seed % 3 else "dog") / f"{seed}.bmp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.merge("RGB", [Image.fromarray(channel) for channel in channels]).save(path)
+    for options, fingerprint, order in (
+        ({}, "182c127b41f1ad67", "138334093c35bad7"),
+        ({"size": 12, "fit": "crop", "background": 255}, "49d9d33197bc78a7", "feab03d3948dcefa"),
+    ):
+        data = load_dataset("folder", tmp_path / "pets", **options)
+        assert data.fingerprint.startswith(fingerprint)
+        parts = (data.train, data.validation, data.test)
+        content = b"".join(part.images.tobytes() + part.labels.tobytes() for part in parts)
+        assert hashlib.sha256(content).hexdigest().startswith(order)
+
+
+def test_train_val_and_test_are_taken_as_they_are(tmp_path):
+    for split, count in (("train", 6), ("Val", 3), ("test", 2)):
+        for label, name in enumerate(("a", "b")):
+            for k in range(count):
+                picture(tmp_path / split / name / f"{k}.png", 100 * label + 10 * count + k)
+    data = load_dataset("folder", tmp_path)
+    assert [len(s) for s in (data.train, data.validation, data.test)] == [12, 6, 4]
+    shutil.rmtree(tmp_path / "test")
+    shutil.rmtree(tmp_path / "Val")
+    data = load_dataset("folder", tmp_path)
+    assert [len(s) for s in (data.train, data.validation, data.test)] == [11, 1, 0]
+    assert data.test.images.shape == (0, 6, 8, 3)
+    picture(tmp_path / "test" / "c" / "0.png", 5)
+    with pytest.raises(ResNetJaxError, match=r"test/c is no class .* expected one of a, b"):
+        load_dataset("folder", tmp_path)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for seed in range(8):
+        picture(tmp_path / ("train" if seed % 2 else "plane") / f"{seed}.png", seed)
+    assert load_dataset("folder", tmp_path).class_names == ("plane", "train")
+
+
+def test_grey_pictures_make_one_channel_and_any_colour_three(tmp_path):
+    root = tmp_path / "images"
+    for seed in range(8):
+        picture(root / f"{seed % 2}" / f"{seed}.png", seed, mode="L")
+    assert load_dataset("folder", root).image_shape == (6, 8, 1)
+    picture(root / "0" / "colour.jpg", 9)
+    data = load_dataset("folder", root)
+    assert data.image_shape == (6, 8, 3)
+    grey = np.asarray(Image.open(root / "1" / "1.png"))
+    assert any((image == grey[..., None]).all() for image in data.train.images)
+
+
+def test_pictures_of_several_sizes_need_one(flat):
+    for name, size in (("wide", (40, 20)), ("tall", (20, 40))):
+        Image.new("RGB", size, (255, 255, 255)).save(flat / "cat" / f"{name}.png")
+    with pytest.raises(ResNetJaxError, match=r"3 sizes, from 8x6 to 20x40 .*--data\.image-size"):
+        load_dataset("folder", flat)
+    for fit, white in (("pad", 0.5), ("crop", 1.0)):
+        data = load_dataset("folder", flat, size=10, fit=fit)
+        assert data.image_shape == (10, 10, 3)
+        bright = [
+            (image == 255).mean()
+            for split in (data.train, data.validation, data.test)
+            for image in split.images
+            if (image[5] == 255).any() and image[5, 5, 0] == 255 and (image == 255).mean() > 0.4
+        ]
+        assert bright == [white, white]
+
+
+def test_transparent_pictures_need_a_background(flat):
+    Image.new("RGBA", (8, 6), (10, 20, 30, 0)).save(flat / "cat" / "ghost.png")
+    with pytest.raises(ResNetJaxError, match=r"1 of 61 image files .*ghost\.png"):
+        load_dataset("folder", flat)
+    data = load_dataset("folder", flat, background=255)
+    images = np.concatenate([s.images for s in (data.train, data.validation, data.test)])
+    assert sum((image == 255).all() for image in images) == 1
+
+
+@pytest.fixture
+def faulty(flat):
+    """The pets with a broken and an empty file, a twin, and a picture that is cat and dog."""
+    whole = (flat / "cat" / "0.png").read_bytes()
+    (flat / "cat" / "broken.png").write_bytes(whole[: len(whole) // 2])
+    (flat / "dog" / "empty.jpg").touch()
+    (flat / "dog" / "gone.png").symlink_to("nowhere")
+    shutil.copy(flat / "cat" / "1.png", flat / "cat" / "twin.png")
+    shutil.copy(flat / "cat" / "2.png", flat / "dog" / "both.png")
+    (flat / "cat" / "notes.txt").touch()
+    (flat / ".thumbnails").mkdir()
+    return flat
+
+
+def test_what_is_wrong_is_listed_and_left_out_only_when_asked(faulty, caplog):
+    logging.getLogger("resnet_jax").propagate = True
+    with pytest.raises(ResNetJaxError, match=r"3 of 65 image files .*--data\.skip-bad"):
+        load_dataset("folder", faulty)
+    listed = "\n".join(caplog.messages)
+    assert f"{faulty}/cat/broken.png: it cannot be read" in listed
+    assert f"{faulty}/dog/empty.jpg: it is an empty file" in listed
+    assert f"{faulty}/dog/gone.png: it cannot be read: No such file" in listed
+    assert f"{faulty}/cat/twin.png: the same picture as {faulty}/cat/1.png" in listed
+    for name in ("cat/2.png", "dog/both.png"):
+        assert f"{faulty}/{name}: the same picture is in classes cat, dog" in listed
+    data = load_dataset("folder", faulty, skip_bad=True)
+    assert len(data.train) + len(data.validation) + len(data.test) == 59
+    for name in ("cat/broken.png", "dog/empty.jpg", "dog/gone.png"):
+        (faulty / name).unlink()
+    # What is there twice can be trained on: it is said, and that is all.
+    data = load_dataset("folder", faulty)
+    assert len(data.train) + len(data.validation) + len(data.test) == 62
+
+
+def test_of_twins_in_two_splits_the_tests_one_stays(tmp_path):
+    for split, seeds in (("train", range(6)), ("test", range(4, 8))):
+        for seed in seeds:
+            picture(tmp_path / split / f"{seed % 2}" / f"{seed}.png", seed)
+    left_out = scan(tmp_path).duplicates()
+    assert set(left_out) == {tmp_path / "train" / f"{k % 2}" / f"{k}.png" for k in (4, 5)}
+
+
+def test_verify_lists_every_file_and_looks_past_the_cache(faulty, capsys):
+    with pytest.raises(ResNetJaxError):
+        load_dataset("folder", faulty)
+    damaged = faulty / "cat" / "3.png"
+    times, whole = damaged.stat(), damaged.read_bytes()
+    damaged.write_bytes(whole[:-40] + bytes(40))
+    os.utime(damaged, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a failing disk would
+    capsys.readouterr()
+    assert main(["verify", str(faulty)]) == 1
+    out, err = capsys.readouterr()
+    assert "dog (20 images)" in out
+    assert out.count("damaged  ") == 7
+    assert "3.png" in out
+    assert "7 image files" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_second_look_decodes_nothing(flat, monkeypatch):
+    before = load_dataset("folder", flat)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "resnet_jax.data.image_folder.open_image", lambda *_, **__: pytest.fail("again")
+        )
+        patch.setattr(
+            "resnet_jax.data.image_folder.read_image", lambda *_, **__: pytest.fail("again")
+        )
+        assert load_dataset("folder", flat).fingerprint == before.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda root: root.rmdir(), "is no folder"),
+        (lambda root: None, "holds 0 class folders"),
+        (lambda root: picture(root / "a.png", 0), "holds 0 class folders"),
+        (lambda root: picture(root / "cat" / "a.png", 0), "holds 1 class folders"),
+        (
+            lambda root: (picture(root / "cat" / "a.png", 0), (root / "dog").mkdir()),
+            "dog holds no image file",
+        ),
+        (
+            lambda root: (
+                picture(root / "cat" / "a.png", 0),
+                os.mkdir(os.fsencode(root) + b"/d\xffg"),
+            ),
+            "not UTF-8",
+        ),
+    ],
+)
+def test_what_is_no_folder_of_images_is_one_line(make, message, tmp_path):
+    root = tmp_path / "images"
+    root.mkdir()
+    make(root)
+    with pytest.raises(ResNetJaxError, match=message) as error:
+        load_dataset("folder", root)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_must_be_named():
+    with pytest.raises(ResNetJaxError, match=r"--data\.dir DIR"):
+        load_dataset("folder")

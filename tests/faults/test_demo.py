@@ -1,0 +1,163 @@
+"""Faults of the page to draw on that 0.1.0 had, shown by the command and HTTP alone."""
+
+import contextlib
+import http.client
+import importlib.util
+import io
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+if importlib.util.find_spec("gradio") is None:
+    pytest.skip("needs the extra demo", allow_module_level=True)
+
+# Writes down whom the process asks.
+COMMAND = """
+import sys
+asked = open(sys.argv[1], "a", buffering=1)
+def note(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname"):
+        print(event, arguments, file=asked)
+sys.addaudithook(note)
+sys.modules["uvloop"] = None  # which asks without Python's knowledge
+from resnet_jax.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+class Demo:
+    def __init__(self, run, folder):
+        self.asked, self.temporary = folder / "asked.txt", folder / "tmp"
+        self.temporary.mkdir()
+        self.asked.touch()
+        environment = os.environ | {"TMPDIR": str(self.temporary)}
+        command = [sys.executable, "-c", COMMAND, str(self.asked), "demo", str(run.path)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen([*command, "--port", "0"], env=environment, **pipes)
+        line = self.process.stdout.readline()
+        assert "http://127.0.0.1:" in line, self.process.communicate()
+        self.port = int(re.search(r"http://127.0.0.1:(\d+)", line)[1])
+
+    def get(self, path, method="GET", body=None, headers=None, timeout=30):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        with contextlib.closing(connection):
+            connection.request(method, path, body, headers or {})
+            reply = connection.getresponse()
+            return reply.status, reply.headers, reply.read().decode()
+
+    def connect(self, start=b""):
+        connection = socket.create_connection(("127.0.0.1", self.port))
+        connection.sendall(start)
+        return connection
+
+
+@pytest.fixture(scope="module")
+def demo(finished_run, tmp_path_factory):
+    demo = Demo(finished_run, tmp_path_factory.mktemp("demo"))
+    yield demo
+    if demo.process.poll() is None:
+        demo.process.kill()
+        demo.process.communicate()
+
+
+HALF_A_BODY = b"POST /api/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9999\r\n\r\nhalf"
+HALF_A_HEAD = b"POST /api/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "
+FILE = '{"path": "http://example.com/a.png", "url": "http://example.com/a.png"}'
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/gradio_api/file=http://example.com/a.png"),
+        ("HEAD", "/gradio_api/file=https://example.com/a.png"),
+        ("GET", "//gradio_api/file=http://example.com/a.png"),
+        ("GET", "/gradio_api%2ffile=http://example.com/a.png"),
+        ("GET", "/gradio_api/proxy=https://gradio.hf.space/a.png"),
+        ("GET", "/file=http://example.com/a.png"),
+        ("POST", "/gradio_api/queue/join"),
+        ("POST", "/gradio_api/upload"),
+        ("POST", "/gradio_api/run/predict"),
+    ],
+)
+def test_no_address_is_fetched_for_anyone(method, path, demo):
+    body = f'{{"data": [{FILE}], "fn_index": 0}}' if method == "POST" else None
+    before = demo.asked.read_text()
+    demo.get(path, method, body, {"Content-Type": "application/json"})
+    assert demo.asked.read_text() == before
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://127.0.0.1:3000", "http://localhost", "null", "https://elsewhere.example"]
+)
+def test_no_other_origin_may_read(origin, demo):
+    readers = []
+    for host in ("127.0.0.1", "localhost"):
+        headers = {"Origin": origin, "Host": f"{host}:{demo.port}"}
+        for path in ("/", "/config", "/theme.css", "/api/run", "/api/predict"):
+            for more in ({}, {"Access-Control-Request-Method": "POST"}):
+                method = "OPTIONS" if more else "GET"
+                reply = demo.get(path, method, headers=headers | more)[1]
+                readers += [path] if reply["Access-Control-Allow-Origin"] else []
+    assert readers == []
+
+
+def test_the_page_names_no_other_place_to_load_from(demo):
+    page, styles = demo.get("/")[2], demo.get("/theme.css")[2]
+    loads = re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=\"([^\"]*)", page)
+    loads += re.findall(r"(?:url\(|@import )['\"]?([^'\")]*)", styles)
+    assert len(loads) > 3
+    assert not [load for load in loads if re.match(r"(https?:)?//", load)]
+    assert '"analytics_enabled":false' in page.replace(" ", "")
+
+
+@pytest.mark.parametrize("start", [b"", HALF_A_HEAD, HALF_A_BODY], ids=["silent", "head", "body"])
+def test_three_hundred_slow_clients_keep_nobody_out(start, demo):
+    with contextlib.ExitStack() as stack:
+        for _ in range(300):
+            stack.enter_context(demo.connect(start))
+        assert demo.get("/api/run", timeout=5)[0] == 200
+
+
+@pytest.fixture(scope="module")
+def ended(demo):
+    """How the process ends by SIGINT while clients are connected; run after the other tests."""
+    demo.get("/api/predict", "POST", b"no image")
+    with demo.connect(b"no HTTP\r\n\r\n"), demo.connect(HALF_A_BODY):
+        pass  # clients that hang up
+    beat = b"GET /gradio_api/heartbeat/abc HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    picture = io.BytesIO()
+    Image.new("L", (6300, 6300)).save(picture, "PNG")
+    head = (
+        f"POST /api/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {picture.tell()}\r\n\r\n"
+    )
+    pictures = [head.encode() + picture.getvalue()] * 50  # half a second of work each
+    with contextlib.ExitStack() as stack:
+        for start in (b"", HALF_A_HEAD, HALF_A_BODY, beat, *pictures):
+            stack.enter_context(demo.connect(start))
+        time.sleep(0.5)
+        demo.process.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        out, err = demo.process.communicate(timeout=60)
+        seconds = time.monotonic() - start
+    return seconds, demo.process.returncode, out, err, list(demo.temporary.iterdir())
+
+
+def test_it_ends_in_time_with_clients_connected(ended):
+    assert ended[1] == 0
+    assert ended[0] < 5
+
+
+def test_it_says_nothing_on_stderr(ended):
+    assert ended[3] == ""
+    assert ended[2] == ""
+
+
+def test_nothing_stays_in_temporary_folders(ended):
+    assert ended[4] == []

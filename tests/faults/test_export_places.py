@@ -1,0 +1,95 @@
+"""Faults found in use of exports: the command and `rj.*` alone."""
+
+import os
+import socket
+import stat
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from resnet_jax.cli import main
+
+
+def export(run, format, output):
+    return main(["export", str(run.path), "--format", format, "--output", str(output)])
+
+
+def test_no_digits_are_needed(finished_run, tmp_path, monkeypatch, capsys):
+    """A run on one's own images is exported where mnist_5k is neither prepared nor installed."""
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
+    monkeypatch.setenv("RESNET_JAX_CACHE_DIR", str(tmp_path / "nothing"))
+    for name in ("mlxtend", "mlxtend.data"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert export(finished_run, "onnx", tmp_path / "network.onnx") == 0, capsys.readouterr().err
+
+
+def test_what_stablehlo_needs_is_declared_and_named(finished_run, tmp_path, monkeypatch, capsys):
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert any(line.startswith("flatbuffers") for line in project["dependencies"])
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    assert export(finished_run, "stablehlo", tmp_path / "network") == 1
+    line = capsys.readouterr().err
+    assert "pip install flatbuffers" in line
+    assert line.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def fifo(path):
+    os.mkfifo(path)
+
+
+def device(path):
+    try:
+        os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("only root makes device nodes")
+
+
+def link(path):
+    (path.parent / "target").write_text("someone else's")
+    path.symlink_to("target")
+
+
+def dangling_link(path):
+    path.symlink_to("nothing")
+
+
+def unix_socket(path):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(path))  # an address holds a hundred characters
+
+
+@pytest.mark.parametrize("make", [fifo, device, link, dangling_link, unix_socket, Path.mkdir])
+def test_nothing_but_a_regular_file_is_replaced(finished_run, make, tmp_path, capsys):
+    place = tmp_path / "network.safetensors"
+    make(place)
+    before = place.lstat()
+    code = export(finished_run, "torchvision", place)
+    after = place.lstat()
+    assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
+    assert code == 1
+    line = capsys.readouterr().err
+    assert f"{place} is no regular file and stays as it is: give another --output" in line
+    assert line.count("\n") == 1
+    if make is link:
+        assert (tmp_path / "target").read_text() == "someone else's"
+    assert {path.name for path in tmp_path.iterdir()} <= {place.name, "target"}
+
+
+def test_an_interrupted_export_leaves_the_old_file_and_nothing_else(
+    finished_run, tmp_path, monkeypatch
+):
+    place = tmp_path / "network.safetensors"
+    assert export(finished_run, "torchvision", place) == 0
+    before = place.read_bytes()
+
+    def interrupted(descriptor):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    assert export(finished_run, "torchvision", place) == 75
+    assert [path.name for path in tmp_path.iterdir()] == [place.name]
+    assert place.read_bytes() == before

@@ -1,0 +1,666 @@
+"""Pictures as people have them: each is read right, named in one line, or counted as left out."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import tracemalloc
+import unicodedata
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import resnet_jax as rj
+from resnet_jax.cli import main
+
+CASES = Path(__file__).parents[1] / "data" / "cases"
+RAMP = np.tile(17 * np.arange(16, dtype=np.uint8), (16, 1))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESNET_JAX_CACHE_DIR", str(tmp_path / "own-cache"))
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs the command: exit code (or what was raised), lines of output, lines of errors."""
+
+    def run(*arguments: object) -> tuple[object, str, str]:
+        capsys.readouterr()
+        try:
+            code: object = main([str(argument) for argument in arguments])
+        except Exception as error:
+            code = repr(error)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def answers(monkeypatch) -> list[int]:
+    """Has every run answer its first class, at once; the number of pictures of each call."""
+    calls = []
+
+    def predict(self: rj.Run, images: np.ndarray, checkpoint: str = "best") -> np.ndarray:
+        calls.append(len(images))
+        return np.eye(len(self.class_names), dtype=np.float32)[np.zeros(len(images), int)]
+
+    monkeypatch.setattr(rj.Run, "predict", predict)
+    return calls
+
+
+def picture(path: Path, seed: int, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (16, 16), np.uint8)
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+@pytest.fixture
+def pets(tmp_path) -> Path:
+    """Six pictures of cats and six of dogs."""
+    for seed in range(12):
+        picture(tmp_path / "pets" / ("cat", "dog")[seed % 2] / f"{seed}.png", seed)
+    return tmp_path / "pets"
+
+
+def loaded(root: Path, **options: object) -> rj.Dataset | str:
+    try:
+        return rj.load_dataset("folder", root, **options)
+    except Exception as error:
+        return repr(error)
+
+
+def read(path: Path, root: Path, **options: object) -> list | str:
+    """The pixels of a picture, as training on a folder with it and a black one reads them."""
+    for name in ("a", "b"):
+        (root / name).mkdir(parents=True)
+    black = np.zeros((16, 16), np.uint8)
+    Image.fromarray(black).save(root / "a" / "black.png")
+    shutil.copy(path, root / "b")
+    data = loaded(root, validation=0, **options)
+    if isinstance(data, str):
+        return data
+    (image,) = data.train.images[data.train.labels == 1]
+    return image[..., 0].tolist()
+
+
+# A4
+
+
+def test_a_run_among_the_pictures_is_no_class(pets, finished_run, command, monkeypatch, answers):
+    before = rj.load_dataset("folder", pets).fingerprint
+    monkeypatch.chdir(pets)
+    run = shutil.copytree(finished_run.path, pets / "runs" / "folder-seed0")
+    picture(run / "report" / "curves.png", 99)
+    code, out, _ = command("verify", ".")
+    assert (code, "runs" in out) == (0, False)
+    code, out, _ = command("predict", run, ".", "--json")
+    assert len(json.loads(out)) == 12
+    # A run that has just begun has neither checkpoints nor a configuration.
+    for name in ("config.yaml", "checkpoints", "metrics.jsonl"):
+        (run / name).rename(pets.parent / name)
+    for name in (".lock", "run.log"):
+        (run / name).touch()
+    assert rj.load_dataset("folder", pets).fingerprint == before
+
+
+@pytest.mark.slow
+def test_the_same_command_continues_among_the_pictures(pets, command, monkeypatch):
+    monkeypatch.chdir(pets)
+    again = ("train", "folder", "--data.dir", ".", "--data.image-size", "16", "--epochs", "1")
+    again += ("--batch-size", "4", "--model.width", "4", "--model.lowering", "reference")
+    assert command(*again)[0] == 0
+    code, out, err = command(*again)
+    assert (code, err) == (0, "")
+    assert "finished" in out
+
+
+# A7
+
+
+def test_a_line_of_pixels_is_a_line(tmp_path):
+    for size, expected in (((400, 1), RAMP[:1] * 0 + 255), ((1, 400), RAMP[:, :1] * 0 + 255)):
+        path = tmp_path / f"{size[0]}.png"
+        Image.new("L", size, 255).save(path)
+        found = read(path, tmp_path / f"folder{size[0]}", size=16)
+        assert np.shape(found) == (16, 16), found
+        bright = np.asarray(found)
+        assert bright[bright > 0].tolist() == expected.ravel().tolist()
+
+
+@pytest.mark.parametrize("name", ["grey16_white_is_zero.tif", "grey12_packed.tif"])
+def test_levels_are_those_of_the_file(name, tmp_path):
+    assert read(CASES / name, tmp_path / "folder") == RAMP.tolist()
+
+
+def png(bits: int, colour: bool, levels: np.ndarray, transparent: int) -> bytes:
+    """A PNG of ``int[H, W]`` levels, one of which is transparent (in each colour)."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    height, width = levels.shape
+    samples = levels.repeat(3, axis=1) if colour else levels
+    shifts = np.arange(bits - 1, -1, -1)
+    rows = np.packbits((samples[..., None] >> shifts & 1).reshape(height, -1), axis=1)
+    raw = b"".join(b"\0" + row.tobytes() for row in rows)
+    parts = (
+        chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 2 if colour else 0, 0, 0, 0)),
+        chunk(b"tRNS", struct.pack(">H", transparent) * (3 if colour else 1)),
+        chunk(b"IDAT", zlib.compress(raw)),
+        chunk(b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("bits", "colour"),
+    [(1, False), (2, False), (4, False), (8, False), (16, False), (8, True), (16, True)],
+)
+def test_a_transparent_level_is_one_whatever_the_depth(bits, colour, tmp_path, command):
+    highest = 2**bits - 1
+    levels = np.round(np.linspace(0, highest, 16)).astype(int) * np.ones((16, 1), int)
+    (tmp_path / "a.png").write_bytes(png(bits, colour, levels, highest))
+    read(tmp_path / "a.png", tmp_path / "refused")
+    code, out, _ = command("verify", tmp_path / "refused")
+    assert (code, "a.png: it has transparent pixels" in out) == (1, True)
+    hidden = np.where(levels == highest, 100, levels * 255 // highest)
+    found = read(tmp_path / "a.png", tmp_path / "laid", background=100)
+    assert np.shape(found) == (16, 16), found
+    assert np.abs(np.asarray(found, int) - hidden).max() <= 1
+    others = np.minimum(levels, highest - 2 ** max(0, bits - 8))  # compared as they are read
+    (tmp_path / "b.png").write_bytes(png(bits, colour, others, highest))
+    assert np.shape(read(tmp_path / "b.png", tmp_path / "opaque")) == (16, 16)
+
+
+# A8
+
+
+def test_linked_folders_are_followed_and_end(pets, tmp_path, command):
+    for seed in (50, 51):
+        picture(tmp_path / "elsewhere" / "deep" / f"{seed}.png", seed)
+    (pets / "cat" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "round").symlink_to(tmp_path / "elsewhere")
+    (pets / "cat" / "up").symlink_to(pets)
+    code, out, _ = command("verify", pets)
+    assert "cat (8 images)" in out
+    assert "dog (6 images)" in out
+    assert code == 0
+
+
+def test_a_folder_without_permission_is_named(command):
+    if os.geteuid() != 0 and os.name != "posix":
+        pytest.skip("permissions are POSIX's")
+    root = Path(tempfile.mkdtemp())
+    try:
+        root.chmod(0o755)
+        for seed in range(4):
+            picture(root / "ab"[seed % 2] / f"{seed}.png", seed)
+        picture(root / "a" / "closed" / "4.png", 4)
+        assert command("verify", root)[0] == 0  # imports what it needs
+        (root / "a" / "closed").chmod(0)
+        was = os.geteuid()
+        if was == 0:  # whom nothing is closed to
+            os.seteuid(65534)
+        try:
+            code, out, err = command("verify", root)
+        finally:
+            os.seteuid(was)
+        assert (code, "all of it" in out) == (1, False)
+        assert f"{root}/a/closed: it cannot be read: Permission denied" in out
+        assert len(err.splitlines()) == 1
+    finally:
+        (root / "a" / "closed").chmod(0o755)
+        shutil.rmtree(root)
+
+
+def test_what_is_left_out_is_counted_by_ending(pets, command, finished_run, answers):
+    for number in range(3):
+        (pets / "cat" / f"{number}.HEIC").write_bytes(b"a picture of a phone")
+    (pets / "dog" / "scan").write_bytes(b"a picture without an ending")
+    picture(pets / "loose.png", 77)
+    code, out, _ = command("verify", pets)
+    assert "left out by ending: 3 .heic, 1 without" in out
+    assert "left out, in no class folder: 1 .png" in out
+    assert "all of it" not in out
+    assert (code, "usable   12 images" in out) == (0, True)
+    code, _, err = command("predict", finished_run.path, pets / "cat", "--csv")
+    assert "left out by ending: 3 .heic" in err
+    shutil.rmtree(pets / "cat")
+    (pets / "cat").mkdir()
+    (pets / "cat" / "0.heic").touch()
+    code, _, err = command("verify", pets)
+    assert "no image file but 1 .heic" in err
+
+
+# A9
+
+
+def test_one_name_in_two_spellings_is_one_class(tmp_path, command):
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    for seed, place in enumerate(
+        (f"train/{composed}", "train/tea", f"val/{decomposed}", "val/tea", f"test/{composed}")
+    ):
+        picture(tmp_path / "split" / place / f"{seed}.png", seed)
+        picture(tmp_path / "flat" / Path(place).name / f"{seed}.png", seed)
+    code, _, err = command("verify", tmp_path / "split")
+    assert (code, err) == (0, "")
+    data = rj.load_dataset("folder", tmp_path / "flat", validation=0)
+    assert len(data.class_names) == 2
+    assert data.train.labels.tolist().count(0) == 3
+
+
+# B2
+
+
+@pytest.mark.parametrize("name", ["exif_copyright_type.jpg", "exif_width_type.jpg"])
+def test_a_tag_of_another_type_ends_nothing(name, pets, finished_run, command, tmp_path, answers):
+    shutil.copy(CASES / name, pets / "cat")
+    code, out, _ = command("verify", pets)
+    assert (code, "cat (7 images)" in out) == (0, True)
+    code, out, err = command("predict", finished_run.path, pets, "--json")
+    assert (code, err) == (0, "")
+    assert len(json.loads(out)) == 13
+    with Image.open(CASES / name) as image:
+        upright = np.rot90(np.asarray(image), -1)  # orientation 6
+    expected = Image.fromarray(upright).resize((16, 16), Image.Resampling.BILINEAR)
+    found = read(CASES / name, tmp_path / "folder", size=16, fit="crop")
+    middle = Image.fromarray(upright[5:35]).resize((16, 16), Image.Resampling.BILINEAR)
+    assert expected.size == (16, 16)
+    assert np.abs(np.asarray(found, int) - np.asarray(middle, int)).max() <= 1
+
+
+# B6
+
+
+def test_predict_walks_as_training_does(pets, finished_run, command, answers):
+    picture(pets / "cat" / "deep" / "x.png" / "inside.jpg", 60)
+    for hidden in ("._0.png", ".thumbnails/0.png"):
+        (pets / "cat" / hidden).parent.mkdir(exist_ok=True)
+        (pets / "cat" / hidden).write_bytes(b"resource fork")
+    code, out, err = command("predict", finished_run.path, pets, "--json")
+    assert (code, err) == (0, "")
+    found = [row["path"] for row in json.loads(out)]
+    assert len(found) == 13
+    assert str(pets / "cat" / "deep" / "x.png" / "inside.jpg") in found
+    code, out, _ = command("predict", finished_run.path, pets / "*", "--json")
+    assert (code, len(json.loads(out))) == (0, 13)
+
+
+# B9
+
+
+@pytest.mark.parametrize("highest", [65535, 4095])
+def test_a_pgm_of_sixteen_bits_is_read(highest, tmp_path):
+    levels = np.round(RAMP / 255.0 * highest).astype(">u2")
+    (tmp_path / "a.pgm").write_bytes(b"P5 16 16 %d\n" % highest + levels.tobytes())
+    assert read(tmp_path / "a.pgm", tmp_path / "folder") == RAMP.tolist()
+
+
+def test_a_png_with_a_long_text_is_read(pets, command):
+    shutil.copy(CASES / "long_text.png", pets / "cat")
+    code, out, _ = command("verify", pets)
+    assert (code, "cat (7 images)" in out) == (0, True)
+
+
+# E2
+
+
+def test_only_regular_files_are_opened(pets):
+    os.mkfifo(pets / "cat" / "pipe.png")
+    (pets / "dog" / "device.png").symlink_to("/dev/null")
+    verify = [sys.executable, "-m", "resnet_jax", "verify", str(pets)]
+    try:
+        done = subprocess.run(verify, capture_output=True, text=True, timeout=40)
+        code, out = done.returncode, done.stdout
+    except subprocess.TimeoutExpired:
+        code, out = "it hangs", ""
+    assert code == 1
+    for name in ("cat/pipe.png", "dog/device.png"):
+        assert f"{pets}/{name}: it cannot be read: no regular file" in out
+
+
+# C2
+
+
+@pytest.fixture
+def large_run(finished_run, tmp_path) -> Path:
+    """The run on digits, told that it reads pictures at 224x224 and brings them to 28x28."""
+    run = shutil.copytree(finished_run.path, tmp_path / "large-run")
+    document = yaml.safe_load((run / "config.yaml").read_text())
+    document["data"]["image_shape"] = [224, 224, 1]
+    document["config"]["data"]["image_size"] = 28
+    (run / "config.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
+    return run
+
+
+def copies(folder: Path, count: int) -> Path:
+    """A folder of many pictures: links to one."""
+    folder.mkdir()
+    first = folder / "0.png"
+    Image.fromarray(np.arange(224 * 224).reshape(224, 224).astype(np.uint8)).save(first)
+    for number in range(1, count):
+        os.link(first, folder / f"{number}.png")
+    return folder
+
+
+def test_predict_holds_a_batch_of_pictures(large_run, command, answers, tmp_path):
+    peaks = {}
+    for count in (40, 200):
+        folder = copies(tmp_path / str(count), count)
+        tracemalloc.start()
+        try:
+            code, out, _ = command("predict", large_run, folder, "--json")
+            peaks[count] = tracemalloc.get_traced_memory()[1] / 2**20
+        finally:
+            tracemalloc.stop()
+        assert (code, len(json.loads(out))) == (0, count)
+    assert sum(answers) == 240
+    assert max(answers) == 20  # the run's batch
+    assert peaks[200] < peaks[40] + 2, peaks  # 200 pictures are 10 MiB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["--json", "--csv", "--topk=1"])
+def test_memory_of_twenty_thousand_is_that_of_two_hundred(large_run, tmp_path, how):
+    peaks = {}
+    program = "import sys, resource; from resnet_jax.cli import main; code = main(sys.argv[1:]); "
+    program += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    for count in (200, 20_000):
+        folder = copies(tmp_path / str(count), count)
+        done = subprocess.run(
+            [sys.executable, "-c", program, "predict", str(large_run), str(folder), how],
+            capture_output=True,
+            text=True,
+        )
+        assert f"{count - 1}.png" in done.stdout
+        peaks[count] = int(done.stderr.split()[-1]) / 1024
+    assert peaks[20_000] < peaks[200] + 100, peaks
+
+
+# A3
+
+
+def test_an_explanation_is_never_over_another_file(pets, finished_run, command, monkeypatch):
+    monkeypatch.chdir(pets / "cat")
+    files = {path: path.read_bytes() for path in Path().iterdir()}
+    code, _, err = command("predict", finished_run.path, ".", "--explain", ".")
+    assert {path: path.read_bytes() for path in Path().iterdir()} == files
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "--explain . would write over" in err
+    picture(pets / "out" / "0.png", 5)  # not from here, and no input
+    whole = (pets / "out" / "0.png").read_bytes()
+    code, _, err = command("predict", finished_run.path, "0.png", "--explain", pets / "out")
+    assert (pets / "out" / "0.png").read_bytes() == whole
+    assert code == 1
+    # Into its own folder it writes as often as it likes.
+    for _ in range(2):
+        assert command("predict", finished_run.path, ".", "--explain", pets / "own")[0] == 0
+        assert len(list((pets / "own").iterdir())) == 6
+    # Not through a link, and not over what has become an input.
+    (pets / "own" / "0.png").unlink()
+    (pets / "own" / "0.png").symlink_to(pets / "cat" / "2.png")
+    assert command("predict", finished_run.path, "0.png", "--explain", pets / "own")[0] == 1
+    own = (pets / "own" / "4.png").read_bytes()
+    command("predict", finished_run.path, pets / "own" / "4.png", "--explain", pets / "own")
+    assert (pets / "own" / "4.png").read_bytes() == own
+    assert {path: path.read_bytes() for path in Path().iterdir()} == files
+
+
+# A12, and names of every kind
+
+NAMES = [
+    "scan:100:1",
+    "[bold]b[bold]",
+    unicodedata.normalize("NFC", "é"),
+    unicodedata.normalize("NFD", "é"),
+    "a" * 200,
+    os.fsdecode(b"latin-\xe9"),
+    "\x1b]0;title\x07\x1b[2J",
+    "line\nbreak",
+    'a\u202eb,"quoted"',
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_shown_as_they_are_and_safely(name, tmp_path, finished_run, command, answers):
+    for folder, seed in (("a", 0), ("b", 1), ("b", 2)):
+        picture(tmp_path / folder / f"{seed}.png", seed)
+    good = picture(tmp_path / "a" / f"{name}.png", 70)
+    broken = tmp_path / "a" / f"{name}!.png"
+    broken.write_bytes(b"no picture")
+    code, out, err = command("predict", finished_run.path, good, broken)
+    assert code == 1
+    for text in (out, err):
+        assert not {"\x1b", "\x07"} & set(text), text
+    if printable := name.isprintable():
+        assert f"{good}" in out
+        assert f"{broken}" in err
+    assert len(err.splitlines()) == 2
+    code, out, _ = command("verify", tmp_path)
+    (line,) = [line for line in out.splitlines() if line.startswith("damaged")]
+    assert "\x1b" not in line
+    assert not printable or f"{broken}: it is no image" in line
+    code, out, _ = command("predict", finished_run.path, good, "--json")
+    assert json.loads(out)[0]["path"] == str(good)
+    code, out, _ = command("predict", finished_run.path, good, "--csv")
+    (row,) = csv.DictReader(io.StringIO(out, newline=""))
+    assert row["path"] == os.fsencode(good).decode("utf-8", "backslashreplace")
+
+
+def test_a_class_of_any_name_is_shown_as_it_is(tmp_path, command):
+    for seed, name in enumerate(("a:100:b", "[red]", "x\x1b[2J")):
+        picture(tmp_path / "classes" / name / "0.png", seed)
+    code, out, _ = command("verify", tmp_path / "classes")
+    assert code == 0
+    assert "a:100:b (1 images)" in out
+    assert "[red] (1 images)" in out
+    assert "\x1b" not in out
+
+
+# Every kind that Pillow writes, with metadata of every type
+
+UPRIGHT = {
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: np.transpose,
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).T,
+    8: np.rot90,
+}
+MODES = {
+    "png": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
+    "jpg": ("L", "RGB", "CMYK"),
+    "webp": ("L", "RGB", "RGBA"),
+    "gif": ("1", "L", "P", "RGB"),
+    "bmp": ("1", "L", "P", "RGB"),
+    "tif": ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I;16", "I", "F"),
+    "ppm": ("1", "L", "RGB", "I", "F"),
+}
+KINDS = [(ending, mode) for ending, modes in MODES.items() for mode in modes]
+REFUSED = dict.fromkeys([("tif", "I"), ("tif", "F"), ("ppm", "F")], "range is not fixed")
+TAGS = (256, 257, 258, 259, 270, 282, 296, 305, 306, 315, 700, 33432, 34665, 34853, 36867, 40961)
+
+
+def exif(orientation: int, tags: list[tuple[int, int, int, bytes]]) -> bytes:
+    """EXIF of an orientation and of tags with any type, count and value."""
+    entries = sorted([*{tag: (tag, *rest) for tag, *rest in tags}.values(), (274, 3, 1, None)])
+    body = struct.pack("<H", len(entries))
+    for tag, kind, count, value in entries:
+        value = struct.pack("<HH", orientation, 0) if value is None else value
+        body += struct.pack("<HHI", tag, kind, count) + value
+    return b"Exif\0\0II*\0" + struct.pack("<I", 8) + body + struct.pack("<I", 0)
+
+
+def with_tags(tiff: bytes, tags: list[tuple[int, int, int, bytes]]) -> bytes:
+    """A TIFF file with further tags; those that say how its pixels lie stay as they are."""
+    (start,) = struct.unpack_from("<I", tiff, 4)
+    (count,) = struct.unpack_from("<H", tiff, start)
+    whole = {
+        tiff[at : at + 2]: tiff[at : at + 12] for at in range(start + 2, start + 12 * count, 12)
+    }
+    odd = {
+        struct.pack("<H", tag): struct.pack("<HHI", tag, kind, number) + value
+        for tag, kind, number, value in tags
+        if tag > 259
+    }
+    entries = sorted((odd | whole).values(), key=lambda entry: struct.unpack("<H", entry[:2]))
+    tiff += bytes(len(tiff) % 2)
+    body = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    return tiff[:4] + struct.pack("<I", len(tiff)) + tiff[8:] + body
+
+
+odd_tags = st.lists(
+    st.tuples(
+        st.sampled_from(TAGS),
+        st.integers(0, 14),
+        st.integers(0, 5),
+        st.binary(min_size=4, max_size=4),
+    ),
+    max_size=4,
+)
+pictures = st.lists(
+    st.tuples(
+        st.sampled_from(KINDS),
+        st.integers(1, 8),
+        st.booleans(),  # with a transparent pixel, where the mode has any
+        st.none() | odd_tags,
+        st.sampled_from([None, "raw", "tiff_lzw", "tiff_deflate", "packbits"]),
+    ),
+    min_size=8,
+    max_size=8,
+)
+
+
+def written(path: Path, seed: int, kind, orientation, clear, tags, compression):
+    """Writes a picture; returns its levels upright, or the reason for which it is refused."""
+    ending, mode = kind
+    # Large steps between flat squares, which a lossy format keeps.
+    coarse = np.random.default_rng(seed).permutation(16).reshape(4, 4).astype(np.uint8)
+    levels = np.kron(17 * coarse, np.ones((8, 8), np.uint8))
+    image = Image.fromarray(levels)
+    if mode == "1":
+        levels = np.where(levels > 127, 255, 0).astype(np.uint8)
+        image = Image.fromarray(levels > 127)
+    elif mode == "I;16" or (ending, mode) == ("ppm", "I"):
+        image = Image.fromarray(levels.astype(np.uint16) * 257)
+        image = image.convert("I") if mode == "I" else image
+    elif mode == "LAB":
+        # Black and white alone: lightness is no level.
+        levels = np.where(levels > 127, 255, 0).astype(np.uint8)
+        neutral = Image.new("L", image.size, 128)
+        image = Image.merge("LAB", [Image.fromarray(levels), neutral, neutral])
+    elif mode != "L":
+        image = image.convert(mode)
+    refused = REFUSED.get(kind)
+    if clear and mode in ("LA", "RGBA"):
+        image.putpixel((0, 0), (0,) * len(mode))
+        refused = "transparent pixels"
+    options: dict[str, object] = {}
+    turned = 1
+    if ending == "tif":
+        options["tiffinfo"], turned = {274: orientation}, orientation
+        # Pillow does not read what it writes without compression.
+        options["compression"] = "tiff_lzw" if mode == "YCbCr" else compression
+    elif tags is not None and ending in ("png", "jpg", "webp"):
+        options["exif"], turned = exif(orientation, tags), orientation
+    if ending in ("jpg", "webp"):
+        options |= {"quality": 100, "lossless": True}
+    try:
+        image.save(path, **options)
+    except (OSError, RuntimeError):  # nor does libtiff write everything
+        image.save(path)
+        turned = 1
+    if ending == "tif" and tags:
+        path.write_bytes(with_tags(path.read_bytes(), tags))
+    return UPRIGHT[turned](levels), refused
+
+
+def check(kinds, root: Path, run: Path, command) -> None:
+    """Each picture is right, or named in one line, by verify, train and predict alike."""
+    shutil.rmtree(root, ignore_errors=True)
+    expected = []
+    for number, (kind, *rest) in enumerate(kinds):
+        folder = root / f"{number}"
+        folder.mkdir(parents=True)
+        Image.new("L", (32, 32), number).save(folder / "plain.bmp")
+        path = folder / f"odd.{kind[0]}"
+        expected.append((path, kind, *written(path, number, kind, *rest)))
+    code, out, err = command("verify", root)
+    named = {path for path, *_ in expected if f"damaged  {path}: " in out}
+    assert (code, len(err.splitlines())) == (bool(named), bool(named)), err
+    data = loaded(root, skip_bad=True, validation=0)
+    assert isinstance(data, rj.Dataset), data
+    images = np.concatenate([data.train.images, data.test.images]).astype(int)
+    labels = np.concatenate([data.train.labels, data.test.labels])
+    for number, (path, kind, levels, refused) in enumerate(expected):
+        line = next((line for line in out.splitlines() if str(path) in line), "")
+        label = data.class_names.index(str(number))
+        mine = [image for image in images[labels == label] if np.ptp(image) > 0]
+        if refused is not None:
+            assert refused in line, (kind, line)
+        # Sound pixels are read, whatever is beside them.
+        assert (path in named) == (refused is not None), (kind, line)
+        assert len(mine) == (refused is None), kind
+        for image in mine:
+            tolerance = (
+                3 if kind[0] in ("jpg", "webp") or kind[1] in ("CMYK", "YCbCr", "LAB") else 1
+            )
+            assert np.abs(image - levels[..., None]).max() <= tolerance, kind
+    code, out, err = command("predict", run, root, "--json")
+    answered = {row["path"] for row in json.loads(out)}
+    assert {str(path) for path, *_ in expected} - answered == {str(path) for path in named}
+    assert (code, len(err.splitlines())) == (bool(named), len(named) + bool(named))
+
+
+ANY_FIXTURE = [
+    HealthCheck.function_scoped_fixture,
+    HealthCheck.too_slow,
+    HealthCheck.data_too_large,
+]
+
+
+@settings(
+    max_examples=3,
+    deadline=None,
+    suppress_health_check=ANY_FIXTURE,
+    derandomize=True,
+    phases=[Phase.generate],
+)
+@given(kinds=pictures)
+def test_pictures_of_every_kind(kinds, tmp_path, finished_run, command, answers):
+    check(kinds, tmp_path / "kinds", finished_run.path, command)
+
+
+@pytest.mark.slow
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=ANY_FIXTURE, phases=[Phase.generate]
+)
+@given(kinds=pictures)
+def test_pictures_of_every_kind_at_length(kinds, tmp_path, finished_run, command, answers):
+    check(kinds, tmp_path / "kinds", finished_run.path, command)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_container_and_mode(orientation, tmp_path, finished_run, command, answers):
+    """Each once, with the pictures split over the eight orientations."""
+    chosen = KINDS[orientation - 1 :: 8]
+    kinds = [(kind, orientation, False, [], None) for kind in chosen]
+    check(kinds, tmp_path / "kinds", finished_run.path, command)

@@ -1,0 +1,146 @@
+"""What a process did before does not change a run, and a run does not change the process."""
+
+import dataclasses
+import itertools
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import warnings
+
+import jax
+import numpy as np
+import pytest
+
+import resnet_jax as rj
+
+# Runs of two types and two matmul precisions, in an order that is given; prints a digest of each.
+RUNS = """
+import dataclasses, hashlib, json, os, sys
+import jax, numpy as np
+import resnet_jax as rj
+BASE = rj.TrainConfig(
+    model=rj.ModelConfig(width=2, lowering="reference"),
+    data=rj.DataConfig(name="mnist_5k", subset=(40, 20, 20), mean=(0.1307,), std=(0.3081,)),
+    augment=rj.AugmentConfig(shift=2, rotation=10, erase=0.5),
+    optim=rj.OptimConfig(learning_rate=0.05), epochs=1, batch_size=20,
+)
+CONFIGS = {
+    "float32": BASE,
+    "float64": dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, dtype="float64")),
+    "default": dataclasses.replace(BASE, matmul_precision="default"),
+}
+found = {}
+for name in sys.argv[2:]:
+    run = rj.train(CONFIGS[name], os.path.join(sys.argv[1], name), quiet=True)
+    leaves = jax.tree.leaves(run.variables("latest"))
+    found[name] = hashlib.sha256(b"".join(np.asarray(a).tobytes() for a in leaves)).hexdigest()
+    found[name] += str(leaves[0].dtype)
+print(json.dumps(found))
+"""
+
+
+def runs(folder, *names, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", RUNS, str(folder), *names],
+        capture_output=True, text=True, env=os.environ | environment, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_float32_run_after_a_float64_run_is_what_it_is_alone(tmp_path):
+    """FAULTS A1."""
+    alone = runs(tmp_path / "alone", "float32")
+    after = runs(tmp_path / "after", "float64", "float32")
+    assert after["float64"].endswith("float64")
+    assert after["float32"] == alone["float32"]
+
+
+@pytest.mark.slow
+def test_runs_in_one_process_in_every_order_are_what_they_are_alone(tmp_path):
+    """FAULTS A1: two types and two matmul precisions, and an environment that sets x64."""
+    names = ("float32", "float64", "default")
+    alone = {}
+    for name in names:
+        alone |= runs(tmp_path / f"alone-{name}", name)
+    for number, order in enumerate(itertools.permutations(names)):
+        assert runs(tmp_path / f"order{number}", *order) == alone
+    with_x64 = runs(tmp_path / "x64", "float32", "float64", JAX_ENABLE_X64="1")
+    assert with_x64 == {name: alone[name] for name in with_x64}
+
+
+def state_of_the_process():
+    loggers = {
+        name: (logger.level, logger.propagate, logger.disabled, list(logger.filters))
+        for name, logger in logging.Logger.manager.loggerDict.items()
+        if isinstance(logger, logging.Logger) and name in ("resnet_jax", "asyncio", "absl", "orbax")
+    }
+    return {
+        "jax": dict(jax.config.values),
+        "warnings": list(warnings.filters),
+        "loggers": loggers,
+        "root": (logging.root.level, list(logging.root.filters)),
+        "handlers": list(logging.getLogger("resnet_jax").handlers),
+        "signals": [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)],
+        "wakeup": signal.set_wakeup_fd(signal.set_wakeup_fd(-1)),
+        "environment": dict(os.environ),
+        "hook": sys.unraisablehook,
+    }
+
+
+def test_a_library_leaves_its_users_process_as_it_was(tiny_config, tmp_path, monkeypatch, capfd):
+    """FAULTS C3: settings of JAX, warnings, loggers, signals and the environment, before and after.
+
+    The compilation cache that the tests share is taken away, so that the run sets up its own.
+    """
+    config = dataclasses.replace(
+        tiny_config, model=rj.ModelConfig(width=2, lowering="reference", dtype="float64"), epochs=1,
+        matmul_precision="high", ema=None, eval_every=None,
+    )  # fmt: skip
+    cache = jax.config.values["jax_compilation_cache_dir"]
+    monkeypatch.setenv("RESNET_JAX_CACHE_DIR", str(tmp_path / "cache"))
+    jax.config.update("jax_compilation_cache_dir", None)
+    logging.basicConfig(level=logging.WARNING, force=True)
+    # What the package imports comes first: a library's own import is not ours to undo.
+    rj.train(config, tmp_path / "warm", quiet=True).predict(np.zeros((1, 28, 28, 1), np.uint8))
+    capfd.readouterr()
+    try:
+        before = state_of_the_process()
+        run = rj.train(config, tmp_path / "run", quiet=True)
+        assert state_of_the_process() == before
+        opened = rj.Run.open(run.path)
+        opened.predict(np.zeros((2, 28, 28, 1), np.uint8))
+        opened.evaluate("test")
+        assert state_of_the_process() == before
+        rj.load_dataset("mnist_5k")
+        assert state_of_the_process() == before
+    finally:
+        jax.config.update("jax_compilation_cache_dir", cache)
+    shown = capfd.readouterr()
+    assert shown.out == shown.err == ""
+    assert any((tmp_path / "cache/compiled").iterdir())
+    log = (tmp_path / "run/run.log").read_text()
+    assert "trains from step 0" in log
+    assert "finished at step" in log
+
+
+def test_the_compilation_cache_does_not_grow_without_bound(tiny_config, tmp_path, monkeypatch):
+    """FAULTS C3: at 2 GiB the oldest programs make room."""
+    monkeypatch.setenv("RESNET_JAX_CACHE_DIR", str(tmp_path))
+    compiled = tmp_path / "compiled"
+    compiled.mkdir()
+    for number in range(4):
+        with (compiled / f"old-{number}").open("wb") as file:
+            file.truncate(2**30)  # takes no room on the disk
+        os.utime(compiled / f"old-{number}", (1000 + number, 1000 + number))
+    cache = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        with pytest.raises(rj.ResNetJaxError):
+            rj.train(dataclasses.replace(tiny_config, batch_size=7, accumulate=2), tmp_path / "run")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", cache)
+    assert {path.name for path in compiled.glob("old-*")} == {"old-2", "old-3"}

@@ -1,0 +1,114 @@
+"""What was found of a file is not kept beyond its truth."""
+
+import builtins
+import io
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import resnet_jax as rj
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Six BMPs, all of one size and time, in a folder for each of two classes; an empty cache."""
+    monkeypatch.setenv("RESNET_JAX_CACHE_DIR", str(tmp_path / "cache"))
+    root = tmp_path / "pictures"
+    for k, name in enumerate(("dark", "light")):
+        (root / name).mkdir(parents=True)
+        for i in range(6):
+            path = root / name / f"{i}.bmp"
+            Image.new("L", (8, 8), 128 * k + 10 * i).save(path)
+            os.utime(path, ns=(10**18, 10**18))
+    return root
+
+
+def labels_by_level(folder, **options):
+    """The grey level of each image in the folder and its label, and the fingerprint."""
+    data = rj.load_dataset("folder", folder, validation=0, **options)
+    found = {}
+    for part in (data.train, data.test):
+        images, labels = (getattr(part, "batch", None) or part.read)(np.arange(len(part)))
+        found |= dict(zip(images[:, 0, 0, 0].tolist(), labels.tolist(), strict=True))
+    return found, data.fingerprint
+
+
+@pytest.mark.parametrize("streaming", ["never", "always"])
+def test_files_that_change_places_change_labels(folder, streaming):
+    before, fingerprint = labels_by_level(folder, streaming=streaming)
+    assert (before[0], before[128]) == (0, 1)
+    one, other, aside = folder / "dark/0.bmp", folder / "light/0.bmp", folder / "aside"
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+    after, changed = labels_by_level(folder, streaming=streaming)
+    assert after == {**before, 0: 1, 128: 0}
+    assert changed != fingerprint
+
+
+def test_a_file_changed_in_place_with_its_times_kept_is_read_again(folder):
+    before, fingerprint = labels_by_level(folder)
+    path = folder / "dark/0.bmp"
+    Image.new("L", (8, 8), 7).save(path)
+    os.utime(path, ns=(10**18, 10**18))
+    after, changed = labels_by_level(folder)
+    assert after == {7: 0, **{level: label for level, label in before.items() if level}}
+    assert changed != fingerprint
+
+
+def test_a_read_error_is_gone_when_it_is_gone(folder, monkeypatch):
+    path = folder / "dark/0.bmp"
+
+    def failing(original):
+        def opened(file, *args, **kwargs):
+            if isinstance(file, str | os.PathLike) and os.fspath(file) == str(path):
+                raise OSError(5, "Input/output error", str(path))  # as a network disk has at times
+            return original(file, *args, **kwargs)
+
+        return opened
+
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "open", failing(io.open))
+        patch.setattr(builtins, "open", failing(builtins.open))
+        assert len(labels_by_level(folder, skip_bad=True)[0]) == 11
+    assert len(labels_by_level(folder, skip_bad=True)[0]) == 12
+
+
+COUNTING = """
+import sys, PIL, PIL.Image
+opened = []
+original = PIL.Image.open
+def counting(*args, **kwargs):
+    opened.append(args)
+    return original(*args, **kwargs)
+PIL.Image.open = counting
+if len(sys.argv) > 2:
+    PIL.__version__ = sys.argv[2]
+import resnet_jax as rj
+rj.load_dataset("folder", sys.argv[1])
+print(len(opened))
+"""
+
+
+def decoded(*arguments, cwd=None):
+    """How often another process decodes an image to open the folder."""
+    command = [sys.executable, "-c", COUNTING, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=cwd)
+    return int(done.stdout)
+
+
+def test_another_version_of_the_decoder_decodes_again(folder):
+    assert decoded(folder) >= 12
+    assert decoded(folder) == 0
+    assert decoded(folder, "99.0") >= 12
+
+
+def test_a_folder_has_one_cache_however_it_is_spelt(folder):
+    assert decoded(folder) >= 12
+    assert decoded(folder.name, cwd=folder.parent) == 0
+    (folder.parent / "link").symlink_to(folder)
+    assert decoded(folder.parent / "link") == 0

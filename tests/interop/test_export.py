@@ -1,0 +1,200 @@
+"""Exported networks compute what the run computes, with their preprocessing, and nothing else."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+import resnet_jax as rj
+from resnet_jax.cli import main
+from resnet_jax.data.preprocessing import Preprocessing
+from resnet_jax.interop import from_torchvision, load_metadata, load_weights, onnx, stablehlo
+from resnet_jax.interop.onnx import runner, to_onnx
+from resnet_jax.interop.torchvision import shapes_of
+from resnet_jax.models import VARIANTS
+
+
+def test_torchvision_weights_with_class_names_and_preprocessing(run):
+    path = run.export("torchvision")
+    assert path == run.path / "export" / "resnet18.safetensors"
+    variables = from_torchvision(load_weights(path), run.model)
+    jax.tree.map(np.testing.assert_array_equal, variables, run.variables("best"))
+    metadata = {key: json.loads(v) for key, v in load_metadata(path).items() if key != "format"}
+    assert metadata["class_names"] == list(run.class_names)
+    assert metadata["preprocessing"]["image_shape"] == [28, 28, 1]
+    assert metadata["preprocessing"]["resize"] == 32
+    assert metadata["preprocessing"]["mean"] == metadata["preprocessing"]["std"] == [0.5]
+    assert Preprocessing.from_metadata(metadata["preprocessing"]) == run.preprocessing
+    assert metadata["model"] == {
+        "name": "resnet18", "residual": True, "width": 4, "stem": "imagenet"
+    }  # fmt: skip
+    assert metadata["made_by"] == {
+        "resnet_jax": rj.__version__, "data": "mnist_5k", "checkpoint": "best"
+    }  # fmt: skip
+
+
+def test_preprocessing_is_what_the_run_does_and_survives_json(run):
+    images = stablehlo.noise(run.image_shape, 3)
+    np.testing.assert_array_equal(run.preprocessing(images), run.preprocess(images))
+    jitted = jax.jit(run.preprocessing)(images)
+    np.testing.assert_allclose(jitted, run.preprocess(images), rtol=0, atol=1e-6)
+    other = Preprocessing((9, 8, 3), 5, True, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "crop", 255)
+    again = Preprocessing.from_metadata(json.loads(json.dumps(other.to_metadata())))
+    assert again == other
+    # By hand: the middle 1x1 of 3x3 pixels, 51 of 255 is 0.2, less 0.1 by 0.5.
+    middle = Preprocessing((3, 3, 1), 1, True, (0.1,), (0.5,))
+    image = np.zeros((1, 3, 3, 1), np.uint8)
+    image[0, 1, 1] = 51
+    np.testing.assert_allclose(middle(image), [[[[0.2]]]], rtol=1e-6)
+
+
+WITH_JAX_ALONE = """
+import sys
+for name in ("flax", "optax", "orbax", "resnet_jax", "tensorflow_datasets", "onnx", "onnxruntime"):
+    sys.modules[name] = None  # importing it fails
+import jax, json, numpy as np
+path, images, results = sys.argv[1:]
+exported = jax.export.deserialize(bytearray(open(path, "rb").read()))
+images = np.load(images)
+outputs = exported.call(images)
+parts = [exported.call(images[:1]), exported.call(images[1:])]
+np.savez(
+    results,
+    platforms=exported.platforms,
+    about=str(*outputs["about"]),
+    logits=outputs["logits"],
+    probabilities=outputs["probabilities"],
+    in_parts=np.concatenate([part["logits"] for part in parts]),
+)
+"""
+
+
+def test_stablehlo_runs_with_jax_and_flatbuffers_alone_for_any_number_of_images(run, tmp_path):
+    images = stablehlo.noise(run.image_shape, 7)
+    np.save(tmp_path / "images.npy", images)
+    path = run.export("stablehlo", tmp_path / "network.stablehlo")
+    files = [str(tmp_path / name) for name in ("images.npy", "results.npz")]
+    subprocess.run([sys.executable, "-c", WITH_JAX_ALONE, str(path), *files], check=True)
+    results = np.load(tmp_path / "results.npz")
+    assert results["platforms"].tolist() == ["cpu", "cuda", "tpu"]
+    about = json.loads(str(results["about"]))
+    assert about["class_names"] == list(run.class_names)
+    np.testing.assert_allclose(results["probabilities"], run.predict(images), rtol=0, atol=1e-6)
+    scale = np.abs(results["logits"]).max()
+    assert np.abs(results["in_parts"] - results["logits"]).max() < 1e-5 * scale
+
+
+def test_onnx_is_checked_and_carries_what_it_needs(run):
+    load = pytest.importorskip("onnx").load
+    pytest.importorskip("onnxruntime")
+    path = run.export("onnx")
+    images = stablehlo.noise(run.image_shape, 7)
+    got = runner(path.read_bytes())(images)
+    np.testing.assert_allclose(got["probabilities"], run.predict(images), rtol=0, atol=1e-5)
+    metadata = {entry.key: entry.value for entry in load(path).metadata_props}
+    assert json.loads(metadata["class_names"]) == list(run.class_names)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "shape", "resize", "crop"),
+    [
+        ("resnet50", {}, (33, 47, 3), None, False),
+        ("preact_resnet18", {}, (28, 28, 1), 20, False),
+        ("preact_resnet18", {"residual": False, "stem": "small"}, (9, 8, 1), None, False),
+        ("resnet18", {"residual": False, "stem": "small"}, (9, 8, 1), 5, True),
+    ],
+)
+def test_onnx_has_one_conv_for_each_convolution_and_the_models_logits(
+    name, options, shape, resize, crop
+):
+    load = pytest.importorskip("onnx").load_from_string
+    pytest.importorskip("onnxruntime")
+    model = VARIANTS[name](width=4, num_classes=5, lowering="reference", **options)
+    random = np.random.RandomState(0)
+    flat = {
+        path: (random.uniform(0.5, 1, s) if path[-1] in ("scale", "var") else random.normal(size=s))
+        / (np.sqrt(np.prod(s[:-1])) if path[-1] == "kernel" else 1)
+        for path, s in shapes_of(model, shape[2]).items()
+    }
+    variables = traverse_util.unflatten_dict({k: v.astype(np.float32) for k, v in flat.items()})
+    channels = tuple(np.linspace(0.2, 0.6, shape[2]).tolist())
+    preprocessing = Preprocessing(shape, resize, crop, channels, channels)
+    content = to_onnx(model, variables, preprocessing, {})
+    nodes = load(content).graph.node
+    convolutions = {"/".join(p[1:-1]) for p in flat if p[-1] == "kernel" and p[1] != "head"}
+    assert sorted(node.name for node in nodes if node.op_type == "Conv") == sorted(convolutions)
+
+    images = random.randint(0, 256, (3, *shape)).astype(np.uint8)
+    apply = lambda images: model.apply(variables, preprocessing(images), train=False)  # noqa: E731
+    logits = np.asarray(jax.jit(apply)(images))
+    got = runner(content)(images)["logits"]
+    assert np.abs(got - logits).max() < 1e-5 * np.abs(logits).max()
+
+
+@pytest.mark.parametrize("format", ["stablehlo", "onnx"])
+def test_a_network_that_differs_is_not_left_in_place(run, tmp_path, format, monkeypatch):
+    """What it is compared with is made to see other images than the exported network."""
+    if format == "onnx":
+        pytest.importorskip("onnxruntime")
+    module, name = {"stablehlo": (jax.export, "deserialize"), "onnx": (onnx, "runner")}[format]
+    original = getattr(module, name)
+
+    def on_other_images(content):
+        exported = original(content)
+        call = getattr(exported, "call", exported)
+        shown = lambda images: call(255 - images)  # noqa: E731
+        shown.call = shown
+        return shown
+
+    monkeypatch.setattr(module, name, on_other_images)
+    with pytest.raises(rj.ResNetJaxError, match=f"{format} export differs from the network by"):
+        run.export(format, tmp_path / "network")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_is_named(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(rj.ResNetJaxError, match=r"pip install 'resnet_jax\[onnx\]'"):
+        run.export("onnx")
+
+
+def test_preactivation_is_no_torchvision_network(make_run, tmp_path, capsys):
+    run = make_run(name="preact_resnet18")
+    output = tmp_path / "weights.safetensors"
+    arguments = ["export", str(run.path), "--format", "torchvision", "--output", str(output)]
+    assert main(arguments) == 1
+    assert "no pre-activation" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_the_command(run, tmp_path, capsys):
+    output = tmp_path / "new" / "weights.safetensors"
+    arguments = ["export", str(run.path), "--format", "torchvision", "--output", str(output)]
+    assert main(arguments) == 0
+    assert str(output) in capsys.readouterr().out
+    assert load_weights(output)["conv1.weight"].shape == (4, 1, 7, 7)
+    for place in ("/proc/weights.safetensors", output / "below.safetensors"):
+        arguments[-1] = str(place)
+        assert main(arguments) == 1
+        assert "give another --output" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["stablehlo", "onnx"])
+def test_a_thousand_digits_at_full_width(make_run, format):
+    run = make_run(width=64, lowering="auto")
+    content = run.export(format).read_bytes()
+    load = {"onnx": runner, "stablehlo": lambda c: jax.export.deserialize(bytearray(c)).call}
+    data = rj.load_dataset("mnist_5k")
+    images = np.concatenate([data.test.images, data.validation.images])
+    assert len(images) == 1000
+    got = jax.device_get(load[format](content)(images))
+    reference = run.model.clone(lowering="reference")
+    apply = jax.jit(stablehlo.network(reference, run.preprocessing))
+    logits = np.asarray(apply(run.variables(), images)["logits"])
+    assert np.abs(got["logits"] - logits).max() < 1e-5 * np.abs(logits).max()
+    assert np.abs(got["probabilities"] - run.predict(images)).max() < 1e-5

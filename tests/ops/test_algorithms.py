@@ -1,0 +1,289 @@
+"""The algorithms of a convolution on a CPU, and what they leave to XLA: each against the other."""
+
+import itertools
+from collections.abc import Iterator
+from functools import partial
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import export
+
+from resnet_jax.ops import conv2d, heuristics, max_pool, pool
+from resnet_jax.ops.algorithms import ALGORITHMS, im2col, shift_add, supports, winograd
+from resnet_jax.ops.geometry import Geometry
+from resnet_jax.ops.primitives import depends_on
+
+
+@pytest.fixture(autouse=True)
+def _float64() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _small_as_if_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small inputs stand for large ones, a few channels for many, small maps for large ones."""
+    monkeypatch.setattr(heuristics, "IM2COL_MAX_ELEMENTS", 0)
+    monkeypatch.setattr(im2col, "MAX_IMAGE_CHANNELS", 0)
+    monkeypatch.setattr(heuristics, "XLA_CHANNELS", ())
+
+
+def normal(seed: int, *shape: int, dtype: object = np.float64) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def passes(x: jax.Array, kernel: jax.Array, **options: object):
+    """Value, input gradient and weight gradient of one random functional of the output."""
+
+    @jax.jit
+    def run(x, kernel):
+        y, pullback = jax.vjp(lambda x, kernel: conv2d(x, kernel, **options), x, kernel)
+        grad = normal(7, *y.shape).astype(y.dtype)
+        return y, *pullback(grad)
+
+    return run(x, kernel)
+
+
+def assert_close(got: object, expected: object, relative: float) -> None:
+    """Largest difference within ``relative`` of the largest value."""
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert np.abs(a - b).max(initial=0) <= relative * max(1.0, np.abs(b).max(initial=0))
+
+
+CHECKED = itertools.count()
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> dict[str, tuple[int, ...]]:
+    """Sizes 1 to 17, strides 1 to 3, kernels 1, 2, 3, 5, 7, paddings 0 to 3, odd channels."""
+    kernel = draw(st.tuples(*[st.sampled_from([1, 2, 3, 5, 7])] * 2))
+    padding = draw(st.tuples(*[st.integers(0, 3)] * 2))
+    least = [max(1, k - 2 * p) for k, p in zip(kernel, padding, strict=True)]
+    return {
+        "x": (
+            draw(st.sampled_from([1, 2, 3])),
+            *(draw(st.integers(smallest, 17)) for smallest in least),
+            draw(st.sampled_from([1, 3, 4])),
+        ),
+        "kernel": kernel,
+        "stride": draw(st.tuples(*[st.integers(1, 3)] * 2)),
+        "padding": padding,
+        "out": (draw(st.sampled_from([1, 2, 5])),),
+    }
+
+
+def check_against_reference(case: dict[str, tuple[int, ...]]) -> None:
+    x = normal(1, *case["x"])
+    kernel = normal(2, *case["kernel"], case["x"][3], *case["out"])
+    options = {"stride": case["stride"], "padding": case["padding"]}
+    expected = passes(x, kernel, lowering="reference", **options)
+    assert_close(passes(x, kernel, **options), expected, 1e-9)
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(convolutions())
+def test_any_convolution_equals_the_reference(case: dict[str, tuple[int, ...]]) -> None:
+    check_against_reference(case)
+
+
+@pytest.mark.slow
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(convolutions())
+def test_many_convolutions_equal_the_reference(case: dict[str, tuple[int, ...]]) -> None:
+    check_against_reference(case)
+    if next(CHECKED) % 25 == 24:
+        # Every compiled program holds pieces of memory of its own, of which Linux gives a process
+        # 65,530.
+        jax.clear_caches()
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding"),
+    [
+        ((4, 4), 3, 1, 1),
+        ((3, 5), 3, 1, 1),
+        ((4, 4), 3, 2, 1),
+        ((2, 2), 3, 1, 1),
+        ((2, 3), 3, 1, 1),
+        ((1, 1), 3, 1, 1),
+        ((5, 5), 7, 2, 3),
+        ((6, 5), 1, 2, 0),
+        ((4, 3), (2, 5), (1, 2), (0, 3)),
+        ((3, 3), 1, 1, 3),
+    ],
+)
+def test_every_algorithm_equals_xlas(size, kernel, stride, padding) -> None:
+    """In every pass, whether or not it would be chosen."""
+    live = Geometry.of(size, kernel, stride, padding).trimmed()
+    x, grad, weights = (
+        normal(n, *shape)
+        for n, shape in enumerate([(3, *live.size, 3), (3, *live.out, 5), (*live.kernel, 3, 5)])
+    )
+    names = [name for name in ALGORITHMS["forward"] if supports(name, live)]
+
+    @jax.jit
+    def run(x, grad, weights):
+        operands = {
+            "forward": (x, weights),
+            "input_grad": (grad, weights),
+            "weight_grad": (x, grad),
+        }
+        return {p: [ALGORITHMS[p][name](*operands[p], live) for name in names] for p in operands}
+
+    for xla, *others in run(x, grad, weights).values():
+        for other in others:
+            assert_close(other, xla, 1e-9)
+
+
+# Shapes for which each algorithm but XLA's own is chosen, and im2col's special cases.
+ALGORITHM_SHAPES = [
+    pytest.param((2, 8, 8, 4), 3, 1, 1, id="shift_add"),
+    pytest.param((2, 4, 4, 4), 3, 2, 1, id="im2col"),
+    pytest.param((2, 2, 2, 4), 3, 1, 1, id="winograd"),
+    pytest.param((2, 2, 2, 4), 3, 2, 1, id="toeplitz"),
+    pytest.param((1, 1, 1, 4), 3, 1, 1, id="centre tap"),
+]
+SHAPES = [
+    *ALGORITHM_SHAPES,
+    pytest.param((2, 5, 4, 3), 1, 2, 0, id="projection"),
+    pytest.param((2, 16, 16, 1), 7, 2, 3, id="stem"),
+]
+
+
+@pytest.mark.parametrize(("shape", "k", "stride", "padding"), SHAPES)
+def test_bfloat16_to_its_precision(shape, k, stride, padding) -> None:
+    x, kernel = normal(1, *shape, dtype=jnp.bfloat16), normal(2, k, k, shape[3], 5)
+    kernel = kernel.astype(jnp.bfloat16)
+    options = {"stride": stride, "padding": padding}
+    exact = passes(x.astype(float), kernel.astype(float), lowering="reference", **options)
+    expected = [e.astype(jnp.bfloat16) for e in exact]
+    assert_close(passes(x, kernel, **options), expected, 2**-7)
+
+
+@pytest.mark.parametrize(("shape", "k", "stride", "padding"), ALGORITHM_SHAPES)
+def test_transformations(shape, k, stride, padding) -> None:
+    """vmap over images and over kernels, and grad of the grad of a checkpoint."""
+    x, kernel = normal(1, *shape), normal(2, k, k, shape[3], 5)
+
+    def each(lowering: str):
+        conv = partial(conv2d, stride=stride, padding=padding, lowering=lowering)
+
+        def loss(x, kernel):
+            return jnp.sum(jnp.sin(conv(x, kernel)))
+
+        def steepness(x, kernel):
+            return sum(
+                jnp.sum(jnp.cos(g) * g) for g in jax.grad(jax.checkpoint(loss), (0, 1))(x, kernel)
+            )
+
+        images, kernels = jnp.stack([x, 2 - x]), jnp.stack([kernel, kernel**2, kernel - 1])
+
+        @jax.jit
+        def results():
+            return (
+                jax.vmap(conv, (0, None))(images, kernel),
+                jax.vmap(conv, (None, 0))(x, kernels),
+                jax.vmap(jax.grad(loss, (0, 1)), (None, 0))(x, kernels),
+                jax.grad(steepness, (0, 1))(x, kernel),
+            )
+
+        return results()
+
+    assert_close(each("auto"), each("reference"), 1e-9)
+
+
+@pytest.mark.parametrize(("shape", "k", "stride", "padding"), SHAPES)
+def test_other_platforms_get_only_xlas_convolution(shape, k, stride, padding) -> None:
+    """Value and gradients hold three convolutions on CUDA and TPU, and no products."""
+
+    def run(lowering: str, platform: str) -> str:
+        def step(x, kernel):
+            y, pullback = jax.vjp(
+                partial(conv2d, stride=stride, padding=padding, lowering=lowering), x, kernel
+            )
+            return y, pullback(y)
+
+        arguments = normal(1, *shape), normal(2, k, k, shape[3], 5)
+        return export.export(jax.jit(step), platforms=[platform])(*arguments).mlir_module()
+
+    for platform in ("cuda", "tpu"):
+        module = run("auto", platform)
+        assert module.count("stablehlo.convolution") == 3
+        assert "stablehlo.dot_general" not in module
+        assert "stablehlo.concatenate" not in module
+    assert "stablehlo.convolution" not in run("auto", "cpu")
+    assert "stablehlo.convolution" in run("reference", "cpu")
+
+
+@pytest.mark.parametrize("event", [0.0, np.nan, np.inf, -np.inf])
+def test_what_depends_on_another_keeps_its_bits(event: float) -> None:
+    x = np.array([[0.0, -0.0, np.nan], [np.inf, -np.inf, 1.5]])
+    waited = jax.jit(depends_on)(jnp.asarray(x), jnp.full((2, 3), event))
+    assert np.asarray(waited).tobytes() == x.tobytes()
+
+
+def test_nothing_but_inputs_is_kept_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Temporaries of a gradient through ten convolutions, each of which keeps two arrays."""
+
+    def temporaries() -> float:
+        def loss(kernels):
+            y = x
+            for kernel in kernels:
+                y = jnp.tanh(conv2d(y, kernel, padding=1))
+            return y.sum()
+
+        jax.clear_caches()
+        run = jax.jit(jax.grad(loss)).lower([kernel] * 10).compile()
+        return run.memory_analysis().temp_size_in_bytes / x.nbytes
+
+    x, kernel = normal(1, 32, 8, 8, 16), normal(2, 3, 3, 16, 16)
+    assert temporaries() < 30  # ten times the input and tanh's slope, and one convolution's copies
+    for algorithm in (im2col, shift_add, winograd):
+        monkeypatch.setattr(algorithm, "depends_on", lambda x, event: x)
+    assert temporaries() > 40  # three copies of each input are kept as well
+
+
+@pytest.mark.parametrize(("channels", "k", "expected"), [(3, 7, 0), (4, 7, 1), (4, 1, 0)])
+def test_which_im2col_is_made_again(
+    channels: int, k: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not that of an image, and not one that is the input itself."""
+    monkeypatch.setattr(im2col, "MAX_IMAGE_CHANNELS", 3)
+    live = Geometry.of((9, 9), k, 2, k // 2).trimmed()
+    x, grad = (normal(1, 2, *size, 4)[..., :channels] for size in (live.size, live.out))
+    with mock.patch.object(im2col, "depends_on", wraps=depends_on) as spy:
+        jax.eval_shape(lambda x, grad: im2col.weight_grad(x, grad, live), x, grad)
+    assert spy.call_count == expected
+
+
+@pytest.mark.parametrize(("shape", "k", "stride", "padding"), ALGORITHM_SHAPES)
+def test_symbolic_batch(shape, k, stride, padding) -> None:
+    """Exported once for any batch and for three platforms, it runs here at two batch sizes."""
+    kernel = normal(2, k, k, shape[3], 5)
+
+    def step(x):
+        y, pullback = jax.vjp(partial(conv2d, stride=stride, padding=padding), x, kernel)
+        return y, *pullback(y)
+
+    batch = export.symbolic_shape("batch")[0]
+    spec = jax.ShapeDtypeStruct((batch, *shape[1:]), np.float64)
+    exported = export.export(jax.jit(step), platforms=("cpu", "cuda", "tpu"))(spec)
+    for size in (1, 3):
+        x = normal(3, size, *shape[1:])
+        assert_close(exported.call(x), jax.jit(step)(x), 1e-12)
+
+
+def test_the_maxima_by_row_wait_for_the_gradient() -> None:
+    """In a ResNet-18 of batch 256 that is 12 of 141 MiB of temporaries."""
+    with mock.patch.object(pool, "depends_on", wraps=pool.depends_on) as spy:
+        jax.eval_shape(jax.grad(lambda x: max_pool(x).sum()), normal(1, 3, 9, 10, 4))
+    ((x, grad),) = (call.args for call in spy.call_args_list)
+    assert (x.shape, grad.shape) == ((3, 9, 10, 4), (3, 5, 5, 4))

@@ -1,0 +1,102 @@
+"""The choice of a convolution's algorithm, on both sides of each of its bounds."""
+
+from contextlib import ExitStack
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from resnet_jax.ops import conv2d
+from resnet_jax.ops.algorithms import ALGORITHMS
+from resnet_jax.ops.geometry import Geometry
+from resnet_jax.ops.heuristics import Problem, choose
+
+SOME, MOST = 2**14 + 1, 2**19 - 1  # elements between the two bounds
+
+CASES = [
+    # pass, side, kernel, stride, padding, channels, elements, algorithm
+    ("forward", 8, 1, 1, 0, (64, 64), SOME, "im2col"),
+    ("input_grad", 8, 1, 2, 0, (64, 64), SOME, "im2col"),
+    # Little input.
+    ("forward", 8, 3, 1, 1, (64, 64), SOME - 1, "im2col"),
+    ("forward", 8, 3, 1, 1, (64, 64), SOME, "shift_add"),
+    ("forward", 2, 3, 1, 1, (64, 64), SOME - 1, "im2col"),
+    # Images.
+    ("forward", 8, 3, 1, 1, (3, 64), SOME, "im2col"),
+    ("weight_grad", 8, 3, 1, 1, (3, 64), SOME, "im2col"),
+    ("forward", 8, 3, 1, 1, (4, 64), SOME, "shift_add"),
+    # Few channels: what counts is what a product sums over, and the pairs of positions.
+    ("forward", 10, 3, 1, 1, (7, 64), SOME, "shift_add"),
+    ("forward", 10, 3, 1, 1, (8, 64), SOME, "xla"),
+    ("forward", 10, 3, 1, 1, (31, 64), SOME, "xla"),
+    ("forward", 10, 3, 1, 1, (32, 64), SOME, "shift_add"),
+    ("forward", 9, 3, 1, 1, (8, 64), SOME, "shift_add"),
+    ("input_grad", 10, 3, 1, 1, (64, 7), SOME, "shift_add"),
+    ("input_grad", 10, 3, 1, 1, (64, 8), SOME, "xla"),
+    ("input_grad", 10, 3, 1, 1, (8, 32), SOME, "shift_add"),
+    ("weight_grad", 10, 3, 1, 1, (8, 8), SOME, "shift_add"),
+    ("forward", 15, 3, 2, 1, (16, 32), SOME, "xla"),  # 225 x 64 pairs
+    ("forward", 14, 3, 2, 1, (16, 32), SOME, "im2col"),  # 196 x 49
+    ("input_grad", 15, 3, 2, 1, (32, 16), SOME, "im2col"),
+    # Winograd: on 2x2 maps, and where there is much input.
+    *((pass_, 2, 3, 1, 1, (64, 64), SOME, "winograd") for pass_ in ALGORITHMS),
+    *((pass_, 8, 3, 1, 1, (64, 64), MOST, "shift_add") for pass_ in ALGORITHMS),
+    *((pass_, 8, 3, 1, 1, (64, 64), MOST + 1, "winograd") for pass_ in ("forward", "input_grad")),
+    ("weight_grad", 8, 3, 1, 1, (64, 64), MOST + 1, "shift_add"),
+    ("forward", 8, 3, 1, 1, (64, 64), float("inf"), "winograd"),  # a symbolic batch
+    # Tiny maps, but for what Winograd supports.
+    ("forward", 2, 3, 2, 1, (64, 64), SOME, "toeplitz"),
+    ("forward", 4, 4, 1, 0, (64, 64), SOME, "toeplitz"),  # 16 x 1 pairs
+    ("forward", 5, 5, 1, 0, (64, 64), SOME, "shift_add"),  # 25 x 1
+    ("forward", 3, 3, 1, 0, (64, 64), SOME, "shift_add"),
+    # The others: by their stride.
+    ("weight_grad", 8, 5, 1, 2, (64, 64), SOME, "shift_add"),
+    ("weight_grad", 8, 3, 2, 1, (64, 64), SOME, "im2col"),
+]
+
+
+@pytest.mark.parametrize(
+    ("pass_", "side", "kernel", "stride", "padding", "channels", "elements", "expected"), CASES
+)
+def test_choice(pass_, side, kernel, stride, padding, channels, elements, expected) -> None:
+    geometry = Geometry.of((side, side), kernel, stride, padding).trimmed()
+    assert choose(Problem(pass_, geometry, channels, elements)) == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "features", "stride", "used"),
+    [
+        ((64, 8, 8, 64), 64, 1, ["shift_add", "shift_add", "shift_add"]),
+        ((256, 8, 8, 64), 64, 1, ["winograd", "winograd", "shift_add"]),
+        ((64, 8, 8, 64), 128, 2, ["im2col", "im2col", "im2col"]),
+        ((64, 2, 2, 256), 512, 2, ["toeplitz", "toeplitz", "toeplitz"]),
+        ((4, 2, 2, 64), 64, 1, ["im2col", "im2col", "im2col"]),
+        ((64, 28, 28, 16), 40, 1, ["xla", "winograd", "shift_add"]),
+        # Of three columns of taps only the middle one touches a map one pixel wide.
+        ((64, 100, 1, 8), 9, 1, ["xla", "xla", "shift_add"]),
+    ],
+)
+def test_each_pass_runs_what_was_chosen_for_its_operands(
+    shape: tuple[int, ...], features: int, stride: int, used: list[str]
+) -> None:
+    """At the bounds as they are; nothing is computed."""
+
+    def passes(x, kernel):
+        y, pullback = jax.vjp(lambda x, k: conv2d(x, k, stride=stride, padding=1), x, kernel)
+        return y, *pullback(y)
+
+    arrays = (shape, (3, 3, shape[3], features))
+    jax.clear_caches()  # traces under the bounds of other tests
+    with ExitStack() as stack:
+        spies = []
+        for algorithms in ALGORITHMS.values():
+            spies.append({name: mock.Mock(wraps=f) for name, f in algorithms.items()})
+            stack.enter_context(mock.patch.dict(algorithms, spies[-1]))
+        jax.eval_shape(passes, *(jax.ShapeDtypeStruct(a, jnp.float32) for a in arrays))
+    # XLA's own is also traced for other platforms.
+    called = [
+        [name for name, spy in by_name.items() if spy.call_count > (name == "xla")]
+        for by_name in spies
+    ]
+    assert called == [[name] for name in used]

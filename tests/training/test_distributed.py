@@ -1,0 +1,100 @@
+"""Two processes agree, and neither is left waiting for one that fails."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import portpicker
+import pytest
+
+from resnet_jax.training import distributed
+
+MEMBER = Path(__file__).with_name("member.py")
+
+
+def start(folder: Path, what: str) -> "list[subprocess.Popen[str]]":
+    port = str(portpicker.pick_unused_port())
+    return [
+        subprocess.Popen(
+            [sys.executable, MEMBER, port, str(number), folder, what],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+
+
+def ends(process: "subprocess.Popen[str]", seconds: float = 60) -> tuple[int, str, str]:
+    """Exit code, output and errors of a process that ends within that time."""
+    try:
+        output, errors = process.communicate(timeout=seconds)
+    finally:
+        process.kill()
+    return process.returncode, output, errors
+
+
+def test_two_processes_agree(tmp_path):
+    processes = start(tmp_path, "agree")
+    found: list[Any] = []
+    for process in processes:
+        code, output, errors = ends(process)
+        assert (code, errors) == (0, "")
+        found.append(json.loads(output.splitlines()[-1]))
+    first, second = found
+    assert first.pop("main")
+    assert not second.pop("main")
+    assert first == second
+    assert first["processes"] == 2
+    assert first["long"] == [100_000, True, processes[0].pid]
+    assert first["none"] is None
+    assert first["refused"] == ["the main process refuses", 7]
+    assert first["refused first"] == first["refused"]
+    assert first["cached"] == str(processes[0].pid)
+    assert first["differs"] == (
+        "process 1 has data abababababab and process 0 abababababab: give the same"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "line"),
+    [
+        ("fail", 1, "row 3 is rotten"),
+        pytest.param("bug", 1, "KeyError('no such name')", marks=pytest.mark.slow),
+        ("interrupt", 75, "stopped by a signal; the same command continues"),
+    ],
+)
+def test_a_failure_of_one_ends_the_other_which_waits_for_it(what, code, line, tmp_path):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / ".failed-0badcafe").write_text('["of an earlier start", 1]')
+    waiting, failing = start(tmp_path, what)
+    assert ends(failing)[0] == code
+    assert ends(waiting)[::2] == (code, f"resnet-jax: {line}\n")
+    assert [path.name for path in run_dir.iterdir()] == [".failed-0badcafe"]
+
+
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_killed_process_ends_the_other(victim, tmp_path):
+    processes = start(tmp_path, "hang")
+    assert processes[1].stdout.readline().startswith("[Gloo]")
+    assert processes[1].stdout.readline() == "told\n"
+    processes[victim].kill()
+    assert ends(processes[1 - victim], 30)[0] == -signal.SIGABRT
+    ends(processes[victim])
+
+
+def test_one_process_asks_nobody(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "broadcast_one_to_all", None)
+    monkeypatch.setattr(distributed, "process_allgather", None)
+    assert distributed.broadcast_from_main(os.getpid) == os.getpid()
+    assert distributed.main_process_first(object) is not None
+    distributed.assert_equal("data", "not hexadecimal", "never said")
+    with pytest.raises(ZeroDivisionError), distributed.failing_together(tmp_path / "run"):
+        _ = 1 / 0
+    assert not (tmp_path / "run").exists()
