@@ -31,7 +31,7 @@ from resnet_jax.errors import ResNetJaxError
 from resnet_jax.training import distributed
 from resnet_jax.training.evaluation import Evaluation
 from resnet_jax.training.folder import EVENTS, DataFacts, RunFolder
-from resnet_jax.training.program import Program, configured_jax
+from resnet_jax.training.program import Program, configured_jax, find_devices
 from resnet_jax.training.progress import Observer, Silent
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.steps import Metrics
@@ -83,7 +83,7 @@ def _fit(
     facts = DataFacts(data.fingerprint, data.class_names, data.image_shape)
     folder = RunFolder(run_dir)
     config = _with_statistics(config, folder, data.train)
-    devices = jax.devices()
+    devices = find_devices()
     check_against_dataset(
         config,
         num_train=len(data.train),

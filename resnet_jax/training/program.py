@@ -19,6 +19,7 @@ from resnet_jax.data.cache import cache_root
 from resnet_jax.data.dataset import ArraySplit, Split
 from resnet_jax.data.prefetch import padded_order, read_batches
 from resnet_jax.data.preprocessing import Preprocessing
+from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import VARIANTS, ResNet
 from resnet_jax.training.compiler import compiler_options
 from resnet_jax.training.evaluation import Evaluation
@@ -85,7 +86,7 @@ class Program:
         self.model = make_model(config, len(class_names))
         self.tx = make_optimizer(config.optim, self.schedule, config.model.frozen_stages)
         # In the order of their processes, so that the rows of one process are together.
-        ordered = sorted(devices or jax.local_devices(), key=lambda d: (d.process_index, d.id))
+        ordered = sorted(devices or find_devices(local=True), key=lambda d: (d.process_index, d.id))
         mesh = Mesh(np.asarray(ordered), ("data",))
         # Without an update the batch is free: the next one that every device gets a part of.
         self.padded_size = -(-config.batch_size // mesh.size) * mesh.size
@@ -271,6 +272,18 @@ class Program:
     def preprocess(self, images: jax.Array | np.ndarray) -> jax.Array:
         """Pixels in [0, 255] as the network takes them, ``float32[N, H, W, C]``."""
         return Preprocessing.of(self.config.data, self.image_shape)(images)
+
+
+def find_devices(*, local: bool = False) -> list[jax.Device]:
+    """Return the devices of all processes, or of this one; none is a `ResNetJaxError`."""
+    try:
+        return jax.local_devices() if local else jax.devices()
+    except RuntimeError as error:  # the platform asked for has no device here, or no plugin
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise ResNetJaxError(
+            f"JAX finds no device ({reason}): set JAX_PLATFORMS to a platform of this machine, "
+            "such as cpu, or unset it"
+        ) from error
 
 
 @contextmanager

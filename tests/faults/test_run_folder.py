@@ -1,6 +1,7 @@
 """A run's folder that was moved, damaged, or comes from elsewhere (FAULTS A13, E1, E3, E4, E6)."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -146,3 +147,16 @@ def test_a_terminal_that_goes_away_stops_the_run_saved(tmp_path):
     assert process.returncode == 75, shown
     assert "SIGHUP: saved step" in shown
     assert any((tmp_path / "run/checkpoints").glob("[0-9]*"))
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate"])
+def test_a_device_that_is_not_there_is_one_line(verb, finished_run, tmp_path):
+    """B5."""
+    options = {"train": [*COMMAND[4:], "--run-dir", str(tmp_path)], "evaluate": [finished_run.path]}
+    done = subprocess.run(
+        [*COMMAND[:3], verb, *options[verb]],
+        capture_output=True, text=True, timeout=100, env=os.environ | {"JAX_PLATFORMS": "rocm"},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "JAX_PLATFORMS" in done.stderr.splitlines()[-1]
