@@ -6,6 +6,7 @@ JAX and what stands on it are imported by the commands that need them, so that h
 import contextlib
 import csv
 import dataclasses
+import io
 import itertools
 import json
 import logging
@@ -28,6 +29,7 @@ from resnet_jax.config import ModelConfig, TrainConfig, replaced
 from resnet_jax.errors import ResNetJaxError, printable
 from resnet_jax.presets import PRESETS
 from resnet_jax.presets import preset as find_preset
+from resnet_jax.storage import write_whole
 from resnet_jax.training.progress import PatientConsole
 
 if TYPE_CHECKING:
@@ -514,12 +516,14 @@ def compare(
             ]
             for settings, members in group_by_settings(opened)
         }
+        picture = io.BytesIO()
         try:
-            compared_curves(groups).savefig(output, dpi=150)
-        except (OSError, ValueError) as error:
+            compared_curves(groups).savefig(picture, format=output.suffix[1:], dpi=150)
+        except ValueError as error:
             raise ResNetJaxError(
                 f"{output} cannot be written ({error}): give a name that ends in .png"
             ) from error
+        write_whole(output, picture.getvalue())
     if json:
         # By way of pandas, which writes null for what is not known.
         print(found.to_json(orient="records", indent=1))

@@ -15,8 +15,9 @@ from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.data.report import VerifyReport
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop import EXPORTS, Format
-from resnet_jax.interop.weights import check_replaceable, initial_variables
+from resnet_jax.interop.weights import initial_variables
 from resnet_jax.models import ResNet
+from resnet_jax.storage import check_replaceable
 from resnet_jax.training.distributed import is_main_process
 from resnet_jax.training.evaluation import Evaluation
 from resnet_jax.training.folder import DataFacts, RunFolder

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,41 @@ def atomic_write(path: Path, text: str) -> None:
         sync(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file as a whole or not at all, in the place of a regular file or of none.
+
+    Raises:
+        ResNetJaxError: it cannot be written.
+    """
+    check_replaceable(path)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.unlink(missing_ok=True)  # of a process that was killed
+        try:
+            with unfinished.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise ResNetJaxError(
+            f"{path} cannot be written ({error.strerror}): give another --output"
+        ) from error
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuse a place that holds anything but a regular file: a folder, link, FIFO or device."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError:  # nothing there, or `write_whole` says what is wrong
+        return
+    if not stat.S_ISREG(mode):
+        raise ResNetJaxError(f"{path} is no regular file and stays as it is: give another --output")
 
 
 def unwritable(path: Path, error: OSError) -> ResNetJaxError:

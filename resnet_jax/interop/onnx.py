@@ -16,8 +16,9 @@ import numpy as np
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop.stablehlo import check
-from resnet_jax.interop.weights import describe, write_whole
+from resnet_jax.interop.weights import describe
 from resnet_jax.models import BasicUnit, BatchNorm, BottleneckUnit, PreActivationUnit, ResNet
+from resnet_jax.storage import write_whole
 
 # Both old enough for any runtime of the last years.
 OPSET, IR_VERSION = 17, 8

@@ -11,8 +11,9 @@ import numpy as np
 
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.interop.weights import describe, write_whole
+from resnet_jax.interop.weights import describe
 from resnet_jax.models import ResNet
+from resnet_jax.storage import write_whole
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 # Largest difference to the network itself: of logits relative to the largest, of probabilities.

@@ -9,7 +9,6 @@ import logging
 import os
 import pickle
 import re
-import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from resnet_jax.interop.torchvision import (
     with_input_channels,
 )
 from resnet_jax.models import ResNet
+from resnet_jax.storage import write_whole
 from resnet_jax.training.folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -144,41 +144,6 @@ def describe(
         },
         "made_by": {"resnet_jax": __version__, **made_by},
     }
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file as a whole or not at all, in the place of a regular file or of none.
-
-    Raises:
-        ResNetJaxError: it cannot be written.
-    """
-    check_replaceable(path)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.unlink(missing_ok=True)  # of a process that was killed
-        try:
-            with unfinished.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-    except OSError as error:
-        raise ResNetJaxError(
-            f"{path} cannot be written ({error.strerror}): give another --output"
-        ) from error
-
-
-def check_replaceable(path: Path) -> None:
-    """Refuse a place that holds anything but a regular file: a folder, link, FIFO or device."""
-    try:
-        mode = path.lstat().st_mode
-    except OSError:  # nothing there, or `write_whole` says what is wrong
-        return
-    if not stat.S_ISREG(mode):
-        raise ResNetJaxError(f"{path} is no regular file and stays as it is: give another --output")
 
 
 def initial_variables(

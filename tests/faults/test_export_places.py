@@ -62,7 +62,10 @@ def unix_socket(path):
         server.bind(os.path.relpath(path))  # an address holds a hundred characters
 
 
-@pytest.mark.parametrize("make", [fifo, device, link, dangling_link, unix_socket, Path.mkdir])
+PLACES = [fifo, device, link, dangling_link, unix_socket, Path.mkdir]
+
+
+@pytest.mark.parametrize("make", PLACES)
 def test_nothing_but_a_regular_file_is_replaced(finished_run, make, tmp_path, capsys):
     place = tmp_path / "network.safetensors"
     make(place)
@@ -93,3 +96,13 @@ def test_an_interrupted_export_leaves_the_old_file_and_nothing_else(
     assert export(finished_run, "torchvision", place) == 75
     assert [path.name for path in tmp_path.iterdir()] == [place.name]
     assert place.read_bytes() == before
+
+
+@pytest.mark.parametrize("make", [device, link])
+def test_curves_replace_nothing_but_a_regular_file(finished_run, make, tmp_path, capsys):
+    place = tmp_path / "curves.png"
+    make(place)
+    before = place.stat()
+    assert main(["compare", str(finished_run.path), "--output", str(place)]) == 1
+    assert (place.stat().st_mtime_ns, place.stat().st_size) == (before.st_mtime_ns, before.st_size)
+    assert "give another --output" in capsys.readouterr().err
