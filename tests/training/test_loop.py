@@ -277,7 +277,15 @@ def test_a_run_that_diverges_says_where_and_keeps_its_checkpoint(unaveraged_conf
 
 
 @pytest.mark.slow
-def test_an_update_that_overflows_is_not_saved(unaveraged_config, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("held_out", "said"),
+    [(0, "stage2_unit1 of the parameters .* at step 9"), (50, "validation loss .* at step 10")],
+)
+def test_an_update_that_overflows_is_not_saved(
+    held_out, said, unaveraged_config, tmp_path, monkeypatch
+):
+    data = dataclasses.replace(unaveraged_config.data, subset=(120, held_out, 30))
+    config = dataclasses.replace(unaveraged_config, data=data)
     train = Program.train
 
     def overflow(self, state, examples, indices):
@@ -288,8 +296,8 @@ def test_an_update_that_overflows_is_not_saved(unaveraged_config, tmp_path, monk
         return state, metrics
 
     monkeypatch.setattr(Program, "train", overflow)
-    with pytest.raises(loop.NotFiniteError, match=r"stage2_unit1 of the parameters .* at step 9"):
-        rj.train(unaveraged_config, tmp_path, quiet=True)
+    with pytest.raises(loop.NotFiniteError, match=said):
+        rj.train(config, tmp_path, quiet=True)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["5"]
 
 
