@@ -88,6 +88,7 @@ class Program:
         # In the order of their processes, so that the rows of one process are together.
         ordered = sorted(devices or find_devices(local=True), key=lambda d: (d.process_index, d.id))
         mesh = Mesh(np.asarray(ordered), ("data",))
+        self._share_threads = mesh.size > 1 and ordered[0].platform == "cpu"
         # Without an update the batch is free: the next one that every device gets a part of.
         self.padded_size = -(-config.batch_size // mesh.size) * mesh.size
         self.replicated = NamedSharding(mesh, PartitionSpec())
@@ -170,13 +171,21 @@ class Program:
     def _spread(self, own: np.ndarray) -> jax.Array:
         """A batch split over the devices, of which each process gives its own rows."""
         if self.split_over_devices.is_fully_addressable:
-            return jax.device_put(own, self.split_over_devices)
+            return self._in_turn(jax.device_put(own, self.split_over_devices))
         return jax.make_array_from_process_local_data(self.split_over_devices, own)
+
+    def _in_turn(self, arrays: T) -> T:
+        """Wait for arrays where devices share threads, as those of a CPU do.
+
+        The collectives of two programs at once, or of one whose input is still on its way, could
+        hold all threads while each waits for another device.
+        """
+        return jax.block_until_ready(arrays) if self._share_threads else arrays
 
     def _everywhere(self, tree: Any) -> Any:
         """A tree on every device; every process gives the same values."""
         if self.replicated.is_fully_addressable:
-            return jax.device_put(tree, self.replicated)
+            return self._in_turn(jax.device_put(tree, self.replicated))
         return jax.tree.map(
             lambda leaf: jax.make_array_from_process_local_data(self.replicated, np.asarray(leaf)),
             tree,
@@ -205,13 +214,13 @@ class Program:
     ) -> tuple[TrainState, Metrics]:
         """Take one step on a batch; ``state`` is donated."""
         # The key is an argument and no constant: runs of several seeds are one compiled program.
-        return self._train(state, self._augment_key, images, labels)
+        return self._in_turn(self._train(state, self._augment_key, images, labels))
 
     def evaluate(self, state: TrainState, split: Split) -> Evaluation:
         """Evaluate every example of a split exactly once."""
         losses, total = [], None
         for batch in self.batches(split, padded_order(len(split), self.padded_size)):
-            counts = self._evaluate(state, *batch)
+            counts = self._in_turn(self._evaluate(state, *batch))
             losses.append(counts.loss)
             found = (counts.confusion, counts.top5)
             # Added up on the devices: a thousand classes make four megabytes of counts a batch.
