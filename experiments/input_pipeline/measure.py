@@ -263,7 +263,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--report", action="store_true", help="only rewrite the tables")
     parser.add_argument("--memory", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--readers", action="store_true", help="only threads beside Grain")
     arguments = parser.parse_args()
+    if arguments.readers:
+        with tempfile.TemporaryDirectory() as scratch:
+            make_jpegs(Path(scratch))
+            for name, rates_of_reader in readers(Path(scratch)).items():
+                low, middle, high = statistics.quantiles(rates_of_reader, n=4)
+                print(f"{name}: {middle:,.0f} images/s ({low:,.0f} to {high:,.0f})")
+        return
     if arguments.memory:
         print(json.dumps(memory(arguments.memory)))
         return
