@@ -422,6 +422,11 @@ def check_against_dataset(
                 f"--{option} {getattr(config, option)} needs validation images and there are none: "
                 f"give --data.validation or --data.subset some, or leave --{option} out"
             )
+    _check_batch(config, config.data.image_size or max(height, width), num_devices)
+
+
+def _check_batch(config: TrainConfig, side: int, num_devices: int) -> None:
+    """Refuse a batch that cannot be split, or that gives batch norm nothing to normalise."""
     step = num_devices * config.accumulate
     if config.batch_size % step:
         below = config.batch_size // step * step
@@ -432,7 +437,6 @@ def check_against_dataset(
             f"--batch-size {config.batch_size} cannot be split over {devices}{parts}: "
             f"give {nearest}"
         )
-    side = config.data.image_size or max(height, width)
     halvings = 3 + (2 if config.model.stem == "imagenet" else 0)
     trains_last_stage = (config.model.frozen_stages or 0) < 4
     if config.batch_size == config.accumulate and side <= 2**halvings and trains_last_stage:

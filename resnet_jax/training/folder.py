@@ -28,7 +28,7 @@ from resnet_jax.training.checkpoint import Checkpoints
 EVENTS = "resnet_jax.events"
 # What every line of metrics.jsonl has.
 COMMON = {"step", "epoch", "kind", "loss", "accuracy", "seconds"}
-MAX_CONFIG_CHARACTERS = 1_000_000
+MAX_CONFIG_BYTES = 1_000_000
 PACKAGES = ("resnet_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -267,9 +267,9 @@ def _measured_at(row: dict[str, Any]) -> int:
 
 def _load_yaml(path: Path) -> Any:
     """Read a small YAML document; aliases, which could multiply it, are refused (`ValueError`)."""
+    if path.stat().st_size > MAX_CONFIG_BYTES:  # before it is in memory
+        raise ValueError(f"it has more than {MAX_CONFIG_BYTES:,} bytes")
     text = path.read_text()
-    if len(text) > MAX_CONFIG_CHARACTERS:
-        raise ValueError(f"it has more than {MAX_CONFIG_CHARACTERS:,} characters")
     if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
         raise ValueError("it has aliases")
     return yaml.safe_load(text)

@@ -60,6 +60,16 @@ def test_a_configuration_with_aliases_that_multiply_is_refused_at_once(run_dir, 
     assert len(shown) < 500
 
 
+def test_a_giant_configuration_is_not_read(run_dir, capsys):
+    """E3: 2 GB of nothing."""
+    with (run_dir / "config.yaml").open("r+b") as file:
+        file.truncate(2 * 10**9)  # takes no room on the disk
+    began = time.monotonic()
+    assert main(["evaluate", str(run_dir)]) == 1
+    assert time.monotonic() - began < 1
+    assert "config.yaml is damaged" in capsys.readouterr().err
+
+
 DAMAGE = {
     "deep nesting": lambda row: "[" * 100_000 + "]" * 100_000,
     "null for a step": lambda row: json.dumps({**row, "step": None}),
