@@ -39,6 +39,7 @@ def options(folder, run):
         (lambda: rj.TrainConfig(data=rj.DataConfig(mean=(float("nan"),))), "--data.mean"),
         (lambda: rj.TrainConfig(batch_size=64.5), "--batch-size"),
         (lambda: rj.TrainConfig(batch_size="64"), "--batch-size"),
+        (lambda: rj.TrainConfig(batch_size=True), "--batch-size"),
         (lambda: rj.TrainConfig(data=rj.DataConfig(std=0.3)), "--data.std"),
         (lambda: rj.TrainConfig(data=rj.DataConfig(subset=[100, 10, 10])), "--data.subset"),
         (lambda: rj.TrainConfig(data=rj.DataConfig(subset=(100, 10))), "--data.subset"),
