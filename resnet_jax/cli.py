@@ -26,11 +26,11 @@ from rich.text import Text
 from tyro.conf import Positional
 
 from resnet_jax.config import ModelConfig, TrainConfig, replaced
+from resnet_jax.display import PatientConsole
 from resnet_jax.errors import ResNetJaxError, printable
 from resnet_jax.presets import PRESETS
 from resnet_jax.presets import preset as find_preset
 from resnet_jax.storage import write_whole
-from resnet_jax.training.progress import PatientConsole
 
 if TYPE_CHECKING:
     import pandas as pd

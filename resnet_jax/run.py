@@ -13,17 +13,18 @@ from resnet_jax.config import TrainConfig
 from resnet_jax.data.dataset import Split, load_splits
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.data.report import VerifyReport
+from resnet_jax.display import Display
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop import EXPORTS, Format
 from resnet_jax.interop.weights import initial_variables
 from resnet_jax.models import ResNet
 from resnet_jax.storage import check_replaceable
+from resnet_jax.training.callbacks import Callback
 from resnet_jax.training.distributed import is_main_process
 from resnet_jax.training.evaluation import Evaluation
 from resnet_jax.training.folder import DataFacts, RunFolder
 from resnet_jax.training.loop import fit
 from resnet_jax.training.program import Program, configured_jax
-from resnet_jax.training.progress import Display, Silent
 from resnet_jax.training.state import TrainState
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def train(config: TrainConfig, run_dir: str | Path, *, quiet: bool = False) -> "
     """
     pretrained = None if config.init_from is None else _initial_variables
     if quiet or not is_main_process():
-        fit(config, Path(run_dir), Silent(), pretrained)
+        fit(config, Path(run_dir), Callback(), pretrained)
     else:
         with Display() as display:
             fit(config, Path(run_dir), display, pretrained)

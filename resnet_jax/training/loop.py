@@ -29,10 +29,10 @@ from resnet_jax.data.dataset import Split, load_splits, pixel_statistics
 from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.training import distributed
+from resnet_jax.training.callbacks import Callback
 from resnet_jax.training.evaluation import Evaluation
 from resnet_jax.training.folder import EVENTS, DataFacts, RunFolder
 from resnet_jax.training.program import Program, configured_jax, find_devices
-from resnet_jax.training.progress import Observer, Silent
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.steps import Metrics
 from resnet_jax.training.tensorboard import Events
@@ -56,7 +56,7 @@ class StoppedError(ResNetJaxError):
 def fit(
     config: TrainConfig,
     run_dir: Path,
-    observer: Observer,
+    callback: Callback,
     pretrained: Callable[[Program], dict[str, Any]] | None = None,
 ) -> None:
     """Trains until the configuration is fulfilled; begins a run or resumes the one in ``run_dir``.
@@ -70,13 +70,13 @@ def fit(
         StoppedError: SIGINT, SIGTERM or SIGHUP arrived, at any process; its step is saved.
     """
     with configured_jax(config):
-        _fit(config, run_dir, observer if distributed.is_main_process() else Silent(), pretrained)
+        _fit(config, run_dir, callback if distributed.is_main_process() else Callback(), pretrained)
 
 
 def _fit(
     config: TrainConfig,
     run_dir: Path,
-    observer: Observer,
+    callback: Callback,
     pretrained: Callable[[Program], dict[str, Any]] | None,
 ) -> None:
     data, splits = distributed.main_process_first(lambda: load_splits(config.data))
@@ -117,7 +117,7 @@ def _fit(
         step = distributed.broadcast_from_main(lambda: next(folder.checkpoints.good_steps(), 0))
         if step:
             state = folder.checkpoints.restore(program.template(), step)
-            observer.said(f"resumes at step {step} of {total_steps}")
+            callback.log(f"resumes at step {step} of {total_steps}")
         else:
             state = program.init()
             if pretrained:
@@ -129,7 +129,7 @@ def _fit(
         if config.tensorboard and distributed.is_main_process():
             events = Events(folder.path / "tensorboard", rows)
         try:
-            _Loop(program, folder, observer, sampler, splits, rows, stop, events).run(state, step)
+            _Loop(program, folder, callback, sampler, splits, rows, stop, events).run(state, step)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -176,14 +176,14 @@ class _Loop:
         self,
         program: Program,
         folder: RunFolder,
-        observer: Observer,
+        callback: Callback,
         sampler: EpochSampler,
         splits: dict[str, Any],
         rows: list[dict[str, Any]],
         stop: list[int],
         events: Events | None,
     ) -> None:
-        self.program, self.folder, self.observer = program, folder, observer
+        self.program, self.folder, self.callback = program, folder, callback
         self.sampler, self.splits, self.rows, self.stop = sampler, splits, rows, stop
         self.config, self.events = program.config, events
         self.seconds_before = max((row["seconds"] for row in rows), default=0.0)
@@ -194,10 +194,10 @@ class _Loop:
     def run(self, state: TrainState, step: int) -> None:
         total, config = self.program.total_steps, self.config
         if self._tested(step):
-            self.observer.said(f"{self.folder.path} is finished; nothing to do")
+            self.callback.log(f"{self.folder.path} is finished; nothing to do")
             return
         events_log.info("trains from step %d of %d", step, total)
-        self.observer.started(step, total)
+        self.callback.on_start(step, total)
         order = map(self.sampler.batch, range(step, total))
         batches = self.program.batches(self.splits["train"], order)
         measured: list[Metrics] = []
@@ -209,7 +209,7 @@ class _Loop:
             if len(measured) > 2:
                 # Stay two steps ahead of the device and no more: what is shown has happened.
                 measured[-3].loss.block_until_ready()
-            self.observer.stepped(step)
+            self.callback.on_step(step)
             evaluate = self._evaluates_after(step)
             stop = self._stops()  # one look at it: only what was found finite is saved below
             if step % config.log_every == 0 or step == 1 or evaluate or stop:
@@ -283,7 +283,7 @@ class _Loop:
         if self.events:
             self.events.add(*rows)
         for row in rows:
-            self.observer.measured(row)
+            self.callback.on_metrics(row)
 
     def _row(self, step: int, kind: str, loss: float, accuracy: float, **more: Any) -> dict:
         return {

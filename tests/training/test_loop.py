@@ -20,8 +20,8 @@ from resnet_jax.data.dataset import load_splits
 from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.training import loop
+from resnet_jax.training.callbacks import Callback
 from resnet_jax.training.program import Program
-from resnet_jax.training.progress import Silent
 
 KINDS_OF_TIME = ("children_user", "children_system")
 
@@ -32,11 +32,11 @@ from pathlib import Path
 from resnet_jax.config import from_dict
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.training.loop import fit
-from resnet_jax.training.progress import Silent
+from resnet_jax.training.callbacks import Callback
 import yaml
 
-class Tell(Silent):
-    def stepped(self, step):
+class Tell(Callback):
+    def on_step(self, step):
         print(step, flush=True)
 
 try:
@@ -47,12 +47,12 @@ except ResNetJaxError as error:
 """
 
 
-class Heard(Silent):
+class Heard(Callback):
     """Remembers what was said."""
 
     text = ""
 
-    def said(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self.text += text
 
 

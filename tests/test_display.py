@@ -4,8 +4,8 @@ import io
 
 from rich.console import Console
 
-from resnet_jax.training import progress
-from resnet_jax.training.progress import Display
+from resnet_jax import display
+from resnet_jax.display import Display
 
 TRAIN = {
     "kind": "train", "step": 4, "epoch": 0.5, "loss": 1.23456, "accuracy": 0.5, "seconds": 1.0,
@@ -19,13 +19,13 @@ TEST = {
 
 def show(*, terminal: bool, width: int = 80) -> str:
     file = io.StringIO()
-    with Display(Console(file=file, force_terminal=terminal, width=width)) as display:
-        display.started(0, 8)
+    with Display(Console(file=file, force_terminal=terminal, width=width)) as shown:
+        shown.on_start(0, 8)
         for step in range(1, 5):
-            display.stepped(step)
+            shown.on_step(step)
         for row in (TRAIN, VALIDATION, TEST):
-            display.measured(row)
-        display._bar.refresh()
+            shown.on_metrics(row)
+        shown._bar.refresh()
     return file.getvalue()
 
 
@@ -44,7 +44,7 @@ def test_a_pipe_gets_plain_lines(monkeypatch):
         "test, best parameters (step 4): loss 0.2500  accuracy 90.00%",
     ]
     # After a silence, training metrics are shown too.
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(display, "SECONDS_BETWEEN_LINES", 0.0)
     assert show(terminal=False).splitlines()[0] == (
         "epoch   0.50  step     4  loss 1.235  accuracy 50.0%  1,234 images/s"
     )

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -15,6 +15,8 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+
+from resnet_jax.training.callbacks import Callback
 
 # Without a bar, a line at least this often shows that something happens.
 SECONDS_BETWEEN_LINES = 10.0
@@ -29,39 +31,7 @@ class PatientConsole(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-class Observer(Protocol):
-    """What the training loop tells."""
-
-    def started(self, step: int, total_steps: int) -> None:
-        """Training goes on from ``step``."""
-
-    def stepped(self, step: int) -> None:
-        """``step`` updates are done; called at every step."""
-
-    def measured(self, row: dict[str, Any]) -> None:
-        """A line of ``metrics.jsonl``."""
-
-    def said(self, text: str) -> None:
-        """A sentence."""
-
-
-class Silent:
-    """Tells nothing."""
-
-    def started(self, step: int, total_steps: int) -> None:
-        """Nothing."""
-
-    def stepped(self, step: int) -> None:
-        """Nothing."""
-
-    def measured(self, row: dict[str, Any]) -> None:
-        """Nothing."""
-
-    def said(self, text: str) -> None:
-        """Nothing."""
-
-
-class Display:
+class Display(Callback):
     """Shows a run on a console: a moving bar in a terminal, and a line for each evaluation."""
 
     def __init__(self, console: Console | None = None) -> None:
@@ -93,15 +63,13 @@ class Display:
     ) -> None:
         self._bar.__exit__(kind, error, traceback)
 
-    def started(self, step: int, total_steps: int) -> None:
-        """Sets the bar's length and where it begins."""
+    def on_start(self, step: int, total_steps: int) -> None:
         self._bar.reset(self._task, total=total_steps, completed=step, metrics="compiling")
 
-    def stepped(self, step: int) -> None:
-        """Moves the bar."""
+    def on_step(self, step: int) -> None:
         self._bar.update(self._task, completed=step)
 
-    def measured(self, row: dict[str, Any]) -> None:
+    def on_metrics(self, row: dict[str, Any]) -> None:
         """Shows training metrics in the bar, and a line for each evaluation."""
         if row["kind"] == "train":
             self._last_train = row
@@ -112,22 +80,22 @@ class Display:
             self._bar.update(self._task, metrics=metrics)
             silent = time.monotonic() - self._last_line
             if not self.console.is_terminal and silent > SECONDS_BETWEEN_LINES:
-                self.said(f"epoch {row['epoch']:6.2f}  step {row['step']:5d}  {metrics}")
+                self.log(f"epoch {row['epoch']:6.2f}  step {row['step']:5d}  {metrics}")
         elif row["kind"] == "validation":
             train = self._last_train
-            self.said(
+            self.log(
                 f"epoch {row['epoch']:6.2f}  step {row['step']:5d}  "
                 f"loss {train['loss']:.4f}  accuracy {train['accuracy']:7.2%}  "
                 f"validation loss {row['loss']:.4f}  accuracy {row['accuracy']:7.2%}  {_top5(row)}"
                 f"{train['images_per_s']:,.0f} images/s"
             )
         else:
-            self.said(
+            self.log(
                 f"{row['split']}, {row['checkpoint']} parameters (step {row['step']}): "
                 f"loss {row['loss']:.4f}  accuracy {row['accuracy']:.2%}  {_top5(row)}".rstrip()
             )
 
-    def said(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Prints a line, above the bar where there is one."""
         self._last_line = time.monotonic()
         self.console.print(text, soft_wrap=True, markup=False)
