@@ -510,6 +510,11 @@ def compare(
     if output:
         from resnet_jax.inspection.plots import compared_curves
 
+        if not output.parent.is_dir():
+            raise ResNetJaxError(
+                f"{output} cannot be written: {output.parent} is no folder; make it, or give "
+                "another --output"
+            )
         groups = {
             ", ".join(f"{option} {value}" for option, value in settings.items()) or "all": [
                 run.metrics() for run in members
