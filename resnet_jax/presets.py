@@ -5,8 +5,26 @@ The command of each is ``resnet-jax train NAME``. Results with their spread are 
 """
 
 import difflib
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from resnet_jax.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from resnet_jax.config import (
+    AugmentConfig,
+    DataConfig,
+    Effect,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    differences,
+    options_with,
+    replaced,
+    settings,
+)
 from resnet_jax.errors import ResNetJaxError
 
 
@@ -133,3 +151,65 @@ def preset(name: str) -> TrainConfig:
     near = difflib.get_close_matches(name, PRESETS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(PRESETS)}"
     raise ResNetJaxError(f"preset {name} is not known: {hint}")
+
+
+def run_name(preset: str, config: TrainConfig) -> str:
+    """Return the name of a run: the preset's, and what changes what is learnt: ``book-plain``.
+
+    Neither the length of the run nor its seed are named; a folder of images is by its last part.
+    """
+    changes = differences(PRESETS[preset], config)
+    unnamed = {"epochs", "seed"}
+    if "data.name" in changes:  # with it the preset's mean and deviation go
+        unnamed |= {option for option in ("data.mean", "data.std") if changes[option][1] is None}
+    named = sorted(options_with(Effect.LEARNING) & changes.keys() - unnamed)
+    parts = [preset, *(_part(option, changes[option][1]) for option in named)]
+    if config.data.name == "folder" and config.data.dir is not None:
+        parts.insert(1, Path(config.data.dir).resolve().name)
+    name = re.sub(r"[^\w.-]+", "_", "-".join(parts))
+    if len(name) > 100:
+        name = f"{name[:90]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return name
+
+
+def _part(option: str, value: Any) -> str:
+    leaf = option.split(".")[-1]
+    if option == "model.residual":
+        return "residual" if value else "plain"
+    if value is None or isinstance(value, bool):
+        return leaf if value else f"no-{leaf}"
+    if isinstance(value, tuple):
+        value = "_".join(f"{number:g}" for number in value)
+    shown = f"{value:g}" if isinstance(value, float) else Path(str(value)).name
+    return shown if leaf == "name" else f"{leaf}-{shown}"
+
+
+def grid(config: TrainConfig, axes: Sequence[str]) -> list[TrainConfig]:
+    """Return a configuration for each combination of values: ``optim.learning-rate=0.01,0.1``.
+
+    Raises:
+        ResNetJaxError: an axis is no ``OPTION=VALUE,VALUE``, or a value is refused.
+    """
+    kinds = {setting.option: setting.type for setting in settings(config)}
+    columns: dict[str, list[Any]] = {}
+    for axis in axes:
+        option, equals, texts = axis.removeprefix("--").partition("=")
+        if option not in kinds or not equals or not texts or option in columns:
+            near = difflib.get_close_matches(option, kinds, n=1)
+            hint = f"; did you mean {near[0]}?" if near and near[0] != option else ""
+            raise ResNetJaxError(
+                f"--grid must be OPTION=VALUE,VALUE,..., each once, got {axis}{hint}"
+            )
+        values = [yaml.safe_load(text) for text in texts.split(",")]
+        # A setting of several numbers is given one for all of them here.
+        several = "tuple" in str(kinds[option])
+        columns[option] = [(value,) if several else value for value in values]
+    combinations = itertools.product(*columns.values())
+    return [replaced(config, dict(zip(columns, values, strict=True))) for values in combinations]
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)  # numbers, true, false, null
+    except ValueError:
+        return text

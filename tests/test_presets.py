@@ -1,0 +1,74 @@
+"""What a run is called, and what a grid of settings expands to."""
+
+import dataclasses
+
+import pytest
+
+from resnet_jax.config import OptimConfig, TrainConfig, replaced
+from resnet_jax.errors import ResNetJaxError
+from resnet_jax.presets import PRESETS, grid, run_name
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "name"),
+    [
+        ("book", {}, "book"),
+        ("book", {"model.residual": False}, "book-plain"),
+        ("book", {"epochs": 9.0, "seed": 3, "log-every": 7, "data.dir": "/tfds"}, "book"),
+        (
+            "mnist",
+            {"model.name": "resnet34", "optim.schedule": "cosine"},
+            "mnist-resnet34-schedule-cosine",
+        ),
+        ("mnist", {"data.name": "kmnist", "data.mean": None, "data.std": None}, "mnist-kmnist"),
+        ("quickstart", {"optim.learning-rate": 0.01}, "quickstart-learning-rate-0.01"),
+        ("quickstart", {"augment.flip": True, "ema": None}, "quickstart-flip"),
+        ("mnist", {"ema": None}, "mnist-no-ema"),
+        ("mnist", {"data.subset": (100, 10, 10)}, "mnist-subset-100_10_10"),
+        ("folder", {"data.dir": "/data/my photos"}, "folder-my_photos"),
+        ("folder", {"data.dir": "x", "init-from": "runs/a/b.pth"}, "folder-x-init-from-b.pth"),
+    ],
+)
+def test_names(preset, changes, name):
+    assert run_name(preset, replaced(PRESETS[preset], changes)) == name
+
+
+def test_a_long_name_is_cut_and_still_its_own():
+    changes = {f"augment.{option}": 0.5 for option in ("shift", "rotation", "scale", "shear")}
+    changes |= {f"augment.{option}": 0.25 for option in ("mixup", "cutmix", "erase")}
+    changes |= {"label-smoothing": 0.2, "optim.weight-decay": 0.3, "optim.momentum": 0.4}
+    names = {
+        run_name("book", replaced(PRESETS["book"], changes | {"optim.clip-norm": clip}))
+        for clip in (1.0, 2.0)
+    }
+    assert len(names) == 2
+    assert all(len(name) < 100 for name in names)
+
+
+def test_a_grid_is_every_combination_in_order():
+    base = TrainConfig()
+    found = grid(
+        base, ["optim.learning-rate=0.01,1e-1", "model.residual=true,false", "data.mean=0.5"]
+    )
+    rates = [(c.optim.learning_rate, c.model.residual, c.data.mean) for c in found]
+    assert rates == [
+        (0.01, True, (0.5,)), (0.01, False, (0.5,)), (0.1, True, (0.5,)), (0.1, False, (0.5,)),
+    ]  # fmt: skip
+    assert grid(base, []) == [base]
+    one = dataclasses.replace(base, optim=OptimConfig(learning_rate=0.01))
+    assert grid(base, ["optim.learning-rate=0.01"]) == [one]
+
+
+@pytest.mark.parametrize(
+    ("axis", "reason"),
+    [
+        ("optim.learning-rate", "OPTION=VALUE"),
+        ("optim.lr=0.1", "optim.lr=0.1; did you mean optim."),
+        ("seed=", "OPTION=VALUE"),
+        ("optim.learning-rate=fast", "--optim.learning-rate must be float, got 'fast'"),
+        ("optim.learning-rate=0.1,-1", "--optim.learning-rate must be more than 0, got -1"),
+    ],
+)
+def test_a_bad_axis_is_refused(axis, reason):
+    with pytest.raises(ResNetJaxError, match=reason):
+        grid(TrainConfig(), [axis])
