@@ -200,7 +200,7 @@ def grid(config: TrainConfig, axes: Sequence[str]) -> list[TrainConfig]:
             raise ResNetJaxError(
                 f"--grid must be OPTION=VALUE,VALUE,..., each once, got {axis}{hint}"
             )
-        values = [yaml.safe_load(text) for text in texts.split(",")]
+        values = [_parsed(text) for text in texts.split(",")]
         # A setting of several numbers is given one for all of them here.
         several = "tuple" in str(kinds[option])
         columns[option] = [(value,) if several else value for value in values]
