@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from resnet_jax.data.image import open_image
+from resnet_jax.data.image import DecodeSpec, open_image, read_image
 
 SIDE, BOX, OVERSAMPLING = 28, 20, 8
 PEN = 2.5  # pixels: the median width of the strokes of MNIST's digits
@@ -20,15 +20,23 @@ LEAST_CONTRAST = 0.1  # of ink with paper, as the logarithm of their ratio
 
 
 class FoundDigit(NamedTuple):
-    """A digit as ``uint8[28, 28, 1]``, light ink on 0, and a few words on how it was found."""
+    """A digit as ``uint8[28, 28, 1]``, light ink on 0, and where it was found in which ink."""
 
     image: np.ndarray
     how: str
 
 
-def read_digit(source: Path | bytes, *, background: int | None = None, **limits: Any) -> FoundDigit:
-    """Find the digit in an image file; arguments and errors are those of `open_image`."""
-    return find_digit(open_image(source, background=background, side=WORKING_SIDE, **limits))
+def read_digit_or_image(
+    source: Path | bytes, spec: DecodeSpec, *, find: bool, invert: bool = False, **limits: Any
+) -> FoundDigit:
+    """Read the digit in an image file; without ``find``, or inverted, the whole image.
+
+    Arguments and errors are else those of `read_image`.
+    """
+    if invert or not find:
+        return FoundDigit(read_image(source, spec, invert=invert, **limits), "")
+    side = WORKING_SIDE
+    return find_digit(open_image(source, background=spec.background, side=side, **limits))
 
 
 def find_digit(picture: Image.Image) -> FoundDigit:
