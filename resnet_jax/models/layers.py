@@ -56,7 +56,7 @@ class Conv(nn.Module):
         padding = self.kernel_size // 2 if self.padding is None else self.padding
         return ops.conv2d(
             x.astype(self.dtype),
-            kernel.astype(self.dtype),
+            kernel,
             stride=self.strides,
             padding=padding,
             lowering=self.lowering,

@@ -30,7 +30,9 @@ def conv2d(
 
     Args:
       x: float[N, H, W, C]. N may be symbolic.
-      kernel: float[kh, kw, C, K]; cast to ``x.dtype``.
+      kernel: float[kh, kw, C, K]; cast to ``x.dtype``, while its gradient keeps its own type: on a
+        CPU the products of narrow types add up in float32 and are rounded to that. XLA's own
+        convolution (``"reference"``, and on GPU and TPU) rounds the gradient to ``x.dtype`` first.
       stride: of rows and columns.
       padding: zeros added on both sides of rows and of columns.
       lowering: ``"auto"`` uses the fastest of :mod:`resnet_jax.ops.algorithms` on a CPU and XLA's
@@ -38,7 +40,8 @@ def conv2d(
         differentiation (``jax.jvp``) needs ``"reference"``; ``jax.grad`` works with both.
 
     Returns:
-      ``x.dtype``[N, OH, OW, K] with ``OH = (H + 2 * padding - kh) // stride + 1``.
+      ``x.dtype``[N, OH, OW, K] with ``OH = (H + 2 * padding - kh) // stride + 1``. What is not
+      finite in an image may reach, on a CPU, outputs of that image which do not read it.
 
     Raises:
       ValueError: shapes that do not fit, a kernel without taps, a stride below 1, a negative
@@ -51,11 +54,10 @@ def conv2d(
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"conv2d takes floating-point images, got {x.dtype}")
     check_lowering(lowering)
-    kernel = kernel.astype(x.dtype)
     geometry = Geometry.of(x.shape[1:3], kernel.shape[:2], stride, padding)
     if lowering == "reference" or not geometry.is_static:
-        return ALGORITHMS["forward"]["xla"](x, kernel, geometry)
-    return _conv("forward", x, kernel, geometry)
+        return ALGORITHMS["forward"]["xla"](x, kernel.astype(x.dtype), geometry)
+    return _conv("forward", x, kernel, geometry, kernel.dtype)
 
 
 def check_lowering(lowering: str) -> None:
@@ -72,45 +74,62 @@ _OPERANDS = {
 _PASS_THAT_RETURNS = {"grad": "forward", "x": "input_grad", "kernel": "weight_grad"}
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 3))
-def _conv(pass_: str, a: jax.Array, b: jax.Array, geometry: Geometry) -> jax.Array:
-    return _by_platform(pass_, a, b, geometry)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
+def _conv(
+    pass_: str, a: jax.Array, b: jax.Array, geometry: Geometry, kernel_dtype: jnp.dtype
+) -> jax.Array:
+    return _by_platform(pass_, a, b, geometry, kernel_dtype)
 
 
 def _conv_bwd(
-    pass_: str, geometry: Geometry, kept: tuple[jax.Array, jax.Array], cotangent: jax.Array
+    pass_: str,
+    geometry: Geometry,
+    kernel_dtype: jnp.dtype,
+    kept: tuple[jax.Array, jax.Array],
+    cotangent: jax.Array,
 ) -> tuple[jax.Array, ...]:
     arrays = dict(zip(_OPERANDS[pass_], kept, strict=True))
     (returned,) = _PASS_THAT_RETURNS.keys() - arrays.keys()
     arrays[returned] = cotangent
     gradients = (_PASS_THAT_RETURNS[name] for name in _OPERANDS[pass_])
-    return tuple(_conv(p, *(arrays[name] for name in _OPERANDS[p]), geometry) for p in gradients)
-
-
-_conv.defvjp(lambda pass_, a, b, geometry: (_conv(pass_, a, b, geometry), (a, b)), _conv_bwd)
-
-
-# Jitted in itself, so that convolutions of one shape are traced and lowered once in a network.
-@partial(jax.jit, static_argnums=(0, 3))
-def _by_platform(pass_: str, a: jax.Array, b: jax.Array, geometry: Geometry) -> jax.Array:
-    return lax.platform_dependent(
-        a,
-        b,
-        cpu=lambda a, b: _on_cpu(pass_, a, b, geometry),
-        default=lambda a, b: ALGORITHMS[pass_]["xla"](a, b, geometry),
+    return tuple(
+        _conv(p, *(arrays[name] for name in _OPERANDS[p]), geometry, kernel_dtype)
+        for p in gradients
     )
 
 
-def _on_cpu(pass_: str, a: jax.Array, b: jax.Array, geometry: Geometry) -> jax.Array:
+_conv.defvjp(
+    lambda pass_, a, b, *static: (_conv(pass_, a, b, *static), (a, b)),
+    _conv_bwd,
+)
+
+
+# Jitted in itself, so that convolutions of one shape are traced and lowered once in a network.
+@partial(jax.jit, static_argnums=(0, 3, 4))
+def _by_platform(
+    pass_: str, a: jax.Array, b: jax.Array, geometry: Geometry, kernel_dtype: jnp.dtype
+) -> jax.Array:
+    dtype = kernel_dtype if pass_ == "weight_grad" else a.dtype
+    return lax.platform_dependent(
+        a,
+        b.astype(a.dtype),
+        cpu=lambda a, b: _on_cpu(pass_, a, b, geometry, dtype),
+        default=lambda a, b: ALGORITHMS[pass_]["xla"](a, b, geometry).astype(dtype),
+    )
+
+
+def _on_cpu(
+    pass_: str, a: jax.Array, b: jax.Array, geometry: Geometry, dtype: jnp.dtype
+) -> jax.Array:
     """Run one pass with the kernel cut to the taps that touch the image."""
     rows, columns = geometry.rows.taps(), geometry.columns.taps()
     if not rows or not columns or b.shape[-1] == 0:  # only padding is read, or no feature made
-        return ALGORITHMS[pass_]["xla"](a, b, geometry)
+        return ALGORITHMS[pass_]["xla"](a, b, geometry).astype(dtype)
     live = geometry.trimmed()
     if pass_ != "weight_grad":
         b = b[rows.start : rows.stop, columns.start : columns.stop]
     algorithm = choose(Problem.of(pass_, a, b, live))
-    out = ALGORITHMS[pass_][algorithm](a, b, live).astype(a.dtype)
+    out = ALGORITHMS[pass_][algorithm](a, b, live).astype(dtype)
     if pass_ == "weight_grad":
         # Zeros for the taps that never touch the image.
         out = pad(out, 0, rows.start, geometry.rows.kernel - rows.stop)

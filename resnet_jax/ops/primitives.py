@@ -81,8 +81,12 @@ def contract(a: jax.Array, b: jax.Array, over: tuple[int, ...], and_: tuple[int,
 
     Wider than half precision, since several algorithms add the products up afterwards.
     """
-    wide = jnp.promote_types(a.dtype, jnp.float32)
-    return lax.dot_general(a, b, ((over, and_), ((), ())), preferred_element_type=wide)
+    return lax.dot_general(a, b, ((over, and_), ((), ())), preferred_element_type=wide(a.dtype))
+
+
+def wide(dtype: jnp.dtype) -> jnp.dtype:
+    """Return the type in which sums of `dtype` are kept: float32, or float64 for float64."""
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def depends_on(x: jax.Array, event: jax.Array) -> jax.Array:

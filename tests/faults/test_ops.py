@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from resnet_jax.ops import conv2d, max_pool
@@ -44,3 +45,34 @@ def test_max_pool_says_that_forward_mode_needs_the_reference() -> None:
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(max_pool, (x,), (x,))
     assert "jax.jvp" in (max_pool.__doc__ or "")
+
+
+@pytest.mark.parametrize("size", [2, 3, 8, 128], ids=["tiles of 2", "dense", "shifted", "tiles"])
+def test_in_bfloat16_the_gradient_of_a_kernel_is_float32(size):
+    """FAULTS A15: it was rounded to bfloat16, 200 times as far off."""
+    x, cotangent = (
+        jax.random.normal(jax.random.key(seed), (2, size, size, 16), jnp.bfloat16)
+        for seed in (0, 1)
+    )
+    kernel = jax.random.normal(jax.random.key(2), (3, 3, 16, 16))
+    narrow = jax.vjp(lambda k: conv2d(x, k, padding=1), kernel)[1](cotangent)[0]
+    assert narrow.dtype == jnp.float32
+    images, weights = np.asarray(x, float), np.asarray(cotangent, float)
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    for i, j in np.ndindex(3, 3):
+        read = padded[:, i : i + size, j : j + size]
+        exact = np.einsum("nhwc,nhwk->ck", read, weights)
+        np.testing.assert_allclose(narrow[i, j], exact, atol=1e-5 * abs(exact).max())
+
+
+def test_in_bfloat16_tiles_are_as_exact_as_products(monkeypatch):
+    """FAULTS A15: their transforms were rounded too, to three times the error."""
+    x = jax.random.normal(jax.random.key(0), (1, 128, 128, 32), jnp.bfloat16)  # 2^19: tiles
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 32, 8), jnp.bfloat16)
+
+    def error(images):
+        exact = conv2d(images.astype(jnp.float32), kernel, padding=1, lowering="reference")
+        narrow = conv2d(images, kernel, padding=1)
+        return float(jnp.sqrt(jnp.mean((narrow - exact) ** 2)) / jnp.std(exact))
+
+    assert error(x) < 1.1 * error(x[:, :64, :64])

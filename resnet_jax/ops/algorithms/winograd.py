@@ -19,7 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.ops.geometry import Axis, Geometry
-from resnet_jax.ops.primitives import COLUMNS, ROWS, col2im, contract, depends_on, interleave, shift
+from resnet_jax.ops.primitives import (
+    COLUMNS,
+    ROWS,
+    col2im,
+    contract,
+    depends_on,
+    interleave,
+    shift,
+    wide,
+)
 
 Grid = list[list[jax.Array]]  # one array for each pair of a product along rows and along columns
 
@@ -74,10 +83,13 @@ def _transform(x: jax.Array, rows: Tiles, columns: Tiles) -> Grid:
         positions = range(tiles.axis.kernel)
         return _apply(tiles.matrix, [shift(x, dim, tiles.axis, i) for i in positions])
 
+    # In bfloat16 the transforms' own sums would be rounded, to three times the error.
+    x = x.astype(wide(x.dtype))
     return [along(row, COLUMNS, columns) for row in along(x, ROWS, rows)]
 
 
 def _transform_kernel(kernel: jax.Array, rows: np.ndarray, columns: np.ndarray) -> Grid:
+    kernel = kernel.astype(wide(kernel.dtype))
     return [_apply(columns, list(row)) for row in _apply(rows, list(kernel))]
 
 
