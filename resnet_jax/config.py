@@ -124,6 +124,9 @@ class DataConfig:
     """How a picture that is not square becomes square. pad: black borders; crop: its centre."""
     background: Annotated[int | None, Within(0, 255)] = None
     """Grey level put under transparent pixels: 0 black, 255 white. None: they are refused."""
+    find_digit: Annotated[bool, Effect.EXECUTION] = False
+    """Look for one digit in the pictures that predict and the page are given, and bring it to
+    MNIST's form; training reads none so. For grey images of 28x28 pixels."""
     skip_bad: bool = False
     """Leave out a folder's broken, empty and duplicate files. Without: broken ones end the run."""
     streaming: Annotated[Literal["auto", "always", "never"], Effect.EXECUTION] = "auto"
@@ -410,6 +413,11 @@ def check_against_dataset(
         raise ResNetJaxError(
             f"--data.center-crop cannot crop --data.image-size {config.data.image_size} from "
             f"images of {size}: give a larger --data.read-size, or --data.no-center-crop"
+        )
+    if config.data.find_digit and image_shape != (28, 28, 1):
+        raise ResNetJaxError(
+            f"--data.find-digit is for grey images of 28x28 pixels, not {size}, {channels} "
+            "channels: give --data.no-find-digit"
         )
     if config.epochs * num_train / config.batch_size >= 2**31:
         raise ResNetJaxError(

@@ -44,7 +44,7 @@ PRESETS: dict[str, TrainConfig] = {
     # included. Expect 98 % of 500 test digits. Eight epochs are too few for the distortions and the
     # learning rate that pay over forty.
     "quickstart": TrainConfig(
-        data=DataConfig(name="mnist_5k", mean=(0.1307,), std=(0.3081,)),
+        data=DataConfig(name="mnist_5k", mean=(0.1307,), std=(0.3081,), find_digit=True),
         augment=AugmentConfig(shift=1.2, rotation=7.0, scale=0.07, shear=5.0),
         optim=_one_cycle(0.05),
         epochs=8,
@@ -58,7 +58,12 @@ PRESETS: dict[str, TrainConfig] = {
     "book": TrainConfig(
         model=ModelConfig(initializer="torch"),
         data=DataConfig(
-            name="mnist", subset=(1000, 200, 200), image_size=32, mean=(0.5,), std=(0.5,)
+            name="mnist",
+            subset=(1000, 200, 200),
+            image_size=32,
+            mean=(0.5,),
+            std=(0.5,),
+            find_digit=True,
         ),
         optim=OptimConfig(learning_rate=0.005, momentum=0.0),
         epochs=5,
@@ -68,7 +73,9 @@ PRESETS: dict[str, TrainConfig] = {
     # Expect 99.5 % in 5 epochs. The stem's stride of 4 leaves little of 28 pixels: 32 are worth
     # their time.
     "mnist": TrainConfig(
-        data=DataConfig(name="mnist", image_size=32, mean=(0.1307,), std=(0.3081,)),
+        data=DataConfig(
+            name="mnist", image_size=32, mean=(0.1307,), std=(0.3081,), find_digit=True
+        ),
         augment=AugmentConfig(shift=2.0, rotation=12.0, scale=0.12, shear=8.0),
         optim=_one_cycle(0.1),
         epochs=5,
@@ -78,7 +85,7 @@ PRESETS: dict[str, TrainConfig] = {
     # The least time to 99.0 % of the test digits on two cores: no augmentation, which one epoch
     # does not repay, and a stop as soon as the validation accuracy passes that by a margin.
     "fast": TrainConfig(
-        data=DataConfig(name="mnist", mean=(0.1307,), std=(0.3081,)),
+        data=DataConfig(name="mnist", mean=(0.1307,), std=(0.3081,), find_digit=True),
         optim=_one_cycle(
             0.05
         ),  # at 0.1 one seed of three diverged in the warm-up and ended at 96 %

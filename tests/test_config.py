@@ -112,12 +112,12 @@ def test_what_changes_the_numbers_is_the_default_and_named_where_not():
     assert options_with(Effect.LOCAL) == {"data.dir", "data.workers"}
     assert options_with(Effect.EXECUTION) == {
         *("log-every", "tensorboard", "compilation-cache", "model.remat"),
-        *("data.streaming", "data.memory-limit"),
+        *("data.streaming", "data.memory-limit", "data.find-digit"),
     }
     learning = options_with(Effect.LEARNING)
     assert {"seed", "epochs", "batch-size", "optim.learning-rate", "data.mean"} <= learning
     everything = options_with(*Effect)
-    assert len(everything) == len(learning) + 3 + 2 + 6
+    assert len(everything) == len(learning) + 3 + 2 + 7
 
 
 def test_settings_are_replaced_by_their_options():

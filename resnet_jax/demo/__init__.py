@@ -37,6 +37,7 @@ def serve(run: Run, port: int, checkpoint: Checkpoint) -> None:
             DecodeSpec(run.image_shape, data.fit, data.background),
             partial(configured_jax, run.config),
             partial(on_whole_images, run),
+            data.find_digit,
         )
         names = {"run": str(run.path), "model": run.config.model.name, "data": data.name}
         server = make_server(classifier, names)

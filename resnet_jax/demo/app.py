@@ -23,7 +23,8 @@ from fastapi.responses import JSONResponse, Response
 from PIL import Image
 from starlette.requests import ClientDisconnect
 
-from resnet_jax.data.image import DecodeSpec, read_image
+from resnet_jax.data.digit import FoundDigit, read_digit_or_image
+from resnet_jax.data.image import DecodeSpec
 from resnet_jax.demo.strokes import draw, parse_strokes
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.inspection import overlay
@@ -49,25 +50,27 @@ class Classifier(NamedTuple):
     decoding: DecodeSpec
     settings_of_jax: Callable[[], AbstractContextManager[None]]  # around what is computed
     uncrop: Callable[[Any], np.ndarray]  # saliency maps of the input to those of whole images
+    find_digit: bool = False  # in images; strokes are one
 
     @property
     def takes_strokes(self) -> bool:
         return self.decoding.shape == (28, 28, 1) and set(self.class_names) == set("0123456789")
 
-    def decode(self, body: bytes, content_type: str, invert: bool) -> np.ndarray:
-        """Return the image ``uint8[H, W, C]`` in a body: an image file, or JSON with strokes."""
+    def decode(self, body: bytes, content_type: str, invert: bool) -> FoundDigit:
+        """Read the image ``uint8[H, W, C]`` in a body: an image file, or JSON with strokes."""
         if content_type.split(";")[0].strip().lower() != "application/json":
-            # A finder of digits in photographs, from picture to picture, has its place here.
-            return read_image(body, self.decoding, invert=invert, **LIMITS)
+            return read_digit_or_image(
+                body, self.decoding, find=self.find_digit, invert=invert, **LIMITS
+            )
         if not self.takes_strokes:
             raise ResNetJaxError("strokes are for runs on MNIST's digits: send an image file")
         try:
             strokes = json.loads(body)["strokes"]
         except (ValueError, RecursionError, LookupError, TypeError) as error:
             raise ResNetJaxError('send JSON like {"strokes": [[[x, y], ...]]}') from error
-        return draw(parse_strokes(strokes))[..., None]
+        return FoundDigit(draw(parse_strokes(strokes))[..., None], "")
 
-    def answer(self, image: np.ndarray, explain: bool = True) -> dict[str, Any]:
+    def answer(self, image: np.ndarray, how: str = "", explain: bool = True) -> dict[str, Any]:
         """Classify ``uint8[H, W, C]``; docs/demo.md describes the answer."""
         with self.settings_of_jax():  # they hold in one thread
             found, maps = FORWARD(self.model, self.variables, self.preprocess(image[None]))
@@ -75,6 +78,8 @@ class Classifier(NamedTuple):
         named = dict(zip(self.class_names, probabilities, strict=True))
         label = max(named, key=named.__getitem__)
         answer = {"label": label, "probability": named[label], "probabilities": named}
+        if how:
+            answer["found"] = how
         pictures = {"image": image.squeeze(-1) if image.shape[-1] == 1 else image}
         if explain:
             pictures["grad_cam"] = overlay(image[None], self.uncrop(maps))[0]
@@ -103,8 +108,8 @@ def make_server(classifier: Classifier, names: dict[str, str]) -> "Server":
         async with lock:
             if await request.is_disconnected():
                 raise ClientDisconnect
-            image = await run_in_threadpool(classifier.decode, bytes(body), kind, flags[0] == "1")
-            answer = await run_in_threadpool(classifier.answer, image, flags[1] == "1")
+            read = await run_in_threadpool(classifier.decode, bytes(body), kind, flags[0] == "1")
+            answer = await run_in_threadpool(classifier.answer, *read, flags[1] == "1")
         return JSONResponse(answer)
 
     classifier.answer(np.zeros(classifier.decoding.shape, np.uint8))  # compiles the network

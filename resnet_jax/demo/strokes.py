@@ -4,12 +4,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
-from scipy import ndimage
 
+from resnet_jax.data.digit import BOX, PEN, centre
 from resnet_jax.errors import ResNetJaxError
 
-SIDE, BOX, OVERSAMPLING = 28, 20, 16
-PEN = 2.5  # pixels: the median width of the strokes of MNIST's digits
+OVERSAMPLING = 16
 MAX_POINTS = 10_000
 
 
@@ -44,15 +43,3 @@ def draw(strokes: list[np.ndarray]) -> np.ndarray:
         for x, y in line:  # round ends and joints
             pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
     return centre(np.asarray(picture.reduce(OVERSAMPLING)))
-
-
-def centre(ink: np.ndarray) -> np.ndarray:
-    """Move ``uint8[h, w]`` by whole pixels: the centre of mass to the middle of 28x28."""
-    image = np.zeros((SIDE, SIDE), np.uint8)
-    if ink.any():
-        ink = ink[ndimage.find_objects((ink > 0).astype(int))[0]]
-        # MNIST's middle is the centre of pixel 14, counted from 0.
-        start = np.floor(SIDE / 2 + 0.5 - np.array(ndimage.center_of_mass(ink)))
-        top, left = np.clip(start, 0, SIDE - np.array(ink.shape)).astype(int)
-        image[top : top + ink.shape[0], left : left + ink.shape[1]] = ink
-    return image

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 import resnet_jax as rj
 from resnet_jax.cli import main
@@ -20,6 +20,8 @@ from resnet_jax.demo.strokes import draw
 pytest.importorskip("gradio", reason="needs the extra demo")
 from starlette.testclient import TestClient
 
+from experiments.photos.photograph import photograph
+from resnet_jax.data.digit import find_digit
 from resnet_jax.demo.app import MAX_BYTES, Classifier, make_server
 
 SEVEN = [[[0, 0], [10, 0], [4, 20]]]
@@ -28,7 +30,8 @@ NAMES = {"run": "runs/<b>bold</b>", "model": "resnet18", "data": "mnist_5k"}
 
 def client_of(run, class_names, image_shape):
     network = (run.model, run.variables(), run.preprocess, class_names, DecodeSpec(image_shape))
-    server = make_server(Classifier(*network, nullcontext, np.asarray), NAMES)
+    classifier = Classifier(*network, nullcontext, np.asarray, find_digit=True)
+    server = make_server(classifier, NAMES)
     return TestClient(server.config.app, base_url="http://127.0.0.1:7860")
 
 
@@ -79,6 +82,19 @@ def test_a_file_gets_what_predict_gives(client, finished_run, digit):
             finished_run.predict(digit[None, ..., None])[0],
             atol=1e-5,
         )
+
+
+def test_a_photograph_gets_the_answer_for_the_digit_on_it(client, finished_run, digit):
+    photo = photograph(digit, np.random.default_rng(0))
+    found = find_digit(photo)
+    answer = client.post("/api/predict", content=file_of(np.asarray(photo))).json()
+    np.testing.assert_array_equal(picture(answer["image"]), found.image[..., 0])
+    assert answer["found"] == found.how
+    # Asked to invert, the page does that and nothing else.
+    inverted = client.post("/api/predict?invert=1", content=file_of(np.asarray(photo))).json()
+    assert "found" not in inverted
+    expected = np.asarray(ImageOps.pad(ImageOps.invert(photo.convert("L")), (28, 28), 2))
+    np.testing.assert_array_equal(picture(inverted["image"]), expected)
 
 
 def test_the_explanation_is_grad_cam_of_the_label(client, finished_run, digit):

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import resnet_jax as rj
-from resnet_jax.demo.strokes import MAX_POINTS, PEN, centre, draw, parse_strokes
+from resnet_jax.data.digit import PEN, centre
+from resnet_jax.demo.strokes import MAX_POINTS, draw, parse_strokes
 
 
 def strokes(*lines):

@@ -1,0 +1,76 @@
+"""Pictures of digits on paper as a phone takes them, from MNIST's digits or from strokes.
+
+Nothing here is shared with `resnet_jax.data.digit`, which has to find the digit again.
+"""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+PAPERS = ((248, 247, 242), (240, 224, 185), (196, 212, 232))
+PENS = ((25, 25, 30), (25, 45, 130))
+WIDTHS = (-1, 0, 1)  # thin, as written, thick
+SIZES = (0.3, 0.45, 0.6, 0.8)  # of the shorter side
+PLACES = ((0.5, 0.5), (0.35, 0.4), (0.6, 0.42), (0.45, 0.62))
+WIDTH, HEIGHT = 640, 480
+
+
+def photograph(digit: np.ndarray, rng: np.random.Generator) -> Image.Image:
+    """Write ``uint8[28, 28]`` (light ink on 0) on paper and take its picture, RGB."""
+    size = int(HEIGHT * rng.choice(SIZES))
+    ink = Image.fromarray(digit).resize((size, size), Image.Resampling.BICUBIC)
+    ink = ink.filter(ImageFilter.GaussianBlur(size / 60)).point(lambda v: 255 * (v > 110))
+    step = max(1, size // 80)
+    match int(rng.choice(WIDTHS)):
+        case -1:
+            ink = ink.filter(ImageFilter.MinFilter(2 * step + 1))
+        case 1:
+            ink = ink.filter(ImageFilter.MaxFilter(2 * step + 1))
+    return on_paper(ink.rotate(rng.uniform(-10, 10), Image.Resampling.BICUBIC), rng)
+
+
+def write(strokes: list[list[list[float]]], rng: np.random.Generator) -> Image.Image:
+    """Write strokes, lists of points ``[x, y]``, on paper and take their picture, RGB."""
+    points = np.concatenate([np.asarray(s, float) for s in strokes])
+    size = int(HEIGHT * rng.choice(SIZES) * 0.7)
+    scale = size / max(np.ptp(points, axis=0).max(), 1e-6)
+    width = max(2, int(size * rng.choice((0.03, 0.06, 0.12))))
+    margin = width + 2
+    ink = Image.new("L", tuple((np.ptp(points, axis=0) * scale + 2 * margin).astype(int).tolist()))
+    pen = ImageDraw.Draw(ink)
+    for stroke in strokes:
+        line = (np.asarray(stroke, float) - points.min(axis=0)) * scale + margin
+        pen.line([tuple(p) for p in line], fill=255, width=width, joint="curve")
+        for x, y in (line[0], line[-1]):
+            pen.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=255)
+    return on_paper(ink.rotate(rng.uniform(-10, 10), expand=True), rng)
+
+
+def on_paper(ink: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Put ink, mode L, on paper under uneven light; blur, noise and JPEG follow."""
+    x, y = PLACES[rng.integers(len(PLACES))]
+    mask = Image.new("L", (WIDTH, HEIGHT))
+    left = int(np.clip(x * WIDTH - ink.width / 2, 4, max(4, WIDTH - ink.width - 4)))
+    top = int(np.clip(y * HEIGHT - ink.height / 2, 4, max(4, HEIGHT - ink.height - 4)))
+    mask.paste(ink, (left, top))
+    alpha = np.asarray(mask, float)[..., None] / 255 * rng.uniform(0.75, 0.95)
+    paper = np.array(PAPERS[rng.integers(len(PAPERS))], float)
+    pen = np.array(PENS[rng.integers(len(PENS))], float)
+    scene = paper * (1 - alpha) + pen * alpha
+    rows, columns = np.mgrid[0:HEIGHT, 0:WIDTH]
+    angle = rng.uniform(0, 2 * np.pi)
+    along = (np.cos(angle) * columns / WIDTH + np.sin(angle) * rows / HEIGHT + 1) / 2
+    light = 1 - rng.uniform(0, 0.4) * along
+    shadow = Image.new("L", (WIDTH, HEIGHT), 255)
+    corner = rng.uniform(0, 1, 2) * (WIDTH, HEIGHT)
+    far = [tuple(corner + rng.normal(0, 400, 2)) for _ in range(2)]
+    ImageDraw.Draw(shadow).polygon([tuple(corner), *far], fill=int(rng.uniform(150, 230)))
+    soft = shadow.filter(ImageFilter.GaussianBlur(rng.uniform(15, 40)))
+    scene *= light[..., None] * np.asarray(soft, float)[..., None] / 255
+    scene += rng.normal(0, rng.uniform(2, 8), scene.shape)
+    picture = Image.fromarray(np.clip(scene, 0, 255).astype(np.uint8))
+    picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.5)))
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=int(rng.integers(60, 95)))
+    return Image.open(io.BytesIO(file.getvalue()))

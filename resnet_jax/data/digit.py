@@ -1,0 +1,138 @@
+"""Find a digit in a photograph of paper and write it as MNIST's digits were made.
+
+MNIST's digits are light ink on black, scaled to 20 pixels and centred by mass in 28x28 (LeCun et
+al., Proc. IEEE 86(11), 1998, section III.A).
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from resnet_jax.data.image import DecodeSpec, open_image, read_image
+
+SIDE, BOX, OVERSAMPLING = 28, 20, 8
+PEN = 2.5  # pixels: the median width of the strokes of MNIST's digits
+WORKING_SIDE = 320  # pixels of a photograph's longer side: enough for strokes, little for noise
+LEAST_CONTRAST = 0.1  # of ink with paper, as the logarithm of their ratio
+
+
+class FoundDigit(NamedTuple):
+    """A digit as ``uint8[28, 28, 1]``, light ink on 0, and where it was found in which ink."""
+
+    image: np.ndarray
+    how: str
+
+
+def read_digit_or_image(
+    source: Path | bytes, spec: DecodeSpec, *, find: bool, invert: bool = False, **limits: Any
+) -> FoundDigit:
+    """Read the digit in an image file; without ``find``, or inverted, the whole image.
+
+    Arguments and errors are else those of `read_image`.
+    """
+    if invert or not find:
+        return FoundDigit(read_image(source, spec, invert=invert, **limits), "")
+    side = WORKING_SIDE
+    return find_digit(open_image(source, background=spec.background, side=side, **limits))
+
+
+def find_digit(picture: Image.Image) -> FoundDigit:
+    """Find the digit in a picture; a picture of MNIST's kind stays as it is, bit for bit.
+
+    Paper is what a wide median leaves, ink what differs from it, darker or lighter. Of the ink the
+    largest patch is kept with its neighbours, and its strokes are given the width of MNIST's.
+    """
+    grey = np.asarray(picture.convert("L"))
+    if grey.shape == (SIDE, SIDE) and np.mean(grey == 0) > 0.5:
+        return FoundDigit(grey[..., None], "as it is")
+    contrast = _contrast(picture)
+    ink = _main_patch(np.abs(contrast))
+    if not ink.any():
+        return FoundDigit(np.zeros((SIDE, SIDE, 1), np.uint8), "no ink found")
+    rows, columns = ndimage.find_objects(ink.astype(int))[0]
+    kind = "dark" if contrast[ink].mean() < 0 else "light"
+    place = f"{columns.start}-{columns.stop}, {rows.start}-{rows.stop}"
+    how = f"{kind} ink at {place} of {ink.shape[1]}x{ink.shape[0]}"
+    return FoundDigit(centre(_as_mnist(ink[rows, columns]))[..., None], how)
+
+
+def _contrast(picture: Image.Image) -> np.ndarray:
+    """Return the logarithm of each pixel's ratio to the paper around it, in the clearest colour."""
+    scale = WORKING_SIDE / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    pixels = np.asarray(picture.convert("RGB").resize(size, Image.Resampling.BICUBIC), np.float32)
+    pixels = ndimage.gaussian_filter(pixels, (1, 1, 0))
+    # Paper and the light on it change slowly, so that a few pixels show them.
+    few = pixels[::8, ::8]
+    window = max(few.shape) // 2 | 1
+    paper = ndimage.median_filter(few, (window, window, 1), mode="nearest")
+    paper = ndimage.gaussian_filter(paper, (1, 1, 0), mode="nearest")
+    paper = np.asarray(
+        [Image.fromarray(paper[..., c]).resize(size, Image.Resampling.BILINEAR) for c in range(3)]
+    ).transpose(1, 2, 0)
+    # In a shadow both are darker by one factor; the levels added keep noise on black from counting.
+    ratio = np.log((pixels + 32) / (paper + 32))
+    clearest = np.abs(ratio).argmax(axis=-1)
+    return np.take_along_axis(ratio, clearest[..., None], axis=-1)[..., 0]
+
+
+def _main_patch(contrast: np.ndarray) -> np.ndarray:
+    """Return the mask of the largest connected patch of ink and of those near it."""
+    # Ink has sharp edges, shadows have soft ones: the contrast halfway up the sharpest edges.
+    edges = ndimage.gaussian_gradient_magnitude(contrast, 1)
+    halfway = np.average(contrast, weights=edges**2 + 1e-12)
+    ink = contrast > max(halfway, LEAST_CONTRAST)
+    patches, count = ndimage.label(ink, np.ones((3, 3)))
+    if not count:
+        return ink
+    sizes = np.bincount(patches.ravel(), weights=edges.ravel())[1:]
+    boxes = ndimage.find_objects(patches)
+    height, width = ink.shape
+    inside = np.array(
+        [r.start > 0 and c.start > 0 and r.stop < height and c.stop < width for r, c in boxes]
+    )
+    if inside.any():  # what reaches the edge is a shadow, a table or a neighbour
+        sizes = sizes * inside
+    largest = int(sizes.argmax())
+    near = ndimage.binary_dilation(patches == largest + 1, iterations=max(1, max(ink.shape) // 20))
+    kept = [
+        k + 1
+        for k in range(count)
+        if k == largest or (sizes[k] > sizes[largest] / 20 and near[patches == k + 1].any())
+    ]
+    return np.isin(patches, kept)
+
+
+def _as_mnist(ink: np.ndarray) -> np.ndarray:
+    """Draw a mask in a box of 20 pixels, ``uint8[h, w]``, with strokes of MNIST's width."""
+    margin = BOX * OVERSAMPLING // 4
+    scale = (BOX - PEN) * OVERSAMPLING / max(ink.shape)
+    height, width = (max(1, round(side * scale)) for side in ink.shape)
+    picture = Image.fromarray(ink.astype(np.float32)).resize((width, height), 3)
+    mask = np.pad(np.asarray(picture) > 0.5, margin)
+    inside = ndimage.distance_transform_edt(mask)
+    ridge = mask & (inside == ndimage.maximum_filter(inside, 2 * OVERSAMPLING + 1))
+    pen = 2 * np.median(inside[ridge]) if ridge.any() else 1.0
+    # The distance to the edge, positive inside: shifted by half of what the pen lacks.
+    distance = inside - ndimage.distance_transform_edt(~mask)
+    grown = np.clip(distance + (PEN * OVERSAMPLING - pen) / 2 + 0.5, 0, 1)
+    rows, columns = ndimage.find_objects((grown > 0).astype(int))[0]
+    drawn = Image.fromarray((255 * grown[rows, columns]).astype(np.uint8))
+    scale = BOX / max(drawn.size)
+    size = (max(1, round(drawn.width * scale)), max(1, round(drawn.height * scale)))
+    return np.asarray(drawn.resize(size, Image.Resampling.BOX))
+
+
+def centre(ink: np.ndarray) -> np.ndarray:
+    """Move ``uint8[h, w]`` by whole pixels: the centre of mass to the middle of 28x28."""
+    image = np.zeros((SIDE, SIDE), np.uint8)
+    if ink.any():
+        ink = ink[ndimage.find_objects((ink > 0).astype(int))[0]]
+        # MNIST's middle is the centre of pixel 14, counted from 0.
+        start = np.floor(SIDE / 2 + 0.5 - np.array(ndimage.center_of_mass(ink)))
+        top, left = np.clip(start, 0, SIDE - np.array(ink.shape)).astype(int)
+        image[top : top + ink.shape[0], left : left + ink.shape[1]] = ink
+    return image
