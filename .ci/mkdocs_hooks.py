@@ -6,6 +6,7 @@ from pathlib import Path
 import griffe
 from mkdocs.structure.files import File
 
+COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)  # the marks between which scripts write numbers
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)]+)\)")
 
 
@@ -16,7 +17,7 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Show a link to a file that the site does not hold, as to the source, as its text alone."""
+    """Show a link to a file that the site does not hold, as to the source, as the file's name."""
 
     def inside(match):
         text, target = match.groups()
@@ -24,9 +25,11 @@ def on_page_markdown(markdown, page, config, files):
             leaves = not target.startswith(("docs/", "http"))
         else:
             leaves = target.startswith("../")
-        return text if leaves else match[0]
+        path = target.removeprefix("../").split("#")[0]
+        named = text if path in text else f"{text} (`{path}`)"
+        return named if leaves else match[0]
 
-    markdown = LINK.sub(inside, markdown)
+    markdown = LINK.sub(inside, COMMENT.sub("", markdown))
     if page.file.src_uri == "index.md":
         markdown = markdown.replace("](docs/", "](")
     return markdown.replace("```python quote\n", "```python\n")
