@@ -17,13 +17,12 @@ import argparse
 import json
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -113,20 +112,10 @@ def read() -> list[dict]:
     return [json.loads(line) for line in RESULTS.open()] if RESULTS.exists() else []
 
 
-def accuracies(rows: list[dict], question: Question) -> list[float]:
-    """The accuracy that a question asks for of each run, in percent."""
-    return [
-        100 * test["accuracy"]
-        for row in rows
-        for test in row["tests"]
-        if (test["split"], test["checkpoint"]) == (question.split, question.checkpoint)
-    ]
-
-
-def accuracy_of(percents: list[float]) -> str:
+def accuracy_of(accuracies: list[float]) -> str:
     """Mean and standard deviation, in percent."""
-    spread = f" ± {statistics.stdev(percents):.2f}" if len(percents) > 1 else ""
-    return f"{statistics.mean(percents):.2f} %{spread}"
+    spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
+    return f"{statistics.mean(accuracies):.2f} %{spread}"
 
 
 def time_of(rows: list[dict]) -> str:
@@ -161,37 +150,27 @@ def table() -> str:
         found = sorted((r for r in rows if r["question"] == name), key=lambda r: r["seed"])
         if not found:
             continue
-        each = accuracies(found, question)
+        accuracies = [
+            100 * test["accuracy"]
+            for row in found
+            for test in row["tests"]
+            if (test["split"], test["checkpoint"]) == (question.split, question.checkpoint)
+        ]
         lines.append(
-            f"| {question.title} | {len(found)} | **{accuracy_of(each)}** "
-            f"| {' '.join(f'{a:.2f}' for a in each)} | {time_of(found)} "
+            f"| {question.title} | {len(found)} | **{accuracy_of(accuracies)}** "
+            f"| {' '.join(f'{a:.2f}' for a in accuracies)} | {time_of(found)} "
             f"| {of_pytorch(question)} |"
         )
     return "\n".join(lines)
 
 
-def brief() -> str:
-    """The project's README has a column less and medians alone, and PyTorch on the same images."""
-    lines = [
-        "| preset | seeds | accuracy | time | PyTorch |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for name, question in QUESTIONS.items():
-        rows = [row for row in read() if row["question"] == name]
-        same_images = replace(question, on_other_images="")
-        cells = (accuracy_of(accuracies(rows, question)), time_of(rows), of_pytorch(same_images))
-        medians = (re.sub(r" \(\d+ to \d+\)", "", cell) for cell in cells)
-        lines.append(f"| {question.title} | {len(rows)} | {' | '.join(medians)} |")
-    return "\n".join(lines)
-
-
 def report() -> None:
-    """Puts the tables between the marks in both READMEs."""
-    for page, text_of in ((HERE / "README.md", table), (HERE.parents[1] / "README.md", brief)):
+    """Puts the table between the marks in both READMEs."""
+    for page in (HERE / "README.md", HERE.parents[1] / "README.md"):
         text = page.read_text()
         begin, end = "<!-- presets -->\n", "<!-- end presets -->"
         before, rest = text.split(begin)
-        page.write_text(before + begin + text_of() + "\n" + end + rest.split(end)[1])
+        page.write_text(before + begin + table() + "\n" + end + rest.split(end)[1])
 
 
 def main() -> None:
