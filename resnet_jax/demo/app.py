@@ -68,7 +68,7 @@ class Classifier(NamedTuple):
         return draw(parse_strokes(strokes))[..., None]
 
     def answer(self, image: np.ndarray, explain: bool = True) -> dict[str, Any]:
-        """Classify ``uint8[H, W, C]``; docs/demo.md describes the answer."""
+        """Classify ``uint8[H, W, C]``; docs/inspection.md describes the answer."""
         with self.settings_of_jax():  # they hold in one thread
             found, maps = FORWARD(self.model, self.variables, self.preprocess(image[None]))
             probabilities = jax.nn.softmax(found.logits)[0].tolist()
