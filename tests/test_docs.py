@@ -1,21 +1,28 @@
 """The pages of docs/ and the docstrings: their code runs, what they quote and name is there."""
 
+import ast
 import contextlib
 import doctest
 import importlib
 import io
 import itertools
 import re
+import sys
+import textwrap
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import resnet_jax as rj
 from resnet_jax.cli import main
+from resnet_jax.config import settings
 
 ROOT = Path(__file__).parents[1]
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 TEXTS = [ROOT / "README.md", *PAGES]
 
@@ -179,3 +186,92 @@ def test_the_figures_of_reliability_are_those_of_the_tests(monkeypatch):
     page = (ROOT / "docs/reliability.md").read_text()
     shown = [int(cell) for cell in re.findall(r"^\| [^|]+ \| (\d+) \|$", page, re.MULTILINE)]
     assert shown == [points, soak.RESTARTS, soak.SAVES, int(flips)]
+
+
+def modules_on_the_map() -> set[str]:
+    """The files in the tree of architecture.md: a line that ends in `/` opens a folder."""
+    (tree,) = (block.text for block in blocks(ROOT / "docs/architecture.md"))
+    named, folders = set(), []
+    for line in tree.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        first = line.split()[0]
+        del folders[depth:]
+        if first.endswith("/"):
+            folders.append(first)
+        named |= {"".join(folders) + name for name in re.findall(r"[a-z_0-9]+\.py", line)}
+    return named
+
+
+def test_the_map_names_every_module():
+    there = {str(path.relative_to(ROOT)) for path in (ROOT / "resnet_jax").rglob("*.py")}
+    assert modules_on_the_map() == {path for path in there if not path.endswith("__init__.py")}
+
+
+@cache
+def commands() -> frozenset[str]:
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), pytest.raises(SystemExit):
+        main(["--help"])
+    return frozenset(re.search(r"\{([\w,]+)\}", shown.getvalue())[1].split(","))
+
+
+def positive(option: str) -> str:
+    return re.sub(r"^--((?:\w+\.)?)no-", r"--\1", option)
+
+
+def test_the_page_of_the_command_names_every_command_preset_and_option():
+    page = (ROOT / "docs/command.md").read_text()
+    assert set(re.findall(r"^\| \[`(\w+)", page, re.MULTILINE)) == commands()
+    table = page.split("| preset |")[1].split("\n\n")[0]
+    assert set(rj.PRESETS) <= set(re.findall(r"`(\w+)`", table))
+    named = set(map(positive, re.findall(r"--[a-z][a-z.-]*[a-z]", page)))
+    # Those of a run are on the page of the API, field by field.
+    named |= {f"--{setting.option}" for setting in settings(rj.TrainConfig())}
+    for command in commands():
+        assert {positive(option) for option in options(command)} <= {*named, "--help"}, command
+
+
+def test_the_page_of_the_api_shows_every_public_name():
+    page = (ROOT / "docs/api.md").read_text()
+    shown = set(re.findall(r"^::: ([\w.]+)$", page, re.MULTILINE))
+    networks = {f"resnet_jax.{name}" for name in ("ResNet34", "ResNet50", "ResNet101", "ResNet152")}
+    assert shown | networks == {f"resnet_jax.{name}" for name in rj.__all__}
+
+
+def test_what_the_readme_quotes_is_in_the_model_file():
+    (quote,) = (block.text for block in blocks(ROOT / "README.md") if block.kind == "python quote")
+    source = (ROOT / "resnet_jax/models/resnet.py").read_text()
+    assert textwrap.indent(quote, 8 * " ") in source
+
+
+@pytest.mark.slow
+def test_the_program_of_the_readme_runs(finished_run, tmp_path, monkeypatch):
+    (program,) = (block.text for block in blocks(ROOT / "README.md") if block.kind == "python")
+    images = jnp.zeros((2, 64, 64, 3))
+    model = rj.ResNet50(num_classes=1000)
+    variables = jax.jit(model.init, static_argnames="train")(jax.random.key(0), images, train=False)
+    monkeypatch.chdir(tmp_path)
+    rj.interop.save_weights("resnet50.safetensors", rj.interop.to_torchvision(variables))
+    monkeypatch.setattr(rj, "train", lambda config, run_dir: finished_run)  # eight epochs take long
+    namespace = {"images": images}
+    exec(program, namespace)
+    assert namespace["logits"].shape == (2, 1000)
+
+
+def imports_inside_functions() -> set[str]:
+    """Libraries that the package imports inside functions, by the name of their top."""
+    found = set()
+    for path in (ROOT / "resnet_jax").rglob("*.py"):
+        functions = (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, Function))
+        for node in itertools.chain.from_iterable(map(ast.walk, functions)):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add((node.module or "resnet_jax").split(".")[0])
+    return found
+
+
+def test_imports_inside_functions_are_those_that_contributing_lists():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    listed = re.findall(r"`([a-zA-Z_]+)`", page.split("inside functions:")[1].split("##")[0])
+    assert imports_inside_functions() <= {*listed, "resnet_jax", *sys.stdlib_module_names}

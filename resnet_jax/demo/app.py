@@ -71,7 +71,7 @@ class Classifier(NamedTuple):
         return FoundDigit(draw(parse_strokes(strokes))[..., None], "")
 
     def answer(self, image: np.ndarray, how: str = "", explain: bool = True) -> dict[str, Any]:
-        """Classify ``uint8[H, W, C]``; docs/demo.md describes the answer."""
+        """Classify ``uint8[H, W, C]``; docs/inspection.md describes the answer."""
         with self.settings_of_jax():  # they hold in one thread
             found, maps = FORWARD(self.model, self.variables, self.preprocess(image[None]))
             probabilities = jax.nn.softmax(found.logits)[0].tolist()
