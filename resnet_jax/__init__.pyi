@@ -22,7 +22,7 @@ from .run import Run as Run
 from .run import train as train
 from .training.state import Batch as Batch
 from .training.state import TrainState as TrainState
-from .training.steps import eval_step as eval_step
-from .training.steps import train_step as train_step
+from .training.step import eval_step as eval_step
+from .training.step import train_step as train_step
 
 __version__: str

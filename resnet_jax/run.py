@@ -1,8 +1,9 @@
-"""A run, opened: what it was told, what it measured, and what it learnt."""
+"""A training run: carry one out, and open one for its metrics, weights and predictions."""
 
 import dataclasses
-from functools import cached_property
-from html import escape
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -17,14 +18,16 @@ from resnet_jax.display import Display
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop import EXPORTS, Format
 from resnet_jax.interop.weights import initial_variables
-from resnet_jax.models import ResNet
+from resnet_jax.models import ResNet, make_model
 from resnet_jax.storage import check_replaceable
 from resnet_jax.training.callbacks import Callback
 from resnet_jax.training.distributed import is_main_process
-from resnet_jax.training.evaluation import Evaluation
-from resnet_jax.training.folder import DataFacts, RunFolder
-from resnet_jax.training.loop import fit
-from resnet_jax.training.program import Program, configured_jax
+from resnet_jax.training.engine import Engine
+from resnet_jax.training.jax_settings import configured_jax
+from resnet_jax.training.loop import ShouldStop, explained_memory, fit
+from resnet_jax.training.metrics import Evaluation
+from resnet_jax.training.run_folder import DataFacts, RunFolder
+from resnet_jax.training.setup import prepared
 from resnet_jax.training.state import TrainState
 
 if TYPE_CHECKING:
@@ -34,8 +37,15 @@ if TYPE_CHECKING:
 Checkpoint = Literal["best", "latest"]
 
 
-def train(config: TrainConfig, run_dir: str | Path, *, quiet: bool = False) -> "Run":
-    """Trains, or resumes the training in ``run_dir``, to its end; makes no report.
+def train(
+    config: TrainConfig,
+    run_dir: str | Path,
+    *,
+    quiet: bool = False,
+    should_stop: ShouldStop | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> "Run":
+    """Train, or resume the training in ``run_dir``, to its end; make no report.
 
     >>> import dataclasses, resnet_jax as rj
     >>> config = dataclasses.replace(rj.PRESETS["quickstart"], epochs=1)
@@ -45,27 +55,24 @@ def train(config: TrainConfig, run_dir: str | Path, *, quiet: bool = False) -> "
         config: every setting.
         run_dir: the run's folder, made if it is missing.
         quiet: show no progress.
+        should_stop: asked after every step; a short reason stops the run, None goes on.
+        callbacks: follow the run, see `Callback`.
 
     Raises:
-        ResNetJaxError: see `resnet_jax.training.loop.fit`.
+        ResNetJaxError: the configuration is refused, the data cannot be loaded, the run's folder is
+            another run's, is in use or cannot be written, or the loss or the gradient was not
+            finite; the last checkpoint stays.
+        StoppedError: `should_stop` gave a reason; the step is saved and the same call continues.
     """
-    pretrained = None if config.init_from is None else _initial_variables
-    if quiet or not is_main_process():
-        fit(config, Path(run_dir), Callback(), pretrained)
-    else:
-        with Display() as display:
-            fit(config, Path(run_dir), display, pretrained)
+    pretrained = partial(initial_variables, config) if config.init_from else None
+    with ExitStack() as stack:
+        if not quiet and is_main_process():
+            callbacks = (stack.enter_context(Display()), *callbacks)
+        stack.enter_context(configured_jax(config))
+        stack.enter_context(explained_memory(config))
+        run = stack.enter_context(prepared(config, Path(run_dir), callbacks, pretrained))
+        fit(run, should_stop)
     return Run.open(run_dir)
-
-
-def _initial_variables(program: Program) -> dict[str, Any]:
-    return initial_variables(
-        program.config,
-        program.model,
-        program.class_names,
-        program.image_shape[2],
-        program.params_key,
-    )
 
 
 class Run:
@@ -106,29 +113,32 @@ class Run:
         return cls(folder, *folder.read_config())
 
     def __repr__(self) -> str:
-        return f"Run({str(self.path)!r}, {self.config.model.name} on {self.config.data.name})"
+        what = f"{self._model_name} on {self.config.data.name}, {self._epochs()}"
+        return f"Run({str(self.path)!r}, {what})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: what the run is, and its test results."""
-        config, tests = self.config, self._folder.read_metrics()
+        import pandas as pd
+
         facts = {
             "run": str(self.path),
-            "model": f"{'' if config.model.residual else 'plain '}{config.model.name}",
-            "data": config.data.name,
-            "seed": str(config.seed),
-            "trained for": f"{tests[-1]['epoch']:.3g} of {config.epochs:g} epochs"
-            if tests
-            else "0 epochs",
+            "model": self._model_name,
+            "data": self.config.data.name,
+            "seed": self.config.seed,
+            "trained for": self._epochs(),
         }
-        for row in tests:
+        for row in self._folder.read_metrics():
             if row["kind"] == "test":
                 key = f"{row['split']}, {row['checkpoint']}"
                 facts[key] = f"accuracy {row['accuracy']:.2%}, loss {row['loss']:.4f}"
-        lines = "".join(
-            f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>"
-            for name, value in facts.items()
-        )
-        return f"<table>{lines}</table>"
+        return str(pd.Series(facts).to_frame().to_html(header=False))
+
+    @property
+    def _model_name(self) -> str:
+        return f"{'' if self.config.model.residual else 'plain '}{self.config.model.name}"
+
+    def _epochs(self) -> str:
+        epochs = max((row["epoch"] for row in self._folder.read_metrics()), default=0)
+        return f"{epochs:.3g} of {self.config.epochs:g} epochs"
 
     def metrics(self) -> "pd.DataFrame":
         """The lines of ``metrics.jsonl``: one row each; see docs/run_folder.md."""
@@ -163,7 +173,7 @@ class Run:
         """
         images = self._checked(images)
         with configured_jax(self.config):
-            probabilities = self._program.predict(self._state(checkpoint), images)
+            probabilities = self._engine.predict(self._state(checkpoint), images)
         self._check_finite(probabilities, checkpoint)
         return probabilities
 
@@ -223,10 +233,10 @@ class Run:
         """The way from the dataset's images to the network's input."""
         return Preprocessing.of(self.config.data, self.image_shape)
 
-    @property
+    @cached_property
     def model(self) -> ResNet:
         """The network, for `variables`."""
-        return self._program.model
+        return make_model(self.config, len(self.class_names))
 
     def preprocess(self, images: "np.ndarray | jax.Array") -> "jax.Array":
         """Images as they come from the data set, as the network takes them: float32[N, H, W, C].
@@ -272,7 +282,7 @@ class Run:
         """
         images = self.split(split, data_dir)
         with configured_jax(self.config):
-            found = self._program.evaluate(self._state(checkpoint), images)
+            found = self._engine.evaluate(self._state(checkpoint), images)
         self._check_finite(found.loss, checkpoint)
         return found
 
@@ -315,13 +325,13 @@ class Run:
         return VerifyReport(str(self.path), self.path, tuple(good), tuple(damaged), usable)
 
     @cached_property
-    def _program(self) -> Program:
-        # The schedule's length matters for training alone.
-        return Program(self.config, self.class_names, self.image_shape, total_steps=1)
+    def _engine(self) -> Engine:
+        return Engine(self.config, self.class_names, self.image_shape)
 
     def _state(self, checkpoint: Checkpoint) -> TrainState:
         # Read and verified once: a run that is still training is seen as it was at first sight.
         if checkpoint not in self._states:
             variables = self._folder.read_variables(checkpoint)
-            self._states[checkpoint] = self._program.for_inference(variables)
+            state = TrainState.of_variables(self.model, variables)
+            self._states[checkpoint] = self._engine.replicate(state)
         return self._states[checkpoint]

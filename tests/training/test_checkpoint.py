@@ -13,9 +13,9 @@ import pytest
 
 import resnet_jax as rj
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.training import folder
+from resnet_jax.training import run_folder
 from resnet_jax.training.checkpoint import Checkpoints, DamagedCheckpointError, Manifest
-from resnet_jax.training.folder import RunFolder
+from resnet_jax.training.run_folder import RunFolder
 
 FLIPS = 40  # in each file
 
@@ -121,7 +121,7 @@ def test_steps_after_the_one_resumed_from_do_not_push_out_new_ones(finished_run,
 )
 def test_a_full_disk_is_one_line(name, unaveraged_config, tmp_path, monkeypatch):
     """/dev/full takes nothing, as a full disk does; else a link in a run's folder is refused."""
-    monkeypatch.setattr(folder, "refuse_links", lambda path: None)
+    monkeypatch.setattr(run_folder, "refuse_links", lambda path: None)
     (tmp_path / name).symlink_to("/dev/full")
     if name == "metrics.jsonl":  # written anew at a start; here the disk fills up after it
         monkeypatch.setattr(RunFolder, "rewind_metrics", lambda self, step: [])
@@ -142,10 +142,10 @@ def test_too_little_space_for_a_checkpoint_is_noticed_before_it_is_written(
 
 
 def test_a_log_that_cannot_be_written_loses_nothing_else(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(folder, "refuse_links", lambda path: None)
+    monkeypatch.setattr(run_folder, "refuse_links", lambda path: None)
     (tmp_path / "run.log").symlink_to("/dev/full")
     with RunFolder(tmp_path).opened_for_writing():
-        logging.getLogger(folder.EVENTS).info("begins")
+        logging.getLogger(run_folder.EVENTS).info("begins")
     assert "Traceback" not in capfd.readouterr().err
 
 

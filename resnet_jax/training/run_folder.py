@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import yaml
 
@@ -20,9 +20,12 @@ from resnet_jax.config import (
     from_dict,
     to_dict,
 )
+from resnet_jax.data.dataset import Dataset
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.storage import atomic_write, json_sha256, refuse_links, unwritable
 from resnet_jax.training.checkpoint import Checkpoints
+
+log = logging.getLogger(__name__)
 
 # The logger of what happens to a run: starts, stops, ends.
 EVENTS = "resnet_jax.events"
@@ -34,11 +37,15 @@ PACKAGES = ("resnet_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 
 @dataclasses.dataclass(frozen=True)
 class DataFacts:
-    """What a run remembers of its data, so that it predicts without them and notices others."""
+    """What a run's folder records of its dataset: to predict without it, and to notice another."""
 
     fingerprint: str
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]  # (H, W, C), before `--data.image-size`
+
+    @classmethod
+    def of(cls, data: Dataset) -> Self:
+        return cls(data.fingerprint, data.class_names, data.image_shape)
 
 
 class RunFolder:
@@ -233,13 +240,21 @@ class RunFolder:
             )
 
     def rewind_metrics(self, step: int) -> list[dict[str, Any]]:
-        """Drops lines of later steps than the one a run resumes from, and returns the others."""
+        """Drop lines of later steps than the one a run resumes from, and return the others.
+
+        Lines that were changed since that step was saved are kept, with a warning.
+        """
         path, rows = self.path / "metrics.jsonl", self.read_metrics()
         # A test of the best parameters carries their step, and the run's last step beside it.
         kept = [row for row in rows if _measured_at(row) <= step]
         text = "".join(json.dumps(row) + "\n" for row in kept)
         if path.is_file() and path.read_text(errors="replace") != text:
             atomic_write(path, text)
+        if step:
+            try:
+                self.check_metrics(step)
+            except ResNetJaxError as error:
+                log.warning("%s; the run goes on with them", error)
         return kept
 
 
