@@ -302,27 +302,8 @@ class Run:
         return splits[name]
 
     def verify(self) -> VerifyReport:
-        """Reads the metrics and every file of every checkpoint, and reports which are whole."""
-        good, damaged, whole = ["config.yaml"], [], []
-        checkpoints = self._folder.checkpoints
-        for step in checkpoints.steps():
-            try:
-                checkpoints.verify(step)
-                whole.append(step)
-                good.append(f"checkpoints/{step}")
-            except ResNetJaxError as error:
-                damaged.append(str(error))
-        try:
-            self._folder.read_metrics(whole=True)
-            for step in whole:
-                self._folder.check_metrics(step)
-            good.append("metrics.jsonl")
-        except ResNetJaxError as error:
-            damaged.append(str(error))
-        usable = "nothing"
-        if whole:
-            usable = f"latest: step {whole[-1]}, best: step {checkpoints.best_of(whole)}"
-        return VerifyReport(str(self.path), self.path, tuple(good), tuple(damaged), usable)
+        """Read the metrics and every file of every checkpoint, and report which are whole."""
+        return self._folder.verify()
 
     @cached_property
     def _engine(self) -> Engine:

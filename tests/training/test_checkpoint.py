@@ -3,9 +3,11 @@
 import contextlib
 import json
 import logging
+import os
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import chex
 import numpy as np
@@ -134,11 +136,16 @@ def test_too_little_space_for_a_checkpoint_is_noticed_before_it_is_written(
     finished_run, checkpoints, monkeypatch
 ):
     state = finished_run._state("latest")
-    usage = shutil.disk_usage("/")._replace(free=10**5)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(ResNetJaxError, match=r"MB are needed and 0\.1 MB are free\): free space"):
-        checkpoints.save(state.replace(step=np.int32(13)), None)
-    assert list(checkpoints.good_steps()) == [12, 10]
+    disk = {"f_bavail": 10**6, "f_frsize": 1000, "f_files": 10**6, "f_favail": 10**6}
+    for lack, said in (
+        ({"f_bavail": 100}, r"MB are needed and 0\.1 MB are free"),
+        ({"f_favail": 9}, "files are needed and there is room for 9"),
+    ):
+        lacking = SimpleNamespace(**{**disk, **lack})
+        monkeypatch.setattr(os, "statvfs", lambda path, lacking=lacking: lacking)
+        with pytest.raises(ResNetJaxError, match=rf"{said}\): free space"):
+            checkpoints.save(state.replace(step=np.int32(13)), None)
+        assert list(checkpoints.good_steps()) == [12, 10]
 
 
 def test_a_log_that_cannot_be_written_loses_nothing_else(tmp_path, capfd, monkeypatch):
