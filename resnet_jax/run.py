@@ -11,16 +11,17 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from resnet_jax.config import TrainConfig
-from resnet_jax.data.dataset import Split, load_splits
+from resnet_jax.data.dataset import Dataset, Split, load_splits
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.data.report import VerifyReport
 from resnet_jax.display import Display
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop import EXPORTS, Format
 from resnet_jax.interop.weights import initial_variables
-from resnet_jax.models import ResNet, make_model
+from resnet_jax.models import make_model
 from resnet_jax.storage import check_replaceable
 from resnet_jax.training.callbacks import Callback
+from resnet_jax.training.custom import Custom
 from resnet_jax.training.distributed import is_main_process
 from resnet_jax.training.engine import Engine
 from resnet_jax.training.jax_settings import configured_jax
@@ -29,10 +30,13 @@ from resnet_jax.training.metrics import Evaluation
 from resnet_jax.training.run_folder import DataFacts, RunFolder
 from resnet_jax.training.setup import prepared
 from resnet_jax.training.state import TrainState
+from resnet_jax.training.step import Loss
 
 if TYPE_CHECKING:
     import jax
+    import optax
     import pandas as pd
+    from flax import linen as nn
 
 Checkpoint = Literal["best", "latest"]
 
@@ -44,6 +48,11 @@ def train(
     quiet: bool = False,
     should_stop: ShouldStop | None = None,
     callbacks: Sequence[Callback] = (),
+    model: "nn.Module | None" = None,
+    optimizer: "optax.GradientTransformation | None" = None,
+    loss: Loss | None = None,
+    data: Dataset | None = None,
+    tag: str | None = None,
 ) -> "Run":
     """Train, or resume the training in ``run_dir``, to its end; make no report.
 
@@ -57,6 +66,14 @@ def train(
         quiet: show no progress.
         should_stop: asked after every step; a short reason stops the run, None goes on.
         callbacks: follow the run, see `Callback`.
+        model: a Linen module of one's own, called with ``(images, *, train)``, in the place of
+            ``config.model``; with or without ``batch_stats``.
+        optimizer: an optax transformation, in the place of ``config.optim``.
+        loss: of ``(logits, targets)``, for training: of each example, or the mean. Targets are
+            classes, int32[N], or with mixup and cutmix soft labels, float[N, K].
+        data: a dataset, in the place of the one that ``config.data`` names.
+        tag: a word for what names and shapes do not tell of these parts, such as a rate inside of
+            a function. A run goes on with parts of the same names, shapes and tag only.
 
     Raises:
         ResNetJaxError: the configuration is refused, the data cannot be loaded, the run's folder is
@@ -65,14 +82,15 @@ def train(
         StoppedError: `should_stop` gave a reason; the step is saved and the same call continues.
     """
     pretrained = partial(initial_variables, config) if config.init_from else None
+    custom = Custom(model, optimizer, loss, data, tag)
     with ExitStack() as stack:
         if not quiet and is_main_process():
             callbacks = (stack.enter_context(Display()), *callbacks)
         stack.enter_context(configured_jax(config))
         stack.enter_context(explained_memory(config))
-        run = stack.enter_context(prepared(config, Path(run_dir), callbacks, pretrained))
+        run = stack.enter_context(prepared(config, Path(run_dir), callbacks, pretrained, custom))
         fit(run, should_stop)
-    return Run.open(run_dir)
+    return Run.open(run_dir, model=model, data=data)
 
 
 class Run:
@@ -93,8 +111,15 @@ class Run:
         fingerprint: SHA-256 of the data it was trained on, see `Dataset`.
     """
 
-    def __init__(self, folder: RunFolder, config: TrainConfig, facts: DataFacts) -> None:
-        self._folder = folder
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: TrainConfig,
+        facts: DataFacts,
+        model: "nn.Module | None" = None,
+        data: Dataset | None = None,
+    ) -> None:
+        self._folder, self._model, self._data = folder, model, data
         self.path = folder.path
         self.config = config
         self.class_names = facts.class_names
@@ -103,14 +128,25 @@ class Run:
         self._states: dict[Checkpoint, TrainState] = {}
 
     @classmethod
-    def open(cls, run_dir: str | Path) -> Self:
-        """Opens a run.
+    def open(
+        cls,
+        run_dir: str | Path,
+        *,
+        model: "nn.Module | None" = None,
+        data: Dataset | None = None,
+    ) -> Self:
+        """Open a run.
+
+        Args:
+            run_dir: its folder.
+            model: the network that it trained, where that is not one of the package's.
+            data: its dataset, where that was the user's own; for `split` and `evaluate`.
 
         Raises:
             ResNetJaxError: there is none in ``run_dir``, or its configuration is damaged.
         """
         folder = RunFolder(Path(run_dir).absolute())  # the process may change its folder
-        return cls(folder, *folder.read_config())
+        return cls(folder, *folder.read_config(), model, data)
 
     def __repr__(self) -> str:
         what = f"{self._model_name} on {self.config.data.name}, {self._epochs()}"
@@ -234,9 +270,15 @@ class Run:
         return Preprocessing.of(self.config.data, self.image_shape)
 
     @cached_property
-    def model(self) -> ResNet:
-        """The network, for `variables`."""
-        return make_model(self.config, len(self.class_names))
+    def model(self) -> Any:
+        """The network, for `variables`: a `ResNet`, or the user's own."""
+        own = self._folder.read_parts().get("model")
+        if own and self._model is None:
+            raise ResNetJaxError(
+                f"{self.path} trained a network of one's own, {own}: open it with rj.Run.open(..., "
+                "model=...)"
+            )
+        return self._model or make_model(self.config, len(self.class_names))
 
     def preprocess(self, images: "np.ndarray | jax.Array") -> "jax.Array":
         """Images as they come from the data set, as the network takes them: float32[N, H, W, C].
@@ -289,7 +331,8 @@ class Run:
     def split(self, name: str = "test", data_dir: str | None = None) -> Split:
         """The images and labels of a split of the run's data, see `evaluate`."""
         folder = data_dir or self.config.data.dir
-        data, splits = load_splits(dataclasses.replace(self.config.data, dir=folder))
+        settings = dataclasses.replace(self.config.data, dir=folder)
+        data, splits = load_splits(settings, self._data)
         usable = [split for split in splits if len(splits[split])]
         if name not in usable:
             what = "holds no images" if name in splits else "is not there"

@@ -148,12 +148,13 @@ def _log_training(
         what = "gradient" if np.isfinite(metrics.loss) else "loss"
         raise _not_finite(run.folder, what, int(bad_step))
     means = {name: float(np.mean([getattr(m, name) for m in fetched])) for name in Metrics._fields}
+    rate = {"learning_rate": float(run.schedule(step - 1))} if run.schedule else {}
     run.history.record(
         {
             "step": step,
             "kind": "train",
             **means,
-            "learning_rate": float(run.schedule(step - 1)),
+            **rate,
             "images_per_s": round(len(fetched) * run.config.batch_size / seconds, 1),
         }
     )

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -93,7 +93,9 @@ class RunFolder:
                 ) from error
             yield
 
-    def write_config(self, config: TrainConfig, facts: DataFacts) -> None:
+    def write_config(
+        self, config: TrainConfig, facts: DataFacts, parts: Mapping[str, str] | None = None
+    ) -> None:
         """Write ``config.yaml``; package versions and commit stay those that the run began with."""
         began = _load_yaml(self.path / "config.yaml") if self.exists else {}
         document = {
@@ -102,6 +104,7 @@ class RunFolder:
                 name: list(value) if isinstance(value, tuple) else value
                 for name, value in vars(facts).items()
             },
+            **({"parts": dict(parts)} if parts else {}),  # the user's own, see `Custom`
             "versions": began.get("versions") or {name: _version(name) for name in PACKAGES},
             "commit": began["commit"] if "commit" in began else _commit(),
         }
@@ -137,8 +140,14 @@ class RunFolder:
             )
         return self.checkpoints.restore_variables(step)
 
-    def check_same(self, config: TrainConfig, facts: DataFacts) -> None:
-        """Refuse to continue this run with another configuration or other data."""
+    def read_parts(self) -> dict[str, str]:
+        """Read what the user trained instead of what the configuration describes."""
+        return dict(_load_yaml(self.path / "config.yaml").get("parts", {}))
+
+    def check_same(
+        self, config: TrainConfig, facts: DataFacts, parts: Mapping[str, str] | None = None
+    ) -> None:
+        """Refuse to continue this run with another configuration, other data or other parts."""
         before, facts_before = self.read_config()
         changed = {
             option: values
@@ -156,6 +165,12 @@ class RunFolder:
                 listing.append(f"data with fingerprint {old[:12]} -> {new[:12]}")
             elif old != new:
                 listing.append(f"{fact.name.replace('_', ' ')} {old} -> {new}")
+        parts, parts_before = parts or {}, self.read_parts()
+        listing += [
+            f"{name} {parts_before.get(name)} -> {parts.get(name)}"
+            for name in {**parts_before, **parts}
+            if parts_before.get(name) != parts.get(name)
+        ]
         if listing:
             raise ResNetJaxError(
                 f"{self.path} is a run of another configuration ({', '.join(listing)}): "

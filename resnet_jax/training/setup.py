@@ -22,8 +22,10 @@ from resnet_jax.config import (
 )
 from resnet_jax.data.dataset import Dataset, Split, load_splits, pixel_statistics
 from resnet_jax.data.sampler import EpochSampler
+from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import ResNet, make_model
 from resnet_jax.training.callbacks import Callback
+from resnet_jax.training.custom import Custom
 from resnet_jax.training.distributed import (
     assert_equal,
     broadcast_from_main,
@@ -50,7 +52,7 @@ class Prepared(NamedTuple):
     engine: Engine
     splits: dict[str, Split]
     batches: Iterator[Batch]  # of the training split, from `step` on
-    schedule: optax.Schedule
+    schedule: optax.Schedule | None  # of the configuration's optimiser
     history: History
     callbacks: Sequence[Callback]
     augment_key: jax.Array
@@ -63,8 +65,9 @@ class Prepared(NamedTuple):
 def prepared(
     config: TrainConfig,
     run_dir: Path,
-    callbacks: Sequence[Callback] = (),
-    pretrained: Pretrained | None = None,
+    callbacks: Sequence[Callback],
+    pretrained: Pretrained | None,
+    custom: Custom,
 ) -> Iterator[Prepared]:
     """Begin a run, or open the one in ``run_dir`` to go on with it; its folder is locked meanwhile.
 
@@ -73,25 +76,36 @@ def prepared(
             another run's, is in use or cannot be written.
     """
     folder, devices = RunFolder(run_dir), find_devices()
-    config, data, splits = _open_data(config, folder, len(devices))
+    config, data, splits = _open_data(config, folder, custom.data, len(devices))
     sampler = EpochSampler(len(data.train), config.batch_size, config.seed)
     total_steps = sampler.steps(config.epochs)
-    schedule = make_schedule(config.optim, total_steps)
-    tx = make_optimizer(config.optim, schedule, config.model.frozen_stages)
-    model = make_model(config, data.num_classes)
-    engine = Engine(config, data.class_names, data.image_shape, devices)
+    schedule = None if custom.optimizer else make_schedule(config.optim, total_steps)
     params_key, augment_key = jax.random.split(jax.random.key(config.seed))
+    model = custom.model or make_model(config, data.num_classes)
+    tx = custom.optimizer or make_optimizer(config.optim, schedule, config.model.frozen_stages)
+    images = _example(config, data)
+    fresh = partial(_fresh_state, config, model, tx, params_key, images)
+    parts = {}
+    if custom != Custom():
+        parts = custom.describe(fresh(abstract=True), images, data.num_classes)
+    if folder.exists:
+        folder.check_same(config, DataFacts.of(data), parts)
+    engine = Engine(config, data.class_names, data.image_shape, devices, custom.loss)
 
     def read() -> dict[str, Any] | None:
         if pretrained is None:
             return None
+        if not isinstance(model, ResNet):
+            raise ResNetJaxError(
+                f"--init-from reads weights of the package's networks, and model is a "
+                f"{type(model).__name__}: leave it out"
+            )
         return pretrained(model, data.class_names, data.image_shape[2], params_key)
 
     # Read before anything is written, and not at all where a run goes on.
     variables = None if folder.checkpoints.steps() else read()
     with ExitStack() as stack:
-        step = broadcast_from_main(lambda: _begin(folder, config, data, stack))
-        fresh = partial(_fresh_state, config, model, tx, data.image_shape, params_key)
+        step = broadcast_from_main(lambda: _begin(folder, config, data, parts, stack))
         if step:
             state = folder.checkpoints.restore(engine.abstract(fresh(abstract=True)), step)
             # Not among what is saved: what is in a checkpoint was finite.
@@ -113,10 +127,12 @@ def prepared(
 
 
 def _open_data(
-    config: TrainConfig, folder: RunFolder, num_devices: int
+    config: TrainConfig, folder: RunFolder, data: Dataset | None, num_devices: int
 ) -> tuple[TrainConfig, Dataset, dict[str, Split]]:
-    """Open the dataset, and refuse a configuration that does not fit it, the devices or the run."""
-    data, splits = main_process_first(lambda: load_splits(config.data))
+    """Open the dataset, and refuse a configuration that does not fit it or the devices."""
+    if data is not None:
+        config = replaced(config, {"data.name": data.name})
+    data, splits = main_process_first(lambda: load_splits(config.data, data))
     config = _with_statistics(config, folder, data.train)
     check_against_dataset(
         config,
@@ -130,8 +146,6 @@ def _open_data(
     digest = hashlib.sha256(shared.encode()).hexdigest()
     assert_equal("data with fingerprint", data.fingerprint, "give all processes the same data")
     assert_equal("settings with digest", digest, "give all processes the same options")
-    if folder.exists:
-        folder.check_same(config, DataFacts.of(data))
     return config, data, splits
 
 
@@ -148,28 +162,38 @@ def _with_statistics(config: TrainConfig, folder: RunFolder, train: Split) -> Tr
     return replaced(config, {f"data.{name}": known[name] for name in missing})
 
 
-def _begin(folder: RunFolder, config: TrainConfig, data: Dataset, stack: ExitStack) -> int:
+def _begin(
+    folder: RunFolder,
+    config: TrainConfig,
+    data: Dataset,
+    parts: dict[str, str],
+    stack: ExitStack,
+) -> int:
     """Lock the folder, record the configuration in it and return the step to resume from, or 0."""
     stack.enter_context(folder.opened_for_writing())
     # A run may go on with other settings of the kind that changes nothing learnt.
     if not folder.exists or folder.read_config()[0] != config:
-        folder.write_config(config, DataFacts.of(data))
+        folder.write_config(config, DataFacts.of(data), parts)
     return next(folder.checkpoints.good_steps(), 0)
+
+
+def _example(config: TrainConfig, data: Dataset) -> jax.Array:
+    """Return an image as the network takes it; only its shape and type matter."""
+    height, width, channels = data.image_shape
+    size = config.data.image_size
+    return jnp.zeros((1, size or height, size or width, channels), config.model.dtype)
 
 
 def _fresh_state(
     config: TrainConfig,
     model: nn.Module,
     tx: optax.GradientTransformation,
-    image_shape: tuple[int, int, int],
     key: jax.Array,
+    images: jax.Array,
     *,
     abstract: bool = False,
 ) -> TrainState:
     """Return the state at step 0; ``abstract``: as shapes and types."""
-    height, width, channels = image_shape
-    size = config.data.image_size
-    images = jnp.zeros((1, size or height, size or width, channels), config.model.dtype)
     # Quicker to trace, and never computed.
     drawn = model.clone(lowering="reference") if isinstance(model, ResNet) else model
     averaged = config.ema is not None
