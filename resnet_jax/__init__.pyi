@@ -20,9 +20,10 @@ from .models import ResNet152 as ResNet152
 from .presets import PRESETS as PRESETS
 from .run import Run as Run
 from .run import train as train
+from .training.callbacks import Callback as Callback
 from .training.state import Batch as Batch
 from .training.state import TrainState as TrainState
-from .training.steps import eval_step as eval_step
-from .training.steps import train_step as train_step
+from .training.step import eval_step as eval_step
+from .training.step import train_step as train_step
 
 __version__: str

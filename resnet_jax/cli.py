@@ -12,7 +12,9 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from resnet_jax.run import Run
-    from resnet_jax.training.evaluation import Evaluation
+    from resnet_jax.training.metrics import Evaluation
 
 # A pipe or a file has no width; tables get what they need.
 console = PatientConsole(
@@ -252,11 +254,54 @@ def _train_one(config: TrainConfig, folder: Path, report: bool) -> "Run":
     from resnet_jax.run import train
     from resnet_jax.training.distributed import failing_together
 
-    with failing_together(folder):
-        run = train(config, folder)
+    with failing_together(folder), _signals() as received:
+
+        def should_stop() -> str | None:
+            return signal.Signals(received[0]).name if received else None
+
+        run = train(config, folder, should_stop=should_stop)
     if report:
         _report_if_new(run)
     return run
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Yield a list that gets the number of the first SIGINT, SIGTERM or SIGHUP; a second ends all.
+
+    A thread listens, since Python itself runs a handler only between two of its instructions: the
+    main thread may be compiling for minutes. Outside the main thread Python cannot listen to
+    signals; then the list stays empty.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def listen() -> None:
+        while number := listening.recv(1):
+            if number[0] in previous:
+                received.append(number[0])
+            if len(received) > 1:
+                os._exit(128 + received[-1])  # as a shell names an end by a signal
+
+    previous = {}
+    listening, told = socket.socketpair()
+    told.setblocking(False)
+    wakeup = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    thread = threading.Thread(target=listen, name="signals", daemon=True)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        previous[number] = signal.signal(number, lambda number, frame: None)
+    thread.start()
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
+        told.close()
+        thread.join()
+        listening.close()
 
 
 def _report_if_new(run: "Run") -> None:

@@ -179,16 +179,18 @@ class AugmentConfig:
 class OptimConfig:
     """The optimiser and its learning rate."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
-    """sgd: with momentum; adamw: decoupled weight decay (arXiv 1711.05101)."""
+    name: Literal["sgd", "adam", "adamw", "lamb", "lion"] = "sgd"
+    """sgd: with momentum; adam (arXiv 1412.6980); with decoupled weight decay: adamw (1711.05101),
+    lamb for large batches (1904.00962), lion with a third of adamw's rate (2302.06675)."""
     learning_rate: Annotated[float, Positive] = 0.1
     """The highest learning rate of the schedule."""
     momentum: Annotated[float, FractionBelowOne] = 0.9
-    """Momentum of sgd; the first decay rate of adamw."""
+    """Momentum of sgd; the first decay rate of the others."""
     nesterov: bool = False
     """Nesterov's momentum."""
     weight_decay: Annotated[float, NotNegative] = 0.0
-    """Weight decay on kernels alone, not on biases or batch norm. sgd: added to the gradient."""
+    """Weight decay on kernels alone, not on biases or batch norm. sgd and adam: added to the
+    gradient."""
     body_rate: Annotated[float, Positive] = 1.0
     """Learning rate of all layers but the head, as a fraction of the head's (for --init-from)."""
     clip_norm: Annotated[float | None, Positive] = None
@@ -246,7 +248,7 @@ class TrainConfig:
         """Refuse a value of the wrong type or out of bounds, by its option (`ResNetJaxError`)."""
         for setting in settings(self):
             _check(setting)
-        if self.optim.nesterov and (self.optim.name == "adamw" or not self.optim.momentum):
+        if self.optim.nesterov and (self.optim.name != "sgd" or not self.optim.momentum):
             raise ResNetJaxError(
                 "--optim.nesterov needs the momentum of sgd: give --optim.name sgd "
                 "and --optim.momentum 0.9, or --optim.no-nesterov"

@@ -1,8 +1,9 @@
-"""A run, opened: what it was told, what it measured, and what it learnt."""
+"""A training run: carry one out, and open one for its metrics, weights and predictions."""
 
 import dataclasses
-from functools import cached_property
-from html import escape
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -10,32 +11,50 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from resnet_jax.config import TrainConfig
-from resnet_jax.data.dataset import Split, load_splits
+from resnet_jax.data.dataset import Dataset, Split, load_splits
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.data.report import VerifyReport
 from resnet_jax.display import Display
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop import EXPORTS, Format
 from resnet_jax.interop.weights import initial_variables
-from resnet_jax.models import ResNet
+from resnet_jax.models import make_model
 from resnet_jax.storage import check_replaceable
 from resnet_jax.training.callbacks import Callback
+from resnet_jax.training.custom import Custom
 from resnet_jax.training.distributed import is_main_process
-from resnet_jax.training.evaluation import Evaluation
-from resnet_jax.training.folder import DataFacts, RunFolder
-from resnet_jax.training.loop import fit
-from resnet_jax.training.program import Program, configured_jax
+from resnet_jax.training.engine import Engine
+from resnet_jax.training.jax_settings import configured_jax
+from resnet_jax.training.loop import ShouldStop, explained_memory, fit
+from resnet_jax.training.metrics import Evaluation
+from resnet_jax.training.run_folder import DataFacts, RunFolder
+from resnet_jax.training.setup import prepared
 from resnet_jax.training.state import TrainState
+from resnet_jax.training.step import Loss
 
 if TYPE_CHECKING:
     import jax
+    import optax
     import pandas as pd
+    from flax import linen as nn
 
 Checkpoint = Literal["best", "latest"]
 
 
-def train(config: TrainConfig, run_dir: str | Path, *, quiet: bool = False) -> "Run":
-    """Trains, or resumes the training in ``run_dir``, to its end; makes no report.
+def train(
+    config: TrainConfig,
+    run_dir: str | Path,
+    *,
+    quiet: bool = False,
+    should_stop: ShouldStop | None = None,
+    callbacks: Sequence[Callback] = (),
+    model: "nn.Module | None" = None,
+    optimizer: "optax.GradientTransformation | None" = None,
+    loss: Loss | None = None,
+    data: Dataset | None = None,
+    tag: str | None = None,
+) -> "Run":
+    """Train, or resume the training in ``run_dir``, to its end; make no report.
 
     >>> import dataclasses, resnet_jax as rj
     >>> config = dataclasses.replace(rj.PRESETS["quickstart"], epochs=1)
@@ -45,27 +64,33 @@ def train(config: TrainConfig, run_dir: str | Path, *, quiet: bool = False) -> "
         config: every setting.
         run_dir: the run's folder, made if it is missing.
         quiet: show no progress.
+        should_stop: asked after every step; a short reason stops the run, None goes on.
+        callbacks: follow the run, see `Callback`.
+        model: a Linen module of one's own, called with ``(images, *, train)``, in the place of
+            ``config.model``; with or without ``batch_stats``.
+        optimizer: an optax transformation, in the place of ``config.optim``.
+        loss: of ``(logits, targets)``, for training: of each example, or the mean. Targets are
+            classes, int32[N], or with mixup and cutmix soft labels, float[N, K].
+        data: a dataset, in the place of the one that ``config.data`` names.
+        tag: a word for what names and shapes do not tell of these parts, such as a rate inside of
+            a function. A run goes on with parts of the same names, shapes and tag only.
 
     Raises:
-        ResNetJaxError: see `resnet_jax.training.loop.fit`.
+        ResNetJaxError: the configuration is refused, the data cannot be loaded, the run's folder is
+            another run's, is in use or cannot be written, or the loss or the gradient was not
+            finite; the last checkpoint stays.
+        StoppedError: `should_stop` gave a reason; the step is saved and the same call continues.
     """
-    pretrained = None if config.init_from is None else _initial_variables
-    if quiet or not is_main_process():
-        fit(config, Path(run_dir), Callback(), pretrained)
-    else:
-        with Display() as display:
-            fit(config, Path(run_dir), display, pretrained)
-    return Run.open(run_dir)
-
-
-def _initial_variables(program: Program) -> dict[str, Any]:
-    return initial_variables(
-        program.config,
-        program.model,
-        program.class_names,
-        program.image_shape[2],
-        program.params_key,
-    )
+    pretrained = partial(initial_variables, config) if config.init_from else None
+    custom = Custom(model, optimizer, loss, data, tag)
+    with ExitStack() as stack:
+        if not quiet and is_main_process():
+            callbacks = (stack.enter_context(Display()), *callbacks)
+        stack.enter_context(configured_jax(config))
+        stack.enter_context(explained_memory(config))
+        run = stack.enter_context(prepared(config, Path(run_dir), callbacks, pretrained, custom))
+        fit(run, should_stop)
+    return Run.open(run_dir, model=model, data=data)
 
 
 class Run:
@@ -86,8 +111,15 @@ class Run:
         fingerprint: SHA-256 of the data it was trained on, see `Dataset`.
     """
 
-    def __init__(self, folder: RunFolder, config: TrainConfig, facts: DataFacts) -> None:
-        self._folder = folder
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: TrainConfig,
+        facts: DataFacts,
+        model: "nn.Module | None" = None,
+        data: Dataset | None = None,
+    ) -> None:
+        self._folder, self._model, self._data = folder, model, data
         self.path = folder.path
         self.config = config
         self.class_names = facts.class_names
@@ -96,39 +128,53 @@ class Run:
         self._states: dict[Checkpoint, TrainState] = {}
 
     @classmethod
-    def open(cls, run_dir: str | Path) -> Self:
-        """Opens a run.
+    def open(
+        cls,
+        run_dir: str | Path,
+        *,
+        model: "nn.Module | None" = None,
+        data: Dataset | None = None,
+    ) -> Self:
+        """Open a run.
+
+        Args:
+            run_dir: its folder.
+            model: the network that it trained, where that is not one of the package's.
+            data: its dataset, where that was the user's own; for `split` and `evaluate`.
 
         Raises:
             ResNetJaxError: there is none in ``run_dir``, or its configuration is damaged.
         """
         folder = RunFolder(Path(run_dir).absolute())  # the process may change its folder
-        return cls(folder, *folder.read_config())
+        return cls(folder, *folder.read_config(), model, data)
 
     def __repr__(self) -> str:
-        return f"Run({str(self.path)!r}, {self.config.model.name} on {self.config.data.name})"
+        what = f"{self._model_name} on {self.config.data.name}, {self._epochs()}"
+        return f"Run({str(self.path)!r}, {what})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: what the run is, and its test results."""
-        config, tests = self.config, self._folder.read_metrics()
+        import pandas as pd
+
         facts = {
             "run": str(self.path),
-            "model": f"{'' if config.model.residual else 'plain '}{config.model.name}",
-            "data": config.data.name,
-            "seed": str(config.seed),
-            "trained for": f"{tests[-1]['epoch']:.3g} of {config.epochs:g} epochs"
-            if tests
-            else "0 epochs",
+            "model": self._model_name,
+            "data": self.config.data.name,
+            "seed": self.config.seed,
+            "trained for": self._epochs(),
         }
-        for row in tests:
+        for row in self._folder.read_metrics():
             if row["kind"] == "test":
                 key = f"{row['split']}, {row['checkpoint']}"
                 facts[key] = f"accuracy {row['accuracy']:.2%}, loss {row['loss']:.4f}"
-        lines = "".join(
-            f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>"
-            for name, value in facts.items()
-        )
-        return f"<table>{lines}</table>"
+        return str(pd.Series(facts).to_frame().to_html(header=False))
+
+    @property
+    def _model_name(self) -> str:
+        return f"{'' if self.config.model.residual else 'plain '}{self.config.model.name}"
+
+    def _epochs(self) -> str:
+        epochs = max((row["epoch"] for row in self._folder.read_metrics()), default=0)
+        return f"{epochs:.3g} of {self.config.epochs:g} epochs"
 
     def metrics(self) -> "pd.DataFrame":
         """The lines of ``metrics.jsonl``: one row each; see docs/run_folder.md."""
@@ -163,7 +209,7 @@ class Run:
         """
         images = self._checked(images)
         with configured_jax(self.config):
-            probabilities = self._program.predict(self._state(checkpoint), images)
+            probabilities = self._engine.predict(self._state(checkpoint), images)
         self._check_finite(probabilities, checkpoint)
         return probabilities
 
@@ -223,10 +269,16 @@ class Run:
         """The way from the dataset's images to the network's input."""
         return Preprocessing.of(self.config.data, self.image_shape)
 
-    @property
-    def model(self) -> ResNet:
-        """The network, for `variables`."""
-        return self._program.model
+    @cached_property
+    def model(self) -> Any:
+        """The network, for `variables`: a `ResNet`, or the user's own."""
+        own = self._folder.read_parts().get("model")
+        if own and self._model is None:
+            raise ResNetJaxError(
+                f"{self.path} trained a network of one's own, {own}: open it with rj.Run.open(..., "
+                "model=...)"
+            )
+        return self._model or make_model(self.config, len(self.class_names))
 
     def preprocess(self, images: "np.ndarray | jax.Array") -> "jax.Array":
         """Images as they come from the data set, as the network takes them: float32[N, H, W, C].
@@ -272,14 +324,15 @@ class Run:
         """
         images = self.split(split, data_dir)
         with configured_jax(self.config):
-            found = self._program.evaluate(self._state(checkpoint), images)
+            found = self._engine.evaluate(self._state(checkpoint), images)
         self._check_finite(found.loss, checkpoint)
         return found
 
     def split(self, name: str = "test", data_dir: str | None = None) -> Split:
         """The images and labels of a split of the run's data, see `evaluate`."""
         folder = data_dir or self.config.data.dir
-        data, splits = load_splits(dataclasses.replace(self.config.data, dir=folder))
+        settings = dataclasses.replace(self.config.data, dir=folder)
+        data, splits = load_splits(settings, self._data)
         usable = [split for split in splits if len(splits[split])]
         if name not in usable:
             what = "holds no images" if name in splits else "is not there"
@@ -292,36 +345,17 @@ class Run:
         return splits[name]
 
     def verify(self) -> VerifyReport:
-        """Reads the metrics and every file of every checkpoint, and reports which are whole."""
-        good, damaged, whole = ["config.yaml"], [], []
-        checkpoints = self._folder.checkpoints
-        for step in checkpoints.steps():
-            try:
-                checkpoints.verify(step)
-                whole.append(step)
-                good.append(f"checkpoints/{step}")
-            except ResNetJaxError as error:
-                damaged.append(str(error))
-        try:
-            self._folder.read_metrics(whole=True)
-            for step in whole:
-                self._folder.check_metrics(step)
-            good.append("metrics.jsonl")
-        except ResNetJaxError as error:
-            damaged.append(str(error))
-        usable = "nothing"
-        if whole:
-            usable = f"latest: step {whole[-1]}, best: step {checkpoints.best_of(whole)}"
-        return VerifyReport(str(self.path), self.path, tuple(good), tuple(damaged), usable)
+        """Read the metrics and every file of every checkpoint, and report which are whole."""
+        return self._folder.verify()
 
     @cached_property
-    def _program(self) -> Program:
-        # The schedule's length matters for training alone.
-        return Program(self.config, self.class_names, self.image_shape, total_steps=1)
+    def _engine(self) -> Engine:
+        return Engine(self.config, self.class_names, self.image_shape)
 
     def _state(self, checkpoint: Checkpoint) -> TrainState:
         # Read and verified once: a run that is still training is seen as it was at first sight.
         if checkpoint not in self._states:
             variables = self._folder.read_variables(checkpoint)
-            self._states[checkpoint] = self._program.for_inference(variables)
+            state = TrainState.of_variables(self.model, variables)
+            self._states[checkpoint] = self._engine.replicate(state)
         return self._states[checkpoint]

@@ -35,9 +35,8 @@ from resnet_jax.data.dataset import ArraySplit as Split
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.sampler import EpochSampler as IndexStream
 from resnet_jax.inspection import plots
-from resnet_jax.models import Affine, BatchNorm, Conv, Unit, summarize
+from resnet_jax.models import Affine, BatchNorm, Conv, Unit, make_model, summarize
 from resnet_jax.training.checkpoint import Checkpoints
-from resnet_jax.training.program import make_model
 
 PICTURES = Path(__file__).parent / "reliability/stored_runs/split_pictures"
 

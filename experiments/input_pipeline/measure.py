@@ -24,6 +24,7 @@ from importlib import metadata
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -31,7 +32,10 @@ import resnet_jax as rj
 from resnet_jax.data.dataset import ArraySplit, Split, load_dataset, load_splits
 from resnet_jax.data.prefetch import read_batches
 from resnet_jax.data.sampler import EpochSampler
-from resnet_jax.training.program import Program, configured_jax
+from resnet_jax.models import make_model
+from resnet_jax.training.engine import Engine
+from resnet_jax.training.jax_settings import configured_jax
+from resnet_jax.training.optim import make_optimizer, make_schedule
 
 HERE = Path(__file__).parent
 BLOCKS, WARM = 5, 2  # measured, and not measured before them
@@ -97,23 +101,28 @@ def rates(config: rj.TrainConfig, alone: int, with_step: int) -> dict[str, list[
         dataset, of_run = load_splits(data)
         splits[how] = of_run["train"]
     sampler = EpochSampler(len(dataset.train), size, seed=0)
-    program = Program(config, dataset.class_names, dataset.image_shape, total_steps=1000)
+    engine = Engine(config, dataset.class_names, dataset.image_shape)
     blocks = range(BLOCKS + WARM)
     batches = read_batches(splits["always"], map(sampler.batch, itertools.count()))
     found = {"pipeline": [images_a_second(lambda: next(batches), alone, size) for _ in blocks]}
     batches.close()
-    state = program.init()
+    params_key, augment_key = jax.random.split(jax.random.key(0))
+    tx = make_optimizer(config.optim, make_schedule(config.optim, 1000))
+    model = make_model(config, dataset.num_classes)
+    height, width, channels = dataset.image_shape
+    images = jnp.zeros((1, height, width, channels))
+    state = engine.replicate(rj.TrainState.create(model, tx, params_key, images))
 
-    def training(batches: Iterator[tuple[jax.Array, jax.Array]]) -> float:
+    def training(batches: Iterator[rj.Batch]) -> float:
         def train() -> None:
             nonlocal state
-            state, metrics = program.train(state, *next(batches))
+            state, metrics = engine.train(state, augment_key, next(batches))
             metrics.loss.block_until_ready()
 
         return images_a_second(train, with_step, size)
 
     held, streamed = (
-        program.batches(splits[how], map(sampler.batch, itertools.count()))
+        engine.batches(splits[how], map(sampler.batch, itertools.count()))
         for how in ("never", "always")
     )
     # In turns, so that whatever else the machine does slows both.

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import resnet_jax as rj
 from resnet_jax.data.dataset import Dataset, sample
-from resnet_jax.training.program import configured_jax
+from resnet_jax.training.jax_settings import configured_jax
 
 from .measure import Laboratory, carry_out
 from .results import RESULTS, append, read

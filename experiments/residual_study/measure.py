@@ -21,7 +21,7 @@ from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.models import Unit
 from resnet_jax.training.optim import make_schedule
-from resnet_jax.training.steps import Counts
+from resnet_jax.training.step import Counts
 
 from .study import Network, Run, keeps_shape
 

@@ -408,13 +408,15 @@ def _concatenated(first: Any, second: Any) -> Split:
     )
 
 
-def load_splits(settings: DataConfig) -> tuple[Dataset, dict[str, Split]]:
-    """Open the dataset that a run is configured for; also return its splits by name.
+def load_splits(
+    settings: DataConfig, data: Dataset | None = None
+) -> tuple[Dataset, dict[str, Split]]:
+    """Open the dataset that a run is configured for, or take one; also return its splits by name.
 
     With ``--data.subset`` there is a further split, ``test_all``: every test image of the dataset,
     for a test result that does not depend on a few images.
     """
-    data = load_dataset(
+    data = data or load_dataset(
         settings.name,
         settings.dir,
         validation=settings.validation,

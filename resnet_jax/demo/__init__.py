@@ -9,7 +9,7 @@ from resnet_jax.data.image import DecodeSpec
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.inspection.saliency import on_whole_images
 from resnet_jax.run import Checkpoint, Run
-from resnet_jax.training.program import configured_jax
+from resnet_jax.training.jax_settings import configured_jax
 
 
 def serve(run: Run, port: int, checkpoint: Checkpoint) -> None:

@@ -16,9 +16,8 @@ from resnet_jax.inspection.saliency import (
     in_order,
     on_whole_images,
 )
-from resnet_jax.training.compiler import compiler_options
-from resnet_jax.training.evaluation import Evaluation
-from resnet_jax.training.program import configured_for_run
+from resnet_jax.training.jax_settings import compiler_options, configured_for_run
+from resnet_jax.training.metrics import Evaluation
 
 if TYPE_CHECKING:
     from resnet_jax.run import Checkpoint, Run

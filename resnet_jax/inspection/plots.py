@@ -54,7 +54,8 @@ def curves(metrics: "pd.DataFrame") -> Figure:
     _plain_logarithm(loss)
     loss.legend(frameon=False)
     _error_axis(error)
-    rate.plot(train["epoch"], train["learning_rate"], color=ORANGE, linewidth=1.5)
+    if "learning_rate" in train:  # only the user knows that of an optimiser of their own
+        rate.plot(train["epoch"], train["learning_rate"], color=ORANGE, linewidth=1.5)
     rate.set(ylabel="learning rate", ylim=(0, None))
     # The first line's time is that of the compilation.
     speed.plot(train["epoch"][1:], train["images_per_s"][1:], color=ORANGE, linewidth=1.5)

@@ -20,7 +20,7 @@ from resnet_jax.config import settings
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.inspection import plots
 from resnet_jax.inspection.evaluation import Findings, embedding, examine
-from resnet_jax.training.program import configured_for_run
+from resnet_jax.training.jax_settings import configured_for_run
 
 if TYPE_CHECKING:
     from resnet_jax.run import Checkpoint, Run

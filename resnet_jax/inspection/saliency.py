@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import ResNet
-from resnet_jax.training.program import configured_for_run
+from resnet_jax.training.jax_settings import configured_for_run
 
 if TYPE_CHECKING:
     from resnet_jax.run import Checkpoint, Run

@@ -30,7 +30,7 @@ from resnet_jax.interop.torchvision import (
 )
 from resnet_jax.models import ResNet
 from resnet_jax.storage import write_whole
-from resnet_jax.training.folder import RunFolder
+from resnet_jax.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 

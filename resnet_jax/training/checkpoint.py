@@ -11,9 +11,9 @@ checked before a step is used. This is the only module that knows Orbax.
 import contextlib
 import json
 import logging
+import os
 import re
 import shutil
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +30,10 @@ from resnet_jax.training.state import TrainState
 log = logging.getLogger(__name__)
 
 SAVED = ("step", "params", "batch_stats", "opt_state", "ema")
-# A step on its way in or out of its place; whatever is left of one is removed by the next writer.
+# Prefix of temporary folders; the next save removes leftovers.
 UNFINISHED = ".unfinished-"
+# Files of a step, on a disk that can run out of inodes.
+FILES = 40
 
 
 class DamagedCheckpointError(ResNetJaxError):
@@ -40,7 +42,7 @@ class DamagedCheckpointError(ResNetJaxError):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a saved step says of itself.
+    """The description of a saved step.
 
     Attributes:
         step: updates done.
@@ -56,19 +58,13 @@ class Manifest:
     metrics: str | None = None
 
     def to_json(self) -> str:
-        """The manifest as text, with a checksum of its own."""
-        body: dict[str, Any] = {
-            "step": self.step,
-            "validation": self.validation,
-            "files": self.files,
-        }
-        if self.metrics is not None:
-            body["metrics"] = self.metrics
+        """Return the manifest as text, with a checksum over it."""
+        body = {name: value for name, value in vars(self).items() if name != "metrics" or value}
         return json.dumps({**body, "sha256": json_sha256(body)}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
-        """The inverse of `to_json`; raises ValueError where the checksum disagrees."""
+        """Do the inverse of `to_json`; raise ValueError where the checksum disagrees."""
         try:
             body = json.loads(text)
             if body.pop("sha256") != json_sha256(body):
@@ -81,7 +77,7 @@ class Manifest:
 
 
 class Checkpoints:
-    """The saved steps of one run.
+    """The saved steps of one run, in a folder.
 
     Reading never changes the folder; `save` does, so only one process may save.
     """
@@ -95,14 +91,13 @@ class Checkpoints:
         validation: dict[str, float] | None,
         metrics: str | None = None,
     ) -> None:
-        """Writes the state as the newest step, then removes steps that are no longer needed.
+        """Write the state as the newest step, then remove steps that are no longer needed.
 
-        Blocks until the step is on the disk: half a second for ResNet-18 with momentum (94 MB),
-        which costs less than what a background writer could lose. Kept are the two newest steps,
-        the older one in case the newest gets damaged, and the best one. Later steps go: they are
-        damaged ones that the run did not resume from.
+        Returns when the step is on the disk. Kept are the two newest steps, the older one in case
+        the newest gets damaged, and the best one. Later steps are damaged leftovers, which the run
+        did not resume from, and are deleted.
 
-        Called by every process of a run: Orbax writes the arrays from all of them, and process 0
+        Every process of a run calls it: Orbax writes the arrays from all of them, and process 0
         does the rest, so that a step exists when every process has written.
 
         Raises:
@@ -112,15 +107,12 @@ class Checkpoints:
 
         step = int(state.step)
         tree = {name: getattr(state, name) for name in SAVED}
+        # With some metadata for each array, and a reserve for blocks and temporary files.
+        needed = int(1.25 * sum(leaf.nbytes + 1024 for leaf in jax.tree.leaves(tree))) + 2**15
         unfinished = self.directory / f"{UNFINISHED}{step}"
-        # Before anything is written; the files beside the arrays take a little more.
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
         broadcast_from_main(lambda: self._begin(unfinished, needed))
-        with self._explained(unfinished):
-            handler = ocp.PyTreeCheckpointHandler()
-            with _without_tracebacks(), ocp.Checkpointer(handler) as checkpointer:
-                path = unfinished.absolute() / "state"
-                checkpointer.save(path, args=ocp.args.PyTreeSave(tree))
+        with self._explained(unfinished), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
+            orbax.save(unfinished.absolute() / "state", args=ocp.args.PyTreeSave(tree))
         # Orbax returns when every process has written its part.
         broadcast_from_main(lambda: self._finish(unfinished, step, validation, metrics))
 
@@ -128,8 +120,7 @@ class Checkpoints:
         with self._explained(unfinished):
             unfinished.mkdir(parents=True)
             sync(self.directory.parent)
-            if (free := shutil.disk_usage(unfinished).free) < needed:
-                raise OSError(f"{needed / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free")
+            _check_room(unfinished, needed)
 
     def _finish(
         self,
@@ -138,7 +129,7 @@ class Checkpoints:
         validation: dict[str, float] | None,
         metrics: str | None,
     ) -> None:
-        """Adds the manifest, moves the step into place and removes those that it replaces."""
+        """Add the manifest, move the step into place and remove those that it replaces."""
         with self._explained(unfinished):
             files = {
                 name: file_sha256(unfinished / name, synced=True) for name in _files(unfinished)
@@ -158,7 +149,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _explained(self, unfinished: Path) -> Iterator[None]:
-        """Turns a failure to write a step into one line, and removes what there is of the step."""
+        """Turn a failure to write a step into one line, and remove what was written of it."""
         try:
             yield
         except (OSError, ValueError) as error:
@@ -172,14 +163,14 @@ class Checkpoints:
             ) from error
 
     def steps(self) -> list[int]:
-        """Steps in place, oldest first. Whether they are whole is for `verify` to say."""
+        """Return the steps in place, oldest first, verified or not."""
         if not self.directory.is_dir():
             return []
         names = [path.name for path in self.directory.iterdir() if path.is_dir()]
         return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
     def manifest(self, step: int) -> Manifest:
-        """The manifest of a step.
+        """Read the manifest of a step.
 
         Raises:
             DamagedCheckpointError: it is missing, unreadable or another step's.
@@ -194,7 +185,7 @@ class Checkpoints:
         return manifest
 
     def verify(self, step: int) -> Manifest:
-        """Reads every file of a step and compares it with the manifest.
+        """Read every file of a step and compare it with the manifest.
 
         Raises:
             DamagedCheckpointError: names the first file that is missing, surplus or changed.
@@ -212,7 +203,7 @@ class Checkpoints:
         return manifest
 
     def good_steps(self) -> Iterator[int]:
-        """Steps that verify, newest first; the others are named in a warning."""
+        """Yield the steps that verify, newest first; a warning names each of the others."""
         for step in reversed(self.steps()):
             try:
                 self.verify(step)
@@ -222,46 +213,32 @@ class Checkpoints:
                 yield step
 
     def best_of(self, steps: Iterable[int]) -> int | None:
-        """The step of the best validation accuracy, of equals that of the smallest loss.
+        """Return the step of the best validation accuracy, of equals that of the smallest loss.
 
         The newest step where nothing was validated; None where there is no step. Steps whose
         manifest is damaged do not count; for whole ones alone give it `good_steps`.
         """
-        ranks = {}
+        ranks: dict[int, tuple[float, ...]] = {}
         for step in steps:
-            try:
-                validation = self.manifest(step).validation
-            except DamagedCheckpointError:
-                continue
-            ranks[step] = (
-                (validation["accuracy"], -validation["loss"], -step)
-                if validation
-                else (-1, 0, step)
-            )
+            with contextlib.suppress(DamagedCheckpointError):
+                found = self.manifest(step).validation
+                ranks[step] = (found["accuracy"], -found["loss"], -step) if found else (-1, 0, step)
         return max(ranks, key=lambda step: ranks[step], default=None)
 
     def find(self, checkpoint: Literal["best", "latest"]) -> int | None:
         """Return the step of the best or the latest checkpoint that verifies; None without one."""
-        match checkpoint:
-            case "best":
-                return self.best_of(self.good_steps())
-            case "latest":
-                return next(self.good_steps(), None)
-        raise ResNetJaxError(f"checkpoint {checkpoint} is not known: give best or latest")
+        if checkpoint not in ("best", "latest"):
+            raise ResNetJaxError(f"checkpoint {checkpoint} is not known: give best or latest")
+        good = self.good_steps()
+        return self.best_of(good) if checkpoint == "best" else next(good, None)
 
     def restore(self, state: TrainState, step: int) -> TrainState:
-        """The state of a verified step, on the devices and with the shardings of ``state``."""
+        """Read a verified step, onto the devices and with the shardings of ``state``."""
         import orbax.checkpoint as ocp
 
         target = {name: getattr(state, name) for name in SAVED}
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            tree = checkpointer.restore(
-                (self.directory / str(step) / "state").absolute(),
-                args=ocp.args.PyTreeRestore(
-                    target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
-                ),
-            )
-        return state.replace(**tree)
+        restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+        return state.replace(**self._read(step, ocp.args.PyTreeRestore(target, restore_args)))
 
     def restore_variables(self, step: int) -> dict[str, Any]:
         """Read the parameters and running statistics of a verified step, as numpy arrays.
@@ -271,27 +248,29 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        path = (self.directory / str(step) / "state").absolute()
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            saved = checkpointer.metadata(path).item_metadata.tree
-            names = ("params", "batch_stats")
-            target = {name: saved[name] for name in names}
-            if saved["ema"] is not None:
-                target = {"ema": {name: saved["ema"][name] for name in names}}
-            as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
-            tree = checkpointer.restore(
-                path,
-                args=ocp.args.PyTreeRestore(
-                    target,
-                    restore_args=jax.tree.map(lambda _: as_numpy, target),
-                    partial_restore=True,
-                ),
-            )
-        variables: dict[str, Any] = tree.get("ema", tree)
-        return variables
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
+            saved = orbax.metadata(self._state(step)).item_metadata.tree
+        variables = saved if saved["ema"] is None else saved["ema"]
+        target = {name: variables[name] for name in ("params", "batch_stats")}
+        if saved["ema"] is not None:
+            target = {"ema": target}
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+        args = ocp.args.PyTreeRestore(target, restore_args=as_numpy, partial_restore=True)
+        tree = self._read(step, args)
+        found: dict[str, Any] = tree.get("ema", tree)
+        return found
+
+    def _read(self, step: int, args: Any) -> Any:
+        import orbax.checkpoint as ocp
+
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
+            return orbax.restore(self._state(step), args=args)
+
+    def _state(self, step: int) -> Path:
+        return (self.directory / str(step) / "state").absolute()
 
     def _discard(self, step: int) -> None:
-        """Removes a step; renamed first, so that a kill never leaves half of it in place."""
+        """Remove a step; renamed first, so that a kill never leaves half of it in place."""
         place = self.directory / str(step)
         if place.exists():
             gone = self.directory / f"{UNFINISHED}discarded-{step}"
@@ -304,32 +283,21 @@ class Checkpoints:
             shutil.rmtree(path)
 
 
-@contextlib.contextmanager
-def _without_tracebacks() -> Iterator[None]:
-    """Orbax's threads log the traceback of an error and then raise it; once is enough.
+def _check_room(folder: Path, needed: int) -> None:
+    """Raise OSError where a checkpoint of that many bytes cannot be written.
 
-    Its other tasks fail of the same, which asyncio would log whenever they are collected, and
-    threads of tensorstore go on to speak to an event loop that has ended.
+    Orbax would fail too, but its threads would print a traceback each.
     """
-    logging.getLogger("asyncio").addFilter(_not_of_orbax)
-    logger = logging.getLogger("absl")
-    disabled, logger.disabled = logger.disabled, True
-    show = sys.unraisablehook
-
-    def show_others(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            show(unraisable)
-
-    sys.unraisablehook = show_others
-    try:
-        yield
-        sys.unraisablehook = show  # after an error, such threads may still be at work
-    finally:
-        logger.disabled = disabled
-
-
-def _not_of_orbax(record: logging.LogRecord) -> bool:
-    return "orbax" not in logging.Formatter().format(record)  # its traceback names Orbax's files
+    disk = os.statvfs(folder)
+    free = disk.f_bavail * disk.f_frsize
+    if free < needed:
+        raise OSError(f"{needed / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free")
+    if disk.f_files and disk.f_favail < FILES:
+        raise OSError(f"{FILES} files are needed and there is room for {disk.f_favail}")
+    largest = folder / "largest"
+    with largest.open("wb") as file:
+        file.truncate(needed)  # takes no room, but there may be a limit (ulimit -f)
+    largest.unlink()
 
 
 def _files(folder: Path) -> list[str]:

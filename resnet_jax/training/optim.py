@@ -12,7 +12,7 @@ from resnet_jax.config import OptimConfig
 
 
 def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
-    """The learning rate as a function of the step, ``0 <= step < total_steps``.
+    """Return the learning rate as a function of the step, ``0 <= step < total_steps``.
 
     - ``constant``: the rate itself, after a linear warm-up.
     - ``cosine``: linear warm-up, then half a cosine down to zero (arXiv 1608.03983).
@@ -55,26 +55,33 @@ def _in_default_precision(schedule: optax.Schedule) -> optax.Schedule:
     return lambda step: schedule(jnp.asarray(step, float))
 
 
+# Optimisers with decoupled weight decay.
+DECOUPLED = {"adamw": optax.adamw, "lamb": optax.lamb, "lion": optax.lion}
+
+
 def make_optimizer(
     config: OptimConfig, schedule: optax.Schedule, frozen_stages: int | None = None
 ) -> optax.GradientTransformation:
-    """The optimiser that `config` describes; the stem and ``frozen_stages`` stages do not move.
+    """Return the optimiser of a configuration; the stem and ``frozen_stages`` stages do not move.
 
     SGD follows PyTorch's definition: weight decay is added to the gradient before momentum, and
-    momentum is ``v = m v + g``. Both optimisers decay kernels alone.
+    momentum is ``v = m v + g``. Adam too adds it to the gradient. All decay kernels alone.
     """
     # Scaling what the optimiser wants to do is the same as scaling its rate.
     usual = config.body_rate == 1 and frozen_stages is None
     shares = [] if usual else [_scale_by_layer(config.body_rate, frozen_stages)]
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm is not None else []
-    if config.name == "adamw":
-        adamw = optax.adamw(
+    if make := DECOUPLED.get(config.name):
+        decoupled = make(
             schedule, b1=config.momentum, weight_decay=config.weight_decay, mask=kernels
         )
-        return optax.chain(*clip, adamw, *shares)
+        return optax.chain(*clip, decoupled, *shares)
     decay = [optax.add_decayed_weights(config.weight_decay, kernels)] if config.weight_decay else []
-    sgd = optax.sgd(schedule, config.momentum or None, nesterov=config.nesterov)
-    return optax.chain(*clip, *decay, sgd, *shares)
+    if config.name == "adam":
+        rule = optax.adam(schedule, b1=config.momentum)
+    else:
+        rule = optax.sgd(schedule, config.momentum or None, nesterov=config.nesterov)
+    return optax.chain(*clip, *decay, rule, *shares)
 
 
 def _scale_by_layer(body_rate: float, frozen_stages: int | None) -> optax.GradientTransformation:
@@ -105,5 +112,5 @@ def _is_frozen(layer: str, layers: Iterable[str], frozen_stages: int | None) -> 
 
 
 def kernels(params: Any) -> Any:
-    """A tree of booleans: which parameters are kernels of convolutions and of the dense head."""
+    """Mark the kernels of convolutions and of the dense head among the parameters."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)

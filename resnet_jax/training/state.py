@@ -1,4 +1,4 @@
-"""What a training run carries from step to step."""
+"""The state that training carries from step to step, and a batch of examples."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,15 +10,15 @@ import optax
 from flax import linen as nn
 from flax import struct
 
-from resnet_jax.training.compiler import compiler_options
+from resnet_jax.training.jax_settings import compiler_options
 
 
 class Batch(NamedTuple):
     """Examples for one step."""
 
-    images: jax.Array  # float[N, H, W, C], normalised
-    # int32[N]; -1 marks padding, which evaluation does not count. In training also float[N, K],
-    # shares of classes.
+    images: jax.Array  # float[N, H, W, C], normalised; uint8 on their way to the devices
+    # int32[N]; -1 marks padding, which evaluation does not count. In training also soft labels,
+    # float[N, K].
     labels: jax.Array
 
 
@@ -64,7 +64,7 @@ class TrainState(struct.PyTreeNode):
         *,
         ema: bool = False,
     ) -> Self:
-        """A state at step 0 with parameters drawn by ``key``.
+        """Return a state at step 0 with parameters drawn by ``key``.
 
         Args:
             model: a `resnet_jax.ResNet`, or any Linen module called with ``train=``.
@@ -87,7 +87,7 @@ class TrainState(struct.PyTreeNode):
         *,
         ema: bool = False,
     ) -> Self:
-        """`create`, not jitted: for ``jax.eval_shape``, and to be jitted by a caller."""
+        """Do as `create`, not jitted: for ``jax.eval_shape``, and to be jitted by a caller."""
         variables = model.init(key, images, train=False)
         batch_stats = variables.get("batch_stats", {})
         averaged = {"params": variables["params"], "batch_stats": batch_stats} if ema else None
@@ -103,7 +103,31 @@ class TrainState(struct.PyTreeNode):
             tx=tx,
         )
 
+    @classmethod
+    def of_variables(cls, model: nn.Module, variables: dict[str, Any]) -> Self:
+        """Return a state that evaluates and predicts with these variables, without an optimiser."""
+        return cls(
+            step=jnp.zeros((), jnp.int32),
+            params=variables["params"],
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=(),
+            ema=None,
+            first_bad_step=jnp.full((), -1, jnp.int32),
+            apply_fn=model.apply,
+            tx=optax.identity(),
+        )
+
+    def starting_from(self, variables: dict[str, Any] | None) -> Self:
+        """Return this state with other variables, averages included; None changes nothing."""
+        if variables is None:
+            return self
+        mine = {"params": self.params, "batch_stats": self.batch_stats}
+        theirs = jax.tree.map(lambda a, b: jnp.asarray(b, a.dtype), mine, dict(variables))
+        # Copies: a donated buffer must not be passed twice.
+        ema = None if self.ema is None else jax.tree.map(jnp.copy, theirs)
+        return self.replace(**theirs, ema=ema)
+
     @property
     def variables(self) -> dict[str, Any]:
-        """What evaluation uses: the averaged weights where there are any."""
+        """The variables that evaluation uses: the averaged ones where there are any."""
         return self.ema or {"params": self.params, "batch_stats": self.batch_stats}

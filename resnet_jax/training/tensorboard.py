@@ -6,23 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.training.callbacks import Callback
 
-WHERE = {"step", "epoch", "kind", "split", "checkpoint", "last"}
+NOT_SCALARS = {"step", "epoch", "kind", "split", "checkpoint", "last"}
 
 
-class Events:
-    """Event files in a folder, by tensorboardX; TensorFlow has no part in it.
+class Events(Callback):
+    """Writes each row of metrics as event files, by tensorboardX; no TensorFlow is needed.
 
     A run that resumes drops metrics of steps after its checkpoint. Event files cannot be cut, so
-    they are written anew from the metrics that are left; a TensorBoard that is open follows.
+    what is in ``folder`` is replaced by ``rows`` at the start; a TensorBoard that is open follows.
+
+    Raises:
+        ResNetJaxError: tensorboardX is not installed.
     """
 
-    def __init__(self, folder: Path, rows: Iterable[dict[str, Any]]) -> None:
-        """Replaces what is in ``folder`` by ``rows`` of ``metrics.jsonl``.
-
-        Raises:
-            ResNetJaxError: tensorboardX is not installed.
-        """
+    def __init__(self, folder: Path, rows: Iterable[dict[str, Any]] = ()) -> None:
         try:
             from tensorboardX import SummaryWriter
         except ImportError as error:
@@ -32,18 +31,17 @@ class Events:
             ) from error
         shutil.rmtree(folder, ignore_errors=True)
         self._writer = SummaryWriter(str(folder), purge_step=0)
-        self.add(*rows)
-
-    def add(self, *rows: dict[str, Any]) -> None:
-        """Writes rows: a scalar for each number, ``train/loss`` or ``test_best/accuracy``."""
         for row in rows:
-            kind = row["kind"]
-            if kind == "test":
-                kind = f"{row['split']}_{row['checkpoint']}"
-            for name in row.keys() - WHERE:
-                self._writer.add_scalar(f"{kind}/{name}", row[name], row["step"])
+            self.on_metrics(row)
+
+    def on_metrics(self, row: dict[str, Any]) -> None:
+        """Write a scalar for each number: ``train/loss``, ``test_best/accuracy``."""
+        kind = row["kind"]
+        if kind == "test":
+            kind = f"{row['split']}_{row['checkpoint']}"
+        for name in row.keys() - NOT_SCALARS:
+            self._writer.add_scalar(f"{kind}/{name}", row[name], row["step"])
         self._writer.flush()
 
     def close(self) -> None:
-        """Ends the file."""
         self._writer.close()

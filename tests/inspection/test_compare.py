@@ -11,7 +11,7 @@ from PIL import Image
 import resnet_jax as rj
 from resnet_jax.cli import main
 from resnet_jax.config import to_dict
-from resnet_jax.training.folder import DataFacts, RunFolder
+from resnet_jax.training.run_folder import DataFacts, RunFolder
 
 
 def stored(path: Path, config: rj.TrainConfig, accuracy: float | None) -> Path:
@@ -106,12 +106,13 @@ def test_events_are_the_metrics_that_are_left(tmp_path):
         {"step": 9, "epoch": 0.9, "kind": "train", "loss": 0.5},
     ]
     test = {"step": 9, "kind": "test", "split": "test", "checkpoint": "best", "accuracy": 0.75}
-    first = Events(tmp_path, [])
-    first.add(*rows)
+    first = Events(tmp_path)
+    for row in rows:
+        first.on_metrics(row)
     first.close()
     assert scalars() == {("train/loss", 1): 2.5, ("train/loss", 9): 0.5}
     resumed = Events(tmp_path, rows[:1])  # step 9 came after the last checkpoint
-    resumed.add(test)
+    resumed.on_metrics(test)
     resumed.close()
     assert scalars() == {("train/loss", 1): 2.5, ("test_best/accuracy", 9): 0.75}
 

@@ -9,14 +9,14 @@ import pytest
 from flax import traverse_util
 
 import resnet_jax as rj
-from resnet_jax.training.folder import DataFacts, RunFolder
-from resnet_jax.training.program import Program
+from resnet_jax.models import make_model
+from resnet_jax.training.optim import make_optimizer, make_schedule
+from resnet_jax.training.run_folder import DataFacts, RunFolder
 
 DIGITS = tuple("0123456789")
 
 
 def untrained_run(folder: Path, config: rj.TrainConfig) -> rj.Run:
-    program = Program(config, DIGITS, (28, 28, 1), total_steps=1)
     random = np.random.RandomState(0)
 
     def draw(path, leaf):
@@ -25,7 +25,9 @@ def untrained_run(folder: Path, config: rj.TrainConfig) -> rj.Run:
         scale = np.sqrt(np.prod(leaf.shape[:-1])) if path[-1] == "kernel" else 5
         return (random.standard_normal(leaf.shape) / scale).astype(np.float32)
 
-    state = program.init()
+    tx = make_optimizer(config.optim, make_schedule(config.optim, total_steps=1))
+    images = jax.numpy.zeros((1, 28, 28, 1))
+    state = rj.TrainState.create(make_model(config, 10), tx, jax.random.key(0), images)
     drawn = {
         name: traverse_util.path_aware_map(draw, getattr(state, name))
         for name in ("params", "batch_stats")
@@ -34,7 +36,7 @@ def untrained_run(folder: Path, config: rj.TrainConfig) -> rj.Run:
     folder.mkdir(parents=True)
     data = rj.load_dataset("mnist_5k")
     run.write_config(config, DataFacts(data.fingerprint, DIGITS, (28, 28, 1)))
-    run.checkpoints.save(jax.device_put(state.replace(**drawn), program.replicated), None)
+    run.checkpoints.save(jax.device_put(state.replace(**drawn)), None)
     return rj.Run.open(folder)
 
 

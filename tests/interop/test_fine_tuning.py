@@ -14,16 +14,20 @@ import resnet_jax as rj
 from resnet_jax.cli import main
 from resnet_jax.interop import load_weights, save_weights, to_torchvision
 from resnet_jax.interop.weights import initial_variables
-from resnet_jax.training.folder import RunFolder
+from resnet_jax.models import make_model
 from resnet_jax.training.optim import make_optimizer
-from resnet_jax.training.program import Program
+from resnet_jax.training.run_folder import RunFolder
+from resnet_jax.training.state import TrainState
 
 DIGITS = tuple("0123456789")
 CONFIG = rj.TrainConfig(model=rj.ModelConfig(width=4, lowering="reference"))
 
 
-def program(config, class_names=DIGITS):
-    return Program(config, class_names, (28, 28, 1), total_steps=10)
+def fresh_state(config):
+    """The state at step 0 of a network for ten classes."""
+    tx = make_optimizer(config.optim, optax.constant_schedule(0.1))
+    model, images = make_model(config, 10), jnp.zeros((1, 28, 28, 1))
+    return TrainState.create(model, tx, KEY, images, ema=config.ema is not None)
 
 
 KEY = jax.random.key(7)
@@ -95,12 +99,10 @@ def test_colour_weights_are_summed_for_grey_images(exported, tmp_path):
 
 def test_a_fresh_head_is_the_runs_own_and_the_averages_start_from_the_weights(run):
     config = dataclasses.replace(CONFIG, init_from=str(run.path), ema=0.9, init_head="fresh")
-    start = program(config)
-    fresh = start.init()
+    fresh = fresh_state(config)
     expected = dict(run.variables()["params"]) | {"head": fresh.params["head"]}
     expected = jax.tree.map(np.asarray, expected)
-    variables = initial_variables(config, start.model, DIGITS, 1, start.params_key)
-    state = start.adopt(fresh, variables)
+    state = fresh.starting_from(initial_variables(config, make_model(config, 10), DIGITS, 1, KEY))
     head = state.params["head"]
     # The same draws in another program: equal to rounding.
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), head, expected["head"])
@@ -113,8 +115,7 @@ def test_a_runs_weights_are_read_without_its_optimiser_or_opening_it(finished_ru
     """The averaged ones: the run has an EMA."""
     folder = RunFolder(finished_run.path)
     step = folder.checkpoints.find("latest")
-    settings = finished_run.config, finished_run.class_names, finished_run.image_shape
-    whole = folder.checkpoints.restore(Program(*settings, total_steps=1).template(), step)
+    whole = folder.checkpoints.restore(fresh_state(finished_run.config), step)
     alone = folder.read_variables("latest")
     assert_same(alone, whole.ema)
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(alone))
@@ -233,4 +234,4 @@ def test_a_run_of_another_network_is_refused_by_the_options_that_differ(run):
         CONFIG, init_from=str(run.path), model=rj.ModelConfig(width=8, stem="small")
     )
     with pytest.raises(rj.ResNetJaxError, match=r"--model\.width 4, not 8, --model\.stem"):
-        initial_variables(config, program(config).model, DIGITS, 1, KEY)
+        initial_variables(config, make_model(config, 10), DIGITS, 1, KEY)

@@ -12,7 +12,7 @@ import resnet_jax as rj
 from resnet_jax.interop import from_torchvision, to_torchvision
 from resnet_jax.models import VARIANTS
 from resnet_jax.training.optim import make_optimizer
-from resnet_jax.training.steps import cross_entropy
+from resnet_jax.training.step import cross_entropy
 
 torch = pytest.importorskip("torch")
 from torch_twin import BookNet, ResNet, twin  # noqa: E402  (needs torch)

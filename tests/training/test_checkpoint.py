@@ -3,9 +3,11 @@
 import contextlib
 import json
 import logging
+import os
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import chex
 import numpy as np
@@ -14,9 +16,9 @@ import pytest
 import resnet_jax as rj
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.storage import atomic_write
-from resnet_jax.training import folder
+from resnet_jax.training import run_folder
 from resnet_jax.training.checkpoint import Checkpoints, DamagedCheckpointError, Manifest
-from resnet_jax.training.folder import RunFolder
+from resnet_jax.training.run_folder import RunFolder
 
 FLIPS = 40  # in each file
 
@@ -127,7 +129,7 @@ def test_a_file_that_finds_no_room_is_one_line(tmp_path):
 @pytest.mark.parametrize("name", [".lock", pytest.param("metrics.jsonl", marks=pytest.mark.slow)])
 def test_a_full_disk_is_one_line(name, unaveraged_config, tmp_path, monkeypatch):
     """/dev/full takes nothing, as a full disk does; else a link in a run's folder is refused."""
-    monkeypatch.setattr(folder, "refuse_links", lambda path: None)
+    monkeypatch.setattr(run_folder, "refuse_links", lambda path: None)
     (tmp_path / name).symlink_to("/dev/full")
     if name == "metrics.jsonl":  # written anew at a start; here the disk fills up after it
         monkeypatch.setattr(RunFolder, "rewind_metrics", lambda self, step: [])
@@ -140,18 +142,23 @@ def test_too_little_space_for_a_checkpoint_is_noticed_before_it_is_written(
     finished_run, checkpoints, monkeypatch
 ):
     state = finished_run._state("latest")
-    usage = shutil.disk_usage("/")._replace(free=10**5)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(ResNetJaxError, match=r"MB are needed and 0\.1 MB are free\): free space"):
-        checkpoints.save(state.replace(step=np.int32(13)), None)
-    assert list(checkpoints.good_steps()) == [12, 10]
+    disk = {"f_bavail": 10**6, "f_frsize": 1000, "f_files": 10**6, "f_favail": 10**6}
+    for lack, said in (
+        ({"f_bavail": 100}, r"MB are needed and 0\.1 MB are free"),
+        ({"f_favail": 9}, "files are needed and there is room for 9"),
+    ):
+        lacking = SimpleNamespace(**{**disk, **lack})
+        monkeypatch.setattr(os, "statvfs", lambda path, lacking=lacking: lacking)
+        with pytest.raises(ResNetJaxError, match=rf"{said}\): free space"):
+            checkpoints.save(state.replace(step=np.int32(13)), None)
+        assert list(checkpoints.good_steps()) == [12, 10]
 
 
 def test_a_log_that_cannot_be_written_loses_nothing_else(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(folder, "refuse_links", lambda path: None)
+    monkeypatch.setattr(run_folder, "refuse_links", lambda path: None)
     (tmp_path / "run.log").symlink_to("/dev/full")
     with RunFolder(tmp_path).opened_for_writing():
-        logging.getLogger(folder.EVENTS).info("begins")
+        logging.getLogger(run_folder.EVENTS).info("begins")
     assert "Traceback" not in capfd.readouterr().err
 
 

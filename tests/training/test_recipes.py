@@ -15,8 +15,9 @@ import resnet_jax as rj
 from resnet_jax.cli import main
 from resnet_jax.config import check_against_dataset
 from resnet_jax.data.image import DecodeSpec, read_image
+from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.training.program import Program
+from resnet_jax.training.engine import Engine
 
 NETWORK = ["--model.width", "2", "--model.lowering", "reference"]
 
@@ -146,7 +147,6 @@ def test_imagenet_trains_by_its_preset(prepared, tmp_path, capsys):
 def test_imagenet_is_evaluated_as_torchvision_does():
     """Resize(256) and CenterCrop(224) by Pillow, scaled and normalised."""
     config = rj.PRESETS["imagenet"]
-    program = Program(config, ("a", "b"), (256, 256, 3), 1)
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (30, 40, 3), np.uint8)
     picture = Image.fromarray(coarse).resize((450, 300), Image.Resampling.BICUBIC)
@@ -155,7 +155,7 @@ def test_imagenet_is_evaluated_as_torchvision_does():
     cut = resized.crop((80, 16, 80 + 224, 16 + 224))
     mean, std = np.array(config.data.mean), np.array(config.data.std)
     expected = (np.asarray(cut) / 255 - mean) / std
-    found = program.preprocess(read[None])[0]
+    found = Preprocessing.of(config.data, (256, 256, 3))(read[None])[0]
     assert found.shape == (224, 224, 3)
     # The square is cut before it is resized: the same to a grey level.
     assert np.abs((found - expected) * std * 255).max() < 1.01
@@ -184,7 +184,7 @@ def test_every_augmentation_at_once_trains_and_resumes_to_the_same_bits(tiny_con
     )
     config = dataclasses.replace(tiny_config, augment=everything, epochs=1)
     whole = rj.train(config, tmp_path / "whole", quiet=True)
-    program, stopped = Program.train, []
+    program, stopped = Engine.train, []
 
     def stopping(self, *args):
         stopped.append(None)
@@ -193,7 +193,7 @@ def test_every_augmentation_at_once_trains_and_resumes_to_the_same_bits(tiny_con
         return program(self, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Program, "train", stopping)
+        patch.setattr(Engine, "train", stopping)
         with pytest.raises(KeyboardInterrupt):
             rj.train(config, tmp_path / "parts", quiet=True)
     parts = rj.train(config, tmp_path / "parts", quiet=True)

@@ -99,10 +99,10 @@ def test_a_streamed_run_is_the_run_in_memory(folder, tiny_config, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_changes_from_disk_to_memory_on_its_way(folder, tiny_config, tmp_path, monkeypatch):
-    from resnet_jax.training.program import Program
+    from resnet_jax.training.engine import Engine
 
     whole = rj.train(config_of(folder, tiny_config, streaming="never"), tmp_path / "a", quiet=True)
-    train, steps = Program.train, []
+    train, steps = Engine.train, []
 
     def stopping(self, *args):
         steps.append(None)
@@ -110,7 +110,7 @@ def test_a_run_changes_from_disk_to_memory_on_its_way(folder, tiny_config, tmp_p
             raise KeyboardInterrupt
         return train(self, *args)
 
-    monkeypatch.setattr(Program, "train", stopping)
+    monkeypatch.setattr(Engine, "train", stopping)
     with pytest.raises(KeyboardInterrupt):
         rj.train(config_of(folder, tiny_config, streaming="always"), tmp_path / "b", quiet=True)
     monkeypatch.undo()

@@ -11,7 +11,7 @@ import pytest
 
 import resnet_jax as rj
 from resnet_jax.models import Affine
-from resnet_jax.training.steps import cross_entropy
+from resnet_jax.training.step import cross_entropy
 
 tiny = partial(rj.ResNet, (1, 1), rj.BasicUnit, width=4, num_classes=3, lowering="reference")
 

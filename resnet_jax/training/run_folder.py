@@ -1,15 +1,16 @@
-"""A run's folder: its configuration, its metrics, its log, and who may write to it."""
+"""The folder of a run: its configuration, its metrics, its log and its lock."""
 
 import dataclasses
 import fcntl
 import json
 import logging
 import os
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import yaml
 
@@ -20,6 +21,8 @@ from resnet_jax.config import (
     from_dict,
     to_dict,
 )
+from resnet_jax.data.dataset import Dataset
+from resnet_jax.data.report import VerifyReport
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.storage import (
     atomic_write,
@@ -30,9 +33,11 @@ from resnet_jax.storage import (
 )
 from resnet_jax.training.checkpoint import Checkpoints
 
-# The logger of what happens to a run: starts, stops, ends.
+log = logging.getLogger(__name__)
+
+# The logger of a run's starts, stops and ends.
 EVENTS = "resnet_jax.events"
-# What every line of metrics.jsonl has.
+# The keys of every line of metrics.jsonl.
 COMMON = {"step", "epoch", "kind", "loss", "accuracy", "seconds"}
 MAX_CONFIG_BYTES = 1_000_000
 PACKAGES = ("resnet_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -40,11 +45,15 @@ PACKAGES = ("resnet_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 
 @dataclasses.dataclass(frozen=True)
 class DataFacts:
-    """What a run remembers of its data, so that it predicts without them and notices others."""
+    """What a run's folder records of its dataset: to predict without it, and to notice another."""
 
     fingerprint: str
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]  # (H, W, C), before `--data.image-size`
+
+    @classmethod
+    def of(cls, data: Dataset) -> Self:
+        return cls(data.fingerprint, data.class_names, data.image_shape)
 
 
 class RunFolder:
@@ -56,12 +65,12 @@ class RunFolder:
 
     @property
     def exists(self) -> bool:
-        """Whether there is a run here, begun or finished."""
+        """Whether a run was begun here."""
         return (self.path / "config.yaml").is_file()
 
     @contextmanager
     def opened_for_writing(self) -> Iterator[None]:
-        """Creates the folder, keeps other writers out, and writes warnings to ``run.log``.
+        """Create the folder, keep other writers out, and write warnings to ``run.log``.
 
         The lock is the kernel's: it is gone with the process that held it, however that ended.
 
@@ -93,30 +102,25 @@ class RunFolder:
                 ) from error
             yield
 
-    def write_config(self, config: TrainConfig, facts: DataFacts) -> None:
-        """Writes ``config.yaml``: settings, facts of the data, package versions, commit.
-
-        Versions and commit are those that the run began with.
-        """
+    def write_config(
+        self, config: TrainConfig, facts: DataFacts, parts: Mapping[str, str] | None = None
+    ) -> None:
+        """Write ``config.yaml``; package versions and commit stay those that the run began with."""
         began = _load_yaml(self.path / "config.yaml") if self.exists else {}
         document = {
             "config": to_dict(config),
             "data": {
-                "fingerprint": facts.fingerprint,
-                "class_names": list(facts.class_names),
-                "image_shape": list(facts.image_shape),
+                name: list(value) if isinstance(value, tuple) else value
+                for name, value in vars(facts).items()
             },
+            **({"parts": dict(parts)} if parts else {}),  # the user's own, see `Custom`
             "versions": began.get("versions") or {name: _version(name) for name in PACKAGES},
             "commit": began["commit"] if "commit" in began else _commit(),
         }
         atomic_write(self.path / "config.yaml", yaml.safe_dump(document, sort_keys=False))
 
     def read_config(self) -> tuple[TrainConfig, DataFacts]:
-        """The inverse of `write_config`.
-
-        Raises:
-            ResNetJaxError: there is no run here, or its configuration is damaged.
-        """
+        """Read the settings and the facts of the data in ``config.yaml``."""
         path = self.path / "config.yaml"
         if not path.is_file():
             raise ResNetJaxError(
@@ -132,23 +136,12 @@ class RunFolder:
                 cast(tuple[int, int, int], tuple(map(int, data["image_shape"]))),
             )
             return from_dict(document["config"]), facts
-        except (
-            OSError,
-            yaml.YAMLError,
-            LookupError,
-            TypeError,
-            ValueError,
-            RecursionError,
-        ) as error:
+        except (OSError, LookupError, TypeError, ValueError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise ResNetJaxError(f"{path} is damaged: {reason}") from error
 
     def read_variables(self, checkpoint: Literal["best", "latest"] = "best") -> dict[str, Any]:
-        """Read a checkpoint's parameters and running statistics, see `Checkpoints`.
-
-        Raises:
-            ResNetJaxError: the run has no checkpoint that verifies.
-        """
+        """Read a checkpoint's parameters and running statistics, see `Checkpoints`."""
         step = self.checkpoints.find(checkpoint)
         if step is None:
             raise ResNetJaxError(
@@ -156,12 +149,14 @@ class RunFolder:
             )
         return self.checkpoints.restore_variables(step)
 
-    def check_same(self, config: TrainConfig, facts: DataFacts) -> None:
-        """Refuses to continue this run with another configuration or other data.
+    def read_parts(self) -> dict[str, str]:
+        """Read what the user trained instead of what the configuration describes."""
+        return dict(_load_yaml(self.path / "config.yaml").get("parts", {}))
 
-        Raises:
-            ResNetJaxError: names every difference.
-        """
+    def check_same(
+        self, config: TrainConfig, facts: DataFacts, parts: Mapping[str, str] | None = None
+    ) -> None:
+        """Refuse to continue this run with another configuration, other data or other parts."""
         before, facts_before = self.read_config()
         changed = {
             option: values
@@ -179,6 +174,12 @@ class RunFolder:
                 listing.append(f"data with fingerprint {old[:12]} -> {new[:12]}")
             elif old != new:
                 listing.append(f"{fact.name.replace('_', ' ')} {old} -> {new}")
+        parts, parts_before = parts or {}, self.read_parts()
+        listing += [
+            f"{name} {parts_before.get(name)} -> {parts.get(name)}"
+            for name in {**parts_before, **parts}
+            if parts_before.get(name) != parts.get(name)
+        ]
         if listing:
             raise ResNetJaxError(
                 f"{self.path} is a run of another configuration ({', '.join(listing)}): "
@@ -186,7 +187,7 @@ class RunFolder:
             )
 
     def append_metrics(self, *rows: dict[str, Any]) -> None:
-        """Adds lines to ``metrics.jsonl`` and syncs them to the disk."""
+        """Add lines to ``metrics.jsonl`` and sync them to the disk."""
         path = self.path / "metrics.jsonl"
         try:
             with path.open("a") as file:
@@ -197,13 +198,9 @@ class RunFolder:
             raise unwritable(path, error) from error
 
     def read_metrics(self, *, whole: bool = False) -> list[dict[str, Any]]:
-        """Read the lines of ``metrics.jsonl``.
+        """Read the lines of ``metrics.jsonl``, and refuse one that is no row or out of order.
 
-        Args:
-            whole: refuse also a last line that a kill has cut short, which is else left out.
-
-        Raises:
-            ResNetJaxError: a line is no row, or out of order.
+        A last line that a kill has cut short is left out, or with ``whole`` refused too.
         """
         path = self.path / "metrics.jsonl"
         if not path.is_file():
@@ -221,19 +218,12 @@ class RunFolder:
         return rows
 
     def metrics_digest(self, step: int) -> str:
-        """Return the SHA-256 of the rows up to a step, as its manifest keeps it.
-
-        Without those of tests, which are made when the last step has been saved.
-        """
+        """Return the SHA-256 of the rows up to a step; tests come after the last step is saved."""
         rows = [row for row in self.read_metrics() if row["kind"] != "test"]
         return json_sha256([row for row in rows if row["step"] <= step])
 
     def check_metrics(self, step: int) -> None:
-        """Compare the rows up to a saved step with the digest in its manifest.
-
-        Raises:
-            ResNetJaxError: a row was changed, added or removed since.
-        """
+        """Refuse rows that were changed, added or removed since a step was saved."""
         digest = self.checkpoints.manifest(step).metrics
         if digest is not None and digest != self.metrics_digest(step):
             raise ResNetJaxError(
@@ -242,14 +232,41 @@ class RunFolder:
             )
 
     def rewind_metrics(self, step: int) -> list[dict[str, Any]]:
-        """Drops lines of later steps than the one a run resumes from, and returns the others."""
+        """Drop lines of later steps, and return the others; warn if they were changed."""
         path, rows = self.path / "metrics.jsonl", self.read_metrics()
         # A test of the best parameters carries their step, and the run's last step beside it.
         kept = [row for row in rows if _measured_at(row) <= step]
         text = "".join(json.dumps(row) + "\n" for row in kept)
         if path.is_file() and path.read_text(errors="replace") != text:
             atomic_write(path, text)
+        if step:
+            try:
+                self.check_metrics(step)
+            except ResNetJaxError as error:
+                log.warning("%s; the run goes on with them", error)
         return kept
+
+    def verify(self) -> VerifyReport:
+        """Read the metrics and every file of every checkpoint, and report which are whole."""
+        good, damaged, whole = ["config.yaml"], [], []
+        for step in self.checkpoints.steps():
+            try:
+                self.checkpoints.verify(step)
+                whole.append(step)
+                good.append(f"checkpoints/{step}")
+            except ResNetJaxError as error:
+                damaged.append(str(error))
+        try:
+            self.read_metrics(whole=True)
+            for step in whole:
+                self.check_metrics(step)
+            good.append("metrics.jsonl")
+        except ResNetJaxError as error:
+            damaged.append(str(error))
+        usable = "nothing"
+        if whole:
+            usable = f"latest: step {whole[-1]}, best: step {self.checkpoints.best_of(whole)}"
+        return VerifyReport(str(self.path), self.path, tuple(good), tuple(damaged), usable)
 
 
 def _row(line: str, before: list[dict[str, Any]]) -> dict[str, Any]:
@@ -275,13 +292,16 @@ def _measured_at(row: dict[str, Any]) -> int:
 
 
 def _load_yaml(path: Path) -> Any:
-    """Read a small YAML document; aliases, which could multiply it, are refused (`ValueError`)."""
+    """Read a small YAML document; refuse aliases, which could multiply it, by `ValueError`."""
     if path.stat().st_size > MAX_CONFIG_BYTES:  # before it is in memory
         raise ValueError(f"it has more than {MAX_CONFIG_BYTES:,} bytes")
     text = path.read_text()
-    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-        raise ValueError("it has aliases")
-    return yaml.safe_load(text)
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise ValueError("it has aliases")
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
 
 
 @contextmanager
@@ -318,9 +338,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the package's own checkout; None where it was installed from a wheel."""
-    import subprocess
-
+    """Return the commit of the package's checkout; None where it was installed from a wheel."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

@@ -5,16 +5,21 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import resnet_jax as rj
 from resnet_jax.config import check_against_dataset
 from resnet_jax.data.dataset import load_splits
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.training import program as module
-from resnet_jax.training.program import Program
+from resnet_jax.models import make_model
+from resnet_jax.training import engine as module
+from resnet_jax.training.engine import Engine
 
 
 def test_a_whole_run_traces_each_step_once(tiny_config, tmp_path, monkeypatch):
@@ -36,9 +41,12 @@ def test_seeds_share_one_program(tiny_config):
     texts = set()
     for seed in (0, 1):
         config = dataclasses.replace(tiny_config, seed=seed)
-        program = Program(config, data.class_names, data.image_shape, 12)
-        state, batch = program.init(), data.train.batch(np.arange(20))
-        texts.add(program._train.lower(state, program._augment_key, *batch).as_text())
+        engine = Engine(config, data.class_names, data.image_shape)
+        key, images = jax.random.key(seed), jnp.zeros((1, 28, 28, 1))
+        draw = partial(rj.TrainState.drawn, make_model(config, 10), optax.sgd(0.1), ema=True)
+        state = jax.eval_shape(draw, key, images)
+        batch = rj.Batch(*data.train.batch(np.arange(20)))
+        texts.add(engine._train.lower(state, key, batch).as_text())
     assert len(texts) == 1
 
 

@@ -1,7 +1,6 @@
-"""What an evaluation found."""
+"""The result of an evaluation."""
 
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A classifier's result on a split; every example counted once.
+    """Result of a classifier on a split; every example counts once.
 
     Attributes:
         loss: mean cross-entropy in nats, without label smoothing.
@@ -47,6 +46,12 @@ class Evaluation:
         return self.correct5 / self.count
 
     @property
+    def metrics(self) -> dict[str, float]:
+        """``loss``, ``accuracy``, and ``top5`` where there is one."""
+        top5 = {} if self.top5 is None else {"top5": self.top5}
+        return {"loss": self.loss, "accuracy": self.accuracy, **top5}
+
+    @property
     def per_class(self) -> dict[str, dict[str, float | int | None]]:
         """For each class: ``count``, ``recall`` and ``precision``; None where undefined."""
         hits = np.diag(self.confusion)
@@ -60,30 +65,24 @@ class Evaluation:
             for k, name in enumerate(self.class_names)
         }
 
-    def _repr_html_(self) -> str:
-        """What a notebook shows: the result, and a row for each class."""
-        cells = "".join(
-            f"<tr><th>{escape(name)}</th><td>{row['count']}</td>"
-            + "".join(
-                f"<td>{'-' if row[key] is None else format(row[key], '.2%')}</td>"
-                for key in ("recall", "precision")
-            )
-            + "</tr>"
-            for name, row in self.per_class.items()
-        )
+    def __str__(self) -> str:
+        top5 = "" if self.top5 is None else f"top-5 accuracy {self.top5:.2%}, "
         return (
-            f"<p>accuracy <b>{self.accuracy:.2%}</b> ({self.correct} of {self.count}), "
-            f"{'' if self.top5 is None else f'top-5 accuracy {self.top5:.2%}, '}"
-            f"loss {self.loss:.4f}</p><table><tr><th>class</th><th>examples</th><th>recall</th>"
-            f"<th>precision</th></tr>{cells}</table>"
+            f"accuracy {self.accuracy:.2%} ({self.correct} of {self.count}), {top5}"
+            f"loss {self.loss:.4f}"
         )
 
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        table = pd.DataFrame.from_dict(self.per_class, orient="index")
+        rates = dict.fromkeys(("recall", "precision"), "{:.2%}".format)
+        return f"<p>{self}</p>{table.to_html(formatters=rates, na_rep='-')}"
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as `resnet-jax evaluate --json` prints them; top5 where there is one."""
+        """Return plain values, as `resnet-jax evaluate --json` prints them."""
         return {
-            "accuracy": self.accuracy,
-            **({} if self.top5 is None else {"top5": self.top5}),
-            "loss": self.loss,
+            **self.metrics,
             "correct": self.correct,
             "count": self.count,
             "per_class": self.per_class,

@@ -1,0 +1,91 @@
+"""Parts of the user's own in the place of those that a configuration describes."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from resnet_jax.data.dataset import Dataset
+from resnet_jax.errors import ResNetJaxError
+from resnet_jax.training.state import TrainState
+from resnet_jax.training.step import Loss
+
+
+@dataclass(frozen=True)
+class Custom:
+    """The parts that `resnet_jax.train` takes; None leaves one to the configuration.
+
+    Attributes:
+        model: a Linen module, called with ``(images, *, train)``.
+        optimizer: an optax transformation.
+        loss: of ``(logits, targets)``, see `train_step`.
+        data: a dataset.
+        tag: a word of the user's for what names and shapes cannot tell.
+    """
+
+    model: nn.Module | None = None
+    optimizer: optax.GradientTransformation | None = None
+    loss: Loss | None = None
+    data: Dataset | None = None
+    tag: str | None = None
+
+    def describe(self, state: TrainState, images: jax.Array, num_classes: int) -> dict[str, str]:
+        """Return what a run's folder records of the parts, to compare when the run goes on.
+
+        Qualified names, and digests of the shapes of parameters and of the optimiser's state. What
+        is inside of a function (a rate, a constant) is seen by none of them.
+
+        Args:
+            state: shapes and types of the state at step 0.
+            images: one image, as the network takes it.
+            num_classes: of the dataset.
+
+        Raises:
+            ResNetJaxError: the network does not give a logit for each class.
+        """
+        if self.model:
+            _check_logits(state, images, num_classes)
+        named = {
+            "model": type(self.model) if self.model else None,
+            "optimizer": self.optimizer.update if self.optimizer else None,
+            "loss": self.loss,
+        }
+        found = {name: _qualified(part) for name, part in named.items() if part is not None}
+        if self.tag is not None:
+            found["tag"] = self.tag
+        if self.model or self.optimizer:
+            found["parameters"] = _shapes(state.params)
+            found["optimizer state"] = _shapes(state.opt_state)
+        return found
+
+
+def _check_logits(state: TrainState, images: jax.Array, num_classes: int) -> None:
+    """Refuse a network whose output is not ``float[N, num_classes]``."""
+    apply: Callable[..., Any] = state.apply_fn
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    logits = jax.eval_shape(lambda v: apply(v, images, train=False), variables)
+    expected = (len(images), num_classes)
+    if getattr(logits, "shape", None) != expected or not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ResNetJaxError(
+            f"model returns {logits}: expected logits of shape {expected}, one for each of "
+            f"{num_classes} classes"
+        )
+
+
+def _qualified(part: Any) -> str:
+    part = getattr(part, "func", part)  # of a `functools.partial`
+    part = part if hasattr(part, "__qualname__") else type(part)
+    return f"{part.__module__}.{part.__qualname__}"
+
+
+def _shapes(tree: Any) -> str:
+    text = "".join(
+        f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}\n"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,193 @@
+"""Where jit, donation and the device mesh are applied."""
+
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from resnet_jax.config import TrainConfig
+from resnet_jax.data.augment import augment, mix
+from resnet_jax.data.dataset import ArraySplit, Split
+from resnet_jax.data.prefetch import padded_order, read_batches
+from resnet_jax.data.preprocessing import Preprocessing
+from resnet_jax.training.jax_settings import compiler_options, find_devices
+from resnet_jax.training.metrics import Evaluation
+from resnet_jax.training.state import Batch, TrainState
+from resnet_jax.training.step import Counts, Loss, Metrics, eval_step, train_step
+
+T = TypeVar("T")
+
+
+class Engine:
+    """Train, evaluate and predict by programs that are jitted over a mesh of devices.
+
+    The mesh has one axis, ``data``: a batch is split over it, everything else is on every device.
+    One device is a mesh of one. Images come as uint8; they are augmented and normalised on the
+    devices.
+
+    With several processes (`resnet_jax.training.distributed`) every process makes the same calls
+    with the same arguments, and reads or gathers the rows of its own devices alone.
+
+    Args:
+        config: the run's settings.
+        class_names: K names.
+        image_shape: ``(H, W, C)`` of the images as they come from the dataset.
+        devices: of the mesh. Default: those of this process.
+        loss: see `train_step`.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        class_names: tuple[str, ...],
+        image_shape: tuple[int, int, int],
+        devices: Sequence[jax.Device] | None = None,
+        loss: Loss | None = None,
+    ) -> None:
+        self.config, self.class_names, self.loss = config, class_names, loss
+        self.preprocessing = Preprocessing.of(config.data, image_shape)
+        # In the order of their processes, so that the rows of one process are together.
+        ordered = sorted(devices or find_devices(local=True), key=lambda d: (d.process_index, d.id))
+        mesh = Mesh(np.asarray(ordered), ("data",))
+        self._share_threads = mesh.size > 1 and ordered[0].platform == "cpu"
+        self.replicated = NamedSharding(mesh, PartitionSpec())
+        self.sharded = NamedSharding(mesh, PartitionSpec("data"))
+        everywhere, split = self.replicated, self.sharded
+        quick = compiler_options(optimization_level=1)
+        self._train = jax.jit(
+            self._train_on_batch,
+            donate_argnums=0,
+            in_shardings=(everywhere, everywhere, split),
+            out_shardings=everywhere,
+        )
+        self._evaluate = jax.jit(
+            self._evaluate_batch,
+            in_shardings=(everywhere, split),
+            out_shardings=everywhere,
+            compiler_options=quick,
+        )
+        self._predict = jax.jit(
+            self._probabilities,
+            in_shardings=(everywhere, split),
+            out_shardings=split,
+            compiler_options=quick,
+        )
+        self._any = jax.jit(jnp.any, in_shardings=split, out_shardings=everywhere)
+
+    def train(self, state: TrainState, key: jax.Array, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Take one step on a batch; ``state`` is donated, ``key`` is the run's for augmentation."""
+        # The key is an argument and no constant: runs of several seeds are one compiled program.
+        return self._in_turn(self._train(state, key, batch))
+
+    def evaluate(self, state: TrainState, split: Split) -> Evaluation:
+        """Evaluate every example of a split exactly once."""
+        losses, total = [], None
+        for batch in self.batches(split, padded_order(len(split), self._padded_size())):
+            counts = self._in_turn(self._evaluate(state, batch))
+            losses.append(counts.loss)
+            found = (counts.confusion, counts.top5)
+            # Added up on the devices: a thousand classes make four megabytes of counts a batch.
+            total = found if total is None else jax.tree.map(jnp.add, total, found)
+        confusion, top5 = total or (np.zeros((len(self.class_names),) * 2, np.int64), 0)
+        loss = sum(map(float, jax.device_get(losses)))
+        return Evaluation(
+            loss=loss / len(split) if len(split) else float("nan"),
+            confusion=np.asarray(confusion, np.int64),
+            class_names=self.class_names,
+            correct5=int(top5),
+        )
+
+    def predict(self, state: TrainState, images: np.ndarray) -> np.ndarray:
+        """Return probabilities, float32[N, K], of images uint8[N, H, W, C]."""
+        devices = self.replicated.mesh.size
+        # A few images are not worth a whole training batch, nor each number a program of its own.
+        few = -(-(1 << (len(images) - 1).bit_length()) // devices) * devices
+        split = ArraySplit(images, np.zeros(len(images), np.int32))
+        order = padded_order(len(images), min(self._padded_size(), few))
+        found = [
+            np.asarray(self._predict(state, batch.images)) for batch in self.batches(split, order)
+        ]
+        empty = np.zeros((0, len(self.class_names)), np.float32)
+        return np.concatenate([empty, *found])[: len(images)]
+
+    def batches(self, split: Split, order: Iterable[np.ndarray]) -> Generator[Batch, None, None]:
+        """Yield batches of a split on the devices, read ahead, by the indices of each."""
+        own = map(self.local_rows, order)
+        for images, labels in read_batches(split, own, self.config.data.workers):
+            yield Batch(self.shard_batch(images), self.shard_batch(labels))
+
+    def local_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Return those rows of a whole batch that are for this process's devices."""
+        parts = self.sharded.addressable_devices_indices_map((len(rows),)).values()
+        slices = [part[0] for part in parts if part is not None]
+        return rows[min(s.start or 0 for s in slices) : max(s.stop or len(rows) for s in slices)]
+
+    def shard_batch(self, rows: np.ndarray) -> jax.Array:
+        """Split a batch over the devices; each process gives its `local_rows`."""
+        if self.sharded.is_fully_addressable:
+            return self._in_turn(jax.device_put(rows, self.sharded))
+        return jax.make_array_from_process_local_data(self.sharded, rows)
+
+    def replicate(self, tree: Any) -> Any:
+        """Put a tree on every device; every process gives the same values."""
+        if self.replicated.is_fully_addressable:
+            return self._in_turn(jax.device_put(tree, self.replicated))
+        return jax.tree.map(
+            lambda leaf: jax.make_array_from_process_local_data(self.replicated, np.asarray(leaf)),
+            tree,
+        )
+
+    def abstract(self, tree: Any) -> Any:
+        """Return shapes and types as those of arrays on every device, to restore into."""
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.replicated),
+            tree,
+        )
+
+    def any_process(self, flag: bool) -> jax.Array:
+        """Return whether any process gave True, bool[]; not waited for."""
+        return self._any(self.shard_batch(np.full(len(self.sharded.addressable_devices), flag)))
+
+    def _padded_size(self) -> int:
+        """Return the size of batches without an update: the next that the devices can share."""
+        devices = self.replicated.mesh.size
+        return -(-self.config.batch_size // devices) * devices
+
+    def _in_turn(self, arrays: T) -> T:
+        """Wait for arrays where devices share threads, as those of a CPU do.
+
+        The collectives of two programs at once, or of one whose input is still on its way, could
+        hold all threads while each waits for another device.
+        """
+        return jax.block_until_ready(arrays) if self._share_threads else arrays
+
+    def _train_on_batch(
+        self, state: TrainState, key: jax.Array, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        settings = asdict(self.config.augment)
+        mixing = {name: settings.pop(name) for name in ("mixup", "cutmix")}
+        key = jax.random.fold_in(key, state.step)
+        size, classes = self.config.data.image_size, len(self.class_names)
+        pixels = augment(batch.images.astype(jnp.float32), key, image_size=size, **settings)
+        inputs, targets = mix(
+            self.preprocessing(pixels), batch.labels, key, num_classes=classes, **mixing
+        )
+        return train_step(
+            state,
+            Batch(inputs, targets),
+            label_smoothing=self.config.label_smoothing,
+            ema=self.config.ema,
+            accumulate=self.config.accumulate,
+            loss=self.loss,
+        )
+
+    def _evaluate_batch(self, state: TrainState, batch: Batch) -> Counts:
+        return eval_step(state, Batch(self.preprocessing(batch.images), batch.labels))
+
+    def _probabilities(self, state: TrainState, images: jax.Array) -> jax.Array:
+        logits = state.apply_fn(state.variables, self.preprocessing(images), train=False)
+        return jax.nn.softmax(logits).astype(jnp.float32)

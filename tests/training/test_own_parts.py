@@ -1,0 +1,169 @@
+"""A network, an optimiser, a loss, a dataset and a callback of one's own in `rj.train`."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+import resnet_jax as rj
+from resnet_jax.data.dataset import ArraySplit, Dataset
+
+
+class SqueezeExcitation(nn.Module):
+    """A network with no ``batch_stats``: a convolution whose channels are gated (1709.01507)."""
+
+    features: int = 4
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        x = nn.relu(nn.Conv(self.features, (3, 3), name="conv")(images))
+        gate = nn.sigmoid(nn.Dense(self.features, name="gate")(x.mean((1, 2))))
+        return nn.Dense(3, name="head")((x * gate[:, None, None]).mean((1, 2)))
+
+
+def focal(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """arXiv 1708.02002, with exponent 2."""
+    log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[:, None], 1)[:, 0]
+    return -((1 - jnp.exp(log_p)) ** 2) * log_p
+
+
+class Logger(rj.Callback):
+    """Ten lines, as for any service that draws curves."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, *values: object) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def on_step(self, step: int) -> None:
+        self.write("step", step)
+
+    def on_evaluate(self, step, split, evaluation) -> None:
+        self.write("evaluate", step, split, evaluation.accuracy)
+
+    def on_save(self, step, path) -> None:
+        self.write("save", step, path.name)
+
+
+def squares(count: int, seed: int) -> ArraySplit:
+    """Images of three classes, which differ in brightness."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, count).astype(np.int32)
+    noise = rng.integers(0, 40, (count, 8, 8, 1))
+    return ArraySplit((noise + 80 * labels[:, None, None, None]).astype(np.uint8), labels)
+
+
+DATA = Dataset.of("squares", squares(60, 0), squares(20, 1), squares(20, 2), ("a", "b", "c"))
+CONFIG = rj.TrainConfig(batch_size=10, epochs=2, eval_every=6, log_every=4, ema=0.9)
+# Parts are made anew for each start, as another process would.
+PARTS = {"model": SqueezeExcitation, "optimizer": lambda: optax.lion(1e-2), "data": lambda: DATA}
+
+
+def start(run_dir, *, stop_at: int | None = None, **changes):
+    steps: list[int] = []
+
+    class Steps(rj.Callback):
+        def on_step(self, step: int) -> None:
+            steps.append(step)
+
+    def should_stop() -> str | None:
+        return "enough" if steps[-1] == stop_at else None
+
+    parts = {name: make() for name, make in PARTS.items()} | {"loss": focal} | changes
+    callbacks = [Steps(), *parts.pop("callbacks", [])]
+    return rj.train(
+        CONFIG, run_dir, quiet=True, should_stop=should_stop, callbacks=callbacks, **parts
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A whole run, and what its logger wrote."""
+    folder = tmp_path_factory.mktemp("own")
+    run = start(folder / "run", callbacks=[Logger(folder / "log.jsonl")])
+    return run, [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_run_is_trained_by_those_parts(whole):
+    run, log = whole
+    assert run.model.features == 4
+    assert run.variables()["params"].keys() == {"conv", "gate", "head"}
+    metrics = run.metrics()
+    assert "learning_rate" not in metrics
+    # The first loss is the focal loss of the fresh network, by hand.
+    key, _ = jax.random.split(jax.random.key(0))
+    params = run.model.init(key, jnp.zeros((1, 8, 8, 1)), train=False)
+    from resnet_jax.data.sampler import EpochSampler
+
+    images, labels = DATA.train.batch(EpochSampler(60, 10, seed=0).batch(0))
+    mean, std = run.config.data.mean[0], run.config.data.std[0]
+    logits = run.model.apply(params, (images / 255 - mean) / std, train=True)
+    expected = focal(logits, jnp.asarray(labels)).mean()
+    np.testing.assert_allclose(metrics["loss"].iloc[0], expected, rtol=1e-4)
+    assert [words for words in log if words[0] == "step"] == [["step", n + 1] for n in range(12)]
+    assert [words for words in log if words[0] == "save"] == [["save", 6, "6"], ["save", 12, "12"]]
+    evaluated = [words[1:3] for words in log if words[0] == "evaluate"]
+    assert evaluated[:2] == [[6, "validation"], [12, "validation"]]
+    assert [12, "test"] in evaluated
+
+
+def test_it_resumes_to_the_same_bits(whole, tmp_path):
+    with pytest.raises(rj.ResNetJaxError, match="enough: saved step 7"):
+        start(tmp_path / "run", stop_at=7)
+    again = start(tmp_path / "run")
+    for checkpoint in ("latest", "best"):
+        chex.assert_trees_all_equal(again.variables(checkpoint), whole[0].variables(checkpoint))
+
+
+def test_it_is_opened_with_its_network_and_its_data(whole):
+    run, _ = whole
+    plain = rj.Run.open(run.path)
+    with pytest.raises(rj.ResNetJaxError, match=r"SqueezeExcitation: open it with .*model="):
+        plain.predict(DATA.test.images)
+    opened = rj.Run.open(run.path, model=SqueezeExcitation(), data=DATA)
+    probabilities = opened.predict(DATA.test.images)
+    assert (probabilities.argmax(1) == DATA.test.labels).mean() == opened.evaluate().accuracy
+    assert opened.verify().ok
+
+
+class Other(SqueezeExcitation):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": Other()}, r"model .*SqueezeExcitation -> .*Other"),
+        ({"model": SqueezeExcitation(features=5)}, r"parameters \w+ -> \w+"),
+        ({"optimizer": optax.adam(1e-2)}, r"optimizer state \w+ -> \w+"),
+        ({"loss": None}, r"loss .*focal -> None"),
+        ({"tag": "gamma 3"}, r"tag None -> gamma 3"),
+        ({"model": None, "optimizer": None}, r"model .*SqueezeExcitation -> None"),
+    ],
+)
+def test_other_parts_are_refused(changes, said, whole):
+    with pytest.raises(rj.ResNetJaxError, match=f"another configuration .*{said}"):
+        start(whole[0].path, **changes)
+
+
+def test_a_network_of_other_classes_is_refused(tmp_path):
+    model = rj.ResNet((1,), rj.BasicUnit, num_classes=10, width=2, stem="small")
+    with pytest.raises(rj.ResNetJaxError, match=r"one for each of 3 classes"):
+        start(tmp_path / "run", model=model)
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_are_not_read_into_a_network_of_ones_own(tmp_path, finished_run):
+    config = dataclasses.replace(CONFIG, init_from=str(finished_run.path))
+    with pytest.raises(rj.ResNetJaxError, match=r"--init-from .* SqueezeExcitation: leave"):
+        rj.train(config, tmp_path / "run", quiet=True, model=SqueezeExcitation(), data=DATA)
+    assert not (tmp_path / "run").exists()
