@@ -98,19 +98,15 @@ def test_parts_that_do_not_divide_the_batch_are_refused(size, accumulate, neares
         check_against_dataset(config, num_train=100, num_validation=0, image_shape=(28, 28, 1))
 
 
-@pytest.mark.parametrize("option", ["patience", "target"])
-def test_early_stopping_without_validation_is_refused(option, tiny_config, tmp_path):
-    data = dataclasses.replace(tiny_config.data, subset=(120, 0, 30))
-    config = dataclasses.replace(tiny_config, data=data, **{option: 1})
-    with pytest.raises(ResNetJaxError, match=f"--{option} 1 needs validation images"):
-        rj.train(config, tmp_path / "run", quiet=True)
-    assert not (tmp_path / "run").exists()
-
-
-def test_more_steps_than_can_be_counted_are_refused(tiny_config, tmp_path):
-    for epochs in (1e9, 1e300):
+def test_what_the_images_do_not_allow_is_refused(tiny_config):
+    images = {"num_train": 120, "num_validation": 0, "image_shape": (28, 28, 1)}
+    for option in ("patience", "target"):
+        config = dataclasses.replace(tiny_config, **{option: 1})
+        with pytest.raises(ResNetJaxError, match=f"--{option} 1 needs validation images"):
+            check_against_dataset(config, **images)
+    for epochs in (1e9, 1e300):  # more steps than can be counted
         with pytest.raises(ResNetJaxError, match=r"--epochs 1e\+\d+ of 120 images"):
-            rj.train(dataclasses.replace(tiny_config, epochs=epochs), tmp_path, quiet=True)
+            check_against_dataset(dataclasses.replace(tiny_config, epochs=epochs), **images)
 
 
 @pytest.mark.slow

@@ -99,10 +99,21 @@ def test_plain_sgd_has_no_state_but_the_step():
     np.testing.assert_allclose(two_updates(config), [(-0.1, -0.1), (-0.1, -0.1)], rtol=1e-6)
 
 
-def test_adamw_decays_kernels_alone_and_apart_from_the_gradient():
-    # Adam's first step is the sign of the gradient; decay adds 0.5 * 2 to the kernel's.
-    config = OptimConfig(name="adamw", learning_rate=0.1, weight_decay=0.5)
-    np.testing.assert_allclose(two_updates(config)[0], (-0.2, -0.1), rtol=1e-4)
+@pytest.mark.parametrize(
+    ("name", "kernel", "scale"),
+    [
+        # Adam's first step is the sign of the gradient, into which the decay went: 1 + 0.5 * 2.
+        ("adam", -0.1, -0.1),
+        # Decoupled, the decay adds 0.5 * 2 to the kernel's step of 1.
+        ("adamw", -0.2, -0.1),
+        ("lion", -0.2, -0.1),
+        # And lamb makes each step as long as its parameter: 2.
+        ("lamb", -0.2, -0.2),
+    ],
+)
+def test_the_first_step_of_the_others_by_hand(name, kernel, scale):
+    config = OptimConfig(name=name, learning_rate=0.1, weight_decay=0.5)
+    np.testing.assert_allclose(two_updates(config)[0], (kernel, scale), rtol=1e-4)
 
 
 @pytest.mark.parametrize(("clip", "expected"), [(0.5, 0.5), (100.0, np.sqrt(2))])
