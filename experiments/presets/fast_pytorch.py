@@ -1,9 +1,11 @@
 """How long does PyTorch take for the recipe of the preset `fast`?
 
-Command:   pip install torch==2.13.0; python experiments/presets/fast_pytorch.py
-Needs:     the full MNIST prepared ($TFDS_DATA_DIR), PyTorch, and an idle machine
-Result:    fast_pytorch.jsonl, a line for each of 5 seeds, and the lines of `fast` that
+Command:   pip install torch==2.13.0; python -m experiments.presets.fast_pytorch
+Needs:     the full MNIST prepared ($TFDS_DATA_DIR), and PyTorch
+Result:    fast_pytorch.jsonl, a line for each of 5 seeds: 99.22 ± 0.09 % in 479 s (457 to 608),
+           where `fast` takes 194 s (167 to 235). It also makes the lines of `fast` that
            results.jsonl lacks: the two take turns, so that a slow hour falls on both
+Machine:   2 cores, idle; each line of results.jsonl names its processor
 
 The same images in the same order, network, initialisation, loss, optimiser, rate by step,
 evaluations and stop, with PyTorch's channels_last (see experiments/cpu_speed for its settings).
@@ -16,29 +18,28 @@ import sys
 import time
 from pathlib import Path
 
-from measure import QUESTIONS, RUNS, measure
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import resnet_jax as rj
+from experiments.cpu_speed.torch_resnet import resnet
+from experiments.measuring import append_row, read_rows
+from experiments.presets.measure import QUESTIONS, RUNS, measure
+from experiments.tables import ROOT
+from resnet_jax.data.dataset import ArraySplit
+from resnet_jax.data.sampler import EpochSampler
+from resnet_jax.training.optim import make_schedule
 
 RESULTS = Path(__file__).with_suffix(".jsonl")
 
 
 def train(seed: int) -> dict:
     """One run: steps done, and the accuracy on the test images at its end."""
-    import numpy as np
-    import torch
-    import torch.nn.functional as F
-
-    sys.path.insert(0, str(Path(__file__).parents[1] / "cpu_speed"))
-    from torch_resnet import resnet18
-
-    import resnet_jax as rj
-    from resnet_jax.data.dataset import ArraySplit
-    from resnet_jax.data.sampler import EpochSampler
-    from resnet_jax.training.optim import make_schedule
-
     config = rj.PRESETS["fast"]
     data = rj.load_dataset(config.data.name)
     torch.manual_seed(seed)
-    model = resnet18(1, 10, config.model.width, config.model.stem)
+    model = resnet(1, 10, config.model.width, config.model.stem)
     for layer in model.modules():
         if isinstance(layer, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -89,18 +90,17 @@ def main() -> None:
     if len(sys.argv) > 1:
         print(json.dumps(train(int(sys.argv[1]))))
         return
-    done = [json.loads(line)["seed"] for line in RESULTS.open()] if RESULTS.exists() else []
+    done = [row["seed"] for row in read_rows(RESULTS)]
     for seed in range(QUESTIONS["fast"].seeds):
         measure("fast", [seed], RUNS)
         if seed in done:
             continue
         began = time.perf_counter()
-        command = [sys.executable, __file__, str(seed)]
-        found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        command = [sys.executable, "-m", "experiments.presets.fast_pytorch", str(seed)]
+        found = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
         seconds = round(time.perf_counter() - began, 1)
         row = {"seed": seed, "seconds": seconds, **json.loads(found.splitlines()[-1])}
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_row(RESULTS, row)
         print(row, flush=True)
 
 
