@@ -38,7 +38,7 @@ PAGES = {
     "experiments/fine_tuning/README.md": ("fine_tuning.run",),
     "experiments/input_pipeline/README.md": ("input_pipeline.measure",),
     "experiments/presets/README.md": ("presets.measure",),
-    "experiments/scaling/README.md": ("scaling.cost", "scaling.decode"),
+    "experiments/scaling/README.md": ("scaling.plot", "scaling.decode"),
 }
 
 

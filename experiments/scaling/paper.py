@@ -12,8 +12,7 @@ statistics  batch norm over the global batch: at each layer four small all-reduc
             one another and for the layer (`ALL_REDUCES`)
 input       reading and decoding the host's share of the batch; on CPU hosts a part of compute
 
-Images are read ahead: a step takes ``max(input, compute + gradients + statistics)``. Not counted:
-overlap of gradients with the backward pass, too few images to fill a device, stragglers.
+Images are read ahead: a step takes ``max(input, compute + gradients + statistics)``.
 """
 
 import json
@@ -33,9 +32,7 @@ SHOWN = (1, 8, 64, 256, 1024)
 GLOBAL_BATCH = 8192  # the largest for which arXiv 1706.02677 keeps the accuracy
 BYTES = 4  # of a parameter or statistic: float32, whatever the computation is in
 IMAGE_BYTES = 138e9 / 1_281_167  # ImageNet's JPEGs to train on
-# Two in the forward pass, where the variance needs the mean, and two in the backward pass, as XLA
-# compiles the step for several devices (tests/experiments/test_scaling.py counts them).
-ALL_REDUCES = 4
+ALL_REDUCES = 4  # mean, then variance, and two on the way back: as XLA compiles the step (a test)
 LINK_SHARE = 0.8  # of a link's data-sheet bandwidth that a collective reaches; assumed
 US, GBIT = 1e-6, 1e9 / 8
 STYLES = {
@@ -94,7 +91,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds of a step, by term."""
+    """Seconds of a step, by term; the page calls the longest its bound."""
 
     compute: float
     gradients: float
@@ -107,7 +104,6 @@ class Step:
 
     @property
     def bound(self) -> str:
-        """What to shorten: the input where the devices wait for it, else their longest term."""
         if self.seconds == self.input:
             return "input"
         return max(("compute", "gradients", "statistics"), key=lambda term: getattr(self, term))
@@ -227,14 +223,13 @@ def values() -> dict:
 
 def draw() -> Figure:
     """Every term and the whole step against the number of devices."""
-    figure = Figure((11, 5.4), layout="constrained")
+    figure = Figure((12, 5.4), layout="constrained")
     grid = figure.subplots(2, len(machines()), sharex=True, sharey="row")
     for batch, row in zip(("grows", "stays"), grid, strict=True):
         for (name, machine), axes in zip(machines().items(), row, strict=True):
             steps = [step_of(name, batch, n) for n in DEVICES]
-            axes.plot(
-                DEVICES, [1e3 * s.seconds for s in steps], c="#BBBBBB", lw=7, label="the step"
-            )
+            whole = [1e3 * step.seconds for step in steps]
+            axes.plot(DEVICES, whole, color="#BBBBBB", lw=7, label="the step")
             for key, (colour, line, marker) in STYLES.items():
                 times = [1e3 * getattr(s, key) or math.nan for s in steps]
                 style = {"color": colour, "ls": line, "marker": marker, "ms": 3.5, "lw": 1.4}
@@ -242,12 +237,10 @@ def draw() -> Figure:
             logarithmic(axes.xaxis, SHOWN)
             logarithmic(axes.yaxis)
             axes.grid(alpha=0.3, lw=0.5)
-            if batch == "grows":
-                axes.set_title(machine.title.replace(", ", "\n", 1), fontsize=10)
-            else:
-                axes.set_xlabel("devices")
+            axes.set_title(machine.title if batch == "grows" else "", fontsize=10)
         row[0].set_ylim(0.1, 200_000 if batch == "stays" else 1_500)
         row[0].set_ylabel(f"the batch {batch}\nms a step")
+    figure.supxlabel("devices", fontsize=10)
     shown = grid[0, 0].get_legend_handles_labels()
     figure.legend(*shown, loc="outside upper center", ncols=5, frameon=False)
     return figure
