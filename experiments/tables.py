@@ -32,7 +32,7 @@ MARK = re.compile(
 PAGES = {
     "README.md": ("presets.measure", "residual_study.analysis", "cpu_speed.plot"),
     "docs/scaling.md": ("scaling.paper",),
-    "experiments/README.md": ("residual_study.analysis",),
+    "experiments/README.md": ("residual_study.analysis", "residual_study.torchvision"),
     "experiments/cpu_speed/README.md": ("cpu_speed.plot",),
     "experiments/export_speed/README.md": ("export_speed.measure",),
     "experiments/fine_tuning/README.md": ("fine_tuning.run",),

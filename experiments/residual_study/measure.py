@@ -16,14 +16,13 @@ import optax
 from flax import linen as nn
 
 import resnet_jax as rj
+from experiments.residual_study.study import Network, Run, keeps_shape
 from resnet_jax.data.augment import preprocess
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.models import Unit
 from resnet_jax.training.optim import make_schedule
 from resnet_jax.training.steps import Counts
-
-from .study import Network, Run, keeps_shape
 
 EVALUATED_AT_ONCE = 200
 REMOVAL_IMAGES = 1000
