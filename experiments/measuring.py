@@ -5,6 +5,8 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -12,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from experiments.tables import ROOT
 
 Row = dict[str, Any]
 MISSING = "not yet measured"
@@ -61,14 +65,10 @@ def in_turns(
     warm_rounds: int = 0,
     warm_calls: int = 0,
 ) -> dict[str, list[float]]:
-    """Seconds of each call, which take turns, so that a slow minute falls on all of them.
+    """Seconds of each call over rounds in which the calls take turns, ``times`` each.
 
-    Args:
-        calls: by name; each waits for its result.
-        rounds: in which each gets a turn.
-        times: measured calls of a turn.
-        warm_rounds: before them, not measured.
-        warm_calls: at the start of every turn, not measured.
+    So a slow minute falls on all of them. Whole rounds, and calls at the start of every turn, may
+    warm up unmeasured. A call waits for its result.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for round_ in range(-warm_rounds, rounds):
@@ -81,6 +81,24 @@ def in_turns(
     return seconds
 
 
+def with_cache(folder: Path | str) -> dict[str, str]:
+    """Variables under which JAX keeps every compiled program in a folder."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def in_process(module: str, *arguments: object, **environment: str) -> Any:
+    """Run ``python -m experiments.MODULE`` and return the JSON of its last line."""
+    command = [sys.executable, "-m", f"experiments.{module}", *map(str, arguments)]
+    done = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+        env=os.environ | environment,
+    )  # fmt: skip
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def median_and_quartiles(values: Sequence[float], digits: int, unit: str = "") -> str:
     """``142.1 ms (139.0 to 150.7)``."""
     low, middle, high = (f"{v:,.{digits}f}" for v in statistics.quantiles(values, n=4))
@@ -88,10 +106,7 @@ def median_and_quartiles(values: Sequence[float], digits: int, unit: str = "") -
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % percentile interval of the mean, by 10,000 resamplings.
-
-    It covers what the seeds vary. With five seeds such an interval is somewhat too narrow.
-    """
+    """95 % percentile interval of the mean, by resampling; somewhat too narrow for five values."""
     from scipy.stats import bootstrap
 
     mean = statistics.fmean(values)

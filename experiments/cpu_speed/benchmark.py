@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiments.measuring import Row, machine, write_json
+from experiments.measuring import Row, machine, with_cache, write_json
 from experiments.tables import ROOT
 from resnet_jax.memory import tuned
 
@@ -50,48 +50,21 @@ CASES = [
 class Contender:
     """A process that times calls when asked to."""
 
-    def __init__(self, name: str, case: Row, cache: str | None = None) -> None:
-        environment = dict(os.environ)
-        if name == "resnet_jax":
-            environment = tuned(environment)
-        if cache:
-            environment |= {
-                "JAX_COMPILATION_CACHE_DIR": cache,
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            }
+    def __init__(self, name: str, case: Row, cache: str) -> None:
+        command = [sys.executable, "-m", "experiments.cpu_speed.contenders", name, json.dumps(case)]
+        environment = (tuned if name == "resnet_jax" else dict)(os.environ) | with_cache(cache)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         began = time.perf_counter()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "experiments.cpu_speed.contenders", name, json.dumps(case)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        self.failure = None if self.answer() else self.last_words()
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+        self.alive = self.process.stdout.readline() != ""
         self.first_s = time.perf_counter() - began  # from the start of Python to the first result
-
-    def answer(self) -> Row | None:
-        line = self.process.stdout.readline() if self.process.stdout else ""
-        return json.loads(line) if line else None
-
-    def last_words(self) -> str:
-        lines = self.process.communicate()[1].strip().splitlines()
-        return lines[-1][:200] if lines else f"exit code {self.process.returncode}"
 
     def time(self, calls: int) -> Row:
         """Seconds of each call and the peak of resident memory since the start, in MiB."""
-        assert self.process.stdin
-        self.process.stdin.write(f"{calls}\n")
-        self.process.stdin.flush()
-        answer = self.answer()
-        if answer is None:
-            raise RuntimeError(self.last_words())
-        return answer
+        print(calls, file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())
 
     def stop(self) -> None:
-        """Ends the process."""
         self.process.communicate()
 
 
@@ -106,43 +79,34 @@ def measure(case: Row, names: list[str], rounds: int, seconds: float) -> list[Ro
                 compiling[name] = before.time(1)["peak_mib"]
                 before.stop()
             contender = Contender(name, case, cache)
-            if contender.failure:
-                rows.append({"case": case["name"], "contender": name, "failure": contender.failure})
-            else:
+            if contender.alive:
                 contenders[name] = contender
-    # As many calls a turn as fill the turn, after one turn that warms up.
-    calls = {}
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    peaks = {}
-    enough = TOO_LONG * rounds * seconds
+            else:
+                failure = f"exit code {contender.process.wait()}"
+                rows.append({"case": case["name"], "contender": name, "failure": failure})
+    times, peaks, calls = {}, {}, {}
     for name, contender in contenders.items():
         contender.time(1)
         warm = contender.time(2)
-        calls[name] = max(2, round(seconds / min(warm["seconds"])))
-        if sum(warm["seconds"]) > enough:  # hopeless: no turns for it
-            times[name], peaks[name] = warm["seconds"], warm["peak_mib"]
+        times[name], peaks[name] = warm["seconds"], warm["peak_mib"]
+        # As many calls a turn as fill the turn; a hopeless contender gets none.
+        if sum(warm["seconds"]) <= TOO_LONG * rounds * seconds:
+            calls[name] = max(2, round(seconds / min(warm["seconds"])))
+            times[name] = []
     for _ in range(rounds):
-        for name, contender in contenders.items():
-            if sum(times[name]) > enough:
-                continue  # its few calls say enough
-            answer = contender.time(calls[name])
-            times[name] += answer["seconds"]
-            peaks[name] = answer["peak_mib"]
+        for name, count in calls.items():
+            if sum(times[name]) <= TOO_LONG * rounds * seconds:  # else its few calls say enough
+                answer = contenders[name].time(count)
+                times[name] += answer["seconds"]
+                peaks[name] = answer["peak_mib"]
     for name, contender in contenders.items():
         contender.stop()
-        low, middle, high = statistics.quantiles(times[name], n=4)
-        rows.append(
-            {
-                "case": case["name"],
-                "contender": name,
-                "calls": len(times[name]),
-                "median_ms": round(middle * 1e3, 3),
-                "quartile1_ms": round(low * 1e3, 3),
-                "quartile3_ms": round(high * 1e3, 3),
-                "min_ms": round(min(times[name]) * 1e3, 3),
-                "peak_mib": round(peaks[name]),
-            }
-        )
+        keys = ("quartile1_ms", "median_ms", "quartile3_ms")
+        quartiles = zip(keys, statistics.quantiles(times[name], n=4), strict=True)
+        row = {"case": case["name"], "contender": name, "calls": len(times[name])}
+        row |= {key: round(1e3 * value, 3) for key, value in quartiles}
+        row |= {"min_ms": round(1e3 * min(times[name]), 3), "peak_mib": round(peaks[name])}
+        rows.append(row)
         if name in compiling:
             rows[-1]["peak_compiling_mib"] = round(compiling[name])
     return rows
@@ -162,48 +126,30 @@ def measure_start(rounds: int) -> list[Row]:
     return rows
 
 
-def show(rows: list[Row]) -> None:
-    """Prints medians, spread and each one's time as a multiple of this package's."""
-    ours = next((r.get("median_ms") for r in rows if r["contender"] == "resnet_jax"), None)
-    for row in rows:
-        if "median_ms" not in row:
-            print(f"  {row['contender']:20} {row.get('failure') or row['seconds']}")
-            continue
-        spread = f"{row['quartile1_ms']:.1f} to {row['quartile3_ms']:.1f}"
-        ratio = f"{row['median_ms'] / ours:.2f}x" if ours else ""
-        print(
-            f"  {row['contender']:20} {row['median_ms']:9.1f} ms ({spread:18}) {ratio:>7}"
-            f" {row['peak_mib']:6} MiB"
-        )
-
-
 def main() -> None:
     """Measures and writes, keeping the rows of cases that were not asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7, help="turns of every contender")
     parser.add_argument("--seconds", type=float, default=0.6, help="length of one turn")
     parser.add_argument("--only", default="", help="cases whose name contains this")
-    parser.add_argument(
-        "--skip", choices=CONTENDERS, help="a contender whose rows are kept, not measured"
-    )
+    parser.add_argument("--skip", choices=CONTENDERS, help="whose rows are kept, not measured")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
 
     old = json.loads(options.results.read_text())["rows"] if options.results.exists() else []
+    order = [case["name"] for case in CASES]
     for chosen in [*(c for c in CASES if options.only in c["name"]), None]:
         if chosen is None and options.only not in "start, cold cache":
             continue
-        print(chosen["name"] if chosen else "start", flush=True)
         if chosen:
             names = [name for name in CONTENDERS if name != options.skip]
             rows = measure(chosen, names, options.rounds, options.seconds)
         else:
             rows = measure_start(options.rounds)
-        show(rows)
+        print(*rows, sep="\n", flush=True)
         again = {row["case"] for row in rows}
         kept = [row for row in old if row["case"] not in again or row["contender"] == options.skip]
         old = kept + rows
-        order = [c["name"] for c in CASES]
         old.sort(key=lambda row: order.index(row["case"]) if row["case"] in order else len(order))
         packages = ("jax", "flax", "optax", "torch")
         write_json(options.results, {"machine": machine(*packages), "rows": old})

@@ -11,14 +11,12 @@ and in the command the parameters are drawn while the step is traced.
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from experiments.measuring import write_json
-from experiments.tables import ROOT
+from experiments.measuring import in_process, with_cache, write_json
 from resnet_jax.memory import tuned
 
 RESULTS = Path(__file__).with_suffix(".json")
@@ -61,22 +59,14 @@ def start(began: float) -> dict[str, float]:
 
 
 def main() -> None:
-    """Writes start.json."""
     if len(sys.argv) > 1:
         print(json.dumps(start(float(sys.argv[1]))))
         return
     rows = []
     with tempfile.TemporaryDirectory() as cache:
-        environment = tuned(os.environ) | {
-            "JAX_COMPILATION_CACHE_DIR": cache,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
+        environment = tuned(os.environ) | with_cache(cache)
         for _ in range(1 + STARTS):
-            command = [sys.executable, "-m", "experiments.cpu_speed.start", str(time.time())]
-            done = subprocess.run(
-                command, env=environment, cwd=ROOT, check=True, stdout=subprocess.PIPE
-            )
-            rows.append(json.loads(done.stdout))
+            rows.append(in_process("cpu_speed.start", time.time(), **environment))
             print(rows[-1], flush=True)
     write_json(RESULTS, rows[1:])
 

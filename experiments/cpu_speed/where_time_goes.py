@@ -53,29 +53,23 @@ def part(name: str, op: str, kinds: dict[str, str]) -> str:
     return PARTS[3] if "ResNet" in op else PARTS[4]
 
 
-def axis_hits(size: int, kernel: int, stride: int, padding: int) -> int:
-    """Pairs of an output position and a tap that meet inside the image, along one axis."""
-    outputs = (size + 2 * padding - kernel) // stride + 1
-    reads = (o * stride + tap - padding for o in range(outputs) for tap in range(kernel))
-    return sum(0 <= position < size for position in reads)
-
-
-def convolutions(size: int) -> list[tuple[int, int, int, int, int, int]]:
-    """Input size, kernel, stride, padding, channels and features of ResNet-18's convolutions."""
-    found = [(size, 7, 2, 3, 1, 64)]
-    size = -(-size // 4)  # the stem's stride and its pool's
-    widths = [64, 64, 64, 128, 128, 256, 256, 512, 512]
-    for inputs, features in pairwise(widths):
-        stride = 1 if inputs == features else 2
-        found.append((size, 3, stride, 1, inputs, features))
+def convolutions(
+    side: int, stem: str = "imagenet", width: int = 64
+) -> list[tuple[int, int, int, int, int]]:
+    """Side, kernel, stride, channels and features of ResNet-18's convolutions of grey images."""
+    found = [(side, 7, 2, 1, width)] if stem == "imagenet" else [(side, 3, 1, 1, width)]
+    side = -(-side // 4) if stem == "imagenet" else side  # the stem's stride and its pool's
+    for channels, features in pairwise(width * k for k in (1, 1, 1, 2, 2, 4, 4, 8, 8)):
+        stride = features // channels
+        found.append((side, 3, stride, channels, features))
         if stride == 2:
-            found.append((size, 1, stride, 0, inputs, features))
-            size = -(-size // 2)
-        found.append((size, 3, 1, 1, features, features))
+            found.append((side, 1, stride, channels, features))
+            side = -(-side // 2)
+        found.append((side, 3, 1, features, features))
     return found
 
 
-def floor_ms(batch: int, size: int, parameters: int, flops_s: float, bytes_s: float) -> float:
+def floor_ms(batch: int, parameters: int, flops_s: float, bytes_s: float) -> float:
     """Multiply-adds that meet the image at a product's rate, and what memory must carry.
 
     Every convolution is done three times (the stem's input has no gradient). Its output is written,
@@ -84,14 +78,14 @@ def floor_ms(batch: int, size: int, parameters: int, flops_s: float, bytes_s: fl
     momentum and gradient, and writes all three.
     """
     adds = values = 0
-    for number, (side, kernel, stride, padding, inputs, features) in enumerate(convolutions(size)):
-        passes = 3 if number else 2
-        hits = axis_hits(side, kernel, stride, padding) ** 2
-        adds += passes * hits * inputs * features
-        values += ((side + 2 * padding - kernel) // stride + 1) ** 2 * features
+    for number, (side, kernel, stride, channels, features) in enumerate(convolutions(32)):
+        outputs, low = -(-side // stride), kernel // 2
+        reads = [o * stride + tap - low for o in range(outputs) for tap in range(kernel)]
+        hits = sum(0 <= position < side for position in reads) ** 2
+        adds += (3 if number else 2) * hits * channels * features
+        values += outputs**2 * features
     products = 2 * adds * batch / flops_s
-    memory = (9 * 4 * values * batch + 6 * 4 * parameters) / bytes_s
-    return 1e3 * (products + memory)
+    return 1e3 * (products + (9 * 4 * values * batch + 6 * 4 * parameters) / bytes_s)
 
 
 def rates() -> tuple[float, float]:
@@ -145,7 +139,7 @@ def measure(batch: int, lowering: str, flops_s: float, bytes_s: float) -> dict:
         "lowering": lowering,
         "parts_ms": {name: round(spent[name] / STEPS / 1e6, 2) for name in PARTS},
         "step_ms": round(1e3 * statistics.median(seconds), 2),
-        "floor_ms": round(floor_ms(batch, 32, parameters, flops_s, bytes_s), 2),
+        "floor_ms": round(floor_ms(batch, parameters, flops_s, bytes_s), 2),
         "gflop_s": round(flops_s / 1e9, 1),
         "gbyte_s": round(bytes_s / 1e9, 1),
     }

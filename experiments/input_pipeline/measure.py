@@ -15,8 +15,6 @@ import itertools
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -27,9 +25,9 @@ import numpy as np
 from PIL import Image
 
 import resnet_jax as rj
-from experiments.measuring import in_turns, machine, median_and_quartiles, write_json
-from experiments.tables import ROOT, table
-from resnet_jax.data.dataset import ArraySplit, Split, load_dataset, load_splits
+from experiments.measuring import in_process, in_turns, machine, median_and_quartiles, write_json
+from experiments.tables import table
+from resnet_jax.data.dataset import load_dataset, load_splits
 from resnet_jax.data.prefetch import read_batches
 from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.training.program import Program, configured_jax
@@ -38,7 +36,6 @@ RESULTS = Path(__file__).with_name("results.json")
 BLOCKS, WARM = 5, 2  # measured, and not measured before them
 JPEGS = 1000
 LIMIT = 0.1  # of the decoded images, in the memory run
-MIB = 2**20
 
 JPEG = rj.TrainConfig(
     data=dataclasses.replace(
@@ -47,27 +44,17 @@ JPEG = rj.TrainConfig(
     augment=rj.PRESETS["imagenet"].augment,
     batch_size=16,
 )
-# Title, settings, and batches in a block: of the pipeline alone, and with the step.
-CASES: dict[str, tuple[str, rj.TrainConfig, int, int]] = {
-    "mnist": (
-        "MNIST, preset `mnist`: ResNet-18 at 32x32, batch 64",
-        rj.PRESETS["mnist"],
-        100,
-        10,
-    ),
+# Title, settings, and batches in a block of the pipeline alone; with the step it is a tenth.
+CASES: dict[str, tuple[str, rj.TrainConfig, int]] = {
+    "mnist": ("MNIST, preset `mnist`: ResNet-18 at 32x32, batch 64", rj.PRESETS["mnist"], 100),
     "jpeg_resnet18": (
-        "224x224 JPEG, ResNet-18 with the augmentation of `imagenet`, batch 16",
-        JPEG,
-        10,
-        1,
+        "224x224 JPEG, ResNet-18 with the augmentation of `imagenet`, batch 16", JPEG, 10
     ),
     "jpeg_resnet50": (
         "224x224 JPEG, ResNet-50 with the same augmentation, batch 16",
-        dataclasses.replace(JPEG, model=rj.PRESETS["imagenet"].model),
-        10,
-        1,
+        dataclasses.replace(JPEG, model=rj.PRESETS["imagenet"].model), 10,
     ),
-}
+}  # fmt: skip
 
 
 def make_jpegs(folder: Path) -> None:
@@ -96,18 +83,16 @@ def images_a_second(
     return {name: [count * images / s for s in seconds] for name, seconds in found.items()}
 
 
-def rates(config: rj.TrainConfig, alone: int, with_step: int) -> dict[str, list[float]]:
+def rates(config: rj.TrainConfig, count: int) -> dict[str, list[float]]:
     """Images a second of the pipeline, of the step on images in memory, and of both together."""
-    size = config.batch_size
-    splits = {}
+    size, splits = config.batch_size, {}
     for how in ("never", "always"):
-        data = dataclasses.replace(config.data, streaming=how)
-        dataset, of_run = load_splits(data)
+        dataset, of_run = load_splits(dataclasses.replace(config.data, streaming=how))
         splits[how] = of_run["train"]
     sampler = EpochSampler(len(dataset.train), size, seed=0)
     program = Program(config, dataset.class_names, dataset.image_shape, total_steps=1000)
     batches = read_batches(splits["always"], map(sampler.batch, itertools.count()))
-    found = images_a_second({"pipeline": lambda: next(batches)}, alone, size)
+    found = images_a_second({"pipeline": partial(next, batches)}, count, size)
     batches.close()
     state = program.init()
 
@@ -121,20 +106,7 @@ def rates(config: rj.TrainConfig, alone: int, with_step: int) -> dict[str, list[
         for how in ("never", "always")
     )
     steps = {"step": partial(train, held), "together": partial(train, streamed)}
-    return found | images_a_second(steps, with_step, size)
-
-
-class Batches:
-    """Whole batches as a random-access source of Grain."""
-
-    def __init__(self, split: Split, sampler: EpochSampler, count: int) -> None:
-        self.split, self.sampler, self.count = split, sampler, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        return self.split.batch(self.sampler.batch(step))
+    return found | images_a_second(steps, count // 10, size)
 
 
 def readers(folder: Path) -> dict[str, list[float]]:
@@ -146,17 +118,14 @@ def readers(folder: Path) -> dict[str, list[float]]:
     split = load_dataset("folder", folder, size=224, streaming="always").train
     size, count, cores = JPEG.batch_size, 60, os.cpu_count() or 1
     sampler = EpochSampler(len(split), size, seed=0)
-    source = grain.MapDataset.source(Batches(split, sampler, 10**6))
-    options = grain.ReadOptions(num_threads=cores, prefetch_buffer_size=2 * cores)
-    in_process = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+    source = grain.MapDataset.range(10**6).map(lambda step: split.batch(sampler.batch(step)))
+    threads = grain.ReadOptions(num_threads=cores, prefetch_buffer_size=2 * cores)
+    one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+    processes = grain.MultiprocessingOptions(num_workers=cores, per_worker_buffer_size=2)
     contenders = {
         "threads": read_batches(split, map(sampler.batch, itertools.count())),
-        "grain_threads": iter(source.to_iter_dataset(options)),
-        "grain_processes": iter(
-            source.to_iter_dataset(in_process).mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=cores, per_worker_buffer_size=2)
-            )
-        ),
+        "grain_threads": iter(source.to_iter_dataset(threads)),
+        "grain_processes": iter(source.to_iter_dataset(one).mp_prefetch(processes)),
     }
     steps = {name: partial(next, batches) for name, batches in contenders.items()}
     return images_a_second(steps, count, size)
@@ -167,7 +136,6 @@ def memory(folder: Path) -> dict[str, float]:
     gigabytes = JPEGS * 224 * 224 * 3 / 2**30
     limit = LIMIT * gigabytes
     data = load_dataset("folder", folder, size=224, streaming="auto", memory_limit=limit)
-    assert not isinstance(data.train, ArraySplit)
     sampler = EpochSampler(len(data.train), 16, seed=0)
     steps = sampler.steps(2)
     resident = []
@@ -185,23 +153,17 @@ def memory(folder: Path) -> dict[str, float]:
 
 def measure() -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        make_jpegs(folder)
-        command = [sys.executable, "-m", "experiments.input_pipeline.measure", "--memory", scratch]
-        child = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
-        found: dict[str, object] = {
-            "machine": machine("jax", "pillow"),
-            "memory": json.loads(child.stdout.splitlines()[-1]),
-            "rates": (measured := {}),
-        }
-        for name, (_, config, alone, with_step) in CASES.items():
+        make_jpegs(Path(scratch))
+        used, measured = in_process("input_pipeline.measure", "--memory", scratch), {}
+        for name, (_, config, count) in CASES.items():
             if config.data.name == "folder":
-                data = dataclasses.replace(config.data, dir=str(folder))
+                data = dataclasses.replace(config.data, dir=scratch)
                 config = dataclasses.replace(config, data=data)
             with configured_jax(config):
-                measured[name] = rates(config, alone, with_step)
+                measured[name] = rates(config, count)
             print(name, {k: round(statistics.median(v), 1) for k, v in measured[name].items()})
-    write_json(RESULTS, found)
+    where = machine("jax", "pillow")
+    write_json(RESULTS, {"machine": where, "memory": used, "rates": measured})
 
 
 def table_of_rates() -> str:
@@ -209,10 +171,10 @@ def table_of_rates() -> str:
     for name, (title, *_) in CASES.items():
         found = json.loads(RESULTS.read_text())["rates"][name]
         middle = {kind: statistics.median(values) for kind, values in found.items()}
-        cells = [
+        cells = (
             median_and_quartiles(found[kind], 0 if middle[kind] > 100 else 1)
             for kind in ("pipeline", "step", "together")
-        ]
+        )
         lines.append([title, *cells, f"{middle['together'] / middle['step']:.2f}"])
     head = ["images/s, median (quartiles)", "pipeline alone", "step alone", "both", "both / step"]
     return table(head, lines)
@@ -220,13 +182,13 @@ def table_of_rates() -> str:
 
 def table_of_memory() -> str:
     used = json.loads(RESULTS.read_text())["memory"]
-    lines = [
-        [f"{JPEGS:,} images, decoded", f"{used['decoded']:.0f}"],
-        ["`--data.memory-limit`", f"{used['limit']:.1f}"],
-        ["the process at most, first quarter of two epochs", f"{used['first_quarter']:.0f}"],
-        ["the process at most, last quarter", f"{used['last_quarter']:.0f}"],
-    ]
-    return table(["MiB", ""], lines)
+    titles = {
+        "decoded": f"{JPEGS:,} images, decoded",
+        "limit": "`--data.memory-limit`",
+        "first_quarter": "the process at most, first quarter of two epochs",
+        "last_quarter": "the process at most, last quarter",
+    }
+    return table(["MiB", ""], [[title, f"{used[key]:.0f}"] for key, title in titles.items()])
 
 
 def where() -> str:

@@ -13,7 +13,6 @@ Each seed is a process of its own, timed from its start to its exit like the com
 """
 
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,9 +23,8 @@ import torch.nn.functional as F
 
 import resnet_jax as rj
 from experiments.cpu_speed.torch_resnet import resnet
-from experiments.measuring import append_row, read_rows
+from experiments.measuring import append_row, in_process, read_rows
 from experiments.presets.measure import QUESTIONS, RUNS, measure
-from experiments.tables import ROOT
 from resnet_jax.data.dataset import ArraySplit
 from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.training.optim import make_schedule
@@ -96,10 +94,8 @@ def main() -> None:
         if seed in done:
             continue
         began = time.perf_counter()
-        command = [sys.executable, "-m", "experiments.presets.fast_pytorch", str(seed)]
-        found = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
-        seconds = round(time.perf_counter() - began, 1)
-        row = {"seed": seed, "seconds": seconds, **json.loads(found.splitlines()[-1])}
+        found = in_process("presets.fast_pytorch", seed)
+        row = {"seed": seed, "seconds": round(time.perf_counter() - began, 1), **found}
         append_row(RESULTS, row)
         print(row, flush=True)
 

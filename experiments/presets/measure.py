@@ -15,15 +15,14 @@ on the first 1,000 digits of MNIST in the book's order, 5 seeds.
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from experiments.measuring import Row, append_row, machine, read_rows
 from experiments.tables import table
@@ -33,40 +32,32 @@ RESULTS = HERE / "results.jsonl"
 RUNS = Path("runs/presets")
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """One row of the table: a command, and the result that is asked for."""
 
     title: str
     arguments: tuple[str, ...]
     seeds: int
-    split: str
-    checkpoint: str
+    split: str = "test"
     on_other_images: str = ""  # PyTorch's accuracy
     pytorch: str = ""  # the file with PyTorch's on these, and what its rows must say
-    rows_of_pytorch: tuple[tuple[str, object], ...] = ()
+    rows_of_pytorch: Row = {}  # noqa: RUF012
 
 
 QUESTIONS = {
-    "quickstart": Question(
-        "`quickstart`: 4,000 digits, 500 test images", ("quickstart",), 3, "test", "latest"
-    ),
+    "quickstart": Question("`quickstart`: 4,000 digits, 500 test images", ("quickstart",), 3),
     "fast": Question(
         "`fast`: 55,000 digits until validation passes 99.1 %, 10,000 test images",
-        ("fast", "--no-report"), 5, "test", "latest", pytorch="fast_pytorch.jsonl",
+        ("fast", "--no-report"), 5, pytorch="fast_pytorch.jsonl",
     ),
-    "mnist": Question(
-        "`mnist`: 55,000 digits, 5 epochs, 10,000 test images", ("mnist",), 3, "test", "latest"
-    ),
+    "mnist": Question("`mnist`: 55,000 digits, 5 epochs, 10,000 test images", ("mnist",), 3),
     "book": Question(
-        "`book`, residual: 1,000 digits, 10,000 test images",
-        ("book",), 10, "test_all", "latest", "91.19 %",
-        "book_pytorch.jsonl", (("layers", 18), ("residual", True)),
+        "`book`, residual: 1,000 digits, 10,000 test images", ("book",), 10, "test_all",
+        "91.19 %", "book_pytorch.jsonl", {"layers": 18, "residual": True},
     ),
     "book_plain": Question(
-        "`book --model.no-residual`, plain: the same",
-        ("book", "--model.no-residual"), 10, "test_all", "latest", "90.56 %",
-        "book_pytorch.jsonl", (("layers", 18), ("residual", False)),
+        "`book --model.no-residual`, plain: the same", ("book", "--model.no-residual"), 10,
+        "test_all", "90.56 %", "book_pytorch.jsonl", {"layers": 18, "residual": False},
     ),
 }  # fmt: skip
 
@@ -84,8 +75,7 @@ def measure(name: str, seeds: Iterable[int], runs: Path) -> None:
         began = time.perf_counter()
         subprocess.run([*command, "--seed", str(seed), "--run-dir", str(folder)], check=True)
         seconds = time.perf_counter() - began
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
-        tests = [row for row in map(json.loads, lines) if row["kind"] == "test"]
+        tests = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "test"]
         row = {
             "question": name,
             "seed": seed,
@@ -119,7 +109,7 @@ def time_of(rows: list[Row], in_full: bool) -> str:
 def of_pytorch(question: Question, in_full: bool) -> str:
     """PyTorch's accuracy and time, on these images and on others."""
     rows = read_rows(HERE / question.pytorch) if question.pytorch else []
-    rows = [row for row in rows if set(question.rows_of_pytorch) <= row.items()]
+    rows = [row for row in rows if question.rows_of_pytorch.items() <= row.items()]
     found = [f"{question.on_other_images} on other images"] if question.on_other_images else []
     if rows:
         seeds = f"{len(rows)} seed{'s' * (len(rows) > 1)}"
@@ -138,7 +128,7 @@ def presets(in_full: bool = False) -> str:
             100 * test["accuracy"]
             for row in found
             for test in row["tests"]
-            if (test["split"], test["checkpoint"]) == (question.split, question.checkpoint)
+            if (test["split"], test["checkpoint"]) == (question.split, "latest")
         ]
         line = [question.title, len(found), f"**{accuracy_of(accuracies)}**"]
         line += [" ".join(f"{a:.2f}" for a in accuracies)] * in_full
@@ -154,12 +144,12 @@ def values() -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("questions", nargs="*", help=f"some of {', '.join(QUESTIONS)}")
+    parser.add_argument("questions", nargs="*", metavar="QUESTION", help=", ".join(QUESTIONS))
     parser.add_argument("--runs", type=Path, default=RUNS)
     arguments = parser.parse_args()
-    unknown = set(arguments.questions) - set(QUESTIONS)
-    if unknown:
-        parser.error(f"not known: {', '.join(unknown)}; give some of {', '.join(QUESTIONS)}")
+    for name in arguments.questions or QUESTIONS:
+        if name not in QUESTIONS:
+            parser.error(f"not known: {name}; give some of {', '.join(QUESTIONS)}")
     for name in arguments.questions or QUESTIONS:
         measure(name, range(QUESTIONS[name].seeds), arguments.runs)
 

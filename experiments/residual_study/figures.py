@@ -114,9 +114,8 @@ def curves(study: Study) -> Figure:
     layers = _layers(study)
     titles = [f"{n} layers, rate {RATE:g}" for n in layers]
     figure, grid = _panels(titles, 2, sharex=True, sharey="row")
-    for part, what, row in zip(
-        ("train", "validation"), ("training", "validation"), grid, strict=True
-    ):
+    parts = {"train": "training loss, nats", "validation": "validation loss, nats"}
+    for (part, label), row in zip(parts.items(), grid, strict=True):
         for axes, n in zip(row, layers, strict=False):
             for kind, style in STYLE.items():
                 found = study.select("book", kind, n, RATE)[part]
@@ -124,7 +123,7 @@ def curves(study: Study) -> Figure:
                     loss = np.array([curve["loss"] for curve in found])
                     _band(axes, found.iloc[0]["step"], loss, style)
             _logarithmic(axes)
-        row[0].set_ylabel(f"{what} loss, nats")
+        row[0].set_ylabel(label)
     for axes in grid[1]:
         axes.set_xlabel("step")
     _legend(grid[0, 0])

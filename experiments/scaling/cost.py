@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -32,8 +31,7 @@ import optax
 
 import resnet_jax as rj
 from experiments.cpu_speed.contenders import examples
-from experiments.measuring import Row, append_row, peak_mib, read_rows
-from experiments.tables import ROOT
+from experiments.measuring import Row, append_row, in_process, peak_mib, read_rows, with_cache
 from resnet_jax.models import VARIANTS, summarize
 
 COSTS = Path(__file__).with_name("costs.jsonl")
@@ -123,20 +121,6 @@ def measure(part: str, cell: Cell) -> Row:
     }
 
 
-def carry_out(part: str, cell: Cell, cache: Path) -> Row:
-    """Measures in a process of its own."""
-    program = [sys.executable, "-m", "experiments.scaling.cost", part, "--cell"]
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(cache.absolute()),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    answer = subprocess.run(
-        [*program, json.dumps(asdict(cell))],
-        check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment,
-    ).stdout  # fmt: skip
-    return json.loads(answer)
-
-
 def main() -> None:
     """Measures what has no line yet, small images first."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -150,13 +134,20 @@ def main() -> None:
     if options.cell:
         print(json.dumps(measure(options.part, Cell(**options.cell))))
         return
+    environment = with_cache(options.cache.absolute())
     machine = {"cores": os.cpu_count(), "jax": metadata.version("jax")}
     for cell in QUICK if options.quick else CELLS:
         for part in (options.part,) if options.part else PARTS:
             key = {"part": part, **asdict(cell)}
             done = any(key.items() <= row.items() for row in read_rows(options.results))
             if not done and options.only in str(cell):
-                row = key | carry_out(part, cell, options.cache) | machine
+                row = (
+                    key
+                    | in_process(
+                        "scaling.cost", part, "--cell", json.dumps(asdict(cell)), **environment
+                    )
+                    | machine
+                )
                 append_row(options.results, row)
                 print(json.dumps(row), flush=True)
 
