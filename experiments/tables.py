@@ -19,7 +19,7 @@ import ast
 import importlib
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -28,10 +28,10 @@ MARK = re.compile(
     r"(?P<end><!-- end(?: \w+)? -->)",
     re.DOTALL,
 )
-# The modules whose `values()`, functions by name, the marks of a page may call.
+# The modules whose functions the marks of a page call; `values()` where they are no module's own.
 PAGES = {
     "README.md": ("presets.measure", "residual_study.analysis", "cpu_speed.plot"),
-    "docs/scaling.md": ("scaling.paper",),
+    "docs/scaling.md": ("scaling.paper", "scaling.decode"),
     "experiments/README.md": ("residual_study.analysis", "residual_study.torchvision"),
     "experiments/cpu_speed/README.md": ("cpu_speed.plot",),
     "experiments/export_speed/README.md": ("export_speed.measure",),
@@ -51,11 +51,10 @@ def table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
 
 def numbers(page: Path) -> dict[str, str]:
     """Compute the text behind every mark of a page, by the mark's name."""
-    functions: dict[str, Callable[..., str]] = {}
     modules = PAGES[str(page.relative_to(ROOT))]
-    for module in modules:
-        functions |= importlib.import_module(f"experiments.{module}").values()
-    texts = {}
+    functions, texts = {}, {}
+    for module in (importlib.import_module(f"experiments.{name}") for name in modules):
+        functions |= module.values() if hasattr(module, "values") else vars(module)
     for mark in MARK.finditer(page.read_text()):
         if mark["function"] not in functions:
             raise ValueError(f"{page}: none of {', '.join(modules)} computes {mark['name']}")

@@ -89,7 +89,8 @@ def every_case() -> str:
     return _speed([case["name"] for case in CASES])
 
 
-def short() -> str:
+def speed() -> str:
+    """The cases that the project's README shows."""
     return _speed([case["name"] for case in CASES if case["batch"] not in NOT_IN_SHORT])
 
 
@@ -186,11 +187,6 @@ def algorithms() -> str:
             cells.append(", ".join(f"**{t}**" if name == chosen else t for t, chosen in times))
         lines.append([*key, *cells])
     return table([f"ms at batch {batches}", "", *names], lines)
-
-
-def values() -> dict:
-    tables = (every_case, settings, memory, starts, phases, profile, variants, algorithms)
-    return {"speed": short, **{function.__name__: function for function in tables}}
 
 
 if __name__ == "__main__":

@@ -72,9 +72,5 @@ def machine() -> str:
     return f"{found['cpu_count']} CPU cores, {packages}"
 
 
-def values() -> dict:
-    return {"speeds": speeds, "machine": machine}
-
-
 if __name__ == "__main__":
     main()

@@ -97,9 +97,5 @@ def pretrained() -> str:
     return f"{accuracies('pretrained')[0]:.2f} %"
 
 
-def values() -> dict:
-    return {"by_seed": by_seed, "difference": difference, "pretrained": pretrained}
-
-
 if __name__ == "__main__":
     main()

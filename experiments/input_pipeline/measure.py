@@ -196,10 +196,6 @@ def where() -> str:
     return f"{found['cores']} cores of an {found['processor']}"
 
 
-def values() -> dict:
-    return {"rates": table_of_rates, "memory": table_of_memory, "machine": where}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--memory", type=Path, help=argparse.SUPPRESS)

@@ -138,10 +138,6 @@ def presets(in_full: bool = False) -> str:
     return table(head, lines)
 
 
-def values() -> dict:
-    return {"presets": presets}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help=", ".join(QUESTIONS))

@@ -11,12 +11,6 @@ Machine:   2 cores of an AMD EPYC, no accelerator
 The book (NNDL: Practice, section 5.4) changes the learning rate together with the shortcut. Here
 both rates are given to both networks, depth and batch norm are varied, and the networks are looked
 into: where the gradient goes, what a shortcut carries, what one unit is worth.
-
-    study.py       the settings, the networks, and the list of runs in their order
-    measure.py     the compiled programs of one network, and one run with them
-    analysis.py    means, spreads and intervals; every number of the pages
-    figures.py     the figures
-    torchvision.py the comparison with torchvision's network
 """
 
 import argparse
@@ -60,9 +54,7 @@ def carry_out_all(left: list[Run]) -> Iterator[tuple[Run, dict[str, Any]]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0 all done, 75 some left (the same command goes on)."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.residual_study", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="the study in miniature")
     parser.add_argument("--only", default="", help="runs whose name contains this; see --list")
     parser.add_argument("--list", action="store_true", help="show the runs and which are done")

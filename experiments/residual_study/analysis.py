@@ -8,40 +8,30 @@ Machine:   any
 import json
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap
 
 from experiments.measuring import MISSING, interval, read_rows
-from experiments.residual_study.study import Network, Norm, keeps_shape, runs
+from experiments.residual_study.study import Network, keeps_shape, runs
 from experiments.tables import table
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.jsonl"
-Kind = Literal["plain", "residual"]
-Images = Literal["another draw", "the same"]
 # The squares that a norm adds up are below the smallest float32 before the norm is: not resolved.
 SMALLEST_NORM = 1e-15
 
 
 class Study:
-    """The finished runs, and what they say.
-
-    Attributes:
-        frame: a row for each run; ``kind`` is plain or residual, ``accuracy`` is in % of all test
-            images.
-    """
+    """The finished runs, and what they say; ``frame`` has a row for each, accuracy in %."""
 
     def __init__(self, path: Path = RESULTS) -> None:
         rows = [{**row, "accuracy": 100 * row["test"]["accuracy"]} for row in read_rows(path)]
         self.frame = pd.DataFrame(rows)
         self.frame["kind"] = np.where(self.frame["residual"], "residual", "plain")
 
-    def select(
-        self, setting: str, kind: Kind, layers: int, rate: float, norm: Norm = "batch"
-    ) -> pd.DataFrame:
+    def select(self, setting: str, kind: str, layers: int, rate: float, norm: str = "batch"):
         """The runs of one network with one rate, by seed."""
         found = self.frame.query(
             "setting == @setting and kind == @kind and layers == @layers and rate == @rate "
@@ -49,9 +39,7 @@ class Study:
         )
         return found.set_index("seed").sort_index()
 
-    def accuracy(
-        self, setting: str, kind: Kind, layers: int, rate: float, norm: Norm = "batch"
-    ) -> str:
+    def accuracy(self, setting: str, kind: str, layers: int, rate: float, norm: str = "batch"):
         """``92.5 ± 0.2 % (10 seeds)``: mean and standard deviation."""
         values = self.select(setting, kind, layers, rate, norm)["accuracy"]
         if not len(values):
@@ -59,14 +47,14 @@ class Study:
         spread = f" ± {values.std():.1f}" if len(values) > 1 else ""
         return f"{values.mean():.1f}{spread} % ({_seeds(len(values))})"
 
-    def gain(self, setting: str, layers: int, rate: float, norm: Norm = "batch") -> str:
+    def gain(self, setting: str, layers: int, rate: float, norm: str = "batch") -> str:
         """Residual minus plain, at the same rate."""
         residual, plain = (
             self.select(setting, kind, layers, rate, norm) for kind in ("residual", "plain")
         )
         return _difference(residual, plain)
 
-    def rate_effect(self, kind: Kind, layers: int) -> str:
+    def rate_effect(self, kind: str, layers: int) -> str:
         """What 0.01 instead of 0.005 does to a network in the book's setting."""
         high, low = (self.select("book", kind, layers, rate) for rate in (0.01, 0.005))
         return _difference(high, low)
@@ -76,14 +64,12 @@ class Study:
         residual = self.select("book", "residual", layers, 0.01)
         return _difference(residual, self.select("book", "plain", layers, 0.005))
 
-    def deepening(self, setting: str, kind: Kind, deep: int, shallow: int, rate: float) -> str:
+    def deepening(self, setting: str, kind: str, deep: int, shallow: int, rate: float) -> str:
         """A deeper network minus a shallower one."""
         deeper, shallower = (self.select(setting, kind, n, rate) for n in (deep, shallow))
         return _difference(deeper, shallower)
 
-    def against_pytorch(
-        self, kind: Kind, layers: int, rate: float, images: Images = "another draw"
-    ) -> str:
+    def against_pytorch(self, kind: str, layers: int, rate: float, images: str = "another draw"):
         """Our mean minus PyTorch's, with an interval of the difference of two means."""
         ours = self.select("book", kind, layers, rate)["accuracy"].to_numpy()
         theirs = pytorch().query(
@@ -102,13 +88,8 @@ class Study:
         ).confidence_interval  # fmt: skip
         return f"{difference} ({found.low:+.1f} to {found.high:+.1f}, {seeds})"
 
-    def gradient_ratio(
-        self, setting: str, kind: Kind, layers: int, rate: float, norm: Norm = "batch"
-    ) -> str:
-        """Gradient norm of the first unit's first layer over the last unit's last layer.
-
-        At initialisation, geometric mean over seeds.
-        """
+    def gradient_ratio(self, setting: str, kind: str, layers: int, rate: float, norm="batch"):
+        """Gradient norm at initialisation, first unit's first layer over last unit's last layer."""
         found = self.select(setting, kind, layers, rate, norm)
         if found.empty:
             return MISSING
@@ -120,37 +101,29 @@ class Study:
         return f"{mean} ({low} to {high})" if len(logs) > 1 else f"{mean} (1 seed)"
 
     def shortcut_share(self, setting: str, layers: int, rate: float, unit: str, look: int) -> str:
-        """Share of the shortcut in a unit's sum, mean over seeds.
-
-        ``unit`` is a name, or "identity" for all whose shortcut is the identity; ``look`` 0 is at
-        initialisation, -1 at the last step.
-        """
+        """Share of the shortcut in the sum of a unit, or of all with an "identity" shortcut."""
         found = self.select(setting, "residual", layers, rate)
         units = Network(layers, True).units
         chosen = [n == unit or (unit == "identity" and keeps_shape(n)) for n in units]
         shares = [np.mean(np.array(s["share"][look])[chosen]) for s in found.get("shortcut", ())]
         return f"{100 * np.mean(shares):.0f} %" if shares else MISSING
 
-    def removal(self, setting: str, kind: Kind, layers: int, rate: float) -> str:
+    def removal(self, setting: str, kind: str, layers: int, rate: float) -> str:
         """Accuracy lost by leaving out one unit that keeps the shape: median, least and most."""
         found = self.select(setting, kind, layers, rate).get("removal", pd.Series(dtype=object))
         found = found.dropna()
         if found.empty:
             return MISSING
-        lost = 100 * np.array(
-            [
-                [result["whole"] - accuracy for accuracy, unit in zip(
-                    result["without"], Network(layers, kind == "residual").units, strict=True
-                ) if keeps_shape(unit)]
-                for result in found
-            ]
-        ).mean(axis=0)  # fmt: skip
+        units = Network(layers, kind == "residual").units
+        kept = [number for number, unit in enumerate(units) if keeps_shape(unit)]
+        left = np.array([[result["without"][number] for number in kept] for result in found])
+        lost = 100 * (np.array([[result["whole"]] for result in found]) - left).mean(axis=0)
         return (
             f"{np.median(lost):.1f} points in the median unit ({lost.min():.1f} to "
             f"{lost.max():.1f}, {_seeds(len(found))})"
         )
 
-    def sweep(self, kind: Kind, layers: int) -> pd.DataFrame:
+    def sweep(self, kind: str, layers: int) -> pd.DataFrame:
         """Accuracy by rate in the book's setting, the seeds that every rate has."""
         found = self.frame.query(
             "setting == 'book' and layers == @layers and kind == @kind and norm == 'batch' "
@@ -158,7 +131,7 @@ class Study:
         )
         return found.pivot_table(index="rate", columns="seed", values="accuracy")
 
-    def usable_rates(self, kind: Kind, layers: int) -> str:
+    def usable_rates(self, kind: str, layers: int) -> str:
         """The rates whose mean accuracy is within five points of the network's best."""
         means = self.sweep(kind, layers).mean(axis=1)
         if len(means) < 3:
@@ -183,7 +156,7 @@ class Study:
         """Time of the longest training."""
         return f"{self.frame['seconds'].max() / 60:.0f} minutes"
 
-    def table_of_accuracy(self, setting: str, norm: Norm = "batch") -> str:
+    def table_of_accuracy(self, setting: str, norm: str = "batch") -> str:
         """Mean and spread of every network and rate of a setting, and the gains."""
         lines = []
         chosen = self.frame.query("setting == @setting and norm == @norm")
@@ -207,11 +180,7 @@ class Study:
 
 @cache
 def pytorch() -> pd.DataFrame:
-    """PyTorch's accuracies in the book's setting, in %, a row for each training.
-
-    On the first 1,000 digits, from pytorch.json, and on those of the preset `book`, by
-    experiments/presets/book_pytorch.py.
-    """
+    """PyTorch's accuracies in the book's setting, in %: on the first 1,000 digits, and on ours."""
     rows = [
         {**row, "images": "another draw", "accuracy": accuracy}
         for row in json.loads((HERE / "pytorch.json").read_text())["accuracy"]

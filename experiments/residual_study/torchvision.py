@@ -74,11 +74,6 @@ def torchvision_difference() -> str:
     return f"{max(row['largest_difference'] / row['largest_logit'] for row in rows):.1e}"
 
 
-def values() -> dict:
-    functions = (table_of_torchvision, torchvision_difference)
-    return {function.__name__: function for function in functions}
-
-
 if __name__ == "__main__":
     RESULTS.write_text(json.dumps(compare(), indent=1) + "\n")
     print(table_of_torchvision())

@@ -25,7 +25,6 @@ from importlib import metadata
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -60,18 +59,9 @@ QUICK = [Cell(18, 28, batch=2, width=2, lowering="reference")]
 
 
 def measure(part: str, cell: Cell) -> Row:
-    """One part of one cell, in this process.
-
-    Returns:
-        ``compile``: ``compile_cpu_s``, processor time of XLA's compilation (which other work on
-        the machine prolongs less than its wall time), and ``peak_mib``, the most that this process
-        held. ``steps``: ``parameters``; ``multiply_adds`` of one image's forward pass; ``step_ms``,
-        the median of ``steps`` steps after the first, with ``quartiles_ms``; ``program_mib``, what
-        a step holds at once by XLA's account: state, batch and temporaries; ``peak_mib``.
-    """
-    model = VARIANTS[f"resnet{cell.depth}"](
-        num_classes=1000, width=cell.width, lowering=cell.lowering
-    )
+    """One part of one cell, in this process; ``program_mib`` is by XLA's account."""
+    settings = {"width": cell.width, "lowering": cell.lowering}
+    model = VARIANTS[f"resnet{cell.depth}"](num_classes=1000, **settings)
     case = {"batch": cell.batch, "size": cell.size, "channels": 3, "classes": 1000}
     batch = rj.Batch(*examples(case))
     drawn = partial(rj.TrainState.drawn, model, optax.sgd(0.01, 0.9))
@@ -91,15 +81,13 @@ def measure(part: str, cell: Cell) -> Row:
     if not found:
         sys.exit(f"{cell}: the cache does not hold this step: remove its line, to compile again")
 
-    # Any numbers take the same time.
+    # Any numbers take the same time; to draw them as the model does would compile the draws.
     generator = np.random.default_rng(0)
 
-    def fill(leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        real = jnp.issubdtype(leaf.dtype, jnp.floating)
-        values = 0.05 * generator.standard_normal(leaf.shape) if real else np.zeros(leaf.shape)
-        return jax.device_put(np.asarray(values, leaf.dtype))
+    def fill(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        return (0.05 * generator.standard_normal(leaf.shape)).astype(leaf.dtype)
 
-    state, batch = jax.tree.map(fill, shapes), jax.device_put(batch)
+    state, batch = jax.device_put((jax.tree.map(fill, shapes), batch))
     times: list[float] = []
     while len(times) < 4 or (sum(times[1:]) < LONG_ENOUGH and len(times) < 21):
         began = time.perf_counter()
@@ -134,20 +122,15 @@ def main() -> None:
     if options.cell:
         print(json.dumps(measure(options.part, Cell(**options.cell))))
         return
-    environment = with_cache(options.cache.absolute())
+    cache = with_cache(options.cache.absolute())
     machine = {"cores": os.cpu_count(), "jax": metadata.version("jax")}
     for cell in QUICK if options.quick else CELLS:
         for part in (options.part,) if options.part else PARTS:
             key = {"part": part, **asdict(cell)}
             done = any(key.items() <= row.items() for row in read_rows(options.results))
             if not done and options.only in str(cell):
-                row = (
-                    key
-                    | in_process(
-                        "scaling.cost", part, "--cell", json.dumps(asdict(cell)), **environment
-                    )
-                    | machine
-                )
+                row = in_process("scaling.cost", part, "--cell", json.dumps(asdict(cell)), **cache)
+                row = key | row | machine
                 append_row(options.results, row)
                 print(json.dumps(row), flush=True)
 

@@ -48,25 +48,20 @@ def decoded() -> str:
     return f"{decoded_per_s():.0f} images/s"
 
 
-def values() -> dict:
-    return {"decoded": decoded}
-
-
 def main() -> None:
     spec = DecodeSpec((224, 224, 3), "crop")
     files = [photograph(seed) for seed in range(16)]
     calls = {str(number): partial(read_image, file, spec) for number, file in enumerate(files)}
     seconds = in_turns(calls, ROUNDS)
     low, middle, high = statistics.quantiles(itertools.chain(*seconds.values()), n=4)
-    result = {
+    found = {
         "images_per_s": round(1 / middle, 1),
         "quartiles": [round(1 / high, 1), round(1 / low, 1)],
         "images": ROUNDS * len(files),
         "bytes": round(statistics.mean(map(len, files))),
         "cores": os.cpu_count(),
     }
-    DECODE.write_text(json.dumps(result) + "\n")
-    print(result)
+    DECODE.write_text(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from functools import cache
 from matplotlib.figure import Figure
 
 from experiments.plotting import BLUE, GREEN, ORANGE, PINK, logarithmic, save
-from experiments.scaling.decode import decoded, decoded_per_s
+from experiments.scaling.decode import decoded_per_s
 from experiments.tables import ROOT, table
 from resnet_jax.models import VARIANTS, summarize
 
@@ -215,10 +215,6 @@ def table_of_steps() -> str:
                 cells.append(f"{time(step.seconds)}, {share}{bound}")
             lines.append([batch, machine.title, *cells])
     return table(["batch", "devices", *(f"{n:,}" for n in SHOWN)], lines)
-
-
-def values() -> dict:
-    return {"decoded": decoded, "term": term, "steps": table_of_steps}
 
 
 def draw() -> Figure:

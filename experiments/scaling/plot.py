@@ -64,10 +64,6 @@ def rate(depth: int, size: int) -> str:
     return f"{number(6 * row['multiply_adds'] * row['batch'] / row['step_ms'] / 1e6)} GFLOP/s"
 
 
-def values() -> dict:
-    return {function.__name__: function for function in (done, table_of_costs, cost_ratio, rate)}
-
-
 def draw() -> Figure:
     """Measured time and memory against multiply-adds."""
     figure = Figure((10, 4.4), layout="constrained")
