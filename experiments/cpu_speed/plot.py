@@ -26,27 +26,20 @@ NAMES = [case["name"] for case in CASES]
 NOT_IN_SHORT = (32, 128, 512)  # batch sizes that the project's README leaves out
 
 
-def read(name: str) -> list[Row]:
+def read(name: str):
     return json.loads(RESULTS.with_name(f"{name}.json").read_text())
-
-
-def rows() -> list[Row]:
-    return json.loads(RESULTS.read_text())["rows"]
 
 
 def by_case() -> dict[str, dict[str, Row]]:
     """Rows by case and contender, with PyTorch's quickest setting as ``torch``."""
     found: dict[str, dict[str, Row]] = {name: {} for name in NAMES}
-    for row in rows():
+    for row in read("results")["rows"]:
         if "median_ms" in row:
             found[row["case"]][row["contender"]] = row
     for row in found.values():
         row["torch"] = min((row[n] for n in TORCH if n in row), key=lambda r: r["median_ms"])
+        row["speed_up"] = row["torch"]["median_ms"] / row["resnet_jax"]["median_ms"]
     return found
-
-
-def speed_up(row: dict[str, Row]) -> float:
-    return row["torch"]["median_ms"] / row["resnet_jax"]["median_ms"]
 
 
 def draw() -> Figure:
@@ -66,7 +59,7 @@ def draw() -> Figure:
     sweep.legend(frameon=False, fontsize=9, loc="upper right")
     sweep.set_title("ResNet-18, 32x32x1", fontsize=10)
 
-    ratios = [speed_up(found[name]) for name in NAMES[::-1]]
+    ratios = [found[name]["speed_up"] for name in NAMES[::-1]]
     colours = [BLUE if ratio >= 1 else ORANGE for ratio in ratios]
     drawn = bars.barh(NAMES[::-1], ratios, color=colours, height=0.65)
     bars.axvline(1, color=BLACK, lw=1)
@@ -79,32 +72,22 @@ def draw() -> Figure:
     return figure
 
 
-def _time(row: Row) -> str:
-    low, middle, high = (row[f"{key}_ms"] for key in ("quartile1", "median", "quartile3"))
-    return f"{middle:.1f} ms ({low:.1f} to {high:.1f})"
+def speed(in_full: bool = False) -> str:
+    """The cases beside PyTorch's quickest setting and Flax."""
 
+    def time(row: Row) -> str:
+        low, middle, high = (row[f"{key}_ms"] for key in ("quartile1", "median", "quartile3"))
+        return f"{middle:.1f} ms ({low:.1f} to {high:.1f})"
 
-def every_case() -> str:
-    """Every case beside PyTorch's quickest setting and Flax."""
-    return _speed([case["name"] for case in CASES])
-
-
-def speed() -> str:
-    """The cases that the project's README shows."""
-    return _speed([case["name"] for case in CASES if case["batch"] not in NOT_IN_SHORT])
-
-
-def _speed(cases: list[str]) -> str:
     lines, found = [], by_case()
-    for name in cases:
-        row = found[name]
-        setting = row["torch"]["contender"].removeprefix("torch ")
+    for case in (c for c in CASES if in_full or c["batch"] not in NOT_IN_SHORT):
+        row = found[case["name"]]
+        torch = f"{time(row['torch'])}, {row['torch']['contender'].removeprefix('torch ')}"
         flax = f"{row['flax']['median_ms']:.0f} ms"
-        torch = f"{_time(row['torch'])}, {setting}"
-        lines.append([name, _time(row["resnet_jax"]), torch, flax, f"**{speed_up(row):.2f}x**"])
-    return table(
-        ["ResNet-18", "resnet_jax", "PyTorch, best setting", "Flax, obvious", "speed-up"], lines
-    )
+        ratio = f"**{row['speed_up']:.2f}x**"
+        lines.append([case["name"], time(row["resnet_jax"]), torch, flax, ratio])
+    head = ["ResNet-18", "resnet_jax", "PyTorch, best setting", "Flax, obvious", "speed-up"]
+    return table(head, lines)
 
 
 def settings() -> str:
@@ -130,7 +113,8 @@ def starts() -> str:
     """Seconds from the start of Python to the end of the first training step."""
     lines = []
     for state in ("cold", "warm"):
-        seconds = [f"{r['seconds']:.1f}" for r in rows() if r["case"] == f"start, {state} cache"]
+        rows = [r for r in read("results")["rows"] if r["case"] == f"start, {state} cache"]
+        seconds = [f"{row['seconds']:.1f}" for row in rows]
         lines.append([f"{state} compilation cache", ", ".join(seconds)])
     return table(["start to first step, batch 64", "seconds"], lines)
 

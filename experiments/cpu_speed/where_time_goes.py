@@ -134,15 +134,11 @@ def measure(batch: int, lowering: str, flops_s: float, bytes_s: float) -> dict:
                     if name and kinds.get(name) not in ("call", "while", "conditional"):
                         spent[part(name, ops.get(name, ""), kinds)] += event.duration_ns
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    return {
-        "batch": batch,
-        "lowering": lowering,
-        "parts_ms": {name: round(spent[name] / STEPS / 1e6, 2) for name in PARTS},
-        "step_ms": round(1e3 * statistics.median(seconds), 2),
-        "floor_ms": round(floor_ms(batch, parameters, flops_s, bytes_s), 2),
-        "gflop_s": round(flops_s / 1e9, 1),
-        "gbyte_s": round(bytes_s / 1e9, 1),
-    }
+    row = {"batch": batch, "lowering": lowering}
+    row["parts_ms"] = {name: round(spent[name] / STEPS / 1e6, 2) for name in PARTS}
+    floor = floor_ms(batch, parameters, flops_s, bytes_s)
+    row |= {"step_ms": round(1e3 * statistics.median(seconds), 2), "floor_ms": round(floor, 2)}
+    return row | {"gflop_s": round(flops_s / 1e9, 1), "gbyte_s": round(bytes_s / 1e9, 1)}
 
 
 def main() -> None:

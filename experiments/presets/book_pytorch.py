@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 import resnet_jax as rj
-from experiments.cpu_speed.torch_resnet import UNITS, resnet
+from experiments.cpu_speed.torch_resnet import UNITS, accuracy, resnet
 from experiments.measuring import append_row, read_rows
 from resnet_jax.data.dataset import ArraySplit, load_dataset, sample
 from resnet_jax.data.sampler import EpochSampler
@@ -35,7 +35,7 @@ def as_input(images: np.ndarray) -> torch.Tensor:
     return (resized / 255 - 0.5) / 0.5
 
 
-def accuracy(layers: int, residual: bool, seed: int, data: rj.Dataset, test: ArraySplit) -> float:
+def train(layers: int, residual: bool, seed: int, data: rj.Dataset, test: ArraySplit) -> float:
     torch.manual_seed(seed)
     model = resnet(1, 10, layers=layers, residual=residual, stem_bias=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=BOOK.optim.learning_rate)
@@ -46,11 +46,7 @@ def accuracy(layers: int, residual: bool, seed: int, data: rj.Dataset, test: Arr
         optimizer.zero_grad()
         F.cross_entropy(model(images[indices]), labels[indices]).backward()
         optimizer.step()
-    model.eval()
-    with torch.no_grad():
-        parts = as_input(test.images).split(500)
-        guesses = torch.cat([model(part).argmax(1) for part in parts])
-    return float((guesses.numpy() == test.labels).mean())
+    return accuracy(model, as_input(test.images).split(500), test.labels)
 
 
 def main() -> None:
@@ -62,7 +58,7 @@ def main() -> None:
         what = {"layers": layers, "residual": residual, "seed": seed}
         if any(what.items() <= row.items() for row in done):
             continue
-        row = {**what, "accuracy": accuracy(layers, residual, seed, data, whole.test)}
+        row = {**what, "accuracy": train(layers, residual, seed, data, whole.test)}
         append_row(RESULTS, row)
         print(row, flush=True)
 

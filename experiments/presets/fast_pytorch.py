@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 import resnet_jax as rj
-from experiments.cpu_speed.torch_resnet import resnet
+from experiments.cpu_speed.torch_resnet import accuracy, resnet
 from experiments.measuring import append_row, in_process, read_rows
 from experiments.presets.measure import QUESTIONS, RUNS, measure
 from resnet_jax.data.dataset import ArraySplit
@@ -45,11 +45,9 @@ def train(seed: int) -> dict:
     kernels = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim == 1]
     settings = config.optim
+    groups = [{"params": kernels, "weight_decay": settings.weight_decay}, {"params": others}]
     optimizer = torch.optim.SGD(
-        [{"params": kernels, "weight_decay": settings.weight_decay}, {"params": others}],
-        lr=settings.learning_rate,
-        momentum=settings.momentum,
-        nesterov=settings.nesterov,
+        groups, settings.learning_rate, settings.momentum, nesterov=settings.nesterov
     )
     (mean,), (std,) = config.data.mean, config.data.std
 
@@ -57,13 +55,9 @@ def train(seed: int) -> dict:
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
         return ((pixels / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
-    def accuracy(split: ArraySplit) -> float:
-        model.eval()
-        with torch.inference_mode():
-            parts = np.array_split(split.images, -(-len(split) // config.batch_size))
-            guesses = torch.cat([model(as_input(part)).argmax(1) for part in parts])
-        model.train()
-        return float((guesses.numpy() == split.labels).mean())
+    def accuracy_on(split: ArraySplit) -> float:
+        parts = np.array_split(split.images, -(-len(split) // config.batch_size))
+        return accuracy(model, map(as_input, parts), split.labels)
 
     sampler = EpochSampler(len(data.train), config.batch_size, seed)
     total = sampler.steps(config.epochs)
@@ -77,10 +71,9 @@ def train(seed: int) -> dict:
         logits = model(as_input(data.train.images[indices]))
         F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing).backward()
         optimizer.step()
-        looks = (step + 1) % config.eval_every == 0
-        if looks and accuracy(data.validation) >= config.target:
+        if (step + 1) % config.eval_every == 0 and accuracy_on(data.validation) >= config.target:
             break
-    return {"steps": step + 1, "accuracy": accuracy(data.test)}
+    return {"steps": step + 1, "accuracy": accuracy_on(data.test)}
 
 
 def main() -> None:

@@ -71,23 +71,18 @@ def measure(name: str, seeds: Iterable[int], runs: Path) -> None:
             continue
         folder = runs / f"{name}-seed{seed}"
         command = [sys.executable, "-m", "resnet_jax", "train", *question.arguments]
-        resumed = folder.exists()
-        began = time.perf_counter()
-        subprocess.run([*command, "--seed", str(seed), "--run-dir", str(folder)], check=True)
+        command += ["--seed", str(seed), "--run-dir", str(folder)]
+        resumed, began = folder.exists(), time.perf_counter()
+        subprocess.run(command, check=True)
         seconds = time.perf_counter() - began
         tests = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "test"]
-        row = {
-            "question": name,
-            "seed": seed,
-            # A run that went on after a kill has no time of its own.
-            "seconds": None if resumed else round(seconds, 1),
-            **{key: value for key, value in machine().items() if key in ("cores", "processor")},
-            "load": round(os.getloadavg()[1], 1),
-            "tests": [
-                {key: test[key] for key in ("split", "checkpoint", "step", "accuracy", "loss")}
-                for test in tests
-            ],
-        }
+        kept = ("split", "checkpoint", "step", "accuracy", "loss")
+        where = machine()
+        row = {"question": name, "seed": seed}
+        # A run that went on after a kill has no time of its own.
+        row |= {"seconds": None if resumed else round(seconds, 1), "cores": where["cores"]}
+        row |= {"processor": where["processor"], "load": round(os.getloadavg()[1], 1)}
+        row |= {"tests": [{key: test[key] for key in kept} for test in tests]}
         append_row(RESULTS, row)
 
 
@@ -140,12 +135,11 @@ def presets(in_full: bool = False) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("questions", nargs="*", metavar="QUESTION", help=", ".join(QUESTIONS))
+    parser.add_argument("questions", nargs="*", help=", ".join(QUESTIONS))
     parser.add_argument("--runs", type=Path, default=RUNS)
     arguments = parser.parse_args()
-    for name in arguments.questions or QUESTIONS:
-        if name not in QUESTIONS:
-            parser.error(f"not known: {name}; give some of {', '.join(QUESTIONS)}")
+    if unknown := set(arguments.questions) - set(QUESTIONS):
+        parser.error(f"not known: {', '.join(unknown)}; give some of {', '.join(QUESTIONS)}")
     for name in arguments.questions or QUESTIONS:
         measure(name, range(QUESTIONS[name].seeds), arguments.runs)
 

@@ -17,12 +17,12 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
+from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import resnet_jax as rj
-from experiments.measuring import append_row, read_rows
+from experiments.measuring import Row, append_row, read_rows
 from experiments.residual_study.measure import Laboratory, carry_out
 from experiments.residual_study.study import Run, quick_runs, runs
 from resnet_jax.data.dataset import Dataset, sample
@@ -40,16 +40,14 @@ def load(config: rj.TrainConfig) -> Dataset:
     return sample(data, train=train, validation=validation, test=test, seed=config.data.subset_seed)
 
 
-def carry_out_all(left: list[Run]) -> Iterator[tuple[Run, dict[str, Any]]]:
+def carry_out_all(left: list[Run]) -> Iterator[tuple[Run, Row]]:
     """Network by network, so that no more than one's programs are in memory."""
-    loaded: dict[str, Dataset] = {}
-    for (network, setting), group in groupby(left, lambda run: (run.network, run.setting)):
+    load_once = cache(load)
+    for (network, _), group in groupby(left, lambda run: (run.network, run.setting)):
         laboratory = None
         for run in group:
-            if setting not in loaded:
-                loaded[setting] = load(run.config)
             laboratory = laboratory or Laboratory(network, run.config)
-            yield run, carry_out(run, laboratory, loaded[setting])
+            yield run, carry_out(run, laboratory, load_once(run.config))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -49,7 +49,7 @@ def _logarithmic(axes: Axes) -> None:
 
 
 def _legend(axes: Axes, **settings: Any) -> None:
-    if axes.get_legend_handles_labels()[0]:
+    if axes.lines:
         axes.legend(frameon=False, **settings)
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
+from flax import traverse_util
 
 import resnet_jax as rj
 from experiments.residual_study.study import Network, Run, keeps_shape
@@ -24,7 +25,7 @@ from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.models import Unit
 from resnet_jax.training.compiler import compiler_options
 from resnet_jax.training.optim import make_schedule
-from resnet_jax.training.steps import Counts, Metrics
+from resnet_jax.training.steps import Counts
 
 EVALUATED_AT_ONCE = 100  # divides the size of every split
 REMOVAL_IMAGES = 1000
@@ -35,14 +36,8 @@ POINTS = 20  # of a curve
 
 def gradient_norms() -> optax.GradientTransformation:
     """Passes the gradient on, and remembers the Euclidean norm of each parameter's."""
-
-    def norms(tree: Any) -> Any:
-        return jax.tree.map(jnp.linalg.norm, jax.tree.map(jnp.ravel, tree))
-
-    return optax.GradientTransformation(
-        lambda params: jax.tree.map(lambda _: jnp.zeros(()), params),
-        lambda updates, state, params=None: (updates, norms(updates)),
-    )
+    norms = partial(jax.tree.map, lambda leaf: jnp.linalg.norm(jnp.ravel(leaf)))
+    return optax.GradientTransformation(norms, lambda updates, *_: (updates, norms(updates)))
 
 
 def without_units(kept: jax.Array, units: list[str]) -> Callable[..., Any]:
@@ -102,9 +97,7 @@ class Laboratory:
         def draw(key: jax.Array) -> rj.TrainState:
             return rj.TrainState.drawn(model, tx, key, jnp.zeros((1, side, side, 1)))
 
-        def step(
-            state: rj.TrainState, batch: rj.Batch, rate: jax.Array, momentum: jax.Array
-        ) -> tuple[rj.TrainState, Metrics]:
+        def step(state: rj.TrainState, batch: rj.Batch, rate: jax.Array, momentum: jax.Array):
             settings = {"learning_rate": rate, "momentum": momentum}
             state = state.replace(opt_state=optax.tree_utils.tree_set(state.opt_state, **settings))
             return rj.train_step(state, rj.Batch(normalise(batch.images), batch.labels))
@@ -127,19 +120,13 @@ class Laboratory:
         """The parameters that `resnet-jax train --seed` begins with."""
         return self.draw(jax.random.split(jax.random.key(seed))[0])
 
-    def evaluate(
-        self, state: rj.TrainState, examples: rj.Batch, removed: int | None = None
-    ) -> tuple[float, float]:
+    def evaluate(self, state: rj.TrainState, examples: rj.Batch, removed: int | None = None):
         """Mean loss and accuracy in evaluation mode, without the unit of number ``removed``."""
-        kept = np.ones(len(self.network.units), np.float32)
-        if removed is not None:
-            kept[removed] = 0
+        kept = (np.arange(len(self.network.units)) != removed).astype(np.float32)
         total = len(examples.labels)
         assert total % EVALUATED_AT_ONCE == 0
-        batches = (
-            rj.Batch(*(np.asarray(a[start : start + EVALUATED_AT_ONCE]) for a in examples))
-            for start in range(0, total, EVALUATED_AT_ONCE)
-        )
+        parts = (np.split(np.asarray(a), total // EVALUATED_AT_ONCE) for a in examples)
+        batches = map(rj.Batch, *parts)
         counts = jax.device_get([self.count(state, kept, batch) for batch in batches])
         correct = sum(int(np.trace(part.confusion)) for part in counts)
         return sum(float(part.loss) for part in counts) / total, correct / total
@@ -169,8 +156,8 @@ def carry_out(run: Run, lab: Laboratory, data: Dataset) -> dict[str, Any]:
         metrics.append(measured)
         if step in looks:
             # Read now: the next step takes the buffers over.
-            norms = jax.device_get(state.opt_state[0])
-            gradients.append([_kernel(norms, path) for path in run.network.kernels])
+            flat = traverse_util.flatten_dict(jax.device_get(state.opt_state[0]))
+            gradients.append([float(flat[*path, "kernel"]) for path in run.network.kernels])
         if (step + 1) % (config.eval_every or total) == 0 or step + 1 == total:
             evaluations.append((step + 1, *lab.evaluate(state, validation)))
     loss, accuracy = lab.evaluate(state, test)
@@ -193,12 +180,6 @@ def carry_out(run: Run, lab: Laboratory, data: Dataset) -> dict[str, Any]:
     result = rounded(result)
     result["seconds"] = round(time.perf_counter() - began, 1)
     return result
-
-
-def _kernel(tree: Any, path: tuple[str, ...]) -> float:
-    for name in (*path, "kernel"):
-        tree = tree[name]
-    return float(tree)
 
 
 def _thinned(metrics: list[Any]) -> dict[str, list[float]]:
