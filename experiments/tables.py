@@ -43,7 +43,6 @@ PAGES = {
 
 
 def table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
-    """A Markdown table."""
     head = list(map(str, head))
     lines = [head, ["---"] * len(head), *(map(str, row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -76,7 +75,6 @@ def replaced(content: str, name: str, text: str) -> str:
 
 
 def write(page: Path, name: str, text: str) -> None:
-    """Put a text, often a table, behind the mark of that name in a page."""
     page.write_text(replaced(page.read_text(), name, text))
 
 

@@ -78,7 +78,6 @@ def milliseconds(calls: dict[str, Callable], rounds: int, times: int) -> dict[st
 
 
 def alone(name: str, batch: int, shape: tuple[int, int, int, int, int]) -> list[Row]:
-    """A row for each pass of one convolution."""
     side, kernel, stride, channels, features = shape
     geometry = Geometry.of((side, side), kernel, stride, kernel // 2)
     live = geometry.trimmed()
@@ -133,7 +132,6 @@ def within(name: str, batch: int, what: str) -> list[Row]:
 
 
 def main() -> None:
-    """Writes algorithms.json, keeping the rows that were not asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="networks whose name contains this")
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)

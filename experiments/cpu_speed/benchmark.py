@@ -30,6 +30,7 @@ from resnet_jax.memory import tuned
 RESULTS = Path(__file__).with_name("results.json")
 TORCH = ("torch eager", "torch channels_last", "torch bf16", "torch compile")
 CONTENDERS = ("resnet_jax", "flax", *TORCH)
+SECONDS = 0.6  # of one turn
 TOO_LONG = 3  # times its share of a case's time, and a contender's turns are over
 
 
@@ -68,8 +69,7 @@ class Contender:
         self.process.communicate()
 
 
-def measure(case: Row, names: list[str], rounds: int, seconds: float) -> list[Row]:
-    """One case for contenders of these names: a row of results each."""
+def measure(case: Row, names: list[str], rounds: int) -> list[Row]:
     contenders, rows, compiling = {}, [], {}
     with tempfile.TemporaryDirectory() as cache:
         for name in names:
@@ -90,12 +90,12 @@ def measure(case: Row, names: list[str], rounds: int, seconds: float) -> list[Ro
         warm = contender.time(2)
         times[name], peaks[name] = warm["seconds"], warm["peak_mib"]
         # As many calls a turn as fill the turn; a hopeless contender gets none.
-        if sum(warm["seconds"]) <= TOO_LONG * rounds * seconds:
-            calls[name] = max(2, round(seconds / min(warm["seconds"])))
+        if sum(warm["seconds"]) <= TOO_LONG * rounds * SECONDS:
+            calls[name] = max(2, round(SECONDS / min(warm["seconds"])))
             times[name] = []
     for _ in range(rounds):
         for name, count in calls.items():
-            if sum(times[name]) <= TOO_LONG * rounds * seconds:  # else its few calls say enough
+            if sum(times[name]) <= TOO_LONG * rounds * SECONDS:  # else its few calls say enough
                 answer = contenders[name].time(count)
                 times[name] += answer["seconds"]
                 peaks[name] = answer["peak_mib"]
@@ -127,32 +127,26 @@ def measure_start(rounds: int) -> list[Row]:
 
 
 def main() -> None:
-    """Measures and writes, keeping the rows of cases that were not asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7, help="turns of every contender")
-    parser.add_argument("--seconds", type=float, default=0.6, help="length of one turn")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--skip", choices=CONTENDERS, help="whose rows are kept, not measured")
-    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
 
-    old = json.loads(options.results.read_text())["rows"] if options.results.exists() else []
+    old = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     order = [case["name"] for case in CASES]
     for chosen in [*(c for c in CASES if options.only in c["name"]), None]:
         if chosen is None and options.only not in "start, cold cache":
             continue
-        if chosen:
-            names = [name for name in CONTENDERS if name != options.skip]
-            rows = measure(chosen, names, options.rounds, options.seconds)
-        else:
-            rows = measure_start(options.rounds)
+        names = [name for name in CONTENDERS if name != options.skip]
+        rows = measure(chosen, names, options.rounds) if chosen else measure_start(options.rounds)
         print(*rows, sep="\n", flush=True)
         again = {row["case"] for row in rows}
         kept = [row for row in old if row["case"] not in again or row["contender"] == options.skip]
         old = kept + rows
         old.sort(key=lambda row: order.index(row["case"]) if row["case"] in order else len(order))
         packages = ("jax", "flax", "optax", "torch")
-        write_json(options.results, {"machine": machine(*packages), "rows": old})
+        write_json(RESULTS, {"machine": machine(*packages), "rows": old})
 
 
 if __name__ == "__main__":

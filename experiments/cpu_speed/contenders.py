@@ -99,7 +99,6 @@ def contender(name: str, case: Row) -> Call:
 
 
 def main() -> None:
-    """Answers each number on stdin with a line of JSON."""
     call = contender(sys.argv[1], json.loads(sys.argv[2]))
     call()
     print(json.dumps({"ready": True}), flush=True)

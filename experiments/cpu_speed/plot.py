@@ -43,7 +43,6 @@ def by_case() -> dict[str, dict[str, Row]]:
 
 
 def draw() -> Figure:
-    """Milliseconds an image against the batch size, and each case beside PyTorch."""
     found = by_case()
     figure = Figure((10, 3.9), layout="constrained")
     sweep, bars = figure.subplots(1, 2, width_ratios=(1, 1.15))
@@ -73,7 +72,6 @@ def draw() -> Figure:
 
 
 def speed(in_full: bool = False) -> str:
-    """The cases beside PyTorch's quickest setting and Flax."""
 
     def time(row: Row) -> str:
         low, middle, high = (row[f"{key}_ms"] for key in ("quartile1", "median", "quartile3"))
@@ -91,7 +89,6 @@ def speed(in_full: bool = False) -> str:
 
 
 def settings() -> str:
-    """Median of every contender."""
     cells = [
         [case, *(f"{row[name]['median_ms']:.1f}" if name in row else "" for name in CONTENDERS)]
         for case, row in by_case().items()
@@ -110,7 +107,6 @@ def memory() -> str:
 
 
 def starts() -> str:
-    """Seconds from the start of Python to the end of the first training step."""
     lines = []
     for state in ("cold", "warm"):
         rows = [r for r in read("results")["rows"] if r["case"] == f"start, {state} cache"]
@@ -132,7 +128,6 @@ def phases() -> str:
 
 
 def profile() -> str:
-    """Where a step's time goes: rows of `where_time_goes.json`."""
     steps = read("where_time_goes")
     lines = [[p, *(f"{s['parts_ms'][p]:.1f}" for s in steps)] for p in steps[0]["parts_ms"]]
     for title, key in (("**step, undisturbed**", "step_ms"), ("**floor**", "floor_ms")):

@@ -24,7 +24,6 @@ STARTS = 7
 
 
 def start(began: float) -> dict[str, float]:
-    """Seconds of each phase, in this process."""
     seconds, last = {}, began
 
     def done(phase: str) -> None:

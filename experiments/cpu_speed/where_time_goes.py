@@ -103,7 +103,6 @@ def rates() -> tuple[float, float]:
 
 
 def measure(batch: int, lowering: str, flops_s: float, bytes_s: float) -> dict:
-    """Time of the parts of a training step, of the whole, and the floor."""
     model = rj.ResNet18(num_classes=10, lowering=lowering)
     generator = np.random.default_rng(0)
     images = jax.device_put(generator.standard_normal((batch, 32, 32, 1), np.float32))
@@ -142,7 +141,6 @@ def measure(batch: int, lowering: str, flops_s: float, bytes_s: float) -> dict:
 
 
 def main() -> None:
-    """Writes where_time_goes.json."""
     flops_s, bytes_s = rates()
     rows = []
     for batch in (64, 256):

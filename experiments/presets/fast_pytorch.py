@@ -33,7 +33,6 @@ RESULTS = Path(__file__).with_suffix(".jsonl")
 
 
 def train(seed: int) -> dict:
-    """One run: steps done, and the accuracy on the test images at its end."""
     config = rj.PRESETS["fast"]
     data = rj.load_dataset(config.data.name)
     torch.manual_seed(seed)
@@ -77,7 +76,6 @@ def train(seed: int) -> dict:
 
 
 def main() -> None:
-    """Runs the seeds that have no line yet, each right after the command's own run of it."""
     if len(sys.argv) > 1:
         print(json.dumps(train(int(sys.argv[1]))))
         return

@@ -15,7 +15,6 @@ from experiments.plotting import BLUE, ORANGE, logarithmic
 
 
 def draw(run: rj.Run) -> Figure:
-    """Loss and accuracy over the epochs; ten test digits and the five most doubtful ones."""
     metrics = run.metrics()
     train, validation = (metrics[metrics["kind"] == kind] for kind in ("train", "validation"))
     figure = Figure((10, 5.2), layout="constrained")

@@ -63,7 +63,6 @@ QUESTIONS = {
 
 
 def measure(name: str, seeds: Iterable[int], runs: Path) -> None:
-    """Runs those seeds of a question that have no line yet."""
     question = QUESTIONS[name]
     done = {(row["question"], row["seed"]) for row in read_rows(RESULTS)}
     for seed in seeds:
@@ -87,7 +86,6 @@ def measure(name: str, seeds: Iterable[int], runs: Path) -> None:
 
 
 def accuracy_of(accuracies: list[float]) -> str:
-    """Mean and standard deviation, in percent."""
     spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
     return f"{statistics.mean(accuracies):.2f} %{spread}"
 
@@ -102,7 +100,6 @@ def time_of(rows: list[Row], in_full: bool) -> str:
 
 
 def of_pytorch(question: Question, in_full: bool) -> str:
-    """PyTorch's accuracy and time, on these images and on others."""
     rows = read_rows(HERE / question.pytorch) if question.pytorch else []
     rows = [row for row in rows if question.rows_of_pytorch.items() <= row.items()]
     found = [f"{question.on_other_images} on other images"] if question.on_other_images else []

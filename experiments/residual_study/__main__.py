@@ -33,7 +33,6 @@ QUICK_RESULTS = Path("runs/residual_study_quick.jsonl")
 
 
 def load(config: rj.TrainConfig) -> Dataset:
-    """The sample of the dataset that a setting asks for."""
     assert config.data.subset
     train, validation, test = config.data.subset
     data = rj.load_dataset(config.data.name, config.data.dir)

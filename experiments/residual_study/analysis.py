@@ -32,7 +32,6 @@ class Study:
         self.frame["kind"] = np.where(self.frame["residual"], "residual", "plain")
 
     def select(self, setting: str, kind: str, layers: int, rate: float, norm: str = "batch"):
-        """The runs of one network with one rate, by seed."""
         found = self.frame.query(
             "setting == @setting and kind == @kind and layers == @layers and rate == @rate "
             "and norm == @norm"
@@ -65,7 +64,6 @@ class Study:
         return _difference(residual, self.select("book", "plain", layers, 0.005))
 
     def deepening(self, setting: str, kind: str, deep: int, shallow: int, rate: float) -> str:
-        """A deeper network minus a shallower one."""
         deeper, shallower = (self.select(setting, kind, n, rate) for n in (deep, shallow))
         return _difference(deeper, shallower)
 
@@ -142,22 +140,18 @@ class Study:
         return f"{usable.min():g} to {usable.max():g} (best {means.idxmax():g})"
 
     def done(self) -> str:
-        """How much of the study the numbers come from."""
         wanted = [run.key for run in runs()]
         keys = self.frame[list(wanted[0])].to_dict("records")
         count = sum(key in keys for key in wanted)
         return f"{'' if count == len(wanted) else 'partial: '}{count} of {len(wanted)} runs"
 
     def hours(self) -> str:
-        """Time of the runs together."""
         return f"{self.frame['seconds'].sum() / 3600:.1f} hours"
 
     def longest(self) -> str:
-        """Time of the longest training."""
         return f"{self.frame['seconds'].max() / 60:.0f} minutes"
 
     def table_of_accuracy(self, setting: str, norm: str = "batch") -> str:
-        """Mean and spread of every network and rate of a setting, and the gains."""
         lines = []
         chosen = self.frame.query("setting == @setting and norm == @norm")
         for (layers, rate), _ in chosen.groupby(["layers", "rate"]):
@@ -166,7 +160,6 @@ class Study:
         return table(["layers", "rate", "plain", "residual", "residual - plain"], lines)
 
     def table_of_pytorch(self) -> str:
-        """Our accuracies beside PyTorch's."""
         lines = []
         groups = pytorch().groupby(["layers", "rate", "kind", "images"])["accuracy"]
         for (layers, rate, kind, images), theirs in groups:

@@ -75,11 +75,9 @@ def _by_depth(study: Study, panels: list[tuple[str, float, str]], norm: str) -> 
             found = {n: study.select(setting, kind, n, rate, norm)["accuracy"] for n in layers}
             found = {n: values for n, values in found.items() if len(values)}
             for n, values in found.items():
-                axes.plot(
-                    np.full(len(values), n + (0.4 if kind == "residual" else -0.4)), values,
-                    style["marker"], color=style["color"], alpha=0.35, markersize=4,
-                    markeredgewidth=0,
-                )  # fmt: skip
+                at = np.full(len(values), n + (0.4 if kind == "residual" else -0.4))
+                faint = {"alpha": 0.35, "markersize": 4, "markeredgewidth": 0}
+                axes.plot(at, values, style["marker"], color=style["color"], **faint)
             axes.plot(list(found), [v.mean() for v in found.values()], **style, **SMALL)
         axes.set_xticks(layers)
         axes.set_xlabel("layers")
@@ -89,7 +87,6 @@ def _by_depth(study: Study, panels: list[tuple[str, float, str]], norm: str) -> 
 
 
 def depth(study: Study) -> Figure:
-    """Accuracy by depth: the book's setting at both rates, and the stronger one."""
     panels = [("book", rate, f"book, rate {rate:g}") for rate in (0.005, 0.01)]
     stronger = study.frame.query("setting == 'stronger' and norm == 'batch'")
     for rate in stronger["rate"].unique()[:1]:
@@ -98,7 +95,6 @@ def depth(study: Study) -> Figure:
 
 
 def norm(study: Study) -> Figure:
-    """Accuracy by depth without batch norm."""
     rows = study.frame.query("norm == 'none' and (setting == 'stronger' or rate in (0.005, 0.01))")
     panels = sorted(set(zip(rows["setting"], rows["rate"], strict=True)))
     figure = _by_depth(
@@ -110,7 +106,6 @@ def norm(study: Study) -> Figure:
 
 
 def curves(study: Study) -> Figure:
-    """Training and validation loss by step: mean over seeds, and from the least to the most."""
     layers = _layers(study)
     titles = [f"{n} layers, rate {RATE:g}" for n in layers]
     figure, grid = _panels(titles, 2, sharex=True, sharey="row")
@@ -149,19 +144,16 @@ def gradient(study: Study) -> Figure:
                     continue
                 norms = _norms(found)
                 at, label = np.arange(1, norms.shape[1] + 1), style["label"]
-                first.plot(
-                    at, norms[0], color=style["color"], linestyle=line, marker=style["marker"],
-                    markersize=2.5, linewidth=1.2,
-                    label=label + ("" if norm_kind == "batch" else ", no batch norm"),
-                )  # fmt: skip
+                shown = {"color": style["color"], "marker": style["marker"], "linestyle": line}
+                shown["label"] = label + ("" if norm_kind == "batch" else ", no batch norm")
+                first.plot(at, norms[0], markersize=2.5, linewidth=1.2, **shown)
                 if norm_kind == "none":
                     continue
                 steps = found["gradient"].iloc[0]["step"]
                 for layer, mark, what in ((1, "o", "first unit"), (-2, "^", "last unit")):
-                    later.plot(
-                        steps, norms[:, layer], color=style["color"], marker=mark, markersize=4,
-                        linestyle=style["linestyle"], label=f"{label}, {what}",
-                    )  # fmt: skip
+                    shown = {"marker": mark, "markersize": 4, "linestyle": style["linestyle"]}
+                    shown |= {"color": style["color"], "label": f"{label}, {what}"}
+                    later.plot(steps, norms[:, layer], **shown)
         later.set_title(f"{n} layers, while training", fontsize=10)
         later.set_xlabel("step")
         first.set_xlabel("layer, from the image to the logits")
@@ -203,7 +195,6 @@ def shortcut(study: Study) -> Figure:
 
 
 def removal(study: Study) -> Figure:
-    """Accuracy of trained networks without one of their units."""
     figure, panels = _by_unit(study, "unit left out")
     for axes, n in panels:
         for kind, style in STYLE.items():
@@ -223,7 +214,6 @@ def removal(study: Study) -> Figure:
 
 
 def rates(study: Study) -> Figure:
-    """Accuracy by learning rate in the book's setting."""
     layers = [n for n in _layers(study) if len(study.sweep("residual", n)) > 2]
     figure, grid = _panels([f"{n} layers" for n in layers], sharey=True)
     for axes, n in zip(grid[0], layers, strict=False):

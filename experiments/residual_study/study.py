@@ -28,7 +28,6 @@ class Network:
 
     @property
     def units(self) -> list[str]:
-        """Names of the units, in order."""
         sizes = enumerate(STAGE_SIZES[self.layers], 1)
         return [f"stage{s}_unit{u + 1}" for s, size in sizes for u in range(size)]
 
@@ -71,7 +70,6 @@ class Run:
 
     @property
     def key(self) -> dict[str, Any]:
-        """What names the run in the results."""
         network = dataclasses.asdict(self.network)
         return {"setting": self.setting, **network, "rate": self.rate, "seed": self.seed}
 
@@ -150,12 +148,10 @@ def runs() -> list[Run]:
 
 
 def quick_runs() -> list[Run]:
-    """The miniature."""
     return [run for grid in QUICK_GRIDS for run in _runs_of(grid, width=8, quick=True)]
 
 
 def _runs_of(grid: Grid, width: int = 64, quick: bool = False) -> Iterator[Run]:
-    """All combinations, network by network."""
     setting, layers, norm, rates, seeds, removal = grid
     for depth in layers:
         for residual in (True, False):

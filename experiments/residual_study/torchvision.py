@@ -26,7 +26,6 @@ SEED = 0  # of the stored weights of resnet18
 
 
 def compare() -> Row:
-    """Logits of the same images for several sizes."""
     stored = np.load(ROOT / "tests/interop/torchvision_logits.npz")
     model = rj.ResNet18(num_classes=NUM_CLASSES)
     init = partial(model.init, train=False)
@@ -69,7 +68,6 @@ def table_of_torchvision() -> str:
 
 
 def torchvision_difference() -> str:
-    """The largest difference of logits, relative to the largest logit of an image's size."""
     rows = json.loads(RESULTS.read_text())["rows"]
     return f"{max(row['largest_difference'] / row['largest_logit'] for row in rows):.1e}"
 

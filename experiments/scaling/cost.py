@@ -110,7 +110,6 @@ def measure(part: str, cell: Cell) -> Row:
 
 
 def main() -> None:
-    """Measures what has no line yet, small images first."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", nargs="?", choices=PARTS, help="default: both")
     parser.add_argument("--quick", action="store_true", help="one tiny cell, for tests")

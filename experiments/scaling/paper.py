@@ -124,7 +124,6 @@ class Machine:
     decodes_itself: bool = False  # the device is the host's processor
 
     def all_reduce(self, size: float, n: int) -> float:
-        """Seconds of an all-reduce over ``n`` devices, level by level."""
         seconds = 0.0
         for level in self.levels:
             joined = min(n, level.members)
@@ -134,7 +133,6 @@ class Machine:
         return seconds
 
     def step(self, net: Network, n: int, per_device: float) -> Step:
-        """A step of ``n`` devices with ``per_device`` images each."""
         compute = per_device * 3 * 2 * net.multiply_adds / (self.flops * self.share)
         per_host = min(self.cores * decoded_per_s(), self.storage / IMAGE_BYTES)
         reading = min(n, self.devices_per_host) * per_device / per_host
@@ -192,7 +190,6 @@ def step_of(machine: str, batch: str, n: int) -> Step:
 
 
 def time(seconds: float) -> str:
-    """Three digits and the unit."""
     value, unit = (seconds, "s") if seconds >= 0.9995 else (1e3 * seconds, "ms")
     return f"{value:,.0f} {unit}" if value >= 99.5 else f"{value:.3g} {unit}"
 
@@ -218,7 +215,6 @@ def table_of_steps() -> str:
 
 
 def draw() -> Figure:
-    """Every term and the whole step against the number of devices."""
     figure = Figure((12, 5.4), layout="constrained")
     grid = figure.subplots(2, len(machines()), sharex=True, sharey="row")
     for batch, row in zip(("grows", "stays"), grid, strict=True):

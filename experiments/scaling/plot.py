@@ -10,21 +10,17 @@ from functools import cache, partial
 
 from matplotlib.figure import Figure
 
-from experiments.measuring import MISSING, Row, read_rows
+from experiments.measuring import Row, read_rows
 from experiments.plotting import BLUE, GREEN, ORANGE, PINK, logarithmic, save
-from experiments.scaling.cost import CELLS, COSTS, DEPTHS, SIZES
+from experiments.scaling.cost import COSTS, DEPTHS, SIZES
 from experiments.tables import table
 
 
 @cache
 def costs(part: str) -> dict[tuple[int, int], Row]:
-    """The measured cells of the whole table, by depth and size."""
-    wanted = [(cell.depth, cell.size, cell.batch, cell.width) for cell in CELLS]
-    return {
-        (row["depth"], row["size"]): row
-        for row in read_rows(COSTS)
-        if row["part"] == part and (row["depth"], row["size"], row["batch"], row["width"]) in wanted
-    }
+    """The measured cells, by depth and size."""
+    rows = [row for row in read_rows(COSTS) if row["part"] == part]
+    return {(row["depth"], row["size"]): row for row in rows}
 
 
 def number(value: float) -> str:
@@ -32,45 +28,29 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 99.5 else f"{value:.3g}"
 
 
-def done() -> str:
-    """Which part of the cells is measured; the others say so in their place."""
-    count = len(costs("steps"))
-    return "complete" if count == len(CELLS) else f"partial: {count} of {len(CELLS)} cells"
-
-
 def table_of_costs(part: str, key: str, factor: float = 1.0) -> str:
-    """One measured quantity, by depth and size."""
     found = {cell: number(factor * row[key]) for cell, row in costs(part).items()}
-    lines = [
-        [f"ResNet-{depth}", *(found.get((depth, size), MISSING) for size in SIZES)]
-        for depth in DEPTHS
-    ]
+    lines = [[f"ResNet-{depth}", *(found[depth, size] for size in SIZES)] for depth in DEPTHS]
     return table(["", *(f"{size}x{size}" for size in SIZES)], lines)
 
 
 def cost_ratio(key: str, more: tuple[int, int], less: tuple[int, int]) -> str:
     """How many times one cell, (depth, size), is another."""
     found = costs("steps")
-    if more not in found or less not in found:
-        return MISSING
     return f"{number(found[more][key] / found[less][key])} times"
 
 
 def rate(depth: int, size: int) -> str:
-    """Arithmetic of a measured step, by the nominal count."""
-    row = costs("steps").get((depth, size))
-    if row is None:
-        return MISSING
+    row = costs("steps")[depth, size]
     return f"{number(6 * row['multiply_adds'] * row['batch'] / row['step_ms'] / 1e6)} GFLOP/s"
 
 
 def draw() -> Figure:
-    """Measured time and memory against multiply-adds."""
     figure = Figure((10, 4.4), layout="constrained")
     time, memory = figure.subplots(1, 2)
     styles = ((PINK, "D"), (GREEN, "^"), (ORANGE, "s"), (BLUE, "o"))
     for size, (colour, marker) in zip(SIZES, styles, strict=True):
-        rows = [costs("steps")[d, size] for d in DEPTHS if (d, size) in costs("steps")]
+        rows = [costs("steps")[depth, size] for depth in DEPTHS]
         work = [row["multiply_adds"] / 1e9 for row in rows]
         times = [row["step_ms"] / row["batch"] for row in rows]
         style = {"color": colour, "marker": marker, "ms": 6, "lw": 1.4}
@@ -78,7 +58,7 @@ def draw() -> Figure:
         memory.plot(work, [row["program_mib"] for row in rows], **style, label=f"{size}x{size}")
         memory.plot(work, [row["peak_mib"] for row in rows], **style | {"ls": ":", "mfc": "white"})
         note = partial(time.annotate, textcoords="offset points", fontsize=8, color=colour)
-        for at, place in ((0, (5, -9)), (-1, (-4, 7))) if rows else ():
+        for at, place in ((0, (5, -9)), (-1, (-4, 7))):
             note(str(rows[at]["depth"]), (work[at], times[at]), place)
     low, high = time.get_xlim()
     for gflops in (10, 100):
