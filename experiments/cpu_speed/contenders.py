@@ -1,21 +1,23 @@
-"""One contender in one process: told on stdin how many calls to time, it answers their seconds.
+"""How long do calls of one contender take, in a process of its own?
 
-python contenders.py CONTENDER CASE    where CASE is a row of benchmark.CASES as JSON
+Command:   python -m experiments.cpu_speed.contenders CONTENDER CASE     (`benchmark.py` does)
+Result:    for each number read from stdin, the seconds of so many calls; CASE is a row of
+           `benchmark.CASES` as JSON
 """
 
 import json
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
+
+from experiments.measuring import Row, in_turns, peak_mib
 
 Call = Callable[[], object]  # does one step or one prediction and waits for the result
 
 
-def examples(case: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def examples(case: Row) -> tuple[np.ndarray, np.ndarray]:
     """float32[N, H, W, C] images and int32[N] labels."""
     generator = np.random.default_rng(0)
     shape = case["batch"], case["size"], case["size"], case["channels"]
@@ -23,13 +25,13 @@ def examples(case: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     return generator.standard_normal(shape, np.float32), labels.astype(np.int32)
 
 
-def with_jax(case: dict[str, Any], obvious: bool) -> Call:
+def with_jax(case: Row, obvious: bool) -> Call:
     """This package as its command sets it up, or Flax written the obvious way."""
     import jax
     import optax
-    from obvious_flax import ResNet18
 
     import resnet_jax as rj
+    from experiments.cpu_speed.obvious_flax import ResNet18
 
     network = ResNet18 if obvious else rj.ResNet18
     model = network(num_classes=case["classes"], width=case["width"], stem=case["stem"])
@@ -55,12 +57,13 @@ def with_jax(case: dict[str, Any], obvious: bool) -> Call:
     return train
 
 
-def with_torch(case: dict[str, Any], setting: str) -> Call:
+def with_torch(case: Row, setting: str) -> Call:
     """The same network in PyTorch: eager, channels_last, bf16 (autocast) or compile."""
     import torch
-    from torch_resnet import resnet18
 
-    model = resnet18(case["channels"], case["classes"], case["width"], case["stem"])
+    from experiments.cpu_speed.torch_resnet import resnet
+
+    model = resnet(case["channels"], case["classes"], case["width"], case["stem"])
     images, labels = (torch.from_numpy(a) for a in examples(case))
     images, labels = images.permute(0, 3, 1, 2).contiguous(), labels.long()
     if setting == "channels_last":
@@ -89,33 +92,18 @@ def with_torch(case: dict[str, Any], setting: str) -> Call:
     return train
 
 
-CONTENDERS: dict[str, Callable[[dict[str, Any]], Call]] = {
-    "resnet_jax": partial(with_jax, obvious=False),
-    "flax": partial(with_jax, obvious=True),
-    "torch eager": partial(with_torch, setting="eager"),
-    "torch channels_last": partial(with_torch, setting="channels_last"),
-    "torch bf16": partial(with_torch, setting="bf16"),
-    "torch compile": partial(with_torch, setting="compile"),
-}
-
-
-def peak_mib() -> float:
-    """Largest resident memory of this process so far (of this program alone, unlike ru_maxrss)."""
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
+def contender(name: str, case: Row) -> Call:
+    if name.startswith("torch "):
+        return with_torch(case, name.removeprefix("torch "))
+    return with_jax(case, obvious=name == "flax")
 
 
 def main() -> None:
-    """Answers each number on stdin with a line of JSON."""
-    call = CONTENDERS[sys.argv[1]](json.loads(sys.argv[2]))
+    call = contender(sys.argv[1], json.loads(sys.argv[2]))
     call()
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
-        seconds = []
-        for _ in range(int(line)):
-            start = time.perf_counter()
-            call()
-            seconds.append(time.perf_counter() - start)
+        seconds = in_turns({"call": call}, rounds=int(line))["call"]
         print(json.dumps({"seconds": seconds, "peak_mib": peak_mib()}), flush=True)
 
 

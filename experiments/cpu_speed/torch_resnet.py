@@ -1,20 +1,26 @@
-"""ResNet-18 in PyTorch, layer for layer the network of this package, for the comparison."""
+"""ResNet in PyTorch, layer for layer the network of this package, for the comparisons."""
 
+from collections.abc import Iterable
+
+import numpy as np
 import torch
 from torch import nn
 
+UNITS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+
 
 class Unit(nn.Module):
-    """Basic unit: two 3x3 convolutions and the shortcut."""
+    """Basic unit: two 3x3 convolutions, and the shortcut unless it is a plain one."""
 
-    def __init__(self, inputs: int, features: int, stride: int) -> None:
+    def __init__(self, inputs: int, features: int, stride: int, residual: bool) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, features, 3, stride, 1, bias=False)
         self.norm1 = nn.BatchNorm2d(features)
         self.conv2 = nn.Conv2d(features, features, 3, 1, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(features)
+        self.residual = residual
         self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or inputs != features:
+        if residual and (stride != 1 or inputs != features):
             projection = nn.Conv2d(inputs, features, 1, stride, bias=False)
             self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(features))
         self.relu = nn.ReLU(inplace=True)
@@ -22,23 +28,39 @@ class Unit(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.relu(self.norm1(self.conv1(x)))
         y = self.norm2(self.conv2(y))
-        return self.relu(y + self.shortcut(x))
+        return self.relu(y + self.shortcut(x) if self.residual else y)
 
 
-def resnet18(channels: int, num_classes: int, width: int, stem: str) -> nn.Sequential:
+def resnet(
+    channels: int,
+    num_classes: int,
+    width: int = 64,
+    stem: str = "imagenet",
+    *,
+    layers: int = 18,
+    residual: bool = True,
+    stem_bias: bool = False,
+) -> nn.Sequential:
     """float[N, channels, H, W] -> float[N, num_classes]."""
+    kernel, stride, padding = (7, 2, 3) if stem == "imagenet" else (3, 1, 1)
+    first = nn.Conv2d(channels, width, kernel, stride, padding, bias=stem_bias)
+    parts: list[nn.Module] = [first, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
     if stem == "imagenet":
-        first = [nn.Conv2d(channels, width, 7, 2, 3, bias=False)]
-    else:
-        first = [nn.Conv2d(channels, width, 3, 1, 1, bias=False)]
-    layers: list[nn.Module] = [*first, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-    if stem == "imagenet":
-        layers.append(nn.MaxPool2d(3, 2, 1))
+        parts.append(nn.MaxPool2d(3, 2, 1))
     inputs = width
-    for stage in range(4):
-        for number in range(2):
+    for stage, units in enumerate(UNITS[layers]):
+        for number in range(units):
             features = width * 2**stage
-            layers.append(Unit(inputs, features, 2 if stage and not number else 1))
+            parts.append(Unit(inputs, features, 2 if stage and not number else 1, residual))
             inputs = features
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, num_classes)]
-    return nn.Sequential(*layers)
+    parts += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, num_classes)]
+    return nn.Sequential(*parts)
+
+
+def accuracy(model: nn.Module, parts: Iterable[torch.Tensor], labels: np.ndarray) -> float:
+    """Share of images, given in parts, whose class the model guesses in evaluation mode."""
+    model.eval()
+    with torch.inference_mode():
+        guesses = torch.cat([model(part).argmax(1) for part in parts])
+    model.train()
+    return float((guesses.numpy() == labels).mean())

@@ -1,9 +1,10 @@
 """Where does the time of a training step go on a CPU, before and after, and what is its floor?
 
-Command:   python experiments/cpu_speed/where_time_goes.py; python experiments/cpu_speed/plot.py
-Result:    where_time_goes.json: milliseconds by kind of work, for XLA's own convolutions
-           (lowering="reference") and the algorithms of resnet_jax.ops ("auto")
-Machine:   see results.json; run it on an idle one
+Command:   python -m experiments.cpu_speed.where_time_goes     (three minutes)
+Result:    where_time_goes.json: milliseconds by kind of work over ten steps, for XLA's own
+           convolutions (lowering="reference") and the algorithms of resnet_jax.ops ("auto"); the
+           median step at batch 64 falls from 853 to 159 ms
+Machine:   2 cores of an AMD EPYC, idle
 
 The profiler names the instruction behind each event, and the compiled program's metadata the layer
 that it comes from. Two instructions may run at once on two cores, so that the parts of a step can
@@ -14,7 +15,6 @@ import json
 import re
 import statistics
 import tempfile
-import time
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +25,7 @@ import numpy as np
 import optax
 
 import resnet_jax as rj
+from experiments.measuring import in_turns, write_json
 from resnet_jax.memory import restart_tuned
 
 RESULTS = Path(__file__).with_suffix(".json")
@@ -52,29 +53,23 @@ def part(name: str, op: str, kinds: dict[str, str]) -> str:
     return PARTS[3] if "ResNet" in op else PARTS[4]
 
 
-def axis_hits(size: int, kernel: int, stride: int, padding: int) -> int:
-    """Pairs of an output position and a tap that meet inside the image, along one axis."""
-    outputs = (size + 2 * padding - kernel) // stride + 1
-    reads = (o * stride + tap - padding for o in range(outputs) for tap in range(kernel))
-    return sum(0 <= position < size for position in reads)
-
-
-def convolutions(size: int) -> list[tuple[int, int, int, int, int, int]]:
-    """Input size, kernel, stride, padding, channels and features of ResNet-18's convolutions."""
-    found = [(size, 7, 2, 3, 1, 64)]
-    size = -(-size // 4)  # the stem's stride and its pool's
-    widths = [64, 64, 64, 128, 128, 256, 256, 512, 512]
-    for inputs, features in pairwise(widths):
-        stride = 1 if inputs == features else 2
-        found.append((size, 3, stride, 1, inputs, features))
+def convolutions(
+    side: int, stem: str = "imagenet", width: int = 64
+) -> list[tuple[int, int, int, int, int]]:
+    """Side, kernel, stride, channels and features of ResNet-18's convolutions of grey images."""
+    found = [(side, 7, 2, 1, width)] if stem == "imagenet" else [(side, 3, 1, 1, width)]
+    side = -(-side // 4) if stem == "imagenet" else side  # the stem's stride and its pool's
+    for channels, features in pairwise(width * k for k in (1, 1, 1, 2, 2, 4, 4, 8, 8)):
+        stride = features // channels
+        found.append((side, 3, stride, channels, features))
         if stride == 2:
-            found.append((size, 1, stride, 0, inputs, features))
-            size = -(-size // 2)
-        found.append((size, 3, 1, 1, features, features))
+            found.append((side, 1, stride, channels, features))
+            side = -(-side // 2)
+        found.append((side, 3, 1, features, features))
     return found
 
 
-def floor_ms(batch: int, size: int, parameters: int, flops_s: float, bytes_s: float) -> float:
+def floor_ms(batch: int, parameters: int, flops_s: float, bytes_s: float) -> float:
     """Multiply-adds that meet the image at a product's rate, and what memory must carry.
 
     Every convolution is done three times (the stem's input has no gradient). Its output is written,
@@ -83,35 +78,31 @@ def floor_ms(batch: int, size: int, parameters: int, flops_s: float, bytes_s: fl
     momentum and gradient, and writes all three.
     """
     adds = values = 0
-    for number, (side, kernel, stride, padding, inputs, features) in enumerate(convolutions(size)):
-        passes = 3 if number else 2
-        hits = axis_hits(side, kernel, stride, padding) ** 2
-        adds += passes * hits * inputs * features
-        values += ((side + 2 * padding - kernel) // stride + 1) ** 2 * features
+    for number, (side, kernel, stride, channels, features) in enumerate(convolutions(32)):
+        outputs, low = -(-side // stride), kernel // 2
+        reads = [o * stride + tap - low for o in range(outputs) for tap in range(kernel)]
+        hits = sum(0 <= position < side for position in reads) ** 2
+        adds += (3 if number else 2) * hits * channels * features
+        values += outputs**2 * features
     products = 2 * adds * batch / flops_s
-    memory = (9 * 4 * values * batch + 6 * 4 * parameters) / bytes_s
-    return 1e3 * (products + memory)
+    return 1e3 * (products + (9 * 4 * values * batch + 6 * 4 * parameters) / bytes_s)
 
 
 def rates() -> tuple[float, float]:
     """Operations a second of a product of 2048^3, and bytes a second of reading and writing."""
-    a = jnp.ones((2048, 2048))
-    product = jax.jit(jnp.matmul)
-    long = jnp.ones(2**26)
-    add = jax.jit(lambda x: x + 1, donate_argnums=0)
-    best_product = best_add = np.inf
-    for _ in range(8):
-        start = time.perf_counter()
-        product(a, a).block_until_ready()
-        best_product = min(best_product, time.perf_counter() - start)
-        start = time.perf_counter()
-        long = add(long).block_until_ready()
-        best_add = min(best_add, time.perf_counter() - start)
-    return 2 * 2048**3 / best_product, 2 * long.nbytes / best_add
+    a, long = jnp.ones((2048, 2048)), jnp.ones(2**26)
+    product, increment = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1, donate_argnums=0)
+
+    def add() -> None:
+        nonlocal long
+        long = increment(long).block_until_ready()
+
+    calls = {"product": lambda: product(a, a).block_until_ready(), "add": add}
+    best = {name: min(seconds) for name, seconds in in_turns(calls, rounds=8).items()}
+    return 2 * 2048**3 / best["product"], 2 * long.nbytes / best["add"]
 
 
 def measure(batch: int, lowering: str, flops_s: float, bytes_s: float) -> dict:
-    """Time of the parts of a training step, of the whole, and the floor."""
     model = rj.ResNet18(num_classes=10, lowering=lowering)
     generator = np.random.default_rng(0)
     images = jax.device_put(generator.standard_normal((batch, 32, 32, 1), np.float32))
@@ -122,19 +113,17 @@ def measure(batch: int, lowering: str, flops_s: float, bytes_s: float) -> dict:
     ops = dict(re.findall(r'^\s*(?:ROOT )?%([\w.-]+) = .*op_name="([^"]*)"', text, re.M))
     kinds = dict(re.findall(r"^\s*(?:ROOT )?%([\w.-]+) = \S+ ([\w-]+)\(", text, re.M))
 
-    seconds = []
-    for _ in range(2 * STEPS):
-        start = time.perf_counter()
+    def train() -> None:
+        nonlocal state
         state, _ = step(state, rj.Batch(images, labels))
         jax.block_until_ready(state.params)
-        seconds.append(time.perf_counter() - start)
 
+    seconds = in_turns({"step": train}, rounds=STEPS, warm_rounds=STEPS)["step"]
     spent: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             for _ in range(STEPS):
-                state, _ = step(state, rj.Batch(images, labels))
-                jax.block_until_ready(state.params)
+                train()
         (trace,) = Path(folder).rglob("*.xplane.pb")
         for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
             for line in plane.lines:
@@ -144,26 +133,21 @@ def measure(batch: int, lowering: str, flops_s: float, bytes_s: float) -> dict:
                     if name and kinds.get(name) not in ("call", "while", "conditional"):
                         spent[part(name, ops.get(name, ""), kinds)] += event.duration_ns
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    return {
-        "batch": batch,
-        "lowering": lowering,
-        "parts_ms": {name: round(spent[name] / STEPS / 1e6, 2) for name in PARTS},
-        "step_ms": round(1e3 * statistics.median(seconds[STEPS:]), 2),
-        "floor_ms": round(floor_ms(batch, 32, parameters, flops_s, bytes_s), 2),
-        "gflop_s": round(flops_s / 1e9, 1),
-        "gbyte_s": round(bytes_s / 1e9, 1),
-    }
+    row = {"batch": batch, "lowering": lowering}
+    row["parts_ms"] = {name: round(spent[name] / STEPS / 1e6, 2) for name in PARTS}
+    floor = floor_ms(batch, parameters, flops_s, bytes_s)
+    row |= {"step_ms": round(1e3 * statistics.median(seconds), 2), "floor_ms": round(floor, 2)}
+    return row | {"gflop_s": round(flops_s / 1e9, 1), "gbyte_s": round(bytes_s / 1e9, 1)}
 
 
 def main() -> None:
-    """Writes where_time_goes.json."""
     flops_s, bytes_s = rates()
     rows = []
     for batch in (64, 256):
         for lowering in ("reference", "auto"):
             rows.append(measure(batch, lowering, flops_s, bytes_s))
             print(json.dumps(rows[-1]), flush=True)
-    RESULTS.write_text("[\n" + ",\n".join("  " + json.dumps(row) for row in rows) + "\n]\n")
+    write_json(RESULTS, rows)
 
 
 if __name__ == "__main__":

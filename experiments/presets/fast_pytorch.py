@@ -1,9 +1,11 @@
 """How long does PyTorch take for the recipe of the preset `fast`?
 
-Command:   pip install torch==2.13.0; python experiments/presets/fast_pytorch.py
-Needs:     the full MNIST prepared ($TFDS_DATA_DIR), PyTorch, and an idle machine
-Result:    fast_pytorch.jsonl, a line for each of 5 seeds, and the lines of `fast` that
+Command:   pip install torch==2.13.0; python -m experiments.presets.fast_pytorch
+Needs:     the full MNIST prepared ($TFDS_DATA_DIR), and PyTorch
+Result:    fast_pytorch.jsonl, a line for each of 5 seeds: 99.22 ± 0.09 % in 479 s (457 to 608),
+           where `fast` takes 194 s (167 to 235). It also makes the lines of `fast` that
            results.jsonl lacks: the two take turns, so that a slow hour falls on both
+Machine:   2 cores, idle; each line of results.jsonl names its processor
 
 The same images in the same order, network, initialisation, loss, optimiser, rate by step,
 evaluations and stop, with PyTorch's channels_last (see experiments/cpu_speed for its settings).
@@ -11,34 +13,30 @@ Each seed is a process of its own, timed from its start to its exit like the com
 """
 
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-from measure import QUESTIONS, RUNS, measure
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import resnet_jax as rj
+from experiments.cpu_speed.torch_resnet import accuracy, resnet
+from experiments.measuring import append_row, in_process, read_rows
+from experiments.presets.measure import QUESTIONS, RUNS, measure
+from resnet_jax.data.dataset import ArraySplit
+from resnet_jax.data.sampler import EpochSampler
+from resnet_jax.training.optim import make_schedule
 
 RESULTS = Path(__file__).with_suffix(".jsonl")
 
 
 def train(seed: int) -> dict:
-    """One run: steps done, and the accuracy on the test images at its end."""
-    import numpy as np
-    import torch
-    import torch.nn.functional as F
-
-    sys.path.insert(0, str(Path(__file__).parents[1] / "cpu_speed"))
-    from torch_resnet import resnet18
-
-    import resnet_jax as rj
-    from resnet_jax.data.dataset import ArraySplit
-    from resnet_jax.data.sampler import EpochSampler
-    from resnet_jax.training.optim import make_schedule
-
     config = rj.PRESETS["fast"]
     data = rj.load_dataset(config.data.name)
     torch.manual_seed(seed)
-    model = resnet18(1, 10, config.model.width, config.model.stem)
+    model = resnet(1, 10, config.model.width, config.model.stem)
     for layer in model.modules():
         if isinstance(layer, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -46,11 +44,9 @@ def train(seed: int) -> dict:
     kernels = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim == 1]
     settings = config.optim
+    groups = [{"params": kernels, "weight_decay": settings.weight_decay}, {"params": others}]
     optimizer = torch.optim.SGD(
-        [{"params": kernels, "weight_decay": settings.weight_decay}, {"params": others}],
-        lr=settings.learning_rate,
-        momentum=settings.momentum,
-        nesterov=settings.nesterov,
+        groups, settings.learning_rate, settings.momentum, nesterov=settings.nesterov
     )
     (mean,), (std,) = config.data.mean, config.data.std
 
@@ -58,13 +54,9 @@ def train(seed: int) -> dict:
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
         return ((pixels / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
-    def accuracy(split: ArraySplit) -> float:
-        model.eval()
-        with torch.inference_mode():
-            parts = np.array_split(split.images, -(-len(split) // config.batch_size))
-            guesses = torch.cat([model(as_input(part)).argmax(1) for part in parts])
-        model.train()
-        return float((guesses.numpy() == split.labels).mean())
+    def accuracy_on(split: ArraySplit) -> float:
+        parts = np.array_split(split.images, -(-len(split) // config.batch_size))
+        return accuracy(model, map(as_input, parts), split.labels)
 
     sampler = EpochSampler(len(data.train), config.batch_size, seed)
     total = sampler.steps(config.epochs)
@@ -78,29 +70,24 @@ def train(seed: int) -> dict:
         logits = model(as_input(data.train.images[indices]))
         F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing).backward()
         optimizer.step()
-        looks = (step + 1) % config.eval_every == 0
-        if looks and accuracy(data.validation) >= config.target:
+        if (step + 1) % config.eval_every == 0 and accuracy_on(data.validation) >= config.target:
             break
-    return {"steps": step + 1, "accuracy": accuracy(data.test)}
+    return {"steps": step + 1, "accuracy": accuracy_on(data.test)}
 
 
 def main() -> None:
-    """Runs the seeds that have no line yet, each right after the command's own run of it."""
     if len(sys.argv) > 1:
         print(json.dumps(train(int(sys.argv[1]))))
         return
-    done = [json.loads(line)["seed"] for line in RESULTS.open()] if RESULTS.exists() else []
+    done = [row["seed"] for row in read_rows(RESULTS)]
     for seed in range(QUESTIONS["fast"].seeds):
         measure("fast", [seed], RUNS)
         if seed in done:
             continue
         began = time.perf_counter()
-        command = [sys.executable, __file__, str(seed)]
-        found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        seconds = round(time.perf_counter() - began, 1)
-        row = {"seed": seed, "seconds": seconds, **json.loads(found.splitlines()[-1])}
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        found = in_process("presets.fast_pytorch", seed)
+        row = {"seed": seed, "seconds": round(time.perf_counter() - began, 1), **found}
+        append_row(RESULTS, row)
         print(row, flush=True)
 
 

@@ -1,27 +1,23 @@
-"""The picture of a run that the README shows: curves, and what the network makes of some digits.
+"""What does a run of `quickstart` look like? The picture that the README shows.
 
-Command:   python experiments/presets/figure.py RUN OUTPUT.png      (needs matplotlib)
+Command:   python -m experiments.presets.figure RUN OUTPUT.png
+Result:    docs/images/quickstart.png: curves, and what the network makes of some test digits
+Machine:   any
 """
 
 import sys
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.figure import Figure
 
 import resnet_jax as rj
+from experiments.plotting import BLUE, ORANGE, logarithmic
 
-BLUE, ORANGE = "#0072B2", "#D55E00"  # Okabe and Ito's, told apart by everyone
 
-
-def draw(run: rj.Run) -> plt.Figure:
-    """Loss and accuracy over the epochs; ten test digits and the five most doubtful ones."""
+def draw(run: rj.Run) -> Figure:
     metrics = run.metrics()
     train, validation = (metrics[metrics["kind"] == kind] for kind in ("train", "validation"))
-    figure = plt.figure(figsize=(10, 5.2), layout="constrained")
+    figure = Figure((10, 5.2), layout="constrained")
     curves, digits = figure.subfigures(1, 2, width_ratios=(1.25, 1))
 
     loss, error = curves.subplots(2, 1, sharex=True)
@@ -30,10 +26,7 @@ def draw(run: rj.Run) -> plt.Figure:
             name = rows["kind"].iloc[0]
             values = rows[column] * scale if column == "loss" else 100 - rows[column] * scale
             axes.plot(rows["epoch"], values, color=colour, marker=marker, ms=3, lw=1.5, label=name)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        logarithmic(axes.yaxis, subs=(1, 2, 5))
         axes.grid(alpha=0.3, which="both", lw=0.5)
     loss.set_ylabel("cross-entropy, nats")
     loss.set_title("training: augmented images, smoothed labels", fontsize=10)

@@ -1,7 +1,8 @@
-"""The figures of the pages, from the data.
+"""What do the finished runs look like? The figures of the pages and of the notebook.
 
-Command:   python -m experiments.residual_study.figures [FOLDER]      (needs matplotlib)
+Command:   python -m experiments.residual_study.figures [FOLDER]
 Result:    depth, curves, gradient, shortcut, removal, rates, norm: a PNG each
+Machine:   any
 """
 
 import sys
@@ -10,243 +11,221 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
-from .analysis import HERE, SMALLEST_NORM, Study
-from .study import Network, keeps_shape
+from experiments.measuring import MISSING
+from experiments.plotting import BLUE, ORANGE, SKY, logarithmic
+from experiments.residual_study.analysis import HERE, SMALLEST_NORM, Study
+from experiments.residual_study.study import Network, keeps_shape
 
-# Okabe and Ito's colours, told apart by everyone; lines and markers differ as well.
 STYLE = {
-    True: {"color": "#0072B2", "marker": "o", "linestyle": "-", "label": "residual"},
-    False: {"color": "#D55E00", "marker": "s", "linestyle": "--", "label": "plain"},
+    "residual": {"color": BLUE, "marker": "o", "linestyle": "-", "label": "residual"},
+    "plain": {"color": ORANGE, "marker": "s", "linestyle": "--", "label": "plain"},
 }
 SMALL = {"markersize": 4, "linewidth": 1.5}
 RATE = 0.005  # of the figures that show one rate
+ACCURACY = "accuracy on 10,000 test images, %"
 
 
-def _panels(rows: int, columns: int, **shared: Any) -> tuple[Figure, np.ndarray]:
-    """A figure with at least one column, so that it says so where there is nothing to show."""
-    figure = Figure((3.4 * max(columns, 1), 0.4 + 2.8 * rows), layout="constrained")
-    grid = figure.subplots(rows, max(columns, 1), squeeze=False, **shared)
+def _panels(titles: list[str], rows: int = 1, **shared: Any) -> tuple[Figure, np.ndarray]:
+    """A column for each title, at least one, which says so where there is nothing to show."""
+    columns = max(len(titles), 1)
+    figure = Figure((3.4 * columns, 0.4 + 2.8 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, **shared)
     for axes in grid.flat:
         axes.grid(alpha=0.3, linewidth=0.5)
-    if not columns:
-        grid[0, 0].set_title("not yet measured", fontsize=10)
+    for axes, title in zip(grid[0], titles or [MISSING], strict=True):
+        axes.set_title(title, fontsize=10)
     return figure, grid
 
 
 def _logarithmic(axes: Axes) -> None:
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    fine = high / low < 1e4
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 3) if fine else (1,), numticks=8))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    logarithmic(axes.yaxis, subs=(1, 3) if high / low < 1e4 else (1,))
 
 
 def _legend(axes: Axes, **settings: Any) -> None:
-    if axes.get_legend_handles_labels()[0]:
+    if axes.lines:
         axes.legend(frameon=False, **settings)
 
 
-def _layers(study: Study, setting: str, norm: str = "batch") -> list[int]:
-    f = study.frame
-    return sorted(f[(f["setting"] == setting) & (f["norm"] == norm)]["layers"].unique())
+def _layers(study: Study, setting: str = "book", norm: str = "batch") -> list[int]:
+    found = study.frame.query("setting == @setting and norm == @norm")
+    return sorted(found["layers"].unique())
 
 
-def _depth_axes(axes: Axes, study: Study, setting: str, rate: float, norm: str) -> None:
-    """A mark for each run and a line through the means."""
-    layers = _layers(study, setting, norm)
-    for residual, style in STYLE.items():
-        found = [study.select(setting, n, residual, rate, norm)["accuracy"] for n in layers]
-        points = [(n, values) for n, values in zip(layers, found, strict=True) if len(values)]
-        shift = 0.4 if residual else -0.4
-        for n, values in points:
-            axes.plot(
-                np.full(len(values), n + shift), values, style["marker"],
-                color=style["color"], alpha=0.35, markersize=4, markeredgewidth=0,
-            )  # fmt: skip
-        axes.plot([n for n, _ in points], [v.mean() for _, v in points], **style, **SMALL)
-    axes.set_xticks(layers)
-    axes.set_xlabel("layers")
+def _band(axes: Axes, at: Any, values: np.ndarray, style: dict[str, Any]) -> None:
+    """The mean over seeds, and from the least to the most."""
+    axes.fill_between(
+        at, values.min(axis=0), values.max(axis=0), color=style["color"], alpha=0.2, lw=0
+    )
+    axes.plot(at, values.mean(axis=0), **style, **SMALL)
 
 
-def depth(study: Study) -> Figure:
-    """Accuracy by depth: the book's setting at both rates, and the stronger one."""
-    panels = [("book", 0.005, "book, rate 0.005"), ("book", 0.01, "book, rate 0.01")]
-    stronger = study.frame.query("setting == 'stronger' and norm == 'batch'")
-    if len(stronger):
-        panels.append(("stronger", stronger["rate"].iloc[0], "10,000 images, momentum, cosine"))
-    figure, row = _panels(1, len(panels))
-    for axes, (setting, rate, title) in zip(row[0], panels, strict=False):
-        _depth_axes(axes, study, setting, rate, "batch")
-        axes.set_title(title, fontsize=10)
-    row[0][0].set_ylabel("accuracy on 10,000 test images, %")
-    _legend(row[0][0])
-    return figure
-
-
-def norm(study: Study) -> Figure:
-    """Accuracy by depth without batch norm."""
-    rows = study.frame.query("norm == 'none'")
-    panels = sorted({(s, r) for s, r in zip(rows["setting"], rows["rate"], strict=True)})
-    panels = [p for p in panels if p[0] == "stronger" or p[1] in (0.005, 0.01)]
-    figure, row = _panels(1, len(panels))
-    for axes, (setting, rate) in zip(row[0], panels, strict=False):
-        _depth_axes(axes, study, setting, rate, "none")
-        axes.set_title(f"without batch norm: {setting}, rate {rate:g}", fontsize=10)
-        axes.set_ylim(0, 100)
-    row[0][0].set_ylabel("accuracy on 10,000 test images, %")
-    _legend(row[0][0])
-    return figure
-
-
-def curves(study: Study) -> Figure:
-    """Training and validation loss by step: mean over seeds, and from the least to the most."""
-    layers = _layers(study, "book")
-    figure, grid = _panels(2, len(layers), sharex=True, sharey="row")
-    for column, n in zip(grid.T, layers, strict=True):
-        for axes, part in zip(column, ("train", "validation"), strict=True):
-            for residual, style in STYLE.items():
-                found = study.select("book", n, residual, RATE)
-                if found.empty:
-                    continue
-                steps = found[part].iloc[0]["step"]
-                loss = np.array([curve["loss"] for curve in found[part]])
-                axes.fill_between(
-                    steps, loss.min(0), loss.max(0), color=style["color"], alpha=0.2, lw=0
-                )
-                axes.plot(steps, loss.mean(0), **style, **SMALL)
-            _logarithmic(axes)
-        column[0].set_title(f"{n} layers, rate {RATE:g}", fontsize=10)
-        column[1].set_xlabel("step")
-    grid[0, 0].set_ylabel("training loss, nats")
-    grid[1, 0].set_ylabel("validation loss, nats")
+def _by_depth(study: Study, panels: list[tuple[str, float, str]], norm: str) -> Figure:
+    """A mark for each run and a line through the means, by number of layers."""
+    figure, grid = _panels([title for *_, title in panels])
+    for axes, (setting, rate, _) in zip(grid[0], panels, strict=False):
+        layers = _layers(study, setting, norm)
+        for kind, style in STYLE.items():
+            found = {n: study.select(setting, kind, n, rate, norm)["accuracy"] for n in layers}
+            found = {n: values for n, values in found.items() if len(values)}
+            for n, values in found.items():
+                at = np.full(len(values), n + (0.4 if kind == "residual" else -0.4))
+                faint = {"alpha": 0.35, "markersize": 4, "markeredgewidth": 0}
+                axes.plot(at, values, style["marker"], color=style["color"], **faint)
+            axes.plot(list(found), [v.mean() for v in found.values()], **style, **SMALL)
+        axes.set_xticks(layers)
+        axes.set_xlabel("layers")
+    grid[0, 0].set_ylabel(ACCURACY)
     _legend(grid[0, 0])
     return figure
 
 
+def depth(study: Study) -> Figure:
+    panels = [("book", rate, f"book, rate {rate:g}") for rate in (0.005, 0.01)]
+    stronger = study.frame.query("setting == 'stronger' and norm == 'batch'")
+    for rate in stronger["rate"].unique()[:1]:
+        panels.append(("stronger", rate, "10,000 images, momentum, cosine"))
+    return _by_depth(study, panels, "batch")
+
+
+def norm(study: Study) -> Figure:
+    rows = study.frame.query("norm == 'none' and (setting == 'stronger' or rate in (0.005, 0.01))")
+    panels = sorted(set(zip(rows["setting"], rows["rate"], strict=True)))
+    figure = _by_depth(
+        study, [(s, r, f"without batch norm: {s}, rate {r:g}") for s, r in panels], "none"
+    )
+    for axes in figure.axes:
+        axes.set_ylim(0, 100)
+    return figure
+
+
+def curves(study: Study) -> Figure:
+    layers = _layers(study)
+    titles = [f"{n} layers, rate {RATE:g}" for n in layers]
+    figure, grid = _panels(titles, 2, sharex=True, sharey="row")
+    parts = {"train": "training loss, nats", "validation": "validation loss, nats"}
+    for (part, label), row in zip(parts.items(), grid, strict=True):
+        for axes, n in zip(row, layers, strict=False):
+            for kind, style in STYLE.items():
+                found = study.select("book", kind, n, RATE)[part]
+                if len(found):
+                    loss = np.array([curve["loss"] for curve in found])
+                    _band(axes, found.iloc[0]["step"], loss, style)
+            _logarithmic(axes)
+        row[0].set_ylabel(label)
+    for axes in grid[1]:
+        axes.set_xlabel("step")
+    _legend(grid[0, 0])
+    return figure
+
+
+def _norms(found: pd.DataFrame) -> np.ndarray:
+    """Gradient norms by look and layer, geometric means over seeds; a gap where unresolved."""
+    norms = np.array([gradient["norm"] for gradient in found["gradient"]], float)
+    norms[norms < SMALLEST_NORM] = np.nan
+    return np.exp(np.log(norms).mean(axis=0))
+
+
 def gradient(study: Study) -> Figure:
     """Norm of the gradient of every layer: at initialisation, and while training."""
-    layers = _layers(study, "book")
-    figure, grid = _panels(2, len(layers))
-    for axes, n in zip(grid[0], layers, strict=True):
-        for norm_kind in ("batch", "none"):
-            for residual, style in STYLE.items():
-                found = study.select("book", n, residual, RATE, norm_kind)
+    layers = _layers(study)
+    figure, grid = _panels([f"{n} layers, at initialisation" for n in layers], 2)
+    for n, first, later in zip(layers, *grid, strict=False):
+        for norm_kind, line in (("batch", "-"), ("none", ":")):
+            for kind, style in STYLE.items():
+                found = study.select("book", kind, n, RATE, norm_kind)
                 if found.empty:
                     continue
-                norms = np.array([g["norm"][0] for g in found["gradient"]], float)
-                norms[norms < SMALLEST_NORM] = np.nan  # leaves a gap
-                usual = norm_kind == "batch"
-                axes.plot(
-                    np.arange(1, norms.shape[1] + 1), np.exp(np.log(norms).mean(0)),
-                    color=style["color"], linestyle="-" if usual else ":",
-                    marker=style["marker"], markersize=2.5, linewidth=1.2,
-                    label=style["label"] + ("" if usual else ", no batch norm"),
-                )  # fmt: skip
-        axes.set_title(f"{n} layers, at initialisation", fontsize=10)
-    for axes, n in zip(grid[1], layers, strict=True):
-        for residual, style in STYLE.items():
-            found = study.select("book", n, residual, RATE)
-            if found.empty:
-                continue
-            steps = found["gradient"].iloc[0]["step"]
-            norms = np.array([g["norm"] for g in found["gradient"]], float)
-            for layer, mark, what in ((1, "o", "first unit"), (-2, "^", "last unit")):
-                axes.plot(
-                    steps, np.exp(np.log(norms[:, :, layer]).mean(0)),
-                    color=style["color"], marker=mark, markersize=4,
-                    linestyle=style["linestyle"], label=f"{style['label']}, {what}",
-                )  # fmt: skip
-        axes.set_title(f"{n} layers, while training", fontsize=10)
-        axes.set_xlabel("step")
+                norms = _norms(found)
+                at, label = np.arange(1, norms.shape[1] + 1), style["label"]
+                shown = {"color": style["color"], "marker": style["marker"], "linestyle": line}
+                shown["label"] = label + ("" if norm_kind == "batch" else ", no batch norm")
+                first.plot(at, norms[0], markersize=2.5, linewidth=1.2, **shown)
+                if norm_kind == "none":
+                    continue
+                steps = found["gradient"].iloc[0]["step"]
+                for layer, mark, what in ((1, "o", "first unit"), (-2, "^", "last unit")):
+                    shown = {"marker": mark, "markersize": 4, "linestyle": style["linestyle"]}
+                    shown |= {"color": style["color"], "label": f"{label}, {what}"}
+                    later.plot(steps, norms[:, layer], **shown)
+        later.set_title(f"{n} layers, while training", fontsize=10)
+        later.set_xlabel("step")
+        first.set_xlabel("layer, from the image to the logits")
     for axes in grid.flat:
         _logarithmic(axes)
-    for axes in grid[0]:
-        axes.set_xlabel("layer, from the image to the logits")
     for row in grid:
         row[0].set_ylabel("gradient norm of the layer's kernel")
         _legend(row[0], fontsize=8)
     return figure
 
 
+def _by_unit(study: Study, label: str) -> tuple[Figure, list[tuple[Axes, int]]]:
+    layers = _layers(study)
+    figure, grid = _panels([f"{n} layers" for n in layers], sharey=True)
+    for axes in grid[0]:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel(label)
+    return figure, list(zip(grid[0], layers, strict=False))
+
+
 def shortcut(study: Study) -> Figure:
     """What the shortcut contributes to each unit's sum: at initialisation and after training."""
-    layers = _layers(study, "book")
-    figure, row = _panels(1, len(layers), sharey=True)
-    for axes, n in zip(row[0], layers, strict=True):
-        found = study.select("book", n, True, RATE)
+    figure, panels = _by_unit(study, "unit (dashed: its shortcut is a projection)")
+    for axes, n in panels:
+        found = study.select("book", "residual", n, RATE)
         if found.empty:
             continue
-        shares = 100 * np.array([s["share"] for s in found["shortcut"]])
-        at = np.arange(1, shares.shape[2] + 1)
-        for look, color, mark, line in (
-            (0, "#56B4E9", "o", ":"), (-1, "#0072B2", "D", "-"),
-        ):  # fmt: skip
-            step = found["shortcut"].iloc[0]["step"][look]
-            mean = shares[:, look].mean(0)
-            axes.plot(
-                at, mean, color=color, marker=mark, linestyle=line, **SMALL,
-                label="at initialisation" if look == 0 else f"at step {step}",
-            )  # fmt: skip
+        shares = 100 * np.array([s["share"] for s in found["shortcut"]]).mean(axis=0)
+        at, steps = np.arange(1, shares.shape[1] + 1), found["shortcut"].iloc[0]["step"]
+        for look, color, mark, line in ((0, SKY, "o", ":"), (-1, BLUE, "D", "-")):
+            label = f"at step {steps[look]}" if look else "at initialisation"
+            axes.plot(at, shares[look], color=color, marker=mark, ls=line, label=label, **SMALL)
         for i, unit in zip(at, Network(n, True).units, strict=True):
             if not keeps_shape(unit):
                 axes.axvline(i, color="#999999", linewidth=0.8, linestyle="--", zorder=0)
-        axes.set_title(f"{n} layers", fontsize=10)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("unit (dashed: its shortcut is a projection)")
-    row[0][0].set_ylabel("share of the shortcut in the sum, %")
-    _legend(row[0][0])
+    figure.axes[0].set_ylabel("share of the shortcut in the sum, %")
+    _legend(figure.axes[0])
     return figure
 
 
 def removal(study: Study) -> Figure:
-    """Accuracy of trained networks without one of their units."""
-    layers = _layers(study, "book")
-    figure, row = _panels(1, len(layers), sharey=True)
-    for axes, n in zip(row[0], layers, strict=True):
-        for residual, style in STYLE.items():
-            found = study.select("book", n, residual, RATE).get("removal")
-            if found is None or found.dropna().empty:
+    figure, panels = _by_unit(study, "unit left out")
+    for axes, n in panels:
+        for kind, style in STYLE.items():
+            found = study.select("book", kind, n, RATE).get("removal", pd.Series()).dropna()
+            if found.empty:
                 continue
-            found = found.dropna()
-            without = 100 * np.array([r["without"] for r in found], float)
+            without = 100 * np.array([result["without"] for result in found], float)
             at = np.arange(1, without.shape[1] + 1)
-            axes.plot(at, without.mean(0), **style, **SMALL)
-            whole = 100 * np.mean([r["whole"] for r in found])
+            axes.plot(at, without.mean(axis=0), **style, **SMALL)
+            whole = 100 * np.mean([result["whole"] for result in found])
             axes.axhline(whole, color=style["color"], linewidth=0.8, linestyle=":")
-        axes.set_title(f"{n} layers", fontsize=10)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("unit left out")
         axes.set_ylim(0, 100)
-    row[0][0].set_ylabel("accuracy on 1,000 test images, %\n(dotted: the whole network)")
-    _legend(row[0][0], loc="center right", bbox_to_anchor=(1, 0.36))
+    label = "accuracy on 1,000 test images, %\n(dotted: the whole network)"
+    figure.axes[0].set_ylabel(label)
+    _legend(figure.axes[0], loc="center right", bbox_to_anchor=(1, 0.36))
     return figure
 
 
 def rates(study: Study) -> Figure:
-    """Accuracy by learning rate in the book's setting."""
-    layers = [n for n in _layers(study, "book") if len(study.sweep("residual", n)) > 2]
-    figure, row = _panels(1, len(layers), sharey=True)
-    for axes, n in zip(row[0], layers, strict=False):
-        for style in STYLE.values():
-            table = study.sweep(style["label"], n)
-            if table.empty:
-                continue
-            axes.fill_between(
-                table.index, table.min(axis=1), table.max(axis=1),
-                color=style["color"], alpha=0.2, lw=0,
-            )  # fmt: skip
-            axes.plot(table.index, table.mean(axis=1), **style, **SMALL)
+    layers = [n for n in _layers(study) if len(study.sweep("residual", n)) > 2]
+    figure, grid = _panels([f"{n} layers" for n in layers], sharey=True)
+    for axes, n in zip(grid[0], layers, strict=False):
+        for kind, style in STYLE.items():
+            found = study.sweep(kind, n)
+            if len(found):
+                _band(axes, found.index, found.to_numpy().T, style)
         axes.set_xscale("log")
-        axes.set_title(f"{n} layers", fontsize=10)
         axes.set_xlabel("learning rate")
         axes.set_ylim(0, 100)
-    row[0][0].set_ylabel("accuracy on 10,000 test images, %")
-    _legend(row[0][0], loc="lower left")
+    grid[0, 0].set_ylabel(ACCURACY)
+    _legend(grid[0, 0], loc="lower left")
     return figure
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import resnet_jax as rj
@@ -16,19 +15,12 @@ STAGE_SIZES = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (6, 6, 
 
 @dataclass(frozen=True)
 class Network:
-    """One architecture: all its runs share the compiled programs.
+    """One architecture: all its runs share the compiled programs."""
 
-    Attributes:
-        layers: convolutions and the head, without projections.
-        residual: with shortcuts; without, a plain network.
-        norm: batch norm, or its scale and bias alone.
-        width: features of the stem and of the first stage.
-    """
-
-    layers: int
-    residual: bool
-    norm: Norm = "batch"
-    width: int = 64
+    layers: int  # convolutions and the head, without projections
+    residual: bool  # with shortcuts
+    norm: Norm = "batch"  # or its scale and bias alone
+    width: int = 64  # features of the stem and of the first stage
 
     def __str__(self) -> str:
         kind = "residual" if self.residual else "plain"
@@ -36,7 +28,6 @@ class Network:
 
     @property
     def units(self) -> list[str]:
-        """Names of the units, in order."""
         sizes = enumerate(STAGE_SIZES[self.layers], 1)
         return [f"stage{s}_unit{u + 1}" for s, size in sizes for u in range(size)]
 
@@ -47,7 +38,6 @@ class Network:
         return [("stem", "conv"), *inner, ("head",)]
 
     def module(self, config: rj.TrainConfig) -> rj.ResNet:
-        """The network as a Linen module."""
         return rj.ResNet(
             stage_sizes=STAGE_SIZES[self.layers],
             unit=rj.BasicUnit,
@@ -66,29 +56,20 @@ def keeps_shape(unit: str) -> bool:
 
 @dataclass(frozen=True)
 class Run:
-    """One training: what makes it different from all others.
+    """One training: what makes it different from all others."""
 
-    Attributes:
-        setting: name of a row of `SETTINGS`, or of `QUICK_SETTINGS`.
-        rate: the (highest) learning rate.
-        seed: of the parameters and of the order of the images.
-        removal: whether to measure what the trained network is without one of its units.
-        quick: part of the miniature.
-    """
-
-    setting: str
+    setting: str  # name of a row of `SETTINGS`, or of `QUICK_SETTINGS`
     network: Network
-    rate: float
-    seed: int
-    removal: bool = False
-    quick: bool = False
+    rate: float  # the (highest) learning rate
+    seed: int  # of the parameters and of the order of the images
+    removal: bool = False  # measure the trained network without each of its units
+    quick: bool = False  # part of the miniature
 
     def __str__(self) -> str:
         return f"{self.setting}/{self.network}/{self.rate:g}/seed{self.seed}"
 
     @property
     def key(self) -> dict[str, Any]:
-        """What names the run in the results."""
         network = dataclasses.asdict(self.network)
         return {"setting": self.setting, **network, "rate": self.rate, "seed": self.seed}
 
@@ -100,31 +81,30 @@ class Run:
     @property
     def cost(self) -> float:
         """Seconds on two idle cores, roughly."""
-        assert self.config.data.subset
         images, _, tested = self.config.data.subset
         passes = 3 * images * self.config.epochs + tested  # backward costs twice the way forward
         passes += 1000 * len(self.network.units) * self.removal
         return passes * self.network.layers * (self.network.width / 64) ** 2 * 2.8e-5
 
 
-_BOOK = rj.PRESETS["book"]
-SETTINGS: dict[str, rj.TrainConfig] = {
+BOOK = rj.PRESETS["book"]
+SETTINGS = {
     # The preset, tested on all 10,000 images.
     "book": dataclasses.replace(
-        _BOOK, data=dataclasses.replace(_BOOK.data, subset=(1000, 200, 10_000)), eval_every=8
+        BOOK, data=dataclasses.replace(BOOK.data, subset=(1000, 200, 10_000)), eval_every=8
     ),
     # More images, He's initialisation, momentum, and a rate that rises and falls.
     "stronger": dataclasses.replace(
-        _BOOK,
+        BOOK,
         model=rj.ModelConfig(initializer="he"),
-        data=dataclasses.replace(_BOOK.data, subset=(10_000, 400, 10_000)),
+        data=dataclasses.replace(BOOK.data, subset=(10_000, 400, 10_000)),
         optim=rj.OptimConfig(momentum=0.9, schedule="cosine", warmup=0.1),
         epochs=2,
         eval_every=32,
     ),
 }
 # Both in miniature: images that come with the packages, programs that compile fast.
-QUICK_SETTINGS: dict[str, rj.TrainConfig] = {
+QUICK_SETTINGS = {
     name: dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, lowering="reference"),
@@ -137,58 +117,45 @@ QUICK_SETTINGS: dict[str, rj.TrainConfig] = {
 }
 BOOK_RATES = (0.005, 0.01)
 SWEEP_RATES = (0.001, 0.02, 0.05, 0.1)
-STRONGER_RATE: dict[Norm, float] = {"batch": 0.02, "none": 0.005}
+STRONGER_RATES: dict[Norm, tuple[float]] = {"batch": (0.02,), "none": (0.005,)}
+# Setting, layers, norm, rates, seeds, and how many of them get the measurement without a unit.
+Grid = tuple[str, tuple[int, ...], Norm, tuple[float, ...], range, int]
+GRIDS: list[Grid] = [
+    ("book", (18, 34), "batch", BOOK_RATES, range(5), 3),
+    ("book", (50,), "batch", BOOK_RATES, range(5), 3),
+    ("book", (18, 34), "batch", BOOK_RATES[:1], range(5, 10), 3),
+    ("stronger", (18, 34), "none", STRONGER_RATES["none"], range(3), 3),
+    ("stronger", (18, 34), "batch", STRONGER_RATES["batch"], range(3), 3),
+    ("book", (18, 34), "batch", SWEEP_RATES, range(3), 0),
+    ("book", (18, 34, 50), "none", BOOK_RATES, range(5), 3),
+    ("stronger", (50,), "batch", STRONGER_RATES["batch"], range(3), 3),
+    ("stronger", (50,), "none", STRONGER_RATES["none"], range(3), 3),
+    ("book", (18,), "none", SWEEP_RATES, range(3), 0),
+]
+# The same questions asked of networks of width 8 on a few images: numbers without meaning.
+QUICK_GRIDS: list[Grid] = [
+    ("book", (10, 18), "batch", BOOK_RATES, range(2), 1),
+    ("book", (10,), "batch", SWEEP_RATES, range(2), 0),
+    ("stronger", (10,), "batch", STRONGER_RATES["batch"], range(1), 1),
+    ("book", (10,), "none", BOOK_RATES, range(2), 1),
+    ("stronger", (10,), "none", STRONGER_RATES["none"], range(1), 1),
+]
 
 
 def runs() -> list[Run]:
     """The study, each run once, the most telling first."""
-    return list(dict.fromkeys(_in_order()))
-
-
-def _in_order() -> Iterator[Run]:
-    stronger = partial(_grid, "stronger", seeds=range(3))
-    yield from _grid("book", (18, 34), "batch", BOOK_RATES, range(5))
-    yield from _grid("book", (50,), "batch", BOOK_RATES, range(5))
-    yield from _grid("book", (18, 34), "batch", BOOK_RATES[:1], range(5, 10))
-    norms: tuple[Norm, ...] = ("none", "batch")
-    for norm in norms:
-        yield from stronger((18, 34), norm, (STRONGER_RATE[norm],))
-    yield from _grid("book", (18, 34), "batch", SWEEP_RATES, range(3), removal=0)
-    yield from _grid("book", (18, 34, 50), "none", BOOK_RATES, range(5))
-    for norm in reversed(norms):
-        yield from stronger((50,), norm, (STRONGER_RATE[norm],))
-    yield from _grid("book", (18,), "none", SWEEP_RATES, range(3), removal=0)
+    return list(dict.fromkeys(run for grid in GRIDS for run in _runs_of(grid)))
 
 
 def quick_runs() -> list[Run]:
-    """The same questions asked of networks of width 8 on a few images: numbers without meaning."""
-    return list(dict.fromkeys(_quick_in_order()))
+    return [run for grid in QUICK_GRIDS for run in _runs_of(grid, width=8, quick=True)]
 
 
-def _quick_in_order() -> Iterator[Run]:
-    quick = partial(_grid, width=8, quick=True)
-    yield from quick("book", (10, 18), "batch", BOOK_RATES, range(2), removal=1)
-    yield from quick("book", (10,), "batch", SWEEP_RATES, range(2), removal=0)
-    yield from quick("stronger", (10,), "batch", (STRONGER_RATE["batch"],), range(1), removal=1)
-    yield from quick("book", (10,), "none", BOOK_RATES, range(2), removal=1)
-    yield from quick("stronger", (10,), "none", (STRONGER_RATE["none"],), range(1), removal=1)
-
-
-def _grid(
-    setting: str,
-    layers: tuple[int, ...],
-    norm: Norm,
-    rates: tuple[float, ...],
-    seeds: range,
-    *,
-    removal: int = 3,
-    width: int = 64,
-    quick: bool = False,
-) -> Iterator[Run]:
-    """All combinations, network by network; ``removal``: how many seeds get that measurement."""
+def _runs_of(grid: Grid, width: int = 64, quick: bool = False) -> Iterator[Run]:
+    setting, layers, norm, rates, seeds, removal = grid
     for depth in layers:
         for residual in (True, False):
             network = Network(depth, residual, norm, width)
             for seed in seeds:
                 for rate in rates:
-                    yield Run(setting, network, rate, seed, removal=seed < removal, quick=quick)
+                    yield Run(setting, network, rate, seed, seed < removal, quick)

@@ -1,0 +1,137 @@
+"""What the experiments share: rows of results on disk, calls timed in turns, and their summary."""
+
+import contextlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.tables import ROOT
+
+Row = dict[str, Any]
+MISSING = "not yet measured"
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read a file of one JSON row a line, but for a line that a kill tore."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Add a row as a line of JSON, also behind half a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torn = path.exists() and (content := path.read_bytes()) and not content.endswith(b"\n")
+    with path.open("a") as file:
+        file.write("\n" * bool(torn) + json.dumps(row, separators=(",", ":")) + "\n")
+
+
+def write_json(path: Path, value: list[Row] | Row) -> None:
+    """Write a list of rows, or a dictionary of values and such lists: a row a line."""
+    path.write_text(_lines(value) + "\n")
+
+
+def _lines(value: Any) -> str:
+    if isinstance(value, list):
+        return "[\n" + ",\n".join("  " + json.dumps(row) for row in value) + "\n]"
+    parts = (
+        f" {json.dumps(name)}: "
+        + (
+            _lines(part)
+            if isinstance(part, list) and part[:1] and isinstance(part[0], dict)
+            else json.dumps(part)
+        )
+        for name, part in value.items()
+    )
+    return "{\n" + ",\n".join(parts) + "\n}"
+
+
+def in_turns(
+    calls: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    times: int = 1,
+    warm_rounds: int = 0,
+    warm_calls: int = 0,
+) -> dict[str, list[float]]:
+    """Seconds of each call over rounds in which the calls take turns, ``times`` each.
+
+    So a slow minute falls on all of them. Whole rounds, and calls at the start of every turn, may
+    warm up unmeasured. A call waits for its result.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for round_ in range(-warm_rounds, rounds):
+        for name, call in calls.items():
+            for number in range(-warm_calls, times):
+                began = time.perf_counter()
+                call()
+                if round_ >= 0 and number >= 0:
+                    seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def with_cache(folder: Path | str) -> dict[str, str]:
+    """Variables under which JAX keeps every compiled program in a folder."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def in_process(module: str, *arguments: object, **environment: str) -> Any:
+    """Run ``python -m experiments.MODULE`` and return the JSON of its last line."""
+    command = [sys.executable, "-m", f"experiments.{module}", *map(str, arguments)]
+    done = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+        env=os.environ | environment,
+    )  # fmt: skip
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def median_and_quartiles(values: Sequence[float], digits: int, unit: str = "") -> str:
+    """``142.1 ms (139.0 to 150.7)``."""
+    low, middle, high = (f"{v:,.{digits}f}" for v in statistics.quantiles(values, n=4))
+    return f"{middle}{unit} ({low} to {high})"
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % percentile interval of the mean, by resampling; somewhat too narrow for five values."""
+    from scipy.stats import bootstrap
+
+    mean = statistics.fmean(values)
+    if len(values) < 2 or min(values) == max(values):
+        return mean, mean
+    found = bootstrap((values,), np.mean, n_resamples=10_000, method="percentile", rng=0)
+    found = found.confidence_interval
+    return float(found.low), float(found.high)
+
+
+def machine(*packages: str) -> Row:
+    """What measured times depend on: processor, cores, system, and versions of packages."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in packages},
+    }
+
+
+def peak_mib() -> float:
+    """Largest resident memory of this process so far (of this program alone, unlike ru_maxrss)."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024

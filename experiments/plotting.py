@@ -1,0 +1,32 @@
+"""What the figures share: colours, axes with plain numbers, and files."""
+
+import io
+from pathlib import Path
+
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from PIL import Image
+
+# Okabe and Ito's colours, told apart by everyone; lines and markers should differ as well.
+BLUE, ORANGE, GREEN, PINK, SKY, BLACK = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000",
+)  # fmt: skip
+
+
+def logarithmic(axis: Axis, ticks: tuple[float, ...] = (), subs: tuple[int, ...] = (1,)) -> None:
+    """Scale an axis by the logarithm, with plain numbers at these ticks or multiples of powers."""
+    set_scale = axis.axes.set_xscale if axis is axis.axes.xaxis else axis.axes.set_yscale
+    set_scale("log")
+    axis.set_major_locator(FixedLocator(ticks) if ticks else LogLocator(subs=subs, numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_formatter(NullFormatter())
+    if ticks:
+        axis.set_minor_locator(NullLocator())
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG of 64 colours, half as large as one of all."""
+    file = io.BytesIO()
+    figure.savefig(file, dpi=110)
+    Image.open(file).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)

@@ -1,0 +1,84 @@
+"""What do the measurements of cost.py look like?
+
+Command:   python -m experiments.scaling.plot     (the figure)
+           python -m experiments.tables           (the tables of README.md)
+Result:    cost.png
+Machine:   any; the rows are of 2 cores of an AMD EPYC
+"""
+
+from functools import cache, partial
+
+from matplotlib.figure import Figure
+
+from experiments.measuring import Row, read_rows
+from experiments.plotting import BLUE, GREEN, ORANGE, PINK, logarithmic, save
+from experiments.scaling.cost import COSTS, DEPTHS, SIZES
+from experiments.tables import table
+
+
+@cache
+def costs(part: str) -> dict[tuple[int, int], Row]:
+    """The measured cells, by depth and size."""
+    rows = [row for row in read_rows(COSTS) if row["part"] == part]
+    return {(row["depth"], row["size"]): row for row in rows}
+
+
+def number(value: float) -> str:
+    """Three digits, none of them after the point from a hundred on."""
+    return f"{value:,.0f}" if value >= 99.5 else f"{value:.3g}"
+
+
+def table_of_costs(part: str, key: str, factor: float = 1.0) -> str:
+    found = {cell: number(factor * row[key]) for cell, row in costs(part).items()}
+    lines = [[f"ResNet-{depth}", *(found[depth, size] for size in SIZES)] for depth in DEPTHS]
+    return table(["", *(f"{size}x{size}" for size in SIZES)], lines)
+
+
+def cost_ratio(key: str, more: tuple[int, int], less: tuple[int, int]) -> str:
+    """How many times one cell, (depth, size), is another."""
+    found = costs("steps")
+    return f"{number(found[more][key] / found[less][key])} times"
+
+
+def rate(depth: int, size: int) -> str:
+    row = costs("steps")[depth, size]
+    return f"{number(6 * row['multiply_adds'] * row['batch'] / row['step_ms'] / 1e6)} GFLOP/s"
+
+
+def draw() -> Figure:
+    figure = Figure((10, 4.4), layout="constrained")
+    time, memory = figure.subplots(1, 2)
+    styles = ((PINK, "D"), (GREEN, "^"), (ORANGE, "s"), (BLUE, "o"))
+    for size, (colour, marker) in zip(SIZES, styles, strict=True):
+        rows = [costs("steps")[depth, size] for depth in DEPTHS]
+        work = [row["multiply_adds"] / 1e9 for row in rows]
+        times = [row["step_ms"] / row["batch"] for row in rows]
+        style = {"color": colour, "marker": marker, "ms": 6, "lw": 1.4}
+        time.plot(work, times, **style)
+        memory.plot(work, [row["program_mib"] for row in rows], **style, label=f"{size}x{size}")
+        memory.plot(work, [row["peak_mib"] for row in rows], **style | {"ls": ":", "mfc": "white"})
+        note = partial(time.annotate, textcoords="offset points", fontsize=8, color=colour)
+        for at, place in ((0, (5, -9)), (-1, (-4, 7))):
+            note(str(rows[at]["depth"]), (work[at], times[at]), place)
+    low, high = time.get_xlim()
+    for gflops in (10, 100):
+        ends = [6 * work / gflops * 1e3 for work in (low, high)]
+        time.plot((low, high), ends, color="#777777", lw=0.8, ls="--", scalex=False, scaley=False)
+        note = partial(time.annotate, textcoords="offset points", fontsize=8, color="#555555")
+        place = (0.06, 6 * 0.06 / gflops * 1e3)
+        note(f"{gflops} GFLOP/s", place, (0, 4), rotation=30, rotation_mode="anchor")
+    for axes in (time, memory):
+        logarithmic(axes.xaxis)
+        logarithmic(axes.yaxis, subs=(1, 2, 5))
+        axes.grid(alpha=0.3, lw=0.5)
+        axes.set_xlabel("multiply-adds of one image's forward pass, billions")
+    time.set_ylabel("training step, ms an image")
+    memory.set_ylabel("MiB")
+    time.set_title("time, from 18 to 152 layers, batch 8", fontsize=10)
+    memory.set_title("memory: of the step (filled), peak of the process (open)", fontsize=10)
+    memory.legend(frameon=False)
+    return figure
+
+
+if __name__ == "__main__":
+    save(draw(), COSTS.with_name("cost.png"))

@@ -1,0 +1,80 @@
+"""The pages show what was measured, and nothing else; what was measured holds."""
+
+import json
+import re
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.input_pipeline import measure
+from experiments.measuring import append_row, interval, read_rows
+from experiments.scaling.cost import CELLS, COSTS
+from experiments.tables import MARK, PAGES, ROOT, differing, table, write
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_number_of_a_page_is_that_of_the_results(page):
+    assert MARK.search((ROOT / page).read_text()), "no number in it comes from the results"
+    assert differing(ROOT / page) == [], "run python -m experiments.tables"
+
+
+def test_a_number_is_written_between_its_marks_alone(tmp_path):
+    page = tmp_path / "page.md"
+    before = "<!-- gain(18) -->1<!-- end -->, not <!-- gain(34) -->2<!-- end -->.\n"
+    page.write_text(before + "<!-- speed -->\n| old |\n<!-- end speed -->\nend\n")
+    write(page, "gain(34)", "3")
+    write(page, "speed", table(["a", "b"], [[1, 2.5]]))
+    lines = "<!-- speed -->\n| a | b |\n| --- | --- |\n| 1 | 2.5 |\n<!-- end speed -->\nend\n"
+    assert page.read_text() == before.replace("2<", "3<") + lines
+
+
+def test_no_number_stands_in_the_answers_but_by_a_mark():
+    pages = {"experiments/README.md": r"^\*\*Answer.*?(?=\n\n)", "docs/scaling.md": r"^- \*\*.*?$"}
+    for page, pattern in pages.items():
+        prose = MARK.sub("", (ROOT / page).read_text())
+        answers = re.findall(pattern, prose, re.MULTILINE | re.DOTALL)
+        assert len(answers) >= 3
+        for answer in answers:
+            assert not re.search(r"\d+\.?\d* (points|ms)", answer), answer
+
+
+def test_reading_is_faster_than_the_step_and_its_memory_flat():
+    found = json.loads(measure.RESULTS.read_text())
+    assert set(found["rates"]) == set(measure.CASES)
+    for rates in found["rates"].values():
+        assert statistics.median(rates["pipeline"]) > statistics.median(rates["step"])
+    memory = found["memory"]
+    assert memory["decoded"] >= 9.99 * memory["limit"]
+    assert memory["last_quarter"] < memory["first_quarter"] + 20
+
+
+def test_costs_are_of_the_table_each_once():
+    rows = read_rows(COSTS)
+    keys = [(row["part"], row["depth"], row["size"], row["batch"]) for row in rows]
+    assert len(set(keys)) == len(keys)
+    assert {key[1:] for key in keys} <= {(cell.depth, cell.size, cell.batch) for cell in CELLS}
+    for row in rows:
+        if row["part"] == "steps":
+            low, high = row["quartiles_ms"]
+            assert low <= row["step_ms"] <= high
+            assert row["steps"] >= 3
+            assert row["program_mib"] < row["peak_mib"]
+
+
+def test_a_line_that_a_kill_tore_is_done_again(tmp_path):
+    path = tmp_path / "results.jsonl"
+    append_row(path, {"seed": 0})
+    with path.open("a") as file:
+        file.write('{"seed": 1, "te')
+    append_row(path, {"seed": 2})
+    assert read_rows(path) == [{"seed": 0}, {"seed": 2}]
+    assert read_rows(Path("missing.jsonl")) == []
+
+
+def test_an_interval_covers_as_often_as_it_says():
+    random = np.random.default_rng(0)
+    intervals = (interval(random.normal(size=40)) for _ in range(40))
+    assert 0.85 <= np.mean([low <= 0 <= high for low, high in intervals]) <= 1.0
+    assert interval(np.array([2.0, 2.0])) == (2.0, 2.0)
