@@ -1,6 +1,7 @@
 """A run, opened: what it was told, what it measured, and what it learnt."""
 
 import dataclasses
+from contextlib import AbstractContextManager
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -135,6 +136,10 @@ class Run:
         import pandas as pd
 
         return pd.DataFrame(self._folder.read_metrics())
+
+    def jax_settings(self) -> AbstractContextManager[None]:
+        """Apply the precision and the compilation cache that the run asks for, by ``with``."""
+        return configured_jax(self.config)
 
     def variables(self, checkpoint: Checkpoint = "best") -> dict[str, Any]:
         """``{"params", "batch_stats"}`` for the model's ``apply``.

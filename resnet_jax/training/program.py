@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -323,17 +322,6 @@ def configured_jax(config: TrainConfig) -> Iterator[None]:
         finally:
             if own_cache:
                 _configure(before)
-
-
-def configured_for_run(function: Callable[..., T]) -> Callable[..., T]:
-    """Apply `configured_jax` around a function whose first argument is an opened run."""
-
-    @wraps(function)
-    def scoped(run: Any, *args: Any, **kwargs: Any) -> T:
-        with configured_jax(run.config):
-            return function(run, *args, **kwargs)
-
-    return scoped
 
 
 def _configure(values: Mapping[str, Any]) -> None:

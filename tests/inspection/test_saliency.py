@@ -1,6 +1,5 @@
 """Grad-CAM against numbers worked out by hand, and what the maps are."""
 
-import types
 from functools import partial
 
 import chex
@@ -11,7 +10,8 @@ import pytest
 from flax import linen as nn
 
 import resnet_jax as rj
-from resnet_jax.inspection.saliency import forward, on_whole_images
+from resnet_jax.data.preprocessing import Preprocessing
+from resnet_jax.inspection.saliency import forward, map_names
 from resnet_jax.models import Unit
 
 
@@ -58,14 +58,12 @@ def test_grad_cam_by_hand():
 
 
 def test_maps_of_what_was_cut_out_lie_where_it_was():
-    config = rj.TrainConfig(data=rj.DataConfig(image_size=4, center_crop=True))
-    run = types.SimpleNamespace(config=config, image_shape=(9, 6, 1))
-    whole = on_whole_images(run, np.ones((2, 2, 2)))
+    cut = Preprocessing((9, 6, 1), image_size=4, center_crop=True)
     expected = np.zeros((2, 9, 6))
     expected[:, 2:6, 1:5] = 1  # what `preprocess` cuts out
-    np.testing.assert_array_equal(whole, expected)
-    run.config = rj.TrainConfig(data=rj.DataConfig(image_size=4))
-    np.testing.assert_array_equal(on_whole_images(run, expected), expected)
+    np.testing.assert_array_equal(cut.uncrop(np.ones((2, 2, 2))), expected)
+    resized = Preprocessing((9, 6, 1), image_size=4)
+    np.testing.assert_array_equal(resized.uncrop(expected), expected)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +79,7 @@ def test_noting_changes_nothing_and_the_default_stage_is_the_deepest_of_4x4(smal
     found = jax.jit(partial(forward, model))(variables, images)
     logits = jax.jit(partial(model.apply, train=False))(variables, images)
     np.testing.assert_array_equal(found.logits, logits)
-    sizes = {name: a.shape[1] for name, a in found.maps.items()}
+    sizes = dict(zip(map_names(model), (x.shape[1] for x in found.maps), strict=True))
     assert sizes == {"stem": 7, "stage1": 7, "stage2": 4, "stage3": 2, "stage4": 1}
     default = rj.inspection.grad_cam(model, variables, images)
     chex.assert_shape(default, (3, 4, 4))
