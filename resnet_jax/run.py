@@ -16,7 +16,7 @@ from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.data.report import VerifyReport
 from resnet_jax.display import Display
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.interop import EXPORTS, Format
+from resnet_jax.interop import EXPORTS, Format, Network
 from resnet_jax.interop.weights import initial_variables
 from resnet_jax.models import ResNet
 from resnet_jax.storage import check_replaceable
@@ -212,14 +212,11 @@ class Run:
         path = Path(output) if output else self.path / "export" / f"{name}{suffix}"
         check_replaceable(path)
         with configured_jax(self.config):  # which are written into a network's file
+            made_by = {"data": self.config.data.name, "checkpoint": checkpoint}
+            variables = self.variables(checkpoint)
             write(
                 path,
-                self.model,
-                self.variables(checkpoint),
-                self.preprocessing,
-                self.class_names,
-                data=self.config.data.name,
-                checkpoint=checkpoint,
+                Network(self.model, variables, self.preprocessing, self.class_names, made_by),
             )
         return path
 

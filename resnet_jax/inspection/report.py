@@ -198,6 +198,7 @@ img { display: block; width: 100%; max-width: 34rem; background: #fff; border-ra
 table { width: 100%; max-width: 34rem; border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .15rem .6rem .15rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid #8886; font-variant-numeric: tabular-nums; }
+td + td + td, th { white-space: nowrap; }
 </style>
 </head>
 <body>

@@ -1,11 +1,11 @@
-"""A residual network as an ONNX graph: one Conv node for each convolution, names as ours.
+"""Export a residual network as an ONNX graph: a Conv node for each convolution, names as ours.
 
 Written node by node rather than converted: the graph reads like the network, and no converter's
 idea of padding comes between.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,7 @@ import numpy as np
 
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.interop.stablehlo import check
-from resnet_jax.interop.weights import describe
+from resnet_jax.interop.network import Network
 from resnet_jax.models import BasicUnit, BatchNorm, BottleneckUnit, PreActivationUnit, ResNet
 from resnet_jax.storage import write_whole
 
@@ -25,38 +24,27 @@ OPSET, IR_VERSION = 17, 8
 OUTPUTS = ("logits", "probabilities")
 
 
-def export_onnx(
-    path: Path,
-    model: ResNet,
-    variables: Mapping[str, Any],
-    preprocessing: Preprocessing,
-    class_names: Sequence[str],
-    **made_by: str,
-) -> None:
+def export_onnx(path: Path, network: Network) -> None:
     """Write a network in float32, compared with itself before the file is in place.
 
     Input ``images``: ``uint8[N, H, W, C]``; outputs ``logits`` and ``probabilities``:
-    ``float32[N, K]``. The facts of `describe` are the file's metadata, as JSON.
-    """
-    facts = describe(model, preprocessing, class_names, **made_by)
-    content = to_onnx(model, variables, preprocessing, facts)
-    check("onnx", runner(content), model, variables, preprocessing)
-    write_whole(path, content)
-
-
-def to_onnx(
-    model: ResNet, variables: Any, preprocessing: Preprocessing, facts: Mapping[str, Any]
-) -> bytes:
-    """Return the network as a serialised ONNX model, see `export_onnx`.
+    ``float32[N, K]``. The network's metadata are the file's, as JSON.
 
     Raises:
         ResNetJaxError: the package onnx is not installed, or the unit is not one of ours.
     """
-    graph = _Graph(jax.tree.map(np.asarray, variables))
-    x = graph.preprocess("images", preprocessing)
-    x = graph.network(model, x)
+    content = to_onnx(network)
+    network.check("onnx", runner(content))
+    write_whole(path, content)
+
+
+def to_onnx(network: Network) -> bytes:
+    """Return the network as a serialised ONNX model, see `export_onnx`."""
+    graph = _Graph(jax.tree.map(np.asarray, network.variables))
+    x = graph.preprocess("images", network.preprocessing)
+    x = graph.network(network.model, x)
     graph.add("Softmax", [x], "probabilities", axis=-1)
-    return graph.serialize(preprocessing.image_shape, model.num_classes, facts)
+    return graph.serialize(network)
 
 
 def runner(content: bytes) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
@@ -172,17 +160,21 @@ class _Graph:
         inputs = [self.constant(f"{name}/{part}", numbers[part]) for part in order]
         return self.add("BatchNormalization", [x, *inputs], name, epsilon=BatchNorm.epsilon)
 
-    def serialize(self, shape: Sequence[int], num_classes: int, facts: Mapping[str, Any]) -> bytes:
+    def serialize(self, network: Network) -> bytes:
         onnx, make = self.onnx, self.onnx.helper
         uint8, float32 = onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT
-        images = make.make_tensor_value_info("images", uint8, ["N", *shape])
-        outputs = [make.make_tensor_value_info(n, float32, ["N", num_classes]) for n in OUTPUTS]
+        images = make.make_tensor_value_info(
+            "images", uint8, ["N", *network.preprocessing.image_shape]
+        )
+        shape = ["N", network.model.num_classes]
+        outputs = [make.make_tensor_value_info(name, float32, shape) for name in OUTPUTS]
         graph = make.make_graph(self.nodes, "resnet", [images], outputs, self.constants)
         opsets = [make.make_opsetid("", OPSET)]
         model = make.make_model(
             graph, producer_name="resnet_jax", ir_version=IR_VERSION, opset_imports=opsets
         )
-        make.set_model_props(model, {key: json.dumps(value) for key, value in facts.items()})
+        metadata = network.metadata().items()
+        make.set_model_props(model, {key: json.dumps(value) for key, value in metadata})
         onnx.checker.check_model(model, full_check=True)
         return bytes(model.SerializeToString())
 

@@ -9,7 +9,7 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,12 @@ import jax
 import numpy as np
 
 from resnet_jax.config import TrainConfig
-from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.interop.network import Network
+from resnet_jax.interop.state_dict import as_array
 from resnet_jax.interop.torchvision import (
-    as_array,
     class_count,
     from_torchvision,
-    row_of,
     to_torchvision,
     with_fresh_head,
     with_input_channels,
@@ -109,41 +108,13 @@ def save_weights(
     write_whole(Path(path), save(contiguous, metadata=marks))
 
 
-def export_torchvision(
-    path: Path,
-    model: ResNet,
-    variables: Mapping[str, Any],
-    preprocessing: Preprocessing,
-    class_names: Sequence[str],
-    **made_by: str,
-) -> None:
+def export_torchvision(path: Path, network: Network) -> None:
     """Write a network's weights by torchvision's names, in a ``.safetensors`` file.
 
-    Its metadata are the facts of `describe`, as JSON.
+    Its metadata are the network's, as JSON.
     """
-    facts = describe(model, preprocessing, class_names, **made_by)
-    save_weights(
-        path, to_torchvision(variables), {key: json.dumps(value) for key, value in facts.items()}
-    )
-
-
-def describe(
-    model: ResNet, preprocessing: Preprocessing, class_names: Sequence[str], **made_by: str
-) -> dict[str, Any]:
-    """Return what travels with an exported network: what it is, reads and knows, and its origin."""
-    from resnet_jax import __version__
-
-    return {
-        "class_names": list(class_names),
-        "preprocessing": preprocessing.to_metadata(),
-        "model": {
-            "name": row_of(model) or "resnet",
-            "residual": model.residual,
-            "width": model.width,
-            "stem": model.stem,
-        },
-        "made_by": {"resnet_jax": __version__, **made_by},
-    }
+    metadata = {key: json.dumps(value) for key, value in network.metadata().items()}
+    save_weights(path, to_torchvision(network.variables), metadata)
 
 
 def initial_variables(
