@@ -5,13 +5,14 @@ idea of padding comes between.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.errors import ResNetJaxError
@@ -40,7 +41,7 @@ def export_onnx(path: Path, network: Network) -> None:
 
 def to_onnx(network: Network) -> bytes:
     """Return the network as a serialised ONNX model, see `export_onnx`."""
-    graph = _Graph(jax.tree.map(np.asarray, network.variables))
+    graph = _Graph(network.variables)
     x = graph.preprocess("images", network.preprocessing)
     x = graph.network(network.model, x)
     graph.add("Softmax", [x], "probabilities", axis=-1)
@@ -59,9 +60,11 @@ def runner(content: bytes) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
 class _Graph:
     """Nodes in the order in which they run. A node, its output and its layer share a name."""
 
-    def __init__(self, variables: Any) -> None:
+    def __init__(self, variables: Mapping[str, Any]) -> None:
         self.onnx = _import("onnx")
-        self.params, self.statistics = variables["params"], variables["batch_stats"]
+        self.values: dict[str, np.ndarray] = {}  # parameters and statistics, by name
+        for collection in variables.values():
+            self.values |= traverse_util.flatten_dict(collection, sep="/")
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
@@ -74,6 +77,10 @@ class _Graph:
         array = np.ascontiguousarray(value, np.float32)
         self.constants.append(self.onnx.numpy_helper.from_array(array, name))
         return name
+
+    def stored(self, layer: str, *parts: str) -> list[str]:
+        names = [f"{layer}/{part}" for part in parts]
+        return [self.constant(name, self.values[name]) for name in names]
 
     def preprocess(self, x: str, settings: Preprocessing) -> str:
         """Apply a `Preprocessing`, from uint8 NHWC to float32 NCHW."""
@@ -114,20 +121,18 @@ class _Graph:
         if model.unit.preactivation:
             x = self.relu(self.norm(x, "norm"))
         x = self.add("Flatten", [self.add("GlobalAveragePool", [x], "pool")], "features")
-        head = self.params["head"]
-        weights = [self.constant(f"head/{part}", head[part]) for part in ("kernel", "bias")]
-        return self.add("Gemm", [x, *weights], "logits")
+        return self.add("Gemm", [x, *self.stored("head", "kernel", "bias")], "logits")
 
     def unit(self, x: str, name: str, stride: int, residual: bool) -> str:
         """`BasicUnit` and `BottleneckUnit`: the stride is on the first 3x3."""
-        y, count = x, sum(layer.startswith("norm") for layer in self.params[name])
+        y, count = x, 3 if f"{name}/conv3/kernel" in self.values else 2
         for k in range(1, count + 1):
             strided = k == (1 if count == 2 else 2)
             y = self.conv(y, f"{name}/conv{k}", stride if strided else 1)
             y = self.norm(y, f"{name}/norm{k}")
             y = self.relu(y) if k < count else y
         if residual:
-            if "shortcut_conv" in self.params[name]:
+            if f"{name}/shortcut_conv/kernel" in self.values:
                 x = self.conv(x, f"{name}/shortcut_conv", stride)
                 x = self.norm(x, f"{name}/shortcut_norm")
             y = self.add("Add", [y, x], f"{name}/sum")
@@ -140,7 +145,7 @@ class _Graph:
         y = self.conv(self.relu(self.norm(y, f"{name}/norm2")), f"{name}/conv2", 1)
         if not residual:
             return y
-        if "shortcut_conv" in self.params[name]:
+        if f"{name}/shortcut_conv/kernel" in self.values:
             x = self.conv(activated, f"{name}/shortcut_conv", stride)
         return self.add("Add", [y, x], f"{name}/sum")
 
@@ -148,16 +153,14 @@ class _Graph:
         return self.add("Relu", [x], f"{x}/relu")
 
     def conv(self, x: str, name: str, stride: int) -> str:
-        kernel = _find(self.params, name)["kernel"]
+        kernel = self.values[f"{name}/kernel"]
         side = kernel.shape[0]
         weight = self.constant(f"{name}/kernel", np.transpose(kernel, (3, 2, 0, 1)))
         window = {"kernel_shape": [side] * 2, "strides": [stride] * 2, "pads": [side // 2] * 4}
         return self.add("Conv", [x, weight], name, **window)
 
     def norm(self, x: str, name: str) -> str:
-        numbers = {**_find(self.params, name), **_find(self.statistics, name)}
-        order = ("scale", "bias", "mean", "var")
-        inputs = [self.constant(f"{name}/{part}", numbers[part]) for part in order]
+        inputs = self.stored(name, "scale", "bias", "mean", "var")
         return self.add("BatchNormalization", [x, *inputs], name, epsilon=BatchNorm.epsilon)
 
     def serialize(self, network: Network) -> bytes:
@@ -177,12 +180,6 @@ class _Graph:
         make.set_model_props(model, {key: json.dumps(value) for key, value in metadata})
         onnx.checker.check_model(model, full_check=True)
         return bytes(model.SerializeToString())
-
-
-def _find(tree: Any, name: str) -> Any:
-    for part in name.split("/"):
-        tree = tree[part]
-    return tree
 
 
 def _resize(before: int, after: int) -> np.ndarray:
