@@ -30,6 +30,19 @@ HERE = Path(__file__).parent
 COUNT = 200
 STEPS = 28  # of the curves, as many pixels each
 METHODS = ("Grad-CAM", "Grad-CAM++", "LayerCAM")
+PAGE = """# Which saliency map means something
+
+*Written by `measure.py`, which says what is measured; not by hand.*
+
+{count} test digits, one run of `quickstart` with {epochs} epochs (accuracy {accuracy:.1%}). The
+largest insertion less deletion: **{best[method]} of {best[stage]}**, the default: the deepest stage
+whose map is at least 7x7. A digit's ink is all that there is to delete, so that a map of the ink
+alone would do well too; photographs were not measured.
+
+| stage | map | method | empty | on ink | deletion | insertion |
+| --- | --- | --- | --- | --- | --- | --- |
+{lines}
+"""
 
 
 def maps_by_method(model, variables, stage: int, pixels: jax.Array) -> dict[str, jax.Array]:
@@ -108,10 +121,15 @@ def main() -> None:
     )
     facts = {"accuracy": run.evaluate("test").accuracy, "epochs": run.config.epochs}
     (HERE / "results.json").write_text(json.dumps({"rows": rows, **facts}, indent=1) + "\n")
-    lines = [f"| {' | '.join(map(str, row.values()))} |" for row in rows]
-    head = "| stage | map | method | empty | on ink | deletion | insertion |\n" + "| --- " * 7 + "|"
-    title = "# Which saliency map means something\n\n*Written by `measure.py`; not by hand.*\n\n"
-    (HERE / "README.md").write_text("\n".join([title + head, *lines, ""]))
+    write_page({"rows": rows, **facts})
+
+
+def write_page(results: dict) -> None:
+    named = [row for row in results["rows"] if row["method"] in METHODS]
+    best = max(named, key=lambda row: row["insertion"] - row["deletion"])
+    lines = [f"| {' | '.join(map(str, row.values()))} |" for row in results["rows"]]
+    page = PAGE.format(**results, lines="\n".join(lines), count=COUNT, best=best)
+    (HERE / "README.md").write_text(page)
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ def reliability(calibration: Calibration) -> Figure:
 
 
 def mistakes(predictions: Predictions, count: int = 12) -> Figure:
-    """Show the most confident mistakes, each as it is and with Grad-CAM for the predicted class."""
+    """Show the most confident mistakes, each as it is and with the evidence for what was said."""
     chosen = predictions.mistakes()[:count]
     if not len(chosen):
         figure = _figure(1)

@@ -107,7 +107,7 @@ def _figures(
         "mistakes",
         "Most confident mistakes",
         f"{len(predictions.mistakes())} of {len(predictions.labels)} are wrong. Below each: "
-        "Grad-CAM, bright where the network saw evidence for the predicted class." + legend,
+        "Grad-CAM++, bright where the network saw evidence for the predicted class." + legend,
         plots.mistakes(predictions),
     )
     yield (
