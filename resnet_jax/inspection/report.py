@@ -1,12 +1,11 @@
 """Write a run's report: ``report/index.html``, whole by itself, and its figures as PNGs."""
 
 import base64
-import io
 from collections.abc import Iterable, Iterator
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import yaml
@@ -44,7 +43,7 @@ def write_report(
         data_dir: where the prepared dataset is now, if not where it was.
 
     Returns:
-        The page.
+        The page's path.
 
     Raises:
         ResNetJaxError: as `Run.evaluate`; the folder cannot be written.
@@ -55,21 +54,32 @@ def write_report(
     try:
         folder.mkdir(exist_ok=True)
         for name, title, note, figure in _figures(run, predictions, checkpoint):
-            file = io.BytesIO()
-            figure.savefig(file, format="png", dpi=150)
-            (folder / f"{name}.png").write_bytes(file.getvalue())
-            sections.append(_section(name, title, note, file.getvalue()))
+            file = folder / f"{name}.png"
+            figure.savefig(file, dpi=150)
+            png = base64.b64encode(file.read_bytes()).decode()
+            sections.append(FIGURE.format(title=title, note=escape(note), png=png))
     except OSError as error:
         raise unwritable(folder, error) from error
-    config = run.config
+    config, document = run.config, yaml.safe_load((run.path / "config.yaml").read_text())
     model = f"{'' if config.model.residual else 'plain '}{config.model.name}"
+    rates = ("recall", "precision")
+    classes = [
+        (f"#{k}", name, row["count"], *("-" if row[r] is None else f"{row[r]:.2%}" for r in rates))
+        for k, (name, row) in enumerate(predictions.evaluation.per_class.items())
+    ]
+    facts = {
+        "run folder": run.path.resolve().name,
+        "data fingerprint": run.fingerprint,
+        "commit": document.get("commit"),
+        **(document.get("versions") or {}),
+    }
     page = PAGE.substitute(
         title=escape(f"{model} on {config.data.name}, seed {config.seed}"),
         result=_table("Result", _result(run, predictions, f"{checkpoint} parameters on {split}")),
         figures="\n".join(sections),
-        classes=_table("Classes", _classes(predictions), "number class examples recall precision"),
-        settings=_table("Configuration", ((s.option, str(s.value)) for s in settings(config))),
-        facts=_table("Made by", _facts(run)),
+        classes=_table("Classes", classes, "number class examples recall precision"),
+        settings=_table("Configuration", ((s.option, s.value) for s in settings(config))),
+        facts=_table("Made by", facts.items()),
     )
     atomic_write(folder / "index.html", page)
     return folder / "index.html"
@@ -125,15 +135,11 @@ def _figures(
         "are alike; distances between groups mean nothing." + legend,
         plots.embedding(points, predictions),
     )
-    yield (
-        "filters",
-        "First filters",
-        "The weights of the first convolution.",
-        plots.filters(run.variables(checkpoint)["params"]["stem"]["conv"]["kernel"]),
-    )
+    kernel = run.variables(checkpoint)["params"]["stem"]["conv"]["kernel"]
+    yield "filters", "First filters", "Of the first convolution.", plots.filters(kernel)
 
 
-def _result(run: "Run", predictions: Predictions, of: str) -> Iterator[tuple[str, ...]]:
+def _result(run: "Run", predictions: Predictions, of: str) -> Iterator[tuple[str, str]]:
     evaluation, metrics = predictions.evaluation, run.metrics()
     yield "accuracy", f"{evaluation.accuracy:.2%} ({evaluation.correct} of {evaluation.count})"
     if evaluation.top5 is not None:
@@ -145,51 +151,30 @@ def _result(run: "Run", predictions: Predictions, of: str) -> Iterator[tuple[str
     yield "in", f"{metrics['seconds'].max():.0f} s"
 
 
-def _classes(predictions: Predictions) -> Iterator[tuple[str, ...]]:
-    for k, (name, row) in enumerate(predictions.evaluation.per_class.items()):
-        rates = ("-" if row[r] is None else f"{row[r]:.2%}" for r in ("recall", "precision"))
-        yield f"#{k}", name, str(row["count"]), *rates
-
-
-def _facts(run: "Run") -> Iterator[tuple[str, ...]]:
-    document = yaml.safe_load((run.path / "config.yaml").read_text())
-    yield "run folder", run.path.resolve().name
-    yield "data fingerprint", run.fingerprint
-    yield "commit", document.get("commit") or "-"
-    yield from (document.get("versions") or {}).items()
-
-
-def _section(name: str, title: str, note: str, png: bytes) -> str:
-    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    return (
-        f'<section class="{name}"><h2>{title}</h2>\n<p>{escape(note)}</p>\n'
-        f'<img src="{source}" alt="{title}, as the text above says"></section>'
-    )
-
-
-def _table(title: str, rows: Iterable[tuple[str, ...]], columns: str = "") -> str:
-    table = pd.DataFrame(rows, columns=columns.split() or None)
+def _table(title: str, rows: Iterable[tuple[Any, ...]], columns: str = "") -> str:
+    shown = [["-" if value is None else str(value) for value in row] for row in rows]
     with pd.option_context("display.max_colwidth", None):
+        table = pd.DataFrame(shown, columns=columns.split() or None)
         html = table.to_html(index=False, header=bool(columns), border=0)
     return f"<section><h2>{title}</h2>\n{html}</section>"
 
 
+FIGURE = """<section><h2>{title}</h2>
+<p>{note}</p>
+<img src="data:image/png;base64,{png}" alt="{title}, as the text above says"></section>"""
 PAGE = Template("""\
 <!doctype html>
-<html lang="en">
-<head>
+<html lang="en"><head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="icon" href="data:,">
 <title>$title</title>
 <style>
 :root { color-scheme: light dark; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 76rem; overflow-wrap: anywhere;
+body { margin: 0 auto; padding: 1rem; max-width: 74rem; font: 16px/1.5 system-ui, sans-serif;
   color: light-dark(#1a1a1a, #e8e8e8); background: light-dark(#fff, #151719);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin: .5rem 0 1rem; }
-h2 { font-size: 1.15rem; margin: 0; }
+  overflow-wrap: anywhere; }
+h1, h2 { font-size: 1.2rem; margin: .2rem 0; }
 p { margin: .2rem 0 .6rem; font-size: .9rem; opacity: .8; }
 main { columns: 2 22rem; column-gap: 2.5rem; }
 section { break-inside: avoid; margin: 0 0 2rem; }
@@ -199,11 +184,8 @@ table { width: 100%; max-width: 34rem; border-collapse: collapse; font-size: .9r
 th, td { padding: .15rem .6rem .15rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid #8886; font-variant-numeric: tabular-nums; }
 td + td + td, th { white-space: nowrap; }
-</style>
-</head>
-<body>
-<h1>$title</h1>
-<main>
+</style></head>
+<body><h1>$title</h1><main>
 $result
 $figures
 $classes
