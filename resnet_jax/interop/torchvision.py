@@ -158,11 +158,6 @@ def with_input_channels(variables: Mapping[str, Any], channels: int) -> dict[str
     return {**variables, "params": {**variables["params"], "stem": stem}}
 
 
-def class_count(state_dict: Mapping[str, Any]) -> int | None:
-    """Return how many classes weights by torchvision's names know; None without a head."""
-    return StateDict.of(state_dict, warn=False).num_classes
-
-
 def translate(path: Path, names: Mapping[str, str]) -> str:
     """Return the name of one of our variables.
 

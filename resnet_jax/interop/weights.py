@@ -1,4 +1,4 @@
-"""Weights in files and runs: safetensors without torch, ``.pth`` with it, another run's parameters.
+"""Read and write weights: safetensors without torch, ``.pth`` with it, another run's parameters.
 
 Nothing in a file may run code, and nothing but a regular file is ever replaced.
 """
@@ -19,9 +19,8 @@ import numpy as np
 from resnet_jax.config import TrainConfig
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop.network import Network
-from resnet_jax.interop.state_dict import as_array
+from resnet_jax.interop.state_dict import StateDict, as_array
 from resnet_jax.interop.torchvision import (
-    class_count,
     from_torchvision,
     to_torchvision,
     with_fresh_head,
@@ -165,7 +164,8 @@ def _of_run(folder: Path, config: TrainConfig) -> tuple[dict[str, Any], tuple[st
 def _of_file(
     path: Path, config: TrainConfig, model: ResNet, num_classes: int
 ) -> tuple[dict[str, Any], int | None, tuple[str, ...] | None]:
-    """Return variables, and the number and names of the classes that they know."""
+    """Return variables, and the number and the names of their classes."""
+    names: tuple[str, ...] | None
     if model.unit.preactivation:
         raise ResNetJaxError(
             f"{path}: files hold torchvision's networks, and {config.model.name} is none: "
@@ -173,17 +173,16 @@ def _of_file(
         )
     weights = load_weights(path)
     try:
-        count = class_count(weights)
+        count = StateDict.of(weights, warn=False).num_classes
         model = model.clone(num_classes=count or num_classes)
         variables = from_torchvision(weights, model, num_classes=None if count else num_classes)
     except ResNetJaxError as error:
         raise ResNetJaxError(f"{path}: {error}") from error
     try:
-        names = json.loads(load_metadata(path).get("class_names", "null"))
-        return variables, count, None if names is None else tuple(map(str, names))
-    except (ValueError, TypeError):
-        # Someone else's metadata under the same name.
-        return variables, count, None
+        names = tuple(map(str, json.loads(load_metadata(path)["class_names"])))
+    except (LookupError, ValueError, TypeError):  # none, or someone else's under the same name
+        names = None
+    return variables, count, names
 
 
 def _timm_config(path: Path) -> tuple[str, Mapping[str, Any]]:

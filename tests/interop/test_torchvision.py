@@ -333,20 +333,6 @@ def test_text_under_the_suffix_of_weights(tmp_path):
         load_weights(tmp_path / "page.pth")
 
 
-def test_pth_with_torch(tmp_path):
-    torch = pytest.importorskip("torch")
-    _, weights = tiny()
-    tensors = {n: torch.from_numpy(w) for n, w in weights.items()}
-    torch.save({"model": tensors, "epoch": 3}, tmp_path / "w.pth")
-    for name, value in load_weights(tmp_path / "w.pth").items():
-        np.testing.assert_array_equal(value, weights[name])
-    halves = {n: t.bfloat16() if t.is_floating_point() else t for n, t in tensors.items()}
-    torch.save(halves, tmp_path / "half.pth")
-    read = from_torchvision(load_weights(tmp_path / "half.pth"))
-    expected = from_torchvision({n: t.numpy() for n, t in tensors.items()})
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2**-8), read, expected)
-
-
 def test_bfloat16_in_safetensors(tmp_path):
     import ml_dtypes
 
