@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -16,7 +16,7 @@ from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.data.report import VerifyReport
 from resnet_jax.display import Display
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.interop import EXPORTS, Format
+from resnet_jax.interop import EXPORTS, Format, Network
 from resnet_jax.interop.weights import initial_variables
 from resnet_jax.models import make_model
 from resnet_jax.storage import check_replaceable
@@ -182,6 +182,10 @@ class Run:
 
         return pd.DataFrame(self._folder.read_metrics())
 
+    def jax_settings(self) -> AbstractContextManager[None]:
+        """Apply the precision and the compilation cache that the run asks for, by ``with``."""
+        return configured_jax(self.config)
+
     def variables(self, checkpoint: Checkpoint = "best") -> dict[str, Any]:
         """``{"params", "batch_stats"}`` for the model's ``apply``.
 
@@ -253,14 +257,11 @@ class Run:
         path = Path(output) if output else self.path / "export" / f"{name}{suffix}"
         check_replaceable(path)
         with configured_jax(self.config):  # which are written into a network's file
+            made_by = {"data": self.config.data.name, "checkpoint": checkpoint}
+            variables = self.variables(checkpoint)
             write(
                 path,
-                self.model,
-                self.variables(checkpoint),
-                self.preprocessing,
-                self.class_names,
-                data=self.config.data.name,
-                checkpoint=checkpoint,
+                Network(self.model, variables, self.preprocessing, self.class_names, made_by),
             )
         return path
 

@@ -21,8 +21,9 @@ import jax
 import resnet_jax as rj
 from experiments.measuring import in_turns, write_json
 from experiments.tables import table
+from resnet_jax.interop import Network
+from resnet_jax.interop.network import noise
 from resnet_jax.interop.onnx import runner
-from resnet_jax.interop.stablehlo import network, noise
 
 RESULTS = Path(__file__).with_name("results.json")
 BATCHES = (1, 64, 256)
@@ -31,7 +32,7 @@ ROUNDS = 15
 
 def contenders(run: rj.Run) -> dict:
     variables = jax.device_put(run.variables())
-    ours = jax.jit(network(run.model, run.preprocessing))
+    ours = jax.jit(Network(run.model, variables, run.preprocessing, run.class_names).apply)
     files = {name: run.export(name).read_bytes() for name in ("stablehlo", "onnx")}
     stablehlo = jax.jit(jax.export.deserialize(bytearray(files["stablehlo"])).call)
     return {

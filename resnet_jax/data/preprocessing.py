@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from resnet_jax.config import DataConfig
@@ -64,6 +65,18 @@ class Preprocessing:
             mean=jnp.asarray(self.mean),
             std=jnp.asarray(self.std),
         )
+
+    def uncrop(self, maps: ArrayLike) -> np.ndarray:
+        """Return maps of the network's input, ``float[N, h, w]``, as maps of whole pictures.
+
+        Only ``center_crop`` makes a difference: around what it cut out the maps are zero.
+        """
+        maps, size = np.asarray(maps), self.image_size
+        if not self.center_crop or size is None:
+            return maps
+        enlarged = jax.image.resize(jnp.asarray(maps), (len(maps), size, size), "bilinear")
+        margins = [((side - size) // 2, -((size - side) // 2)) for side in self.image_shape[:2]]
+        return np.pad(np.asarray(enlarged), [(0, 0), *margins])
 
     def to_metadata(self) -> dict[str, Any]:
         """Return what an exported file says of its preprocessing, as values that JSON has."""

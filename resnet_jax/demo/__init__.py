@@ -3,13 +3,10 @@
 import os
 import socket
 import tempfile
-from functools import partial
 
 from resnet_jax.data.image import DecodeSpec
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.inspection.saliency import on_whole_images
 from resnet_jax.run import Checkpoint, Run
-from resnet_jax.training.jax_settings import configured_jax
 
 
 def serve(run: Run, port: int, checkpoint: Checkpoint) -> None:
@@ -35,8 +32,8 @@ def serve(run: Run, port: int, checkpoint: Checkpoint) -> None:
             run.preprocess,
             run.class_names,
             DecodeSpec(run.image_shape, data.fit, data.background),
-            partial(configured_jax, run.config),
-            partial(on_whole_images, run),
+            run.jax_settings,
+            run.preprocessing.uncrop,
             data.find_digit,
         )
         names = {"run": str(run.path), "model": run.config.model.name, "data": data.name}

@@ -1,12 +1,12 @@
-"""What a network has learnt, looked at: saliency, feature maps, mistakes, calibration, reports.
+"""Look at what a network has learnt: saliency, feature maps, mistakes, calibration, reports.
 
     import resnet_jax as rj
 
     run = rj.Run.open("runs/quickstart-seed0")
     maps = rj.inspection.explain(run, images)              # Grad-CAM of uint8 images
     pictures = rj.inspection.overlay(images, maps)         # uint8[N, H, W, 3]
-    found = rj.inspection.examine(run)                     # answers to the test images, one by one
-    rj.inspection.plots.mistakes(found)                    # a matplotlib figure
+    answers = rj.inspection.examine(run)                   # to the test images, one by one
+    rj.inspection.plots.mistakes(answers)                  # a matplotlib figure
 
 The names are those of ``__init__.pyi``; each is imported when it is first used.
 """

@@ -1,11 +1,10 @@
-"""Where a network looks (Grad-CAM) and what it sees there (feature maps).
+"""Grad-CAM++ and Grad-CAM (where a network looks) and feature maps (what it sees there).
 
-Nothing in the model knows of this: Linen lets a caller stand between a module and its output.
+The model has no code for this: Linen lets a caller stand between a module and its output.
 """
 
-from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,17 +12,96 @@ import numpy as np
 from flax import linen as nn
 from jax.typing import ArrayLike
 
+from resnet_jax.data.prefetch import padded_order
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import ResNet
-from resnet_jax.training.jax_settings import configured_for_run
 
 if TYPE_CHECKING:
     from resnet_jax.run import Checkpoint, Run
 
-# A coarser map says little about where.
-SMALLEST_MAP = 4
-# Images explained at a time.
-BATCH = 64
+# A coarser map says little about where: 7x7 is stage 1 of a digit and stage 4 of a photograph.
+# Stage and method were chosen by experiments/saliency.
+MIN_MAP_SIDE = 7
+Method = Literal["grad-cam", "grad-cam++"]
+BATCH = 64  # images explained at a time
+
+
+class Forward(NamedTuple):
+    """One pass through a network, with what happens inside."""
+
+    logits: jax.Array  # float[N, K]
+    features: jax.Array  # float[N, D], the head's input
+    maps: tuple[jax.Array, ...]  # float[N, h, w, features], as `map_names` names them
+
+
+def map_names(model: ResNet) -> list[str]:
+    """Return the names of a model's feature maps: stem, stage1, stage2, ..."""
+    return ["stem", *(f"stage{k}" for k in range(1, len(model.stage_sizes) + 1))]
+
+
+def forward(
+    model: ResNet, variables: Any, images: jax.Array, stage: int = 0, shift: Any = None
+) -> Forward:
+    """Evaluate the network and note what happens inside; ``shift`` is added to a stage's map."""
+    paths = ["stem", *(f"stage{k}_unit{n}" for k, n in enumerate(model.stage_sizes, 1))]
+    inside: dict[str, jax.Array] = {}
+
+    def note(next_method: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        output = next_method(*args, **kwargs)
+        name = "/".join(context.module.path)
+        if context.method_name == "__call__" and name in (*paths, "head"):
+            if shift is not None and name == paths[stage]:
+                output += shift
+            inside[name] = args[0] if name == "head" else output
+        return output
+
+    with nn.intercept_methods(note):
+        logits = model.apply(variables, images, train=False)
+    assert isinstance(logits, jax.Array)
+    return Forward(logits, inside["head"], tuple(inside[path] for path in paths))
+
+
+def forward_and_saliency(
+    model: ResNet,
+    variables: Any,
+    images: jax.Array,
+    labels: jax.Array | None = None,
+    stage: int | None = None,
+    method: Method = "grad-cam++",
+) -> tuple[Forward, jax.Array]:
+    """Compute `forward` and `grad_cam` in one pass; pure, to be jitted by the caller."""
+    # What is frozen has no gradient in training; here it must have one.
+    model = model.clone(frozen_stages=None)
+    shapes = jax.eval_shape(partial(forward, model), variables, images).maps
+    if stage is None:
+        fine = [k for k, x in enumerate(shapes) if k and min(x.shape[1:3]) >= MIN_MAP_SIDE]
+        stage = max(fine, default=1)
+
+    def logits_of(shift: jax.Array) -> tuple[jax.Array, Forward]:
+        passed = forward(model, variables, images, stage, shift)
+        return passed.logits, passed
+
+    zeros = jnp.zeros(shapes[stage].shape, shapes[stage].dtype)
+    logits, pullback, passed = jax.vjp(logits_of, zeros, has_aux=True)
+    labels = logits.argmax(-1) if labels is None else labels
+    # An image's logits depend on its own map alone, so that one pass gives all the gradients.
+    (gradient,) = pullback(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype))
+    weights, activation = gradient.astype(jnp.float32), passed.maps[stage].astype(jnp.float32)
+    if method == "grad-cam++":  # equation 19, for the exponential of the logit
+        total = nn.relu(activation.sum((1, 2), keepdims=True))
+        divisor = 2 * weights**2 + total * weights**3
+        weights = nn.relu(weights) ** 3 / jnp.where(weights > 0, divisor, 1)
+    evidence = nn.relu((weights.mean((1, 2), keepdims=True) * activation).sum(-1))
+    largest = evidence.max((1, 2), keepdims=True)
+    return passed, evidence / jnp.where(largest > 0, largest, 1)
+
+
+# Each compiles what it returns and nothing else of the pass.
+_grad_cam = jax.jit(
+    lambda model, *args: forward_and_saliency(model, *args)[1], static_argnums=(0, 4, 5)
+)
+_feature_maps = jax.jit(lambda model, *args: forward(model, *args).maps, static_argnums=0)
+_last_features = jax.jit(lambda model, *args: forward(model, *args).features, static_argnums=0)
 
 
 def grad_cam(
@@ -33,19 +111,22 @@ def grad_cam(
     labels: ArrayLike | None = None,
     *,
     stage: int | None = None,
+    method: Method = "grad-cam++",
 ) -> jax.Array:
-    """Where the evidence for a class is in each image (arXiv 1610.02391, equations 1 and 2).
+    """Compute where the evidence for a class is.
 
-    The channels of a stage's output are weighted by the mean gradient of the class's logit, added
-    up, and cut off below zero. Each map is then divided by its largest value; one without
-    evidence for the class stays zero. Compiled once for each shape of ``images``.
+    The channels of a stage's output are weighted, added up, and cut off below zero. The weights
+    are, for ``grad-cam`` (arXiv 1610.02391, equations 1 and 2), the mean gradient of the class's
+    logit; for ``grad-cam++`` (arXiv 1710.11063, equation 19) a weighted mean of its positive
+    parts. Each map is then divided by its largest value; one without positive evidence for the
+    class stays zero. Compiled once for each shape of ``images``.
 
     >>> import jax, jax.numpy as jnp, resnet_jax as rj
     >>> model = rj.ResNet18(num_classes=10, width=8)
     >>> images = jnp.zeros((2, 32, 32, 1))
     >>> variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), images)
     >>> rj.inspection.grad_cam(model, variables, images).shape
-    (2, 4, 4)
+    (2, 8, 8)
 
     Args:
         model: a `resnet_jax.ResNet`.
@@ -53,32 +134,43 @@ def grad_cam(
         images: ``float[N, H, W, C]``, preprocessed as for the model.
         labels: ``int[N]``, the class to explain in each image. None: the predicted one.
         stage: whose output, 1 to the number of stages. None: the deepest one whose map is at
-            least 4x4, or the first where none is.
+            least 7x7, or the first where none is.
+        method: ``grad-cam++`` or ``grad-cam``.
 
     Returns:
         ``float32[N, h, w]`` in [0, 1], of the size of the stage's map; see `overlay`.
 
     Raises:
-        ResNetJaxError: there is no such stage or class, or not a label for each image.
+        ResNetJaxError: there is no such stage, class or method, or not a label for each image.
     """
+    if method not in get_args(Method):
+        raise ResNetJaxError(f"method must be {' or '.join(get_args(Method))}, got {method}")
+    labels = _checked(model, images, labels, stage)
+    return _grad_cam(model, variables, images, labels, stage, method)
+
+
+def _checked(
+    model: ResNet, images: ArrayLike, labels: ArrayLike | None, stage: int | None
+) -> np.ndarray | None:
     if stage is not None and not 1 <= stage <= len(model.stage_sizes):
-        raise ResNetJaxError(f"stage {stage} is not there: give 1 to {len(model.stage_sizes)}")
-    if labels is not None:
-        labels = np.asarray(labels)
-        if labels.shape != np.shape(images)[:1]:
-            raise ResNetJaxError(
-                f"labels are {list(labels.shape)} for images {list(np.shape(images))}: "
-                f"give one for each image"
-            )
-        if labels.size and not 0 <= labels.min() <= labels.max() < model.num_classes:
-            raise ResNetJaxError(
-                f"labels are {labels.min()} to {labels.max()}: give 0 to {model.num_classes - 1}"
-            )
-    return _grad_cam(model, variables, images, labels, stage)
+        raise ResNetJaxError(f"stage must be 1 to {len(model.stage_sizes)}, got stage {stage}")
+    if labels is None:
+        return None
+    labels = np.asarray(labels)
+    if labels.shape != np.shape(images)[:1]:
+        raise ResNetJaxError(
+            f"labels are {list(labels.shape)} for images {list(np.shape(images))}: "
+            f"give one for each image"
+        )
+    if labels.size and not 0 <= labels.min() <= labels.max() < model.num_classes:
+        raise ResNetJaxError(
+            f"labels are {labels.min()} to {labels.max()}: give 0 to {model.num_classes - 1}"
+        )
+    return labels
 
 
 def feature_maps(model: ResNet, variables: Any, images: ArrayLike) -> dict[str, jax.Array]:
-    """The outputs of the stem and of each stage's last unit.
+    """Compute the outputs of the stem and of each stage's last unit.
 
     Args:
         model: a `resnet_jax.ResNet`.
@@ -88,17 +180,11 @@ def feature_maps(model: ResNet, variables: Any, images: ArrayLike) -> dict[str, 
     Returns:
         ``stem`` and ``stage1``, ``stage2``, ...: ``float[N, h, w, features]`` each.
     """
-    maps = _feature_maps(model, variables, images)
-    return {name: maps[name] for name in in_order(maps)}
-
-
-def in_order(maps: Iterable[str]) -> list[str]:
-    """Names of maps as the network makes them; jit gives them back sorted."""
-    return sorted(maps, key=lambda name: (name != "stem", len(name), name))
+    return dict(zip(map_names(model), _feature_maps(model, variables, images), strict=True))
 
 
 def last_features(model: ResNet, variables: Any, images: ArrayLike) -> jax.Array:
-    """What the head sees of each image: the pooled features, ``float[N, D]``.
+    """Compute the head's input, the pooled features of each image: ``float[N, D]``.
 
     Args:
         model: a `resnet_jax.ResNet`.
@@ -108,86 +194,6 @@ def last_features(model: ResNet, variables: Any, images: ArrayLike) -> jax.Array
     return _last_features(model, variables, images)
 
 
-class Forward(NamedTuple):
-    """One pass through a network, with what happens inside."""
-
-    logits: jax.Array  # float[N, K]
-    features: jax.Array  # float[N, D], what the head sees
-    maps: dict[str, jax.Array]  # float[N, h, w, features], of stem, stage1, stage2, ...
-
-
-def forward(
-    model: ResNet, variables: Any, images: jax.Array, shifts: dict[str, jax.Array] | None = None
-) -> Forward:
-    """Evaluates the network and notes what happens inside.
-
-    Args:
-        model: a `resnet_jax.ResNet`.
-        variables: its collections.
-        images: ``float[N, H, W, C]``, preprocessed as for the model.
-        shifts: arrays to add to some of the maps; zeros are something to differentiate by.
-    """
-    names = {(f"stage{k}_unit{n}",): f"stage{k}" for k, n in enumerate(model.stage_sizes, 1)}
-    names["stem",] = "stem"
-    maps, features = {}, []
-
-    def note(next_method: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        output = next_method(*args, **kwargs)
-        if context.method_name != "__call__":
-            return output
-        if name := names.get(context.module.path):
-            output = maps[name] = output + (shifts or {}).get(name, 0)
-        elif context.module.path == ("head",):
-            features.append(args[0])
-        return output
-
-    with nn.intercept_methods(note):
-        logits = model.apply(variables, images, train=False)
-    assert isinstance(logits, jax.Array)
-    return Forward(logits, features[0], maps)
-
-
-def forward_and_saliency(
-    model: ResNet,
-    variables: Any,
-    images: jax.Array,
-    labels: jax.Array | None = None,
-    stage: int | None = None,
-) -> tuple[Forward, jax.Array]:
-    """`forward`, and `grad_cam` by the same pass; pure, to be jitted by the caller."""
-    # What is frozen has no gradient in training; here it must have one.
-    model = model.clone(frozen_stages=None)
-    shapes = jax.eval_shape(partial(forward, model), variables, images).maps
-    if stage is None:
-        stages = range(1, len(model.stage_sizes) + 1)
-        fine = [k for k in stages if min(shapes[f"stage{k}"].shape[1:3]) >= SMALLEST_MAP]
-        stage = max(fine, default=1)
-    name = f"stage{stage}"
-
-    def logits_of(shift: jax.Array) -> tuple[jax.Array, Forward]:
-        found = forward(model, variables, images, {name: shift})
-        return found.logits, found
-
-    zeros = jnp.zeros(shapes[name].shape, shapes[name].dtype)
-    logits, pullback, found = jax.vjp(logits_of, zeros, has_aux=True)
-    labels = logits.argmax(-1) if labels is None else labels
-    # An image's logits depend on its own map alone, so that one pass gives all the gradients.
-    (gradient,) = pullback(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype))
-    weights = gradient.astype(jnp.float32).mean((1, 2), keepdims=True)
-    evidence = nn.relu((weights * found.maps[name].astype(jnp.float32)).sum(-1))
-    largest = evidence.max((1, 2), keepdims=True)
-    return found, evidence / jnp.where(largest > 0, largest, 1)
-
-
-# Each compiles what it returns and nothing else of the pass.
-_grad_cam = jax.jit(
-    lambda model, *args: forward_and_saliency(model, *args)[1], static_argnums=(0, 4)
-)
-_feature_maps = jax.jit(lambda model, *args: forward(model, *args).maps, static_argnums=0)
-_last_features = jax.jit(lambda model, *args: forward(model, *args).features, static_argnums=0)
-
-
-@configured_for_run
 def explain(
     run: "Run",
     images: np.ndarray,
@@ -196,7 +202,7 @@ def explain(
     stage: int | None = None,
     checkpoint: "Checkpoint" = "best",
 ) -> np.ndarray:
-    """`grad_cam` of a run's network, for images as they come from the data set.
+    """Compute `grad_cam` of a run's network, for images as they come from the dataset.
 
     Args:
         run: an opened run.
@@ -211,41 +217,18 @@ def explain(
     Raises:
         ResNetJaxError: as `grad_cam`; the images have another type or shape than the run's.
     """
-    pixels = run.preprocess(images)
-    if labels is not None and len(np.asarray(labels)) != len(pixels):
-        raise ResNetJaxError(f"{len(np.asarray(labels))} labels for {len(pixels)} images")
-    variables = run.variables(checkpoint)
-    parts = []
-    for start in range(0, len(pixels), BATCH):
-        part = slice(start, start + BATCH)
-        chosen = None if labels is None else np.asarray(labels)[part]
-        parts.append(np.asarray(grad_cam(run.model, variables, pixels[part], chosen, stage=stage)))
-    if not parts:
-        return np.zeros((0, 1, 1), np.float32)
-    return on_whole_images(run, np.concatenate(parts))
-
-
-def on_whole_images(run: "Run", maps: ArrayLike) -> np.ndarray:
-    """Maps of what the network saw as maps of its images: `overlay` lays them on those.
-
-    Only ``--data.center-crop`` makes a difference; around it they are zero.
-
-    Args:
-        run: whose settings.
-        maps: ``float[N, h, w]``, as `grad_cam` returns them.
-    """
-    maps = np.asarray(maps)
-    size = run.config.data.image_size
-    if not run.config.data.center_crop or size is None:
-        return maps
-    enlarged = jax.image.resize(jnp.asarray(maps), (len(maps), size, size), "bilinear")
-    before = [(side - size) // 2 for side in run.image_shape[:2]]
-    margins = [(b, side - size - b) for b, side in zip(before, run.image_shape[:2], strict=True)]
-    return np.pad(np.asarray(enlarged), [(0, 0), *margins])
+    with run.jax_settings():
+        pixels, variables = run.preprocess(images), run.variables(checkpoint)
+        labels = _checked(run.model, pixels, labels, stage)
+        maps = [np.zeros((0, 1, 1), np.float32)] * (not len(pixels))
+        for part in padded_order(len(pixels), min(BATCH, max(1, len(pixels)))):
+            chosen = None if labels is None else labels[part]
+            maps.append(_grad_cam(run.model, variables, pixels[part], chosen, stage))
+        return run.preprocessing.uncrop(np.concatenate(maps)[: len(pixels)])
 
 
 def overlay(images: np.ndarray, maps: ArrayLike, *, opacity: float = 0.6) -> np.ndarray:
-    """Maps laid over their images, for the eye.
+    """Draw maps over their images.
 
     Each map is enlarged bilinearly to its image's size and drawn in the colours of ``inferno``
     (dark to bright in equal steps, so that it reads without colour too), the more opaque the
@@ -263,8 +246,7 @@ def overlay(images: np.ndarray, maps: ArrayLike, *, opacity: float = 0.6) -> np.
 
     images = np.asarray(images)
     enlarged = np.asarray(jax.image.resize(jnp.asarray(maps), images.shape[:3], "bilinear"))
-    strength = np.clip(enlarged, 0, 1)[..., None]
-    colours = colormaps["inferno"](strength[..., 0])[..., :3]
-    share = opacity * strength
-    blended = images / 255 * (1 - share) + colours * share
+    strength = np.clip(enlarged, 0, 1)
+    share = opacity * strength[..., None]
+    blended = images / 255 * (1 - share) + colormaps["inferno"](strength)[..., :3] * share
     return np.round(blended * 255).astype(np.uint8)

@@ -1,8 +1,10 @@
 """Weights and networks to and from other frameworks: torchvision, safetensors, StableHLO, ONNX."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
+from resnet_jax.interop.network import Network
 from resnet_jax.interop.onnx import export_onnx
 from resnet_jax.interop.stablehlo import export_stablehlo
 from resnet_jax.interop.torchvision import (
@@ -19,14 +21,15 @@ from resnet_jax.interop.weights import (
 )
 
 Format = Literal["torchvision", "stablehlo", "onnx"]
-# Of each format: what writes it, and the file's ending.
-EXPORTS: dict[str, tuple[Callable[..., None], str]] = {
+# The writer of each format, and the file's ending.
+EXPORTS: dict[str, tuple[Callable[[Path, Network], None], str]] = {
     "torchvision": (export_torchvision, ".safetensors"),
     "stablehlo": (export_stablehlo, ".stablehlo"),
     "onnx": (export_onnx, ".onnx"),
 }
 
 __all__ = [
+    "Network",
     "export_onnx",
     "export_stablehlo",
     "export_torchvision",

@@ -1,22 +1,22 @@
-"""A residual network as an ONNX graph: one Conv node for each convolution, names as ours.
+"""Export a residual network as an ONNX graph: a Conv node for each convolution, names as ours.
 
 Written node by node rather than converted: the graph reads like the network, and no converter's
 idea of padding comes between.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.interop.stablehlo import check
-from resnet_jax.interop.weights import describe
+from resnet_jax.interop.network import Network
 from resnet_jax.models import BasicUnit, BatchNorm, BottleneckUnit, PreActivationUnit, ResNet
 from resnet_jax.storage import write_whole
 
@@ -25,38 +25,27 @@ OPSET, IR_VERSION = 17, 8
 OUTPUTS = ("logits", "probabilities")
 
 
-def export_onnx(
-    path: Path,
-    model: ResNet,
-    variables: Mapping[str, Any],
-    preprocessing: Preprocessing,
-    class_names: Sequence[str],
-    **made_by: str,
-) -> None:
+def export_onnx(path: Path, network: Network) -> None:
     """Write a network in float32, compared with itself before the file is in place.
 
     Input ``images``: ``uint8[N, H, W, C]``; outputs ``logits`` and ``probabilities``:
-    ``float32[N, K]``. The facts of `describe` are the file's metadata, as JSON.
-    """
-    facts = describe(model, preprocessing, class_names, **made_by)
-    content = to_onnx(model, variables, preprocessing, facts)
-    check("onnx", runner(content), model, variables, preprocessing)
-    write_whole(path, content)
-
-
-def to_onnx(
-    model: ResNet, variables: Any, preprocessing: Preprocessing, facts: Mapping[str, Any]
-) -> bytes:
-    """Return the network as a serialised ONNX model, see `export_onnx`.
+    ``float32[N, K]``. The network's metadata are the file's, as JSON.
 
     Raises:
         ResNetJaxError: the package onnx is not installed, or the unit is not one of ours.
     """
-    graph = _Graph(jax.tree.map(np.asarray, variables))
-    x = graph.preprocess("images", preprocessing)
-    x = graph.network(model, x)
+    content = to_onnx(network)
+    network.check("onnx", runner(content))
+    write_whole(path, content)
+
+
+def to_onnx(network: Network) -> bytes:
+    """Return the network as a serialised ONNX model, see `export_onnx`."""
+    graph = _Graph(network.variables)
+    x = graph.preprocess("images", network.preprocessing)
+    x = graph.network(network.model, x)
     graph.add("Softmax", [x], "probabilities", axis=-1)
-    return graph.serialize(preprocessing.image_shape, model.num_classes, facts)
+    return graph.serialize(network)
 
 
 def runner(content: bytes) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
@@ -71,9 +60,11 @@ def runner(content: bytes) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
 class _Graph:
     """Nodes in the order in which they run. A node, its output and its layer share a name."""
 
-    def __init__(self, variables: Any) -> None:
+    def __init__(self, variables: Mapping[str, Any]) -> None:
         self.onnx = _import("onnx")
-        self.params, self.statistics = variables["params"], variables["batch_stats"]
+        self.values: dict[str, np.ndarray] = {}  # parameters and statistics, by name
+        for collection in variables.values():
+            self.values |= traverse_util.flatten_dict(collection, sep="/")
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
@@ -86,6 +77,10 @@ class _Graph:
         array = np.ascontiguousarray(value, np.float32)
         self.constants.append(self.onnx.numpy_helper.from_array(array, name))
         return name
+
+    def stored(self, layer: str, *parts: str) -> list[str]:
+        names = [f"{layer}/{part}" for part in parts]
+        return [self.constant(name, self.values[name]) for name in names]
 
     def preprocess(self, x: str, settings: Preprocessing) -> str:
         """Apply a `Preprocessing`, from uint8 NHWC to float32 NCHW."""
@@ -126,20 +121,18 @@ class _Graph:
         if model.unit.preactivation:
             x = self.relu(self.norm(x, "norm"))
         x = self.add("Flatten", [self.add("GlobalAveragePool", [x], "pool")], "features")
-        head = self.params["head"]
-        weights = [self.constant(f"head/{part}", head[part]) for part in ("kernel", "bias")]
-        return self.add("Gemm", [x, *weights], "logits")
+        return self.add("Gemm", [x, *self.stored("head", "kernel", "bias")], "logits")
 
     def unit(self, x: str, name: str, stride: int, residual: bool) -> str:
         """`BasicUnit` and `BottleneckUnit`: the stride is on the first 3x3."""
-        y, count = x, sum(layer.startswith("norm") for layer in self.params[name])
+        y, count = x, 3 if f"{name}/conv3/kernel" in self.values else 2
         for k in range(1, count + 1):
             strided = k == (1 if count == 2 else 2)
             y = self.conv(y, f"{name}/conv{k}", stride if strided else 1)
             y = self.norm(y, f"{name}/norm{k}")
             y = self.relu(y) if k < count else y
         if residual:
-            if "shortcut_conv" in self.params[name]:
+            if f"{name}/shortcut_conv/kernel" in self.values:
                 x = self.conv(x, f"{name}/shortcut_conv", stride)
                 x = self.norm(x, f"{name}/shortcut_norm")
             y = self.add("Add", [y, x], f"{name}/sum")
@@ -152,7 +145,7 @@ class _Graph:
         y = self.conv(self.relu(self.norm(y, f"{name}/norm2")), f"{name}/conv2", 1)
         if not residual:
             return y
-        if "shortcut_conv" in self.params[name]:
+        if f"{name}/shortcut_conv/kernel" in self.values:
             x = self.conv(activated, f"{name}/shortcut_conv", stride)
         return self.add("Add", [y, x], f"{name}/sum")
 
@@ -160,37 +153,33 @@ class _Graph:
         return self.add("Relu", [x], f"{x}/relu")
 
     def conv(self, x: str, name: str, stride: int) -> str:
-        kernel = _find(self.params, name)["kernel"]
+        kernel = self.values[f"{name}/kernel"]
         side = kernel.shape[0]
         weight = self.constant(f"{name}/kernel", np.transpose(kernel, (3, 2, 0, 1)))
         window = {"kernel_shape": [side] * 2, "strides": [stride] * 2, "pads": [side // 2] * 4}
         return self.add("Conv", [x, weight], name, **window)
 
     def norm(self, x: str, name: str) -> str:
-        numbers = {**_find(self.params, name), **_find(self.statistics, name)}
-        order = ("scale", "bias", "mean", "var")
-        inputs = [self.constant(f"{name}/{part}", numbers[part]) for part in order]
+        inputs = self.stored(name, "scale", "bias", "mean", "var")
         return self.add("BatchNormalization", [x, *inputs], name, epsilon=BatchNorm.epsilon)
 
-    def serialize(self, shape: Sequence[int], num_classes: int, facts: Mapping[str, Any]) -> bytes:
+    def serialize(self, network: Network) -> bytes:
         onnx, make = self.onnx, self.onnx.helper
         uint8, float32 = onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT
-        images = make.make_tensor_value_info("images", uint8, ["N", *shape])
-        outputs = [make.make_tensor_value_info(n, float32, ["N", num_classes]) for n in OUTPUTS]
+        images = make.make_tensor_value_info(
+            "images", uint8, ["N", *network.preprocessing.image_shape]
+        )
+        shape = ["N", network.model.num_classes]
+        outputs = [make.make_tensor_value_info(name, float32, shape) for name in OUTPUTS]
         graph = make.make_graph(self.nodes, "resnet", [images], outputs, self.constants)
         opsets = [make.make_opsetid("", OPSET)]
         model = make.make_model(
             graph, producer_name="resnet_jax", ir_version=IR_VERSION, opset_imports=opsets
         )
-        make.set_model_props(model, {key: json.dumps(value) for key, value in facts.items()})
+        metadata = network.metadata().items()
+        make.set_model_props(model, {key: json.dumps(value) for key, value in metadata})
         onnx.checker.check_model(model, full_check=True)
         return bytes(model.SerializeToString())
-
-
-def _find(tree: Any, name: str) -> Any:
-    for part in name.split("/"):
-        tree = tree[part]
-    return tree
 
 
 def _resize(before: int, after: int) -> np.ndarray:

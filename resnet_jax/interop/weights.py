@@ -1,4 +1,4 @@
-"""Weights in files and runs: safetensors without torch, ``.pth`` with it, another run's parameters.
+"""Read and write weights: safetensors without torch, ``.pth`` with it, another run's parameters.
 
 Nothing in a file may run code, and nothing but a regular file is ever replaced.
 """
@@ -9,7 +9,7 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,11 @@ import jax
 import numpy as np
 
 from resnet_jax.config import TrainConfig
-from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.interop.network import Network
+from resnet_jax.interop.state_dict import StateDict, as_array
 from resnet_jax.interop.torchvision import (
-    as_array,
-    class_count,
     from_torchvision,
-    row_of,
     to_torchvision,
     with_fresh_head,
     with_input_channels,
@@ -109,41 +107,13 @@ def save_weights(
     write_whole(Path(path), save(contiguous, metadata=marks))
 
 
-def export_torchvision(
-    path: Path,
-    model: ResNet,
-    variables: Mapping[str, Any],
-    preprocessing: Preprocessing,
-    class_names: Sequence[str],
-    **made_by: str,
-) -> None:
+def export_torchvision(path: Path, network: Network) -> None:
     """Write a network's weights by torchvision's names, in a ``.safetensors`` file.
 
-    Its metadata are the facts of `describe`, as JSON.
+    Its metadata are the network's, as JSON.
     """
-    facts = describe(model, preprocessing, class_names, **made_by)
-    save_weights(
-        path, to_torchvision(variables), {key: json.dumps(value) for key, value in facts.items()}
-    )
-
-
-def describe(
-    model: ResNet, preprocessing: Preprocessing, class_names: Sequence[str], **made_by: str
-) -> dict[str, Any]:
-    """Return what travels with an exported network: what it is, reads and knows, and its origin."""
-    from resnet_jax import __version__
-
-    return {
-        "class_names": list(class_names),
-        "preprocessing": preprocessing.to_metadata(),
-        "model": {
-            "name": row_of(model) or "resnet",
-            "residual": model.residual,
-            "width": model.width,
-            "stem": model.stem,
-        },
-        "made_by": {"resnet_jax": __version__, **made_by},
-    }
+    metadata = {key: json.dumps(value) for key, value in network.metadata().items()}
+    save_weights(path, to_torchvision(network.variables), metadata)
 
 
 def initial_variables(
@@ -194,7 +164,8 @@ def _of_run(folder: Path, config: TrainConfig) -> tuple[dict[str, Any], tuple[st
 def _of_file(
     path: Path, config: TrainConfig, model: ResNet, num_classes: int
 ) -> tuple[dict[str, Any], int | None, tuple[str, ...] | None]:
-    """Return variables, and the number and names of the classes that they know."""
+    """Return variables, and the number and the names of their classes."""
+    names: tuple[str, ...] | None
     if model.unit.preactivation:
         raise ResNetJaxError(
             f"{path}: files hold torchvision's networks, and {config.model.name} is none: "
@@ -202,17 +173,16 @@ def _of_file(
         )
     weights = load_weights(path)
     try:
-        count = class_count(weights)
+        count = StateDict.of(weights, warn=False).num_classes
         model = model.clone(num_classes=count or num_classes)
         variables = from_torchvision(weights, model, num_classes=None if count else num_classes)
     except ResNetJaxError as error:
         raise ResNetJaxError(f"{path}: {error}") from error
     try:
-        names = json.loads(load_metadata(path).get("class_names", "null"))
-        return variables, count, None if names is None else tuple(map(str, names))
-    except (ValueError, TypeError):
-        # Someone else's metadata under the same name.
-        return variables, count, None
+        names = tuple(map(str, json.loads(load_metadata(path)["class_names"])))
+    except (LookupError, ValueError, TypeError):  # none, or someone else's under the same name
+        names = None
+    return variables, count, names
 
 
 def _timm_config(path: Path) -> tuple[str, Mapping[str, Any]]:

@@ -19,7 +19,7 @@ def stored(path: Path, config: rj.TrainConfig, accuracy: float | None) -> Path:
     path.mkdir()
     folder = RunFolder(path)
     folder.write_config(config, DataFacts("f" * 64, ("a", "b"), (28, 28, 1)))
-    row = {"step": 9, "epoch": 1.0, "loss": 1 - (accuracy or 0), "seconds": 10.0}
+    row = {"step": 9, "epoch": 1.0, "loss": round(1 - (accuracy or 0), 2), "seconds": 10.0}
     rows = [{**row, "kind": "train", "accuracy": 0.5, "learning_rate": 0.1, "images_per_s": 1.0}]
     rows += [{**row, "kind": "validation", "accuracy": 0.5}]
     if accuracy is not None:
@@ -74,7 +74,7 @@ def test_bad_comparisons_are_one_line(four, capsys):
     for arguments, names in (
         ([four[0], four[0]], "twice"),
         ([four[0], "nowhere"], "is not a run"),
-        ([four[0], "--output", "nowhere/x.png"], "nowhere/x.png cannot be written"),
+        ([four[0], "--output", "/proc/x.png"], "/proc/x.png cannot be written"),
         ([four[0], "--output", "x.nonsense"], "x.nonsense cannot be written"),
     ):
         assert main(["compare", *arguments]) == 1

@@ -1,6 +1,5 @@
 """Grad-CAM against numbers worked out by hand, and what the maps are."""
 
-import types
 from functools import partial
 
 import chex
@@ -11,7 +10,8 @@ import pytest
 from flax import linen as nn
 
 import resnet_jax as rj
-from resnet_jax.inspection.saliency import forward, on_whole_images
+from resnet_jax.data.preprocessing import Preprocessing
+from resnet_jax.inspection.saliency import forward, map_names
 from resnet_jax.models import Unit
 
 
@@ -24,9 +24,9 @@ class Doubling(Unit):
         return jnp.concatenate([image, 2 * image], -1)
 
 
-def by_hand(head):
+def by_hand(head, unit=Doubling):
     """One stage on one channel: the stem is emptied, the unit passes on what it is given."""
-    model = rj.ResNet(stage_sizes=(1,), unit=Doubling, num_classes=2, width=1, stem="small")
+    model = rj.ResNet(stage_sizes=(1,), unit=unit, num_classes=2, width=1, stem="small")
     image = jnp.asarray([[1.0, 2.0], [3.0, 4.0]])[None, :, :, None]
     variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), image)
     params = jax.tree.map(jnp.zeros_like, variables["params"])
@@ -44,7 +44,7 @@ def test_grad_cam_by_hand():
     Class 1: w = (2, -3): (2 x - 6 x) / 4 = -x: cut off, no evidence anywhere.
     """
     model, variables, image = by_hand([[1, 2], [3, -3]])
-    cam = partial(rj.inspection.grad_cam, model, variables, image)
+    cam = partial(rj.inspection.grad_cam, model, variables, image, method="grad-cam")
     expected = np.asarray([[[0.25, 0.5], [0.75, 1.0]]])
     np.testing.assert_allclose(cam([0]), expected, rtol=1e-6)
     np.testing.assert_array_equal(cam([1]), np.zeros((1, 2, 2)))
@@ -57,15 +57,35 @@ def test_grad_cam_by_hand():
     )
 
 
+class Mirroring(Unit):
+    """Channel 0 is the image, channel 1 is the image from right to left."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        image = x[..., :1]
+        return jnp.concatenate([image, image[:, :, ::-1]], -1)
+
+
+def test_grad_cam_plus_plus_by_hand():
+    """The sum of either map is S = 10; a channel weighs g^3 / (2 g^2 + S g^3) = g / (2 + 10 g).
+
+    Class 0: g = (2, 1) / 4: weights 1/14 and 1/18, the map is as 9 x + 7 mirrored x.
+    Class 1: g = (-2, -3) / 4: nothing speaks for it.
+    """
+    model, variables, image = by_hand([[2, -2], [1, -3]], Mirroring)
+    cam = partial(rj.inspection.grad_cam, model, variables, image)
+    expected = np.asarray([[[23, 25], [55, 57]]]) / 57
+    np.testing.assert_allclose(cam([0]), expected, rtol=1e-5)
+    np.testing.assert_array_equal(cam([1]), np.zeros((1, 2, 2)))
+
+
 def test_maps_of_what_was_cut_out_lie_where_it_was():
-    config = rj.TrainConfig(data=rj.DataConfig(image_size=4, center_crop=True))
-    run = types.SimpleNamespace(config=config, image_shape=(9, 6, 1))
-    whole = on_whole_images(run, np.ones((2, 2, 2)))
+    cut = Preprocessing((9, 6, 1), image_size=4, center_crop=True)
     expected = np.zeros((2, 9, 6))
     expected[:, 2:6, 1:5] = 1  # what `preprocess` cuts out
-    np.testing.assert_array_equal(whole, expected)
-    run.config = rj.TrainConfig(data=rj.DataConfig(image_size=4))
-    np.testing.assert_array_equal(on_whole_images(run, expected), expected)
+    np.testing.assert_array_equal(cut.uncrop(np.ones((2, 2, 2))), expected)
+    resized = Preprocessing((9, 6, 1), image_size=4)
+    np.testing.assert_array_equal(resized.uncrop(expected), expected)
 
 
 @pytest.fixture(scope="module")
@@ -76,15 +96,15 @@ def small():
     return model, variables, images
 
 
-def test_noting_changes_nothing_and_the_default_stage_is_the_deepest_of_4x4(small):
+def test_noting_changes_nothing_and_the_default_stage_is_the_deepest_of_7x7(small):
     model, variables, images = small
     found = jax.jit(partial(forward, model))(variables, images)
     logits = jax.jit(partial(model.apply, train=False))(variables, images)
     np.testing.assert_array_equal(found.logits, logits)
-    sizes = {name: a.shape[1] for name, a in found.maps.items()}
+    sizes = dict(zip(map_names(model), (x.shape[1] for x in found.maps), strict=True))
     assert sizes == {"stem": 7, "stage1": 7, "stage2": 4, "stage3": 2, "stage4": 1}
     default = rj.inspection.grad_cam(model, variables, images)
-    chex.assert_shape(default, (3, 4, 4))
+    chex.assert_shape(default, (3, 7, 7))
     np.testing.assert_allclose(default.max((1, 2)), 1)
     # What is frozen in training has a gradient here all the same.
     frozen = rj.inspection.grad_cam(model.clone(frozen_stages=4), variables, images)
@@ -96,6 +116,7 @@ def test_noting_changes_nothing_and_the_default_stage_is_the_deepest_of_4x4(smal
     [
         ({"stage": 5}, "stage 5"),
         ({"stage": 0}, "stage 0"),
+        ({"method": "lime"}, "grad-cam or grad-cam"),
         ({"labels": [1, 2]}, "one for each image"),
         ({"labels": [1, 2, 5]}, "give 0 to 4"),
     ],

@@ -21,9 +21,9 @@ def untrained_run(folder: Path, config: rj.TrainConfig) -> rj.Run:
 
     def draw(path, leaf):
         if path[-1] in ("var", "scale"):
-            return random.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+            return random.uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype)
         scale = np.sqrt(np.prod(leaf.shape[:-1])) if path[-1] == "kernel" else 5
-        return (random.standard_normal(leaf.shape) / scale).astype(np.float32)
+        return (random.standard_normal(leaf.shape) / scale).astype(leaf.dtype)
 
     tx = make_optimizer(config.optim, make_schedule(config.optim, total_steps=1))
     images = jax.numpy.zeros((1, 28, 28, 1))
@@ -60,6 +60,7 @@ def make_run(tmp_path_factory):
     def make(**model) -> rj.Run:
         folder = tmp_path_factory.mktemp("interop") / "run"
         settings = dataclasses.replace(CONFIG.model, **model)
-        return untrained_run(folder, dataclasses.replace(CONFIG, model=settings))
+        with jax.enable_x64(settings.dtype == "float64"):
+            return untrained_run(folder, dataclasses.replace(CONFIG, model=settings))
 
     return make

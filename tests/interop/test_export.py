@@ -12,7 +12,8 @@ from flax import traverse_util
 import resnet_jax as rj
 from resnet_jax.cli import main
 from resnet_jax.data.preprocessing import Preprocessing
-from resnet_jax.interop import from_torchvision, load_metadata, load_weights, onnx, stablehlo
+from resnet_jax.interop import Network, from_torchvision, load_metadata, load_weights, onnx
+from resnet_jax.interop.network import noise
 from resnet_jax.interop.onnx import runner, to_onnx
 from resnet_jax.interop.torchvision import shapes_of
 from resnet_jax.models import VARIANTS
@@ -38,7 +39,7 @@ def test_torchvision_weights_with_class_names_and_preprocessing(run):
 
 
 def test_preprocessing_is_what_the_run_does_and_survives_json(run):
-    images = stablehlo.noise(run.image_shape, 3)
+    images = noise(run.image_shape, 3)
     np.testing.assert_array_equal(run.preprocessing(images), run.preprocess(images))
     jitted = jax.jit(run.preprocessing)(images)
     np.testing.assert_allclose(jitted, run.preprocess(images), rtol=0, atol=1e-6)
@@ -74,7 +75,7 @@ np.savez(
 
 
 def test_stablehlo_runs_with_jax_and_flatbuffers_alone_for_any_number_of_images(run, tmp_path):
-    images = stablehlo.noise(run.image_shape, 7)
+    images = noise(run.image_shape, 7)
     np.save(tmp_path / "images.npy", images)
     path = run.export("stablehlo", tmp_path / "network.stablehlo")
     files = [str(tmp_path / name) for name in ("images.npy", "results.npz")]
@@ -92,7 +93,7 @@ def test_onnx_is_checked_and_carries_what_it_needs(run):
     load = pytest.importorskip("onnx").load
     pytest.importorskip("onnxruntime")
     path = run.export("onnx")
-    images = stablehlo.noise(run.image_shape, 7)
+    images = noise(run.image_shape, 7)
     got = runner(path.read_bytes())(images)
     np.testing.assert_allclose(got["probabilities"], run.predict(images), rtol=0, atol=1e-5)
     metadata = {entry.key: entry.value for entry in load(path).metadata_props}
@@ -123,7 +124,7 @@ def test_onnx_has_one_conv_for_each_convolution_and_the_models_logits(
     variables = traverse_util.unflatten_dict({k: v.astype(np.float32) for k, v in flat.items()})
     channels = tuple(np.linspace(0.2, 0.6, shape[2]).tolist())
     preprocessing = Preprocessing(shape, resize, crop, channels, channels)
-    content = to_onnx(model, variables, preprocessing, {})
+    content = to_onnx(Network(model, variables, preprocessing, "abcde"))
     nodes = load(content).graph.node
     convolutions = {"/".join(p[1:-1]) for p in flat if p[-1] == "kernel" and p[1] != "head"}
     assert sorted(node.name for node in nodes if node.op_type == "Conv") == sorted(convolutions)
@@ -194,7 +195,8 @@ def test_a_thousand_digits_at_full_width(make_run, format):
     assert len(images) == 1000
     got = jax.device_get(load[format](content)(images))
     reference = run.model.clone(lowering="reference")
-    apply = jax.jit(stablehlo.network(reference, run.preprocessing))
+    network = Network(reference, run.variables(), run.preprocessing, run.class_names)
+    apply = jax.jit(network.apply)
     logits = np.asarray(apply(run.variables(), images)["logits"])
     assert np.abs(got["logits"] - logits).max() < 1e-5 * np.abs(logits).max()
     assert np.abs(got["probabilities"] - run.predict(images)).max() < 1e-5

@@ -87,6 +87,18 @@ def test_without_class_names_the_number_decides(run, tmp_path):
     assert is_fresh(starting_from(weights, ("a", "b")), 2)
 
 
+def test_reading_a_float64_run_is_reading_its_file_and_configures_nothing(make_run, tmp_path):
+    source = make_run(dtype="float64")
+    file = source.export("torchvision", tmp_path / "weights.safetensors")
+    names = ("jax_enable_x64", "jax_default_matmul_precision")
+    before = [jax.config.values[name] for name in names]
+    for head in ("keep", "fresh"):
+        read = [starting_from(start, init_head=head) for start in (file, source.path)]
+        assert_same(*read)
+        assert {leaf.dtype for leaf in jax.tree.leaves(read)} == {np.dtype(np.float32)}
+    assert [jax.config.values[name] for name in names] == before
+
+
 def test_colour_weights_are_summed_for_grey_images(exported, tmp_path):
     weights = load_weights(exported)
     weights["conv1.weight"] = np.repeat(weights["conv1.weight"], 3, axis=1)
@@ -166,32 +178,6 @@ def test_the_body_moves_at_its_share_of_the_rate(name):
     full, slow = after_three_steps(1.0), after_three_steps(0.1)
     assert slow["head"]["kernel"] == full["head"]["kernel"]
     np.testing.assert_allclose(slow["stem"]["kernel"], 0.1 * full["stem"]["kernel"], rtol=1e-5)
-
-
-@pytest.mark.slow
-def test_the_command_records_where_it_started_and_goes_on_without_it(run, exported, tmp_path):
-    folder = tmp_path / "tuned"
-    command = [
-        "train",
-        "--no-report",
-        "--run-dir",
-        str(folder),
-        "--model.width",
-        "4",
-        "--init-from",
-        str(exported),
-    ]
-    command += ["--data.subset", "64", "16", "16", "--epochs", "1", "--optim.learning-rate", "1e-9"]
-    command += ["--model.frozen-stages", "4", "--model.lowering", "reference"]
-    assert main(command) == 0
-    tuned = rj.Run.open(folder)
-    assert tuned.config.init_from == str(exported)
-    assert tuned.config.model.frozen_stages == 4
-    before, after = run.variables(), tuned.variables()
-    assert moved(before["batch_stats"], after["batch_stats"]) == set()
-    assert moved(before["params"], after["params"]) <= {"head"}
-    exported.unlink()
-    assert main(command) == 0  # finished: nothing to read
 
 
 BAD = {

@@ -1,4 +1,4 @@
-"""What a network gets right and wrong on a split, and how well it knows that: numbers alone."""
+"""Predict the images of a split one by one, and measure what is right, wrong and overconfident."""
 
 import math
 from dataclasses import dataclass
@@ -7,30 +7,29 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+import optax
 from numpy.typing import ArrayLike
 
+from resnet_jax.data.dataset import Split
+from resnet_jax.data.prefetch import padded_order, read_batches
+from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.inspection.saliency import (
-    Forward,
-    forward_and_saliency,
-    in_order,
-    on_whole_images,
-)
-from resnet_jax.training.jax_settings import compiler_options, configured_for_run
+from resnet_jax.inspection.saliency import BATCH, Forward, forward_and_saliency, map_names
+from resnet_jax.models import ResNet
+from resnet_jax.training.jax_settings import compiler_options
 from resnet_jax.training.metrics import Evaluation
 
 if TYPE_CHECKING:
     from resnet_jax.run import Checkpoint, Run
 
-BATCH = 64
-MOST_IMAGES = 10_000  # whose maps and features are kept in memory
-MOST_BYTES = 2**29  # of the images themselves
+MAX_IMAGES = 10_000  # whose maps and features are kept in memory
+MAX_BYTES = 2**29  # of the images themselves
 # With fewer batches than this, optimising the program takes longer than it saves.
 BATCHES_WORTH_OPTIMISING = 50
 
 
 def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> np.ndarray:
-    """Examples by label (row) and prediction (column), ``int64[K, K]``.
+    """Count examples by label (row) and prediction (column), ``int64[K, K]``.
 
     >>> confusion_matrix([0, 0, 1], [0, 1, 1], 2).tolist()
     [[1, 1], [0, 1]]
@@ -66,7 +65,7 @@ class Calibration:
 
 
 def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> Calibration:
-    """How far a classifier's confidence, its highest probability, can be believed.
+    """Compare a classifier's confidence, its highest probability, with how often it is right.
 
     >>> calibration([[0.75, 0.25], [0.75, 0.25]], [0, 1], bins=2).ece  # 0.75 sure, half right
     0.25
@@ -98,7 +97,7 @@ def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
 
 
 def embedding(features: ArrayLike, *, seed: int = 0) -> np.ndarray:
-    """Features in the plane by t-SNE (JMLR 9, 2579-2605): neighbours stay neighbours.
+    """Lay features out in the plane by t-SNE (JMLR 9, 2579-2605): neighbours stay neighbours.
 
     Distances between groups and the groups' sizes mean nothing. Some hundred examples take a
     second or two, ten thousand take a minute.
@@ -129,7 +128,7 @@ def embedding(features: ArrayLike, *, seed: int = 0) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Findings:
+class Predictions:
     """A network's answers to the images of a split, one by one.
 
     Attributes:
@@ -137,7 +136,7 @@ class Findings:
         labels: ``int32[N]``.
         class_names: K names.
         logits: ``float32[N, K]``.
-        features: ``float32[N, D]``, what the head sees.
+        features: ``float32[N, D]``, the head's input.
         saliency: ``float32[N, h, w]``, `grad_cam` for the predicted class.
         maps: for the first image, the stem's and each stage's output, ``float32[h, w, features]``.
     """
@@ -153,8 +152,7 @@ class Findings:
     @cached_property
     def probabilities(self) -> np.ndarray:
         """``float32[N, K]``."""
-        exp = np.exp(self.logits - self.logits.max(1, keepdims=True))
-        return np.asarray(exp / exp.sum(1, keepdims=True))
+        return np.asarray(jax.nn.softmax(self.logits))
 
     @property
     def predictions(self) -> np.ndarray:
@@ -164,11 +162,10 @@ class Findings:
     @property
     def evaluation(self) -> Evaluation:
         """Loss, accuracy, confusion and the classes' rates."""
-        shifted = self.logits - self.logits.max(1, keepdims=True)
-        five = np.argsort(-self.logits, axis=1, kind="stable")[:, :5]
-        log_p = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+        losses = optax.softmax_cross_entropy_with_integer_labels(self.logits, self.labels)
+        _, five = jax.lax.top_k(self.logits, min(5, len(self.class_names)))
         return Evaluation(
-            loss=float(-log_p[np.arange(len(self.labels)), self.labels].mean()),
+            loss=float(losses.mean()),
             confusion=confusion_matrix(self.labels, self.predictions, len(self.class_names)),
             class_names=self.class_names,
             correct5=int((five == self.labels[:, None]).sum()),
@@ -180,57 +177,78 @@ class Findings:
         return calibration(self.probabilities, self.labels)
 
     def mistakes(self) -> np.ndarray:
-        """The wrong answers, most confident first: indices, ``int64[M]``."""
+        """Return the indices of the wrong answers, most confident first, ``int64[M]``."""
         wrong = np.flatnonzero(self.predictions != self.labels)
         return wrong[np.argsort(-self.probabilities[wrong].max(1), kind="stable")]
 
 
-@configured_for_run
+Findings = Predictions  # its name in 0.1.0
+
+
+def predict_split(
+    model: ResNet,
+    variables: Any,
+    preprocessing: Preprocessing,
+    split: Split,
+    class_names: tuple[str, ...],
+) -> Predictions:
+    """Predict and explain each image of a split, at most 10,000 and 512 MiB of them."""
+    most = min(MAX_IMAGES, max(1, MAX_BYTES // math.prod(split.image_shape)))
+    count = min(len(split), most)
+    order = padded_order(count, BATCH)
+    level = 0 if len(order) < BATCHES_WORTH_OPTIMISING else 1
+
+    @partial(jax.jit, compiler_options=compiler_options(optimization_level=level))
+    def predict(variables: Any, images: jax.Array) -> tuple[Forward, jax.Array]:
+        return forward_and_saliency(model, variables, preprocessing(images))
+
+    parts: list[tuple[np.ndarray, ...]] = []
+    first: list[np.ndarray] = []
+    for images, labels in read_batches(split, order):
+        passed, saliency = predict(variables, images)
+        first = first or [np.asarray(x[0], np.float32) for x in passed.maps]
+        outputs = [np.asarray(x, np.float32) for x in (passed.logits, passed.features, saliency)]
+        parts.append((images, labels, *outputs))
+    columns = (np.concatenate(part)[:count] for part in zip(*parts, strict=True))
+    images, labels, logits, features, saliency = columns
+    return Predictions(
+        images,
+        labels,
+        class_names,
+        logits,
+        features,
+        preprocessing.uncrop(saliency),
+        dict(zip(map_names(model), first, strict=True)),
+    )
+
+
 def examine(
     run: "Run",
     split: str = "test",
     checkpoint: "Checkpoint" = "best",
     data_dir: str | None = None,
-) -> Findings:
-    """Evaluates a run's network image by image; of a split of more than 10,000, those first.
+) -> Predictions:
+    """Evaluate a run's network image by image; of a split of more than 10,000, those first.
 
     Fewer where 10,000 would take more than 512 MiB.
 
-    >>> found = rj.inspection.examine(run)  # doctest: +SKIP
-    >>> found.evaluation.accuracy, found.calibration.ece, found.mistakes()  # doctest: +SKIP
+    >>> predictions = rj.inspection.examine(run)  # doctest: +SKIP
+    >>> predictions.evaluation.accuracy, predictions.mistakes()  # doctest: +SKIP
 
     Args:
         run: an opened run.
         split: as for `Run.evaluate`.
         checkpoint: whose parameters.
-        data_dir: where the prepared data set is now, if not where it was.
+        data_dir: where the prepared dataset is now, if not where it was.
 
     Raises:
         ResNetJaxError: as `Run.evaluate`.
     """
-    there = run.split(split, data_dir)
-    most = min(MOST_IMAGES, max(1, MOST_BYTES // math.prod(run.image_shape)))
-    images, labels = there.batch(np.arange(min(len(there), most)))
-    starts = range(0, len(images), BATCH)
-    level = 0 if len(starts) < BATCHES_WORTH_OPTIMISING else 1
-
-    @partial(jax.jit, compiler_options=compiler_options(optimization_level=level))
-    def look(variables: Any, images: jax.Array) -> tuple[Forward, jax.Array]:
-        return forward_and_saliency(run.model, variables, run.preprocess(images))
-
-    variables = run.variables(checkpoint)
-    parts: list[list[np.ndarray]] = []
-    maps: dict[str, np.ndarray] = {}
-    for start in starts:
-        part = images[start : start + BATCH]
-        padded = np.zeros((BATCH, *images.shape[1:]), np.uint8)
-        padded[: len(part)] = part
-        found, saliency = look(variables, padded)
-        if not maps:
-            order = in_order(found.maps)
-            maps = {name: np.asarray(found.maps[name], np.float32)[0] for name in order}
-        outputs = (found.logits, found.features, saliency)
-        parts.append([np.asarray(a, np.float32)[: len(part)] for a in outputs])
-    logits, features, saliency = map(np.concatenate, zip(*parts, strict=True))
-    saliency = on_whole_images(run, saliency)
-    return Findings(images, labels, run.class_names, logits, features, saliency, maps)
+    with run.jax_settings():
+        return predict_split(
+            run.model,
+            run.variables(checkpoint),
+            run.preprocessing,
+            run.split(split, data_dir),
+            run.class_names,
+        )

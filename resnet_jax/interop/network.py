@@ -1,0 +1,97 @@
+"""A trained network as exported files hold it: uint8 images in, probabilities out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet_jax.data.preprocessing import Preprocessing
+from resnet_jax.errors import ResNetJaxError
+from resnet_jax.interop.torchvision import row_of
+from resnet_jax.models import ResNet
+
+# Largest difference to the network itself: of logits relative to the largest, of probabilities.
+TOLERANCE = 1e-5
+CHECKED_IMAGES = 16
+
+Outputs = dict[str, Any]  # "logits" and "probabilities", float32[N, K]
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A model with its variables, and what an exported file says about them.
+
+    Attributes:
+        model: a `resnet_jax.ResNet`.
+        variables: its collections ``params`` and ``batch_stats``.
+        preprocessing: from uint8 images to the model's input.
+        class_names: K names.
+        made_by: where the network comes from, by any names.
+    """
+
+    model: ResNet
+    variables: Mapping[str, Any]
+    preprocessing: Preprocessing
+    class_names: Sequence[str]
+    made_by: Mapping[str, str] = field(default_factory=dict)
+
+    def apply(self, variables: Any, images: jax.Array) -> Outputs:
+        """Map ``uint8[N, H, W, C]`` images to ``logits`` and ``probabilities``."""
+        logits = self.model.apply(variables, self.preprocessing(images), train=False)
+        assert isinstance(logits, jax.Array)
+        outputs = {"logits": logits, "probabilities": jax.nn.softmax(logits)}
+        return jax.tree.map(lambda x: x.astype(jnp.float32), outputs)
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what travels with the network: what it is, reads and knows, and its origin."""
+        from resnet_jax import __version__
+
+        fields = ("residual", "width", "stem")
+        return {
+            "class_names": list(self.class_names),
+            "preprocessing": self.preprocessing.to_metadata(),
+            "model": {
+                "name": row_of(self.model) or "resnet",
+                **{name: getattr(self.model, name) for name in fields},
+            },
+            "made_by": {"resnet_jax": __version__, **self.made_by},
+        }
+
+    def check(self, format: str, exported: Callable[[np.ndarray], Outputs]) -> None:
+        """Compare an export with the network, and with XLA's own convolutions in float32.
+
+        Raises:
+            ResNetJaxError: they differ.
+        """
+        plain = {"lowering": "reference", "dtype": jnp.float32, "param_dtype": jnp.float32}
+        reference = replace(self, model=self.model.clone(**plain))
+        images = noise(self.preprocessing.image_shape)
+        own, expected = (
+            jax.device_get(jax.jit(network.apply)(self.variables, images))
+            for network in (self, reference)
+        )
+        got = jax.device_get(exported(images))
+        scale = np.abs(expected["logits"]).max()
+        differences = {
+            "logits": np.abs(got["logits"] - expected["logits"]).max() / scale,
+            "probabilities": np.abs(got["probabilities"] - own["probabilities"]).max(),
+        }
+        # In bfloat16 the network itself is that far from the reference.
+        tolerance = 0.05 if self.model.dtype == jnp.bfloat16 else TOLERANCE
+        for what, difference in differences.items():
+            if not difference <= tolerance:
+                raise ResNetJaxError(
+                    f"{format} export differs from the network by {difference:.1e} in {what} on "
+                    f"{len(images)} images (at most {tolerance:g}): nothing was written; please "
+                    f"report this with the versions of resnet_jax and jax"
+                )
+
+
+def noise(image_shape: tuple[int, int, int], count: int = CHECKED_IMAGES) -> np.ndarray:
+    """Return random images from dim to bright, uint8[count, H, W, C], always the same."""
+    random = np.random.default_rng(0)
+    bright = np.linspace(32, 256, count, dtype=int)[:, None, None, None]
+    return random.integers(0, bright, (count, *image_shape)).astype(np.uint8)

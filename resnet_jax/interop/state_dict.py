@@ -1,0 +1,150 @@
+"""Read what a state_dict of another framework is: whose names, which network, how many classes."""
+
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any, Self
+
+import numpy as np
+
+from resnet_jax.errors import ResNetJaxError
+from resnet_jax.models import VARIANTS, BasicUnit, BottleneckUnit, ResNet
+
+log = logging.getLogger(__name__)
+
+# Ours, torchvision's and timm's, the book's (NNDL: Practice, 5.4). Other layers of a unit: convK
+# everywhere, normK here and bnK there.
+RENAMES = (
+    ("stem/conv", "conv1", "net.0.0"),
+    ("stem/norm", "bn1", "net.0.1"),
+    ("stage/unit", "layer{}.{}", "net.{}.{}"),
+    ("shortcut_conv", "downsample.0", "shortcut"),
+    ("shortcut_norm", "downsample.1", "bn3"),
+    ("head", "fc", "net.7"),
+)
+TORCHVISION, BOOK = ({row[0]: row[column] for row in RENAMES} for column in (1, 2))
+# Counters that some files carry and that are not used: batch norm's, and of averaged weights.
+_COUNTERS = ("num_batches_tracked", "n_averaged")
+
+
+def as_array(value: Any) -> np.ndarray:
+    """Return a torch tensor, or anything that numpy takes, as an array."""
+    if not hasattr(value, "detach"):  # so that torch need not be there
+        return np.asarray(value)
+    tensor = value.detach().cpu()
+    try:
+        array: np.ndarray = tensor.numpy()
+    except TypeError:  # bfloat16, which numpy does not know
+        array = tensor.float().numpy()
+    return array
+
+
+def is_counter(name: str) -> bool:
+    return name.split(".")[-1] in _COUNTERS
+
+
+@dataclass(frozen=True)
+class StateDict:
+    """Arrays by name, without a prefix that all names share, and whose names they are."""
+
+    entries: dict[str, np.ndarray]
+    names: Mapping[str, str]
+
+    @classmethod
+    def of(
+        cls, state_dict: Mapping[str, Any] | Iterable[tuple[str, Any]], warn: bool = True
+    ) -> Self:
+        try:
+            entries = {str(name): as_array(value) for name, value in dict(state_dict).items()}
+        except (TypeError, ValueError) as error:
+            given = type(state_dict).__name__
+            raise ResNetJaxError(
+                f"weights must be a state_dict, arrays by name, got {given}"
+            ) from error
+        for names in (BOOK, TORCHVISION):
+            first = names["stage/unit"].format(1, 0) + ".conv1.weight"
+            prefixes = [name.removesuffix(first) for name in entries if name.endswith(first)]
+            prefixes = [prefix for prefix in prefixes if not prefix or prefix.endswith(".")]
+            if not prefixes:
+                continue
+            prefix, *more = prefixes
+            if more:
+                raise ResNetJaxError(
+                    f"the weights are of several networks, under {', '.join(prefixes)}: give one"
+                )
+            bare = cls({name.removeprefix(prefix): v for name, v in entries.items()}, names)
+            others = [n for n in entries if not n.startswith(prefix) and not is_counter(n)]
+            if others:
+                raise ResNetJaxError(
+                    f"the weights are those of {bare.likely_name} under {prefix} and of a larger "
+                    f"network ({len(others)} entries: {', '.join(sorted(others)[:3])}, ...), in "
+                    f"which it may compute something else (FCN's and DeepLab's is dilated): give "
+                    f"the entries under {prefix} alone where it does not"
+                )
+            if prefix and warn:
+                log.warning("the names of the weights begin with %s, which is left out", prefix)
+            return bare
+        of_book = any(name.startswith("net.") for name in entries)
+        return cls(entries, BOOK if of_book else TORCHVISION)
+
+    def get(self, module: str, leaf: str = "weight") -> np.ndarray | None:
+        return self.entries.get(f"{self.names[module]}.{leaf}")
+
+    @property
+    def num_classes(self) -> int | None:
+        parts = (self.get("head", "weight"), self.get("head", "bias"))
+        sizes = [value.shape[0] for value in parts if value is not None and value.ndim]
+        return (sizes or [None])[0]
+
+    @property
+    def channels(self) -> int:
+        stem = self.get("stem/conv")
+        return (stem.shape[1] if stem is not None and stem.ndim == 4 else 3) or 3
+
+    @property
+    def stage_sizes(self) -> tuple[int, ...]:
+        first = self.names["stage/unit"].replace(".", r"\.").format(r"(\d)", r"\d+") + r"\.conv1\."
+        stages = [int(match[1]) for name in self.entries if (match := re.match(first, name))]
+        return tuple(stages.count(stage) for stage in range(1, max(stages, default=0) + 1))
+
+    @property
+    def unit(self) -> type[BasicUnit] | type[BottleneckUnit]:
+        return BottleneckUnit if any(".conv3." in name for name in self.entries) else BasicUnit
+
+    def nearest_model(self, residual: bool) -> ResNet:
+        """Return the variant with the nearest stages; width and stem by the stem's shape."""
+        sizes = self.stage_sizes
+
+        def distance(row: ResNet) -> int:
+            return sum(abs(a - b) for a, b in zip_longest(row.stage_sizes, sizes, fillvalue=0))
+
+        rows = [row() for row in VARIANTS.values() if row().unit is self.unit]
+        stem = self.get("stem/conv")
+        if stem is None or stem.ndim != 4:
+            stem = np.zeros((64, 3, 7, 7))
+        return min(rows, key=distance).clone(
+            width=stem.shape[0] or 64,
+            stem="small" if stem.shape[2:] == (3, 3) else "imagenet",
+            residual=residual,
+        )
+
+    @property
+    def likely_name(self) -> str:
+        """What torchvision or timm call the network that names and shapes point to."""
+        bottleneck = self.unit is BottleneckUnit
+        depth = 2 + sum(self.stage_sizes) * (3 if bottleneck else 2)
+        name = f"resnet{depth}"
+        norm = self.get("stem/norm")
+        kernel = self.entries.get(f"{self.names['stage/unit'].format(1, 0)}.conv2.weight")
+        if bottleneck and norm is not None and kernel is not None and kernel.ndim == 4:
+            features, inputs = kernel.shape[:2]
+            if 0 < inputs < features:
+                name = f"resnext{depth}_{features // inputs}x{inputs}d"
+            elif features != norm.size:
+                name = f"wide_resnet{depth}_{features / max(norm.size, 1):g}"
+        if any(".se." in entry for entry in self.entries):
+            name = f"se{name}"
+        # A stem of three convolutions.
+        return name if self.get("stem/conv", "0.weight") is None else f"{name}d"
