@@ -1,11 +1,17 @@
-"""What a person sees while a run trains: a bar in a terminal, plain lines anywhere else."""
+"""What a person sees: lines, tables, and a run's progress."""
 
+import csv
+import json
+import logging
 import os
 import sys
 import time
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -15,11 +21,25 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
+from rich.text import Text
 
+from resnet_jax.errors import printable
 from resnet_jax.training.callbacks import Callback
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from resnet_jax.config import TrainConfig
+    from resnet_jax.data.mnist import DatasetInfo
+    from resnet_jax.data.report import VerifyReport
+    from resnet_jax.models.summary import LayerSummary
+    from resnet_jax.training.evaluation import Evaluation
 
 # Without a bar, a line at least this often shows that something happens.
 SECONDS_BETWEEN_LINES = 10.0
+# The confusion of a hundred classes is no table for a terminal.
+MAX_CLASSES_SHOWN = 20
 
 
 class PatientConsole(Console):
@@ -29,6 +49,171 @@ class PatientConsole(Console):
         """Send what is still printed nowhere; a plain `Console` ends the process."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# A pipe or a file has no width; tables get what they need.
+console = PatientConsole(
+    highlight=False,
+    emoji=False,
+    width=None if sys.stdout is not None and sys.stdout.isatty() else 10_000,
+)
+
+
+def print_line(text: str) -> None:
+    console.print(printable(text), soft_wrap=True, markup=False)
+
+
+def print_error(text: object) -> None:
+    with suppress(OSError):  # nobody reads it
+        print(f"resnet-jax: {printable(str(text))}", file=sys.stderr)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+class Warnings(logging.Handler):
+    """Shows warnings as errors are shown; everything else goes to the run's log alone."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print_error(f"warning: {record.getMessage()}")
+
+
+def _print_table(
+    headings: Iterable[str], rows: Iterable[Iterable[str]], title: str = "", left: int = 1
+) -> None:
+    """Print rows of texts, escaped and without markup; ``left`` columns are aligned left."""
+    table = Table(title=_text(title) if title else None, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for number, heading in enumerate(headings):
+        justify = "left" if number < left else "right"
+        table.add_column(_text(heading), justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(*map(_text, row))
+    console.print(table)
+
+
+def _text(text: str) -> Text:
+    return Text(printable(text))  # brackets and colons are no markup here
+
+
+def print_start(config: "TrainConfig", folder: Path) -> None:
+    model = f"{'' if config.model.residual else 'plain '}{config.model.name}"
+    print_line(
+        f"{model} on {config.data.name}, seed {config.seed}: {config.epochs:g} epochs in batches "
+        f"of {config.batch_size}, run folder {folder}"
+    )
+
+
+def print_results(metrics: "pd.DataFrame") -> None:
+    for row in metrics[metrics["kind"] == "test"].to_dict("records"):
+        print_line(test_result(row))
+
+
+def print_evaluation(found: "Evaluation", title: str) -> None:
+    if len(found.class_names) <= MAX_CLASSES_SHOWN:
+        rows = []
+        for (name, row), counts in zip(found.per_class.items(), found.confusion, strict=True):
+            rates = ["-" if row[k] is None else f"{row[k]:.2%}" for k in ("recall", "precision")]
+            rows.append(
+                [name, str(row["count"]), *rates, *("" if n == 0 else f"{n}" for n in counts)]
+            )
+        headings = ["class", "count", "recall", "precision", *found.class_names]
+        _print_table(headings, rows, title)
+    top5 = "" if found.top5 is None else f"top-5 accuracy {found.top5:.2%}, "
+    console.print(
+        f"accuracy {found.accuracy:.2%} ({found.correct} of {found.count}), {top5}"
+        f"loss {found.loss:.4f}"
+    )
+
+
+def print_predictions(rows: list[dict[str, Any]]) -> None:
+    cells = [
+        ("" if number else row["path"], label, f"{probability:.2%}")
+        for row in rows
+        for number, (label, probability) in enumerate(row["topk"])
+    ]
+    if cells:
+        _print_table(("file", "label", "probability"), cells, left=2)
+
+
+def print_predictions_csv(rows: list[dict[str, Any]]) -> None:
+    # A name is escaped for a terminal alone; bytes that are no UTF-8 in any case.
+    shown = printable if console.is_terminal else _utf8
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["path", "label", "probability"])
+    for row in rows:
+        for label, probability in row["topk"]:
+            writer.writerow([shown(row["path"]), shown(label), f"{probability:.6f}"])
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def print_comparison(found: "pd.DataFrame") -> None:
+    """Print the table of `compare`: settings that differ, results over seeds."""
+    shown = [name for name in found if not name.endswith(" sd")]
+    rows = [[_result(name, row) for name in shown] for row in found.to_dict("records")]
+    _print_table(shown, rows, left=len(shown))
+
+
+def _result(name: str, row: dict[str, Any]) -> str:
+    """A cell of the comparison; a mean with its spread where there are several runs."""
+    value, spread = row[name], row.get(f"{name} sd")
+    if isinstance(value, float) and value != value:
+        return "-"
+    style = {"accuracy": ".2%", "loss": ".4f", "seconds": ".0f"}.get(name.split()[-1])
+    if style is None or not isinstance(value, float):
+        return str(value)
+    shown = format(value, style)
+    return shown if spread is None or spread != spread else f"{shown} ± {format(spread, style)}"
+
+
+def print_layers(layers: "list[LayerSummary]", title: str) -> None:
+    rows = [
+        (
+            layer.name,
+            layer.kind,
+            "x".join(map(str, layer.output_shape)),
+            f"{layer.parameters:,}",
+            f"{layer.multiply_adds:,}" if layer.multiply_adds else "",
+        )
+        for layer in layers
+    ]
+    parameters = sum(layer.parameters for layer in layers)
+    multiply_adds = sum(layer.multiply_adds for layer in layers)
+    rows.append(("total", "", "", f"{parameters:,}", f"{multiply_adds:,}"))
+    headings = ("layer", "kind", "output shape", "parameters", "multiply-adds")
+    _print_table(headings, rows, title, left=2)
+
+
+def print_datasets(datasets: "Iterable[DatasetInfo]") -> None:
+    rows = [
+        (
+            info.name,
+            f"{info.description}, {'x'.join(map(str, info.image_shape))}",
+            str(info.num_classes),
+            *(f"{count:,}" for count in (info.train, info.validation, info.test)),
+            info.source,
+        )
+        for info in datasets
+    ]
+    headings = ("name", "images", "classes", "train", "validation", "test", "comes from")
+    _print_table(headings, rows, left=len(headings))
+    print_line(
+        "also `folder`, your own images (--data.dir), and by its name in TFDS any other dataset "
+        "of images and class labels: cifar10, kmnist, imagenet2012, ... (the extra `prepare` "
+        "brings what prepares them)"
+    )
+
+
+def print_report(report: "VerifyReport") -> None:
+    for name in report.good:
+        print_line(f"good     {report.folder / name}")
+    for line in report.damaged:
+        print_line(f"damaged  {line}")
+    for line in (*report.left_out, f"usable   {report.usable}"):
+        print_line(line)
 
 
 class Display(Callback):
@@ -52,16 +237,11 @@ class Display(Callback):
         self._last_line = time.monotonic()
 
     def __enter__(self) -> Self:
-        self._bar.__enter__()
+        self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._bar.__exit__(kind, error, traceback)
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
 
     def on_start(self, step: int, total_steps: int) -> None:
         self._bar.reset(self._task, total=total_steps, completed=step, metrics="compiling")
@@ -70,7 +250,8 @@ class Display(Callback):
         self._bar.update(self._task, completed=step)
 
     def on_metrics(self, row: dict[str, Any]) -> None:
-        """Shows training metrics in the bar, and a line for each evaluation."""
+        """Show training metrics in the bar, and a line for each evaluation."""
+        where = f"epoch {row['epoch']:6.2f}  step {row['step']:5d}"
         if row["kind"] == "train":
             self._last_train = row
             metrics = (
@@ -80,26 +261,30 @@ class Display(Callback):
             self._bar.update(self._task, metrics=metrics)
             silent = time.monotonic() - self._last_line
             if not self.console.is_terminal and silent > SECONDS_BETWEEN_LINES:
-                self.log(f"epoch {row['epoch']:6.2f}  step {row['step']:5d}  {metrics}")
-        elif row["kind"] == "validation":
+                self.log(f"{where}  {metrics}")
+        elif row["kind"] == "validation":  # loss and accuracy, in 80 columns
             train = self._last_train
+            more = _top5(row) or f"{train['images_per_s']:,.0f} img/s"
             self.log(
-                f"epoch {row['epoch']:6.2f}  step {row['step']:5d}  "
-                f"loss {train['loss']:.4f}  accuracy {train['accuracy']:7.2%}  "
-                f"validation loss {row['loss']:.4f}  accuracy {row['accuracy']:7.2%}  {_top5(row)}"
-                f"{train['images_per_s']:,.0f} images/s"
+                f"{where}  train {train['loss']:.4f} {train['accuracy']:6.2%}  "
+                f"val {row['loss']:.4f} {row['accuracy']:6.2%}  {more}"
             )
         else:
-            self.log(
-                f"{row['split']}, {row['checkpoint']} parameters (step {row['step']}): "
-                f"loss {row['loss']:.4f}  accuracy {row['accuracy']:.2%}  {_top5(row)}".rstrip()
-            )
+            self.log(test_result(row))
 
     def log(self, text: str) -> None:
-        """Prints a line, above the bar where there is one."""
+        """Print a line, above the bar where there is one."""
         self._last_line = time.monotonic()
-        self.console.print(text, soft_wrap=True, markup=False)
+        self.console.print(printable(text), soft_wrap=True, markup=False)
+
+
+def test_result(row: dict[str, Any]) -> str:
+    """Return the line for a row of tests in ``metrics.jsonl``."""
+    return (
+        f"{row['split']}, {row['checkpoint']} parameters (step {row['step']}): "
+        f"loss {row['loss']:.4f}  accuracy {row['accuracy']:.2%}  {_top5(row)}".rstrip()
+    )
 
 
 def _top5(row: dict[str, Any]) -> str:
-    return f"top-5 {row['top5']:.2%}  " if "top5" in row else ""
+    return f"top-5 {row['top5']:.2%}" if "top5" in row else ""

@@ -1,6 +1,8 @@
 """A run, opened: what it was told, what it measured, and what it learnt."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -19,7 +21,7 @@ from resnet_jax.interop import EXPORTS, Format
 from resnet_jax.interop.weights import initial_variables
 from resnet_jax.models import ResNet
 from resnet_jax.storage import check_replaceable
-from resnet_jax.training.callbacks import Callback
+from resnet_jax.training.callbacks import Callback, Callbacks
 from resnet_jax.training.distributed import is_main_process
 from resnet_jax.training.evaluation import Evaluation
 from resnet_jax.training.folder import DataFacts, RunFolder
@@ -34,7 +36,14 @@ if TYPE_CHECKING:
 Checkpoint = Literal["best", "latest"]
 
 
-def train(config: TrainConfig, run_dir: str | Path, *, quiet: bool = False) -> "Run":
+def train(
+    config: TrainConfig,
+    run_dir: str | Path,
+    *,
+    quiet: bool = False,
+    should_stop: Callable[[], str | None] | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> "Run":
     """Trains, or resumes the training in ``run_dir``, to its end; makes no report.
 
     >>> import dataclasses, resnet_jax as rj
@@ -45,16 +54,18 @@ def train(config: TrainConfig, run_dir: str | Path, *, quiet: bool = False) -> "
         config: every setting.
         run_dir: the run's folder, made if it is missing.
         quiet: show no progress.
+        should_stop: asked after each step; a reason to stop ends the run, saved.
+        callbacks: told of the run's progress.
 
     Raises:
         ResNetJaxError: see `resnet_jax.training.loop.fit`.
     """
     pretrained = None if config.init_from is None else _initial_variables
-    if quiet or not is_main_process():
-        fit(config, Path(run_dir), Callback(), pretrained)
-    else:
-        with Display() as display:
-            fit(config, Path(run_dir), display, pretrained)
+    with ExitStack() as stack:
+        told = list(callbacks)
+        if not quiet and is_main_process():
+            told.append(stack.enter_context(Display()))
+        fit(config, Path(run_dir), Callbacks(told), pretrained, should_stop or (lambda: None))
     return Run.open(run_dir)
 
 

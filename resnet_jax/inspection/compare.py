@@ -1,10 +1,13 @@
 """Several runs side by side: the settings that differ, and results over seeds."""
 
+import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_jax.config import Effect, options_with, settings
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.storage import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,3 +81,23 @@ def compare_runs(runs: Sequence["Run"], checkpoint: "Checkpoint" = "best") -> "p
             row["seconds"] = everything.groupby("split")["seconds"].mean().max()
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def write_curves(runs: Sequence["Run"], output: Path) -> None:
+    """Write the curves of several runs into a picture, in one colour those of one setting."""
+    from resnet_jax.inspection.plots import compared_curves
+
+    groups = {
+        ", ".join(f"{option} {value}" for option, value in values.items()) or "all": [
+            run.metrics() for run in members
+        ]
+        for values, members in group_by_settings(runs)
+    }
+    picture = io.BytesIO()
+    try:
+        compared_curves(groups).savefig(picture, format=output.suffix[1:], dpi=150)
+    except ValueError as error:
+        raise ResNetJaxError(
+            f"{output} cannot be written ({error}): give a name that ends in .png"
+        ) from error
+    write_whole(output, picture.getvalue())

@@ -1,5 +1,6 @@
 """What a run tells while it trains."""
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -17,3 +18,26 @@ class Callback:
 
     def log(self, text: str) -> None:
         """A sentence for the user."""
+
+
+class Callbacks(Callback):
+    """Several of them as one."""
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self.callbacks = callbacks
+
+    def on_start(self, step: int, total_steps: int) -> None:
+        for callback in self.callbacks:
+            callback.on_start(step, total_steps)
+
+    def on_step(self, step: int) -> None:
+        for callback in self.callbacks:
+            callback.on_step(step)
+
+    def on_metrics(self, row: dict[str, Any]) -> None:
+        for callback in self.callbacks:
+            callback.on_metrics(row)
+
+    def log(self, text: str) -> None:
+        for callback in self.callbacks:
+            callback.log(text)

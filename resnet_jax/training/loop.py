@@ -2,15 +2,11 @@
 
 import hashlib
 import logging
-import os
 import re
-import signal
-import socket
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +54,7 @@ def fit(
     run_dir: Path,
     callback: Callback,
     pretrained: Callable[[Program], dict[str, Any]] | None = None,
+    should_stop: Callable[[], str | None] = lambda: None,
 ) -> None:
     """Trains until the configuration is fulfilled; begins a run or resumes the one in ``run_dir``.
 
@@ -70,7 +67,8 @@ def fit(
         StoppedError: SIGINT, SIGTERM or SIGHUP arrived, at any process; its step is saved.
     """
     with configured_jax(config):
-        _fit(config, run_dir, callback if distributed.is_main_process() else Callback(), pretrained)
+        callback = callback if distributed.is_main_process() else Callback()
+        _fit(config, run_dir, callback, pretrained, should_stop)
 
 
 def _fit(
@@ -78,6 +76,7 @@ def _fit(
     run_dir: Path,
     callback: Callback,
     pretrained: Callable[[Program], dict[str, Any]] | None,
+    should_stop: Callable[[], str | None],
 ) -> None:
     data, splits = distributed.main_process_first(lambda: load_splits(config.data))
     facts = DataFacts(data.fingerprint, data.class_names, data.image_shape)
@@ -113,7 +112,6 @@ def _fit(
                 folder.write_config(config, facts)
 
         distributed.broadcast_from_main(begin)
-        stop = stack.enter_context(_signals())
         step = distributed.broadcast_from_main(lambda: next(folder.checkpoints.good_steps(), 0))
         if step:
             state = folder.checkpoints.restore(program.template(), step)
@@ -129,7 +127,9 @@ def _fit(
         if config.tensorboard and distributed.is_main_process():
             events = Events(folder.path / "tensorboard", rows)
         try:
-            _Loop(program, folder, callback, sampler, splits, rows, stop, events).run(state, step)
+            _Loop(program, folder, callback, sampler, splits, rows, should_stop, events).run(
+                state, step
+            )
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -180,11 +180,11 @@ class _Loop:
         sampler: EpochSampler,
         splits: dict[str, Any],
         rows: list[dict[str, Any]],
-        stop: list[int],
+        should_stop: Callable[[], str | None],
         events: Events | None,
     ) -> None:
         self.program, self.folder, self.callback = program, folder, callback
-        self.sampler, self.splits, self.rows, self.stop = sampler, splits, rows, stop
+        self.sampler, self.splits, self.rows, self.should_stop = sampler, splits, rows, should_stop
         self.config, self.events = program.config, events
         self.seconds_before = max((row["seconds"] for row in rows), default=0.0)
         self.began = time.perf_counter()
@@ -222,7 +222,7 @@ class _Loop:
             if stop:
                 if not evaluate:
                     self._save(state, step, None)
-                name = signal.Signals(self.stop[0]).name if self.stop else "a signal to another"
+                name = self.should_stop() or "a signal to another"
                 events_log.info("%s: saved step %d and stopped", name, step)
                 raise StoppedError(
                     f"{name}: saved step {step} of {total} in {self.folder.path}; "
@@ -238,8 +238,8 @@ class _Loop:
         what was told two steps earlier, which has arrived by now: nobody waits for it.
         """
         if distributed.process_count() == 1:
-            return bool(self.stop)
-        self.asked.append(self.program.is_asked_anywhere(bool(self.stop)))
+            return bool(self.should_stop())
+        self.asked.append(self.program.is_asked_anywhere(bool(self.should_stop())))
         return len(self.asked) > 2 and bool(self.asked.popleft())
 
     def _evaluates_after(self, step: int) -> bool:
@@ -395,42 +395,3 @@ def _where_not_finite(groups: list[str], not_finite: np.ndarray) -> str:
         for column in not_finite.T
     )
     return [*statistics, *reversed(gradient), "the sum over all layers"][0]
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """A list that gets the number of the first SIGINT, SIGTERM or SIGHUP; the second ends all.
-
-    A thread listens, since Python itself runs a handler only between two of its instructions: the
-    main thread may be compiling for minutes. Outside the main thread Python cannot listen to
-    signals; then the list stays empty.
-    """
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def listen() -> None:
-        while number := listening.recv(1):
-            if number[0] in previous:
-                received.append(number[0])
-            if len(received) > 1:
-                os._exit(128 + received[-1])  # as a shell names an end by a signal
-
-    previous = {}
-    listening, told = socket.socketpair()
-    told.setblocking(False)
-    wakeup = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
-    thread = threading.Thread(target=listen, name="signals", daemon=True)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        previous[number] = signal.signal(number, lambda number, frame: None)
-    thread.start()
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(wakeup)
-        told.close()
-        thread.join()
-        listening.close()
