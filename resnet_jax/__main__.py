@@ -4,10 +4,8 @@ import os
 import signal
 import sys
 
-from resnet_jax.memory import restart_tuned
+from resnet_jax.memory import COMPUTE, restart_tuned
 from resnet_jax.signals import SIGNALS, end_at_a_signal
-
-COMPUTE = {"train", "evaluate", "predict", "report", "export", "demo"}
 
 
 def main() -> int:

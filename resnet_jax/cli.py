@@ -16,6 +16,7 @@ from resnet_jax import display
 from resnet_jax.cli_train import train_verb
 from resnet_jax.config import ModelConfig, TrainConfig
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.memory import COMPUTE, check_limits
 from resnet_jax.signals import STOPPED, Stop
 
 RunDir = Annotated[Positional[Path], tyro.conf.arg(help="the run's folder.")]
@@ -39,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     logger.handlers = [display.Warnings(logging.WARNING)]
     stop = Stop()
     try:
+        if COMPUTE & set(arguments[:1]):
+            check_limits()
         with stop.handling(), warnings.catch_warnings():
             # Of what is odd in a picture, what matters is said in one line that names the file.
             warnings.filterwarnings("ignore", module=r"PIL\b")
@@ -58,6 +61,9 @@ def main(argv: list[str] | None = None) -> int:
         return 75
     except BrokenPipeError:
         display.console.on_broken_pipe()
+        return 1
+    except MemoryError:
+        display.print_error("there is not enough memory: free some, or raise the limit (ulimit -v)")
         return 1
     except OSError as error:
         # What no code expected of a file system: its own words name the file.

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import cached_property
+from functools import cached_property, partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -20,7 +20,7 @@ from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop import EXPORTS, Format
 from resnet_jax.interop.weights import initial_variables
 from resnet_jax.models import ResNet
-from resnet_jax.storage import check_replaceable
+from resnet_jax.storage import check_replaceable, check_utf8
 from resnet_jax.training.callbacks import Callback, Callbacks
 from resnet_jax.training.distributed import is_main_process
 from resnet_jax.training.evaluation import Evaluation
@@ -60,6 +60,7 @@ def train(
     Raises:
         ResNetJaxError: see `resnet_jax.training.loop.fit`.
     """
+    check_utf8(Path(run_dir))
     pretrained = None if config.init_from is None else _initial_variables
     with ExitStack() as stack:
         told = list(callbacks)
@@ -113,6 +114,7 @@ class Run:
         Raises:
             ResNetJaxError: there is none in ``run_dir``, or its configuration is damaged.
         """
+        check_utf8(Path(run_dir))
         folder = RunFolder(Path(run_dir).absolute())  # the process may change its folder
         return cls(folder, *folder.read_config())
 
@@ -334,5 +336,20 @@ class Run:
         # Read and verified once: a run that is still training is seen as it was at first sight.
         if checkpoint not in self._states:
             variables = self._folder.read_variables(checkpoint)
+            self._check_network(variables)
             self._states[checkpoint] = self._program.for_inference(variables)
         return self._states[checkpoint]
+
+    def _check_network(self, variables: dict[str, Any]) -> None:
+        """Refuse parameters of a network that was put in the place of the package's."""
+        import jax
+
+        model, dtype = self.model.clone(lowering="reference"), self.model.dtype
+        images = jax.ShapeDtypeStruct((1, *self.image_shape), dtype)
+        init = partial(model.init, train=False)
+        expected = jax.tree.map(np.shape, dict(jax.eval_shape(init, jax.random.key(0), images)))
+        if jax.tree.map(np.shape, variables) != expected:
+            raise ResNetJaxError(
+                f"{self.path} was trained with another network than {self.config.model.name}: open "
+                "it in a program that makes that network, as the one that trained it did"
+            )

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +57,7 @@ class Stop(Callback):
         told.setblocking(False)
         wakeup = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
         previous = {n: signal.signal(n, self._interrupt) for n in (*SIGNALS, signal.SIGALRM)}
+        hook = sys.unraisablehook
         thread = threading.Thread(target=self._listen, args=(listening,), daemon=True)
         thread.start()
         try:
@@ -68,6 +70,7 @@ class Stop(Callback):
             signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in previous.items():
                 signal.signal(number, handler)
+            sys.unraisablehook = hook
             signal.set_wakeup_fd(wakeup)
             told.close()
             thread.join()
@@ -77,6 +80,7 @@ class Stop(Callback):
         if self.training and number in SIGNALS:
             return  # `_listen` knows of it
         self._interrupted = True
+        sys.unraisablehook = lambda _: None  # Python's word on one that cannot be raised
         # Again each second: a library may swallow it while it is imported.
         signal.setitimer(signal.ITIMER_REAL, 1)
         raise KeyboardInterrupt

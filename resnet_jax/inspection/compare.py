@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from resnet_jax.config import Effect, options_with, settings
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.storage import write_whole
+from resnet_jax.storage import check_replaceable, write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,6 +87,7 @@ def write_curves(runs: Sequence["Run"], output: Path) -> None:
     """Write the curves of several runs into a picture, in one colour those of one setting."""
     from resnet_jax.inspection.plots import compared_curves
 
+    check_replaceable(output)
     groups = {
         ", ".join(f"{option} {value}" for option, value in values.items()) or "all": [
             run.metrics() for run in members

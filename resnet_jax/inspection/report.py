@@ -20,6 +20,7 @@ from resnet_jax.config import settings
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.inspection import plots
 from resnet_jax.inspection.evaluation import Findings, embedding, examine
+from resnet_jax.storage import refuse_links
 from resnet_jax.training.program import configured_for_run
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def write_report(
         ResNetJaxError: as `Run.evaluate`; the folder cannot be written.
     """
     folder = run.path / "report"
+    refuse_links(run.path)
     variables = run.variables(checkpoint)
     with ThreadPoolExecutor(1, "report") as beside:
         # What needs no answers is drawn beside the compiler's work, and two seconds' import done.
