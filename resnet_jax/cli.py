@@ -6,6 +6,7 @@ JAX and what stands on it are imported by the verbs that need them, so that help
 import logging
 import sys
 import warnings
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -89,7 +90,7 @@ def evaluate(
 
     found = Run.open(run).evaluate(split, checkpoint, data_dir)
     if json:
-        display.print_json(found.to_dict())
+        print(dumps(found.to_dict(), indent=1))
     else:
         display.print_evaluation(found, f"{run}, {checkpoint} parameters, {split}")
 
@@ -133,7 +134,7 @@ def predict(
         Run.open(run), paths, checkpoint, fail, topk=topk, invert=invert, explain_in=explain
     )
     if json:
-        display.print_json(rows)
+        print(dumps(rows, indent=1))
     elif csv:
         display.print_predictions_csv(rows)
     else:
@@ -318,7 +319,11 @@ def verify(
         found = scan(place, background=background, refresh=True).report()
     else:
         found = Run.open(what).verify()
-    display.print_report(found)
+    for name in found.good:
+        display.print_line(f"good     {found.folder / name}")
+    for line in (*(f"damaged  {line}" for line in found.damaged), *found.left_out):
+        display.print_line(line)
+    display.print_line(f"usable   {found.usable}")
     if found.images and not found.ok:
         raise ResNetJaxError(
             f"{len(found.damaged)} image files in {what} are broken, empty or there twice: mend "

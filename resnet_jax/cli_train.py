@@ -86,14 +86,19 @@ def train_verb(arguments: list[str], stop: Stop) -> Callable[..., None]:
         runs = []
         for seed, folder in folders.items():
             settings = dataclasses.replace(config, seed=seed)
-            display.print_start(settings, folder)
+            display.print_line(
+                f"{'' if config.model.residual else 'plain '}{config.model.name} on "
+                f"{config.data.name}, seed {seed}: {config.epochs:g} epochs in batches of "
+                f"{config.batch_size}, run folder {folder}"
+            )
             from resnet_jax.run import train
             from resnet_jax.training.distributed import failing_together
 
             with failing_together(folder):
                 run = train(settings, folder, should_stop=stop, callbacks=[stop])
             if not stop.training:  # it was finished
-                display.print_results(run.metrics())
+                for row in run.metrics().query("kind == 'test'").to_dict("records"):
+                    display.print_line(display.test_result(row))
             stop.training = False
             if report and not distributed:
                 _report_if_new(run)

@@ -1,38 +1,27 @@
 """What a person sees: lines, tables, and a run's progress."""
 
 import csv
-import json
 import logging
 import os
 import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from rich import box
+from rich import box, progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
 from resnet_jax.errors import printable
+from resnet_jax.inspection.compare import as_typed
 from resnet_jax.training.callbacks import Callback
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from resnet_jax.config import TrainConfig
     from resnet_jax.data.mnist import DatasetInfo
-    from resnet_jax.data.report import VerifyReport
     from resnet_jax.models.summary import LayerSummary
     from resnet_jax.training.evaluation import Evaluation
 
@@ -52,11 +41,8 @@ class PatientConsole(Console):
 
 
 # A pipe or a file has no width; tables get what they need.
-console = PatientConsole(
-    highlight=False,
-    emoji=False,
-    width=None if sys.stdout is not None and sys.stdout.isatty() else 10_000,
-)
+_width = None if sys.stdout and sys.stdout.isatty() else 10_000
+console = PatientConsole(highlight=False, emoji=False, width=_width)
 
 
 def print_line(text: str) -> None:
@@ -66,10 +52,6 @@ def print_line(text: str) -> None:
 def print_error(text: object) -> None:
     with suppress(OSError):  # nobody reads it
         print(f"resnet-jax: {printable(str(text))}", file=sys.stderr)
-
-
-def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1))
 
 
 class Warnings(logging.Handler):
@@ -96,27 +78,16 @@ def _text(text: str) -> Text:
     return Text(printable(text))  # brackets and colons are no markup here
 
 
-def print_start(config: "TrainConfig", folder: Path) -> None:
-    model = f"{'' if config.model.residual else 'plain '}{config.model.name}"
-    print_line(
-        f"{model} on {config.data.name}, seed {config.seed}: {config.epochs:g} epochs in batches "
-        f"of {config.batch_size}, run folder {folder}"
-    )
-
-
-def print_results(metrics: "pd.DataFrame") -> None:
-    for row in metrics[metrics["kind"] == "test"].to_dict("records"):
-        print_line(test_result(row))
-
-
 def print_evaluation(found: "Evaluation", title: str) -> None:
     if len(found.class_names) <= MAX_CLASSES_SHOWN:
-        rows = []
-        for (name, row), counts in zip(found.per_class.items(), found.confusion, strict=True):
-            rates = ["-" if row[k] is None else f"{row[k]:.2%}" for k in ("recall", "precision")]
-            rows.append(
-                [name, str(row["count"]), *rates, *("" if n == 0 else f"{n}" for n in counts)]
+        rows = [
+            (
+                *(name, str(row["count"])),
+                *("-" if row[k] is None else f"{row[k]:.2%}" for k in ("recall", "precision")),
+                *(str(n or "") for n in counts),
             )
+            for (name, row), counts in zip(found.per_class.items(), found.confusion, strict=True)
+        ]
         headings = ["class", "count", "recall", "precision", *found.class_names]
         _print_table(headings, rows, title)
     top5 = "" if found.top5 is None else f"top-5 accuracy {found.top5:.2%}, "
@@ -138,7 +109,7 @@ def print_predictions(rows: list[dict[str, Any]]) -> None:
 
 def print_predictions_csv(rows: list[dict[str, Any]]) -> None:
     # A name is escaped for a terminal alone; bytes that are no UTF-8 in any case.
-    shown = printable if console.is_terminal else _utf8
+    shown = printable if sys.stdout.isatty() else _utf8
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["path", "label", "probability"])
     for row in rows:
@@ -151,10 +122,23 @@ def _utf8(text: str) -> str:
 
 
 def print_comparison(found: "pd.DataFrame") -> None:
-    """Print the table of `compare`: settings that differ, results over seeds."""
-    shown = [name for name in found if not name.endswith(" sd")]
-    rows = [[_result(name, row) for name in shown] for row in found.to_dict("records")]
-    _print_table(shown, rows, left=len(shown))
+    """Print `compare_runs`: a column for each setting, as many beside each other as fit."""
+    labels = [name for name in found if not name.endswith(" sd")]
+    columns = [
+        (str(name), *(_result(label, row) for label in labels))
+        for name, row in zip(found.index, found.to_dict("records"), strict=True)
+    ]
+    first = ("", *labels)
+    while columns:
+        block, room = [first], console.width - 1
+        while columns and (len(block) == 1 or room >= _room(*block, columns[0])):
+            block.append(columns.pop(0))
+        headings, *rows = zip(*block, strict=True)
+        _print_table(headings, rows, left=len(block))
+
+
+def _room(*columns: Iterable[str]) -> int:
+    return sum(max(map(len, column)) + 2 for column in columns)
 
 
 def _result(name: str, row: dict[str, Any]) -> str:
@@ -164,34 +148,31 @@ def _result(name: str, row: dict[str, Any]) -> str:
         return "-"
     style = {"accuracy": ".2%", "loss": ".4f", "seconds": ".0f"}.get(name.split()[-1])
     if style is None or not isinstance(value, float):
-        return str(value)
+        return as_typed(value)
     shown = format(value, style)
     return shown if spread is None or spread != spread else f"{shown} ± {format(spread, style)}"
 
 
 def print_layers(layers: "list[LayerSummary]", title: str) -> None:
     rows = [
-        (
-            layer.name,
-            layer.kind,
-            "x".join(map(str, layer.output_shape)),
-            f"{layer.parameters:,}",
-            f"{layer.multiply_adds:,}" if layer.multiply_adds else "",
-        )
-        for layer in layers
+        (one.name, one.kind, _shape(one.output_shape), one.parameters, one.multiply_adds)
+        for one in layers
     ]
-    parameters = sum(layer.parameters for layer in layers)
-    multiply_adds = sum(layer.multiply_adds for layer in layers)
-    rows.append(("total", "", "", f"{parameters:,}", f"{multiply_adds:,}"))
+    rows.append(("total", "", "", sum(row[3] for row in rows), sum(row[4] for row in rows)))
     headings = ("layer", "kind", "output shape", "parameters", "multiply-adds")
-    _print_table(headings, rows, title, left=2)
+    cells = [(*row[:3], *(f"{n:,}" if n else "" for n in row[3:])) for row in rows]
+    _print_table(headings, cells, title, left=2)
+
+
+def _shape(sides: Iterable[int]) -> str:
+    return "x".join(map(str, sides))
 
 
 def print_datasets(datasets: "Iterable[DatasetInfo]") -> None:
     rows = [
         (
             info.name,
-            f"{info.description}, {'x'.join(map(str, info.image_shape))}",
+            f"{info.description}, {_shape(info.image_shape)}",
             str(info.num_classes),
             *(f"{count:,}" for count in (info.train, info.validation, info.test)),
             info.source,
@@ -207,27 +188,18 @@ def print_datasets(datasets: "Iterable[DatasetInfo]") -> None:
     )
 
 
-def print_report(report: "VerifyReport") -> None:
-    for name in report.good:
-        print_line(f"good     {report.folder / name}")
-    for line in report.damaged:
-        print_line(f"damaged  {line}")
-    for line in (*report.left_out, f"usable   {report.usable}"):
-        print_line(line)
-
-
 class Display(Callback):
     """Shows a run on a console: a moving bar in a terminal, and a line for each evaluation."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or PatientConsole(highlight=False)
-        self._bar = Progress(
-            SpinnerColumn(),
-            BarColumn(bar_width=16),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[metrics]}"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("left"),
+        self._bar = progress.Progress(
+            progress.SpinnerColumn(),
+            progress.BarColumn(bar_width=16),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[metrics]}"),
+            progress.TimeRemainingColumn(compact=True),
+            progress.TextColumn("left"),
             console=self.console,
             disable=not self.console.is_terminal,
             transient=True,
@@ -259,8 +231,8 @@ class Display(Callback):
                 f"{row['images_per_s']:,.0f} images/s"
             )
             self._bar.update(self._task, metrics=metrics)
-            silent = time.monotonic() - self._last_line
-            if not self.console.is_terminal and silent > SECONDS_BETWEEN_LINES:
+            silent = time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES
+            if silent and not self.console.is_terminal:
                 self.log(f"{where}  {metrics}")
         elif row["kind"] == "validation":  # loss and accuracy, in 80 columns
             train = self._last_train

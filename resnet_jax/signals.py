@@ -6,7 +6,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from resnet_jax.training.callbacks import Callback
 
@@ -28,16 +28,16 @@ def _end(text: str, code: int) -> None:
 
 
 def _say(text: str) -> None:
-    os.write(2, f"resnet-jax: {text}\n".encode())
+    with suppress(OSError):  # the terminal may be gone
+        os.write(2, f"resnet-jax: {text}\n".encode())
 
 
 class Stop(Callback):
-    """A run's ``should_stop``, and what a signal does until its training begins: interrupt."""
+    """A run's ``should_stop``; until the run's training begins, a signal interrupts instead."""
 
-    def __init__(self) -> None:
-        self.training = False
-        self._received: list[int] = []
-        self._interrupted = False
+    training = False
+    _interrupted = False
+    _received: tuple[int, ...] = ()
 
     def on_start(self, step: int, total_steps: int) -> None:
         self.training = True
@@ -55,11 +55,11 @@ class Stop(Callback):
             return
         listening, told = socket.socketpair()
         told.setblocking(False)
+        thread = threading.Thread(target=self._listen, args=(listening,), daemon=True)
+        thread.start()
         wakeup = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
         previous = {n: signal.signal(n, self._interrupt) for n in (*SIGNALS, signal.SIGALRM)}
         hook = sys.unraisablehook
-        thread = threading.Thread(target=self._listen, args=(listening,), daemon=True)
-        thread.start()
         try:
             yield
         except Exception as error:
@@ -80,7 +80,7 @@ class Stop(Callback):
         if self.training and number in SIGNALS:
             return  # `_listen` knows of it
         self._interrupted = True
-        sys.unraisablehook = lambda _: None  # Python's word on one that cannot be raised
+        sys.unraisablehook = lambda _: None  # where Python cannot raise it, it would print it
         # Again each second: a library may swallow it while it is imported.
         signal.setitimer(signal.ITIMER_REAL, 1)
         raise KeyboardInterrupt
@@ -88,10 +88,8 @@ class Stop(Callback):
     def _listen(self, listening: socket.socket) -> None:
         """Hear signals in a thread: the main one, compiling for minutes, runs no handler then."""
         while number := listening.recv(1):
-            if not self.training or number[0] not in SIGNALS:
-                continue
-            self._received.append(number[0])
-            if len(self._received) > 1:
-                os.write(1, b"\x1b[?25h" * os.isatty(1))  # the cursor, which a progress bar hides
-                os._exit(128 + number[0])  # as a shell names an end by a signal
-            _say(f"{self()}: stopping after this step; again to end now")
+            if self.training and number[0] in SIGNALS:
+                self._received += (number[0],)
+                if len(self._received) > 1:
+                    os._exit(128 + number[0])  # as a shell names an end by a signal
+                _say(f"{self()}: stopping after this step; again to end now")
