@@ -1,16 +1,24 @@
 """The command ``resnet-jax``; also ``python -m resnet_jax``."""
 
+import os
+import signal
 import sys
 
-from resnet_jax.memory import restart_tuned
-
-COMPUTE = {"train", "evaluate", "predict", "report", "export", "demo"}
+from resnet_jax.memory import COMPUTE, restart_tuned
+from resnet_jax.signals import SIGNALS, end_at_a_signal
 
 
 def main() -> int:
-    """`resnet_jax.cli.main`, for what computes in a process whose memory suits it."""
+    """Run `resnet_jax.cli.main`; what computes, in a process whose memory suits it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a restart forgets the handlers
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:  # closed: else the next file that is opened takes its place
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+            os.set_inheritable(number, True)
     if COMPUTE & set(sys.argv[1:2]) and not {"-h", "--help"} & set(sys.argv):
         restart_tuned()  # before the imports, which would be done twice
+    end_at_a_signal()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     from resnet_jax import cli
 
     return cli.main()

@@ -1,25 +1,34 @@
-"""What a person sees while a run trains: a bar in a terminal, plain lines anywhere else."""
+"""What a person sees: lines, tables, and a run's progress."""
 
+import csv
+import logging
 import os
 import sys
 import time
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Self
 
+from rich import box, progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.table import Table
+from rich.text import Text
 
+from resnet_jax.errors import printable
+from resnet_jax.inspection.compare import as_typed
 from resnet_jax.training.callbacks import Callback
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from resnet_jax.data.mnist import DatasetInfo
+    from resnet_jax.models.summary import LayerSummary
+    from resnet_jax.training.evaluation import Evaluation
 
 # Without a bar, a line at least this often shows that something happens.
 SECONDS_BETWEEN_LINES = 10.0
+# The confusion of a hundred classes is no table for a terminal.
+MAX_CLASSES_SHOWN = 20
 
 
 class PatientConsole(Console):
@@ -31,18 +40,166 @@ class PatientConsole(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+# A pipe or a file has no width; tables get what they need.
+_width = None if sys.stdout and sys.stdout.isatty() else 10_000
+console = PatientConsole(highlight=False, emoji=False, width=_width)
+
+
+def print_line(text: str) -> None:
+    console.print(printable(text), soft_wrap=True, markup=False)
+
+
+def print_error(text: object) -> None:
+    with suppress(OSError):  # nobody reads it
+        print(f"resnet-jax: {printable(str(text))}", file=sys.stderr)
+
+
+class Warnings(logging.Handler):
+    """Shows warnings as errors are shown; everything else goes to the run's log alone."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print_error(f"warning: {record.getMessage()}")
+
+
+def _print_table(
+    headings: Iterable[str], rows: Iterable[Iterable[str]], title: str = "", left: int = 1
+) -> None:
+    """Print rows of texts, escaped and without markup; ``left`` columns are aligned left."""
+    table = Table(title=_text(title) if title else None, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for number, heading in enumerate(headings):
+        justify = "left" if number < left else "right"
+        table.add_column(_text(heading), justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(*map(_text, row))
+    console.print(table)
+
+
+def _text(text: str) -> Text:
+    return Text(printable(text))  # brackets and colons are no markup here
+
+
+def print_evaluation(found: "Evaluation", title: str) -> None:
+    if len(found.class_names) <= MAX_CLASSES_SHOWN:
+        rows = [
+            (
+                *(name, str(row["count"])),
+                *("-" if row[k] is None else f"{row[k]:.2%}" for k in ("recall", "precision")),
+                *(str(n or "") for n in counts),
+            )
+            for (name, row), counts in zip(found.per_class.items(), found.confusion, strict=True)
+        ]
+        headings = ["class", "count", "recall", "precision", *found.class_names]
+        _print_table(headings, rows, title)
+    top5 = "" if found.top5 is None else f"top-5 accuracy {found.top5:.2%}, "
+    console.print(
+        f"accuracy {found.accuracy:.2%} ({found.correct} of {found.count}), {top5}"
+        f"loss {found.loss:.4f}"
+    )
+
+
+def print_predictions(rows: list[dict[str, Any]]) -> None:
+    cells = [
+        ("" if number else row["path"], label, f"{probability:.2%}")
+        for row in rows
+        for number, (label, probability) in enumerate(row["topk"])
+    ]
+    if cells:
+        _print_table(("file", "label", "probability"), cells, left=2)
+
+
+def print_predictions_csv(rows: list[dict[str, Any]]) -> None:
+    # A name is escaped for a terminal alone; bytes that are no UTF-8 in any case.
+    shown = printable if sys.stdout.isatty() else _utf8
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["path", "label", "probability"])
+    for row in rows:
+        for label, probability in row["topk"]:
+            writer.writerow([shown(row["path"]), shown(label), f"{probability:.6f}"])
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def print_comparison(found: "pd.DataFrame") -> None:
+    """Print `compare_runs`: a column for each setting, as many beside each other as fit."""
+    labels = [name for name in found if not name.endswith(" sd")]
+    columns = [
+        (str(name), *(_result(label, row) for label in labels))
+        for name, row in zip(found.index, found.to_dict("records"), strict=True)
+    ]
+    first = ("", *labels)
+    while columns:
+        block, room = [first], console.width - 1
+        while columns and (len(block) == 1 or room >= _room(*block, columns[0])):
+            block.append(columns.pop(0))
+        headings, *rows = zip(*block, strict=True)
+        _print_table(headings, rows, left=len(block))
+
+
+def _room(*columns: Iterable[str]) -> int:
+    return sum(max(map(len, column)) + 2 for column in columns)
+
+
+def _result(name: str, row: dict[str, Any]) -> str:
+    """A cell of the comparison; a mean with its spread where there are several runs."""
+    value, spread = row[name], row.get(f"{name} sd")
+    if isinstance(value, float) and value != value:
+        return "-"
+    style = {"accuracy": ".2%", "loss": ".4f", "seconds": ".0f"}.get(name.split()[-1])
+    if style is None or not isinstance(value, float):
+        return as_typed(value)
+    shown = format(value, style)
+    return shown if spread is None or spread != spread else f"{shown} ± {format(spread, style)}"
+
+
+def print_layers(layers: "list[LayerSummary]", title: str) -> None:
+    rows = [
+        (one.name, one.kind, _shape(one.output_shape), one.parameters, one.multiply_adds)
+        for one in layers
+    ]
+    rows.append(("total", "", "", sum(row[3] for row in rows), sum(row[4] for row in rows)))
+    headings = ("layer", "kind", "output shape", "parameters", "multiply-adds")
+    cells = [(*row[:3], *(f"{n:,}" if n else "" for n in row[3:])) for row in rows]
+    _print_table(headings, cells, title, left=2)
+
+
+def _shape(sides: Iterable[int]) -> str:
+    return "x".join(map(str, sides))
+
+
+def print_datasets(datasets: "Iterable[DatasetInfo]") -> None:
+    rows = [
+        (
+            info.name,
+            f"{info.description}, {_shape(info.image_shape)}",
+            str(info.num_classes),
+            *(f"{count:,}" for count in (info.train, info.validation, info.test)),
+            info.source,
+        )
+        for info in datasets
+    ]
+    headings = ("name", "images", "classes", "train", "validation", "test", "comes from")
+    _print_table(headings, rows, left=len(headings))
+    print_line(
+        "also `folder`, your own images (--data.dir), and by its name in TFDS any other dataset "
+        "of images and class labels: cifar10, kmnist, imagenet2012, ... (the extra `prepare` "
+        "brings what prepares them)"
+    )
+
+
 class Display(Callback):
     """Shows a run on a console: a moving bar in a terminal, and a line for each evaluation."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or PatientConsole(highlight=False)
-        self._bar = Progress(
-            SpinnerColumn(),
-            BarColumn(bar_width=16),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[metrics]}"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("left"),
+        self._bar = progress.Progress(
+            progress.SpinnerColumn(),
+            progress.BarColumn(bar_width=16),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[metrics]}"),
+            progress.TimeRemainingColumn(compact=True),
+            progress.TextColumn("left"),
             console=self.console,
             disable=not self.console.is_terminal,
             transient=True,
@@ -52,16 +209,11 @@ class Display(Callback):
         self._last_line = time.monotonic()
 
     def __enter__(self) -> Self:
-        self._bar.__enter__()
+        self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._bar.__exit__(kind, error, traceback)
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
 
     def on_start(self, step: int, total_steps: int) -> None:
         self._bar.reset(self._task, total=total_steps, completed=step, metrics="compiling")
@@ -70,7 +222,8 @@ class Display(Callback):
         self._bar.update(self._task, completed=step)
 
     def on_metrics(self, row: dict[str, Any]) -> None:
-        """Shows training metrics in the bar, and a line for each evaluation."""
+        """Show training metrics in the bar, and a line for each evaluation."""
+        where = f"epoch {row['epoch']:6.2f}  step {row['step']:5d}"
         if row["kind"] == "train":
             self._last_train = row
             metrics = (
@@ -78,28 +231,32 @@ class Display(Callback):
                 f"{row['images_per_s']:,.0f} images/s"
             )
             self._bar.update(self._task, metrics=metrics)
-            silent = time.monotonic() - self._last_line
-            if not self.console.is_terminal and silent > SECONDS_BETWEEN_LINES:
-                self.log(f"epoch {row['epoch']:6.2f}  step {row['step']:5d}  {metrics}")
-        elif row["kind"] == "validation":
+            silent = time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES
+            if silent and not self.console.is_terminal:
+                self.log(f"{where}  {metrics}")
+        elif row["kind"] == "validation":  # loss and accuracy, in 80 columns
             train = self._last_train
+            more = _top5(row) or f"{train['images_per_s']:,.0f} img/s"
             self.log(
-                f"epoch {row['epoch']:6.2f}  step {row['step']:5d}  "
-                f"loss {train['loss']:.4f}  accuracy {train['accuracy']:7.2%}  "
-                f"validation loss {row['loss']:.4f}  accuracy {row['accuracy']:7.2%}  {_top5(row)}"
-                f"{train['images_per_s']:,.0f} images/s"
+                f"{where}  train {train['loss']:.4f} {train['accuracy']:6.2%}  "
+                f"val {row['loss']:.4f} {row['accuracy']:6.2%}  {more}"
             )
         else:
-            self.log(
-                f"{row['split']}, {row['checkpoint']} parameters (step {row['step']}): "
-                f"loss {row['loss']:.4f}  accuracy {row['accuracy']:.2%}  {_top5(row)}".rstrip()
-            )
+            self.log(test_result(row))
 
     def log(self, text: str) -> None:
-        """Prints a line, above the bar where there is one."""
+        """Print a line, above the bar where there is one."""
         self._last_line = time.monotonic()
-        self.console.print(text, soft_wrap=True, markup=False)
+        self.console.print(printable(text), soft_wrap=True, markup=False)
+
+
+def test_result(row: dict[str, Any]) -> str:
+    """Return the line for a row of tests in ``metrics.jsonl``."""
+    return (
+        f"{row['split']}, {row['checkpoint']} parameters (step {row['step']}): "
+        f"loss {row['loss']:.4f}  accuracy {row['accuracy']:.2%}  {_top5(row)}".rstrip()
+    )
 
 
 def _top5(row: dict[str, Any]) -> str:
-    return f"top-5 {row['top5']:.2%}  " if "top5" in row else ""
+    return f"top-5 {row['top5']:.2%}" if "top5" in row else ""

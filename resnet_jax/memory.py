@@ -1,15 +1,26 @@
-"""Settings of glibc's malloc under which XLA computes faster on a CPU, for less memory.
+"""What a process that computes needs of the system: limits that suffice, and settings of malloc.
 
 XLA takes the buffers of every execution from ``malloc`` and frees them afterwards. glibc maps large
 ones anew and unmaps them again, so that each page is zeroed and faulted in at each step: for
 ResNet-18 at batch 64, 20,700 faults and a fifth of the step's time (``experiments/cpu_speed``).
-These settings take effect when a process starts: the command restarts itself with them, a script
-is started with them. They do nothing where the C library is not glibc.
+Settings of malloc prevent it. They take effect when a process starts: the command restarts itself
+with them, a script is started with them. They do nothing where the C library is not glibc.
 """
 
 import os
+import resource
 import sys
 from collections.abc import Mapping
+
+from resnet_jax.errors import ResNetJaxError
+
+# The verbs of the command that compute.
+COMPUTE = {"train", "evaluate", "predict", "report", "export", "demo"}
+# Below these JAX and Orbax end in the middle of their work, without a word on why.
+LIMITS = {
+    "open files (ulimit -n)": (resource.RLIMIT_NOFILE, 64),
+    "bytes of memory (ulimit -v)": (resource.RLIMIT_AS, 2**31),
+}
 
 # What an older glibc than 2.35 does not know it ignores.
 TUNABLES = {
@@ -39,3 +50,11 @@ def restart_tuned() -> None:
     """
     if sys.platform.startswith("linux") and "GLIBC_TUNABLES" not in os.environ:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], tuned(os.environ))
+
+
+def check_limits() -> None:
+    """Refuse to compute in a process whose limits are too low."""
+    for what, (limit, least) in LIMITS.items():
+        current, _ = resource.getrlimit(limit)
+        if current != resource.RLIM_INFINITY and current < least:
+            raise ResNetJaxError(f"{what} must be at least {least:,}, got {current:,}: raise it")

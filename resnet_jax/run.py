@@ -19,7 +19,7 @@ from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop import EXPORTS, Format, Network
 from resnet_jax.interop.weights import initial_variables
 from resnet_jax.models import make_model
-from resnet_jax.storage import check_replaceable
+from resnet_jax.storage import check_replaceable, check_utf8
 from resnet_jax.training.callbacks import Callback
 from resnet_jax.training.custom import Custom
 from resnet_jax.training.distributed import is_main_process
@@ -81,6 +81,7 @@ def train(
             finite; the last checkpoint stays.
         StoppedError: `should_stop` gave a reason; the step is saved and the same call continues.
     """
+    check_utf8(Path(run_dir))
     pretrained = partial(initial_variables, config) if config.init_from else None
     custom = Custom(model, optimizer, loss, data, tag)
     with ExitStack() as stack:
@@ -145,6 +146,8 @@ class Run:
         Raises:
             ResNetJaxError: there is none in ``run_dir``, or its configuration is damaged.
         """
+        check_utf8(Path(run_dir))
+        check_utf8(Path(run_dir))
         folder = RunFolder(Path(run_dir).absolute())  # the process may change its folder
         return cls(folder, *folder.read_config(), model, data)
 
@@ -357,6 +360,22 @@ class Run:
         # Read and verified once: a run that is still training is seen as it was at first sight.
         if checkpoint not in self._states:
             variables = self._folder.read_variables(checkpoint)
+            if self._model is None:
+                self._check_network(variables)
             state = TrainState.of_variables(self.model, variables)
             self._states[checkpoint] = self._engine.replicate(state)
         return self._states[checkpoint]
+
+    def _check_network(self, variables: dict[str, Any]) -> None:
+        """Refuse parameters of a network that was put in the place of the package's."""
+        import jax
+
+        model, dtype = self.model.clone(lowering="reference"), self.model.dtype
+        images = jax.ShapeDtypeStruct((1, *self.image_shape), dtype)
+        init = partial(model.init, train=False)
+        expected = jax.tree.map(np.shape, dict(jax.eval_shape(init, jax.random.key(0), images)))
+        if jax.tree.map(np.shape, variables) != expected:
+            raise ResNetJaxError(
+                f"{self.path} was trained with another network than {self.config.model.name}: open "
+                "it in a program that makes that network, as the one that trained it did"
+            )

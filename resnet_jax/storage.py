@@ -12,6 +12,9 @@ from resnet_jax.errors import ResNetJaxError
 # The end of the name of a file on its way into its place.
 UNFINISHED = ".unfinished"
 
+# What a run's folder is made of; elsewhere in it, as in export/, anything may be written.
+RUN_FILES = {".lock", "checkpoints", "config.yaml", "metrics.jsonl", "report", "run.log"}
+
 
 def sync(path: Path) -> None:
     """Return when a file's content, or a folder's list of names, is on the disk."""
@@ -56,7 +59,8 @@ def write_whole(path: Path, content: bytes) -> None:
     unfinished = path.with_name(f".{path.name}{UNFINISHED}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.unlink(missing_ok=True)  # of a process that was killed
+        # All that a kill leaves behind: the next export of that name replaces it.
+        unfinished.unlink(missing_ok=True)
         try:
             with unfinished.open("xb") as file:
                 file.write(content)
@@ -72,13 +76,28 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def check_replaceable(path: Path) -> None:
-    """Refuse a place that holds anything but a regular file: a folder, link, FIFO or device."""
+    """Refuse a place that holds anything but a regular file, and the files that make up a run."""
+    place = path.absolute()
+    for folder in place.parents:
+        own = place.relative_to(folder).parts[0] in RUN_FILES
+        if own and (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
+            raise ResNetJaxError(f"{path} is part of the run in {folder}: give another --output")
     try:
         mode = path.lstat().st_mode
     except OSError:  # nothing there, or `write_whole` says what is wrong
         return
     if not stat.S_ISREG(mode):
         raise ResNetJaxError(f"{path} is no regular file and stays as it is: give another --output")
+
+
+def check_utf8(folder: Path) -> None:
+    """Refuse a folder in which TensorStore could not keep checkpoints."""
+    try:
+        str(folder.absolute()).encode()
+    except UnicodeEncodeError:
+        raise ResNetJaxError(
+            f"run folder {folder} has a name that is no UTF-8: rename it, or give another --run-dir"
+        ) from None
 
 
 def unwritable(path: Path, error: OSError) -> ResNetJaxError:

@@ -13,7 +13,8 @@ TRAIN = {
 }  # fmt: skip
 VALIDATION = {"kind": "validation", "step": 4, "epoch": 0.5, "loss": 0.5, "accuracy": 0.75}
 TEST = {
-    "kind": "test", "step": 4, "split": "test", "checkpoint": "best", "loss": 0.25, "accuracy": 0.9
+    "kind": "test", "step": 4, "epoch": 0.5, "split": "test", "checkpoint": "best", "loss": 0.25,
+    "accuracy": 0.9,
 }  # fmt: skip
 
 
@@ -39,8 +40,7 @@ def test_a_pipe_gets_plain_lines(monkeypatch):
     lines = show(terminal=False).splitlines()
     assert "\x1b" not in "".join(lines)
     assert lines == [
-        "epoch   0.50  step     4  loss 1.2346  accuracy  50.00%  validation loss 0.5000  "
-        "accuracy  75.00%  1,234 images/s",
+        "epoch   0.50  step     4  train 1.2346 50.00%  val 0.5000 75.00%  1,234 img/s",
         "test, best parameters (step 4): loss 0.2500  accuracy 90.00%",
     ]
     # After a silence, training metrics are shown too.

@@ -30,12 +30,12 @@ DECODING_VERSION = f"2, Pillow {PIL.__version__}"
 
 def cache_root() -> Path:
     """Return the user's cache folder, or ``$RESNET_JAX_CACHE_DIR``."""
-    chosen = os.environ.get("RESNET_JAX_CACHE_DIR") or platformdirs.user_cache_dir("resnet_jax")
     try:
+        chosen = os.environ.get("RESNET_JAX_CACHE_DIR") or platformdirs.user_cache_dir("resnet_jax")
         return Path(chosen).expanduser()
     except RuntimeError as error:  # neither HOME nor an entry in the list of users
         raise ResNetJaxError(
-            f"the cache folder {chosen} cannot be located: set RESNET_JAX_CACHE_DIR to a folder"
+            "the cache folder in your home cannot be located: set RESNET_JAX_CACHE_DIR to a folder"
         ) from error
 
 

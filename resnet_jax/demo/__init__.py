@@ -5,7 +5,7 @@ import socket
 import tempfile
 
 from resnet_jax.data.image import DecodeSpec
-from resnet_jax.errors import ResNetJaxError
+from resnet_jax.errors import ResNetJaxError, printable
 from resnet_jax.run import Checkpoint, Run
 
 
@@ -39,5 +39,5 @@ def serve(run: Run, port: int, checkpoint: Checkpoint) -> None:
         names = {"run": str(run.path), "model": run.config.model.name, "data": data.name}
         server = make_server(classifier, names)
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        print(f"{run.path} is at {address} (Ctrl-C ends it)", flush=True)
+        print(f"{printable(str(run.path))} is at {address} (Ctrl-C ends it)", flush=True)
         server.run([listener])

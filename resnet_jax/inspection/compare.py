@@ -1,15 +1,23 @@
 """Several runs side by side: the settings that differ, and results over seeds."""
 
+import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_jax.config import Effect, options_with, settings
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.storage import check_replaceable, write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from resnet_jax.run import Checkpoint, Run
+
+
+def as_typed(value: Any) -> str:
+    """Write a setting's value as the command takes it."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def group_by_settings(runs: Sequence["Run"]) -> list[tuple[dict[str, Any], list["Run"]]]:
@@ -29,6 +37,19 @@ def group_by_settings(runs: Sequence["Run"]) -> list[tuple[dict[str, Any], list[
     return [(dict(zip(differing, key, strict=True)), members) for key, members in groups.items()]
 
 
+def _names(groups: Sequence[tuple[dict[str, Any], list["Run"]]]) -> list[str]:
+    """Name each group by its folders: ``book-seed*``, or all of them."""
+    folders = [[run.path.name for run in members] for _, members in groups]
+    stems = [{name.rstrip("0123456789") for name in names} for names in folders]
+    names = [
+        f"{min(stem)}*" if len(stem) == 1 < len(members) else ", ".join(members)
+        for stem, members in zip(stems, folders, strict=True)
+    ]
+    if len(set(names)) < len(names):
+        names = [", ".join(str(run.path) for run in members) for _, members in groups]
+    return names
+
+
 def compare_runs(runs: Sequence["Run"], checkpoint: "Checkpoint" = "best") -> "pd.DataFrame":
     """Results of several runs, one row for all that differ in the seed alone.
 
@@ -40,9 +61,10 @@ def compare_runs(runs: Sequence["Run"], checkpoint: "Checkpoint" = "best") -> "p
         checkpoint: whose test results.
 
     Returns:
-        The settings that differ; ``runs`` (how many are finished) and ``seeds``; then for each
-        test split ``accuracy`` (a fraction), ``loss``, and their standard deviations with n - 1
-        (NaN for one run) as ``accuracy sd`` and ``loss sd``; ``seconds``, the mean time.
+        By the folders' names: the settings that differ; ``runs`` (how many are finished) and
+        ``seeds``; then for each test split ``accuracy`` (a fraction), ``loss``, and their standard
+        deviations with n - 1 (NaN for one run) as ``accuracy sd`` and ``loss sd``; ``seconds``, the
+        mean time.
 
     Raises:
         ResNetJaxError: there are no runs, the same one twice, or a damaged one.
@@ -56,7 +78,8 @@ def compare_runs(runs: Sequence["Run"], checkpoint: "Checkpoint" = "best") -> "p
         if path in paths[:number]:
             raise ResNetJaxError(f"run {runs[number].path} is given twice: give each once")
     rows = []
-    for values, members in group_by_settings(runs):
+    groups = group_by_settings(runs)
+    for values, members in groups:
         tests = []
         for run in members:
             metrics = run.metrics()
@@ -77,4 +100,29 @@ def compare_runs(runs: Sequence["Run"], checkpoint: "Checkpoint" = "best") -> "p
                     row[f"{split} {column} sd"] = of_split[column].std(ddof=1)
             row["seconds"] = everything.groupby("split")["seconds"].mean().max()
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, index=_names(groups))
+
+
+def write_curves(runs: Sequence["Run"], output: Path) -> None:
+    """Write the curves of several runs into a picture, in one colour those of one setting."""
+    from resnet_jax.inspection.plots import compared_curves
+
+    check_replaceable(output)
+    if not output.parent.is_dir():
+        raise ResNetJaxError(
+            f"{output} cannot be written: {output.parent} is no folder; make it, or give another "
+            "--output"
+        )
+    groups = group_by_settings(runs)
+    curves = {}
+    for name, (values, members) in zip(_names(groups), groups, strict=True):
+        listing = ", ".join(f"{option} {as_typed(value)}" for option, value in values.items())
+        curves[f"{name}: {listing}" if listing else name] = [run.metrics() for run in members]
+    picture = io.BytesIO()
+    try:
+        compared_curves(curves).savefig(picture, format=output.suffix[1:], dpi=150)
+    except ValueError as error:
+        raise ResNetJaxError(
+            f"{output} cannot be written ({error}): give a name that ends in .png"
+        ) from error
+    write_whole(output, picture.getvalue())

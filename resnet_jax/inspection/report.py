@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from resnet_jax.config import settings
 from resnet_jax.inspection import plots
 from resnet_jax.inspection.predictions import Predictions, embedding, examine
-from resnet_jax.storage import atomic_write, unwritable
+from resnet_jax.storage import atomic_write, refuse_links, unwritable
 
 if TYPE_CHECKING:
     from resnet_jax.run import Checkpoint, Run
@@ -48,6 +48,7 @@ def write_report(
     Raises:
         ResNetJaxError: as `Run.evaluate`; the folder cannot be written.
     """
+    refuse_links(run.path)
     predictions = examine(run, split, checkpoint, data_dir)
     folder = run.path / "report"
     sections = []

@@ -1,6 +1,7 @@
 """Faults found in use of exports: the command and `rj.*` alone."""
 
 import os
+import shutil
 import socket
 import stat
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import resnet_jax as rj
 from resnet_jax.cli import main
 
 
@@ -96,6 +98,60 @@ def test_an_interrupted_export_leaves_the_old_file_and_nothing_else(
     assert export(finished_run, "torchvision", place) == 75
     assert [path.name for path in tmp_path.iterdir()] == [place.name]
     assert place.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "checkpoints/12/net.onnx", "report/index.html"])
+def test_the_files_of_a_run_are_not_replaced(finished_run, name, tmp_path, capsys):
+    run = rj.Run.open(shutil.copytree(finished_run.path, tmp_path / "run"))
+    before = (run.path / "config.yaml").read_bytes()
+    for arguments in (["export", run.path, "--format", "torchvision"], ["compare", run.path]):
+        assert main([*map(str, arguments), "--output", str(run.path / name)]) == 1
+        line = capsys.readouterr().err
+        assert "is part of the run in" in line
+        assert line.count("\n") == 1
+    assert (run.path / "config.yaml").read_bytes() == before
+    assert run.verify().ok
+    assert export(run, "torchvision", run.path / "export" / "config.yaml") == 0
+
+
+def test_the_next_export_replaces_what_a_kill_left(finished_run, tmp_path):
+    (tmp_path / ".network.safetensors.unfinished").write_bytes(b"half a file")
+    assert export(finished_run, "torchvision", tmp_path / "network.safetensors") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["network.safetensors"]
+
+
+@pytest.mark.parametrize("make", [fifo, device, link, dangling_link, unix_socket])
+@pytest.mark.parametrize("name", ["report", "report/index.html", "report/curves.png"])
+def test_a_report_follows_no_link_and_replaces_no_device(
+    finished_run, make, name, tmp_path, capsys
+):
+    run = shutil.copytree(finished_run.path, tmp_path / "run")
+    place = run / name
+    place.parent.mkdir(exist_ok=True)
+    make(place)
+    before = place.lstat()
+    assert main(["report", str(run)]) == 1
+    assert (place.lstat().st_ino, place.lstat().st_mode) == (before.st_ino, before.st_mode)
+    line = capsys.readouterr().err
+    assert "remove it" in line
+    assert line.count("\n") == 1
+    if make is link:
+        assert (place.parent / "target").read_text() == "someone else's"
+    assert not (place.parent / "nothing").exists()
+
+
+@pytest.mark.parametrize("make", [fifo, device, link, dangling_link, unix_socket])
+def test_a_run_folder_is_a_folder(make, tmp_path, capsys):
+    """A link to a folder is one; a link to anything else is not followed."""
+    place = tmp_path / "run"
+    make(place)
+    before = place.lstat()
+    assert main(["train", "--run-dir", str(place), "--epochs", "1"]) == 1
+    assert (place.lstat().st_ino, place.lstat().st_mode) == (before.st_ino, before.st_mode)
+    line = capsys.readouterr().err
+    assert f"run folder {place} cannot be written" in line
+    assert line.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} <= {"run", "target"}
 
 
 @pytest.mark.parametrize("make", [device, link])

@@ -1,0 +1,158 @@
+"""The command's verb ``train``: a preset, a run or one for each seed, and their reports."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from tyro.conf import Positional
+
+from resnet_jax import display
+from resnet_jax.config import TrainConfig, replaced
+from resnet_jax.errors import ResNetJaxError
+from resnet_jax.presets import PRESETS
+from resnet_jax.presets import preset as find_preset
+from resnet_jax.signals import Stop
+
+if TYPE_CHECKING:
+    from resnet_jax.run import Run
+
+
+def train_verb(arguments: list[str], stop: Stop) -> Callable[..., None]:
+    """Return ``train`` with the defaults of the preset that the arguments begin with."""
+    named = arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-")
+    name = arguments[1] if named else "quickstart"
+    default = find_preset(name)
+
+    def train(
+        preset: Positional[str] = name,
+        config: Annotated[TrainConfig, tyro.conf.arg(name="")] = default,
+        run_dir: Path | None = None,
+        seeds: int | None = None,
+        report: bool = True,
+        from_idx: Annotated[Path | None, tyro.conf.arg(name="data.from-idx")] = None,
+        distributed: bool = False,
+        coordinator: str | None = None,
+        num_processes: int | None = None,
+        process_id: int | None = None,
+        meet_within: int | None = None,
+    ) -> None:
+        """Train a network, or resume the run in the folder.
+
+        PRESET comes first; options change it: `resnet-jax train mnist --epochs 2`.
+
+        Args:
+            preset: one of the table of presets.
+            config: the settings.
+            run_dir: the run's folder. None: runs/PRESET-seedN.
+            seeds: repeat with seeds 0 to SEEDS - 1, a folder each, and compare the runs.
+            report: make the run's report at the end, as `resnet-jax report` does; not with
+                --distributed.
+            from_idx: prepare MNIST or Fashion-MNIST first from the IDX files in this folder, as
+                `resnet-jax data prepare --from-idx` does.
+            distributed: run as one process of several; start the same command for each. JAX finds
+                the others under Slurm, Open MPI, Kubernetes and on TPUs.
+            coordinator: HOST:PORT of process 0, where JAX does not find it.
+            num_processes: number of processes, where JAX does not find it.
+            process_id: number of this process, from 0, where JAX does not find it.
+            meet_within: seconds to wait for the other processes at the start. None: 300.
+        """
+        if preset != name:
+            # The options were given their defaults by the first word: another preset's.
+            find_preset(preset)
+            raise ResNetJaxError(
+                f"preset {preset} stands after options: give it first, "
+                f"`resnet-jax train {preset} ...`"
+            )
+        folders = _folders(run_dir, name, config.seed, seeds)
+        address = (coordinator, num_processes, process_id)
+        if distributed:
+            from resnet_jax.training.distributed import initialize, is_main_process
+
+            initialize(*address, meet_within)
+            display.console.quiet = not is_main_process()
+        elif any(value is not None for value in (*address, meet_within)):
+            raise ResNetJaxError(
+                "--coordinator, --num-processes, --process-id and --meet-within need "
+                "--distributed: give it too"
+            )
+        if from_idx is not None:
+            from resnet_jax.data.tfds import prepare
+            from resnet_jax.training.distributed import main_process_first
+
+            main_process_first(lambda: prepare(config.data.name, config.data.dir, from_idx))
+        config = _with_statistics_of_its_dataset(config, default, arguments)
+        runs = []
+        for seed, folder in folders.items():
+            settings = dataclasses.replace(config, seed=seed)
+            display.print_line(
+                f"{'' if config.model.residual else 'plain '}{config.model.name} on "
+                f"{config.data.name}, seed {seed}: {config.epochs:g} epochs in batches of "
+                f"{config.batch_size}, run folder {folder}"
+            )
+            from resnet_jax.run import train
+            from resnet_jax.training.distributed import failing_together
+
+            with failing_together(folder):
+                run = train(settings, folder, should_stop=stop, callbacks=[stop])
+            if not stop.training:  # it was finished
+                for row in run.metrics().query("kind == 'test'").to_dict("records"):
+                    display.print_line(display.test_result(row))
+            stop.training = False
+            if report and not distributed:
+                _report_if_new(run)
+            runs.append(run)
+        if seeds is not None:
+            from resnet_jax.inspection.compare import compare_runs
+
+            display.print_comparison(compare_runs(runs))
+
+    names = ", ".join(PRESETS)
+    train.__doc__ = (train.__doc__ or "").replace("one of the table of presets", f"one of {names}")
+    return train
+
+
+def _folders(run_dir: Path | None, preset: str, seed: int, seeds: int | None) -> dict[int, Path]:
+    """Return the folder of the run of each seed."""
+    if seeds is None:
+        return {seed: run_dir or Path("runs") / f"{preset}-seed{seed}"}
+    if seeds < 1:
+        raise ResNetJaxError(f"--seeds must be at least 1, got {seeds}")
+    if seed:
+        raise ResNetJaxError(
+            f"--seed {seed} and --seeds {seeds} exclude each other: --seeds repeats with "
+            f"seeds 0 to {seeds - 1}"
+        )
+    return {n: Path(f"{run_dir or Path('runs') / preset}-seed{n}") for n in range(seeds)}
+
+
+def _with_statistics_of_its_dataset(
+    config: TrainConfig, preset: TrainConfig, arguments: list[str]
+) -> TrainConfig:
+    """Drop a preset's mean and standard deviation where the command names another dataset."""
+    if config.data.name == preset.data.name:
+        return config
+    named = {argument.split("=")[0] for argument in arguments}
+    options = {"data.mean", "data.std"}
+    return replaced(config, {name: None for name in options if f"--{name}" not in named})
+
+
+def _report_if_new(run: "Run") -> None:
+    """Make a run's report, unless there is one of its last metrics. The run stands without it."""
+    page, metrics = run.path / "report" / "index.html", run.path / "metrics.jsonl"
+    if page.exists() and page.stat().st_mtime >= metrics.stat().st_mtime:
+        return
+    try:
+        from resnet_jax.inspection.report import write_report
+
+        # Of some datasets no test labels are published.
+        page = write_report(run, "test" if "test" in set(run.metrics()["kind"]) else "validation")
+    except (ImportError, ResNetJaxError) as error:
+        reason = f"{error.name} is missing" if isinstance(error, ImportError) else error
+        display.print_error(
+            f"warning: no report ({reason}); the run is whole, `resnet-jax report {run.path}` "
+            "tries again"
+        )
+    else:
+        display.print_line(f"report: {page}")

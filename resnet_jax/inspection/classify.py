@@ -1,0 +1,120 @@
+"""Classes of image files, a batch at a time, and pictures of where the network looked."""
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from resnet_jax.data.image import DecodeSpec, read_image
+from resnet_jax.data.image_folder import find_images
+from resnet_jax.errors import ResNetJaxError
+from resnet_jax.inspection.saliency import explain, overlay
+
+if TYPE_CHECKING:
+    from resnet_jax.run import Checkpoint, Run
+
+# What marks a picture as one that `predict --explain` wrote.
+EXPLAINED = "resnet-jax predict --explain"
+ENLARGED = 8  # times, an image smaller than
+SMALL = 64  # pixels
+
+
+def classify_files(
+    run: "Run",
+    paths: Iterable[Path],
+    checkpoint: "Checkpoint",
+    on_error: Callable[[ResNetJaxError], None],
+    *,
+    topk: int = 1,
+    invert: bool = False,
+    explain_in: Path | None = None,
+) -> list[dict[str, Any]]:
+    """Classify files, and those in folders and of patterns; see `resnet-jax predict`.
+
+    What is wrong with one is told to ``on_error``, and it is left out. ``explain_in`` is a folder.
+    """
+    if not 1 <= topk <= len(run.class_names):
+        raise ResNetJaxError(f"--topk must be 1 to {len(run.class_names)}, got {topk}")
+    files: list[Path] = []
+    for path in paths:
+        try:
+            files += find_images([path])
+        except ResNetJaxError as error:
+            on_error(error)
+    targets = _explanation_files(files, explain_in) if explain_in else {}
+    settings = run.config.data
+    spec = DecodeSpec(run.image_shape, settings.fit, settings.background)
+
+    def read() -> Iterator[tuple[Path, np.ndarray]]:
+        for path in files:
+            try:
+                yield path, read_image(path, spec, invert=invert)
+            except ResNetJaxError as error:
+                on_error(error)
+
+    rows = []
+    readable = read()
+    # In batches: of all pictures but those of one, only the answers are kept.
+    while batch := list(itertools.islice(readable, run.config.batch_size)):
+        images = np.stack([image for _, image in batch])
+        for (path, _), p in zip(batch, run.predict(images, checkpoint), strict=True):
+            top = [(run.class_names[k], float(p[k])) for k in np.argsort(-p)[:topk]]
+            label, probability = top[0]
+            rows.append(
+                {"path": str(path), "label": label, "probability": probability, "topk": top}
+            )
+        if explain_in:
+            _write_explanations(run, images, checkpoint, [targets[path] for path, _ in batch])
+    return rows
+
+
+def _explanation_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    """Choose ``FOLDER/NAME.png`` for each file; nothing but an earlier explanation is replaced."""
+    inputs = {os.path.realpath(file) for file in files}
+    chosen: dict[Path, Path] = {}
+    taken: set[str] = set()
+    for file in files:
+        name, number = file.stem, 1
+        while name in taken:  # digits of the same name in two folders
+            number += 1
+            name = f"{file.stem}-{number}"
+        taken.add(name)
+        target = chosen[file] = folder / f"{name}.png"
+        if os.path.realpath(target) in inputs or not _may_replace(target):
+            raise ResNetJaxError(
+                f"--explain {folder} would write over {target}: give another folder, a new one"
+            )
+    return chosen
+
+
+def _may_replace(path: Path) -> bool:
+    if not os.path.lexists(path):
+        return True
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.info.get("Software") == EXPLAINED
+    except Exception:  # whatever it is, it is not ours
+        return False
+
+
+def _write_explanations(
+    run: "Run", images: np.ndarray, checkpoint: "Checkpoint", targets: Sequence[Path]
+) -> None:
+    """Write each image with Grad-CAM over it, small ones enlarged."""
+    large = images
+    if max(images.shape[1:3]) < SMALL:
+        large = images.repeat(ENLARGED, axis=1).repeat(ENLARGED, axis=2)
+    pictures = overlay(large, explain(run, images, checkpoint=checkpoint))
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text("Software", EXPLAINED)
+    for target, picture in zip(targets, pictures, strict=True):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        with target.open("xb") as file:  # so that no link is followed
+            Image.fromarray(picture).save(file, "PNG", pnginfo=mark)

@@ -1,0 +1,95 @@
+"""The command's signals: the first one stops it in good order, a second one at once."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from resnet_jax.training.callbacks import Callback
+
+SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+STOPPED = "stopped by a signal; the same command continues"
+
+
+def end_at_a_signal() -> None:
+    """Let a signal end the process with one line and 75, while there is nothing to put in order."""
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        SIGNALS.discard(signal.SIGHUP)  # `nohup`: the command outlives its terminal
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: _end(STOPPED, 75))
+
+
+def _end(text: str, code: int) -> None:
+    _say(text)
+    os._exit(code)
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # the terminal may be gone
+        os.write(2, f"resnet-jax: {text}\n".encode())
+
+
+class Stop(Callback):
+    """A run's ``should_stop``; until the run's training begins, a signal interrupts instead."""
+
+    training = False
+    _interrupted = False
+    _received: tuple[int, ...] = ()
+
+    def on_start(self, step: int, total_steps: int) -> None:
+        self.training = True
+
+    def __call__(self) -> str | None:
+        """Return the name of the first signal since training began."""
+        self.training = True  # also in a process that gets no callbacks
+        return signal.Signals(self._received[0]).name if self._received else None
+
+    @contextmanager
+    def handling(self) -> Iterator[None]:
+        """Handle signals; afterwards they are handled as before. Only the main thread hears any."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        listening, told = socket.socketpair()
+        told.setblocking(False)
+        thread = threading.Thread(target=self._listen, args=(listening,), daemon=True)
+        thread.start()
+        wakeup = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+        previous = {n: signal.signal(n, self._interrupt) for n in (*SIGNALS, signal.SIGALRM)}
+        hook = sys.unraisablehook
+        try:
+            yield
+        except Exception as error:
+            if self._interrupted:  # in an import, which may raise anything then
+                raise KeyboardInterrupt from error
+            raise
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            sys.unraisablehook = hook
+            signal.set_wakeup_fd(wakeup)
+            told.close()
+            thread.join()
+            listening.close()
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        if self.training and number in SIGNALS:
+            return  # `_listen` knows of it
+        self._interrupted = True
+        sys.unraisablehook = lambda _: None  # where Python cannot raise it, it would print it
+        # Again each second: a library may swallow it while it is imported.
+        signal.setitimer(signal.ITIMER_REAL, 1)
+        raise KeyboardInterrupt
+
+    def _listen(self, listening: socket.socket) -> None:
+        """Hear signals in a thread: the main one, compiling for minutes, runs no handler then."""
+        while number := listening.recv(1):
+            if self.training and number[0] in SIGNALS:
+                self._received += (number[0],)
+                if len(self._received) > 1:
+                    os._exit(128 + number[0])  # as a shell names an end by a signal
+                _say(f"{self()}: stopping after this step; again to end now")
