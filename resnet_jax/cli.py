@@ -193,7 +193,7 @@ def _train_command(arguments: list[str]) -> Callable[..., int]:
                 "--distributed: give it too"
             )
         if from_idx is not None:
-            from resnet_jax.data.tfds import prepare
+            from resnet_jax.data.prepare import prepare
             from resnet_jax.training.distributed import main_process_first
 
             main_process_first(lambda: prepare(config.data.name, config.data.dir, from_idx))
@@ -355,7 +355,7 @@ def predict(
         csv: print CSV: path, label, probability.
     """
     from resnet_jax.data.image import DecodeSpec, read_image
-    from resnet_jax.data.image_folder import find_images
+    from resnet_jax.data.walk import find_images
     from resnet_jax.run import Run
 
     if json and csv:
@@ -696,7 +696,7 @@ def data(
         return 0
     if name is None:
         raise ResNetJaxError("data prepare needs a NAME: see `resnet-jax data list`")
-    from resnet_jax.data.tfds import prepare
+    from resnet_jax.data.prepare import prepare
 
     place = prepare(name, dir, from_idx)
     if name == "mnist_5k":

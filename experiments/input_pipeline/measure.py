@@ -28,7 +28,8 @@ import numpy as np
 from PIL import Image
 
 import resnet_jax as rj
-from resnet_jax.data.dataset import ArraySplit, Split, load_dataset, load_splits
+from resnet_jax.data.dataset import ArraySplit, Split
+from resnet_jax.data.load import load_dataset, load_splits
 from resnet_jax.data.prefetch import read_batches
 from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.training.program import Program, configured_jax

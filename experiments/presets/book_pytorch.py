@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import resnet_jax as rj
-from resnet_jax.data.dataset import ArraySplit, load_dataset, sample
+from resnet_jax.data.dataset import ArraySplit, sample
+from resnet_jax.data.load import load_dataset
 from resnet_jax.data.sampler import EpochSampler
 
 RESULTS = Path(__file__).with_suffix(".jsonl")

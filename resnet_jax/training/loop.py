@@ -25,7 +25,8 @@ from resnet_jax.config import (
     replaced,
     settings,
 )
-from resnet_jax.data.dataset import Split, load_splits, pixel_statistics
+from resnet_jax.data.dataset import Split, pixel_statistics
+from resnet_jax.data.load import load_splits
 from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.training import distributed

@@ -4,7 +4,8 @@ import sys
 import numpy as np
 import pytest
 
-from resnet_jax.data.dataset import ArraySplit, Dataset, load_dataset, sample
+from resnet_jax.data.dataset import ArraySplit, Dataset, sample
+from resnet_jax.data.load import load_dataset
 from resnet_jax.data.mnist import DATASETS
 from resnet_jax.errors import ResNetJaxError
 

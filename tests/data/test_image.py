@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from resnet_jax.data.image import MAX_BYTES, DecodeSpec, read_image
-from resnet_jax.data.image_folder import find_images
+from resnet_jax.data.walk import find_images
 from resnet_jax.errors import ResNetJaxError
 
 SPEC = DecodeSpec((4, 4, 1))

@@ -13,7 +13,7 @@ from tensorflow_datasets.core.hashing import Hasher
 
 from resnet_jax.cli import main
 from resnet_jax.data import mnist
-from resnet_jax.data.dataset import load_dataset
+from resnet_jax.data.load import load_dataset
 from resnet_jax.data.mnist import (
     DATASETS,
     IDX_FILES,
@@ -22,7 +22,8 @@ from resnet_jax.data.mnist import (
     read_idx,
     read_idx_files,
 )
-from resnet_jax.data.tfds import prepare, verify_prepared
+from resnet_jax.data.prepare import prepare
+from resnet_jax.data.tfds import verify_prepared
 from resnet_jax.errors import ResNetJaxError
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker")

@@ -22,9 +22,16 @@ from make_datasets import build, encoded
 from tensorflow_datasets.core.download import checksums
 
 from resnet_jax.cli import main
-from resnet_jax.data.dataset import load_dataset
+from resnet_jax.data.load import load_dataset
 from resnet_jax.data.mnist import DATASETS, IDX_FILES, find_idx_files, read_idx_files
-from resnet_jax.data.tfds import open_prepared, prepare, tfds_root, verify_prepared
+from resnet_jax.data.prepare import prepare
+from resnet_jax.data.tfds import (
+    Records,
+    find_prepared,
+    open_prepared,
+    tfds_root,
+    verify_prepared,
+)
 from resnet_jax.errors import ResNetJaxError
 
 
@@ -86,14 +93,14 @@ def test_the_fingerprint_is_that_of_earlier_versions(digits):
     text = f"({names}, ({digests}, {{'train': 60, 'validation': 20, 'test': 20}}, {how}))"
     files = hashlib.sha256(text.encode()).hexdigest()
     data = load_dataset("digits", digits)
-    assert data.files == files
+    assert data.source == files
     expected = repr((files, None, [60, 20, 20]))
     assert data.fingerprint == hashlib.sha256(expected.encode()).hexdigest()
 
 
 def test_loading_imports_no_tensorflow_and_from_the_cache_no_tfds(digits):
     code = (
-        "import sys; from resnet_jax.data.dataset import load_dataset;"
+        "import sys; from resnet_jax.data.load import load_dataset;"
         "load_dataset('digits', sys.argv[1]);"
         "print(*{'jax', 'tensorflow', 'tensorflow_datasets', 'array_record'} & set(sys.modules))"
     )
@@ -149,9 +156,7 @@ def test_configurations_are_named_where_there_are_several(tmp_path):
     assert len(load_dataset("digits", tmp_path, validation=0).train) == 3
     build(tmp_path, {"train": pairs}, config="balanced")
     assert "give one of digits/balanced, digits/letters" in refusal(tmp_path)
-    prepared = open_prepared("digits/letters", tmp_path)
-    assert prepared.name == "digits/letters"
-    prepared.shard_paths("train")[0].unlink()
+    next(tmp_path.glob("digits/letters/1.0.0/*train.array_record*")).unlink()
     shown = refusal(tmp_path, "digits/letters")
     assert f"resnet-jax data prepare digits/letters --dir {tmp_path}" in shown
 
@@ -161,7 +166,7 @@ def test_the_newest_finished_version_is_read(copy):
     for version in ("0.9.0", "1.10.0", "2.0.0.incomplete", "3.0.0"):
         shutil.copytree(folder, folder.with_name(version))
     (folder.with_name("3.0.0") / "dataset_info.json").unlink()  # not described: not finished
-    assert open_prepared("digits", root).folder.name == "1.10.0"
+    assert find_prepared("digits", root).name == "1.10.0"
 
 
 def test_the_argument_comes_before_the_environment(digits, copy, monkeypatch):
@@ -225,16 +230,20 @@ def read_split(root, split, streaming):
 
 def test_a_flipped_byte_anywhere_is_noticed_or_harmless(copy):
     root, folder = copy
-    prepared = open_prepared("digits", root)
+    prepared = open_prepared(folder, root)
+
+    def read():
+        records = Records(prepared, prepared.splits["test"], prepared.spec(None))
+        return records.read(np.arange(20))
+
     shard = folder / SHARD.format("test", 0)
     good = shard.read_bytes()
-    everything = np.arange(20)
-    images, labels = prepared.records("test", prepared.spec(None)).read(everything)
+    images, labels = read()
     rng, noticed = np.random.default_rng(0), 0
     for position in rng.integers(0, len(good), 60):
         flip(shard, int(position), 1 << int(rng.integers(8)))
         try:
-            ours = prepared.records("test", prepared.spec(None)).read(everything)
+            ours = read()
         except ResNetJaxError:
             noticed += 1
         else:  # a byte that pads the file
@@ -554,7 +563,7 @@ def test_the_true_checksums_are_registered():
 
 
 def test_a_silent_host_is_given_up_in_time(tiny_mnist, monkeypatch):
-    from resnet_jax.data import tfds as module
+    from resnet_jax.data import prepare as module
 
     assert module.PROBE_SECONDS <= 4
     monkeypatch.setattr(module, "PROBE_SECONDS", 0.5)
@@ -575,7 +584,7 @@ def test_a_slow_name_server_is_given_up_in_time(monkeypatch):
         release.wait(30)
         raise OSError("no answer")
 
-    monkeypatch.setattr("resnet_jax.data.tfds.PROBE_SECONDS", 0.5)
+    monkeypatch.setattr("resnet_jax.data.prepare.PROBE_SECONDS", 0.5)
     monkeypatch.setattr(socket, "getaddrinfo", slow)
     start = time.perf_counter()
     with contextlib.ExitStack() as stack:

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 import resnet_jax as rj
-from resnet_jax.data.dataset import load_splits
+from resnet_jax.data.load import load_splits
 from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.training import loop
