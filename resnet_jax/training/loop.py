@@ -17,20 +17,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from resnet_jax.config import (
-    Effect,
-    TrainConfig,
-    check_against_dataset,
-    options_with,
-    replaced,
-    settings,
-)
+from resnet_jax.config import Effect, TrainConfig, options_with, replaced, settings
 from resnet_jax.data.dataset import Split, pixel_statistics
 from resnet_jax.data.load import load_splits
 from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.training import distributed
 from resnet_jax.training.callbacks import Callback
+from resnet_jax.training.checks import check_against_dataset
 from resnet_jax.training.evaluation import Evaluation
 from resnet_jax.training.folder import EVENTS, DataFacts, RunFolder
 from resnet_jax.training.program import Program, configured_jax, find_devices

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import resnet_jax as rj
-from resnet_jax.config import check_against_dataset
 from resnet_jax.data.load import load_splits
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.training import program as module
+from resnet_jax.training.checks import check_against_dataset
 from resnet_jax.training.program import Program
 
 
