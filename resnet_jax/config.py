@@ -25,8 +25,8 @@ class Within:
 
     def __contains__(self, value: float) -> bool:
         above = self.low < value if self.open_low else self.low <= value
-        below = value < self.high if self.open_high or self.high == math.inf else value <= self.high
-        return above and below
+        open_high = self.open_high or self.high == math.inf
+        return above and (value < self.high if open_high else value <= self.high)
 
     def __str__(self) -> str:
         low = f"more than {self.low:g}" if self.open_low else f"at least {self.low:g}"
@@ -40,7 +40,6 @@ NotNegative = Within(0)
 Positive = Within(0, open_low=True)
 Fraction = Within(0, 1)
 FractionBelowOne = Within(0, 1, open_high=True)
-ScaleOfPixels = Within(0, 1, open_low=True)
 
 
 class Effect(Enum):
@@ -131,8 +130,8 @@ class DataConfig:
     workers: Annotated[int | None, Count, Effect.LOCAL] = None
     """Threads that decode images. None: one for each core."""
     mean: Annotated[tuple[float, ...] | None, Fraction] = None
-    """Mean to subtract from pixels in [0, 1], one or one for each channel. None: the images' own."""
-    std: Annotated[tuple[float, ...] | None, ScaleOfPixels] = None
+    """Mean to subtract from pixels in [0, 1]: one, or one a channel. None: the images' own."""
+    std: Annotated[tuple[float, ...] | None, Within(0, 1, open_low=True)] = None
     """Standard deviation of such pixels to divide by. None: that of the training images."""
 
 
@@ -308,10 +307,6 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config, dict_factory=plain)
 
 
-# Settings of earlier versions that decided nothing about a run.
-_REMOVED = {"data.from_idx"}
-
-
 def from_dict(values: Any, cls: Any = TrainConfig, prefix: str = "") -> Any:
     """The inverse of `to_dict`; unknown or misshapen settings are refused (`ResNetJaxError`)."""
     if not isinstance(values, Mapping):
@@ -319,7 +314,7 @@ def from_dict(values: Any, cls: Any = TrainConfig, prefix: str = "") -> Any:
     kinds = get_type_hints(cls)
     known = {}
     for name, value in values.items():
-        if f"{prefix}{name}" in _REMOVED:
+        if f"{prefix}{name}" == "data.from_idx":  # in 0.1.0; it decided nothing about a run
             continue
         if name not in kinds:
             raise ResNetJaxError(f"setting {prefix}{name} is not one of this version's")

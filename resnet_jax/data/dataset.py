@@ -187,15 +187,9 @@ class Dataset:
     ) -> Dataset:
         """Make a dataset from its splits and compute its fingerprint.
 
-        Args:
-            name: see the attributes, as for the next ones.
-            train: training examples.
-            validation: validation examples.
-            test: test examples.
-            class_names: the name of each label.
-            source: what changes whenever the examples do, such as the version of a collection;
-                without it they are all read once for the fingerprint.
-            cut: with ``source``, what else decided which examples are in the splits.
+        Without a ``source`` all examples are read once for the fingerprint. For a streamed dataset
+        of one's own give what changes whenever its examples do, such as the version of a
+        collection. ``cut`` is, with ``source``, what else decided which examples are in the splits.
         """
         splits = (train, validation, test)
         digest = hashlib.sha256()
@@ -204,13 +198,13 @@ class Dataset:
         else:
             for split in splits:
                 digest.update(str((len(split), *split.image_shape)).encode())
+                starts = range(0, len(split), 1000)
+                parts = (split.batch(np.arange(len(split))[start:][:1000]) for start in starts)
                 labels = []
-                for start in range(0, len(split), 1000):
-                    images, some = split.batch(np.arange(start, min(start + 1000, len(split))))
+                for images, some in parts:
                     digest.update(np.ascontiguousarray(images).data)
-                    labels.append(some)
-                for some in labels:
-                    digest.update(np.ascontiguousarray(some, "<i4").data)
+                    labels.append(np.ascontiguousarray(some, "<i4").tobytes())
+                digest.update(b"".join(labels))
         return cls(name, *splits, tuple(class_names), digest.hexdigest(), source)
 
     @classmethod
@@ -283,9 +277,7 @@ def sample(dataset: Dataset, *, train: int, validation: int, test: int, seed: in
     """Draw a small dataset from another at random, whatever the labels.
 
     Training and validation examples are drawn from its training examples, without overlap, and
-    test examples from its test examples. The draw is fixed by ``seed`` and the sizes of the
-    splits drawn from; a larger draw begins with a smaller one's training examples only if
-    ``validation`` examples are not in the way, so give all numbers to repeat a sample.
+    test examples from its test examples. All numbers and the ``seed`` together fix the draw.
     """
     for asked, available, what in (
         (train + validation, len(dataset.train), "training and validation"),

@@ -50,23 +50,21 @@ def load_dataset(
 ) -> Dataset:
     """Open a dataset: load it into memory if it fits, and prepare it first if need be.
 
-    ``folder`` is a folder of images, ``data_dir`` (`resnet_jax.data.image_folder`). Any other name
-    is a dataset prepared by TFDS, looked for in ``data_dir`` if given, else in ``$TFDS_DATA_DIR``,
-    else in TFDS's folder ``~/tensorflow_datasets``. ``mnist_5k`` comes with an installed package,
-    ``mnist`` and ``fashion_mnist`` are downloaded, unless ``data_dir`` is given and lacks them;
-    others are prepared by `resnet_jax.data.prepare.prepare` alone.
-
     The validation examples are the last ones in TFDS's order, which hashes the examples' keys:
     for ``mnist`` ``train[-5000:]`` in TFDS's notation. The choice depends on nothing else, least
-    of all on the seed of a run, and a larger one contains a smaller one. A dataset with a
-    validation split of its own (``mnist_5k``) has it appended to the training split before the
-    cut, so that the default gives that split itself, and 0 gives its examples back to training.
+    of all on the seed of a run, and a larger one contains a smaller one. A validation split that
+    a dataset comes with is the end of the training split before the cut: the default gives that
+    split itself, and 0 gives its examples back to training.
 
     Args:
-        name: ``folder``, a name in ``DATASETS``, or any dataset of images and class labels in TFDS.
-        data_dir: the folder of TFDS's datasets, or of the images.
-        validation: the number of training examples to hold out. Default: the dataset's own, which
-            is a tenth for a folder and for a dataset that is not in the table.
+        name: ``folder``: a folder of images; ``mnist_5k``, which an installed package carries;
+            ``mnist`` or ``fashion_mnist``, downloaded where they are not prepared and no
+            ``data_dir`` is given; or any other dataset of images and class labels that TFDS
+            prepared (`resnet-jax data prepare`).
+        data_dir: the folder of images, or of TFDS's datasets. Default: ``$TFDS_DATA_DIR``, then
+            ``~/tensorflow_datasets``.
+        validation: the number of training examples to hold out. Default: the dataset's own, or a
+            tenth.
         from_idx: prepare first from this folder with the four IDX files of MNIST or Fashion-MNIST.
         size: the side in pixels to which images of several sizes, and those of a folder, are
             resized.
@@ -88,36 +86,25 @@ def load_dataset(
     """
     if from_idx is not None:
         prepare(name, data_dir, from_idx)
-    folder = None if data_dir is None else os.fspath(data_dir)
     return _load(
         DataConfig(
-            name,
-            folder,
-            validation,
-            read_size=size,
-            fit=fit,
-            background=background,
-            skip_bad=skip_bad,
-            streaming=streaming,
-            memory_limit=memory_limit,
-            workers=workers,
+            name, None if data_dir is None else os.fspath(data_dir), validation,
+            read_size=size, fit=fit, background=background, skip_bad=skip_bad,
+            streaming=streaming, memory_limit=memory_limit, workers=workers,
         )
-    )
+    )  # fmt: skip
 
 
 def load_splits(settings: DataConfig) -> tuple[Dataset, dict[str, Split]]:
     """Open the dataset that a run is configured for; also return its splits by name.
 
-    With ``--data.subset`` there is a further split, ``test_all``: every test image of the dataset,
-    for a test result that does not depend on a few images.
+    With ``--data.subset`` there is a further split, ``test_all``: every test image of the dataset.
     """
     data, more = _load(settings), {}
     if settings.subset is not None:
         more["test_all"] = data.test
-        train, validation, test = settings.subset
-        data = sample(
-            data, train=train, validation=validation, test=test, seed=settings.subset_seed
-        )
+        sizes = dict(zip(SPLITS, settings.subset, strict=True))
+        data = sample(data, **sizes, seed=settings.subset_seed)
     return data, {"train": data.train, "validation": data.validation, "test": data.test, **more}
 
 
@@ -176,13 +163,11 @@ def _open_folder(settings: DataConfig) -> _Opened:
             "each class in it"
         )
     root = Path(settings.dir).expanduser()
+    background = settings.background
     folder = open_image_folder(
-        root,
-        skip_bad=settings.skip_bad,
-        background=settings.background,
-        workers=settings.workers,
+        root, skip_bad=settings.skip_bad, background=background, workers=settings.workers
     )
-    spec = folder.spec(_size(settings), settings.fit, settings.background)
+    spec = folder.spec(settings.read_size or settings.image_size, settings.fit, background)
     splits = folder.splits()
     train, validation, test = (splits[split] for split in SPLITS)
     return _Opened(
@@ -212,7 +197,8 @@ def _open_prepared(settings: DataConfig) -> _Opened:
         raise ResNetJaxError(
             f"{place} has no training examples with labels: expected a split `train` (--data.name)"
         )
-    spec = prepared.spec(_size(settings), settings.fit, settings.background)
+    size = settings.read_size or settings.image_size
+    spec = prepared.spec(size, settings.fit, settings.background)
     train, validation, test = (prepared.splits.get(split, {}) for split in SPLITS)
     own = sum(validation.values()) if "validation" in prepared.splits else None
     return _Opened(
@@ -223,7 +209,3 @@ def _open_prepared(settings: DataConfig) -> _Opened:
         place,
         prepared.digest(spec),
     )
-
-
-def _size(settings: DataConfig) -> int | None:
-    return settings.read_size or settings.image_size

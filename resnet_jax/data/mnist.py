@@ -5,7 +5,6 @@ import difflib
 import gzip
 import hashlib
 import importlib.util
-import math
 import zlib
 from collections.abc import Iterable
 from functools import partial
@@ -159,7 +158,7 @@ def find_idx_files(folder: Path) -> dict[str, Path]:
 def read_idx_files(paths: dict[str, Path], info: DatasetInfo) -> "Arrays":
     """Read the IDX files of a dataset, given by their published names, in their order."""
     images, labels, test_images, test_labels = (
-        read_idx(paths[name], 3 if "images" in name else 1, sha256)
+        read_idx(paths[name], sha256)
         for name, sha256 in zip(IDX_FILES, info.idx_sha256, strict=True)
     )
     return {
@@ -168,29 +167,28 @@ def read_idx_files(paths: dict[str, Path], info: DatasetInfo) -> "Arrays":
     }
 
 
-def read_idx(path: Path, dimensions: int, sha256: str) -> np.ndarray:
-    """Read an IDX file of bytes, packed with gzip or not, and compare it with its SHA-256.
+def read_idx(path: Path, sha256: str) -> np.ndarray:
+    """Read the IDX file of bytes that has this SHA-256 when it is unpacked; it may be packed.
 
     It holds two zeros, 8 for bytes, the number of dimensions, each size as big-endian uint32, and
-    the values. The digest is that of all this unpacked.
+    the values.
     """
     try:
         with path.open("rb") as file:  # by its content: some tools unpack but keep the name
             packed = file.read(2) == b"\x1f\x8b"
             file.seek(0)
             content = (gzip.GzipFile(fileobj=file) if packed else file).read(MAX_BYTES)
-        start = 4 + 4 * dimensions
-        if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < start:
-            begin = content[:4].hex(" ") or "nothing"
-            raise ValueError(f"no IDX file of {dimensions} dimensions: it begins with {begin}")
-        shape = np.frombuffer(content, ">u4", dimensions, 4).tolist()
-        if len(content) != start + math.prod(shape):
-            raise ValueError(f"{len(content):,} bytes, but its header promises {shape} values")
         if hashlib.sha256(content).hexdigest() != sha256:
-            raise ValueError("other content than the published file of this dataset")
-        return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+            begin = content[:4].hex(" ") or "nothing"
+            raise ValueError(
+                f"other content than the published file of this dataset: {len(content):,} bytes "
+                f"unpacked, which begin with {begin}"
+            )
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ResNetJaxError(
             f"{path} cannot be used ({error}): download the file again, or give another folder "
             "(--data.from-idx)"
         ) from error
+    dimensions = content[3]
+    shape = np.frombuffer(content, ">u4", dimensions, 4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
