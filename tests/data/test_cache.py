@@ -54,14 +54,6 @@ def test_arrays_are_read_once_for_each_key(tmp_path):
     assert read.calls == 3
 
 
-def test_a_decoder_of_another_version_reads_again(tmp_path, monkeypatch):
-    read = Reader()
-    opened(tmp_path, read)
-    monkeypatch.setattr(cache, "DECODING_VERSION", "another")
-    opened(tmp_path, read)
-    assert read.calls == 2
-
-
 def test_any_damage_to_the_arrays_is_noticed_and_mended(tmp_path):
     read = Reader()
     opened(tmp_path, read)
@@ -174,20 +166,6 @@ def test_errors_are_returned_and_never_remembered(tmp_path):
     assert found[0] == 3
     assert isinstance(found[1], PermissionError)
     assert cached_facts("name", tmp_path, paths, len_of, workers=2) == [3, 1]
-
-
-def test_facts_are_the_same_by_any_spelling_of_the_folder(tmp_path, monkeypatch):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "a").write_bytes(b"1")
-    (tmp_path / "link").symlink_to(tmp_path / "data")
-    monkeypatch.chdir(tmp_path)
-    looked = []
-    for folder in (tmp_path / "data", cache.Path("data"), cache.Path("link")):
-        cached_facts(
-            "name", folder, [folder / "a"], lambda path: looked.append(path) or 1, workers=1
-        )
-    assert len(looked) == 1
-    assert len(files()) == 1
 
 
 def test_damaged_facts_are_looked_up_again(tmp_path, monkeypatch):
