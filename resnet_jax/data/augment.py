@@ -38,30 +38,16 @@ def augment(
 ) -> jax.Array:
     """Return the images, each cropped, flipped, moved, recoloured and partly erased at random.
 
-    It happens in the order of the settings. Those from ``shift`` to ``shear`` make one affine map
-    about the image's centre, sampled once with bilinear interpolation; each is drawn uniformly for
-    each image, from [-a, a]. A setting of 0 is not traced and costs nothing. Whatever the others
-    are, a setting draws the same.
+    It happens in the order of the settings, which `resnet_jax.AugmentConfig` describes. Those from
+    ``shift`` to ``shear`` make one affine map about the image's centre, sampled once with bilinear
+    interpolation. A setting of 0 is not traced and costs nothing. Whatever the others are, a
+    setting draws the same.
 
     Args:
         images: float32[N, H, W, C]; in [0, 255] for ``randaugment``.
         key: a key of ``jax.random``; the same key gives the same result.
-        flip: mirror half of the images left to right.
-        crop: pad each side by this many pixels of background, less than the image's sides, and cut
-            the image's size out of that anywhere (arXiv 1512.03385, section 4.2).
-        resized_crop: the least share of the image's area that a crop has; the share is uniform up
-            to 1, the logarithm of width to height from 3:4 to 4:3 where it fits, and the place
-            (arXiv 1409.4842, section 6).
-        image_size: the side to which crops are resized. Default: that of the images.
-        randaugment: operations on each image, see `resnet_jax.data.randaugment`.
-        magnitude: of those operations, 0 to 10.
-        shift: the largest shift along each axis, in pixels.
-        rotation: the largest turn, in degrees.
-        scale: the largest change of size, a fraction: 0.1 draws a factor from [0.9, 1.1].
-        shear: the largest shear angle, in degrees.
-        erase: the probability that a rectangle of an image is filled with the background: 2 to
-            33 % of its area, height to width 0.3 to 3.3 (arXiv 1708.04896, which fills with noise).
-        fill: the background, in the images' own units.
+        image_size: the side to which ``resized_crop`` brings crops. Default: that of the images.
+        fill: the background, in the images' own units: padding, and what is erased.
 
     Returns:
         float32[N, H, W, C], with ``resized_crop`` float32[N, image_size, image_size, C].

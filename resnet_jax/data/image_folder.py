@@ -5,7 +5,6 @@ import errno
 import hashlib
 import logging
 import os
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import partial
@@ -17,7 +16,7 @@ import numpy as np
 from resnet_jax.data.cache import cached_facts
 from resnet_jax.data.image import DecodeSpec, open_image, read_bytes, read_image
 from resnet_jax.data.report import VerifyReport
-from resnet_jax.data.walk import SPLITS, by_ending, class_folders, walk
+from resnet_jax.data.walk import SPLITS, find_classes
 from resnet_jax.errors import ResNetJaxError
 
 log = logging.getLogger(__name__)
@@ -204,44 +203,7 @@ def scan(
     """
     if not root.is_dir():
         raise ResNetJaxError(f"{root} is no folder: expected one with a folder for each class")
-    folders, left_out = class_folders(root)
-    # One name may be spelled in two ways: "é" is one character, or two.
-    spelling: dict[str, str] = {}
-    rows: list[tuple[Path, str, str]] = []
-    endings: Counter[str] = Counter()
-    for split, folder in folders:
-        found = walk(folder)
-        if not found.images and found.runs:
-            continue
-        try:
-            folder.name.encode("utf-8")
-        except UnicodeEncodeError:
-            raise ResNetJaxError(
-                f"class folder {str(folder)!r} has a name that is not UTF-8: rename it"
-            ) from None
-        name = unicodedata.normalize("NFC", folder.name)
-        if split in ("", "train"):
-            spelling.setdefault(name, folder.name)
-            if not found.images:
-                raise ResNetJaxError(
-                    f"class folder {folder} holds no image file{found.others}: add some (.png, "
-                    ".jpg, ...) or remove it"
-                )
-        if name not in spelling:
-            raise ResNetJaxError(
-                f"{folder} is no class of the training images: expected one of "
-                f"{', '.join(sorted(spelling.values()))}"
-            )
-        rows += [(path, split, spelling[name]) for path in found.images]
-        endings += found.endings
-    class_names = tuple(sorted(spelling.values()))
-    if len(class_names) < 2:
-        raise ResNetJaxError(
-            f"{root} holds {len(class_names)} class folders: expected two or more, each with the "
-            "image files of a class (or folders train, val and test of such)"
-        )
-    if endings:
-        left_out.append(f"left out by ending: {by_ending(endings)}")
+    rows, class_names, left_out = find_classes(root)
     facts = cached_facts(
         f"folder{'' if background is None else background}",
         root,
@@ -256,7 +218,7 @@ def scan(
             fact = ("", 0, 0, True, f"it cannot be read: {fact.strerror}")
         sha256, height, width, grey, broken = fact
         files.append(ImageFile(*row, sha256, (height, width), grey, broken))
-    return ImageFolder(root, class_names, _with_duplicates(files), tuple(left_out))
+    return ImageFolder(root, class_names, _with_duplicates(files), left_out)
 
 
 def _look(path: Path, background: int | None) -> list[object]:

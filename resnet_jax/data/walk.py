@@ -4,6 +4,7 @@ import dataclasses
 import glob
 import logging
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -122,11 +123,56 @@ def by_ending(endings: Counter[str]) -> str:
     return ", ".join(f"{count} {ending or 'without'}" for ending, count in endings.most_common())
 
 
-def class_folders(root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
-    """Return split and folder of each class, sorted, and lines on what is in none of them.
+def find_classes(
+    root: Path,
+) -> tuple[list[tuple[Path, str, str]], tuple[str, ...], tuple[str, ...]]:
+    """Return path, split and class of each image file, the classes, and lines on what is left out.
 
     The split is "" where the root holds the classes and not train, val and test.
     """
+    folders, left_out = _class_folders(root)
+    # One name may be spelled in two ways: "é" is one character, or two.
+    spelling: dict[str, str] = {}
+    rows: list[tuple[Path, str, str]] = []
+    endings: Counter[str] = Counter()
+    for split, folder in folders:
+        found = walk(folder)
+        if not found.images and found.runs:
+            continue
+        try:
+            folder.name.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ResNetJaxError(
+                f"class folder {str(folder)!r} has a name that is not UTF-8: rename it"
+            ) from None
+        name = unicodedata.normalize("NFC", folder.name)
+        if split in ("", "train"):
+            spelling.setdefault(name, folder.name)
+            if not found.images:
+                raise ResNetJaxError(
+                    f"class folder {folder} holds no image file{found.others}: add some (.png, "
+                    ".jpg, ...) or remove it"
+                )
+        if name not in spelling:
+            raise ResNetJaxError(
+                f"{folder} is no class of the training images: expected one of "
+                f"{', '.join(sorted(spelling.values()))}"
+            )
+        rows += [(path, split, spelling[name]) for path in found.images]
+        endings += found.endings
+    class_names = tuple(sorted(spelling.values()))
+    if len(class_names) < 2:
+        raise ResNetJaxError(
+            f"{root} holds {len(class_names)} class folders: expected two or more, each with the "
+            "image files of a class (or folders train, val and test of such)"
+        )
+    if endings:
+        left_out.append(f"left out by ending: {by_ending(endings)}")
+    return rows, class_names, tuple(left_out)
+
+
+def _class_folders(root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
+    """Return split and folder of each class, sorted, and lines on what is in none of them."""
     inside, loose = _entries(root)
     split_of = {
         path: split
