@@ -261,7 +261,7 @@ def settings(config: Any, prefix: str = "") -> Iterator[Setting]:
         kind = hints[name]
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             if not isinstance(value, kind):
-                raise ResNetJaxError(f"{option} must be a {kind.__name__}, got {value!r}")
+                raise ResNetJaxError(f"{option} must be of type {kind.__name__}, got {value!r}")
             yield from settings(value, f"{option}.")
             continue
         kind, *notes = get_args(kind) if get_origin(kind) is Annotated else (kind,)

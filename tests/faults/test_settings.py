@@ -31,30 +31,6 @@ def options(folder, run):
     ]
 
 
-@pytest.mark.parametrize(
-    ("make", "option"),
-    [
-        (lambda: rj.TrainConfig(data=rj.DataConfig(mean=(33.0,), std=(78.0,))), "--data.mean"),
-        (lambda: rj.TrainConfig(data=rj.DataConfig(std=(78.0,))), "--data.std"),
-        (lambda: rj.TrainConfig(data=rj.DataConfig(mean=(float("nan"),))), "--data.mean"),
-        (lambda: rj.TrainConfig(batch_size=64.5), "--batch-size"),
-        (lambda: rj.TrainConfig(batch_size="64"), "--batch-size"),
-        (lambda: rj.TrainConfig(batch_size=True), "--batch-size"),
-        (lambda: rj.TrainConfig(data=rj.DataConfig(std=0.3)), "--data.std"),
-        (lambda: rj.TrainConfig(data=rj.DataConfig(subset=[100, 10, 10])), "--data.subset"),
-        (lambda: rj.TrainConfig(data=rj.DataConfig(subset=(100, 10))), "--data.subset"),
-        (lambda: rj.TrainConfig(ema="0.9"), "--ema"),
-        (lambda: rj.TrainConfig(optim=None), "optim"),
-    ],
-)
-def test_a_value_that_cannot_be_meant_is_refused_in_one_line(make, option):
-    """FAULTS A10."""
-    with pytest.raises(Exception, match=option) as refusal:
-        make()
-    assert isinstance(refusal.value, rj.ResNetJaxError), repr(refusal.value)
-    assert "\n" not in str(refusal.value)
-
-
 def test_a_folder_is_normalised_by_its_own_images_and_finished_without_test_images(
     tmp_path, capsys
 ):
