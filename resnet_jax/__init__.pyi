@@ -6,7 +6,7 @@ from .config import ModelConfig as ModelConfig
 from .config import OptimConfig as OptimConfig
 from .config import TrainConfig as TrainConfig
 from .data.dataset import Dataset as Dataset
-from .data.dataset import load_dataset as load_dataset
+from .data.load import load_dataset as load_dataset
 from .errors import ResNetJaxError as ResNetJaxError
 from .models import BasicUnit as BasicUnit
 from .models import BottleneckUnit as BottleneckUnit

@@ -286,7 +286,7 @@ def data(
         return
     if name is None:
         raise ResNetJaxError("data prepare needs a NAME: see `resnet-jax data list`")
-    from resnet_jax.data.tfds import prepare
+    from resnet_jax.data.prepare import prepare
 
     place = prepare(name, dir, from_idx)
     ready = "needs no preparing: it is read from" if name == "mnist_5k" else "is prepared in"

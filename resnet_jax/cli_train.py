@@ -78,7 +78,7 @@ def train_verb(arguments: list[str], stop: Stop) -> Callable[..., None]:
                 "--distributed: give it too"
             )
         if from_idx is not None:
-            from resnet_jax.data.tfds import prepare
+            from resnet_jax.data.prepare import prepare
             from resnet_jax.training.distributed import main_process_first
 
             main_process_first(lambda: prepare(config.data.name, config.data.dir, from_idx))

@@ -25,8 +25,8 @@ class Within:
 
     def __contains__(self, value: float) -> bool:
         above = self.low < value if self.open_low else self.low <= value
-        below = value < self.high if self.open_high or self.high == math.inf else value <= self.high
-        return above and below
+        open_high = self.open_high or self.high == math.inf
+        return above and (value < self.high if open_high else value <= self.high)
 
     def __str__(self) -> str:
         low = f"more than {self.low:g}" if self.open_low else f"at least {self.low:g}"
@@ -40,11 +40,10 @@ NotNegative = Within(0)
 Positive = Within(0, open_low=True)
 Fraction = Within(0, 1)
 FractionBelowOne = Within(0, 1, open_high=True)
-ScaleOfPixels = Within(0, 1, open_low=True)
 
 
 class Effect(Enum):
-    """What a setting changes. Resuming, comparing and agreeing between processes follow from it."""
+    """What a setting changes; resuming, comparing and agreeing of processes follow from it."""
 
     LEARNING = "what is learnt: a run continues with the same value only"
     SELECTION = "when a run evaluates and ends, and so which parameters are its best"
@@ -62,19 +61,17 @@ class Setting(NamedTuple):
     effect: Effect = Effect.LEARNING
 
 
+Variant = Literal[
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
+    "preact_resnet18", "preact_resnet34",
+]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The network (`resnet_jax.ResNet`)."""
 
-    name: Literal[
-        "resnet18",
-        "resnet34",
-        "resnet50",
-        "resnet101",
-        "resnet152",
-        "preact_resnet18",
-        "preact_resnet34",
-    ] = "resnet18"
+    name: Variant = "resnet18"
     """Row of the table of variants, `resnet_jax.models.VARIANTS`."""
     residual: bool = True
     """Without: the plain network, same layers and no shortcuts."""
@@ -89,8 +86,8 @@ class ModelConfig:
     lowering: Literal["auto", "reference"] = "auto"
     """auto: the fastest algorithm for the platform; reference: XLA's own convolution."""
     remat: Annotated[bool, Effect.EXECUTION] = False
-    """Keep only the input of each unit for the gradient and compute the unit again on the way back
-    (`jax.checkpoint`): a third more work for less memory. XLA's CPU compiler gains next to none."""
+    """Compute each unit again for the gradient (`jax.checkpoint`): a third more work for less
+    memory. On CPU it gains next to none."""
     frozen_stages: Annotated[int | None, Within(0, 4)] = None
     """Do not train the stem and this many stages, batch norm included (for --init-from)."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
@@ -107,8 +104,7 @@ class DataConfig:
     """Folder of datasets prepared by TFDS; None: $TFDS_DATA_DIR, then ~/tensorflow_datasets.
     With --data.name folder: the folder of images."""
     validation: Annotated[int | None, NotNegative] = None
-    """Training examples held out for validation; 0: none. None: the dataset's own split, or a tenth
-    of the training examples."""
+    """Training examples held out for validation. None: the dataset's own, or a tenth of them."""
     subset: Annotated[tuple[int, int, int] | None, NotNegative] = None
     """Use a fixed random sample of this many (training, validation, test) images only."""
     subset_seed: Annotated[int, NotNegative] = 0
@@ -137,11 +133,9 @@ class DataConfig:
     workers: Annotated[int | None, Count, Effect.LOCAL] = None
     """Threads that decode images. None: one for each core."""
     mean: Annotated[tuple[float, ...] | None, Fraction] = None
-    """Mean to subtract from pixels in [0, 1], one number or one for each channel. None: that of the
-    training images."""
-    std: Annotated[tuple[float, ...] | None, ScaleOfPixels] = None
-    """Standard deviation to divide by, of pixels in [0, 1]. None: that of the training
-    images."""
+    """Mean to subtract from pixels in [0, 1]: one, or one a channel. None: the images' own."""
+    std: Annotated[tuple[float, ...] | None, Within(0, 1, open_low=True)] = None
+    """Standard deviation of such pixels to divide by. None: that of the training images."""
 
 
 @dataclass(frozen=True)
@@ -229,8 +223,7 @@ class TrainConfig:
     ema: Annotated[float | None, FractionBelowOne] = None
     """Decay of an exponential moving average of the weights, which evaluation then uses."""
     eval_every: Annotated[int | None, Count, Effect.SELECTION] = None
-    """Steps between evaluations on the validation images, each followed by a checkpoint. None: an
-    epoch."""
+    """Steps between evaluations on the validation images and checkpoints. None: an epoch."""
     patience: Annotated[int | None, Count, Effect.SELECTION] = None
     """Stop after this many evaluations without a better validation accuracy."""
     target: Annotated[float | None, Fraction, Effect.SELECTION] = None
@@ -248,15 +241,16 @@ class TrainConfig:
         """Refuse a value of the wrong type or out of bounds, by its option (`ResNetJaxError`)."""
         for setting in settings(self):
             _check(setting)
+        crop, resized_crop = self.augment.crop, self.augment.resized_crop
         if self.optim.nesterov and (self.optim.name != "sgd" or not self.optim.momentum):
             raise ResNetJaxError(
                 "--optim.nesterov needs the momentum of sgd: give --optim.name sgd "
                 "and --optim.momentum 0.9, or --optim.no-nesterov"
             )
-        if self.augment.crop and self.augment.resized_crop:
+        if crop and resized_crop:
             raise ResNetJaxError(
-                f"--augment.crop {self.augment.crop} and --augment.resized-crop "
-                f"{self.augment.resized_crop:g} exclude each other: give 0 for one of them"
+                f"--augment.crop {crop} and --augment.resized-crop {resized_crop:g} exclude each "
+                "other: give 0 for one of them"
             )
         if self.data.center_crop and self.data.image_size is None:
             raise ResNetJaxError(
@@ -269,27 +263,23 @@ def settings(config: Any, prefix: str = "") -> Iterator[Setting]:
     hints = get_type_hints(type(config), include_extras=True)
     for name in (f.name for f in dataclasses.fields(config)):
         value, option = getattr(config, name), prefix + name.replace("_", "-")
-        if dataclasses.is_dataclass(hints[name]):
-            if not isinstance(value, hints[name]):
-                kind = hints[name].__name__
-                raise ResNetJaxError(f"{option} must be a resnet_jax.{kind}, got {value!r}")
+        kind = hints[name]
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            if not isinstance(value, kind):
+                raise ResNetJaxError(f"{option} must be of type {kind.__name__}, got {value!r}")
             yield from settings(value, f"{option}.")
             continue
-        kind, *notes = (
-            get_args(hints[name]) if get_origin(hints[name]) is Annotated else [hints[name]]
-        )
+        kind, *notes = get_args(kind) if get_origin(kind) is Annotated else (kind,)
         marks = {type(note): note for note in notes}
-        effect = marks.get(Effect, Effect.LEARNING)
-        yield Setting(option, value, kind, marks.get(Within), effect)
+        yield Setting(option, value, kind, marks.get(Within), marks.get(Effect, Effect.LEARNING))
 
 
 def _check(setting: Setting) -> None:
     option, value, kind, within = setting[:4]
     if not _is_of(value, kind):
-        if get_origin(kind) is Literal:
-            choices = ", ".join(map(str, get_args(kind)))
-            raise ResNetJaxError(f"--{option} must be one of {choices}, got {value!r}")
         name = kind.__name__ if isinstance(kind, type) else str(kind)
+        if get_origin(kind) is Literal:
+            name = f"one of {', '.join(map(str, get_args(kind)))}"
         raise ResNetJaxError(f"--{option} must be {name}, got {value!r}")
     for number in value if isinstance(value, tuple) else (value,):
         if within is not None and number is not None and number not in within:
@@ -298,52 +288,43 @@ def _check(setting: Setting) -> None:
 
 def _is_of(value: Any, kind: Any) -> bool:
     """Whether a value has the type of a setting; an int passes as a float, a bool as neither."""
-    match get_origin(kind), get_args(kind):
-        case (types.UnionType, kinds):
-            return any(_is_of(value, one) for one in kinds)
-        case (origin, choices) if origin is Literal:
-            return value in choices
-        case (origin, (item, last)) if origin is tuple and last is Ellipsis:
-            return isinstance(value, tuple) and bool(value) and all(_is_of(v, item) for v in value)
-        case (origin, items) if origin is tuple:
-            fits = isinstance(value, tuple) and len(value) == len(items)
-            return fits and all(map(_is_of, value, items))
+    origin, kinds = get_origin(kind), get_args(kind)
+    if origin is types.UnionType:
+        return any(_is_of(value, one) for one in kinds)
+    if origin is Literal:
+        return value in kinds
+    if origin is tuple:
+        if kinds[-1] is Ellipsis and isinstance(value, tuple):
+            kinds = kinds[:1] * max(1, len(value))
+        fits = isinstance(value, tuple) and len(value) == len(kinds)
+        return fits and all(map(_is_of, value, kinds))
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, (int, float) if kind is float else kind)
 
 
-def to_dict(config: TrainConfig) -> dict[str, Any]:
+def to_dict(config: Any) -> dict[str, Any]:
     """The settings as nested dictionaries of plain values, for `config.yaml`."""
-    return dataclasses.asdict(
-        config,
-        dict_factory=lambda items: {k: list(v) if type(v) is tuple else v for k, v in items},
-    )
+
+    def plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {name: list(value) if type(value) is tuple else value for name, value in items}
+
+    return dataclasses.asdict(config, dict_factory=plain)
 
 
-# Settings of earlier versions that decided nothing about a run.
-_REMOVED = {"data.from_idx"}
-
-
-def from_dict(values: Mapping[str, Any]) -> TrainConfig:
+def from_dict(values: Any, cls: Any = TrainConfig, prefix: str = "") -> Any:
     """The inverse of `to_dict`; unknown or misshapen settings are refused (`ResNetJaxError`)."""
-    return _from_dict(TrainConfig, values, "")
-
-
-def _from_dict(cls: type, values: Any, prefix: str) -> Any:
     if not isinstance(values, Mapping):
         raise ResNetJaxError(f"setting {prefix or 'config'} is {values!r}: expected a mapping")
     kinds = get_type_hints(cls)
     known = {}
     for name, value in values.items():
-        if f"{prefix}{name}" in _REMOVED:
+        if f"{prefix}{name}" == "data.from_idx":  # in 0.1.0; it decided nothing about a run
             continue
         if name not in kinds:
-            raise ResNetJaxError(
-                f"setting {prefix}{name} is not known to this version of resnet_jax"
-            )
+            raise ResNetJaxError(f"setting {prefix}{name} is not one of this version's")
         if dataclasses.is_dataclass(kinds[name]):
-            value = _from_dict(kinds[name], value, f"{prefix}{name}.")
+            value = from_dict(value, kinds[name], f"{prefix}{name}.")
         known[name] = tuple(value) if isinstance(value, list) else value
     return cls(**known)
 
@@ -365,93 +346,11 @@ MAY_CHANGE = options_with(Effect.SELECTION, Effect.EXECUTION, Effect.LOCAL)
 
 def replaced(config: Any, values: Mapping[str, Any]) -> Any:
     """A configuration with other values for some options."""
-    own: dict[str, Any] = {}
-    nested: dict[str, dict[str, Any]] = {}
+    document = to_dict(config)
     for option, value in values.items():
-        head, _, rest = option.replace("-", "_").partition(".")
-        if rest:
-            nested.setdefault(head, {})[rest] = value
-        else:
-            own[head] = value
-    own |= {name: replaced(getattr(config, name), part) for name, part in nested.items()}
-    return dataclasses.replace(config, **own) if own else config
-
-
-def check_against_dataset(
-    config: TrainConfig,
-    *,
-    num_train: int,
-    num_validation: int,
-    image_shape: tuple[int, ...],
-    num_devices: int = 1,
-) -> None:
-    """Refuse a configuration that does not fit the images it is to be trained on.
-
-    Args:
-        config: the settings.
-        num_train: training examples.
-        num_validation: validation examples.
-        image_shape: (H, W, C) of the images as they are read.
-        num_devices: devices that a batch is split over.
-
-    Raises:
-        ResNetJaxError: names the option and what would fit.
-    """
-    height, width, channels = image_shape
-    size = f"{height}x{width} pixels"
-    for name in ("mean", "std"):
-        values = getattr(config.data, name) or (0.0,)
-        if len(values) not in (1, channels):
-            raise ResNetJaxError(
-                f"--data.{name} has {len(values)} numbers for images of {channels} channels: give "
-                "one, or one for each channel"
-            )
-    if config.augment.crop >= min(height, width):
-        raise ResNetJaxError(
-            f"--augment.crop must be below {min(height, width)} for images of {size}, got "
-            f"{config.augment.crop}"
-        )
-    if config.data.center_crop and (config.data.image_size or 0) > min(height, width):
-        raise ResNetJaxError(
-            f"--data.center-crop cannot crop --data.image-size {config.data.image_size} from "
-            f"images of {size}: give a larger --data.read-size, or --data.no-center-crop"
-        )
-    if config.data.find_digit and image_shape != (28, 28, 1):
-        raise ResNetJaxError(
-            f"--data.find-digit is for grey images of 28x28 pixels, not {size}, {channels} "
-            "channels: give --data.no-find-digit"
-        )
-    if config.epochs * num_train / config.batch_size >= 2**31:
-        raise ResNetJaxError(
-            f"--epochs {config.epochs:g} of {num_train} images in batches of {config.batch_size} "
-            "are more than 2^31 steps: give fewer"
-        )
-    for option in ("patience", "target"):
-        if getattr(config, option) is not None and not num_validation:
-            raise ResNetJaxError(
-                f"--{option} {getattr(config, option)} needs validation images and there are none: "
-                f"give --data.validation or --data.subset some, or leave --{option} out"
-            )
-    _check_batch(config, config.data.image_size or max(height, width), num_devices)
-
-
-def _check_batch(config: TrainConfig, side: int, num_devices: int) -> None:
-    """Refuse a batch that cannot be split, or that gives batch norm nothing to normalise."""
-    step = num_devices * config.accumulate
-    if config.batch_size % step:
-        below = config.batch_size // step * step
-        nearest = " or ".join(str(n) for n in (below, below + step) if n)
-        devices = f"{num_devices} devices" if num_devices > 1 else "one device"
-        parts = f" in {config.accumulate} parts (--accumulate)" if config.accumulate > 1 else ""
-        raise ResNetJaxError(
-            f"--batch-size {config.batch_size} cannot be split over {devices}{parts}: "
-            f"give {nearest}"
-        )
-    halvings = 3 + (2 if config.model.stem == "imagenet" else 0)
-    trains_last_stage = (config.model.frozen_stages or 0) < 4
-    if config.batch_size == config.accumulate and side <= 2**halvings and trains_last_stage:
-        raise ResNetJaxError(
-            f"--batch-size {config.batch_size} gives batch norm one value for each channel, since "
-            f"the last maps of images of {side}x{side} are 1x1: give at least "
-            f"{2 * config.accumulate}, or a larger --data.image-size"
-        )
+        *groups, name = option.replace("-", "_").split(".")
+        group = document
+        for inner in groups:
+            group = group[inner]
+        group[name] = value
+    return from_dict(document, type(config))

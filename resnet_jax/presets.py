@@ -86,9 +86,8 @@ PRESETS: dict[str, TrainConfig] = {
     # does not repay, and a stop as soon as the validation accuracy passes that by a margin.
     "fast": TrainConfig(
         data=DataConfig(name="mnist", mean=(0.1307,), std=(0.3081,), find_digit=True),
-        optim=_one_cycle(
-            0.05
-        ),  # at 0.1 one seed of three diverged in the warm-up and ended at 96 %
+        # At 0.1 one seed of three diverged in the warm-up and ended at 96 %.
+        optim=_one_cycle(0.05),
         epochs=1.5,
         batch_size=128,
         eval_every=110,  # at 50, evaluating and saving took a fifth of the time

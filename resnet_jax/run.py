@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from resnet_jax.config import TrainConfig
-from resnet_jax.data.dataset import Dataset, Split, load_splits
+from resnet_jax.data.dataset import Dataset, Split
+from resnet_jax.data.load import load_splits
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.data.report import VerifyReport
 from resnet_jax.display import Display

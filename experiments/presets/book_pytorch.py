@@ -22,7 +22,8 @@ import torch.nn.functional as F
 import resnet_jax as rj
 from experiments.cpu_speed.torch_resnet import UNITS, accuracy, resnet
 from experiments.measuring import append_row, read_rows
-from resnet_jax.data.dataset import ArraySplit, load_dataset, sample
+from resnet_jax.data.dataset import ArraySplit, sample
+from resnet_jax.data.load import load_dataset
 from resnet_jax.data.sampler import EpochSampler
 
 RESULTS = Path(__file__).with_suffix(".jsonl")

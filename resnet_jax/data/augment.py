@@ -36,34 +36,18 @@ def augment(
     erase: float = 0.0,
     fill: float = 0.0,
 ) -> jax.Array:
-    """Returns the images, each cropped, flipped, moved, recoloured and partly erased at random.
+    """Return the images, each cropped, flipped, moved, recoloured and partly erased at random.
 
-    It happens in the order of the settings. Those from ``shift`` to ``shear`` make one affine map
-    about the image's centre, sampled once with bilinear interpolation; each is drawn uniformly for
-    each image, from [-a, a]. A setting of 0 costs nothing: settings are Python numbers, and what
-    they do not ask for is not traced. Whatever the others are, a setting draws the same.
+    It happens in the order of the settings, which `resnet_jax.AugmentConfig` describes. Those from
+    ``shift`` to ``shear`` make one affine map about the image's centre, sampled once with bilinear
+    interpolation. A setting of 0 is not traced and costs nothing. Whatever the others are, a
+    setting draws the same.
 
     Args:
         images: float32[N, H, W, C]; in [0, 255] for ``randaugment``.
         key: a key of ``jax.random``; the same key gives the same result.
-        flip: mirror half of the images left to right.
-        crop: pad each side by this many pixels of background, and cut the image's size out of that
-            anywhere (arXiv 1512.03385, section 4.2). Less than the image's sides.
-        resized_crop: the least share of the image's area that a crop has; the share is uniform up
-            to 1, the logarithm of width to height is uniform from 3:4 to 4:3 where it fits
-            (arXiv 1409.4842, section 6), and the place is uniform.
-        image_size: the side to which ``resized_crop`` brings crops, as `preprocess` resizes. None
-            for that of the images.
-        randaugment: operations on each image: see `resnet_jax.data.randaugment`.
-        magnitude: of those operations, 0 to 10.
-        shift: the largest shift along each axis, in pixels.
-        rotation: the largest turn, in degrees.
-        scale: the largest change of size, a fraction: 0.1 draws a factor from [0.9, 1.1].
-        shear: the largest shear angle, in degrees.
-        erase: the probability that a rectangle of an image is erased: 2 to 33 % of its area,
-            height to width 0.3 to 3.3 (arXiv 1708.04896), filled with the background rather
-            than the paper's noise.
-        fill: the background, in the images' own units.
+        image_size: the side to which ``resized_crop`` brings crops. Default: that of the images.
+        fill: the background, in the images' own units: padding, and what is erased.
 
     Returns:
         float32[N, H, W, C], with ``resized_crop`` float32[N, image_size, image_size, C].
@@ -83,8 +67,8 @@ def augment(
         chosen = jax.random.bernoulli(jax.random.fold_in(key, 4), shape=images.shape[:1])
         images = jnp.where(chosen[:, None, None, None], images[:, :, ::-1], images)
     if randaugment:
-        of_its_own = jax.random.fold_in(key, 5)
-        images = draw_operations(images, of_its_own, randaugment, magnitude, fill=fill)
+        operations_key = jax.random.fold_in(key, 5)
+        images = draw_operations(images, operations_key, randaugment, magnitude, fill=fill)
     if shift or rotation or scale or shear:
         inverse, translation = _draw_affine(images.shape[0], key, shift, rotation, scale, shear)
         images = warp(images, inverse, translation, fill=fill)
@@ -103,23 +87,16 @@ def mix(
     mixup: float = 0.0,
     cutmix: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixes each image with the one before it in the batch, and their labels in the same shares.
+    """Mix each image with the one before it in the batch, and their labels in the same shares.
 
-    The share that an image keeps of itself is drawn for each image from Beta(a, a). With both
-    settings each image is mixed by the one or the other, with equal chances. Without any, images
-    and labels are given back as they are.
-
-    Args:
-        images: float[N, H, W, C], in any units.
-        labels: int32[N].
-        key: a key of ``jax.random``; may be that of `augment`.
-        num_classes: K.
-        mixup: a, for a weighted mean of the two images (arXiv 1710.09412).
-        cutmix: a, for a rectangle of the other image of the drawn area at most: its centre is
-            anywhere, and what is outside is cut off (arXiv 1905.04899).
+    The share that an image keeps of itself is drawn for each image from Beta(a, a): ``mixup`` is
+    the a of a weighted mean of the two images (arXiv 1710.09412), ``cutmix`` that of a rectangle of
+    the other image, centred anywhere and cut off at the rim (arXiv 1905.04899). With both, each
+    image is mixed by the one or the other, with equal chances; with neither, images and int32[N]
+    labels are given back as they are.
 
     Returns:
-        The images, and float32[N, K], rows that sum to 1.
+        The images, and float32[N, num_classes], rows that sum to 1.
     """
     if not (mixup or cutmix):
         return images, labels
@@ -140,15 +117,9 @@ def mix(
 
 
 def cut_out(images: jax.Array, boxes: jax.Array, size: tuple[int, ...]) -> jax.Array:
-    """Resizes a rectangle of each image, bilinearly and low-passed where it shrinks.
+    """Resize a rectangle of each image, bilinearly and low-passed where it shrinks.
 
-    Args:
-        images: float32[N, H, W, C].
-        boxes: float32[N, 4]: top, left, height and width in pixels, within the image.
-        size: the new height and width.
-
-    Returns:
-        float32[N, *size, C].
+    ``boxes`` are float32[N, 4]: top, left, height and width in pixels, within the image.
     """
 
     def one(image: jax.Array, box: jax.Array) -> jax.Array:
@@ -162,7 +133,7 @@ def cut_out(images: jax.Array, boxes: jax.Array, size: tuple[int, ...]) -> jax.A
 
 
 def _draw_boxes(shape: tuple[int, ...], key: jax.Array, least: float) -> jax.Array:
-    """Draws the rectangles of random resized crops, float32[N, 4], see `cut_out`."""
+    """Draw the rectangles of random resized crops, see `cut_out`."""
     count, height, width = shape
     area_key, aspect_key, place_key = jax.random.split(key, 3)
     # Of a long image no crop of the aspects allowed has the whole area.
@@ -181,10 +152,9 @@ def _draw_boxes(shape: tuple[int, ...], key: jax.Array, least: float) -> jax.Arr
 
 
 def _padded_crop(images: jax.Array, key: jax.Array, pixels: int, fill: float) -> jax.Array:
-    """Cuts the images' size out of the padded images."""
     count, *shape = images.shape
-    padding = ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0))
-    padded = jnp.pad(images, padding, constant_values=fill)
+    sides = ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0))
+    padded = jnp.pad(images, sides, constant_values=fill)
     corners = jax.random.randint(key, (count, 2), 0, 2 * pixels + 1)
 
     def one(image: jax.Array, corner: jax.Array) -> jax.Array:
@@ -194,7 +164,7 @@ def _padded_crop(images: jax.Array, key: jax.Array, pixels: int, fill: float) ->
 
 
 def _draw_pasted(shape: tuple[int, ...], key: jax.Array, parameter: float) -> jax.Array:
-    """Draws the pixels that cutmix takes from the other image: bool[N, H, W]."""
+    """Draw the pixels that cutmix takes from the other image: bool[N, H, W]."""
     count, height, width = shape
     share_key, place_key = jax.random.split(key)
     side = jnp.sqrt(1 - jax.random.beta(share_key, parameter, parameter, (count,)))
@@ -209,7 +179,7 @@ def _draw_pasted(shape: tuple[int, ...], key: jax.Array, parameter: float) -> ja
 def _draw_affine(
     count: int, key: jax.Array, shift: float, rotation: float, scale: float, shear: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Draws ``count`` maps from output points to input points: float32[N, 2, 2], float32[N, 2]."""
+    """Draw ``count`` maps from output points to input points: float32[N, 2, 2], float32[N, 2]."""
     # All numbers are drawn, whatever the settings: one setting changed leaves the others' draws.
     draws = jax.random.uniform(key, (5, count), jnp.float32, -1.0, 1.0)
     angle = math.radians(rotation) * draws[0]
@@ -224,7 +194,7 @@ def _draw_affine(
 
 
 def _draw_erased(shape: tuple[int, ...], key: jax.Array, probability: float) -> jax.Array:
-    """Draws the pixels to erase: bool[N, H, W], one rectangle or none for each image."""
+    """Draw the pixels to erase: bool[N, H, W], one rectangle or none for each image."""
     count, height, width = shape
     whether, area_key, aspect_key, place_key = jax.random.split(key, 4)
     area = jax.random.uniform(area_key, (count,), minval=ERASED_AREA[0], maxval=ERASED_AREA[1])
@@ -256,16 +226,16 @@ def preprocess(
     mean: ArrayLike = 0,
     std: ArrayLike = 1,
 ) -> jax.Array:
-    """Returns the network's input: resized, scaled from [0, 255] to [0, 1], normalised.
+    """Return the network's input: resized, scaled from [0, 255] to [0, 1], normalised.
 
     Args:
         images: uint8[N, H, W, C], or float32 in [0, 255] (augmented images).
         image_size: the new height and width in pixels, by bilinear interpolation between pixel
-            centres (as Pillow and torchvision, which round the result to whole grey levels; like
-            theirs, it is low-passed when the image shrinks). None keeps the size.
+            centres, low-passed when the image shrinks, as Pillow and torchvision do, which round
+            the result to whole grey levels. None keeps the size.
         center_crop: cut ``image_size`` out of the middle instead of resizing.
         mean: subtracted from the pixels in [0, 1]: a number, or float[C], one for each channel.
-        std: divides what is left: likewise.
+        std: divides the difference: a number, or one for each channel.
 
     Returns:
         float32[N, image_size, image_size, C].

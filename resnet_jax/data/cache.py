@@ -3,10 +3,7 @@
 All of it can be made again: what is damaged, stale or unreadable is a miss, never an error.
 """
 
-from __future__ import annotations
-
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -14,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import PIL
@@ -25,26 +22,20 @@ from resnet_jax.errors import ResNetJaxError
 Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # split -> uint8[N, H, W, C], int32[N]
 
 # Raise the number whenever a picture may be decoded to other pixels, or judged differently.
-DECODING_VERSION = f"2, Pillow {PIL.__version__}"
+DECODING_VERSION = f"3, Pillow {PIL.__version__}"
+
+
+def user_folder(variable: str, default: Callable[[], str]) -> Path:
+    """Return the folder that an environment variable names, or the default one."""
+    try:
+        return Path(os.environ.get(variable) or default()).expanduser()
+    except RuntimeError as error:  # neither HOME nor an entry in the list of users
+        raise ResNetJaxError(f"you have no home folder: set {variable} to a folder") from error
 
 
 def cache_root() -> Path:
     """Return the user's cache folder, or ``$RESNET_JAX_CACHE_DIR``."""
-    try:
-        chosen = os.environ.get("RESNET_JAX_CACHE_DIR") or platformdirs.user_cache_dir("resnet_jax")
-        return Path(chosen).expanduser()
-    except RuntimeError as error:  # neither HOME nor an entry in the list of users
-        raise ResNetJaxError(
-            "the cache folder in your home cannot be located: set RESNET_JAX_CACHE_DIR to a folder"
-        ) from error
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's content; anything but a file raises OSError."""
-    if not path.is_file():  # to read a pipe or a device may never end
-        raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return user_folder("RESNET_JAX_CACHE_DIR", lambda: platformdirs.user_cache_dir("resnet_jax"))
 
 
 def file_stamp(path: Path) -> list[int]:
@@ -63,22 +54,23 @@ def cached_arrays(name: str, folder: Path, key: object, read: Callable[[], Array
     The key is JSON values that differ whenever the data do.
     """
     path = _cache_file(name, folder, "arrays")
-    digest = _sha256([DECODING_VERSION, key])
-    # Each entry of the file has a checksum. Damage makes NumPy raise all kinds, even MemoryError.
-    with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as file:
-        header = json.loads(str(file["header"]))
-        if header["key"] == digest:
-            return {
-                split: (file[f"{i} images"], file[f"{i} labels"])
-                for i, split in enumerate(header["splits"])
-            }
-    arrays = read()
-    header = json.dumps({"key": digest, "splits": list(arrays)})
-    entries: dict[str, Any] = {"header": np.array(header)}
-    for i, (images, labels) in enumerate(arrays.values()):
-        entries |= {f"{i} images": images, f"{i} labels": labels}
-    _replace(path, lambda file: np.savez(file, **entries))
-    return arrays
+    entries = _load(path, key)
+    if entries is None:
+        arrays = read()
+        _store(path, key, {f"{s} {i}": pair[i] for s, pair in arrays.items() for i in (0, 1)})
+        return arrays
+    splits = [entry[:-2] for entry in entries if entry.endswith(" 0")]
+    return {split: (entries[f"{split} 0"], entries[f"{split} 1"]) for split in splits}
+
+
+def cached_value(name: str, folder: Path, key: object, make: Callable[[], Any]) -> Any:
+    """Return ``make()``, JSON values, or what it returned before for an equal key."""
+    path = _cache_file(name, folder, "value")
+    value = _load_json(path, key)
+    if value is None:
+        value = make()
+        _store_json(path, key, value)
+    return value
 
 
 def cached_facts(
@@ -87,7 +79,7 @@ def cached_facts(
     paths: Sequence[Path],
     look: Callable[[Path], Any],
     *,
-    workers: int,
+    workers: int | None = None,
     refresh: bool = False,
 ) -> list[Any]:
     """Return ``look(path)`` of each file, from before where file and decoders are unchanged.
@@ -95,48 +87,32 @@ def cached_facts(
     The files are in ``folder``, at any depth, and facts are JSON values. Where ``look`` raises
     OSError, the exception stands in the list and is not remembered. ``refresh`` looks at all again.
     """
-    path = _cache_file(name, folder, "facts")
-    known = _load(path) or {}
-    names = [os.fsdecode(file.relative_to(folder)) for file in paths]
-    stamps: list[list[int] | None] = []
-    for file in paths:  # before it is read: a change in between is noticed the next time
-        try:
-            stamps.append(file_stamp(file))
-        except OSError:
-            stamps.append(None)
-    facts = [
-        known[key][1] if stamp and not refresh and known.get(key, [None])[0] == stamp else None
-        for key, stamp in zip(names, stamps, strict=True)
-    ]
-    new = [i for i, fact in enumerate(facts) if fact is None]
+    place = _cache_file(name, folder, "facts")
+    known = _load_json(place, "facts") or {}
+    names = [os.fsdecode(path.relative_to(folder)) for path in paths]
+    # Of each file its stamp and what was found in it; no stamp beside an error.
+    entries = [None if refresh else known.get(name) for name in names]
 
-    def find(i: int) -> Any:
-        try:
-            return look(paths[i])
+    def find(path: Path) -> list[Any]:
+        try:  # The stamp is taken first: a change while the file is read is noticed the next time.
+            return [file_stamp(path), look(path)]
         except OSError as error:
-            return error
+            return [None, error]
 
-    with ThreadPoolExecutor(workers) as pool:
-        for i, fact in zip(new, pool.map(find, new), strict=True):
-            facts[i] = fact
-    files = {
-        key: [stamp, fact]
-        for key, stamp, fact in zip(names, stamps, facts, strict=True)
-        if stamp and not isinstance(fact, OSError)
-    }
-    if files != known:
-        _store(path, files)
-    return facts
+    def is_known(path: Path, entry: list[Any] | None) -> bool:
+        with contextlib.suppress(OSError):
+            return entry is not None and entry[0] == file_stamp(path)
+        return False
 
-
-def cached_value(name: str, folder: Path, key: object, make: Callable[[], Any]) -> Any:
-    """Return ``make()``, JSON values, or what it returned before for an equal key."""
-    path = _cache_file(name, folder, "value")
-    known = _load(path)
-    if known is None or known[0] != key:
-        known = [key, make()]
-        _store(path, known)
-    return known[1]
+    pairs = zip(paths, entries, strict=True)
+    new = [i for i, pair in enumerate(pairs) if not is_known(*pair)]
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        for i, entry in zip(new, pool.map(find, [paths[i] for i in new]), strict=True):
+            entries[i] = entry
+    found = {name: entry for name, entry in zip(names, entries, strict=True) if entry and entry[0]}
+    if found != known:
+        _store_json(place, "facts", found)
+    return [entry[1] for entry in entries if entry]
 
 
 def _cache_file(name: str, folder: Path, suffix: str) -> Path:
@@ -144,32 +120,36 @@ def _cache_file(name: str, folder: Path, suffix: str) -> Path:
     return cache_root() / f"{name.replace('/', '-')}-{where}.{suffix}"
 
 
-def _sha256(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+def _digest(key: object) -> str:
+    return hashlib.sha256(json.dumps([DECODING_VERSION, key]).encode()).hexdigest()
 
 
-def _load(path: Path) -> Any:
-    with contextlib.suppress(Exception):  # whatever is wrong with it
-        document = json.loads(path.read_bytes())
-        if document["sha256"] == _sha256([DECODING_VERSION, document["value"]]):
-            return document["value"]
+def _load(path: Path, key: object) -> dict[str, np.ndarray] | None:
+    # Each entry of the file has a checksum. Damage makes NumPy raise all kinds, even MemoryError.
+    with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as file:
+        if str(file["key"]) == _digest(key):
+            return dict(file)
     return None
 
 
-def _store(path: Path, value: Any) -> None:
-    document = {"sha256": _sha256([DECODING_VERSION, value]), "value": value}
-    _replace(path, lambda file: file.write(json.dumps(document).encode()))
-
-
-def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def _store(path: Path, key: object, entries: dict[str, np.ndarray]) -> None:
     """Write a file in one step, if the folder can be written at all."""
     with contextlib.suppress(OSError):  # without a cache the data are only read again
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
-                write(file)
+                np.savez(file, **entries, key=np.array(_digest(key)))  # type: ignore[arg-type]
             os.replace(temporary, path)
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
+
+
+def _load_json(path: Path, key: object) -> Any:
+    entries = _load(path, key)
+    return entries and json.loads(entries["json"].tobytes())
+
+
+def _store_json(path: Path, key: object, value: Any) -> None:
+    _store(path, key, {"json": np.frombuffer(json.dumps(value).encode(), np.uint8)})

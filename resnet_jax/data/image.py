@@ -50,29 +50,13 @@ class DecodeSpec:
 
 
 def read_image(
-    source: Path | bytes,
-    spec: DecodeSpec,
-    *,
-    invert: bool = False,
-    name: str = "",
-    **limits: Any,
+    source: Path | bytes, spec: DecodeSpec, *, invert: bool = False, name: str = "", **limits: Any
 ) -> np.ndarray:
-    """Read an image file as ``uint8`` of ``spec.shape``.
+    """Read an image file, given by its path or content, as ``uint8`` of ``spec.shape``.
 
-    The picture is decoded as by `open_image`, converted to grey (ITU-R 601) or RGB, and brought to
-    ``(H, W)`` with its proportions kept.
-
-    Args:
-        source: the file's path, or its content.
-        spec: the array to make.
-        invert: exchange black and white first: for dark ink on paper, where the network was
-            trained on light digits.
-        name: what errors call the file. Default: its path.
-        **limits: ``max_pixels`` and ``formats`` of `open_image`.
-
-    Raises:
-        ResNetJaxError: the file is missing, no image, broken, or cannot be converted without a
-            guess: transparent, animated, or of a mode whose range is not fixed.
+    The picture is decoded by `open_image`, to which ``name`` and ``limits`` go, converted to grey
+    (ITU-R 601) or RGB, and brought to ``(H, W)`` with its proportions kept. ``invert`` exchanges
+    black and white first: for dark ink on paper, where the network was trained on light digits.
     """
     height, width, channels = spec.shape
     if channels not in (1, 3):
@@ -86,13 +70,12 @@ def read_image(
         picture = ImageOps.invert(picture)
     # Pillow averages over what a pixel covers when it shrinks: no aliasing.
     bilinear = Image.Resampling.BILINEAR
-    if spec.fit == "pad":
-        # A line so thin that it rounds to nothing keeps one row or column of pixels.
-        if picture.width >= 2 * width * picture.height:
-            picture = picture.resize((width, 1), bilinear)
-        elif picture.height >= 2 * height * picture.width:
-            picture = picture.resize((1, height), bilinear)
     if picture.size != (width, height):
+        # A line so thin that it rounds to nothing keeps one row or column of pixels.
+        if spec.fit == "pad" and picture.width >= 2 * width * picture.height:
+            picture = picture.resize((width, 1), bilinear)
+        elif spec.fit == "pad" and picture.height >= 2 * height * picture.width:
+            picture = picture.resize((1, height), bilinear)
         resize = ImageOps.pad if spec.fit == "pad" else ImageOps.fit
         picture = resize(picture, (width, height), bilinear)
     return np.asarray(picture).reshape(spec.shape)
@@ -109,9 +92,11 @@ def open_image(
 ) -> Image.Image:
     """Decode a picture as it is to be seen: upright, 8 bits, without alpha, in mode L or RGB.
 
-    ``side`` is that of the array it is for: a JPEG of more than twice that is decoded at a half, a
-    quarter or an eighth of its size, several times as fast. Pictures of more than ``max_pixels``,
-    and of other than Pillow's ``formats``, are refused. The rest is as for `read_image`.
+    What cannot be converted without a guess is refused: transparent pixels without a
+    ``background``, animations, and modes whose range is not fixed; so are more than ``max_pixels``
+    and other than Pillow's ``formats``. ``side`` is that of the array it is for: a JPEG of more
+    than twice that is decoded at a half, a quarter or an eighth of its size, several times as fast.
+    ``name`` is what errors call the file.
     """
     name = name or (str(source) if isinstance(source, Path) else "the image")
     try:
@@ -137,13 +122,11 @@ def open_image(
     except ResNetJaxError:
         raise
     except UnidentifiedImageError as error:
-        raise ResNetJaxError(
-            f"{name} is no image of the formats read: give a PNG or JPEG"
-        ) from error
+        reason = "is no image of the formats read: give a PNG or JPEG"
+        raise ResNetJaxError(f"{name} {reason}") from error
     except Image.DecompressionBombError as error:
-        raise ResNetJaxError(
-            f"{name} is too large: at most {max_pixels:,} pixels are read"
-        ) from error
+        limit = f"at most {max_pixels:,} pixels are read"
+        raise ResNetJaxError(f"{name} is too large: {limit}") from error
     except MemoryError as error:
         raise ResNetJaxError(f"{name} needs more memory than is free: make it smaller") from error
     except Exception as error:  # whatever a decoder makes of damage

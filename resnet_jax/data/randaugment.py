@@ -25,23 +25,13 @@ FACTOR, BITS = 0.9, 4  # color to sharpness by 1 ± 0.9; 4 of 8 bits dropped
 def randaugment(
     images: jax.Array, key: jax.Array, operations: int, magnitude: float, *, fill: float = 0.0
 ) -> jax.Array:
-    """Returns the images, each after ``operations`` operations drawn for it with equal chances.
+    """Return float32[N, H, W, C] images in [0, 255], each after ``operations`` random operations.
 
     The operations are Pillow's, but that shear is about the image's centre, not its corner. The
     last five go to either side with equal chances, as do the factors of color, contrast, brightness
-    and sharpness. A greater magnitude changes more in all
-    of them: posterize and solarize, which AutoAugment's table counts the other way, too
-    (torchvision's reading).
-
-    Args:
-        images: float32[N, H, W, C] in [0, 255]. Color needs three channels; one stays as it is.
-        key: a key of ``jax.random``.
-        operations: how many, one after another; the paper's N.
-        magnitude: 0 to 10; the paper's M.
-        fill: what comes into an image from outside.
-
-    Returns:
-        float32[N, H, W, C] in [0, 255].
+    and sharpness. A greater magnitude (0 to 10, the paper's M) changes more in all of them:
+    posterize and solarize, which AutoAugment's table counts the other way, too (torchvision's
+    reading). Color needs three channels; one stays as it is.
     """
 
     def layer(images: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
@@ -56,14 +46,10 @@ def randaugment(
 def apply(
     images: jax.Array, which: jax.Array, strength: jax.Array, *, fill: float = 0.0
 ) -> jax.Array:
-    """Returns each image after one operation.
+    """Return each image after the operation ``OPERATIONS[which]``.
 
-    Args:
-        images: float32[N, H, W, C] in [0, 255].
-        which: int32[N], places in ``OPERATIONS``.
-        strength: float32[N] from -1 to 1, the share of the greatest. The sign is the direction of
-            what has one.
-        fill: see `randaugment`.
+    ``strength`` is float32[N] from -1 to 1, the share of the greatest. Its sign is the direction
+    of what has one.
     """
     # Every operation is computed for every image, and one is taken: on an accelerator that is
     # quicker than a branch for each image.
@@ -89,48 +75,43 @@ def apply(
 def _geometry(
     shape: tuple[int, ...], which: jax.Array, strength: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The maps that `warp` takes: float32[N, 2, 2] and float32[N, 2]; none for what stays."""
+    """Return the maps that `warp` takes, the identity for what stays in place."""
     _, height, width, _ = shape
     of = {name: jnp.where(which == k, strength, 0.0) for k, name in enumerate(OPERATIONS)}
     angle = math.radians(DEGREES) * of["rotate"]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    inverse = jnp.stack(
-        [
-            jnp.stack([cos, -sin + SHEAR * of["shear_y"]], -1),
-            jnp.stack([sin + SHEAR * of["shear_x"], cos], -1),
-        ],
-        -2,
-    )
+    first = jnp.stack([cos, -sin + SHEAR * of["shear_y"]], -1)
+    second = jnp.stack([sin + SHEAR * of["shear_x"], cos], -1)
+    inverse = jnp.stack([first, second], -2)
     sides = TRANSLATION * jnp.asarray([height, width], jnp.float32)
     return inverse, sides * jnp.stack([of["translate_y"], of["translate_x"]], -1)
 
 
 def _grey(images: jax.Array) -> jax.Array:
-    """The luminance (ITU-R 601), or the mean of other than three channels: float32[N, H, W, 1]."""
+    """Return the luminance (ITU-R 601), or the mean of other than three channels."""
     if images.shape[-1] != 3:
         return images.mean(-1, keepdims=True)
     return (images * jnp.asarray([0.299, 0.587, 0.114])).sum(-1, keepdims=True)
 
 
 def _blend(start: jax.Array, images: jax.Array, factor: jax.Array) -> jax.Array:
-    """From ``start`` (factor 0) by the images (1) and beyond."""
+    """Go from ``start`` (factor 0) to the images (1) and beyond."""
     return jnp.clip(start + factor * (images - start), 0, 255)
 
 
 def _autocontrast(images: jax.Array) -> jax.Array:
-    """Stretches each channel to [0, 255]."""
+    """Stretch each channel to [0, 255]."""
     low, high = (f(images, axis=(1, 2), keepdims=True) for f in (jnp.min, jnp.max))
     return jnp.where(high > low, (images - low) * (255 / jnp.maximum(high - low, 1e-3)), images)
 
 
 def _posterize(images: jax.Array, dropped: jax.Array) -> jax.Array:
-    """Drops low bits: float32[N, 1, 1, 1], how many."""
     step = 2.0**dropped
     return jnp.where(dropped > 0, jnp.floor(jnp.round(images) / step) * step, images)
 
 
 def _equalize(images: jax.Array) -> jax.Array:
-    """Makes each channel's histogram flat, by Pillow's formula in whole numbers."""
+    """Make each channel's histogram flat, by Pillow's formula in whole numbers."""
 
     def channel(plane: jax.Array) -> jax.Array:
         levels = jnp.round(plane).astype(jnp.int32)
@@ -144,7 +125,7 @@ def _equalize(images: jax.Array) -> jax.Array:
 
 
 def _smooth(images: jax.Array) -> jax.Array:
-    """Pillow's filter SMOOTH, 1 to 12 of neighbours and centre; the image's rim stays."""
+    """Apply Pillow's filter SMOOTH: 1 to 5 of neighbours and centre; the image's rim stays."""
     zero = jnp.zeros((), images.dtype)
     around = jax.lax.reduce_window(images, zero, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "VALID")
     inside = images[:, 1:-1, 1:-1]

@@ -1,6 +1,4 @@
-"""What a look through files on disk found."""
-
-from __future__ import annotations
+"""The result of verifying files on disk."""
 
 import dataclasses
 from pathlib import Path
@@ -13,10 +11,10 @@ class VerifyReport:
     Attributes:
         name: the dataset, or the run.
         folder: where it is.
-        good: the names of the files that are whole.
-        damaged: what is wrong, one line for each bad file, which the line names.
+        good: the files that are whole; of a folder of images a line for each class.
+        damaged: a line for each bad file, which says its name and what is wrong.
         usable: what can be done with it as it is.
-        images: whether it is a folder of images; then ``good`` has a line for each class.
+        images: whether it is a folder of images.
         left_out: a line for each kind of thing in a folder of images that is not used.
     """
 
@@ -30,5 +28,4 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
         return not self.damaged

@@ -9,17 +9,11 @@ from resnet_jax.errors import ResNetJaxError
 
 
 def permutation(num_examples: int, seed: int, *key: int) -> np.ndarray:
-    """Return the permutation of ``range(num_examples)`` that (seed, key) determines.
+    """Return the permutation of ``range(num_examples)`` that (seed, key) determines, int32.
 
     It sorts the raw 64-bit output of Philox seeded through ``SeedSequence``. NumPy promises that
     both give the same numbers in every release, a promise that it does not make for
     ``Generator.permutation`` (NEP 19): a run resumed after an upgrade sees the same order.
-
-    Returns:
-        int32[num_examples].
-
-    Raises:
-        ResNetJaxError: the seed is negative.
     """
     if seed < 0:
         raise ResNetJaxError(f"--seed must be at least 0, got {seed}")
@@ -40,13 +34,7 @@ class EpochSampler:
     epoch and the start of the next (and then, possibly, one example twice); no batch is short.
     Nothing is remembered between calls, so the step number alone resumes a run.
 
-    Args:
-        num_examples: N, examples per epoch.
-        batch_size: B, examples per step, at most N.
-        seed: an integer of at least 0.
-
-    Raises:
-        ResNetJaxError: B is less than 1 or more than N, or the seed is negative.
+    A ``batch_size`` above ``num_examples``, and a negative seed, raise `ResNetJaxError`.
 
     Example:
         >>> sampler = EpochSampler(num_examples=5, batch_size=2, seed=0)

@@ -10,19 +10,11 @@ from jax.scipy.ndimage import map_coordinates
 def warp(
     images: jax.Array, inverse: jax.Array, translation: jax.Array, *, fill: float = 0.0
 ) -> jax.Array:
-    """Resamples each image: ``output[p] = image[inverse @ p + translation]``, bilinearly.
+    """Resample each image bilinearly: ``output[p] = image[inverse @ p + translation]``.
 
     Points are (row, column) measured from the image's centre, in pixels. What lies outside the
-    image is ``fill``.
-
-    Args:
-        images: float32[N, H, W, C].
-        inverse: float32[N, 2, 2], the map from output points back to input points.
-        translation: float32[N, 2].
-        fill: the background.
-
-    Returns:
-        float32[N, H, W, C].
+    image is ``fill``. ``inverse`` is float32[N, 2, 2], from output points back to input points,
+    ``translation`` float32[N, 2].
     """
     _, height, width, _ = images.shape
     centre = jnp.asarray([(height - 1) / 2, (width - 1) / 2], jnp.float32)

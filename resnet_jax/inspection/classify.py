@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from resnet_jax.data.image import DecodeSpec, read_image
-from resnet_jax.data.image_folder import find_images
+from resnet_jax.data.walk import find_images
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.inspection.saliency import explain, overlay
 

@@ -15,16 +15,17 @@ from flax import linen as nn
 from resnet_jax.config import (
     Effect,
     TrainConfig,
-    check_against_dataset,
     options_with,
     replaced,
     settings,
 )
-from resnet_jax.data.dataset import Dataset, Split, load_splits, pixel_statistics
+from resnet_jax.data.dataset import Dataset, Split, pixel_statistics
+from resnet_jax.data.load import load_splits
 from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import ResNet, make_model
 from resnet_jax.training.callbacks import Callback
+from resnet_jax.training.checks import check_against_dataset
 from resnet_jax.training.custom import Custom
 from resnet_jax.training.distributed import (
     assert_equal,

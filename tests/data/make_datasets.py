@@ -1,12 +1,16 @@
-"""Small datasets as TFDS and the publishers of MNIST store them."""
+"""Small datasets as TFDS and the publishers of MNIST store them, and what becomes of damage."""
 
 import io
 import struct
 from pathlib import Path
 
 import numpy as np
+import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
+
+from resnet_jax.data.load import load_dataset
+from resnet_jax.errors import ResNetJaxError
 
 
 def encoded(pixels: np.ndarray, kind: str = "png") -> bytes:
@@ -63,3 +67,17 @@ def idx_bytes(array: np.ndarray) -> bytes:
     """An IDX file of bytes."""
     sizes = struct.pack(f">{array.ndim}I", *array.shape)
     return bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
+
+
+def flip(path, position, bit=1):
+    content = bytearray(path.read_bytes())
+    content[position] ^= bit
+    path.write_bytes(content)
+
+
+def refusal(root, name="digits", **kwargs):
+    with pytest.raises(ResNetJaxError) as error:
+        load_dataset(name, root, **kwargs)
+    text = str(error.value)
+    assert "\n" not in text
+    return text

@@ -4,7 +4,8 @@ import sys
 import numpy as np
 import pytest
 
-from resnet_jax.data.dataset import ArraySplit, Dataset, load_dataset, sample
+from resnet_jax.data.dataset import ArraySplit, Dataset, sample
+from resnet_jax.data.load import load_dataset
 from resnet_jax.data.mnist import DATASETS
 from resnet_jax.errors import ResNetJaxError
 
@@ -107,6 +108,71 @@ def test_a_sample_larger_than_the_data_is_refused(mnist_5k, sizes):
     train, validation, test = sizes
     with pytest.raises(ResNetJaxError, match="expected 1 to"):
         sample(mnist_5k, train=train, validation=validation, test=test)
+
+
+def test_a_dataset_is_shown_in_one_line(mnist_5k):
+    shown = "<Dataset mnist_5k: 4000 + 500 + 500 images of 28x28x1, 10 classes>"
+    assert repr(mnist_5k) == shown
+    assert len(repr(mnist_5k.train)) < 80
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (30, 4, 5, 3), np.uint8)
+LABELS = np.arange(30) % 3
+
+
+def test_a_dataset_is_made_from_arrays():
+    data = Dataset.from_arrays(
+        "own", IMAGES, LABELS, test=(IMAGES[:6], LABELS[:6]), class_names=["a", "b", "c"]
+    )
+    np.testing.assert_array_equal(data.train.images, IMAGES[:27])
+    np.testing.assert_array_equal(data.validation.labels, LABELS[27:])
+    np.testing.assert_array_equal(data.test.images, IMAGES[:6])
+    assert data.train.labels.dtype == np.int32
+    assert (data.image_shape, data.class_names) == ((4, 5, 3), ("a", "b", "c"))
+    parts = (data.train, data.validation, data.test)
+    assert data.fingerprint == Dataset.of("x", *parts, ["c", "b", "a"]).fingerprint
+    bare = Dataset.from_arrays("own", IMAGES, LABELS, validation=0)
+    assert (len(bare.train), len(bare.validation), len(bare.test)) == (30, 0, 0)
+    assert bare.class_names == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"images": IMAGES / 255}, "images must be uint8"),
+        ({"images": IMAGES[..., 0]}, r"images must be uint8\[N, H, W, C\], got uint8\[30, 4, 5\]"),
+        ({"labels": LABELS[1:]}, r"labels must be integers\[30\], got int64\[29\]"),
+        ({"labels": LABELS.astype(float)}, "labels must be integers"),
+        ({"labels": LABELS - 1}, "labels must be 0 to 1"),
+        ({"class_names": ["a", "b"]}, "labels must be 0 to 1 for 2 names"),
+        ({"test": (IMAGES[:, :3], LABELS)}, r"test images are \(3, 5, 3\), not \(4, 5, 3\)"),
+        ({"validation": 30}, "below the 30 training examples"),
+    ],
+)
+def test_arrays_that_are_no_dataset_are_refused(arguments, named):
+    with pytest.raises(ResNetJaxError, match=named):
+        Dataset.from_arrays(**{"name": "own", "images": IMAGES, "labels": LABELS, **arguments})
+
+
+class Unread(ArraySplit):
+    """A split that must not be read."""
+
+    def batch(self, indices):
+        pytest.fail("read")
+
+    def take(self, indices):
+        return Unread(self.images[indices], self.labels[indices])
+
+
+def test_a_streamed_dataset_of_one_s_own_gives_what_identifies_it():
+    whole = Unread(IMAGES, LABELS)
+    parts = (whole.take(slice(20)), whole.take(slice(20, 25)), whole.take(slice(25, 30)))
+    data = Dataset.of("own", *parts, ["a", "b", "c"], source="version 1")
+    other = Dataset.of("own", *parts, ["a", "b", "c"], source="version 2")
+    small = sample(data, train=10, validation=5, test=5)
+    again = sample(data, train=10, validation=5, test=5)
+    assert small.fingerprint == again.fingerprint
+    assert len({data.fingerprint, other.fingerprint, small.fingerprint}) == 3
 
 
 def test_unknown_names_list_the_known_and_the_nearest():

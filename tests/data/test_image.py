@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from resnet_jax.data.image import MAX_BYTES, DecodeSpec, read_image
-from resnet_jax.data.image_folder import find_images
+from resnet_jax.data.walk import find_images
 from resnet_jax.errors import ResNetJaxError
 
 SPEC = DecodeSpec((4, 4, 1))
@@ -31,39 +31,10 @@ def test_grey_is_read_as_it_is(tmp_path):
     )
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "CMYK"])
-def test_other_modes_that_mean_the_same_picture(mode, tmp_path):
-    name = "a.tif" if mode == "CMYK" else "a.png"
-    path = save(Image.fromarray(GREY).convert(mode), tmp_path / name)
-    found = read_image(path, SPEC)[..., 0].astype(int)
-    np.testing.assert_allclose(found, GREY, atol=1)
-
-
-def test_sixteen_bits_become_eight(tmp_path):
-    levels = GREY.astype(np.uint16) * 257
-    path = save(Image.fromarray(levels), tmp_path / "a.png")
-    np.testing.assert_array_equal(read_image(path, SPEC)[..., 0], GREY)
-
-
-def test_one_bit_is_black_and_white(tmp_path):
-    path = save(Image.fromarray(GREY > 100), tmp_path / "a.png")
-    np.testing.assert_array_equal(read_image(path, SPEC)[..., 0], 255 * (GREY > 100))
-
-
 def test_colour_becomes_grey_by_luma(tmp_path):
     path = save(Image.new("RGB", (4, 4), (200, 100, 50)), tmp_path / "a.png")
     luma = 0.299 * 200 + 0.587 * 100 + 0.114 * 50
     np.testing.assert_allclose(read_image(path, SPEC), round(luma), atol=1)
-
-
-def test_exif_rotation_is_undone(tmp_path):
-    image = Image.fromarray(np.repeat(np.repeat(GREY, 8, 0), 8, 1))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # "turn by 90 degrees clockwise to see it upright"
-    path = save(image, tmp_path / "a.jpg", exif=exif, quality=100)
-    np.testing.assert_allclose(
-        read_image(path, SPEC)[..., 0].astype(int), np.rot90(GREY, -1), atol=12
-    )
 
 
 def test_other_sizes_keep_their_proportions_and_are_centred_on_black(tmp_path):

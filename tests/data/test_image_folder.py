@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from resnet_jax.cli import main
-from resnet_jax.data.dataset import load_dataset
 from resnet_jax.data.image_folder import scan
+from resnet_jax.data.load import load_dataset
 from resnet_jax.errors import ResNetJaxError
 
 
@@ -207,8 +207,8 @@ def test_of_twins_in_two_splits_the_tests_one_stays(tmp_path):
     for split, seeds in (("train", range(6)), ("test", range(4, 8))):
         for seed in seeds:
             picture(tmp_path / split / f"{seed % 2}" / f"{seed}.png", seed)
-    left_out = scan(tmp_path).duplicates()
-    assert set(left_out) == {tmp_path / "train" / f"{k % 2}" / f"{k}.png" for k in (4, 5)}
+    left_out = {file.path for file in scan(tmp_path).files if file.duplicate}
+    assert left_out == {tmp_path / "train" / f"{k % 2}" / f"{k}.png" for k in (4, 5)}
 
 
 def test_verify_lists_every_file_and_looks_past_the_cache(faulty, capsys):

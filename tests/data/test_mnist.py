@@ -13,7 +13,7 @@ from tensorflow_datasets.core.hashing import Hasher
 
 from resnet_jax.cli import main
 from resnet_jax.data import mnist
-from resnet_jax.data.dataset import load_dataset
+from resnet_jax.data.load import load_dataset
 from resnet_jax.data.mnist import (
     DATASETS,
     IDX_FILES,
@@ -22,7 +22,8 @@ from resnet_jax.data.mnist import (
     read_idx,
     read_idx_files,
 )
-from resnet_jax.data.tfds import prepare, verify_prepared
+from resnet_jax.data.prepare import prepare
+from resnet_jax.data.tfds import verify_prepared
 from resnet_jax.errors import ResNetJaxError
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker")
@@ -165,56 +166,35 @@ def test_our_builder_prepares_the_same_dataset_as_tfds(full, tmp_path, name):
 # IDX files
 
 
-def fault(path, dimensions, sha256="0" * 64):
-    with pytest.raises(ResNetJaxError) as error:
-        read_idx(path, dimensions, sha256)
-    text = str(error.value)
-    assert "\n" not in text
-    assert str(path) in text
-    assert "--data.from-idx" in text
-    return text
-
-
-def test_reads_what_the_format_says(tmp_path):
+def test_an_idx_file_is_read_packed_or_not(tmp_path):
     # Written by hand: magic, 2 images of 1 x 3.
     content = bytes.fromhex("00000803 00000002 00000001 00000003") + bytes([1, 2, 3, 250, 251, 252])
     digest = hashlib.sha256(content).hexdigest()
-    plain, packed = tmp_path / "plain", tmp_path / "packed"
-    plain.write_bytes(content)
-    packed.write_bytes(gzip.compress(content))
-    for path in (plain, packed):
-        np.testing.assert_array_equal(read_idx(path, 3, digest), [[[1, 2, 3]], [[250, 251, 252]]])
+    path = tmp_path / "images"
+    for written in (content, gzip.compress(content)):
+        path.write_bytes(written)
+        np.testing.assert_array_equal(read_idx(path, digest), [[[1, 2, 3]], [[250, 251, 252]]])
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_faults_are_named(tmp_path, packed):
-    path = tmp_path / "labels"
-
-    def write(content):
-        path.write_bytes(gzip.compress(content) if packed else content)
-
-    good = idx_bytes(np.array([3, 1, 4]))
-    for content in (good[:-1], good + b"\0"):
-        write(content)
-        assert f"{len(content)} bytes, but its header promises [3] values" in fault(path, 1)
-    write(good)
-    assert "no IDX file of 3 dimensions: it begins with 00 00 08 01" in fault(path, 3)
-    write(good[:6])
-    assert "no IDX file of 1 dimensions" in fault(path, 1)
-    write(b"")
-    assert "begins with nothing" in fault(path, 1)
-    write(b"<html>404</html>")
-    assert "begins with 3c 68 74 6d" in fault(path, 1)
-    write(good)
-    assert "other content than the published" in fault(path, 1)
-
-
-def test_damaged_gzip_is_named(tmp_path):
-    path = tmp_path / "labels.gz"
-    packed = gzip.compress(idx_bytes(np.arange(200) % 10))
-    for content in (packed[:-9], packed[:30] + bytes([packed[30] ^ 64]) + packed[31:]):
+def test_faulty_idx_files_are_named(tmp_path):
+    path, good = tmp_path / "labels", idx_bytes(np.arange(200) % 10)
+    packed = gzip.compress(good)
+    for content, why in (
+        (good[:-1], "other content than the published file of this dataset: 207 bytes"),
+        (good + b"\0", "209 bytes unpacked"),
+        (b"", "begin with nothing"),
+        (gzip.compress(b"<html>404</html>"), "begin with 3c 68 74 6d"),
+        (packed[:-9], "cannot be used"),
+        (packed[:30] + bytes([packed[30] ^ 64]) + packed[31:], "cannot be used"),
+    ):
         path.write_bytes(content)
-        assert "cannot be used" in fault(path, 1)
+        with pytest.raises(ResNetJaxError) as error:
+            read_idx(path, hashlib.sha256(good).hexdigest())
+        text = str(error.value)
+        assert why in text
+        assert f"{path} cannot be used" in text
+        assert "--data.from-idx" in text
+        assert "\n" not in text
 
 
 def test_missing_files_are_all_named(tiny_mnist):

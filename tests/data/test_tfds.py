@@ -1,49 +1,26 @@
-"""Datasets of TFDS: reading, preparing, downloads, and what happens when files are damaged."""
+"""Datasets of TFDS: reading them, and what happens when files are damaged."""
 
-import contextlib
-import dataclasses
-import functools
 import hashlib
-import http.server
-import importlib.util
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import threading
-import time
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from make_datasets import build, encoded
-from tensorflow_datasets.core.download import checksums
+from make_datasets import build, encoded, flip, refusal
 
 from resnet_jax.cli import main
-from resnet_jax.data.dataset import load_dataset
-from resnet_jax.data.mnist import DATASETS, IDX_FILES, find_idx_files, read_idx_files
-from resnet_jax.data.tfds import open_prepared, prepare, tfds_root, verify_prepared
+from resnet_jax.data.load import load_dataset
+from resnet_jax.data.tfds import (
+    Records,
+    find_prepared,
+    open_prepared,
+    verify_prepared,
+)
 from resnet_jax.errors import ResNetJaxError
-
-
-def leftovers(root):
-    return sorted(path.name for path in root.iterdir()) if root.exists() else []
-
-
-def flip(path, position, bit=1):
-    content = bytearray(path.read_bytes())
-    content[position] ^= bit
-    path.write_bytes(content)
-
-
-def refusal(root, name="digits", **kwargs):
-    with pytest.raises(ResNetJaxError) as error:
-        load_dataset(name, root, **kwargs)
-    text = str(error.value)
-    assert "\n" not in text
-    return text
 
 
 @pytest.fixture
@@ -86,14 +63,14 @@ def test_the_fingerprint_is_that_of_earlier_versions(digits):
     text = f"({names}, ({digests}, {{'train': 60, 'validation': 20, 'test': 20}}, {how}))"
     files = hashlib.sha256(text.encode()).hexdigest()
     data = load_dataset("digits", digits)
-    assert data.files == files
+    assert data.source == files
     expected = repr((files, None, [60, 20, 20]))
     assert data.fingerprint == hashlib.sha256(expected.encode()).hexdigest()
 
 
 def test_loading_imports_no_tensorflow_and_from_the_cache_no_tfds(digits):
     code = (
-        "import sys; from resnet_jax.data.dataset import load_dataset;"
+        "import sys; from resnet_jax.data.load import load_dataset;"
         "load_dataset('digits', sys.argv[1]);"
         "print(*{'jax', 'tensorflow', 'tensorflow_datasets', 'array_record'} & set(sys.modules))"
     )
@@ -149,9 +126,7 @@ def test_configurations_are_named_where_there_are_several(tmp_path):
     assert len(load_dataset("digits", tmp_path, validation=0).train) == 3
     build(tmp_path, {"train": pairs}, config="balanced")
     assert "give one of digits/balanced, digits/letters" in refusal(tmp_path)
-    prepared = open_prepared("digits/letters", tmp_path)
-    assert prepared.name == "digits/letters"
-    prepared.shard_paths("train")[0].unlink()
+    next(tmp_path.glob("digits/letters/1.0.0/*train.array_record*")).unlink()
     shown = refusal(tmp_path, "digits/letters")
     assert f"resnet-jax data prepare digits/letters --dir {tmp_path}" in shown
 
@@ -161,7 +136,7 @@ def test_the_newest_finished_version_is_read(copy):
     for version in ("0.9.0", "1.10.0", "2.0.0.incomplete", "3.0.0"):
         shutil.copytree(folder, folder.with_name(version))
     (folder.with_name("3.0.0") / "dataset_info.json").unlink()  # not described: not finished
-    assert open_prepared("digits", root).folder.name == "1.10.0"
+    assert find_prepared("digits", root).name == "1.10.0"
 
 
 def test_the_argument_comes_before_the_environment(digits, copy, monkeypatch):
@@ -225,16 +200,20 @@ def read_split(root, split, streaming):
 
 def test_a_flipped_byte_anywhere_is_noticed_or_harmless(copy):
     root, folder = copy
-    prepared = open_prepared("digits", root)
+    prepared = open_prepared(folder, root)
+
+    def read():
+        records = Records(prepared, prepared.splits["test"], prepared.spec(None))
+        return records.read(np.arange(20))
+
     shard = folder / SHARD.format("test", 0)
     good = shard.read_bytes()
-    everything = np.arange(20)
-    images, labels = prepared.records("test", prepared.spec(None)).read(everything)
+    images, labels = read()
     rng, noticed = np.random.default_rng(0), 0
     for position in rng.integers(0, len(good), 60):
         flip(shard, int(position), 1 << int(rng.integers(8)))
         try:
-            ours = prepared.records("test", prepared.spec(None)).read(everything)
+            ours = read()
         except ResNetJaxError:
             noticed += 1
         else:  # a byte that pads the file
@@ -273,13 +252,11 @@ def test_damaged_descriptions_are_named(copy):
         (features.replace("uint8", "uint16"), "expected uint8 of at most"),
         (features.replace("Image", "Tensor"), "features.json or dataset_info.json is damaged"),
         ("{", "features.json or dataset_info.json is damaged"),
-        (None, "features.json or dataset_info.json is damaged"),
     ):
-        if text is None:
-            (folder / "features.json").unlink()
-        else:
-            (folder / "features.json").write_text(text)
+        (folder / "features.json").write_text(text)
         assert named in refusal(root)
+    (folder / "features.json").unlink()
+    assert "features.json or dataset_info.json is damaged" in refusal(root)
 
 
 @pytest.mark.parametrize("template", ["../{SPLIT}", "/etc/passwd", "a/{SHARD_INDEX}"])
@@ -325,282 +302,3 @@ def test_verify_reports_each_file(copy, capsys):
     assert SHARD.format("validation", 1) in report.good
     (folder / "dataset_info.json").write_text("{")
     assert "dataset_info.json" in verify_prepared("digits", root).damaged[0]
-
-
-# Preparing from IDX files
-
-
-def holds_tiny(data, folder):
-    """Whether a dataset has exactly the images and labels of the IDX files, in any order."""
-    whole = {"train": [data.train, data.validation], "test": [data.test]}
-    for name, pair in read_idx_files(find_idx_files(folder), DATASETS["mnist"]).items():
-        ours = [
-            (image.tobytes(), int(label))
-            for part in whole[name]
-            for image, label in zip(part.images, part.labels, strict=True)
-        ]
-        assert sorted(ours) == sorted(
-            (image.tobytes(), int(label)) for image, label in zip(*pair, strict=True)
-        )
-    return True
-
-
-def test_from_idx_prepares_what_tfds_reads(tiny_mnist, tmp_path, capsys):
-    root = tmp_path / "new" / "root"
-    arguments = ["--dir", str(root), "--from-idx", str(tiny_mnist)]
-    assert main(["data", "prepare", "mnist", *arguments]) == 0
-    assert "mnist is prepared in" in " ".join(capsys.readouterr().out.split())
-    assert leftovers(root) == ["mnist"]
-    data = load_dataset("mnist", root)
-    assert (len(data.train), len(data.validation), len(data.test)) == (24, 6, 12)
-    assert holds_tiny(data, tiny_mnist)
-    # TFDS's own builder of that name opens it, in the same order.
-    sources = tfds.builder("mnist", data_dir=root, file_format="array_record").as_data_source()
-    theirs = list(sources["train"])
-    np.testing.assert_array_equal(data.train.images, [e["image"] for e in theirs[:24]])
-    np.testing.assert_array_equal(data.validation.images, [e["image"] for e in theirs[24:]])
-    np.testing.assert_array_equal(data.train.labels, [e["label"] for e in theirs[:24]])
-
-
-def test_the_order_is_that_of_tfds_s_builder(tiny_mnist, tmp_path, monkeypatch):
-    # TFDS's code with its two calls of TensorFlow replaced.
-    from tensorflow_datasets.image_classification import mnist as tfds_mnist
-
-    splits = read_idx_files(find_idx_files(tiny_mnist), DATASETS["mnist"])
-
-    class Mnist(tfds_mnist.MNIST, skip_registration=True):
-        name = "mnist"
-
-        def _split_generators(self, dl_manager):
-            return {split: self._generate_examples(split) for split in splits}
-
-        def _generate_examples(self, split):
-            arrays = [a.copy() for a in splits[split]]
-            monkeypatch.setattr(tfds_mnist, "_extract_mnist_images", lambda *_: arrays[0])
-            monkeypatch.setattr(tfds_mnist, "_extract_mnist_labels", lambda *_: arrays[1])
-            for key, example in super()._generate_examples(len(arrays[1]), "", ""):
-                yield key, {**example, "image": encoded(example["image"][..., 0])}
-
-    theirs = Mnist(data_dir=tmp_path / "theirs")
-    theirs.download_and_prepare(file_format="array_record")
-    prepare("mnist", tmp_path / "ours", tiny_mnist)
-    fingerprints = {load_dataset("mnist", tmp_path / who).fingerprint for who in ("ours", "theirs")}
-    assert len(fingerprints) == 1
-
-
-def test_load_from_idx_needs_no_network(tiny_mnist):
-    data = load_dataset("mnist", from_idx=tiny_mnist)
-    assert holds_tiny(data, tiny_mnist)
-    assert load_dataset("mnist").fingerprint == data.fingerprint  # now prepared
-
-
-def test_faulty_idx_files_prepare_nothing_and_are_never_passed_over(tiny_mnist, tmp_path):
-    root = tmp_path / "root"
-    prepare("mnist", root, tiny_mnist)
-    (tiny_mnist / "train-labels-idx1-ubyte.gz").unlink()
-    for target in (root, tmp_path / "other"):  # even where it is prepared already
-        with pytest.raises(ResNetJaxError, match="lacks train-labels-idx1-ubyte"):
-            prepare("mnist", target, tiny_mnist)
-    assert leftovers(tmp_path / "other") == []
-    for name in ("mnist_5k", "cifar10"):
-        with pytest.raises(ResNetJaxError, match="does not come as IDX files"):
-            load_dataset(name, from_idx=tiny_mnist)
-
-
-def test_prepare_mends_a_damaged_dataset_and_leaves_a_whole_one(tiny_mnist, tmp_path):
-    root = tmp_path / "root"
-    folder = prepare("mnist", root, tiny_mnist)
-    fingerprint = load_dataset("mnist", root).fingerprint
-    before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
-    assert prepare("mnist", root) == folder
-    assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
-    shard = folder / "mnist-train.array_record-00000-of-00001"
-    for damage in (
-        lambda: flip(shard, 5_000),
-        lambda: shard.unlink(),
-        lambda: (folder / "features.json").write_text("{"),
-        lambda: (folder / "dataset_info.json").unlink(),
-    ):
-        damage()
-        assert prepare("mnist", root, tiny_mnist) == folder
-        assert load_dataset("mnist", root).fingerprint == fingerprint
-    assert leftovers(root) == ["mnist"]
-
-
-def test_prepare_never_replaces_a_dataset_in_another_format(tiny_mnist, tmp_path):
-    root = tmp_path / "root"
-    description = prepare("mnist", root, tiny_mnist) / "dataset_info.json"
-    theirs = description.read_text().replace("array_record", "tfrecord")
-    description.write_text(theirs)  # what TFDS writes by default, hours of work at times
-    with pytest.raises(ResNetJaxError, match="prepared as tfrecord"):
-        prepare("mnist", root, tiny_mnist)
-    assert description.read_text() == theirs
-
-
-def test_two_may_prepare_at_once(tiny_mnist, tmp_path):
-    root, folders = tmp_path / "root", []
-    threads = [
-        threading.Thread(target=lambda: folders.append(prepare("mnist", root, tiny_mnist)))
-        for _ in range(3)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert folders == [root / "mnist" / "3.0.1"] * 3
-    assert holds_tiny(load_dataset("mnist", root), tiny_mnist)
-    assert leftovers(root) == ["mnist"]
-
-
-def test_what_a_killed_process_left_is_cleared_away(tiny_mnist, tmp_path):
-    root = tmp_path / "root"
-    old, new = root / ".mnist-old", root / ".mnist-new"
-    for folder in (old, new):
-        (folder / "below").mkdir(parents=True)
-    os.utime(old, (1, 1))
-    prepare("mnist", root, tiny_mnist)
-    assert leftovers(root) == [".mnist-new", "mnist"]  # another may be at work in the new one
-
-
-def test_a_folder_that_cannot_be_written_is_named(tiny_mnist, tmp_path):
-    blocked = tmp_path / "file"
-    blocked.touch()
-    with pytest.raises(ResNetJaxError, match=r"could not be prepared in .*below.*--data\.dir"):
-        prepare("mnist", blocked / "below", tiny_mnist)
-
-
-def test_without_tensorflow_the_extra_is_named(monkeypatch, tmp_path, capsys):
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util,
-        "find_spec",
-        lambda name, *more: None if name == "tensorflow" else find_spec(name, *more),
-    )
-    assert main(["data", "prepare", "cifar10", "--dir", str(tmp_path / "root")]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "`cifar10` needs TensorFlow to be prepared" in line
-    assert "pip install 'resnet_jax[prepare]'" in line
-    assert not (tmp_path / "root").exists()
-
-
-# Downloads
-
-
-@pytest.fixture
-def server(tiny_mnist, tmp_path, monkeypatch):
-    """A web server on this machine with the tiny files, at the address of `mnist`.
-
-    Its checksums are registered with TFDS as those of the true address are.
-    """
-    folder = tmp_path / "www"
-    shutil.copytree(tiny_mnist, folder)
-    quiet = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
-    handler = functools.partial(quiet, directory=folder)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
-        address = f"http://127.0.0.1:{running.server_address[1]}/"
-        for path in folder.iterdir():
-            info = checksums.compute_url_info(path)
-            monkeypatch.setitem(checksums.get_all_url_infos(), address + path.name, info)
-        at(address, monkeypatch)
-        yield folder
-        running.shutdown()
-
-
-def at(address, monkeypatch):
-    """Moves `mnist` to another address."""
-    moved = dataclasses.replace(DATASETS["mnist"], source=address)
-    monkeypatch.setitem(DATASETS, "mnist", moved)
-
-
-def test_a_download_is_verified_and_prepared(server, tiny_mnist, capsys):
-    data = load_dataset("mnist")
-    assert holds_tiny(data, tiny_mnist)
-    assert leftovers(tfds_root()) == ["mnist"]
-    shown = capsys.readouterr()
-    assert shown.out == ""  # standard output belongs to the command
-    assert "Dl Completed" in shown.err  # progress
-
-
-def test_a_download_with_another_checksum_is_refused(server):
-    path = server / "train-labels-idx1-ubyte.gz"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    assert "train-labels-idx1-ubyte.gz, downloaded to" in (text := refusal(None, "mnist"))
-    assert "wrong checksum" in text
-    assert leftovers(tfds_root()) == []
-
-
-def test_a_file_missing_on_the_server_leaves_nothing(server):
-    (server / "train-images-idx3-ubyte.gz").unlink()
-    assert "HTTP code: 404" in refusal(None, "mnist")
-    assert leftovers(tfds_root()) == []
-
-
-def test_a_refusing_server_is_quoted(server):
-    (server / "t10k-labels-idx1-ubyte.gz").unlink()
-    assert "HTTP Error 404" in refusal(None, "mnist")
-
-
-def test_the_true_checksums_are_registered():
-    known = checksums.get_all_url_infos()
-    for name in ("mnist", "fashion_mnist"):
-        assert DATASETS[name].source == tfds.builder_cls(name).URL
-        assert all(f"{DATASETS[name].source}{file}.gz" in known for file in IDX_FILES)
-
-
-# No network
-
-
-def test_a_silent_host_is_given_up_in_time(tiny_mnist, monkeypatch):
-    from resnet_jax.data import tfds as module
-
-    assert module.PROBE_SECONDS <= 4
-    monkeypatch.setattr(module, "PROBE_SECONDS", 0.5)
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection, never answers
-        at(f"http://127.0.0.1:{silent.getsockname()[1]}/", monkeypatch)
-        start = time.perf_counter()
-        text = refusal(None, "mnist")
-        assert time.perf_counter() - start < 2
-    assert "--data.dir" in text
-    assert "--data.from-idx" in text
-    assert not tfds_root().exists()
-
-
-def test_a_slow_name_server_is_given_up_in_time(monkeypatch):
-    release = threading.Event()
-
-    def slow(*args, **kwargs):
-        release.wait(30)
-        raise OSError("no answer")
-
-    monkeypatch.setattr("resnet_jax.data.tfds.PROBE_SECONDS", 0.5)
-    monkeypatch.setattr(socket, "getaddrinfo", slow)
-    start = time.perf_counter()
-    with contextlib.ExitStack() as stack:
-        stack.callback(release.set)
-        with pytest.raises(ResNetJaxError, match=r"no answer in 0\.5 s"):
-            prepare("fashion_mnist")
-    assert time.perf_counter() - start < 2
-
-
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
-def test_without_a_network_one_line_within_five_seconds(name):
-    isolated = ["unshare", "--net", "--map-root-user"]
-    try:
-        works = subprocess.run([*isolated, "true"], capture_output=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("no unshare on this system")
-    if works.returncode:
-        pytest.skip("network namespaces are not allowed here")
-    command = [sys.executable, "-m", "resnet_jax", "data", "prepare", name]
-    start = time.perf_counter()
-    run = subprocess.run([*isolated, *command], capture_output=True, text=True, check=False)
-    assert time.perf_counter() - start < 5
-    assert run.returncode == 1
-    (line,) = run.stderr.splitlines()
-    assert f"`{name}` is not prepared and cannot be downloaded from" in line
-    assert "--data.dir" in line
-    assert "--data.from-idx" in line
-    assert not tfds_root().exists()

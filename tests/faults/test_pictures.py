@@ -23,6 +23,7 @@ from PIL import Image
 
 import resnet_jax as rj
 from resnet_jax.cli import main
+from resnet_jax.data.image import DecodeSpec, read_image
 
 CASES = Path(__file__).parents[1] / "data" / "cases"
 RAMP = np.tile(17 * np.arange(16, dtype=np.uint8), (16, 1))
@@ -76,25 +77,9 @@ def pets(tmp_path) -> Path:
     return tmp_path / "pets"
 
 
-def loaded(root: Path, **options: object) -> rj.Dataset | str:
-    try:
-        return rj.load_dataset("folder", root, **options)
-    except Exception as error:
-        return repr(error)
-
-
-def read(path: Path, root: Path, **options: object) -> list | str:
-    """The pixels of a picture, as training on a folder with it and a black one reads them."""
-    for name in ("a", "b"):
-        (root / name).mkdir(parents=True)
-    black = np.zeros((16, 16), np.uint8)
-    Image.fromarray(black).save(root / "a" / "black.png")
-    shutil.copy(path, root / "b")
-    data = loaded(root, validation=0, **options)
-    if isinstance(data, str):
-        return data
-    (image,) = data.train.images[data.train.labels == 1]
-    return image[..., 0].tolist()
+def read(path: Path, **options: object) -> list:
+    """The pixels of a picture as training on 16x16 grey pictures reads them."""
+    return read_image(path, DecodeSpec((16, 16, 1), **options))[..., 0].tolist()
 
 
 # A4
@@ -132,27 +117,24 @@ def test_the_same_command_continues_among_the_pictures(pets, command, monkeypatc
 
 
 def test_a_line_of_pixels_is_a_line(tmp_path):
-    for size, expected in (((400, 1), RAMP[:1] * 0 + 255), ((1, 400), RAMP[:, :1] * 0 + 255)):
-        path = tmp_path / f"{size[0]}.png"
-        Image.new("L", size, 255).save(path)
-        found = read(path, tmp_path / f"folder{size[0]}", size=16)
-        assert np.shape(found) == (16, 16), found
-        bright = np.asarray(found)
-        assert bright[bright > 0].tolist() == expected.ravel().tolist()
+    for size in ((400, 1), (1, 400)):
+        Image.new("L", size, 255).save(tmp_path / "line.png")
+        found = np.asarray(read(tmp_path / "line.png"))
+        found = found if size[1] == 1 else found.T
+        assert sorted(found.sum(1).tolist()) == [0] * 15 + [16 * 255]
 
 
 @pytest.mark.parametrize("name", ["grey16_white_is_zero.tif", "grey12_packed.tif"])
-def test_levels_are_those_of_the_file(name, tmp_path):
-    assert read(CASES / name, tmp_path / "folder") == RAMP.tolist()
+def test_levels_are_those_of_the_file(name):
+    assert read(CASES / name) == RAMP.tolist()
 
 
 def png(bits: int, colour: bool, levels: np.ndarray, transparent: int) -> bytes:
     """A PNG of ``int[H, W]`` levels, one of which is transparent (in each colour)."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        )
+        length, checksum = len(body), zlib.crc32(kind + body)
+        return struct.pack(">I", length) + kind + body + struct.pack(">I", checksum)
 
     height, width = levels.shape
     samples = levels.repeat(3, axis=1) if colour else levels
@@ -172,20 +154,17 @@ def png(bits: int, colour: bool, levels: np.ndarray, transparent: int) -> bytes:
     ("bits", "colour"),
     [(1, False), (2, False), (4, False), (8, False), (16, False), (8, True), (16, True)],
 )
-def test_a_transparent_level_is_one_whatever_the_depth(bits, colour, tmp_path, command):
-    highest = 2**bits - 1
+def test_a_transparent_level_is_one_whatever_the_depth(bits, colour, tmp_path):
+    highest, path = 2**bits - 1, tmp_path / "a.png"
     levels = np.round(np.linspace(0, highest, 16)).astype(int) * np.ones((16, 1), int)
-    (tmp_path / "a.png").write_bytes(png(bits, colour, levels, highest))
-    read(tmp_path / "a.png", tmp_path / "refused")
-    code, out, _ = command("verify", tmp_path / "refused")
-    assert (code, "a.png: it has transparent pixels" in out) == (1, True)
+    path.write_bytes(png(bits, colour, levels, highest))
+    with pytest.raises(rj.ResNetJaxError, match="transparent pixels"):
+        read(path)
     hidden = np.where(levels == highest, 100, levels * 255 // highest)
-    found = read(tmp_path / "a.png", tmp_path / "laid", background=100)
-    assert np.shape(found) == (16, 16), found
-    assert np.abs(np.asarray(found, int) - hidden).max() <= 1
+    assert np.abs(np.asarray(read(path, background=100)) - hidden).max() <= 1
     others = np.minimum(levels, highest - 2 ** max(0, bits - 8))  # compared as they are read
-    (tmp_path / "b.png").write_bytes(png(bits, colour, others, highest))
-    assert np.shape(read(tmp_path / "b.png", tmp_path / "opaque")) == (16, 16)
+    path.write_bytes(png(bits, colour, others, highest))
+    assert np.shape(read(path)) == (16, 16)
 
 
 # A8
@@ -269,7 +248,7 @@ def test_one_name_in_two_spellings_is_one_class(tmp_path, command):
 
 
 @pytest.mark.parametrize("name", ["exif_copyright_type.jpg", "exif_width_type.jpg"])
-def test_a_tag_of_another_type_ends_nothing(name, pets, finished_run, command, tmp_path, answers):
+def test_a_tag_of_another_type_ends_nothing(name, pets, finished_run, command, answers):
     shutil.copy(CASES / name, pets / "cat")
     code, out, _ = command("verify", pets)
     assert (code, "cat (7 images)" in out) == (0, True)
@@ -278,10 +257,8 @@ def test_a_tag_of_another_type_ends_nothing(name, pets, finished_run, command, t
     assert len(json.loads(out)) == 13
     with Image.open(CASES / name) as image:
         upright = np.rot90(np.asarray(image), -1)  # orientation 6
-    expected = Image.fromarray(upright).resize((16, 16), Image.Resampling.BILINEAR)
-    found = read(CASES / name, tmp_path / "folder", size=16, fit="crop")
     middle = Image.fromarray(upright[5:35]).resize((16, 16), Image.Resampling.BILINEAR)
-    assert expected.size == (16, 16)
+    found = read(CASES / name, fit="crop")
     assert np.abs(np.asarray(found, int) - np.asarray(middle, int)).max() <= 1
 
 
@@ -309,7 +286,7 @@ def test_predict_walks_as_training_does(pets, finished_run, command, answers):
 def test_a_pgm_of_sixteen_bits_is_read(highest, tmp_path):
     levels = np.round(RAMP / 255.0 * highest).astype(">u2")
     (tmp_path / "a.pgm").write_bytes(b"P5 16 16 %d\n" % highest + levels.tobytes())
-    assert read(tmp_path / "a.pgm", tmp_path / "folder") == RAMP.tolist()
+    assert read(tmp_path / "a.pgm") == RAMP.tolist()
 
 
 def test_a_png_with_a_long_text_is_read(pets, command):
@@ -379,15 +356,12 @@ def test_predict_holds_a_batch_of_pictures(large_run, command, answers, tmp_path
 @pytest.mark.parametrize("how", ["--json", "--csv", "--topk=1"])
 def test_memory_of_twenty_thousand_is_that_of_two_hundred(large_run, tmp_path, how):
     peaks = {}
-    program = "import sys, resource; from resnet_jax.cli import main; code = main(sys.argv[1:]); "
+    program = "import sys, resource; from resnet_jax.cli import main; main(sys.argv[1:]); "
     program += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
     for count in (200, 20_000):
         folder = copies(tmp_path / str(count), count)
-        done = subprocess.run(
-            [sys.executable, "-c", program, "predict", str(large_run), str(folder), how],
-            capture_output=True,
-            text=True,
-        )
+        command = [sys.executable, "-c", program, "predict", str(large_run), str(folder), how]
+        done = subprocess.run(command, capture_output=True, text=True)
         assert f"{count - 1}.png" in done.stdout
         peaks[count] = int(done.stderr.split()[-1]) / 1024
     assert peaks[20_000] < peaks[200] + 100, peaks
@@ -527,26 +501,17 @@ def with_tags(tiff: bytes, tags: list[tuple[int, int, int, bytes]]) -> bytes:
     return tiff[:4] + struct.pack("<I", len(tiff)) + tiff[8:] + body
 
 
-odd_tags = st.lists(
-    st.tuples(
-        st.sampled_from(TAGS),
-        st.integers(0, 14),
-        st.integers(0, 5),
-        st.binary(min_size=4, max_size=4),
-    ),
-    max_size=4,
+odd_tag = st.tuples(
+    st.sampled_from(TAGS), st.integers(0, 14), st.integers(0, 5), st.binary(min_size=4, max_size=4)
 )
-pictures = st.lists(
-    st.tuples(
-        st.sampled_from(KINDS),
-        st.integers(1, 8),
-        st.booleans(),  # with a transparent pixel, where the mode has any
-        st.none() | odd_tags,
-        st.sampled_from([None, "raw", "tiff_lzw", "tiff_deflate", "packbits"]),
-    ),
-    min_size=8,
-    max_size=8,
+one_picture = st.tuples(
+    st.sampled_from(KINDS),
+    st.integers(1, 8),
+    st.booleans(),  # with a transparent pixel, where the mode has any
+    st.none() | st.lists(odd_tag, max_size=4),
+    st.sampled_from([None, "raw", "tiff_lzw", "tiff_deflate", "packbits"]),
 )
+pictures = st.lists(one_picture, min_size=8, max_size=8)
 
 
 def written(path: Path, seed: int, kind, orientation, clear, tags, compression):
@@ -606,8 +571,7 @@ def check(kinds, root: Path, run: Path, command) -> None:
     code, out, err = command("verify", root)
     named = {path for path, *_ in expected if f"damaged  {path}: " in out}
     assert (code, len(err.splitlines())) == (bool(named), bool(named)), err
-    data = loaded(root, skip_bad=True, validation=0)
-    assert isinstance(data, rj.Dataset), data
+    data = rj.load_dataset("folder", root, skip_bad=True, validation=0)
     images = np.concatenate([data.train.images, data.test.images]).astype(int)
     labels = np.concatenate([data.train.labels, data.test.labels])
     for number, (path, kind, levels, refused) in enumerate(expected):
@@ -620,39 +584,27 @@ def check(kinds, root: Path, run: Path, command) -> None:
         assert (path in named) == (refused is not None), (kind, line)
         assert len(mine) == (refused is None), kind
         for image in mine:
-            tolerance = (
-                3 if kind[0] in ("jpg", "webp") or kind[1] in ("CMYK", "YCbCr", "LAB") else 1
-            )
-            assert np.abs(image - levels[..., None]).max() <= tolerance, kind
+            lossy = kind[0] in ("jpg", "webp") or kind[1] in ("CMYK", "YCbCr", "LAB")
+            assert np.abs(image - levels[..., None]).max() <= (3 if lossy else 1), kind
     code, out, err = command("predict", run, root, "--json")
     answered = {row["path"] for row in json.loads(out)}
     assert {str(path) for path, *_ in expected} - answered == {str(path) for path in named}
     assert (code, len(err.splitlines())) == (bool(named), len(named) + bool(named))
 
 
-ANY_FIXTURE = [
-    HealthCheck.function_scoped_fixture,
-    HealthCheck.too_slow,
-    HealthCheck.data_too_large,
-]
-
-
-@settings(
-    max_examples=3,
-    deadline=None,
-    suppress_health_check=ANY_FIXTURE,
-    derandomize=True,
-    phases=[Phase.generate],
+at_any_pace = settings(
+    deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
 )
+
+
+@settings(at_any_pace, max_examples=3, derandomize=True)
 @given(kinds=pictures)
 def test_pictures_of_every_kind(kinds, tmp_path, finished_run, command, answers):
     check(kinds, tmp_path / "kinds", finished_run.path, command)
 
 
 @pytest.mark.slow
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=ANY_FIXTURE, phases=[Phase.generate]
-)
+@settings(at_any_pace, max_examples=100)
 @given(kinds=pictures)
 def test_pictures_of_every_kind_at_length(kinds, tmp_path, finished_run, command, answers):
     check(kinds, tmp_path / "kinds", finished_run.path, command)
@@ -661,6 +613,5 @@ def test_pictures_of_every_kind_at_length(kinds, tmp_path, finished_run, command
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_container_and_mode(orientation, tmp_path, finished_run, command, answers):
     """Each once, with the pictures split over the eight orientations."""
-    chosen = KINDS[orientation - 1 :: 8]
-    kinds = [(kind, orientation, False, [], None) for kind in chosen]
+    kinds = [(kind, orientation, False, [], None) for kind in KINDS[orientation - 1 :: 8]]
     check(kinds, tmp_path / "kinds", finished_run.path, command)

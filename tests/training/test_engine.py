@@ -14,11 +14,11 @@ import optax
 import pytest
 
 import resnet_jax as rj
-from resnet_jax.config import check_against_dataset
-from resnet_jax.data.dataset import load_splits
+from resnet_jax.data.load import load_splits
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import make_model
 from resnet_jax.training import engine as module
+from resnet_jax.training.checks import check_against_dataset
 from resnet_jax.training.engine import Engine
 
 

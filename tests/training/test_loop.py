@@ -15,7 +15,7 @@ import yaml
 
 import resnet_jax as rj
 from resnet_jax.config import to_dict
-from resnet_jax.data.dataset import load_splits
+from resnet_jax.data.load import load_splits
 from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.training.engine import Engine

@@ -13,10 +13,10 @@ from PIL import Image
 
 import resnet_jax as rj
 from resnet_jax.cli import main
-from resnet_jax.config import check_against_dataset
 from resnet_jax.data.image import DecodeSpec, read_image
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.training.checks import check_against_dataset
 from resnet_jax.training.engine import Engine
 
 NETWORK = ["--model.width", "2", "--model.lowering", "reference"]

@@ -1,0 +1,213 @@
+"""Opening a dataset by its name: the digits of a package, a folder of images, or TFDS's."""
+
+import dataclasses
+import math
+import os
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from resnet_jax.config import DataConfig
+from resnet_jax.data.cache import Arrays, cached_arrays
+from resnet_jax.data.dataset import (
+    ArraySplit,
+    Dataset,
+    DiskSplit,
+    Split,
+    cut_validation,
+    read_all,
+    sample,
+)
+from resnet_jax.data.image import Fit
+from resnet_jax.data.image_folder import ImageFiles, open_image_folder
+from resnet_jax.data.mnist import DATASETS, mnist_5k
+from resnet_jax.data.prepare import prepare
+from resnet_jax.data.tfds import (
+    SPLITS,
+    Records,
+    find_prepared,
+    not_prepared,
+    open_prepared,
+    tfds_root,
+)
+from resnet_jax.errors import ResNetJaxError
+
+
+def load_dataset(
+    name: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    *,
+    validation: int | None = None,
+    from_idx: str | os.PathLike[str] | None = None,
+    size: int | None = None,
+    fit: Fit = "pad",
+    background: int | None = None,
+    skip_bad: bool = False,
+    streaming: Literal["auto", "always", "never"] = "auto",
+    memory_limit: float = 2.0,
+    workers: int | None = None,
+) -> Dataset:
+    """Open a dataset: load it into memory if it fits, and prepare it first if need be.
+
+    The validation examples are the last ones in TFDS's order, which hashes the examples' keys:
+    for ``mnist`` ``train[-5000:]`` in TFDS's notation. The choice depends on nothing else, least
+    of all on the seed of a run, and a larger one contains a smaller one. A validation split that
+    a dataset comes with is the end of the training split before the cut: the default gives that
+    split itself, and 0 gives its examples back to training.
+
+    Args:
+        name: ``folder``: a folder of images; ``mnist_5k``, which an installed package carries;
+            ``mnist`` or ``fashion_mnist``, downloaded where they are not prepared and no
+            ``data_dir`` is given; or any other dataset of images and class labels that TFDS
+            prepared (`resnet-jax data prepare`).
+        data_dir: the folder of images, or of TFDS's datasets. Default: ``$TFDS_DATA_DIR``, then
+            ``~/tensorflow_datasets``.
+        validation: the number of training examples to hold out. Default: the dataset's own, or a
+            tenth.
+        from_idx: prepare first from this folder with the four IDX files of MNIST or Fashion-MNIST.
+        size: the side in pixels to which images of several sizes, and those of a folder, are
+            resized.
+        fit: how an image that is not square becomes so: ``"pad"`` or ``"crop"``.
+        background: the grey level under transparent pixels. Default: such images are refused.
+        skip_bad: leave out a folder's broken, empty and duplicate files.
+        streaming: ``"auto"``: read the images when they are needed if all of them would take more
+            than ``memory_limit`` as uint8. The examples are the same.
+        memory_limit: in GiB.
+        workers: how many images are decoded in parallel. Default: the number of cores.
+
+    Raises:
+        ResNetJaxError: the dataset is unknown, cannot be loaded, or is damaged, or ``validation``
+            is negative or leaves nothing to train on.
+
+    Example:
+        >>> load_dataset("mnist_5k")
+        <Dataset mnist_5k: 4000 + 500 + 500 images of 28x28x1, 10 classes>
+    """
+    if from_idx is not None:
+        prepare(name, data_dir, from_idx)
+    return _load(
+        DataConfig(
+            name, None if data_dir is None else os.fspath(data_dir), validation,
+            read_size=size, fit=fit, background=background, skip_bad=skip_bad,
+            streaming=streaming, memory_limit=memory_limit, workers=workers,
+        )
+    )  # fmt: skip
+
+
+def load_splits(
+    settings: DataConfig, data: Dataset | None = None
+) -> tuple[Dataset, dict[str, Split]]:
+    """Open the dataset that a run is configured for, or take one; also return its splits by name.
+
+    With ``--data.subset`` there is a further split, ``test_all``: every test image of the dataset.
+    """
+    data, more = data or _load(settings), {}
+    if settings.subset is not None:
+        more["test_all"] = data.test
+        sizes = dict(zip(SPLITS, settings.subset, strict=True))
+        data = sample(data, **sizes, seed=settings.subset_seed)
+    return data, {"train": data.train, "validation": data.validation, "test": data.test, **more}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    """A dataset whose files are known and whose images are not read yet, but for mnist_5k's."""
+
+    class_names: tuple[str, ...]
+    train: Split  # and after its examples those of a validation split
+    test: Split
+    validation: int | None  # how many are held out unless asked otherwise; None: a tenth
+    folder: Path = Path()
+    digest: str = ""  # over the files and how they are decoded; "" of mnist_5k
+
+
+def _load(settings: DataConfig) -> Dataset:
+    name = settings.name
+    match name:
+        case "mnist_5k":
+            opened = _open_mnist_5k()
+        case "folder":
+            opened = _open_folder(settings)
+        case _:
+            opened = _open_prepared(settings)
+    train, test = opened.train, opened.test
+    gibibytes = (len(train) + len(test)) * math.prod(train.image_shape) / 2**30
+    fits = settings.streaming == "auto" and gibibytes <= settings.memory_limit
+    if opened.digest and (fits or settings.streaming == "never"):
+        train, test = _in_memory(name, opened, settings.workers)
+    held_out = opened.validation if settings.validation is None else settings.validation
+    training, validation = cut_validation(name, train, held_out)
+    # The fingerprint of a dataset that is known by name is that of its arrays.
+    source = "" if name in DATASETS else opened.digest
+    return Dataset.of(name, training, validation, test, opened.class_names, source)
+
+
+def _in_memory(name: str, opened: _Opened, workers: int | None) -> tuple[Split, Split]:
+    def read() -> Arrays:
+        return {"train": read_all(opened.train, workers), "test": read_all(opened.test, workers)}
+
+    arrays = cached_arrays(name, opened.folder, opened.digest, read)
+    return ArraySplit(*arrays["train"]), ArraySplit(*arrays["test"])
+
+
+def _open_mnist_5k() -> _Opened:
+    train, validation, test = mnist_5k().values()
+    images, labels = (np.concatenate(pair) for pair in zip(train, validation, strict=True))
+    digits = tuple("0123456789")
+    return _Opened(digits, ArraySplit(images, labels), ArraySplit(*test), len(validation[1]))
+
+
+def _open_folder(settings: DataConfig) -> _Opened:
+    if settings.dir is None:
+        raise ResNetJaxError(
+            "dataset folder needs a folder of images: give --data.dir DIR, with a folder for "
+            "each class in it"
+        )
+    root = Path(settings.dir).expanduser()
+    background = settings.background
+    folder = open_image_folder(
+        root, skip_bad=settings.skip_bad, background=background, workers=settings.workers
+    )
+    spec = folder.spec(settings.read_size or settings.image_size, settings.fit, background)
+    splits = folder.splits()
+    train, validation, test = (splits[split] for split in SPLITS)
+    return _Opened(
+        folder.class_names,
+        DiskSplit.whole(ImageFiles(folder, train + validation, spec)),
+        DiskSplit.whole(ImageFiles(folder, test, spec)),
+        len(validation) or None,
+        root,
+        folder.digest(splits, spec),
+    )
+
+
+def _open_prepared(settings: DataConfig) -> _Opened:
+    name, root = settings.name, tfds_root(settings.dir)
+    if settings.dir is not None and not root.is_dir():
+        raise ResNetJaxError(
+            f"{root} is no folder: expected one with prepared datasets (--data.dir)"
+        )
+    place = find_prepared(name, root)
+    if place is None:
+        # Only to the default folder anything is downloaded, and only what needs no TensorFlow.
+        if name not in DATASETS or settings.dir is not None:
+            raise not_prepared(name, root)
+        place = prepare(name)
+    prepared = open_prepared(place, root)
+    if "train" not in prepared.splits:
+        raise ResNetJaxError(
+            f"{place} has no training examples with labels: expected a split `train` (--data.name)"
+        )
+    size = settings.read_size or settings.image_size
+    spec = prepared.spec(size, settings.fit, settings.background)
+    train, validation, test = (prepared.splits.get(split, {}) for split in SPLITS)
+    own = sum(validation.values()) if "validation" in prepared.splits else None
+    return _Opened(
+        prepared.class_names,
+        DiskSplit.whole(Records(prepared, train | validation, spec)),
+        DiskSplit.whole(Records(prepared, test, spec)),
+        DATASETS[name].validation if name in DATASETS else own,
+        place,
+        prepared.digest(spec),
+    )

@@ -1,0 +1,180 @@
+"""Preparing datasets with TFDS: downloaded, or made from local IDX files; MNIST and its like
+without TensorFlow."""
+
+import contextlib
+import importlib.util
+import io
+import queue
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from resnet_jax.data.cache import Arrays
+from resnet_jax.data.mnist import (
+    DATASETS,
+    IDX_FILES,
+    DatasetInfo,
+    find_idx_files,
+    mnist_5k,
+    mnist_5k_file,
+    read_idx_files,
+)
+from resnet_jax.data.tfds import (
+    DamagedFileError,
+    PathLike,
+    check_known,
+    describe,
+    find_prepared,
+    image_and_label,
+    read_through,
+    tfds_root,
+)
+from resnet_jax.errors import ResNetJaxError
+
+PROBE_SECONDS = 4.0
+
+
+def prepare(
+    name: str,
+    data_dir: PathLike | None = None,
+    from_idx: PathLike | None = None,
+) -> Path:
+    """Make a dataset ready for reading; return its folder, or the file of ``mnist_5k``.
+
+    What is prepared already is read through and kept if it is whole, and replaced if not. The
+    dataset appears in its place complete, in one step; two processes may prepare at once.
+    Datasets that are not in ``DATASETS``, such as ``emnist/letters``, need TensorFlow. With
+    ``from_idx``, a folder with the published IDX files of MNIST or Fashion-MNIST, no network is
+    used.
+    """
+    info, root, arrays = DATASETS.get(name), tfds_root(data_dir), None
+    if from_idx is not None:
+        if info is None or not info.idx_sha256:
+            raise ResNetJaxError(f"`{name}` does not come as IDX files: leave --data.from-idx out")
+        # Before anything else, so that faulty files are never passed over.
+        arrays = read_idx_files(find_idx_files(Path(from_idx).expanduser()), info)
+    if name == "mnist_5k":
+        mnist_5k()
+        return mnist_5k_file()
+    found = find_prepared(name, root)
+    if found is not None:
+        with contextlib.suppress(DamagedFileError):
+            if not any(read_through(describe(found, root)).values()):
+                return found
+    if info is None:
+        check_known(name)
+        if importlib.util.find_spec("tensorflow") is None:
+            raise ResNetJaxError(
+                f"`{name}` needs TensorFlow to be prepared, not to be read: run `pip install "
+                "'resnet_jax[prepare]'`, or give a folder where it is prepared (--data.dir)"
+            )
+    elif arrays is None:
+        _check_reachable(info)
+    try:
+        return _build(name, root, found, arrays)
+    except ResNetJaxError:
+        raise
+    except Exception as error:  # TFDS, its downloader and the file system have many
+        lines = str(error).strip().splitlines() or [""]
+        remedy = " or local IDX files (--data.from-idx DIR)" if info is not None else ""
+        raise ResNetJaxError(
+            f"`{name}` could not be prepared in {root} ({type(error).__name__}: {lines[0][:400]}):"
+            f" try again, or give another folder (--data.dir){remedy}"
+        ) from error
+
+
+def _build(name: str, root: Path, replaces: Path | None, arrays: Arrays | None) -> Path:
+    """Prepare in a temporary folder below ``root`` and move the result into its place."""
+    import tensorflow_datasets as tfds
+
+    root.mkdir(parents=True, exist_ok=True)
+    prefix = f".{name.replace('/', '-')}-"
+    for abandoned in root.glob(f"{prefix}*"):  # by a process that was killed
+        with contextlib.suppress(OSError):
+            if time.time() - abandoned.stat().st_mtime > 86_400:
+                shutil.rmtree(abandoned, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=root, ignore_cleanup_errors=True) as work:
+        if name in DATASETS:
+            builder = _idx_builder(DATASETS[name], arrays)(data_dir=work)
+        else:
+            builder = tfds.builder(name, data_dir=work)
+            image_and_label(name, builder.info)  # before anything is downloaded
+        config = tfds.download.DownloadConfig(
+            manual_dir=root / "downloads" / "manual",
+            try_download_gcs=False,
+            force_checksums_validation=True,
+        )
+        with contextlib.redirect_stdout(io.StringIO()):  # where TFDS prints the temporary folder
+            builder.download_and_prepare(file_format="array_record", download_config=config)
+        built = Path(builder.data_dir)
+        target = root / built.relative_to(work)
+        if replaces is None and target.exists() and find_prepared(name, root) is None:
+            replaces = target  # what is left of a dataset whose description is gone
+        if replaces is not None and replaces.exists():
+            replaces.rename(Path(work, "replaced"))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            built.rename(target)
+        except OSError:
+            if find_prepared(name, root) is None:  # else another process was faster
+                raise
+    return target
+
+
+def _idx_builder(info: DatasetInfo, arrays: Arrays | None) -> Any:
+    """Return TFDS's builder without its two calls of TensorFlow: to read IDX and to encode PNG."""
+    import tensorflow_datasets as tfds
+
+    def examples(images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
+        # The keys are those of TFDS's builder: their hash decides the order.
+        for key, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+            file = io.BytesIO()
+            Image.fromarray(image[..., 0]).save(file, "png")
+            yield key, {"image": file.getvalue(), "label": label}
+
+    class FromIdx(tfds.builder_cls(info.name), skip_registration=True):  # type: ignore[call-arg,misc]
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            splits = arrays
+            if splits is None:  # TFDS compares the files with its registered checksums
+                urls = {file: f"{info.source}{file}.gz" for file in IDX_FILES}
+                paths = {file: Path(path) for file, path in dl_manager.download(urls).items()}
+                splits = read_idx_files(paths, info)
+            return {split: examples(*pair) for split, pair in splits.items()}
+
+    FromIdx.name = info.name
+    return FromIdx
+
+
+def _check_reachable(info: DatasetInfo) -> None:
+    """Ask the host for one small file's header: TFDS would try for 200 s without a network."""
+    import urllib.request  # here: slow to import and seldom needed
+
+    request = urllib.request.Request(f"{info.source}{IDX_FILES[-1]}.gz", method="HEAD")
+    answer: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def probe() -> None:
+        try:
+            with urllib.request.urlopen(request, timeout=PROBE_SECONDS):
+                answer.put("")
+        except Exception as error:
+            answer.put(str(error) or type(error).__name__)
+
+    # In a thread, because to look up a name has no time limit.
+    threading.Thread(target=probe, daemon=True).start()
+    try:
+        reason = answer.get(timeout=PROBE_SECONDS)
+    except queue.Empty:
+        reason = f"no answer in {PROBE_SECONDS:g} s"
+    if reason:
+        raise ResNetJaxError(
+            f"`{info.name}` is not prepared and cannot be downloaded from {info.source} "
+            f"({reason}): give a folder where it is prepared (--data.dir DIR or "
+            "TFDS_DATA_DIR) or local IDX files (--data.from-idx DIR)"
+        )

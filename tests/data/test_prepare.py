@@ -1,0 +1,303 @@
+"""Datasets of TFDS: preparing them from files, from a server, and without a network."""
+
+import dataclasses
+import functools
+import http.server
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from make_datasets import encoded, flip, refusal
+from tensorflow_datasets.core.download import checksums
+
+from resnet_jax.cli import main
+from resnet_jax.data import prepare as preparing
+from resnet_jax.data.load import load_dataset
+from resnet_jax.data.mnist import DATASETS, IDX_FILES, find_idx_files, read_idx_files
+from resnet_jax.data.prepare import prepare
+from resnet_jax.data.tfds import tfds_root
+from resnet_jax.errors import ResNetJaxError
+
+
+def leftovers(root):
+    return sorted(path.name for path in root.iterdir()) if root.exists() else []
+
+
+# Preparing from IDX files
+
+
+def holds_tiny(data, folder):
+    """Whether a dataset has exactly the images and labels of the IDX files, in any order."""
+    whole = {"train": [data.train, data.validation], "test": [data.test]}
+    for name, pair in read_idx_files(find_idx_files(folder), DATASETS["mnist"]).items():
+        ours = [
+            (image.tobytes(), int(label))
+            for part in whole[name]
+            for image, label in zip(part.images, part.labels, strict=True)
+        ]
+        assert sorted(ours) == sorted(
+            (image.tobytes(), int(label)) for image, label in zip(*pair, strict=True)
+        )
+    return True
+
+
+def test_from_idx_prepares_what_tfds_reads(tiny_mnist, tmp_path, capsys):
+    root = tmp_path / "new" / "root"
+    arguments = ["--dir", str(root), "--from-idx", str(tiny_mnist)]
+    assert main(["data", "prepare", "mnist", *arguments]) == 0
+    assert "mnist is prepared in" in " ".join(capsys.readouterr().out.split())
+    assert leftovers(root) == ["mnist"]
+    data = load_dataset("mnist", root)
+    assert (len(data.train), len(data.validation), len(data.test)) == (24, 6, 12)
+    assert holds_tiny(data, tiny_mnist)
+    # TFDS's own builder of that name opens it, in the same order.
+    sources = tfds.builder("mnist", data_dir=root, file_format="array_record").as_data_source()
+    theirs = list(sources["train"])
+    np.testing.assert_array_equal(data.train.images, [e["image"] for e in theirs[:24]])
+    np.testing.assert_array_equal(data.validation.images, [e["image"] for e in theirs[24:]])
+    np.testing.assert_array_equal(data.train.labels, [e["label"] for e in theirs[:24]])
+
+
+def test_the_order_is_that_of_tfds_s_builder(tiny_mnist, tmp_path, monkeypatch):
+    # TFDS's code with its two calls of TensorFlow replaced.
+    from tensorflow_datasets.image_classification import mnist as tfds_mnist
+
+    splits = read_idx_files(find_idx_files(tiny_mnist), DATASETS["mnist"])
+
+    class Mnist(tfds_mnist.MNIST, skip_registration=True):
+        name = "mnist"
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(split) for split in splits}
+
+        def _generate_examples(self, split):
+            arrays = [a.copy() for a in splits[split]]
+            monkeypatch.setattr(tfds_mnist, "_extract_mnist_images", lambda *_: arrays[0])
+            monkeypatch.setattr(tfds_mnist, "_extract_mnist_labels", lambda *_: arrays[1])
+            for key, example in super()._generate_examples(len(arrays[1]), "", ""):
+                yield key, {**example, "image": encoded(example["image"][..., 0])}
+
+    theirs = Mnist(data_dir=tmp_path / "theirs")
+    theirs.download_and_prepare(file_format="array_record")
+    prepare("mnist", tmp_path / "ours", tiny_mnist)
+    fingerprints = {load_dataset("mnist", tmp_path / who).fingerprint for who in ("ours", "theirs")}
+    assert len(fingerprints) == 1
+
+
+def test_load_from_idx_needs_no_network(tiny_mnist):
+    data = load_dataset("mnist", from_idx=tiny_mnist)
+    assert holds_tiny(data, tiny_mnist)
+    assert load_dataset("mnist").fingerprint == data.fingerprint  # now prepared
+
+
+def test_faulty_idx_files_prepare_nothing_and_are_never_passed_over(tiny_mnist, tmp_path):
+    root = tmp_path / "root"
+    prepare("mnist", root, tiny_mnist)
+    (tiny_mnist / "train-labels-idx1-ubyte.gz").unlink()
+    for target in (root, tmp_path / "other"):  # even where it is prepared already
+        with pytest.raises(ResNetJaxError, match="lacks train-labels-idx1-ubyte"):
+            prepare("mnist", target, tiny_mnist)
+    assert leftovers(tmp_path / "other") == []
+    for name in ("mnist_5k", "cifar10"):
+        with pytest.raises(ResNetJaxError, match="does not come as IDX files"):
+            load_dataset(name, from_idx=tiny_mnist)
+
+
+def test_prepare_mends_a_damaged_dataset_and_leaves_a_whole_one(tiny_mnist, tmp_path):
+    root = tmp_path / "root"
+    folder = prepare("mnist", root, tiny_mnist)
+    fingerprint = load_dataset("mnist", root).fingerprint
+    before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    assert prepare("mnist", root) == folder
+    assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
+    shard = folder / "mnist-train.array_record-00000-of-00001"
+    for damage in (
+        lambda: flip(shard, 5_000),
+        lambda: shard.unlink(),
+        lambda: (folder / "features.json").write_text("{"),
+        lambda: (folder / "dataset_info.json").unlink(),
+    ):
+        damage()
+        assert prepare("mnist", root, tiny_mnist) == folder
+        assert load_dataset("mnist", root).fingerprint == fingerprint
+    assert leftovers(root) == ["mnist"]
+
+
+def test_prepare_never_replaces_a_dataset_in_another_format(tiny_mnist, tmp_path):
+    root = tmp_path / "root"
+    description = prepare("mnist", root, tiny_mnist) / "dataset_info.json"
+    theirs = description.read_text().replace("array_record", "tfrecord")
+    description.write_text(theirs)  # what TFDS writes by default, hours of work at times
+    with pytest.raises(ResNetJaxError, match="prepared as tfrecord"):
+        prepare("mnist", root, tiny_mnist)
+    assert description.read_text() == theirs
+
+
+def test_two_may_prepare_at_once(tiny_mnist, tmp_path):
+    root, folders = tmp_path / "root", []
+    threads = [
+        threading.Thread(target=lambda: folders.append(prepare("mnist", root, tiny_mnist)))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert folders == [root / "mnist" / "3.0.1"] * 3
+    assert holds_tiny(load_dataset("mnist", root), tiny_mnist)
+    assert leftovers(root) == ["mnist"]
+
+
+def test_what_a_killed_process_left_is_cleared_away(tiny_mnist, tmp_path):
+    root = tmp_path / "root"
+    old, new = root / ".mnist-old", root / ".mnist-new"
+    for folder in (old, new):
+        (folder / "below").mkdir(parents=True)
+    os.utime(old, (1, 1))
+    prepare("mnist", root, tiny_mnist)
+    assert leftovers(root) == [".mnist-new", "mnist"]  # another may be at work in the new one
+
+
+def test_a_folder_that_cannot_be_written_is_named(tiny_mnist, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.touch()
+    with pytest.raises(ResNetJaxError, match=r"could not be prepared in .*below.*--data\.dir"):
+        prepare("mnist", blocked / "below", tiny_mnist)
+
+
+def test_without_tensorflow_the_extra_is_named(monkeypatch, tmp_path, capsys):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *more: None if name == "tensorflow" else find_spec(name, *more),
+    )
+    assert main(["data", "prepare", "cifar10", "--dir", str(tmp_path / "root")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "`cifar10` needs TensorFlow to be prepared" in line
+    assert "pip install 'resnet_jax[prepare]'" in line
+    assert not (tmp_path / "root").exists()
+
+
+# Downloads
+
+
+@pytest.fixture
+def server(tiny_mnist, tmp_path, monkeypatch):
+    """A web server on this machine with the tiny files, at the address of `mnist`.
+
+    Its checksums are registered with TFDS as those of the true address are.
+    """
+    folder = tmp_path / "www"
+    shutil.copytree(tiny_mnist, folder)
+    quiet = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    handler = functools.partial(quiet, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
+        address = f"http://127.0.0.1:{running.server_address[1]}/"
+        for path in folder.iterdir():
+            info = checksums.compute_url_info(path)
+            monkeypatch.setitem(checksums.get_all_url_infos(), address + path.name, info)
+        at(address, monkeypatch)
+        yield folder
+        running.shutdown()
+
+
+def at(address, monkeypatch):
+    """Moves `mnist` to another address."""
+    moved = dataclasses.replace(DATASETS["mnist"], source=address)
+    monkeypatch.setitem(DATASETS, "mnist", moved)
+
+
+def test_a_download_is_verified_and_prepared(server, tiny_mnist, capsys):
+    data = load_dataset("mnist")
+    assert holds_tiny(data, tiny_mnist)
+    assert leftovers(tfds_root()) == ["mnist"]
+    shown = capsys.readouterr()
+    assert shown.out == ""  # standard output belongs to the command
+    assert "Dl Completed" in shown.err  # progress
+
+
+def test_a_download_with_another_checksum_is_refused(server):
+    flip(server / "train-labels-idx1-ubyte.gz", -1)
+    assert "train-labels-idx1-ubyte.gz, downloaded to" in (text := refusal(None, "mnist"))
+    assert "wrong checksum" in text
+    assert leftovers(tfds_root()) == []
+
+
+def test_a_refusing_server_is_quoted_and_leaves_nothing(server):
+    (server / "train-images-idx3-ubyte.gz").unlink()
+    assert "HTTP code: 404" in refusal(None, "mnist")  # as TFDS says it
+    assert leftovers(tfds_root()) == []
+    (server / "t10k-labels-idx1-ubyte.gz").unlink()
+    assert "HTTP Error 404" in refusal(None, "mnist")  # before TFDS is asked
+
+
+def test_the_true_checksums_are_registered():
+    known = checksums.get_all_url_infos()
+    for name in ("mnist", "fashion_mnist"):
+        assert DATASETS[name].source == tfds.builder_cls(name).URL
+        assert all(f"{DATASETS[name].source}{file}.gz" in known for file in IDX_FILES)
+
+
+# No network
+
+
+@pytest.fixture
+def seconds(monkeypatch):
+    """Half a second for a host to answer; the time since."""
+    assert preparing.PROBE_SECONDS <= 4
+    monkeypatch.setattr(preparing, "PROBE_SECONDS", 0.5)
+    start = time.perf_counter()
+    return lambda: time.perf_counter() - start
+
+
+def test_a_silent_host_is_given_up_in_time(tiny_mnist, monkeypatch, seconds):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection, never answers
+        at(f"http://127.0.0.1:{silent.getsockname()[1]}/", monkeypatch)
+        text = refusal(None, "mnist")
+        assert seconds() < 2
+    assert "--data.dir" in text
+    assert "--data.from-idx" in text
+    assert not tfds_root().exists()
+
+
+def test_a_slow_name_server_is_given_up_in_time(monkeypatch, seconds):
+    release = threading.Event()
+
+    def slow(*args, **kwargs):
+        release.wait(30)
+        raise OSError("no answer")
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    assert "no answer in 0.5 s" in refusal(None, "fashion_mnist")
+    release.set()
+    assert seconds() < 2
+
+
+def test_without_a_network_one_line_within_five_seconds():
+    isolated = ["unshare", "--net", "--map-root-user"]
+    try:
+        works = subprocess.run([*isolated, "true"], capture_output=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("no unshare on this system")
+    if works.returncode:
+        pytest.skip("network namespaces are not allowed here")
+    command = [sys.executable, "-m", "resnet_jax", "data", "prepare", "mnist"]
+    start = time.perf_counter()
+    run = subprocess.run([*isolated, *command], capture_output=True, text=True, check=False)
+    assert time.perf_counter() - start < 5
+    assert run.returncode == 1
+    (line,) = run.stderr.splitlines()
+    assert "`mnist` is not prepared and cannot be downloaded from" in line
+    assert "--data.dir" in line
+    assert "--data.from-idx" in line
+    assert not tfds_root().exists()
