@@ -9,6 +9,9 @@ from typing import Any
 
 from resnet_jax.errors import ResNetJaxError
 
+# The end of the name of a file on its way into its place.
+UNFINISHED = ".unfinished"
+
 
 def sync(path: Path) -> None:
     """Return when a file's content, or a folder's list of names, is on the disk."""
@@ -25,7 +28,7 @@ def atomic_write(path: Path, text: str) -> None:
     Raises:
         ResNetJaxError: the file cannot be written.
     """
-    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished = path.with_name(path.name + UNFINISHED)
     try:
         with unfinished.open("w") as file:
             file.write(text)
@@ -37,6 +40,12 @@ def atomic_write(path: Path, text: str) -> None:
         raise unwritable(path, error) from error
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left of files in a folder."""
+    for path in folder.glob(f"*{UNFINISHED}"):
+        path.unlink()
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file as a whole or not at all, in the place of a regular file or of none.
 
@@ -44,7 +53,7 @@ def write_whole(path: Path, content: bytes) -> None:
         ResNetJaxError: it cannot be written.
     """
     check_replaceable(path)
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished = path.with_name(f".{path.name}{UNFINISHED}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.unlink(missing_ok=True)  # of a process that was killed

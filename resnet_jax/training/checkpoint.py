@@ -126,7 +126,6 @@ class Checkpoints:
 
     def _begin(self, unfinished: Path, needed: int) -> None:
         with self._explained(unfinished):
-            self._remove_unfinished()
             unfinished.mkdir(parents=True)
             sync(self.directory.parent)
             if (free := shutil.disk_usage(unfinished).free) < needed:
@@ -299,7 +298,8 @@ class Checkpoints:
             place.rename(gone)
             shutil.rmtree(gone)
 
-    def _remove_unfinished(self) -> None:
+    def remove_unfinished(self) -> None:
+        """Remove what killed processes left of steps."""
         for path in self.directory.glob(f"{UNFINISHED}*"):
             shutil.rmtree(path)
 

@@ -21,7 +21,13 @@ from resnet_jax.config import (
     to_dict,
 )
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.storage import atomic_write, json_sha256, refuse_links, unwritable
+from resnet_jax.storage import (
+    atomic_write,
+    json_sha256,
+    refuse_links,
+    remove_unfinished,
+    unwritable,
+)
 from resnet_jax.training.checkpoint import Checkpoints
 
 # The logger of what happens to a run: starts, stops, ends.
@@ -70,6 +76,9 @@ class RunFolder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 lock.truncate(0)
                 print(os.getpid(), "on", os.uname().nodename, file=lock, flush=True)
+                # Here and not at the next save: a run may have nothing left to save.
+                remove_unfinished(self.path)
+                self.checkpoints.remove_unfinished()
                 stack.enter_context(_log_to(self.path / "run.log"))
             except BlockingIOError:
                 lock.seek(0)

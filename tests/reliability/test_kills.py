@@ -102,6 +102,19 @@ def test_killed_at_every_kind_of_moment(undisturbed, tmp_path, record_property):
     record_property("kills", len(kill_one_after_another(moments, undisturbed, tmp_path)))
 
 
+def test_what_a_kill_left_unfinished_is_gone_when_the_command_ran_again(tmp_path):
+    """Also where the run has nothing left to save, as after a kill behind its last step."""
+    run_dir = tmp_path / "run"
+    behind_the_last = Moment("shutil.rmtree", "discarded-12")
+    assert ended(start(run_dir, moment=behind_the_last)) == -signal.SIGKILL
+    assert max(steps_of(run_dir)) == worker.STEPS
+    assert not no_orphans(run_dir)
+    (run_dir / "config.yaml.unfinished").write_text("config:")
+    (run_dir / "metrics.jsonl.unfinished").touch()
+    assert ended(start(run_dir)) == 0
+    assert no_orphans(run_dir)
+
+
 END = r"""
 import os, sys
 from pathlib import Path

@@ -13,6 +13,7 @@ import pytest
 
 import resnet_jax as rj
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.storage import atomic_write
 from resnet_jax.training import folder
 from resnet_jax.training.checkpoint import Checkpoints, DamagedCheckpointError, Manifest
 from resnet_jax.training.folder import RunFolder
@@ -115,10 +116,15 @@ def test_steps_after_the_one_resumed_from_do_not_push_out_new_ones(finished_run,
     assert list(checkpoints.good_steps()) == [9, 7]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [".lock", "config.yaml.unfinished", pytest.param("metrics.jsonl", marks=pytest.mark.slow)],
-)
+def test_a_file_that_finds_no_room_is_one_line(tmp_path):
+    """/dev/full takes nothing, as a full disk does."""
+    (tmp_path / "config.yaml.unfinished").symlink_to("/dev/full")
+    with pytest.raises(ResNetJaxError, match=r"cannot be written \(.* free space") as error:
+        atomic_write(tmp_path / "config.yaml", "epochs: 1")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", [".lock", pytest.param("metrics.jsonl", marks=pytest.mark.slow)])
 def test_a_full_disk_is_one_line(name, unaveraged_config, tmp_path, monkeypatch):
     """/dev/full takes nothing, as a full disk does; else a link in a run's folder is refused."""
     monkeypatch.setattr(folder, "refuse_links", lambda path: None)
