@@ -1,4 +1,7 @@
-"""The page in a real browser, on a run of `quickstart`; PAGE_RUN names one that is trained."""
+"""The page in a real browser, on a run of `quickstart`; PAGE_RUN names one that is trained.
+
+That run is narrow: it recognises as many digits, and trains in a third of the time.
+"""
 
 import http.client
 import json
@@ -34,7 +37,8 @@ def address(tmp_path_factory):
     run = os.environ.get("PAGE_RUN") or str(tmp_path_factory.mktemp("page") / "quickstart")
     command = [sys.executable, "-m", "resnet_jax"]
     if "PAGE_RUN" not in os.environ:
-        subprocess.run([*command, "train", "--run-dir", run], env=environment, check=True)
+        train = [*command, "train", "--model.width", "16", "--no-report", "--run-dir", run]
+        subprocess.run(train, env=environment, check=True)
     process = subprocess.Popen(
         [*command, "demo", run, "--port", "0"], env=environment, stdout=subprocess.PIPE, text=True
     )

@@ -30,7 +30,11 @@ def run_dir(finished_run, tmp_path_factory):
         shutil.rmtree(folder / f"checkpoints/{step}")
     place = folder / f"checkpoints/{steps[0]}"
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        tree = checkpointer.restore(place / "state")
+        saved = checkpointer.metadata(place / "state").item_metadata.tree
+        numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+        tree = checkpointer.restore(
+            place / "state", args=ocp.args.PyTreeRestore(restore_args=numpy)
+        )
         tree["batch_stats"] = jax.tree.map(lambda a: np.full_like(a, np.nan), tree["batch_stats"])
         tree["ema"]["batch_stats"] = tree["batch_stats"]
         shutil.rmtree(place / "state")

@@ -81,7 +81,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("what", DAMAGE)
-def test_a_line_that_is_no_row_is_named(what, run_dir, tiny_config, capsys):
+def test_a_line_that_is_no_row_is_named(what, run_dir, capsys):
     """E4: by `verify`, and by the command that would go on."""
     path = run_dir / "metrics.jsonl"
     lines = path.read_text().splitlines()
@@ -120,16 +120,14 @@ def test_tests_of_which_lines_are_missing_are_made_again(run_dir):
     assert set(zip(found["split"], found["checkpoint"], strict=True)) == wanted
 
 
-COMMAND = [
-    *(sys.executable, "-m", "resnet_jax", "train", "--model.width", "2", "--no-report"),
-    *("--model.lowering", "reference", "--data.subset", "60", "20", "20", "--batch-size", "20"),
-    *("--epochs", "60", "--eval-every", "60", "--log-every", "1"),
-]
+@pytest.fixture
+def command(tiny_options, tmp_path):
+    program = [sys.executable, "-m", "resnet_jax", "train", *tiny_options]
+    return [*program, "--log-every", "1", "--run-dir", str(tmp_path / "run")]
 
 
-def test_without_a_reader_of_its_output_a_run_trains_on(tmp_path):
+def test_without_a_reader_of_its_output_a_run_trains_on(command, tmp_path):
     """E5: `| head`."""
-    command = [*COMMAND, "--run-dir", str(tmp_path / "run"), "--epochs", "2"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.readline()
         process.stdout.close()
@@ -142,9 +140,9 @@ def test_without_a_reader_of_its_output_a_run_trains_on(tmp_path):
     assert "finished at step" in (tmp_path / "run/run.log").read_text()
 
 
-def test_a_terminal_that_goes_away_stops_the_run_saved(tmp_path):
+def test_a_terminal_that_goes_away_stops_the_run_saved(command, tmp_path):
     """E5: SIGHUP as SIGTERM."""
-    command = [*COMMAND, "--run-dir", str(tmp_path / "run")]
+    command += ["--epochs", "500", "--eval-every", "3000"]
     metrics = tmp_path / "run/metrics.jsonl"
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         pytest.skip("under `nohup` the command ignores SIGHUP")
@@ -164,11 +162,12 @@ def test_a_terminal_that_goes_away_stops_the_run_saved(tmp_path):
 
 
 @pytest.mark.parametrize("verb", ["train", "evaluate"])
-def test_a_device_that_is_not_there_is_one_line(verb, finished_run, tmp_path):
+def test_a_device_that_is_not_there_is_one_line(verb, command, finished_run):
     """B5."""
-    options = {"train": [*COMMAND[4:], "--run-dir", str(tmp_path)], "evaluate": [finished_run.path]}
+    if verb == "evaluate":
+        command[3:] = ["evaluate", finished_run.path]
     done = subprocess.run(
-        [*COMMAND[:3], verb, *options[verb]],
+        command,
         capture_output=True, text=True, timeout=100, env=os.environ | {"JAX_PLATFORMS": "rocm"},
     )  # fmt: skip
     assert done.returncode == 1

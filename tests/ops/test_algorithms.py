@@ -1,7 +1,6 @@
 """The algorithms of a convolution on a CPU, and what they leave to XLA: each against the other."""
 
 import itertools
-from collections.abc import Iterator
 from functools import partial
 from unittest import mock
 
@@ -10,19 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from jax import export
+from test_conv import assert_close, check_against_reference, convolutions, normal, passes
 
 from resnet_jax.ops import conv2d, heuristics, max_pool, pool
 from resnet_jax.ops.algorithms import ALGORITHMS, im2col, shift_add, supports, winograd
 from resnet_jax.ops.geometry import Geometry
 from resnet_jax.ops.primitives import depends_on
 
-
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
+CHECKED = itertools.count()
 
 
 @pytest.fixture(autouse=True)
@@ -33,61 +28,6 @@ def _small_as_if_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heuristics, "XLA_CHANNELS", ())
 
 
-def normal(seed: int, *shape: int, dtype: object = np.float64) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
-
-
-def passes(x: jax.Array, kernel: jax.Array, **options: object):
-    """Value, input gradient and weight gradient of one random functional of the output."""
-
-    @jax.jit
-    def run(x, kernel):
-        y, pullback = jax.vjp(lambda x, kernel: conv2d(x, kernel, **options), x, kernel)
-        grad = normal(7, *y.shape).astype(y.dtype)
-        return y, *pullback(grad)
-
-    return run(x, kernel)
-
-
-def assert_close(got: object, expected: object, relative: float) -> None:
-    """Largest difference within ``relative`` of the largest value."""
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        assert a.shape == b.shape
-        assert a.dtype == b.dtype
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        assert np.abs(a - b).max(initial=0) <= relative * max(1.0, np.abs(b).max(initial=0))
-
-
-CHECKED = itertools.count()
-
-
-@st.composite
-def convolutions(draw: st.DrawFn) -> dict[str, tuple[int, ...]]:
-    """Sizes 1 to 17, strides 1 to 3, kernels 1, 2, 3, 5, 7, paddings 0 to 3, odd channels."""
-    kernel = draw(st.tuples(*[st.sampled_from([1, 2, 3, 5, 7])] * 2))
-    padding = draw(st.tuples(*[st.integers(0, 3)] * 2))
-    least = [max(1, k - 2 * p) for k, p in zip(kernel, padding, strict=True)]
-    return {
-        "x": (
-            draw(st.sampled_from([1, 2, 3])),
-            *(draw(st.integers(smallest, 17)) for smallest in least),
-            draw(st.sampled_from([1, 3, 4])),
-        ),
-        "kernel": kernel,
-        "stride": draw(st.tuples(*[st.integers(1, 3)] * 2)),
-        "padding": padding,
-        "out": (draw(st.sampled_from([1, 2, 5])),),
-    }
-
-
-def check_against_reference(case: dict[str, tuple[int, ...]]) -> None:
-    x = normal(1, *case["x"])
-    kernel = normal(2, *case["kernel"], case["x"][3], *case["out"])
-    options = {"stride": case["stride"], "padding": case["padding"]}
-    expected = passes(x, kernel, lowering="reference", **options)
-    assert_close(passes(x, kernel, **options), expected, 1e-9)
-
-
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(convolutions())
 def test_any_convolution_equals_the_reference(case: dict[str, tuple[int, ...]]) -> None:
@@ -95,7 +35,7 @@ def test_any_convolution_equals_the_reference(case: dict[str, tuple[int, ...]]) 
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(convolutions())
 def test_many_convolutions_equal_the_reference(case: dict[str, tuple[int, ...]]) -> None:
     check_against_reference(case)

@@ -1,7 +1,4 @@
-"""The convolution is the reference's: values and both gradients; see test_formulations.py too."""
-
-from collections.abc import Iterator
-from functools import partial
+"""The convolution is the reference's: values and both gradients; see test_algorithms.py too."""
 
 import chex
 import jax
@@ -14,24 +11,14 @@ from hypothesis import strategies as st
 from resnet_jax.ops import conv2d
 
 
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
-
-
 def normal(seed: int, *shape: int, dtype: object = np.float64) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
 
 
-# Compiled in a hurry: what is tested is the mathematics, not LLVM.
-quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+def passes(x: jax.Array, kernel: jax.Array, **options: object):
+    """Value, input gradient and weight gradient of one random functional of the output."""
 
-
-def faces(x: jax.Array, kernel: jax.Array, **options: object):
-    """Value, input gradient and kernel gradient of one random functional of the output."""
-
-    @quick
+    @jax.jit
     def run(x, kernel):
         y, pullback = jax.vjp(lambda x, kernel: conv2d(x, kernel, **options), x, kernel)
         grad = normal(7, *y.shape).astype(y.dtype)
@@ -72,8 +59,8 @@ def check_against_reference(case: dict[str, tuple[int, ...]]) -> None:
     x = normal(1, *case["x"])
     kernel = normal(2, *case["kernel"], case["x"][3], *case["out"])
     options = {"stride": case["stride"], "padding": case["padding"]}
-    expected = faces(x, kernel, lowering="reference", **options)
-    assert_close(faces(x, kernel, **options), expected, 1e-9)
+    expected = passes(x, kernel, lowering="reference", **options)
+    assert_close(passes(x, kernel, **options), expected, 1e-9)
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
@@ -95,8 +82,8 @@ def test_any_convolution_equals_the_reference(case: dict[str, tuple[int, ...]]) 
 def test_layers_of_a_resnet_equal_the_reference(shape, k, stride) -> None:
     x, kernel = normal(1, *shape), normal(2, k, k, shape[3], 32)
     options = {"stride": stride, "padding": k // 2}
-    expected = faces(x, kernel, lowering="reference", **options)
-    assert_close(faces(x, kernel, **options), expected, 1e-9)
+    expected = passes(x, kernel, lowering="reference", **options)
+    assert_close(passes(x, kernel, **options), expected, 1e-9)
 
 
 def test_a_worked_example() -> None:
@@ -106,7 +93,7 @@ def test_a_worked_example() -> None:
 
 
 def test_an_empty_batch() -> None:
-    y, input_grad, kernel_grad = faces(jnp.zeros((0, 5, 5, 4)), normal(2, 3, 3, 4, 6), padding=1)
+    y, input_grad, kernel_grad = passes(jnp.zeros((0, 5, 5, 4)), normal(2, 3, 3, 4, 6), padding=1)
     assert y.shape == (0, 5, 5, 6)
     assert input_grad.shape == (0, 5, 5, 4)
     np.testing.assert_array_equal(kernel_grad, np.zeros((3, 3, 4, 6)))

@@ -1,6 +1,5 @@
 """Max-pooling equals ``reduce_window``, and ties go to the first, as in torch."""
 
-from collections.abc import Iterator
 from functools import partial
 
 import chex
@@ -13,12 +12,6 @@ from hypothesis import strategies as st
 from jax import export
 
 from resnet_jax.ops import max_pool
-
-
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
 
 
 def images(seed: int, *shape: int, levels: int = 0) -> jax.Array:
@@ -65,8 +58,7 @@ def test_any_pool_equals_reduce_window_and_torchs_rule(case: dict, levels: int) 
     options = {k: v for k, v in case.items() if k != "x"}
     x = images(1, *case["x"], levels=levels)
 
-    # Compiled in a hurry: what is tested is the mathematics, not LLVM.
-    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @jax.jit
     def run(x):
         y, pullback = jax.vjp(partial(max_pool, **options), x)
         grad = jnp.arange(1.0, y.size + 1).reshape(y.shape)

@@ -104,7 +104,7 @@ def test_several_processes_train_the_run_of_one(count, alone, tmp_path):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """58 digits as files, and a test split of eight."""
+    """58 digits as files, and a test split of eight; see `options_of`."""
     data = rj.load_dataset("mnist_5k").train
     for split, chosen in (("train", range(0, 4000, 70)), ("test", range(35, 4000, 500))):
         for index in chosen:
@@ -114,10 +114,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "digits"
 
 
+def options_of(folder: Path) -> list[str]:
+    return ["--data.name", "folder", "--data.subset", "None", "--data.dir", str(folder)]
+
+
 @pytest.mark.slow
 def test_each_process_streams_its_own_rows(folder, tmp_path):
     """Eight test images are a batch of twelve, of which the last process has padding alone."""
-    options = ["--data.name", "folder", "--data.dir", str(folder), "--data.subset", "None"]
+    options = options_of(folder)
     held = train(tmp_path / "held", 1, *options, "--data.streaming", "never")
     streamed = train(tmp_path / "streamed", 4, *options, "--data.streaming", "always")
     assert_same(streamed, held)
@@ -202,11 +206,33 @@ def test_what_all_processes_are_told_is_said_by_each_in_one_line(tmp_path):
 def test_other_data_on_another_host_are_refused(folder, tmp_path):
     changed = Path(shutil.copytree(folder, tmp_path / "changed"))
     next(changed.glob("train/*/*.png")).unlink()
-    options = ["--data.name", "folder", "--data.subset", "None", "--data.dir", str(folder)]
     each = {1: ["--data.dir", str(changed)]}
-    for member in start(tmp_path / "run", 2, *options, each=each):
+    for member in start(tmp_path / "run", 2, *options_of(folder), each=each):
         assert_refused(*member.ends(), "process 1", "data")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_data_folder_of_one_process_is_everybodys_failure(folder, tmp_path):
+    each = {1: ["--data.dir", str(tmp_path / "nowhere")]}
+    waiting, failing = start(tmp_path / "run", 2, *options_of(folder), each=each)
+    failed = failing.ends()
+    assert_refused(*failed, str(tmp_path / "nowhere"))
+    assert waiting.ends(60) == failed
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_rotten_file_among_one_processs_rows_is_everybodys_failure(folder, tmp_path):
+    copy, run_dir = Path(shutil.copytree(folder, tmp_path / "copy")), tmp_path / "run"
+    options = [*options_of(folder), "--data.streaming", "always", "--epochs", "3000"]
+    waiting, failing = start(run_dir, 2, *options, each={1: ["--data.dir", str(copy)]})
+    wait_until(lambda: has_begun(run_dir), 120)
+    for file in copy.glob("train/*/*.png"):
+        file.write_bytes(b"rotten")
+    failed = failing.ends()
+    assert_refused(*failed, str(copy))
+    assert waiting.ends(60) == failed
+    assert rj.Run.open(run_dir).verify().ok
 
 
 @pytest.mark.slow
