@@ -23,7 +23,6 @@ SERIES = {
     "resnet_jax": ("resnet_jax", BLUE, "o"),
 }
 NAMES = [case["name"] for case in CASES]
-NOT_IN_SHORT = (32, 128, 512)  # batch sizes that the project's README leaves out
 
 
 def read(name: str):
@@ -71,14 +70,30 @@ def draw() -> Figure:
     return figure
 
 
-def speed(in_full: bool = False) -> str:
+def speed_ups(what: str) -> str:
+    """The range over batch sizes, for ``training`` or ``inference``."""
+    usual = [
+        row["speed_up"] for name, row in by_case().items() if name.startswith(f"{what}, batch")
+    ]
+    return f"{min(usual):.1f} to {max(usual):.1f}"
+
+
+def slower() -> str:
+    """The cases in which PyTorch is faster."""
+    ratios = {name: row["speed_up"] for name, row in by_case().items()}
+    return " and ".join(
+        f"{ratio:.2f} ({name.split(', ', 1)[1]})" for name, ratio in ratios.items() if ratio < 1
+    )
+
+
+def speed() -> str:
 
     def time(row: Row) -> str:
         low, middle, high = (row[f"{key}_ms"] for key in ("quartile1", "median", "quartile3"))
         return f"{middle:.1f} ms ({low:.1f} to {high:.1f})"
 
     lines, found = [], by_case()
-    for case in (c for c in CASES if in_full or c["batch"] not in NOT_IN_SHORT):
+    for case in CASES:
         row = found[case["name"]]
         torch = f"{time(row['torch'])}, {row['torch']['contender'].removeprefix('torch ')}"
         flax = f"{row['flax']['median_ms']:.0f} ms"

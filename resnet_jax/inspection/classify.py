@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from resnet_jax.data.image import DecodeSpec, read_image
+from resnet_jax.data.digit import FoundDigit, read_digit_or_image
+from resnet_jax.data.image import DecodeSpec
 from resnet_jax.data.walk import find_images
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.inspection.saliency import explain, overlay
@@ -49,24 +50,23 @@ def classify_files(
     settings = run.config.data
     spec = DecodeSpec(run.image_shape, settings.fit, settings.background)
 
-    def read() -> Iterator[tuple[Path, np.ndarray]]:
+    def read_all() -> Iterator[tuple[Path, FoundDigit]]:
         for path in files:
             try:
-                yield path, read_image(path, spec, invert=invert)
+                yield path, read_digit_or_image(path, spec, find=settings.find_digit, invert=invert)
             except ResNetJaxError as error:
                 on_error(error)
 
     rows = []
-    readable = read()
+    readable = read_all()
     # In batches: of all pictures but those of one, only the answers are kept.
     while batch := list(itertools.islice(readable, run.config.batch_size)):
-        images = np.stack([image for _, image in batch])
-        for (path, _), p in zip(batch, run.predict(images, checkpoint), strict=True):
+        images = np.stack([read.image for _, read in batch])
+        for (path, read), p in zip(batch, run.predict(images, checkpoint), strict=True):
             top = [(run.class_names[k], float(p[k])) for k in np.argsort(-p)[:topk]]
             label, probability = top[0]
-            rows.append(
-                {"path": str(path), "label": label, "probability": probability, "topk": top}
-            )
+            row = {"path": str(path), "label": label, "probability": probability, "topk": top}
+            rows.append(row | ({"found": read.how} if read.how else {}))
         if explain_in:
             _write_explanations(run, images, checkpoint, [targets[path] for path, _ in batch])
     return rows
