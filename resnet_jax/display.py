@@ -223,7 +223,7 @@ class Display(Callback):
 
     def on_metrics(self, row: dict[str, Any]) -> None:
         """Show training metrics in the bar, and a line for each evaluation."""
-        where = f"epoch {row['epoch']:6.2f}  step {row['step']:5d}"
+        where = f"epoch {row['epoch']:5.2f}  step {row['step']:5d}"
         if row["kind"] == "train":
             self._last_train = row
             metrics = (

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,28 @@ def test_brackets_in_a_name_are_shown(run_dir, digits, monkeypatch, capsys):
 def test_the_same_command_says_that_the_run_is_finished(run_dir, capsys):
     assert main(["train", "quickstart", "--run-dir", str(run_dir), *SAME]) == 0
     assert "finished" in capsys.readouterr().out
+
+
+def test_a_finished_run_says_its_result_again(run_dir, capsys):
+    assert main(["train", "quickstart", "--run-dir", str(run_dir), *SAME]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    accuracy = rj.Run.open(run_dir).evaluate("test", "best").accuracy
+    (line,) = [line for line in lines if line.startswith("test, best parameters")]
+    assert f"accuracy {accuracy:.2%}" in line
+
+
+def test_from_the_command_to_the_library_are_two_calls(monkeypatch, tmp_path):
+    """And the entry point before them."""
+    frames = []
+
+    def train(*arguments, **settings):
+        frames.extend(frame.filename for frame in traceback.extract_stack())
+        raise rj.ResNetJaxError("enough")
+
+    monkeypatch.setattr("resnet_jax.run.train", train)
+    assert main(["train", "--run-dir", str(tmp_path / "run")]) == 1
+    package = Path(rj.__file__).parent
+    assert len([name for name in frames if Path(name).is_relative_to(package)]) == 2
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 import io
 
+import pandas as pd
+import pytest
 from rich.console import Console
 
 from resnet_jax import display
@@ -40,11 +42,46 @@ def test_a_pipe_gets_plain_lines(monkeypatch):
     lines = show(terminal=False).splitlines()
     assert "\x1b" not in "".join(lines)
     assert lines == [
-        "epoch   0.50  step     4  train 1.2346 50.00%  val 0.5000 75.00%  1,234 img/s",
+        "epoch  0.50  step     4  train 1.2346 50.00%  val 0.5000 75.00%  1,234 img/s",
         "test, best parameters (step 4): loss 0.2500  accuracy 90.00%",
     ]
     # After a silence, training metrics are shown too.
     monkeypatch.setattr(display, "SECONDS_BETWEEN_LINES", 0.0)
     assert show(terminal=False).splitlines()[0] == (
-        "epoch   0.50  step     4  loss 1.235  accuracy 50.0%  1,234 images/s"
+        "epoch  0.50  step     4  loss 1.235  accuracy 50.0%  1,234 images/s"
     )
+
+
+def test_an_evaluation_is_one_line_of_80_columns():
+    file = io.StringIO()
+    shown = Display(Console(file=file, width=80))
+    late = {"step": 450_000, "epoch": 90.0, "accuracy": 1.0}
+    shown.on_metrics({**TRAIN, **late, "images_per_s": 98_765.4})
+    for more in ({}, {"top5": 0.9876}):
+        shown.on_metrics({**VALIDATION, **late, **more})
+    lines = file.getvalue().splitlines()
+    assert len(lines) == 2
+    assert max(map(len, lines)) <= 80
+    assert "98,765 img/s" in lines[0]
+    assert "top-5 98.76%" in lines[1]
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_a_comparison_of_any_number_of_settings_fits_80_columns(count, monkeypatch):
+    names = [f"fast-{'x' * k}-seed*" for k in range(count)]
+    rows = [
+        {"data.subset": (120, 50, 30), "optim.learning-rate": 0.1, "runs": 3, "seeds": "0 1 2",
+         "test accuracy": 0.9, "test accuracy sd": 0.0283, "test loss": 0.3, "test loss sd": None}
+        for _ in names
+    ]  # fmt: skip
+    file = io.StringIO()
+    monkeypatch.setattr(display, "console", Console(file=file, width=80))
+    display.print_comparison(pd.DataFrame(rows, index=names))
+    lines = file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    words = file.getvalue().split()
+    for name in names:
+        assert words.count(name) == 1
+    for label, value in (("data.subset", "120 50 30"), ("test accuracy", "90.00% ± 2.83%")):
+        found = [line for line in lines if line.strip().startswith(label)]
+        assert sum(line.count(value) for line in found) == count
