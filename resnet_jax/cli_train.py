@@ -11,7 +11,8 @@ from tyro.conf import Positional
 from resnet_jax import display
 from resnet_jax.config import TrainConfig, replaced
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.presets import PRESETS
+from resnet_jax.presets import PRESETS, run_name
+from resnet_jax.presets import grid as grid_of
 from resnet_jax.presets import preset as find_preset
 from resnet_jax.signals import Stop
 
@@ -30,6 +31,7 @@ def train_verb(arguments: list[str], stop: Stop) -> Callable[..., None]:
         config: Annotated[TrainConfig, tyro.conf.arg(name="")] = default,
         run_dir: Path | None = None,
         seeds: int | None = None,
+        grid: tuple[str, ...] = (),
         report: bool = True,
         from_idx: Annotated[Path | None, tyro.conf.arg(name="data.from-idx")] = None,
         distributed: bool = False,
@@ -45,8 +47,11 @@ def train_verb(arguments: list[str], stop: Stop) -> Callable[..., None]:
         Args:
             preset: one of the table of presets.
             config: the settings.
-            run_dir: the run's folder. None: runs/PRESET-seedN.
+            run_dir: the run's folder. None: runs/PRESET-seedN, with settings that change what is
+                learnt in the name.
             seeds: repeat with seeds 0 to SEEDS - 1, a folder each, and compare the runs.
+            grid: train with each combination of values, a folder each, and compare the runs:
+                `--grid optim.learning-rate=0.01,0.1 model.residual=true,false`.
             report: make the run's report at the end, as `resnet-jax report` does; not with
                 --distributed.
             from_idx: prepare MNIST or Fashion-MNIST first from the IDX files in this folder, as
@@ -65,7 +70,6 @@ def train_verb(arguments: list[str], stop: Stop) -> Callable[..., None]:
                 f"preset {preset} stands after options: give it first, "
                 f"`resnet-jax train {preset} ...`"
             )
-        folders = _folders(run_dir, name, config.seed, seeds)
         address = (coordinator, num_processes, process_id)
         if distributed:
             from resnet_jax.training.distributed import initialize, is_main_process
@@ -82,14 +86,13 @@ def train_verb(arguments: list[str], stop: Stop) -> Callable[..., None]:
             from resnet_jax.training.distributed import main_process_first
 
             main_process_first(lambda: prepare(config.data.name, config.data.dir, from_idx))
-        config = _with_statistics_of_its_dataset(config, default, arguments)
+        config = _with_settings_of_its_dataset(config, default, arguments)
         runs = []
-        for seed, folder in folders.items():
-            settings = dataclasses.replace(config, seed=seed)
+        for settings, folder in _planned(name, config, run_dir, seeds, grid):
             display.print_line(
-                f"{'' if config.model.residual else 'plain '}{config.model.name} on "
-                f"{config.data.name}, seed {seed}: {config.epochs:g} epochs in batches of "
-                f"{config.batch_size}, run folder {folder}"
+                f"{'' if settings.model.residual else 'plain '}{settings.model.name} on "
+                f"{settings.data.name}, seed {settings.seed}: {settings.epochs:g} epochs in "
+                f"batches of {settings.batch_size}, run folder {folder}"
             )
             from resnet_jax.run import train
             from resnet_jax.training.distributed import failing_together
@@ -103,7 +106,7 @@ def train_verb(arguments: list[str], stop: Stop) -> Callable[..., None]:
             if report and not distributed:
                 _report_if_new(run)
             runs.append(run)
-        if seeds is not None:
+        if seeds is not None or grid:
             from resnet_jax.inspection.compare import compare_runs
 
             display.print_comparison(compare_runs(runs))
@@ -113,29 +116,63 @@ def train_verb(arguments: list[str], stop: Stop) -> Callable[..., None]:
     return train
 
 
-def _folders(run_dir: Path | None, preset: str, seed: int, seeds: int | None) -> dict[int, Path]:
-    """Return the folder of the run of each seed."""
-    if seeds is None:
-        return {seed: run_dir or Path("runs") / f"{preset}-seed{seed}"}
-    if seeds < 1:
+def _planned(
+    preset: str,
+    config: TrainConfig,
+    run_dir: Path | None,
+    seeds: int | None,
+    axes: tuple[str, ...],
+) -> list[tuple[TrainConfig, Path]]:
+    """Return the configuration and the folder of each run to train."""
+    if seeds is not None and seeds < 1:
         raise ResNetJaxError(f"--seeds must be at least 1, got {seeds}")
-    if seed:
+    if seeds is not None and config.seed:
         raise ResNetJaxError(
-            f"--seed {seed} and --seeds {seeds} exclude each other: --seeds repeats with "
+            f"--seed {config.seed} and --seeds {seeds} exclude each other: --seeds repeats with "
             f"seeds 0 to {seeds - 1}"
         )
-    return {n: Path(f"{run_dir or Path('runs') / preset}-seed{n}") for n in range(seeds)}
+    planned = []
+    for point in grid_of(config, axes):
+        for seed in [config.seed] if seeds is None else range(seeds):
+            settings = dataclasses.replace(point, seed=seed)
+            if run_dir is None:
+                folder = _default_folder(preset, settings)
+            elif seeds is None and not axes:
+                folder = run_dir
+            else:
+                folder = run_dir.with_name(
+                    f"{run_name(run_dir.name, config, settings)}-seed{settings.seed}"
+                )
+            planned.append((settings, folder))
+    return planned
 
 
-def _with_statistics_of_its_dataset(
+def _default_folder(preset: str, config: TrainConfig) -> Path:
+    """Return runs/PRESET-seedN, with settings that change what is learnt in the name.
+
+    Without them where a run of this very configuration is in that folder: of an earlier version.
+    """
+    plain = Path("runs") / f"{preset}-seed{config.seed}"
+    named = Path("runs") / f"{run_name(preset, PRESETS[preset], config)}-seed{config.seed}"
+    if named == plain or not (plain / "config.yaml").is_file():
+        return named
+    from resnet_jax.training.run_folder import RunFolder
+
+    recorded = RunFolder(plain).read_config()[0]
+    own = {f"data.{key}": getattr(recorded.data, key) for key in ("mean", "std", "dir")}
+    same = run_name("", recorded, replaced(config, own)) == ""
+    return plain if same else named
+
+
+def _with_settings_of_its_dataset(
     config: TrainConfig, preset: TrainConfig, arguments: list[str]
 ) -> TrainConfig:
-    """Drop a preset's mean and standard deviation where the command names another dataset."""
+    """Drop what a preset says of its dataset where the command names another one."""
     if config.data.name == preset.data.name:
         return config
     named = {argument.split("=")[0] for argument in arguments}
-    options = {"data.mean", "data.std"}
-    return replaced(config, {name: None for name in options if f"--{name}" not in named})
+    own = {"data.mean": None, "data.std": None, "data.find-digit": False}
+    return replaced(config, {name: own[name] for name in own if f"--{name}" not in named})
 
 
 def _report_if_new(run: "Run") -> None:

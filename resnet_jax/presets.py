@@ -159,23 +159,23 @@ def preset(name: str) -> TrainConfig:
     raise ResNetJaxError(f"preset {name} is not known: {hint}")
 
 
-def run_name(preset: str, config: TrainConfig) -> str:
-    """Return the name of a run: the preset's, and what changes what is learnt: ``book-plain``.
+def run_name(name: str, reference: TrainConfig, config: TrainConfig) -> str:
+    """Return a name with the settings in which what is learnt differs: ``book-plain``.
 
     Neither the length of the run nor its seed are named; a folder of images is by its last part.
     """
-    changes = differences(PRESETS[preset], config)
+    changes = differences(reference, config)
     unnamed = {"epochs", "seed"}
     if "data.name" in changes:  # with it the preset's mean and deviation go
         unnamed |= {option for option in ("data.mean", "data.std") if changes[option][1] is None}
     named = sorted(options_with(Effect.LEARNING) & changes.keys() - unnamed)
-    parts = [preset, *(_part(option, changes[option][1]) for option in named)]
-    if config.data.name == "folder" and config.data.dir is not None:
-        parts.insert(1, Path(config.data.dir).resolve().name)
-    name = re.sub(r"[^\w.-]+", "_", "-".join(parts))
-    if len(name) > 100:
-        name = f"{name[:90]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return name
+    parts = [name, *(_part(option, changes[option][1]) for option in named)]
+    if config.data.name == "folder" and "data.dir" in changes:
+        parts.insert(1, Path(config.data.dir or "").resolve().name)
+    full = re.sub(r"[^\w.-]+", "_", "-".join(parts))
+    return (
+        full if len(full) <= 100 else f"{full[:90]}-{hashlib.sha256(full.encode()).hexdigest()[:8]}"
+    )
 
 
 def _part(option: str, value: Any) -> str:

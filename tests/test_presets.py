@@ -30,15 +30,16 @@ from resnet_jax.presets import PRESETS, grid, run_name
     ],
 )
 def test_names(preset, changes, name):
-    assert run_name(preset, replaced(PRESETS[preset], changes)) == name
+    assert run_name(preset, PRESETS[preset], replaced(PRESETS[preset], changes)) == name
 
 
 def test_a_long_name_is_cut_and_still_its_own():
     changes = {f"augment.{option}": 0.5 for option in ("shift", "rotation", "scale", "shear")}
     changes |= {f"augment.{option}": 0.25 for option in ("mixup", "cutmix", "erase")}
     changes |= {"label-smoothing": 0.2, "optim.weight-decay": 0.3, "optim.momentum": 0.4}
+    book = PRESETS["book"]
     names = {
-        run_name("book", replaced(PRESETS["book"], changes | {"optim.clip-norm": clip}))
+        run_name("book", book, replaced(book, changes | {"optim.clip-norm": clip}))
         for clip in (1.0, 2.0)
     }
     assert len(names) == 2
