@@ -65,7 +65,8 @@ def cached_arrays(name: str, folder: Path, key: object, read: Callable[[], Array
     path = _cache_file(name, folder, "arrays")
     digest = _sha256([DECODING_VERSION, key])
     # Each entry of the file has a checksum. Damage makes NumPy raise all kinds, even MemoryError.
-    with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as file:
+    # And NumPy leaves a damaged file open, so it is opened here.
+    with contextlib.suppress(Exception), path.open("rb") as opened, np.load(opened) as file:
         header = json.loads(str(file["header"]))
         if header["key"] == digest:
             return {
