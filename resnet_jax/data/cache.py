@@ -126,7 +126,8 @@ def _digest(key: object) -> str:
 
 def _load(path: Path, key: object) -> dict[str, np.ndarray] | None:
     # Each entry of the file has a checksum. Damage makes NumPy raise all kinds, even MemoryError.
-    with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as file:
+    # And NumPy leaves a damaged file open, so it is opened here.
+    with contextlib.suppress(Exception), path.open("rb") as opened, np.load(opened) as file:
         if str(file["key"]) == _digest(key):
             return dict(file)
     return None

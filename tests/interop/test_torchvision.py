@@ -360,7 +360,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path):
         if save:
             save(content, tmp_path / name)
         else:
-            (tmp_path / name).write_bytes(pickle.dumps(content))
+            (tmp_path / name).write_bytes(pickle.dumps(content, protocol=2))
         with pytest.raises(rj.ResNetJaxError, match="can run code") as caught:
             load_weights(tmp_path / name)
         assert "\n" not in str(caught.value)
