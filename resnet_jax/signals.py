@@ -19,12 +19,12 @@ def end_at_a_signal() -> None:
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         SIGNALS.discard(signal.SIGHUP)  # `nohup`: the command outlives its terminal
     for number in SIGNALS:
-        signal.signal(number, lambda *_: _end(STOPPED, 75))
+        signal.signal(number, _end)
 
 
-def _end(text: str, code: int) -> None:
-    _say(text)
-    os._exit(code)
+def _end(*_: object) -> None:
+    _say(STOPPED)
+    os._exit(75)
 
 
 def _say(text: str) -> None:
@@ -74,7 +74,6 @@ class Stop(Callback):
             signal.set_wakeup_fd(wakeup)
             told.close()
             thread.join()
-            listening.close()
 
     def _interrupt(self, number: int, frame: object) -> None:
         if self.training and number in SIGNALS:
@@ -87,9 +86,10 @@ class Stop(Callback):
 
     def _listen(self, listening: socket.socket) -> None:
         """Hear signals in a thread: the main one, compiling for minutes, runs no handler then."""
-        while number := listening.recv(1):
-            if self.training and number[0] in SIGNALS:
-                self._received += (number[0],)
-                if len(self._received) > 1:
-                    os._exit(128 + number[0])  # as a shell names an end by a signal
-                _say(f"{self()}: stopping after this step; again to end now")
+        with listening:
+            while number := listening.recv(1):
+                if self.training and number[0] in SIGNALS:
+                    self._received += (number[0],)
+                    if len(self._received) > 1:
+                        os._exit(128 + number[0])  # as a shell names an end by a signal
+                    _say(f"{self()}: stopping after this step; again to end now")
