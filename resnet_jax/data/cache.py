@@ -25,15 +25,14 @@ Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # split -> uint8[N, H, W, C],
 DECODING_VERSION = f"3, Pillow {PIL.__version__}"
 
 
-def user_folder(variable: str, default: str) -> Path:
-    """Return the folder that an environment variable names, or the default one."""
-    chosen = os.environ.get(variable) or default
+def user_folder(variable: str, default: str, given: str | os.PathLike[str] | None = None) -> Path:
+    """Return the folder that is given, that an environment variable names, or the default one."""
+    chosen = given or os.environ.get(variable) or default
     try:
         return Path(chosen).expanduser()
     except RuntimeError as error:  # neither HOME nor an entry in the list of users
-        raise ResNetJaxError(
-            f"the folder {chosen} cannot be located: set {variable} to one"
-        ) from error
+        remedy = f"set {variable} to another, without ~"
+        raise ResNetJaxError(f"the folder {chosen} cannot be located: {remedy}") from error
 
 
 def cache_root() -> Path:
