@@ -253,9 +253,7 @@ class TrainConfig:
                 "other: give 0 for one of them"
             )
         if self.data.center_crop and self.data.image_size is None:
-            raise ResNetJaxError(
-                "--data.center-crop needs to know the size to crop: give --data.image-size"
-            )
+            raise ResNetJaxError("--data.center-crop needs a size: give --data.image-size")
 
 
 def settings(config: Any, prefix: str = "") -> Iterator[Setting]:

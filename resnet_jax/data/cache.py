@@ -25,12 +25,16 @@ Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # split -> uint8[N, H, W, C],
 DECODING_VERSION = f"3, Pillow {PIL.__version__}"
 
 
-def user_folder(variable: str, default: Callable[[], str]) -> Path:
-    """Return the folder that an environment variable names, or the default one."""
+def user_folder(
+    variable: str, default: Callable[[], str], given: str | os.PathLike[str] | None = None
+) -> Path:
+    """Return the folder that is given, that an environment variable names, or the default one."""
     try:
-        return Path(os.environ.get(variable) or default()).expanduser()
+        return Path(given or os.environ.get(variable) or default()).expanduser()
     except RuntimeError as error:  # neither HOME nor an entry in the list of users
-        raise ResNetJaxError(f"you have no home folder: set {variable} to a folder") from error
+        raise ResNetJaxError(
+            f"there is no home folder to look in: set {variable} to a folder"
+        ) from error
 
 
 def cache_root() -> Path:

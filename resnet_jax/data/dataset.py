@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, Self
@@ -62,40 +64,30 @@ class ArraySplit:
         return ArraySplit(self.images[indices], self.labels[indices])
 
 
-class Source(Protocol):
-    """Labelled images on disk, which are decoded as ``spec`` says, from any thread."""
+class DiskSplit(ABC):
+    """A split whose files are read when it is asked for, and decoded as ``spec`` says."""
 
-    spec: DecodeSpec
+    def __init__(self, count: int, spec: DecodeSpec) -> None:
+        self.positions, self.spec = np.arange(count), spec
 
-    def __len__(self) -> int: ...
-
-    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Read the examples at ``indices``, integers[M]: uint8[M, H, W, C] and int32[M]."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class DiskSplit:
-    """A split that is read when it is asked for: the examples of ``source`` at ``positions``."""
-
-    source: Source
-    positions: np.ndarray  # int[N]
-
-    @classmethod
-    def whole(cls, source: Source) -> DiskSplit:
-        return cls(source, np.arange(len(source)))
+    @abstractmethod
+    def read(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Read the files' examples at ``positions``, int[M]: uint8[M, H, W, C] and int32[M]."""
 
     def __len__(self) -> int:
         return len(self.positions)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        return self.source.spec.shape
+        return self.spec.shape
 
     def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return self.source.read(self.positions[indices])
+        return self.read(self.positions[indices])
 
-    def take(self, indices: np.ndarray | slice) -> DiskSplit:
-        return DiskSplit(self.source, self.positions[indices])
+    def take(self, indices: np.ndarray | slice) -> Self:
+        taken = copy.copy(self)
+        taken.positions = self.positions[indices]
+        return taken
 
 
 def read_all(split: Split, workers: int | None = None) -> tuple[np.ndarray, np.ndarray]:

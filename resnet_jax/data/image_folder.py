@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from resnet_jax.data.cache import cached_facts
+from resnet_jax.data.dataset import DiskSplit
 from resnet_jax.data.image import DecodeSpec, open_image, read_bytes, read_image
 from resnet_jax.data.report import VerifyReport
 from resnet_jax.data.walk import SPLITS, find_classes
@@ -124,23 +125,20 @@ class ImageFolder:
         return digest.hexdigest()
 
 
-class ImageFiles:
-    """Image files with their labels, decoded when asked for, from any thread."""
+class ImageFiles(DiskSplit):
+    """Image files of a folder with their labels."""
 
     def __init__(self, folder: ImageFolder, files: Sequence[ImageFile], spec: DecodeSpec) -> None:
+        super().__init__(len(files), spec)
         label_of = folder.label_of
         self.labels = np.array([label_of[file.class_name] for file in files], np.int32)
-        self.paths, self.spec = [file.path for file in files], spec
+        self.paths = [file.path for file in files]
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Decode the files at ``indices`` (int[M]): uint8[M, H, W, C] and int32[M]."""
-        images = np.empty((len(indices), *self.spec.shape), np.uint8)
-        for position, index in enumerate(indices):
-            images[position] = read_image(self.paths[index], self.spec)
-        return images, self.labels[indices]
+    def read(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        images = np.empty((len(positions), *self.spec.shape), np.uint8)
+        for i, position in enumerate(positions):
+            images[i] = read_image(self.paths[position], self.spec)
+        return images, self.labels[positions]
 
 
 def _interleaved(files: list[ImageFile]) -> list[ImageFile]:

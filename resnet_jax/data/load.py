@@ -13,7 +13,6 @@ from resnet_jax.data.cache import Arrays, cached_arrays
 from resnet_jax.data.dataset import (
     ArraySplit,
     Dataset,
-    DiskSplit,
     Split,
     cut_validation,
     read_all,
@@ -174,8 +173,8 @@ def _open_folder(settings: DataConfig) -> _Opened:
     train, validation, test = (splits[split] for split in SPLITS)
     return _Opened(
         folder.class_names,
-        DiskSplit.whole(ImageFiles(folder, train + validation, spec)),
-        DiskSplit.whole(ImageFiles(folder, test, spec)),
+        ImageFiles(folder, train + validation, spec),
+        ImageFiles(folder, test, spec),
         len(validation) or None,
         root,
         folder.digest(splits, spec),
@@ -205,8 +204,8 @@ def _open_prepared(settings: DataConfig) -> _Opened:
     own = sum(validation.values()) if "validation" in prepared.splits else None
     return _Opened(
         prepared.class_names,
-        DiskSplit.whole(Records(prepared, train | validation, spec)),
-        DiskSplit.whole(Records(prepared, test, spec)),
+        Records(prepared, train | validation, spec),
+        Records(prepared, test, spec),
         DATASETS[name].validation if name in DATASETS else own,
         place,
         prepared.digest(spec),

@@ -41,11 +41,7 @@ from resnet_jax.errors import ResNetJaxError
 PROBE_SECONDS = 4.0
 
 
-def prepare(
-    name: str,
-    data_dir: PathLike | None = None,
-    from_idx: PathLike | None = None,
-) -> Path:
+def prepare(name: str, data_dir: PathLike | None = None, from_idx: PathLike | None = None) -> Path:
     """Make a dataset ready for reading; return its folder, or the file of ``mnist_5k``.
 
     What is prepared already is read through and kept if it is whole, and replaced if not. The
@@ -161,8 +157,8 @@ def _check_reachable(info: DatasetInfo) -> None:
 
     def probe() -> None:
         try:
-            with urllib.request.urlopen(request, timeout=PROBE_SECONDS):
-                answer.put("")
+            urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
+            answer.put("")
         except Exception as error:
             answer.put(str(error) or type(error).__name__)
 

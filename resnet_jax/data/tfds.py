@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from resnet_jax.data.cache import cached_value, file_stamp, user_folder
+from resnet_jax.data.dataset import DiskSplit
 from resnet_jax.data.image import FORMATS, MAX_PIXELS, DecodeSpec, read_image
 from resnet_jax.data.mnist import DATASETS, mnist_5k, mnist_5k_file, unknown
 from resnet_jax.data.report import VerifyReport
@@ -74,55 +75,51 @@ class Prepared:
         return file_sha256(path)
 
 
-class Records:
-    """The records of some files, read and decoded when they are asked for, from any thread."""
+class Records(DiskSplit):
+    """The records of some files of a prepared dataset."""
 
     def __init__(self, prepared: Prepared, files: dict[str, int], spec: DecodeSpec) -> None:
-        self.prepared, self.spec = prepared, spec
+        super().__init__(sum(files.values()), spec)
+        self.prepared = prepared
         self._files = list(files.items())
         self._starts = np.cumsum([0, *files.values()])
-        self._readers: dict[str, Any] = {}
+        self._readers: dict[Path, Any] = {}
 
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def read(self, indices: np.ndarray, lowest_label: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Decode the records at ``indices`` (int[M]): uint8[M, H, W, C] and int32[M]."""
-        images = np.empty((len(indices), *self.spec.shape), np.uint8)
-        labels = np.empty(len(indices), np.int32)
-        shards = np.searchsorted(self._starts, indices, side="right") - 1
+    def read(self, positions: np.ndarray, lowest_label: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        images = np.empty((len(positions), *self.spec.shape), np.uint8)
+        labels = np.empty(len(positions), np.int32)
+        shards = np.searchsorted(self._starts, positions, side="right") - 1
         for shard in np.unique(shards).tolist():
             chosen = np.flatnonzero(shards == shard)
-            positions = (indices[chosen] - self._starts[shard]).tolist()
+            numbers = (positions[chosen] - self._starts[shard]).tolist()
             (file, count), place = self._files[shard], ""
+            path = self.prepared.folder / file
             try:
-                records = self._reader(file, count).read(positions)
-                for i, position, record in zip(chosen, positions, records, strict=True):
-                    place = f"record {position}: "
-                    images[i], labels[i] = self._decode(record, f"record {position} of {file}")
+                records = self._reader(path, count).read(numbers)
+                for i, number, record in zip(chosen, numbers, records, strict=True):
+                    place = f"record {number}: "
+                    images[i], labels[i] = self._decode(record, f"record {number} of {path}")
                     if not lowest_label <= labels[i] < len(self.prepared.class_names):
                         highest = len(self.prepared.class_names) - 1
                         raise ValueError(f"label {labels[i]}, not 0 to {highest}")
             except ResNetJaxError:
                 raise
             except Exception as error:  # what array_record, protobuf and Pillow make of damage
-                path = self.prepared.folder / file
                 raise _damaged(path, self.prepared.root, f"{place}{error}") from error
         return images, labels
 
-    def _reader(self, file: str, count: int) -> Any:
+    def _reader(self, path: Path, count: int) -> Any:
         from array_record.python.array_record_module import ArrayRecordReader
 
-        if file not in self._readers:
-            path = self.prepared.folder / file
+        if path not in self._readers:
             if not path.is_file():
                 raise ValueError("the file is missing")
             # Records are read in any order: what comes next in the file is of no use.
             reader = ArrayRecordReader(str(path), "readahead_buffer_size:0")
             if reader.num_records() != count:
                 raise ValueError(f"it holds {reader.num_records()} records, not {count}")
-            self._readers[file] = reader
-        return self._readers[file]
+            self._readers[path] = reader
+        return self._readers[path]
 
     def _decode(self, record: bytes, name: str) -> tuple[np.ndarray, int]:
         from tensorflow_datasets.proto import tf_example_pb2
@@ -157,8 +154,7 @@ def _name(folder: Path, root: Path) -> str:
 
 def tfds_root(data_dir: PathLike | None = None) -> Path:
     """Return the folder of TFDS's datasets: the argument, $TFDS_DATA_DIR, or TFDS's default."""
-    default = user_folder("TFDS_DATA_DIR", lambda: "~/tensorflow_datasets")
-    return Path(data_dir).expanduser() if data_dir else default
+    return user_folder("TFDS_DATA_DIR", lambda: "~/tensorflow_datasets", data_dir)
 
 
 def find_prepared(name: str, root: Path) -> Path | None:
@@ -185,9 +181,10 @@ def find_prepared(name: str, root: Path) -> Path | None:
 
 
 def not_prepared(name: str, root: Path) -> ResNetJaxError:
+    files = ", local IDX files (--data.from-idx DIR)"
     if name not in DATASETS:
         check_known(name)
-    files = ", local IDX files (--data.from-idx DIR)" if name in DATASETS else ""
+        files = ""
     where = "" if root == tfds_root() else f" --dir {root}"
     return ResNetJaxError(
         f"{root} holds no prepared `{name}`: give another folder (--data.dir){files}, or run "

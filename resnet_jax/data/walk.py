@@ -164,7 +164,7 @@ def find_classes(
     if len(class_names) < 2:
         raise ResNetJaxError(
             f"{root} holds {len(class_names)} class folders: expected two or more, each with the "
-            "image files of a class (or folders train, val and test of such)"
+            "image files of a class, or folders train, val and test that hold them"
         )
     if endings:
         left_out.append(f"left out by ending: {by_ending(endings)}")
