@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import chex
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import yaml
 
@@ -219,11 +221,19 @@ def test_a_target_ends_the_run_and_without_validation_the_newest_is_the_best(
     assert {row["step"] for row in rows(run, "test")} == {12}
 
 
-def test_a_run_that_diverges_says_where_and_keeps_its_checkpoint(tiny_config, tmp_path):
-    optim = rj.OptimConfig(learning_rate=1e30)
-    config = dataclasses.replace(tiny_config, optim=optim, log_every=1)
-    with pytest.raises(NotFiniteError, match=r"^gradient was not finite at step 1: .* none; try"):
-        rj.train(config, tmp_path, quiet=True, model=SMALL)
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ({"optimizer": optax.sgd(1e30)}, "gradient was not finite at step 1"),
+        ({"loss": lambda logits, targets: jnp.inf * logits.sum()}, "loss was not finite at step 0"),
+    ],
+)
+def test_a_run_that_diverges_says_where_and_writes_no_checkpoint(
+    part, said, unaveraged_config, tmp_path
+):
+    config = dataclasses.replace(unaveraged_config, log_every=1)
+    with pytest.raises(NotFiniteError, match=rf"^{said}: the last checkpoint is none; try"):
+        rj.train(config, tmp_path, quiet=True, model=SMALL, **part)
     assert not (tmp_path / "checkpoints").exists()
 
 
