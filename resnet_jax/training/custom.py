@@ -1,12 +1,11 @@
 """Parts of the user's own in the place of those that a configuration describes."""
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
@@ -34,7 +33,12 @@ class Custom:
     data: Dataset | None = None
     tag: str | None = None
 
-    def describe(self, state: TrainState, images: jax.Array, num_classes: int) -> dict[str, str]:
+    def __bool__(self) -> bool:
+        return any(part is not None for part in vars(self).values())
+
+    def describe(
+        self, state: TrainState, model: nn.Module, images: jax.Array, num_classes: int
+    ) -> dict[str, str]:
         """Return what a run's folder records of the parts, to compare when the run goes on.
 
         Qualified names, and digests of the shapes of parameters and of the optimiser's state. What
@@ -42,14 +46,21 @@ class Custom:
 
         Args:
             state: shapes and types of the state at step 0.
+            model: the network that is trained.
             images: one image, as the network takes it.
             num_classes: of the dataset.
 
         Raises:
             ResNetJaxError: the network does not give a logit for each class.
         """
-        if self.model:
-            _check_logits(state, images, num_classes)
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        logits = jax.eval_shape(partial(model.apply, train=False), variables, images)
+        expected = (len(images), num_classes)
+        if getattr(logits, "shape", None) != expected:
+            raise ResNetJaxError(
+                f"model returns {logits}: expected logits of shape {expected}, one for each of "
+                f"{num_classes} classes"
+            )
         named = {
             "model": type(self.model) if self.model else None,
             "optimizer": self.optimizer.update if self.optimizer else None,
@@ -62,19 +73,6 @@ class Custom:
             found["parameters"] = _shapes(state.params)
             found["optimizer state"] = _shapes(state.opt_state)
         return found
-
-
-def _check_logits(state: TrainState, images: jax.Array, num_classes: int) -> None:
-    """Refuse a network whose output is not ``float[N, num_classes]``."""
-    apply: Callable[..., Any] = state.apply_fn
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    logits = jax.eval_shape(lambda v: apply(v, images, train=False), variables)
-    expected = (len(images), num_classes)
-    if getattr(logits, "shape", None) != expected or not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise ResNetJaxError(
-            f"model returns {logits}: expected logits of shape {expected}, one for each of "
-            f"{num_classes} classes"
-        )
 
 
 def _qualified(part: Any) -> str:

@@ -55,6 +55,14 @@ class DataFacts:
     def of(cls, data: Dataset) -> Self:
         return cls(data.fingerprint, data.class_names, data.image_shape)
 
+    def named(self) -> dict[str, Any]:
+        """Return the facts by the words that an error uses of them."""
+        return {
+            "data with fingerprint": self.fingerprint[:12],
+            "class names": self.class_names,
+            "image shape": self.image_shape,
+        }
+
 
 class RunFolder:
     """``runs/<preset>-seed<N>/`` and the files in it."""
@@ -168,18 +176,12 @@ class RunFolder:
         if lengthened and not config.optim.warmup:
             changed.pop("epochs", None)
         listing = [f"--{option} {old} -> {new}" for option, (old, new) in changed.items()]
-        for fact in dataclasses.fields(facts):
-            old, new = getattr(facts_before, fact.name), getattr(facts, fact.name)
-            if old != new and fact.name == "fingerprint":
-                listing.append(f"data with fingerprint {old[:12]} -> {new[:12]}")
-            elif old != new:
-                listing.append(f"{fact.name.replace('_', ' ')} {old} -> {new}")
-        parts, parts_before = parts or {}, self.read_parts()
-        listing += [
-            f"{name} {parts_before.get(name)} -> {parts.get(name)}"
-            for name in {**parts_before, **parts}
-            if parts_before.get(name) != parts.get(name)
-        ]
+        old_facts = {**facts_before.named(), **self.read_parts()}
+        new_facts = {**facts.named(), **(parts or {})}
+        for name in {**old_facts, **new_facts}:
+            old, new = old_facts.get(name), new_facts.get(name)
+            if old != new:
+                listing.append(f"{name} {old} -> {new}")
         if listing:
             raise ResNetJaxError(
                 f"{self.path} is a run of another configuration ({', '.join(listing)}): "

@@ -84,11 +84,11 @@ def prepared(
     params_key, augment_key = jax.random.split(jax.random.key(config.seed))
     model = custom.model or make_model(config, data.num_classes)
     tx = custom.optimizer or make_optimizer(config.optim, schedule, config.model.frozen_stages)
-    images = _example(config, data)
-    fresh = partial(_fresh_state, config, model, tx, params_key, images)
-    parts = {}
-    if custom != Custom():
-        parts = custom.describe(fresh(abstract=True), images, data.num_classes)
+    # XLA's own convolution is quicker to trace, and here it is never computed.
+    drawn = model.clone(lowering="reference") if isinstance(model, ResNet) else model
+    images, ema = _example(config, data), config.ema is not None
+    shapes = partial(TrainState.abstract, drawn, tx, params_key, images, ema=ema)
+    parts = custom.describe(shapes(), model, images, data.num_classes) if custom else {}
     if folder.exists:
         folder.check_same(config, DataFacts.of(data), parts)
     engine = Engine(config, data.class_names, data.image_shape, devices, custom.loss)
@@ -108,11 +108,12 @@ def prepared(
     with ExitStack() as stack:
         step = broadcast_from_main(lambda: _begin(folder, config, data, parts, stack))
         if step:
-            state = folder.checkpoints.restore(engine.abstract(fresh(abstract=True)), step)
+            state = folder.checkpoints.restore(engine.abstract(shapes()), step)
             # Not among what is saved: what is in a checkpoint was finite.
             state = state.replace(first_bad_step=engine.replicate(jnp.full((), -1, jnp.int32)))
         else:
-            state = engine.replicate(fresh().starting_from(variables or read()))
+            state = TrainState.create(drawn, tx, params_key, images, ema=ema)
+            state = engine.replicate(state.starting_from(variables or read()))
         rows = broadcast_from_main(lambda: folder.rewind_metrics(step))
         callbacks = tuple(callbacks) if is_main_process() else ()
         if config.tensorboard and is_main_process():
@@ -123,7 +124,7 @@ def prepared(
         batches = stack.enter_context(closing(engine.batches(data.train, order)))
         yield Prepared(
             config, folder, engine, splits, batches, schedule, history, callbacks,
-            augment_key, state, step, total_steps,
+            augment_key, state.replace(apply_fn=model.apply), step, total_steps,
         )  # fmt: skip
 
 
@@ -183,23 +184,3 @@ def _example(config: TrainConfig, data: Dataset) -> jax.Array:
     height, width, channels = data.image_shape
     size = config.data.image_size
     return jnp.zeros((1, size or height, size or width, channels), config.model.dtype)
-
-
-def _fresh_state(
-    config: TrainConfig,
-    model: nn.Module,
-    tx: optax.GradientTransformation,
-    key: jax.Array,
-    images: jax.Array,
-    *,
-    abstract: bool = False,
-) -> TrainState:
-    """Return the state at step 0; ``abstract``: as shapes and types."""
-    # Quicker to trace, and never computed.
-    drawn = model.clone(lowering="reference") if isinstance(model, ResNet) else model
-    averaged = config.ema is not None
-    if abstract:
-        make = partial(TrainState.drawn, drawn, tx, ema=averaged)
-        return jax.eval_shape(make, key, images).replace(apply_fn=model.apply)
-    state = TrainState.create(drawn, tx, key, images, ema=averaged)
-    return state.replace(apply_fn=model.apply)

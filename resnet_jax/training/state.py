@@ -74,11 +74,11 @@ class TrainState(struct.PyTreeNode):
             ema: keep moving averages of the weights.
         """
         # Jitted, since hundreds of small random draws are slow one by one. It runs once.
-        drawn = partial(cls.drawn, model, tx, ema=ema)
-        return jax.jit(drawn, compiler_options=compiler_options(optimization_level=1))(key, images)
+        draw = jax.jit(partial(cls._draw, model, tx, ema), compiler_options=compiler_options(1))
+        return draw(key, images)
 
     @classmethod
-    def drawn(
+    def abstract(
         cls,
         model: nn.Module,
         tx: optax.GradientTransformation,
@@ -87,7 +87,18 @@ class TrainState(struct.PyTreeNode):
         *,
         ema: bool = False,
     ) -> Self:
-        """Do as `create`, not jitted: for ``jax.eval_shape``, and to be jitted by a caller."""
+        """Return what `create` does, as shapes and types alone: to restore a checkpoint into."""
+        return jax.eval_shape(partial(cls._draw, model, tx, ema), key, images)
+
+    @classmethod
+    def _draw(
+        cls,
+        model: nn.Module,
+        tx: optax.GradientTransformation,
+        ema: bool,
+        key: jax.Array,
+        images: jax.Array,
+    ) -> Self:
         variables = model.init(key, images, train=False)
         batch_stats = variables.get("batch_stats", {})
         averaged = {"params": variables["params"], "batch_stats": batch_stats} if ema else None

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +42,8 @@ def test_seeds_share_one_program(tiny_config):
         config = dataclasses.replace(tiny_config, seed=seed)
         engine = Engine(config, data.class_names, data.image_shape)
         key, images = jax.random.key(seed), jnp.zeros((1, 28, 28, 1))
-        draw = partial(rj.TrainState.drawn, make_model(config, 10), optax.sgd(0.1), ema=True)
-        state = jax.eval_shape(draw, key, images)
+        model = make_model(config, 10)
+        state = rj.TrainState.abstract(model, optax.sgd(0.1), key, images, ema=True)
         batch = rj.Batch(*data.train.batch(np.arange(20)))
         texts.add(engine._train.lower(state, key, batch).as_text())
     assert len(texts) == 1

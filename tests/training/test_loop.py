@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import chex
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import yaml
 
@@ -34,6 +36,10 @@ class Tell(rj.Callback):
 
 rj.train(from_dict(json.loads(sys.argv[1])), sys.argv[2], quiet=True, callbacks=[Tell()])
 """
+
+
+# One unit, which trains in a moment.
+SMALL = rj.ResNet((1,), rj.BasicUnit, width=2, stem="small", lowering="reference")
 
 
 class Heard(rj.Callback):
@@ -165,8 +171,8 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(
 def test_resuming_neither_repeats_nor_skips_an_example(tiny_config, tmp_path, monkeypatch):
     seen = interrupt_at(8, monkeypatch)  # between the checkpoints of steps 5 and 10
     with pytest.raises(KeyboardInterrupt):
-        rj.train(tiny_config, tmp_path, quiet=True)
-    rj.train(tiny_config, tmp_path, quiet=True)
+        rj.train(tiny_config, tmp_path, quiet=True, model=SMALL)
+    rj.train(tiny_config, tmp_path, quiet=True, model=SMALL)
     # Steps 5, 6 and 7 were lost and are done again; from there on nothing is missing.
     sampler = EpochSampler(120, 20, seed=0)
     data, _ = load_splits(tiny_config.data)
@@ -174,20 +180,6 @@ def test_resuming_neither_repeats_nor_skips_an_example(tiny_config, tmp_path, mo
     for step, batch in enumerate(seen[:5] + seen[8:]):
         for found, expected in zip(batch, data.train.batch(sampler.batch(step)), strict=True):
             np.testing.assert_array_equal(found, expected)
-
-
-def test_a_reason_to_stop_saves_and_the_same_call_continues(finished_run, tiny_config, tmp_path):
-    asked: list[None] = []
-
-    def should_stop() -> str | None:
-        asked.append(None)
-        return "enough" if len(asked) == 7 else None
-
-    with pytest.raises(ResNetJaxError, match=r"enough: saved step 7 of 12 in .*; the same") as stop:
-        rj.train(tiny_config, tmp_path, quiet=True, should_stop=should_stop)
-    assert stop.value.exit_code == 75
-    assert RunFolder(tmp_path).checkpoints.steps() == [5, 7]
-    assert_same_bits(rj.train(tiny_config, tmp_path, quiet=True), finished_run)
 
 
 def test_another_configuration_is_refused_with_every_difference(finished_run, tiny_config):
@@ -204,14 +196,14 @@ def test_another_configuration_is_refused_with_every_difference(finished_run, ti
 
 @pytest.mark.slow
 def test_a_constant_rate_may_go_on_for_more_epochs(unaveraged_config, tmp_path):
-    rj.train(unaveraged_config, tmp_path / "run", quiet=True)
+    rj.train(unaveraged_config, tmp_path / "run", quiet=True, model=SMALL)
     longer = dataclasses.replace(unaveraged_config, epochs=3)
-    continued = rj.train(longer, tmp_path / "run", quiet=True)
+    continued = rj.train(longer, tmp_path / "run", quiet=True, model=SMALL)
     assert rows(continued, "test")[-1]["last"] == 18
     assert continued.config == longer
     with pytest.raises(ResNetJaxError, match=r"--epochs 3(\.0)? -> 2"):
-        rj.train(unaveraged_config, tmp_path / "run", quiet=True)
-    assert_same_bits(continued, rj.train(longer, tmp_path / "at once", quiet=True))
+        rj.train(unaveraged_config, tmp_path / "run", quiet=True, model=SMALL)
+    assert_same_bits(continued, rj.train(longer, tmp_path / "at once", quiet=True, model=SMALL))
 
 
 @pytest.mark.slow
@@ -219,21 +211,29 @@ def test_a_target_ends_the_run_and_without_validation_the_newest_is_the_best(
     unaveraged_config, tmp_path
 ):
     config = dataclasses.replace(unaveraged_config, target=0.0)
-    run = rj.train(config, tmp_path / "target", quiet=True)
+    run = rj.train(config, tmp_path / "target", quiet=True, model=SMALL)
     assert [row["step"] for row in rows(run, "validation")] == [5]
     assert rows(run, "test")[0]["last"] == 5
     data = dataclasses.replace(unaveraged_config.data, subset=(120, 0, 30))
     config = dataclasses.replace(unaveraged_config, data=data)
-    run = rj.train(config, tmp_path / "run", quiet=True)
+    run = rj.train(config, tmp_path / "run", quiet=True, model=SMALL)
     assert rows(run, "validation") == []
     assert {row["step"] for row in rows(run, "test")} == {12}
 
 
-def test_a_run_that_diverges_says_where_and_keeps_its_checkpoint(tiny_config, tmp_path):
-    optim = rj.OptimConfig(learning_rate=1e30)
-    config = dataclasses.replace(tiny_config, optim=optim, log_every=1)
-    with pytest.raises(NotFiniteError, match=r"^loss was not finite at step 1: .* none; try"):
-        rj.train(config, tmp_path, quiet=True)
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ({"optimizer": optax.sgd(1e30)}, "gradient was not finite at step 1"),
+        ({"loss": lambda logits, targets: jnp.inf * logits.sum()}, "loss was not finite at step 0"),
+    ],
+)
+def test_a_run_that_diverges_says_where_and_writes_no_checkpoint(
+    part, said, unaveraged_config, tmp_path
+):
+    config = dataclasses.replace(unaveraged_config, log_every=1)
+    with pytest.raises(NotFiniteError, match=rf"^{said}: the last checkpoint is none; try"):
+        rj.train(config, tmp_path, quiet=True, model=SMALL, **part)
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -252,13 +252,13 @@ def test_an_update_that_overflows_is_not_saved(
     def overflow(self, *args):
         state, metrics = train(self, *args)
         if int(state.step) == 10:  # after a finite loss, and just before a checkpoint
-            kernel = state.params["stage2_unit1"]["conv1"]["kernel"]
-            state.params["stage2_unit1"]["conv1"]["kernel"] = kernel.at[0, 0, 0, 0].set(np.inf)
+            kernel = state.params["head"]["kernel"]
+            state.params["head"]["kernel"] = kernel.at[0, 0].set(np.inf)
         return state, metrics
 
     monkeypatch.setattr(Engine, "train", overflow)
     with pytest.raises(NotFiniteError, match=said):
-        rj.train(config, tmp_path, quiet=True)
+        rj.train(config, tmp_path, quiet=True, model=SMALL)
     assert RunFolder(tmp_path).checkpoints.steps() == [5]
 
 

@@ -117,8 +117,11 @@ def test_the_run_is_trained_by_those_parts(whole):
 
 
 def test_it_resumes_to_the_same_bits(whole, tmp_path):
-    with pytest.raises(rj.ResNetJaxError, match="enough: saved step 7"):
+    said = r"enough: saved step 7 of 12 in .*run; the same command continues"
+    with pytest.raises(rj.ResNetJaxError, match=said) as stop:
         start(tmp_path / "run", stop_at=7)
+    assert stop.value.exit_code == 75
+    assert {path.name for path in (tmp_path / "run/checkpoints").iterdir()} == {"6", "7"}
     again = start(tmp_path / "run")
     for checkpoint in ("latest", "best"):
         chex.assert_trees_all_equal(again.variables(checkpoint), whole[0].variables(checkpoint))

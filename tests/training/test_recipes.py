@@ -1,14 +1,14 @@
 """The presets for CIFAR-10 and ImageNet, on small data sets with their features."""
 
 import dataclasses
-import io
 import json
+import sys
+from pathlib import Path
 
-import jax
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from PIL import Image
 
 import resnet_jax as rj
@@ -17,89 +17,43 @@ from resnet_jax.data.image import DecodeSpec, read_image
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.training.checks import check_against_dataset
-from resnet_jax.training.engine import Engine
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
+from make_datasets import build, encoded
 
 NETWORK = ["--model.width", "2", "--model.lowering", "reference"]
 
 
-def encoded(pixels: np.ndarray, kind: str) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind)
-    return file.getvalue()
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+SIZES = ((300, 400), (500, 333), (260, 260), (120, 90))
 
 
-class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """As TFDS describes `cifar10`: an id, PNGs of 32x32x3, ten names."""
-
-    VERSION = tfds.core.Version("3.0.2")
-    name = "cifar10"
-
-    def _info(self):
-        names = ["airplane", "automobile", "bird", "cat", "deer"]
-        names += ["dog", "frog", "horse", "ship", "truck"]
-        features = {
-            "id": tfds.features.Text(),
-            "image": tfds.features.Image(shape=(32, 32, 3)),
-            "label": tfds.features.ClassLabel(names=names),
-        }
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict(features),
-            supervised_keys=("image", "label"),
-        )
-
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples(60, 0), "test": self._generate_examples(12, 1)}
-
-    def _generate_examples(self, count, seed):
-        rng = np.random.default_rng(seed)
-        for i in range(count):
-            pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
-            yield i, {"id": f"{i}", "image": encoded(pixels, "png"), "label": i % 10}
+def cifar(count, seed):
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        yield encoded(rng.integers(0, 256, (32, 32, 3), np.uint8)), i % 10
 
 
-class Imagenet2012(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """As TFDS describes `imagenet2012`: JPEGs of several sizes, file names, no labels in test."""
-
-    VERSION = tfds.core.Version("5.1.0")
-    name = "imagenet2012"
-
-    def _info(self):
-        features = {
-            "image": tfds.features.Image(encoding_format="jpeg"),
-            "label": tfds.features.ClassLabel(names=[f"n{k:08d}" for k in range(1000)]),
-            "file_name": tfds.features.Text(),
-        }
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict(features),
-            supervised_keys=("image", "label"),
-        )
-
-    def _split_generators(self, dl_manager):
-        return {
-            "train": self._generate_examples(8, 0),
-            "validation": self._generate_examples(4, 1),
-            "test": self._generate_examples(2, 2, labelled=False),
-        }
-
-    def _generate_examples(self, count, seed, labelled=True):
-        rng = np.random.default_rng(seed)
-        for i in range(count):
-            height, width = ((300, 400), (500, 333), (260, 260), (120, 90))[i % 4]
-            pixels = rng.integers(0, 256, (height // 10, width // 10, 3), np.uint8)
-            picture = Image.fromarray(pixels).resize((width, height))
-            label = int(rng.integers(1000)) if labelled else -1
-            example = {"image": encoded(np.asarray(picture), "jpeg"), "file_name": f"{i}.JPEG"}
-            yield i, {**example, "label": label}
+def photographs(count, seed, *, labelled=True):
+    """JPEGs of several sizes; the labels of the test split are not published."""
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        height, width = SIZES[i % 4]
+        pixels = rng.integers(0, 256, (height // 10, width // 10, 3), np.uint8)
+        picture = np.asarray(Image.fromarray(pixels).resize((width, height)))
+        yield encoded(picture, "jpeg"), int(rng.integers(1000)) if labelled else -1
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A folder of prepared data sets."""
+    """A folder of datasets as TFDS prepares `cifar10` and `imagenet2012`."""
     root = tmp_path_factory.mktemp("tfds")
-    for builder in (Cifar10, Imagenet2012):
-        builder(data_dir=root).download_and_prepare(file_format="array_record")
+    splits = {"train": cifar(60, 0), "test": cifar(12, 1)}
+    build(root, splits, name="cifar10", shape=(32, 32, 3), names=CIFAR10)
+    splits = {"train": photographs(8, 0), "validation": photographs(4, 1)}
+    splits["test"] = photographs(2, 2, labelled=False)
+    names = [f"n{k:08d}" for k in range(1000)]
+    build(root, splits, name="imagenet2012", shape=(None, None, 3), names=names)
     return root
 
 
@@ -150,7 +104,7 @@ def test_imagenet_is_evaluated_as_torchvision_does():
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (30, 40, 3), np.uint8)
     picture = Image.fromarray(coarse).resize((450, 300), Image.Resampling.BICUBIC)
-    read = read_image(bytes_of(picture), DecodeSpec((256, 256, 3), config.data.fit))
+    read = read_image(encoded(np.asarray(picture)), DecodeSpec((256, 256, 3), config.data.fit))
     resized = picture.resize((384, 256), Image.Resampling.BILINEAR)
     cut = resized.crop((80, 16, 80 + 224, 16 + 224))
     mean, std = np.array(config.data.mean), np.array(config.data.std)
@@ -159,10 +113,6 @@ def test_imagenet_is_evaluated_as_torchvision_does():
     assert found.shape == (224, 224, 3)
     # The square is cut before it is resized: the same to a grey level.
     assert np.abs((found - expected) * std * 255).max() < 1.01
-
-
-def bytes_of(picture: Image.Image) -> bytes:
-    return encoded(np.asarray(picture), "png")
 
 
 MNIST = {"num_train": 100, "num_validation": 10, "image_shape": (28, 28, 1)}
@@ -184,24 +134,13 @@ def test_every_augmentation_at_once_trains_and_resumes_to_the_same_bits(tiny_con
     )
     config = dataclasses.replace(tiny_config, augment=everything, epochs=1)
     whole = rj.train(config, tmp_path / "whole", quiet=True)
-    program, stopped = Engine.train, []
-
-    def stopping(self, *args):
-        stopped.append(None)
-        if len(stopped) == 6:
-            raise KeyboardInterrupt
-        return program(self, *args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Engine, "train", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            rj.train(config, tmp_path / "parts", quiet=True)
+    asked = iter(range(6))
+    with pytest.raises(ResNetJaxError, match="enough: saved step 6"):
+        rj.train(
+            config, tmp_path / "parts", quiet=True,
+            should_stop=lambda: "enough" if next(asked) == 5 else None,
+        )  # fmt: skip
     parts = rj.train(config, tmp_path / "parts", quiet=True)
-    for one, other in zip(
-        jax.tree.leaves(whole.variables("latest")),
-        jax.tree.leaves(parts.variables("latest")),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(one, other)
+    chex.assert_trees_all_equal(whole.variables("latest"), parts.variables("latest"))
     train = whole.metrics().query("kind == 'train'")
     assert jnp.isfinite(train["loss"].to_numpy()).all()

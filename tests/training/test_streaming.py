@@ -99,22 +99,14 @@ def test_a_streamed_run_is_the_run_in_memory(folder, tiny_config, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_changes_from_disk_to_memory_on_its_way(folder, tiny_config, tmp_path, monkeypatch):
-    from resnet_jax.training.engine import Engine
-
+def test_a_run_changes_from_disk_to_memory_on_its_way(folder, tiny_config, tmp_path):
     whole = rj.train(config_of(folder, tiny_config, streaming="never"), tmp_path / "a", quiet=True)
-    train, steps = Engine.train, []
-
-    def stopping(self, *args):
-        steps.append(None)
-        if len(steps) == 5:
-            raise KeyboardInterrupt
-        return train(self, *args)
-
-    monkeypatch.setattr(Engine, "train", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        rj.train(config_of(folder, tiny_config, streaming="always"), tmp_path / "b", quiet=True)
-    monkeypatch.undo()
+    config, asked = config_of(folder, tiny_config, streaming="always"), iter(range(5))
+    with pytest.raises(ResNetJaxError, match="enough: saved step 4"):
+        rj.train(
+            config, tmp_path / "b", quiet=True,
+            should_stop=lambda: "enough" if next(asked) == 3 else None,
+        )  # fmt: skip
     again = rj.train(config_of(folder, tiny_config, streaming="never"), tmp_path / "b", quiet=True)
     chex.assert_trees_all_equal(whole.variables("latest"), again.variables("latest"))
 
