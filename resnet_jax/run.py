@@ -153,7 +153,7 @@ class Run:
         return cls(folder, *folder.read_config(), model, data)
 
     def __repr__(self) -> str:
-        what = f"{self._model_name} on {self.config.data.name}, {self._epochs()}"
+        what = f"{self.model_name} on {self.config.data.name}, {self._epochs()}"
         return f"Run({str(self.path)!r}, {what})"
 
     def _repr_html_(self) -> str:
@@ -161,7 +161,7 @@ class Run:
 
         facts = {
             "run": str(self.path),
-            "model": self._model_name,
+            "model": self.model_name,
             "data": self.config.data.name,
             "seed": self.config.seed,
             "trained for": self._epochs(),
@@ -173,7 +173,10 @@ class Run:
         return str(pd.Series(facts).to_frame().to_html(header=False))
 
     @property
-    def _model_name(self) -> str:
+    def model_name(self) -> str:
+        """The network in a word or two: ``plain resnet18``, or the class of one's own."""
+        if own := self._folder.read_parts().get("model"):
+            return own.rpartition(".")[2]
         return f"{'' if self.config.model.residual else 'plain '}{self.config.model.name}"
 
     def _epochs(self) -> str:

@@ -36,7 +36,7 @@ def serve(run: Run, port: int, checkpoint: Checkpoint) -> None:
             run.preprocessing.uncrop,
             data.find_digit,
         )
-        names = {"run": str(run.path), "model": run.config.model.name, "data": data.name}
+        names = {"run": str(run.path), "model": run.model_name, "data": data.name}
         server = make_server(classifier, names)
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
         print(f"{printable(str(run.path))} is at {address} (Ctrl-C ends it)", flush=True)

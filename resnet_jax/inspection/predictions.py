@@ -6,8 +6,10 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 from numpy.typing import ArrayLike
 
 from resnet_jax.data.dataset import Split
@@ -136,9 +138,10 @@ class Predictions:
         labels: ``int32[N]``.
         class_names: K names.
         logits: ``float32[N, K]``.
-        features: ``float32[N, D]``, the head's input.
-        saliency: ``float32[N, h, w]``, `grad_cam` for the predicted class.
-        maps: for the first image, the stem's and each stage's output, ``float32[h, w, features]``.
+        features: ``float32[N, D]``, the head's input; of a network of one's own the logits.
+        saliency: ``float32[N, h, w]``, `grad_cam` for the predicted class, or zeros.
+        maps: for the first image, the stem's and each stage's output, ``float32[h, w, features]``;
+            none of a network of one's own.
     """
 
     images: np.ndarray
@@ -185,8 +188,15 @@ class Predictions:
 Findings = Predictions  # its name in 0.1.0
 
 
+def _logits_alone(model: nn.Module, variables: Any, images: jax.Array) -> tuple[Forward, jax.Array]:
+    """Return `forward_and_saliency` of a network whose inside is not known."""
+    logits = model.apply(variables, images, train=False)
+    assert isinstance(logits, jax.Array)
+    return Forward(logits, logits, ()), jnp.zeros((len(images), 1, 1))
+
+
 def predict_split(
-    model: ResNet,
+    model: nn.Module,
     variables: Any,
     preprocessing: Preprocessing,
     split: Split,
@@ -196,11 +206,12 @@ def predict_split(
     most = min(MAX_IMAGES, max(1, MAX_BYTES // math.prod(split.image_shape)))
     count = min(len(split), most)
     order = padded_order(count, BATCH)
+    look = forward_and_saliency if isinstance(model, ResNet) else _logits_alone
     level = 0 if len(order) < BATCHES_WORTH_OPTIMISING else 1
 
     @partial(jax.jit, compiler_options=compiler_options(optimization_level=level))
     def predict(variables: Any, images: jax.Array) -> tuple[Forward, jax.Array]:
-        return forward_and_saliency(model, variables, preprocessing(images))
+        return look(model, variables, preprocessing(images))
 
     parts: list[tuple[np.ndarray, ...]] = []
     first: list[np.ndarray] = []
@@ -218,7 +229,7 @@ def predict_split(
         logits,
         features,
         preprocessing.uncrop(saliency),
-        dict(zip(map_names(model), first, strict=True)),
+        dict(zip(map_names(model), first, strict=True)) if isinstance(model, ResNet) else {},
     )
 
 

@@ -62,7 +62,6 @@ def write_report(
     except OSError as error:
         raise unwritable(folder, error) from error
     config, document = run.config, yaml.safe_load((run.path / "config.yaml").read_text())
-    model = f"{'' if config.model.residual else 'plain '}{config.model.name}"
     rates = ("recall", "precision")
     classes = [
         (f"#{k}", name, row["count"], *("-" if row[r] is None else f"{row[r]:.2%}" for r in rates))
@@ -75,7 +74,7 @@ def write_report(
         **(document.get("versions") or {}),
     }
     page = PAGE.substitute(
-        title=escape(f"{model} on {config.data.name}, seed {config.seed}"),
+        title=escape(f"{run.model_name} on {config.data.name}, seed {config.seed}"),
         result=_table("Result", _result(run, predictions, f"{checkpoint} parameters on {split}")),
         figures="\n".join(sections),
         classes=_table("Classes", classes, "number class examples recall precision"),
@@ -117,17 +116,18 @@ def _figures(
     yield (
         "mistakes",
         "Most confident mistakes",
-        f"{len(predictions.mistakes())} of {len(predictions.labels)} are wrong. Below each: "
-        "Grad-CAM++, bright where the network saw evidence for the predicted class." + legend,
+        f"{len(predictions.mistakes())} of {len(predictions.labels)} are wrong. Below each of a "
+        "ResNet: Grad-CAM++, bright where it saw evidence for the predicted class." + legend,
         plots.mistakes(predictions),
     )
-    yield (
-        "feature_maps",
-        "Feature maps",
-        "The first image, and the eight channels of the highest mean after the stem and each "
-        "stage. Yellow is a row's largest value.",
-        plots.feature_maps(predictions.maps, predictions.images[0]),
-    )
+    if predictions.maps:
+        yield (
+            "feature_maps",
+            "Feature maps",
+            "The first image, and the eight channels of the highest mean after the stem and each "
+            "stage. Yellow is a row's largest value.",
+            plots.feature_maps(predictions.maps, predictions.images[0]),
+        )
     points = embedding(predictions.features[:EMBEDDED])
     yield (
         "embedding",
@@ -136,8 +136,9 @@ def _figures(
         "are alike; distances between groups mean nothing." + legend,
         plots.embedding(points, predictions),
     )
-    kernel = run.variables(checkpoint)["params"]["stem"]["conv"]["kernel"]
-    yield "filters", "First filters", "Of the first convolution.", plots.filters(kernel)
+    if predictions.maps:
+        kernel = run.variables(checkpoint)["params"]["stem"]["conv"]["kernel"]
+        yield "filters", "First filters", "Of the first convolution.", plots.filters(kernel)
 
 
 def _result(run: "Run", predictions: Predictions, of: str) -> Iterator[tuple[str, str]]:

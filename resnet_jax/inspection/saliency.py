@@ -217,6 +217,11 @@ def explain(
     Raises:
         ResNetJaxError: as `grad_cam`; the images have another type or shape than the run's.
     """
+    if not isinstance(run.model, ResNet):
+        raise ResNetJaxError(
+            f"Grad-CAM looks into the package's networks, and that of {run.path} is a "
+            f"{type(run.model).__name__}"
+        )
     with run.jax_settings():
         pixels, variables = run.preprocess(images), run.variables(checkpoint)
         labels = _checked(run.model, pixels, labels, stage)
