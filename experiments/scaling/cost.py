@@ -20,7 +20,6 @@ import statistics
 import sys
 import time
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -64,10 +63,10 @@ def measure(part: str, cell: Cell) -> Row:
     model = VARIANTS[f"resnet{cell.depth}"](num_classes=1000, **settings)
     case = {"batch": cell.batch, "size": cell.size, "channels": 3, "classes": 1000}
     batch = rj.Batch(*examples(case))
-    drawn = partial(rj.TrainState.drawn, model, optax.sgd(0.01, 0.9))
     events: list[str] = []
     jax.monitoring.register_event_listener(lambda name, **_: events.append(name))
-    shapes = jax.eval_shape(drawn, jax.random.key(0), batch.images[:1])
+    key, tx = jax.random.key(0), optax.sgd(0.01, 0.9)
+    shapes = rj.TrainState.abstract(model, tx, key, batch.images[:1])
     lowered = jax.jit(rj.train_step, donate_argnums=0).lower(shapes, batch)
     events.clear()
     began = time.process_time()

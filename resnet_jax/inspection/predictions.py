@@ -206,7 +206,7 @@ def predict_split(
     most = min(MAX_IMAGES, max(1, MAX_BYTES // math.prod(split.image_shape)))
     count = min(len(split), most)
     order = padded_order(count, BATCH)
-    look = forward_and_saliency if isinstance(model, ResNet) else _logits_alone
+    look: Any = forward_and_saliency if isinstance(model, ResNet) else _logits_alone
     level = 0 if len(order) < BATCHES_WORTH_OPTIMISING else 1
 
     @partial(jax.jit, compiler_options=compiler_options(optimization_level=level))
