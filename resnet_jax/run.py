@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -34,7 +35,6 @@ from resnet_jax.training.state import TrainState
 from resnet_jax.training.step import Loss
 
 if TYPE_CHECKING:
-    import jax
     import optax
     import pandas as pd
     from flax import linen as nn
@@ -372,8 +372,6 @@ class Run:
 
     def _check_network(self, variables: dict[str, Any]) -> None:
         """Refuse parameters of a network that was put in the place of the package's."""
-        import jax
-
         model, dtype = self.model.clone(lowering="reference"), self.model.dtype
         images = jax.ShapeDtypeStruct((1, *self.image_shape), dtype)
         init = partial(model.init, train=False)

@@ -40,7 +40,7 @@ nan, infinity = float("nan"), float("inf")
         ("--optim.momentum 1", lambda: TrainConfig(optim=OptimConfig(momentum=1))),
         ("--optim.boundaries 2", lambda: TrainConfig(optim=OptimConfig(boundaries=(0.5, 2)))),
         ("--optim.nesterov", lambda: TrainConfig(optim=OptimConfig(nesterov=True, momentum=0))),
-        ("--optim.name lamb", lambda: TrainConfig(optim=OptimConfig(name="lamb"))),
+        ("--optim.name lars", lambda: TrainConfig(optim=OptimConfig(name="lars"))),
         ("--model.name resnet19", lambda: TrainConfig(model=ModelConfig(name="resnet19"))),
         ("--model.width 0", lambda: TrainConfig(model=ModelConfig(width=0))),
         ("--augment.erase 1.5", lambda: TrainConfig(augment=AugmentConfig(erase=1.5))),

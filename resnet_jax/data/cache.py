@@ -33,7 +33,7 @@ def user_folder(
         return Path(given or os.environ.get(variable) or default()).expanduser()
     except RuntimeError as error:  # neither HOME nor an entry in the list of users
         raise ResNetJaxError(
-            f"there is no home folder to look in: set {variable} to a folder"
+            f"your home folder cannot be located: set {variable} to a folder"
         ) from error
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from resnet_jax.training.folder import DataFacts, RunFolder
 
 import resnet_jax as rj
 from resnet_jax.cli import main
 from resnet_jax.config import to_dict
+from resnet_jax.training.run_folder import DataFacts, RunFolder
 
 
 def stored(path: Path, config: rj.TrainConfig, accuracy: float | None) -> Path:
