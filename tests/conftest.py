@@ -41,7 +41,9 @@ import resnet_jax as rj  # noqa: E402
 # A run that trains in seconds: a ResNet-18 four channels wide, 120 digits, six steps an epoch.
 TINY = rj.TrainConfig(
     model=rj.ModelConfig(width=4, lowering="reference"),  # which compiles three times as fast
-    data=rj.DataConfig(name="mnist_5k", subset=(120, 50, 30), mean=(0.1307,), std=(0.3081,)),
+    data=rj.DataConfig(
+        name="mnist_5k", subset=(120, 50, 30), mean=(0.1307,), std=(0.3081,), find_digit=True
+    ),
     augment=rj.AugmentConfig(shift=2, rotation=10),
     optim=rj.OptimConfig(learning_rate=0.05, schedule="cosine", warmup=0.2),
     epochs=2,

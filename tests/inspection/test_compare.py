@@ -107,11 +107,12 @@ def test_events_are_the_metrics_that_are_left(tmp_path):
     ]
     test = {"step": 9, "kind": "test", "split": "test", "checkpoint": "best", "accuracy": 0.75}
     first = Events(tmp_path, [])
-    first.add(*rows)
+    for row in rows:
+        first.on_metrics(row)
     first.close()
     assert scalars() == {("train/loss", 1): 2.5, ("train/loss", 9): 0.5}
     resumed = Events(tmp_path, rows[:1])  # step 9 came after the last checkpoint
-    resumed.add(test)
+    resumed.on_metrics(test)
     resumed.close()
     assert scalars() == {("train/loss", 1): 2.5, ("test_best/accuracy", 9): 0.75}
 
