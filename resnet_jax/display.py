@@ -98,13 +98,16 @@ def print_evaluation(found: "Evaluation", title: str) -> None:
 
 
 def print_predictions(rows: list[dict[str, Any]]) -> None:
+    found = any("found" in row for row in rows)  # where a digit was looked for
     cells = [
         ("" if number else row["path"], label, f"{probability:.2%}")
+        + (("" if number else row.get("found", ""),) if found else ())
         for row in rows
         for number, (label, probability) in enumerate(row["topk"])
     ]
     if cells:
-        _print_table(("file", "label", "probability"), cells, left=2)
+        head = ("file", "label", "probability", *(["the digit"] if found else []))
+        _print_table(head, cells, left=2)
 
 
 def print_predictions_csv(rows: list[dict[str, Any]]) -> None:
