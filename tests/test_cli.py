@@ -142,7 +142,11 @@ def test_seeds_repeat_and_are_summed_up(tmp_path, capsys, monkeypatch):
     short = [*SAME, "--epochs", "0.5", "--optim.schedule", "constant", "--ema", "None"]
     assert main(["train", *short, "--seeds", "2"]) == 0
     out = capsys.readouterr().out
-    runs = [rj.Run.open(tmp_path / "runs" / f"quickstart-seed{seed}") for seed in (0, 1)]
+    # Settings that change what is learnt are in the folders' names.
+    folders = sorted((tmp_path / "runs").iterdir())
+    assert [folder.name[-6:] for folder in folders] == ["-seed0", "-seed1"]
+    assert all(folder.name.startswith("quickstart-") for folder in folders)
+    runs = [rj.Run.open(folder) for folder in folders]
     accuracies, losses = [], []
     for run in runs:
         metrics = run.metrics()

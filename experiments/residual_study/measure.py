@@ -23,6 +23,7 @@ from resnet_jax.data.augment import preprocess
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.models import Unit
+from resnet_jax.training.jax_settings import compiler_options
 from resnet_jax.training.optim import make_schedule
 from resnet_jax.training.step import Counts
 
@@ -93,6 +94,11 @@ class Laboratory:
         sgd = optax.inject_hyperparams(optax.sgd, hyperparam_dtype=jnp.float32)
         tx = optax.chain(gradient_norms(), sgd(learning_rate=0.0, momentum=0.0))
 
+        def draw(key: jax.Array) -> rj.TrainState:
+            variables = model.init(key, jnp.zeros((1, side, side, 1)), train=False)
+            state = rj.TrainState.of_variables(model, variables)
+            return state.replace(tx=tx, opt_state=tx.init(state.params))
+
         def step(state: rj.TrainState, batch: rj.Batch, rate: jax.Array, momentum: jax.Array):
             settings = {"learning_rate": rate, "momentum": momentum}
             state = state.replace(opt_state=optax.tree_utils.tree_set(state.opt_state, **settings))
@@ -106,14 +112,15 @@ class Laboratory:
             return shortcut_shares(model, state.variables, normalise(images), units)
 
         self.network = network
-        self.draw = partial(rj.TrainState.create, model, tx, images=jnp.zeros((1, side, side, 1)))
+        # One program for all seeds; optimising it gains nothing.
+        self.draw = jax.jit(draw, compiler_options=compiler_options(optimization_level=1))
         self.step = jax.jit(step, donate_argnums=0)
         self.count = jax.jit(count)
         self.shares = jax.jit(shares)
 
     def start(self, seed: int) -> rj.TrainState:
         """The parameters that `resnet-jax train --seed` begins with."""
-        return self.draw(key=jax.random.split(jax.random.key(seed))[0])
+        return self.draw(jax.random.split(jax.random.key(seed))[0])
 
     def evaluate(self, state: rj.TrainState, examples: rj.Batch, removed: int | None = None):
         """Mean loss and accuracy in evaluation mode, without the unit of number ``removed``."""

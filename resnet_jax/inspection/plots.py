@@ -295,6 +295,8 @@ def _mosaic(
 def _error_axis(ax: Axes, label: str) -> None:
     """Make a logarithmic axis in percent that ends at zero."""
     low, high = ax.dataLim.intervaly
+    if not low <= high:  # nothing was drawn
+        low, high = 0, 100
     ax.set_ylim(0 if low < 0.1 else low / 1.4, min(100, high * 1.4) if high else 100)
     ax.set_yscale("symlog", linthresh=0.1, linscale=0.3)
     ax.set_yticks([0, 0.1, 0.3, 1, 3, 10, 30, 100])

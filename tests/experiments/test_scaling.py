@@ -112,7 +112,7 @@ def test_quick_measures_and_does_not_measure_again(tmp_path):
     assert run(*command, *results).returncode == 0
     compiled, steps = read_rows(tmp_path / "costs.jsonl")
     assert compiled["part"] == "compile"
-    assert compiled["compile_cpu_s"] > 1
+    assert compiled["compile_cpu_s"] > 0.1
     assert steps["step_ms"] > 0.1
     assert run(*command, *results).stdout == ""
     (tmp_path / "costs.jsonl").write_text(json.dumps(steps))

