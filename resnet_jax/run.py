@@ -203,7 +203,7 @@ class Run:
             return self._state(checkpoint).variables
 
     def predict(self, images: np.ndarray, checkpoint: Checkpoint = "best") -> np.ndarray:
-        """Class probabilities of images as they come from the data set.
+        """Class probabilities of images as they come from the dataset.
 
         Args:
             images: ``uint8[N, H, W, C]`` with the run's number of channels; ``(H, W)`` is the
@@ -289,7 +289,7 @@ class Run:
         return self._model or make_model(self.config, len(self.class_names))
 
     def preprocess(self, images: "np.ndarray | jax.Array") -> "jax.Array":
-        """Images as they come from the data set, as the network takes them: float32[N, H, W, C].
+        """Images as they come from the dataset, as the network takes them: float32[N, H, W, C].
 
         May be called within `jax.jit`.
 
@@ -324,7 +324,7 @@ class Run:
         Args:
             split: its name.
             checkpoint: whose parameters.
-            data_dir: where the prepared data set is now, if not where it was.
+            data_dir: where the prepared dataset is now, if not where it was.
 
         Raises:
             ResNetJaxError: there is no such split, the data are missing or changed, or the

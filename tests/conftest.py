@@ -25,7 +25,7 @@ os.environ["RESNET_JAX_CACHE_DIR"] = _cache
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(_cache, "compiled")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
-# Prepared data sets: yours, those beside the checkout, or an empty folder to prepare into.
+# Prepared datasets: yours, those beside the checkout, or an empty folder to prepare into.
 _beside = pathlib.Path(__file__).parents[2] / "shared/data/tfds"
 if "TFDS_DATA_DIR" not in os.environ:
     _empty = pathlib.Path(_cache, "tfds")
