@@ -4,12 +4,14 @@ That run is narrow: it recognises as many digits, and trains in a third of the t
 """
 
 import http.client
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ import pytest
 from PIL import Image
 
 import resnet_jax as rj
+from experiments.photos.photograph import photograph
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra dev")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs the extra dev")
@@ -80,6 +83,18 @@ def open_page(browser, address):
     for page in pages:
         page.close()
     assert not troubles
+
+
+def test_photographs_of_digits_are_recognised(address):
+    """100 of test digits, which the finder was not made with."""
+    rng, digits = np.random.default_rng(0), rj.load_dataset("mnist_5k").test
+    right = 0
+    for image, label in zip(*digits.batch(rng.choice(500, 100, replace=False)), strict=True):
+        file = io.BytesIO()
+        photograph(image[..., 0], rng).save(file, "PNG")
+        with urllib.request.urlopen(f"{address}/api/predict", file.getvalue()) as reply:
+            right += json.load(reply)["label"] == str(label)
+    assert right >= 80
 
 
 def places(page, stroke):
