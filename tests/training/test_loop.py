@@ -134,12 +134,13 @@ def test_best_is_the_best_validation_accuracy(finished_run):
     assert sum(counts) == found.count == 50
 
 
-def test_a_finished_run_says_so_and_stays_as_it_is(finished_run, tiny_config):
-    before = (finished_run.path / "metrics.jsonl").read_bytes()
+def test_a_finished_run_says_so_and_stays_as_it_is(finished_run, tiny_config, tmp_path):
+    run_dir = shutil.copytree(finished_run.path, tmp_path / "run")  # it is locked meanwhile
+    before = (run_dir / "metrics.jsonl").read_bytes()
     heard = Heard()
-    rj.train(tiny_config, finished_run.path, quiet=True, callbacks=[heard])
+    rj.train(tiny_config, run_dir, quiet=True, callbacks=[heard])
     assert "finished" in heard.text
-    assert (finished_run.path / "metrics.jsonl").read_bytes() == before
+    assert (run_dir / "metrics.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize(
