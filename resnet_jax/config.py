@@ -121,8 +121,7 @@ class DataConfig:
     background: Annotated[int | None, Within(0, 255)] = None
     """Grey level put under transparent pixels: 0 black, 255 white. None: they are refused."""
     find_digit: Annotated[bool, Effect.EXECUTION] = False
-    """Look for one digit in the pictures that predict and the page are given, and bring it to
-    MNIST's form; training reads none so. For grey images of 28x28 pixels."""
+    """Find the digit in pictures for predict and the page, and bring it to MNIST's 28x28."""
     skip_bad: bool = False
     """Leave out a folder's broken, empty and duplicate files. Without: broken ones end the run."""
     streaming: Annotated[Literal["auto", "always", "never"], Effect.EXECUTION] = "auto"

@@ -20,7 +20,7 @@ from resnet_jax.display import Display
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop import EXPORTS, Format, Network
 from resnet_jax.interop.weights import initial_variables
-from resnet_jax.models import make_model
+from resnet_jax.models import has_parameters, make_model
 from resnet_jax.storage import check_replaceable, check_utf8
 from resnet_jax.training.callbacks import Callback
 from resnet_jax.training.custom import Custom
@@ -148,7 +148,6 @@ class Run:
             ResNetJaxError: there is none in ``run_dir``, or its configuration is damaged.
         """
         check_utf8(Path(run_dir))
-        check_utf8(Path(run_dir))
         folder = RunFolder(Path(run_dir).absolute())  # the process may change its folder
         return cls(folder, *folder.read_config(), model, data)
 
@@ -203,7 +202,7 @@ class Run:
             return self._state(checkpoint).variables
 
     def predict(self, images: np.ndarray, checkpoint: Checkpoint = "best") -> np.ndarray:
-        """Class probabilities of images as they come from the dataset.
+        """Return class probabilities, ``float32[N, K]``, of images as they come from the dataset.
 
         Args:
             images: ``uint8[N, H, W, C]`` with the run's number of channels; ``(H, W)`` is the
@@ -211,14 +210,11 @@ class Run:
                 ``--data.center-crop``).
             checkpoint: whose parameters.
 
-        Returns:
-            ``float32[N, K]``.
-
         Raises:
             ResNetJaxError: the images have another type or shape, or the probabilities are not
                 finite.
         """
-        images = self._checked(images)
+        images = self.preprocessing.checked(images)
         with configured_jax(self.config):
             probabilities = self._engine.predict(self._state(checkpoint), images)
         self._check_finite(probabilities, checkpoint)
@@ -238,7 +234,7 @@ class Run:
         *,
         checkpoint: Checkpoint = "best",
     ) -> Path:
-        """Write the network to a file for use elsewhere, with class names and preprocessing.
+        """Write the network to a file, with class names and preprocessing, and return its path.
 
         >>> run.export("onnx")  # doctest: +SKIP
         PosixPath('runs/quickstart-seed0/export/resnet18.onnx')
@@ -249,9 +245,6 @@ class Run:
                 `interop.export_onnx`.
             output: the file. Default: ``export/MODEL.SUFFIX`` in the run's folder.
             checkpoint: whose parameters.
-
-        Returns:
-            The file.
 
         Raises:
             ResNetJaxError: the format has no such network, a package is missing, the file cannot be
@@ -266,10 +259,8 @@ class Run:
         with configured_jax(self.config):  # which are written into a network's file
             made_by = {"data": self.config.data.name, "checkpoint": checkpoint}
             variables = self.variables(checkpoint)
-            write(
-                path,
-                Network(self.model, variables, self.preprocessing, self.class_names, made_by),
-            )
+            network = Network(self.model, variables, self.preprocessing, self.class_names, made_by)
+            write(path, network)
         return path
 
     @property
@@ -296,23 +287,7 @@ class Run:
         Raises:
             ResNetJaxError: the images have another type or shape, see `predict`.
         """
-        return self.preprocessing(self._checked(images))
-
-    def _checked(self, images: Any) -> Any:
-        images = images if hasattr(images, "dtype") else np.asarray(images)  # it may be traced
-        height, width, channels = self.image_shape
-        free = self.config.data.image_size is not None and not self.config.data.center_crop
-        fits = images.ndim == 4 and images.shape[3] == channels
-        if (
-            images.dtype != np.uint8
-            or not fits
-            or not (free or images.shape[1:3] == (height, width))
-        ):
-            raise ResNetJaxError(
-                f"images are {images.dtype}{list(images.shape)}: this run predicts "
-                f"uint8[N, {'H, W' if free else f'{height}, {width}'}, {channels}]"
-            )
-        return images
+        return self.preprocessing(self.preprocessing.checked(images))
 
     def evaluate(
         self, split: str = "test", checkpoint: Checkpoint = "best", data_dir: str | None = None
@@ -364,20 +339,11 @@ class Run:
         # Read and verified once: a run that is still training is seen as it was at first sight.
         if checkpoint not in self._states:
             variables = self._folder.read_variables(checkpoint)
-            if self._model is None:
-                self._check_network(variables)
+            if self._model is None and not has_parameters(self.model, self.image_shape, variables):
+                raise ResNetJaxError(
+                    f"{self.path} was trained with another network than {self.config.model.name}: "
+                    "open it in a program that makes that network, as the one that trained it did"
+                )
             state = TrainState.of_variables(self.model, variables)
             self._states[checkpoint] = self._engine.replicate(state)
         return self._states[checkpoint]
-
-    def _check_network(self, variables: dict[str, Any]) -> None:
-        """Refuse parameters of a network that was put in the place of the package's."""
-        model, dtype = self.model.clone(lowering="reference"), self.model.dtype
-        images = jax.ShapeDtypeStruct((1, *self.image_shape), dtype)
-        init = partial(model.init, train=False)
-        expected = jax.tree.map(np.shape, dict(jax.eval_shape(init, jax.random.key(0), images)))
-        if jax.tree.map(np.shape, variables) != expected:
-            raise ResNetJaxError(
-                f"{self.path} was trained with another network than {self.config.model.name}: open "
-                "it in a program that makes that network, as the one that trained it did"
-            )

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from resnet_jax.config import DataConfig
 from resnet_jax.data.augment import preprocess
+from resnet_jax.errors import ResNetJaxError
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,19 @@ class Preprocessing:
             mean=jnp.asarray(self.mean),
             std=jnp.asarray(self.std),
         )
+
+    def checked(self, images: Any) -> Any:
+        """Return images that fit, ``uint8[N, H, W, C]``; others are a `ResNetJaxError`."""
+        images = images if hasattr(images, "dtype") else np.asarray(images)  # it may be traced
+        height, width, channels = self.image_shape
+        free = self.image_size is not None and not self.center_crop
+        fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == channels
+        if not fits or not (free or images.shape[1:3] == (height, width)):
+            raise ResNetJaxError(
+                f"images are {images.dtype}{list(images.shape)}: this run predicts "
+                f"uint8[N, {'H, W' if free else f'{height}, {width}'}, {channels}]"
+            )
+        return images
 
     def uncrop(self, maps: ArrayLike) -> np.ndarray:
         """Return maps of the network's input, ``float[N, h, w]``, as maps of whole pictures.

@@ -14,13 +14,7 @@ from typing import Any, Literal, Self, cast
 
 import yaml
 
-from resnet_jax.config import (
-    MAY_CHANGE,
-    TrainConfig,
-    differences,
-    from_dict,
-    to_dict,
-)
+from resnet_jax.config import MAY_CHANGE, TrainConfig, differences, from_dict, to_dict
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.report import VerifyReport
 from resnet_jax.errors import ResNetJaxError
