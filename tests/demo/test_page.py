@@ -168,7 +168,7 @@ def test_everything_is_in_sight_and_axe_has_nothing_serious(size, scheme, open_p
         ".shown img >> nth=0",
         ".shown img >> nth=1",
         "text=Where it looks",
-        "text=Dark ink",
+        "text=Invert black",
     ):
         box = page.locator(part).bounding_box()
         assert box["x"] >= 0
