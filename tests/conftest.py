@@ -33,10 +33,12 @@ if "TFDS_DATA_DIR" not in os.environ:
     os.environ["TFDS_DATA_DIR"] = str(_beside if _beside.is_dir() else _empty)
 
 import dataclasses  # noqa: E402
+import functools  # noqa: E402
 
 import pytest  # noqa: E402
 
 import resnet_jax as rj  # noqa: E402
+from resnet_jax.models import VARIANTS  # noqa: E402
 
 # A run that trains in seconds: a ResNet-18 four channels wide, 120 digits, six steps an epoch.
 TINY = rj.TrainConfig(
@@ -86,3 +88,10 @@ def finished_run() -> rj.Run:
 @pytest.fixture(scope="session")
 def unaveraged_config() -> rj.TrainConfig:
     return dataclasses.replace(TINY, ema=None, optim=rj.OptimConfig(learning_rate=0.05))
+
+
+@pytest.fixture
+def one_unit(monkeypatch) -> None:
+    """Have `resnet18` be a network of one unit, where a run is looked at and not its network."""
+    network = functools.partial(rj.ResNet, stage_sizes=(1,), unit=rj.BasicUnit)
+    monkeypatch.setitem(VARIANTS, "resnet18", network)
