@@ -2,6 +2,7 @@
 
 import atexit
 import fcntl
+import gc
 import os
 import pathlib
 import shutil
@@ -62,6 +63,13 @@ _OPTIONS = """
     --optim.schedule constant --optim.warmup 0 --optim.no-nesterov --optim.weight-decay 0
     --label-smoothing 0 --epochs 2 --batch-size 20 --ema 0.9 --no-report
 """
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage less often, and never what was imported: a tenth of the tests' time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 100)
 
 
 @pytest.fixture(scope="session")
