@@ -158,13 +158,13 @@ def undisturbed(tiny_config, tmp_path_factory):
 def test_killed_and_started_again_it_ends_with_the_same_bits(
     kill_at, undisturbed, tiny_config, tmp_path
 ):
-    process = start(tiny_config, tmp_path)
-    wait_for_step(process, 1)
-    with pytest.raises(ResNetJaxError, match=f"being written by process {process.pid}"):
-        rj.train(tiny_config, tmp_path, quiet=True, model=SMALL)
-    wait_for_step(process, kill_at)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    with start(tiny_config, tmp_path) as process:
+        wait_for_step(process, 1)
+        with pytest.raises(ResNetJaxError, match=f"being written by process {process.pid}"):
+            rj.train(tiny_config, tmp_path, quiet=True, model=SMALL)
+        wait_for_step(process, kill_at)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
     newest = max(RunFolder(tmp_path).checkpoints.steps(), default=0)
     heard = Heard()
     # The lock of a dead process is taken over.
