@@ -15,6 +15,8 @@ _IN_A_HURRY = """
     --xla_cpu_parallel_codegen_split_count=1
 """
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_IN_A_HURRY.split()])
+# Two workers share the cores: torch's threads that wait for one another only burn their time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Nothing is written to the user's home. In the environment, so that pytest's workers and the
 # processes which tests start share the programs compiled once.
