@@ -18,9 +18,11 @@ from resnet_jax.data.augment import (
     cut_out,
     mix,
     preprocess,
-    warp,
 )
+from resnet_jax.data.augment import warp as warp_each
 
+warp = jax.jit(warp_each, static_argnames="fill")
+draw_erased = jax.jit(_draw_erased, static_argnums=0)
 IDENTITY = jnp.eye(2)[None]
 ALL = {
     "flip": True,
@@ -157,7 +159,7 @@ def test_jitted_equals_unjitted():
 
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (200, 300), (300, 100)])
 def test_erased_rectangles_have_the_area_and_aspect_of_the_paper(height, width):
-    masks = np.asarray(_draw_erased((500, height, width), jax.random.key(0), 1.0))
+    masks = np.asarray(draw_erased((500, height, width), jax.random.key(0), 1.0))
     rows, columns = masks.any(2).sum(1), masks.any(1).sum(1)
     np.testing.assert_array_equal(masks.sum((1, 2)), rows * columns)  # solid rectangles
     share = rows * columns / (height * width)
@@ -178,7 +180,7 @@ def test_erased_rectangles_have_the_area_and_aspect_of_the_paper(height, width):
 
 def test_erasing_takes_the_share_of_images_and_the_background_it_was_told():
     images = jnp.ones((2000, 8, 8, 2))
-    erased = augment(images, jax.random.key(0), erase=0.3, fill=-4.0)
+    erased = jax.jit(partial(augment, erase=0.3, fill=-4.0))(images, jax.random.key(0))
     hit = np.asarray((erased != 1).any((1, 2, 3)))
     assert abs(hit.mean() - 0.3) < 0.05  # five standard errors
     assert set(np.unique(erased)) == {-4.0, 1.0}

@@ -26,16 +26,6 @@ def plain(root, **splits):
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg"])
-def test_a_label_that_is_not_published_is_no_traceback(tmp_path, kind):
-    """FAULTS B3."""
-    train = [(encoded(8, 8, kind), k % 10) for k in range(20)]
-    plain(tmp_path, train=train, test=[(encoded(8, 8, kind), -1)] * 3)
-    assert main(["verify", "plain", "--data.dir", str(tmp_path)]) == 0
-    data = rj.load_dataset("plain", tmp_path)
-    assert (len(data.train), len(data.validation), len(data.test)) == (18, 2, 0)
-
-
-@pytest.mark.parametrize("kind", ["png", "jpeg"])
 def test_a_record_of_another_size_is_refused_and_named(tmp_path, kind, capsys):
     """FAULTS C5."""
     pairs = [(encoded(8, 8, kind), k % 10) for k in range(20)]

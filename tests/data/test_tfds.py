@@ -106,12 +106,13 @@ def test_images_of_several_sizes_need_one_to_be_brought_to(tmp_path):
 
 
 def test_a_split_without_labels_is_left_out_and_another_label_is_refused(tmp_path):
+    """FAULTS B3: a label that is not published was a traceback."""
     image = encoded(np.zeros((28, 28), np.uint8))
     labelled = [(image, k % 10) for k in range(20)]
     build(tmp_path, {"train": labelled, "test": [(image, -1)] * 5})
     data = load_dataset("digits", tmp_path)
     assert (len(data.train) + len(data.validation), len(data.test)) == (20, 0)
-    assert verify_prepared("digits", tmp_path).ok
+    assert main(["verify", "digits", "--data.dir", str(tmp_path)]) == 0
     folder = build(tmp_path, {"train": labelled}, name="larger")
     text = (folder / "features.json").read_text()
     (folder / "features.json").write_text(text.replace('"10"', '"9"'))

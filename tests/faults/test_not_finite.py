@@ -48,7 +48,10 @@ def run_dir(finished_run, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("more", [[], ["--json"]])
+TABLE = pytest.param([], marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("more", [["--json"], TABLE])
 def test_evaluating_says_so(run_dir, more, capsys):
     assert main(["evaluate", str(run_dir), *more]) == 1
     shown = capsys.readouterr()
@@ -56,7 +59,7 @@ def test_evaluating_says_so(run_dir, more, capsys):
     assert "NaN" not in shown.out
 
 
-@pytest.mark.parametrize("more", [[], ["--json"], ["--csv"]])
+@pytest.mark.parametrize("more", [["--json"], ["--csv"], TABLE])
 def test_predicting_says_so(run_dir, more, tmp_path, capsys):
     Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / "digit.png")
     assert main(["predict", str(run_dir), str(tmp_path / "digit.png"), *more]) == 1

@@ -16,10 +16,13 @@ import pytest
 import resnet_jax as rj
 
 # Runs of two types and two matmul precisions, in an order that is given; prints a digest of each.
+# One unit has all that a type or a precision may change.
 RUNS = """
-import dataclasses, hashlib, json, os, sys
+import dataclasses, functools, hashlib, json, os, sys
 import jax, numpy as np
 import resnet_jax as rj
+from resnet_jax.models import VARIANTS
+VARIANTS["resnet18"] = functools.partial(rj.ResNet, stage_sizes=(1,), unit=rj.BasicUnit)
 BASE = rj.TrainConfig(
     model=rj.ModelConfig(width=2, lowering="reference"),
     data=rj.DataConfig(name="mnist_5k", subset=(40, 20, 20), mean=(0.1307,), std=(0.3081,)),
@@ -90,7 +93,9 @@ def state_of_the_process():
     }
 
 
-def test_a_library_leaves_its_users_process_as_it_was(tiny_config, tmp_path, monkeypatch, capfd):
+def test_a_library_leaves_its_users_process_as_it_was(
+    tiny_config, one_unit, tmp_path, monkeypatch, capfd
+):
     """FAULTS C3: settings of JAX, warnings, loggers, signals and the environment, before and after.
 
     The compilation cache that the tests share is taken away, so that the run sets up its own.

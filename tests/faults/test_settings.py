@@ -32,7 +32,7 @@ def options(folder, run):
 
 
 def test_a_folder_is_normalised_by_its_own_images_and_finished_without_test_images(
-    tmp_path, capsys
+    one_unit, tmp_path, capsys
 ):
     """FAULTS A11 and A16, by one training."""
     photos(tmp_path / "split/train")

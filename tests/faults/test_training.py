@@ -10,6 +10,7 @@ import pytest
 from flax import traverse_util
 
 import resnet_jax as rj
+from resnet_jax.models import VARIANTS
 from resnet_jax.training.checkpoint import Checkpoints
 from resnet_jax.training.optim import make_schedule
 
@@ -22,11 +23,13 @@ def test_more_stages_than_there_are_cannot_be_frozen(stages, frozen):
         jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((2, 8, 8, 1)))
 
 
-def test_with_all_stages_frozen_only_the_head_learns(tiny_config, tmp_path):
+def test_with_all_stages_frozen_only_the_head_learns(tiny_config, tmp_path, monkeypatch):
     """A18: of a pre-activation network the last norm went on learning."""
+    network = partial(rj.ResNet, stage_sizes=(1, 1), unit=rj.PreActivationUnit)
+    monkeypatch.setitem(VARIANTS, "preact_resnet18", network)
     config = dataclasses.replace(
         tiny_config,
-        model=rj.ModelConfig("preact_resnet18", width=2, lowering="reference", frozen_stages=4),
+        model=rj.ModelConfig("preact_resnet18", width=2, lowering="reference", frozen_stages=2),
         optim=rj.OptimConfig(learning_rate=0.1, weight_decay=0.1),
         ema=None, epochs=0.5, eval_every=1,
     )  # fmt: skip
@@ -38,7 +41,7 @@ def test_with_all_stages_frozen_only_the_head_learns(tiny_config, tmp_path):
     assert moved == {("params", "head")}
 
 
-def test_rates_of_a_float64_run_are_float64(tmp_path):
+def test_rates_of_a_float64_run_are_float64(one_unit, tmp_path):
     """A19: a warm-up of a third was 0.05 / 3 to six digits only."""
     config = rj.TrainConfig(
         model=rj.ModelConfig(width=2, lowering="reference", dtype="float64"),

@@ -27,7 +27,8 @@ def untrained_run(folder: Path, config: rj.TrainConfig) -> rj.Run:
 
     tx = make_optimizer(config.optim, make_schedule(config.optim, total_steps=1))
     images = jax.numpy.zeros((1, 28, 28, 1))
-    state = rj.TrainState.create(make_model(config, 10), tx, jax.random.key(0), images)
+    shapes = rj.TrainState.abstract(make_model(config, 10), tx, jax.random.key(0), images)
+    state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     drawn = {
         name: traverse_util.path_aware_map(draw, getattr(state, name))
         for name in ("params", "batch_stats")

@@ -94,12 +94,20 @@ def test_logits_are_torchvisions(name, size, dtype):
     assert relative < (1e-5 if dtype == np.float32 else 1e-10)
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Each kind of unit, and the deepest ones in CI: tracing takes a second of each.
+DEEPER = [
+    pytest.param(name, marks=pytest.mark.slow) if name in ("resnet101", "resnet152") else name
+    for name in NAMES
+]
+
+
+@pytest.mark.parametrize("name", DEEPER)
 def test_names_and_shapes_are_torchvisions(name):
     assert digest(torch_shapes(make(name))) == str(EXPECTED[f"{name} digest"])
 
 
-@pytest.mark.parametrize(("name", "residual"), PARAMETERS)
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("name", [*DEEPER, "preact_resnet18", "preact_resnet34"])
 def test_parameter_counts(name, residual):
     model = make(name, num_classes=1000, residual=residual)
     count = sum(leaf.size for leaf in jax.tree.leaves(zeros_of(model)["params"]))

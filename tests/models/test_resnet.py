@@ -44,8 +44,9 @@ def randomise(tree, seed: int = 0):
         ("resnet18", 11_689_512),
         ("resnet34", 21_797_672),
         ("resnet50", 25_557_032),
-        ("resnet101", 44_549_160),
-        ("resnet152", 60_192_808),
+        # Deeper ones are more of the same units.
+        pytest.param("resnet101", 44_549_160, marks=pytest.mark.slow),
+        pytest.param("resnet152", 60_192_808, marks=pytest.mark.slow),
     ],
 )
 def test_parameters_are_as_many_as_torchvisions(name, published):
@@ -107,8 +108,8 @@ def test_the_table_of_variants_is_what_the_configuration_offers():
         ("resnet18", 1.814),
         ("resnet34", 3.664),
         ("resnet50", 4.089),
-        ("resnet101", 7.801),
-        ("resnet152", 11.514),
+        pytest.param("resnet101", 7.801, marks=pytest.mark.slow),
+        pytest.param("resnet152", 11.514, marks=pytest.mark.slow),
     ],
 )
 def test_multiply_adds_are_torchvisions(variant, multiply_adds):

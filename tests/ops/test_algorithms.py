@@ -28,7 +28,7 @@ def _small_as_if_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heuristics, "XLA_CHANNELS", ())
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(convolutions())
 def test_any_convolution_equals_the_reference(case: dict[str, tuple[int, ...]]) -> None:
     check_against_reference(case)

@@ -66,7 +66,12 @@ def test_two_processes_agree(tmp_path):
     [
         ("fail", 1, "row 3 is rotten"),
         pytest.param("bug", 1, "KeyError('no such name')", marks=pytest.mark.slow),
-        ("interrupt", 75, "stopped by a signal; the same command continues"),
+        pytest.param(
+            "interrupt",
+            75,
+            "stopped by a signal; the same command continues",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_failure_of_one_ends_the_other_which_waits_for_it(what, code, line, tmp_path):

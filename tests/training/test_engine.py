@@ -21,7 +21,7 @@ from resnet_jax.training.checks import check_against_dataset
 from resnet_jax.training.engine import Engine
 
 
-def test_a_whole_run_traces_each_step_once(tiny_config, tmp_path, monkeypatch):
+def test_a_whole_run_traces_each_step_once(tiny_config, one_unit, tmp_path, monkeypatch):
     traced = []
     for step in (module.train_step, module.eval_step):
 
@@ -35,7 +35,7 @@ def test_a_whole_run_traces_each_step_once(tiny_config, tmp_path, monkeypatch):
     assert sorted(traced) == ["eval_step", "train_step"]
 
 
-def test_seeds_share_one_program(tiny_config):
+def test_seeds_share_one_program(tiny_config, one_unit):
     data, _ = load_splits(tiny_config.data)
     texts = set()
     for seed in (0, 1):

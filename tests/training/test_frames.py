@@ -11,7 +11,9 @@ from resnet_jax.training.engine import Engine
 PACKAGE = str(Path(rj.__file__).parent)
 
 
-def test_from_the_library_to_the_step_are_three_frames(tiny_config, tmp_path, monkeypatch):
+def test_from_the_library_to_the_step_are_three_frames(
+    tiny_config, one_unit, tmp_path, monkeypatch
+):
     names, train = [], Engine.train
 
     def looking(self, *args):

@@ -34,11 +34,13 @@ class Tell(rj.Callback):
     def on_step(self, step):
         print(step, flush=True)
 
-rj.train(from_dict(json.loads(sys.argv[1])), sys.argv[2], quiet=True, callbacks=[Tell()])
+config = from_dict(json.loads(sys.argv[1]))
+model = rj.ResNet((1,), rj.BasicUnit, width=2, stem="small", lowering="reference")
+rj.train(config, sys.argv[2], quiet=True, model=model, callbacks=[Tell()])
 """
 
 
-# One unit, which trains in a moment.
+# One unit, which trains in a moment: that of the script.
 SMALL = rj.ResNet((1,), rj.BasicUnit, width=2, stem="small", lowering="reference")
 
 
@@ -143,29 +145,35 @@ def test_a_finished_run_says_so_and_stays_as_it_is(finished_run, tiny_config, tm
     assert (run_dir / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tiny_config, tmp_path_factory):
+    """The run of the script, whole."""
+    return rj.train(tiny_config, tmp_path_factory.mktemp("whole"), quiet=True, model=SMALL)
+
+
 @pytest.mark.parametrize(
     # At 9, lines of metrics are later than the last checkpoint; at 11, there are two checkpoints.
     "kill_at",
     [9, *(pytest.param(step, marks=pytest.mark.slow) for step in (3, 11))],
 )
 def test_killed_and_started_again_it_ends_with_the_same_bits(
-    kill_at, finished_run, tiny_config, tmp_path
+    kill_at, undisturbed, tiny_config, tmp_path
 ):
-    process = start(tiny_config, tmp_path)
-    wait_for_step(process, 1)
-    with pytest.raises(ResNetJaxError, match=f"being written by process {process.pid}"):
-        rj.train(tiny_config, tmp_path, quiet=True)
-    wait_for_step(process, kill_at)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    with start(tiny_config, tmp_path) as process:
+        wait_for_step(process, 1)
+        with pytest.raises(ResNetJaxError, match=f"being written by process {process.pid}"):
+            rj.train(tiny_config, tmp_path, quiet=True, model=SMALL)
+        wait_for_step(process, kill_at)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
     newest = max(RunFolder(tmp_path).checkpoints.steps(), default=0)
     heard = Heard()
     # The lock of a dead process is taken over.
-    resumed = rj.train(tiny_config, tmp_path, quiet=True, callbacks=[heard])
+    resumed = rj.train(tiny_config, tmp_path, quiet=True, model=SMALL, callbacks=[heard])
     assert (f"resumes at step {newest} " in heard.text) == (newest > 0)
-    assert_same_bits(resumed, finished_run)
+    assert_same_bits(resumed, undisturbed)
     for kind, keys in (("train", ["step"]), ("validation", ["step", "loss"]), ("test", ["loss"])):
-        pairs = zip(rows(resumed, kind), rows(finished_run, kind), strict=True)
+        pairs = zip(rows(resumed, kind), rows(undisturbed, kind), strict=True)
         assert all(one[key] == other[key] for one, other in pairs for key in keys)
 
 
