@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -77,10 +77,7 @@ class Manifest:
 
 
 class Checkpoints:
-    """The saved steps of one run, in a folder.
-
-    Reading never changes the folder; `save` does, so only one process may save.
-    """
+    """The saved steps of one run, in a folder, which only `save` changes."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -137,15 +134,14 @@ class Checkpoints:
             manifest = unfinished / "manifest.json"
             manifest.write_text(Manifest(step, validation, files, metrics).to_json())
             sync(manifest)
-            for folder in (unfinished, *(p for p in unfinished.rglob("*") if p.is_dir())):
-                sync(folder)
+            for folder, *_ in os.walk(unfinished):
+                sync(Path(folder))
             self._discard(step)
             unfinished.rename(self.directory / str(step))
             sync(self.directory)
-            for later in [at for at in self.steps() if at > step]:
-                self._discard(later)
-            for old in set(self.steps()) - set(self.steps()[-2:]) - {self.best_of(self.steps())}:
-                self._discard(old)
+            steps = [at for at in self.steps() if at <= step]
+            for surplus in set(self.steps()) - {*steps[-2:], self.best_of(steps)}:
+                self._discard(surplus)
 
     @contextlib.contextmanager
     def _explained(self, unfinished: Path) -> Iterator[None]:
@@ -216,7 +212,7 @@ class Checkpoints:
         """Return the step of the best validation accuracy, of equals that of the smallest loss.
 
         The newest step where nothing was validated; None where there is no step. Steps whose
-        manifest is damaged do not count; for whole ones alone give it `good_steps`.
+        manifest is damaged do not count.
         """
         ranks: dict[int, tuple[float, ...]] = {}
         for step in steps:
@@ -225,20 +221,14 @@ class Checkpoints:
                 ranks[step] = (found["accuracy"], -found["loss"], -step) if found else (-1, 0, step)
         return max(ranks, key=lambda step: ranks[step], default=None)
 
-    def find(self, checkpoint: Literal["best", "latest"]) -> int | None:
-        """Return the step of the best or the latest checkpoint that verifies; None without one."""
-        if checkpoint not in ("best", "latest"):
-            raise ResNetJaxError(f"checkpoint {checkpoint} is not known: give best or latest")
-        good = self.good_steps()
-        return self.best_of(good) if checkpoint == "best" else next(good, None)
-
     def restore(self, state: TrainState, step: int) -> TrainState:
         """Read a verified step, onto the devices and with the shardings of ``state``."""
         import orbax.checkpoint as ocp
 
         target = {name: getattr(state, name) for name in SAVED}
-        restore_args = ocp.checkpoint_utils.construct_restore_args(target)
-        return state.replace(**self._read(step, ocp.args.PyTreeRestore(target, restore_args)))
+        args = ocp.args.PyTreeRestore(target, ocp.checkpoint_utils.construct_restore_args(target))
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
+            return state.replace(**orbax.restore(self._state(step), args=args))
 
     def restore_variables(self, step: int) -> dict[str, Any]:
         """Read the parameters and running statistics of a verified step, as numpy arrays.
@@ -250,31 +240,21 @@ class Checkpoints:
 
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
             saved = orbax.metadata(self._state(step)).item_metadata.tree
-        variables = saved if saved["ema"] is None else saved["ema"]
-        target = {name: variables[name] for name in ("params", "batch_stats")}
-        if saved["ema"] is not None:
-            target = {"ema": target}
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
-        args = ocp.args.PyTreeRestore(target, restore_args=as_numpy, partial_restore=True)
-        tree = self._read(step, args)
-        found: dict[str, Any] = tree.get("ema", tree)
-        return found
-
-    def _read(self, step: int, args: Any) -> Any:
-        import orbax.checkpoint as ocp
-
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
-            return orbax.restore(self._state(step), args=args)
+            names = ("params", "batch_stats") if saved["ema"] is None else ("ema",)
+            target = {name: saved[name] for name in names}
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+            args = ocp.args.PyTreeRestore(target, restore_args=as_numpy, partial_restore=True)
+            tree: dict[str, Any] = orbax.restore(self._state(step), args=args)
+        return tree.get("ema", tree)
 
     def _state(self, step: int) -> Path:
         return (self.directory / str(step) / "state").absolute()
 
     def _discard(self, step: int) -> None:
         """Remove a step; renamed first, so that a kill never leaves half of it in place."""
-        place = self.directory / str(step)
-        if place.exists():
-            gone = self.directory / f"{UNFINISHED}discarded-{step}"
-            place.rename(gone)
+        gone = self.directory / f"{UNFINISHED}discarded-{step}"
+        with contextlib.suppress(FileNotFoundError):
+            (self.directory / str(step)).rename(gone)
             shutil.rmtree(gone)
 
     def remove_unfinished(self) -> None:

@@ -149,8 +149,11 @@ class RunFolder:
             raise ResNetJaxError(f"{path} is damaged: {reason}") from error
 
     def read_variables(self, checkpoint: Literal["best", "latest"] = "best") -> dict[str, Any]:
-        """Read a checkpoint's parameters and running statistics, see `Checkpoints`."""
-        step = self.checkpoints.find(checkpoint)
+        """Read the parameters and running statistics of a checkpoint that verifies."""
+        if checkpoint not in ("best", "latest"):
+            raise ResNetJaxError(f"checkpoint {checkpoint} is not known: give best or latest")
+        good = self.checkpoints.good_steps()
+        step = self.checkpoints.best_of(good) if checkpoint == "best" else next(good, None)
         if step is None:
             raise ResNetJaxError(
                 f"{self.path} has no usable checkpoint: run its training command again"
