@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -188,31 +188,19 @@ def failing_together(run_dir: Path) -> Iterator[None]:
         ending.acquire()  # and never released: one thread tells why this process ends
         over.set()
         # Where nothing can be written, the heartbeat ends the others.
-        with suppress(OSError, RuntimeError), _shared(file, json.dumps(_failure(error))):
+        with suppress(OSError, RuntimeError), ExitStack() as cleanup:
+            if not run_dir.exists():
+                run_dir.mkdir(parents=True)
+                cleanup.callback(run_dir.rmdir)
+            cleanup.callback(file.unlink, missing_ok=True)
+            file.write_text(json.dumps(_failure(error)))
             jax.distributed.shutdown()  # waits until the others have read it
         raise
     over.set()
 
 
-@contextmanager
-def _shared(file: Path, text: str) -> Iterator[None]:
-    """Keep a file with this text for a while, and its folder where there is none."""
-    new = not file.parent.exists()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
-    try:
-        yield
-    finally:
-        file.unlink(missing_ok=True)
-        if new:
-            file.parent.rmdir()
-
-
 def wait_for_heartbeat(error: BaseException) -> None:
-    """Let JAX end this process first if the error may be due to the loss of another.
-
-    JAX has no type for an error of that kind.
-    """
+    """Let JAX end this process first if the error, which has no type, may be another's loss."""
     if process_count() > 1 and isinstance(error, RuntimeError | ValueError):
         log.warning("%s: waits %d s for JAX's heartbeat", _failure(error)[0], HEARTBEAT_TIMEOUT)
         time.sleep(HEARTBEAT_TIMEOUT + 10)

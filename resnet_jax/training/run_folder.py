@@ -81,9 +81,6 @@ class RunFolder:
         """Create the folder, keep other writers out, and write warnings to ``run.log``.
 
         The lock is the kernel's: it is gone with the process that held it, however that ended.
-
-        Raises:
-            ResNetJaxError: the folder cannot be written, or another process writes to it.
         """
         with ExitStack() as stack:
             try:
@@ -104,10 +101,8 @@ class RunFolder:
                     f"wait for it or give another --run-dir"
                 ) from None
             except OSError as error:
-                raise ResNetJaxError(
-                    f"run folder {self.path} cannot be written ({error.strerror}): "
-                    f"free space or permissions there, or give another --run-dir"
-                ) from error
+                remedy = "free space or permissions there, or give another --run-dir"
+                raise unwritable(f"run folder {self.path}", error, remedy) from error
             yield
 
     def write_config(
@@ -118,8 +113,9 @@ class RunFolder:
         document = {
             "config": to_dict(config),
             "data": {
-                name: list(value) if isinstance(value, tuple) else value
-                for name, value in vars(facts).items()
+                "fingerprint": facts.fingerprint,
+                "class_names": list(facts.class_names),
+                "image_shape": list(facts.image_shape),
             },
             **({"parts": dict(parts)} if parts else {}),  # the user's own, see `Custom`
             "versions": began.get("versions") or {name: _version(name) for name in PACKAGES},
@@ -345,13 +341,9 @@ def _version(package: str) -> str | None:
 def _commit() -> str | None:
     """Return the commit of the package's checkout; None where it was installed from a wheel."""
     root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
-        return (
-            subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
-            or None
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    with suppress(OSError, subprocess.SubprocessError):
+        if (root / ".git").exists():
+            done = subprocess.run(command, capture_output=True, text=True, timeout=5)
+            return done.stdout.strip() or None
+    return None
