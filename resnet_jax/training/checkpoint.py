@@ -42,20 +42,12 @@ class DamagedCheckpointError(ResNetJaxError):
 
 @dataclass(frozen=True)
 class Manifest:
-    """The description of a saved step.
-
-    Attributes:
-        step: updates done.
-        validation: ``{"accuracy": ..., "loss": ...}`` of the weights that evaluation uses, or None
-            where no images are held out.
-        files: SHA-256 of every file, by its path below the step's folder.
-        metrics: SHA-256 of the rows of ``metrics.jsonl`` up to this step; None if not known.
-    """
+    """The description of a saved step."""
 
     step: int
-    validation: dict[str, float] | None
-    files: dict[str, str]
-    metrics: str | None = None
+    validation: dict[str, float] | None  # accuracy and loss, where images are held out
+    files: dict[str, str]  # SHA-256 of every file, by its path below the step's folder
+    metrics: str | None = None  # SHA-256 of the rows of metrics.jsonl up to this step, if known
 
     def to_json(self) -> str:
         """Return the manifest as text, with a checksum over it."""
@@ -83,10 +75,7 @@ class Checkpoints:
         self.directory = directory
 
     def save(
-        self,
-        state: TrainState,
-        validation: dict[str, float] | None,
-        metrics: str | None = None,
+        self, state: TrainState, validation: dict[str, float] | None, metrics: str | None = None
     ) -> None:
         """Write the state as the newest step, then remove steps that are no longer needed.
 
@@ -120,11 +109,7 @@ class Checkpoints:
             _check_room(unfinished, needed)
 
     def _finish(
-        self,
-        unfinished: Path,
-        step: int,
-        validation: dict[str, float] | None,
-        metrics: str | None,
+        self, unfinished: Path, step: int, validation: dict[str, float] | None, metrics: str | None
     ) -> None:
         """Add the manifest, move the step into place and remove those that it replaces."""
         with self._explained(unfinished):
@@ -166,11 +151,7 @@ class Checkpoints:
         return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
     def manifest(self, step: int) -> Manifest:
-        """Read the manifest of a step.
-
-        Raises:
-            DamagedCheckpointError: it is missing, unreadable or another step's.
-        """
+        """Read the manifest of a step, or raise `DamagedCheckpointError`."""
         path = self.directory / str(step) / "manifest.json"
         try:
             manifest = Manifest.from_json(path.read_text())
@@ -183,8 +164,7 @@ class Checkpoints:
     def verify(self, step: int) -> Manifest:
         """Read every file of a step and compare it with the manifest.
 
-        Raises:
-            DamagedCheckpointError: names the first file that is missing, surplus or changed.
+        `DamagedCheckpointError` names the first file that is missing, surplus or changed.
         """
         manifest, folder = self.manifest(step), self.directory / str(step)
         present = set(_files(folder)) - {"manifest.json"}

@@ -64,12 +64,7 @@ def prepared(
     pretrained: Pretrained | None,
     custom: Custom,
 ) -> Iterator[Prepared]:
-    """Begin a run, or open the one in ``run_dir`` to go on with it; its folder is locked meanwhile.
-
-    Raises:
-        ResNetJaxError: the configuration is refused, the data cannot be loaded, the run's folder is
-            another run's, is in use or cannot be written.
-    """
+    """Begin a run, or open the one in ``run_dir`` to go on with it; its folder is locked."""
     folder, devices = RunFolder(run_dir), find_devices()
     config, data, splits = _open_data(config, folder, custom.data, len(devices))
     sampler = EpochSampler(len(data.train), config.batch_size, config.seed)
@@ -158,11 +153,7 @@ def _with_statistics(config: TrainConfig, folder: RunFolder, train: Split) -> Tr
 
 
 def _begin(
-    folder: RunFolder,
-    config: TrainConfig,
-    data: Dataset,
-    parts: dict[str, str],
-    stack: ExitStack,
+    folder: RunFolder, config: TrainConfig, data: Dataset, parts: dict[str, str], stack: ExitStack
 ) -> int:
     """Lock the folder, record the configuration in it and return the step to resume from, or 0."""
     stack.enter_context(folder.opened_for_writing())
