@@ -151,19 +151,18 @@ def _planned(
             f"--seed {config.seed} and --seeds {seeds} exclude each other: --seeds repeats with "
             f"seeds 0 to {seeds - 1}"
         )
+    if seeds is not None:
+        axes = (*axes, f"seed={','.join(map(str, range(seeds)))}")
     planned = []
-    for point in grid_of(config, axes):
-        for seed in [config.seed] if seeds is None else range(seeds):
-            settings = dataclasses.replace(point, seed=seed)
-            if run_dir is None:
-                folder = _default_folder(preset, settings)
-            elif seeds is None and not axes:
-                folder = run_dir
-            else:
-                folder = run_dir.with_name(
-                    f"{run_name(run_dir.name, config, settings)}-seed{settings.seed}"
-                )
-            planned.append((settings, folder))
+    for settings in grid_of(config, axes):
+        if run_dir is None:
+            folder = _default_folder(preset, settings)
+        elif axes:
+            name = run_name(run_dir.name, config, settings)
+            folder = run_dir.with_name(f"{name}-seed{settings.seed}")
+        else:
+            folder = run_dir
+        planned.append((settings, folder))
     return planned
 
 

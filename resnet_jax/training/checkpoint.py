@@ -81,13 +81,10 @@ class Checkpoints:
 
         Returns when the step is on the disk. Kept are the two newest steps, the older one in case
         the newest gets damaged, and the best one. Later steps are damaged leftovers, which the run
-        did not resume from, and are deleted.
+        did not resume from, and are deleted. Where nothing can be written, older steps stay.
 
         Every process of a run calls it: Orbax writes the arrays from all of them, and process 0
         does the rest, so that a step exists when every process has written.
-
-        Raises:
-            ResNetJaxError: nothing could be written; older steps are untouched.
         """
         import orbax.checkpoint as ocp
 

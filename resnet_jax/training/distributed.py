@@ -42,10 +42,7 @@ ADDRESS = (
 def initialize(
     coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: int | None
 ) -> None:
-    """Connect the processes of a run, or end this one if they do not come in time (300 s).
-
-    The command calls it before anything is computed.
-    """
+    """Connect the processes of a run, or end this one if they do not come in time (300 s)."""
     timeout = 300 if timeout is None else timeout
     if timeout < 1:
         raise ResNetJaxError(f"--meet-within must be at least 1 s, got {timeout}")
@@ -102,10 +99,7 @@ def is_main_process() -> bool:
 
 
 def broadcast_from_main(make: Callable[[], Any]) -> Any:
-    """Call ``make`` on the main process; return its JSON-serialisable result on every process.
-
-    A `ResNetJaxError` is raised on every process too.
-    """
+    """Call ``make`` on the main process; return its JSON result, or raise its error, everywhere."""
     if process_count() == 1:
         return make()
     value, failure = None, None

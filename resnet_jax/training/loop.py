@@ -36,12 +36,7 @@ class StoppedError(ResNetJaxError):
 
 
 def fit(run: Prepared, should_stop: ShouldStop | None = None) -> None:
-    """Train until the configuration is fulfilled, then test.
-
-    Raises:
-        NotFiniteError: the loss or the gradient was not finite; the last checkpoint is older.
-        StoppedError: `should_stop` gave a reason, in any process; its step is saved.
-    """
+    """Train until the configuration is fulfilled, then test; or until `should_stop`."""
     state, step, total, config = run.state, run.step, run.total_steps, run.config
     finished = _is_finished(run, step)
     for callback in run.callbacks if finished or step else ():

@@ -165,22 +165,20 @@ class RunFolder:
     ) -> None:
         """Refuse to continue this run with another configuration, other data or other parts."""
         before, facts_before = self.read_config()
-        changed = {
-            option: values
-            for option, values in differences(before, config).items()
-            if option not in MAY_CHANGE
-        }
+        changed = {f"--{option}": values for option, values in differences(before, config).items()}
+        allowed = {f"--{option}" for option in MAY_CHANGE}
         # A schedule that does not depend on the length of the run may be followed further.
         lengthened = config.epochs > before.epochs and config.optim.schedule == "constant"
         if lengthened and not config.optim.warmup:
-            changed.pop("epochs", None)
-        listing = [f"--{option} {old} -> {new}" for option, (old, new) in changed.items()]
-        old_facts = {**facts_before.named(), **self.read_parts()}
-        new_facts = {**facts.named(), **(parts or {})}
-        for name in {**old_facts, **new_facts}:
-            old, new = old_facts.get(name), new_facts.get(name)
-            if old != new:
-                listing.append(f"{name} {old} -> {new}")
+            allowed.add("--epochs")
+        old = {**facts_before.named(), **self.read_parts()}
+        new = {**facts.named(), **(parts or {})}
+        changed |= {name: (old.get(name), new.get(name)) for name in {**old, **new}}
+        listing = [
+            f"{name} {one} -> {other}"
+            for name, (one, other) in changed.items()
+            if name not in allowed and one != other
+        ]
         if listing:
             raise ResNetJaxError(
                 f"{self.path} is a run of another configuration ({', '.join(listing)}): "
