@@ -35,12 +35,10 @@ def atomic_write(path: Path, content: str | bytes, remedy: str = MAKE_ROOM) -> N
     """
     unfinished = path.with_name(f".{path.name}{UNFINISHED}")
     try:
-        unfinished.unlink(missing_ok=True)  # which a kill has left
+        unfinished.unlink(missing_ok=True)  # which a kill has left, or a link to elsewhere
         try:
-            with unfinished.open("xb") as file:  # follows no link
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
+            unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+            sync(unfinished)
             unfinished.replace(path)
             sync(path.parent)
         finally:

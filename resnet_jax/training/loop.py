@@ -1,6 +1,5 @@
 """The training loop: train, log, evaluate, save, stop."""
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -14,12 +13,10 @@ from resnet_jax.errors import ResNetJaxError
 from resnet_jax.training.distributed import broadcast_from_main, process_count
 from resnet_jax.training.engine import Engine
 from resnet_jax.training.metrics import Evaluation
-from resnet_jax.training.run_folder import EVENTS
+from resnet_jax.training.run_folder import events_log
 from resnet_jax.training.setup import Prepared
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.step import Metrics
-
-events_log = logging.getLogger(EVENTS)
 
 # Asked after each step: None, or the reason to stop in a word.
 ShouldStop = Callable[[], str | None]

@@ -35,8 +35,11 @@ from resnet_jax.training.checkpoint import Checkpoints
 
 log = logging.getLogger(__name__)
 
-# The logger of a run's starts, stops and ends.
-EVENTS = "resnet_jax.events"
+# A run's starts, stops and ends, for its own log alone.
+events_log = logging.getLogger("resnet_jax.events")
+events_log.setLevel(logging.INFO)
+events_log.propagate = False
+
 # The keys of every line of metrics.jsonl.
 COMMON = {"step", "epoch", "kind", "loss", "accuracy", "seconds"}
 MAX_CONFIG_BYTES = 1_000_000
@@ -313,18 +316,14 @@ def _log_to(path: Path) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     # On a full disk the run fails by what it cannot save, not by traceback after traceback here.
     handler.handleError = lambda record: None  # type: ignore[method-assign]
-    package, events = logging.getLogger("resnet_jax"), logging.getLogger(EVENTS)
-    before = events.level, events.propagate
-    events.setLevel(logging.INFO)
-    events.propagate = False
-    for logger in (package, events):
+    loggers = (logging.getLogger("resnet_jax"), events_log)
+    for logger in loggers:
         logger.addHandler(handler)
     try:
         yield
     finally:
-        for logger in (package, events):
+        for logger in loggers:
             logger.removeHandler(handler)
-        events.level, events.propagate = before
         with suppress(OSError):
             handler.close()
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import os
 import random
 import shutil
@@ -158,7 +157,7 @@ def test_a_log_that_cannot_be_written_loses_nothing_else(tmp_path, capfd, monkey
     monkeypatch.setattr(run_folder, "refuse_links", lambda path: None)
     (tmp_path / "run.log").symlink_to("/dev/full")
     with RunFolder(tmp_path).opened_for_writing():
-        logging.getLogger(run_folder.EVENTS).info("begins")
+        run_folder.events_log.info("begins")
     assert "Traceback" not in capfd.readouterr().err
 
 
