@@ -33,18 +33,17 @@ class Processes:
     """number of processes, where JAX does not find it."""
     process_id: int | None = None
     """number of this process, from 0, where JAX does not find it."""
-    meet_within: int | None = None
-    """seconds to wait for the other processes at the start. None: 300."""
+    meet_within: int = 300
+    """seconds to wait for the other processes at the start."""
 
     def meet(self) -> None:
         """Connect this process to the others, where there are any; only process 0 prints."""
-        _, *address = vars(self).values()
         if self.distributed:
             from resnet_jax.training.distributed import initialize, is_main_process
 
-            initialize(*address)
+            initialize(self.coordinator, self.num_processes, self.process_id, self.meet_within)
             display.console.quiet = not is_main_process()
-        elif address != [None] * 4:
+        elif self != Processes():
             raise ResNetJaxError(
                 "--coordinator, --num-processes, --process-id and --meet-within need "
                 "--distributed: give it too"

@@ -40,10 +40,9 @@ ADDRESS = (
 
 
 def initialize(
-    coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: int | None
+    coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: int
 ) -> None:
-    """Connect the processes of a run, or end this one if they do not come in time (300 s)."""
-    timeout = 300 if timeout is None else timeout
+    """Connect the processes of a run, or end this one if they do not come in time (seconds)."""
     if timeout < 1:
         raise ResNetJaxError(f"--meet-within must be at least 1 s, got {timeout}")
     if coordinator is not None and num_processes is not None and process_id is not None:
