@@ -48,15 +48,16 @@ PACKAGES = ("resnet_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 
 @dataclasses.dataclass(frozen=True)
 class DataFacts:
-    """What a run's folder records of its dataset: to predict without it, and to notice another."""
+    """What a run's folder records of its dataset and of the user's parts, to notice others."""
 
     fingerprint: str
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]  # (H, W, C), before `--data.image-size`
+    parts: Mapping[str, str] = dataclasses.field(default_factory=dict)  # see `Custom`
 
     @classmethod
-    def of(cls, data: Dataset) -> Self:
-        return cls(data.fingerprint, data.class_names, data.image_shape)
+    def of(cls, data: Dataset, parts: Mapping[str, str]) -> Self:
+        return cls(data.fingerprint, data.class_names, data.image_shape, parts)
 
     def named(self) -> dict[str, Any]:
         """Return the facts by the words that an error uses of them."""
@@ -64,6 +65,7 @@ class DataFacts:
             "data with fingerprint": self.fingerprint[:12],
             "class names": self.class_names,
             "image shape": self.image_shape,
+            **self.parts,
         }
 
 
@@ -108,9 +110,7 @@ class RunFolder:
                 raise unwritable(f"run folder {self.path}", error, remedy) from error
             yield
 
-    def write_config(
-        self, config: TrainConfig, facts: DataFacts, parts: Mapping[str, str] | None = None
-    ) -> None:
+    def write_config(self, config: TrainConfig, facts: DataFacts) -> None:
         """Write ``config.yaml``; package versions and commit stay those that the run began with."""
         began = _load_yaml(self.path / "config.yaml") if self.exists else {}
         document = {
@@ -120,7 +120,7 @@ class RunFolder:
                 "class_names": list(facts.class_names),
                 "image_shape": list(facts.image_shape),
             },
-            **({"parts": dict(parts)} if parts else {}),  # the user's own, see `Custom`
+            **({"parts": dict(facts.parts)} if facts.parts else {}),
             "versions": began.get("versions") or {name: _version(name) for name in PACKAGES},
             "commit": began["commit"] if "commit" in began else _commit(),
         }
@@ -141,6 +141,7 @@ class RunFolder:
                 str(data["fingerprint"]),
                 tuple(map(str, data["class_names"])),
                 cast(tuple[int, int, int], tuple(map(int, data["image_shape"]))),
+                dict(document.get("parts", {})),
             )
             return from_dict(document["config"]), facts
         except (OSError, LookupError, TypeError, ValueError, RecursionError) as error:
@@ -159,13 +160,7 @@ class RunFolder:
             )
         return self.checkpoints.restore_variables(step)
 
-    def read_parts(self) -> dict[str, str]:
-        """Read what the user trained instead of what the configuration describes."""
-        return dict(_load_yaml(self.path / "config.yaml").get("parts", {}))
-
-    def check_same(
-        self, config: TrainConfig, facts: DataFacts, parts: Mapping[str, str] | None = None
-    ) -> None:
+    def check_same(self, config: TrainConfig, facts: DataFacts) -> None:
         """Refuse to continue this run with another configuration, other data or other parts."""
         before, facts_before = self.read_config()
         changed = {f"--{option}": values for option, values in differences(before, config).items()}
@@ -174,8 +169,7 @@ class RunFolder:
         lengthened = config.epochs > before.epochs and config.optim.schedule == "constant"
         if lengthened and not config.optim.warmup:
             allowed.add("--epochs")
-        old = {**facts_before.named(), **self.read_parts()}
-        new = {**facts.named(), **(parts or {})}
+        old, new = facts_before.named(), facts.named()
         changed |= {name: (old.get(name), new.get(name)) for name in {**old, **new}}
         listing = [
             f"{name} {one} -> {other}"

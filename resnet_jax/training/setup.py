@@ -79,8 +79,9 @@ def prepared(
     images = _example(config, data)
     shapes = partial(jax.eval_shape, create, params_key, images)
     parts = custom.describe(shapes(), model, images, data.num_classes) if custom else {}
+    facts = DataFacts.of(data, parts)
     if folder.exists:
-        folder.check_same(config, DataFacts.of(data), parts)
+        folder.check_same(config, facts)
     engine = Engine(config, data.class_names, data.image_shape, devices, custom.loss)
     if pretrained and not isinstance(model, ResNet):
         raise ResNetJaxError(
@@ -92,7 +93,7 @@ def prepared(
     # Read before anything is written, and not at all where a run goes on.
     variables = None if folder.checkpoints.steps() else read()
     with ExitStack() as stack:
-        step = broadcast_from_main(lambda: _begin(folder, config, data, parts, stack))
+        step = broadcast_from_main(lambda: _begin(folder, config, facts, stack))
         if step:
             state = folder.checkpoints.restore(engine.abstract(shapes()), step)
             # Not among what is saved: what is in a checkpoint was finite.
@@ -152,14 +153,12 @@ def _with_statistics(config: TrainConfig, folder: RunFolder, train: Split) -> Tr
     return replaced(config, {"data.mean": mean, "data.std": std})
 
 
-def _begin(
-    folder: RunFolder, config: TrainConfig, data: Dataset, parts: dict[str, str], stack: ExitStack
-) -> int:
+def _begin(folder: RunFolder, config: TrainConfig, facts: DataFacts, stack: ExitStack) -> int:
     """Lock the folder, record the configuration in it and return the step to resume from, or 0."""
     stack.enter_context(folder.opened_for_writing())
     # A run may go on with other settings of the kind that changes nothing learnt.
     if not folder.exists or folder.read_config()[0] != config:
-        folder.write_config(config, DataFacts.of(data), parts)
+        folder.write_config(config, facts)
     return next(folder.checkpoints.good_steps(), 0)
 
 
