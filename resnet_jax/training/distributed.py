@@ -183,7 +183,7 @@ def failing_together(run_dir: Path) -> Iterator[None]:
         # Where nothing can be written, the heartbeat ends the others.
         with suppress(OSError, RuntimeError), ExitStack() as cleanup:
             if not run_dir.exists():
-                run_dir.mkdir(parents=True)
+                run_dir.mkdir(parents=True, exist_ok=True)  # another may fail at this moment too
                 cleanup.callback(run_dir.rmdir)
             cleanup.callback(file.unlink, missing_ok=True)
             file.write_text(json.dumps(_failure(error)))
