@@ -8,7 +8,7 @@ import sys
 import warnings
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import tyro
 from tyro.conf import Positional
@@ -20,9 +20,15 @@ from resnet_jax.errors import ResNetJaxError
 from resnet_jax.memory import COMPUTE, check_limits
 from resnet_jax.signals import STOPPED, Stop
 
+if TYPE_CHECKING:
+    from resnet_jax.run import Run
+
 RunDir = Annotated[Positional[Path], tyro.conf.arg(help="the run's folder.")]
 CheckpointOption = Annotated[
     Literal["best", "latest"], tyro.conf.arg(help="best by validation accuracy, or latest.")
+]
+SplitOption = Annotated[
+    str, tyro.conf.arg(help="train, validation, test; for a run on a subset also test_all.")
 ]
 DataDir = Annotated[
     str | None,
@@ -72,9 +78,15 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
+def _open(run: Path) -> "Run":
+    from resnet_jax.run import Run
+
+    return Run.open(run)
+
+
 def evaluate(
     run: RunDir,
-    split: str = "test",
+    split: SplitOption = "test",
     checkpoint: CheckpointOption = "best",
     data_dir: DataDir = None,
     json: bool = False,
@@ -82,13 +94,10 @@ def evaluate(
     """Evaluate a run on a split of its data, each example once.
 
     Args:
-        split: train, validation, test; for a run on a subset also test_all.
         json: print JSON: accuracy (a fraction), loss, correct, count, per_class, confusion; of
             more than ten classes also top5 (a fraction).
     """
-    from resnet_jax.run import Run
-
-    found = Run.open(run).evaluate(split, checkpoint, data_dir)
+    found = _open(run).evaluate(split, checkpoint, data_dir)
     if json:
         print(dumps(found.to_dict(), indent=1))
     else:
@@ -120,7 +129,6 @@ def predict(
         csv: print CSV: path, label, probability.
     """
     from resnet_jax.inspection.classify import classify_files
-    from resnet_jax.run import Run
 
     if json and csv:
         raise ResNetJaxError("--json and --csv exclude each other: give one of them")
@@ -131,7 +139,7 @@ def predict(
         display.print_error(error)
 
     rows = classify_files(
-        Run.open(run), paths, checkpoint, fail, topk=topk, invert=invert, explain_in=explain
+        _open(run), paths, checkpoint, fail, topk=topk, invert=invert, explain_in=explain
     )
     if json:
         print(dumps(rows, indent=1))
@@ -146,20 +154,15 @@ def predict(
 
 def report(
     run: RunDir,
-    split: str = "test",
+    split: SplitOption = "test",
     checkpoint: CheckpointOption = "best",
     data_dir: DataDir = None,
 ) -> None:
     """Show a run on one page: curves, confusion, confidence, mistakes, Grad-CAM, settings.
 
     Written into the run's folder: report/index.html, which needs no other file, and PNGs.
-
-    Args:
-        split: whose images are looked at: train, validation, test; with a subset also test_all.
     """
-    from resnet_jax.run import Run
-
-    opened = Run.open(run)
+    opened = _open(run)
     try:
         from resnet_jax.inspection.report import write_report
     except ImportError as error:
@@ -181,9 +184,8 @@ def compare(
         json: print a JSON list, a row for each setting.
     """
     from resnet_jax.inspection.compare import compare_runs, write_curves
-    from resnet_jax.run import Run
 
-    opened = [Run.open(path) for path in runs]
+    opened = list(map(_open, runs))
     found = compare_runs(opened, checkpoint)
     if output:
         write_curves(opened, output)
@@ -210,9 +212,7 @@ def export(
             flatbuffers alone on cpu, cuda and tpu; onnx: needs the extra `onnx`.
         output: the file. None: export/MODEL.SUFFIX in the run's folder.
     """
-    from resnet_jax.run import Run
-
-    path = Run.open(run).export(format, output, checkpoint=checkpoint)
+    path = _open(run).export(format, output, checkpoint=checkpoint)
     display.print_line(f"{path} is written ({path.stat().st_size / 1e6:.1f} MB)")
 
 
@@ -225,9 +225,8 @@ def demo(run: RunDir, port: int = 7860, checkpoint: CheckpointOption = "best") -
         port: of 127.0.0.1; 0 takes a free one.
     """
     from resnet_jax.demo import serve
-    from resnet_jax.run import Run
 
-    serve(Run.open(run), port, checkpoint)
+    serve(_open(run), port, checkpoint)
 
 
 def summary(
@@ -309,7 +308,6 @@ def verify(
     from resnet_jax.data.image_folder import scan
     from resnet_jax.data.mnist import DATASETS
     from resnet_jax.data.tfds import verify_prepared
-    from resnet_jax.run import Run
 
     place = Path(what)
     is_run = (place / "config.yaml").exists()
@@ -318,21 +316,22 @@ def verify(
     elif place.is_dir() and not is_run:
         found = scan(place, background=background, refresh=True).report()
     else:
-        found = Run.open(what).verify()
+        found = _open(place).verify()
     for name in found.good:
         display.print_line(f"good     {found.folder / name}")
     for line in (*(f"damaged  {line}" for line in found.damaged), *found.left_out):
         display.print_line(line)
     display.print_line(f"usable   {found.usable}")
-    if found.images and not found.ok:
+    bad = len(found.damaged)
+    if bad and found.images:
         raise ResNetJaxError(
-            f"{len(found.damaged)} image files in {what} are broken, empty or there twice: mend "
-            "or remove them, or leave them out by --data.skip-bad"
+            f"{bad} image files in {what} are broken, empty or there twice: mend or remove them, "
+            "or leave them out by --data.skip-bad"
         )
-    if not found.ok:
+    if bad:
+        count = bad + len(found.good)
         raise ResNetJaxError(
-            f"{len(found.damaged)} of {len(found.good) + len(found.damaged)} parts of {what} "
-            f"are damaged; usable: {found.usable}"
+            f"{bad} of {count} parts of {what} are damaged; usable: {found.usable}"
         )
 
 

@@ -20,6 +20,39 @@ if TYPE_CHECKING:
     from resnet_jax.run import Run
 
 
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """Several processes that carry out one run."""
+
+    distributed: bool = False
+    """run as one process of several; start the same command for each. JAX finds the others under
+    Slurm, Open MPI, Kubernetes and on TPUs."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where JAX does not find it."""
+    num_processes: int | None = None
+    """number of processes, where JAX does not find it."""
+    process_id: int | None = None
+    """number of this process, from 0, where JAX does not find it."""
+    meet_within: int = 300
+    """seconds to wait for the other processes at the start."""
+
+    def meet(self) -> None:
+        """Connect this process to the others, where there are any; only process 0 prints."""
+        if self.distributed:
+            from resnet_jax.training.distributed import initialize, is_main_process
+
+            initialize(self.coordinator, self.num_processes, self.process_id, self.meet_within)
+            display.console.quiet = not is_main_process()
+        elif self != Processes():
+            raise ResNetJaxError(
+                "--coordinator, --num-processes, --process-id and --meet-within need "
+                "--distributed: give it too"
+            )
+
+
+PresetName = Annotated[Positional[str], tyro.conf.arg(help=f"one of {', '.join(PRESETS)}.")]
+
+
 def train_verb(arguments: list[str], stop: Stop) -> Callable[..., None]:
     """Return ``train`` with the defaults of the preset that the arguments begin with."""
     named = arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-")
@@ -27,41 +60,27 @@ def train_verb(arguments: list[str], stop: Stop) -> Callable[..., None]:
     default = find_preset(name)
 
     def train(
-        preset: Positional[str] = name,
+        preset: PresetName = name,
         config: Annotated[TrainConfig, tyro.conf.arg(name="")] = default,
         run_dir: Path | None = None,
         seeds: int | None = None,
         grid: tuple[str, ...] = (),
         report: bool = True,
         from_idx: Annotated[Path | None, tyro.conf.arg(name="data.from-idx")] = None,
-        distributed: bool = False,
-        coordinator: str | None = None,
-        num_processes: int | None = None,
-        process_id: int | None = None,
-        meet_within: int | None = None,
+        processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes(),
     ) -> None:
         """Train a network, or resume the run in the folder.
 
         PRESET comes first; options change it: `resnet-jax train mnist --epochs 2`.
 
         Args:
-            preset: one of the table of presets.
-            config: the settings.
             run_dir: the run's folder. None: runs/PRESET-seedN, with settings that change what is
                 learnt in the name.
             seeds: repeat with seeds 0 to SEEDS - 1, a folder each, and compare the runs.
-            grid: train with each combination of values, a folder each, and compare the runs:
+            grid: the same with each combination of values:
                 `--grid optim.learning-rate=0.01,0.1 model.residual=true,false`.
-            report: make the run's report at the end, as `resnet-jax report` does; not with
-                --distributed.
-            from_idx: prepare MNIST or Fashion-MNIST first from the IDX files in this folder, as
-                `resnet-jax data prepare --from-idx` does.
-            distributed: run as one process of several; start the same command for each. JAX finds
-                the others under Slurm, Open MPI, Kubernetes and on TPUs.
-            coordinator: HOST:PORT of process 0, where JAX does not find it.
-            num_processes: number of processes, where JAX does not find it.
-            process_id: number of this process, from 0, where JAX does not find it.
-            meet_within: seconds to wait for the other processes at the start. None: 300.
+            report: make the run's report, as `resnet-jax report` does; not with --distributed.
+            from_idx: prepare MNIST or Fashion-MNIST first from the IDX files in this folder.
         """
         if preset != name:
             # The options were given their defaults by the first word: another preset's.
@@ -70,40 +89,22 @@ def train_verb(arguments: list[str], stop: Stop) -> Callable[..., None]:
                 f"preset {preset} stands after options: give it first, "
                 f"`resnet-jax train {preset} ...`"
             )
-        address = (coordinator, num_processes, process_id)
-        if distributed:
-            from resnet_jax.training.distributed import initialize, is_main_process
-
-            initialize(*address, meet_within)
-            display.console.quiet = not is_main_process()
-        elif any(value is not None for value in (*address, meet_within)):
-            raise ResNetJaxError(
-                "--coordinator, --num-processes, --process-id and --meet-within need "
-                "--distributed: give it too"
-            )
+        processes.meet()
         if from_idx is not None:
-            from resnet_jax.data.prepare import prepare
-            from resnet_jax.training.distributed import main_process_first
-
-            main_process_first(lambda: prepare(config.data.name, config.data.dir, from_idx))
+            _prepare(config, from_idx)
         config = _with_settings_of_its_dataset(config, default, arguments)
         runs = []
         for settings, folder in _planned(name, config, run_dir, seeds, grid):
-            display.print_line(
-                f"{'' if settings.model.residual else 'plain '}{settings.model.name} on "
-                f"{settings.data.name}, seed {settings.seed}: {settings.epochs:g} epochs in "
-                f"batches of {settings.batch_size}, run folder {folder}"
-            )
+            display.print_line(_announcement(settings, folder))
             from resnet_jax.run import train
             from resnet_jax.training.distributed import failing_together
 
             with failing_together(folder):
                 run = train(settings, folder, should_stop=stop, callbacks=[stop])
             if not stop.training:  # it was finished
-                for row in run.metrics().query("kind == 'test'").to_dict("records"):
-                    display.print_line(display.test_result(row))
+                _print_tests(run)
             stop.training = False
-            if report and not distributed:
+            if report and not processes.distributed:
                 _report_if_new(run)
             runs.append(run)
         if seeds is not None or grid:
@@ -111,9 +112,27 @@ def train_verb(arguments: list[str], stop: Stop) -> Callable[..., None]:
 
             display.print_comparison(compare_runs(runs))
 
-    names = ", ".join(PRESETS)
-    train.__doc__ = (train.__doc__ or "").replace("one of the table of presets", f"one of {names}")
     return train
+
+
+def _prepare(config: TrainConfig, from_idx: Path) -> None:
+    from resnet_jax.data.prepare import prepare
+    from resnet_jax.training.distributed import main_process_first
+
+    main_process_first(lambda: prepare(config.data.name, config.data.dir, from_idx))
+
+
+def _print_tests(run: "Run") -> None:
+    for row in run.metrics().query("kind == 'test'").to_dict("records"):
+        display.print_line(display.test_result(row))
+
+
+def _announcement(config: TrainConfig, folder: Path) -> str:
+    return (
+        f"{'' if config.model.residual else 'plain '}{config.model.name} on {config.data.name}, "
+        f"seed {config.seed}: {config.epochs:g} epochs in batches of {config.batch_size}, "
+        f"run folder {folder}"
+    )
 
 
 def _planned(
@@ -131,19 +150,18 @@ def _planned(
             f"--seed {config.seed} and --seeds {seeds} exclude each other: --seeds repeats with "
             f"seeds 0 to {seeds - 1}"
         )
+    if seeds is not None:
+        axes = (*axes, f"seed={','.join(map(str, range(seeds)))}")
     planned = []
-    for point in grid_of(config, axes):
-        for seed in [config.seed] if seeds is None else range(seeds):
-            settings = dataclasses.replace(point, seed=seed)
-            if run_dir is None:
-                folder = _default_folder(preset, settings)
-            elif seeds is None and not axes:
-                folder = run_dir
-            else:
-                folder = run_dir.with_name(
-                    f"{run_name(run_dir.name, config, settings)}-seed{settings.seed}"
-                )
-            planned.append((settings, folder))
+    for settings in grid_of(config, axes):
+        if run_dir is None:
+            folder = _default_folder(preset, settings)
+        elif axes:
+            name = run_name(run_dir.name, config, settings)
+            folder = run_dir.with_name(f"{name}-seed{settings.seed}")
+        else:
+            folder = run_dir
+        planned.append((settings, folder))
     return planned
 
 

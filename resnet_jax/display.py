@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from resnet_jax.data.mnist import DatasetInfo
     from resnet_jax.models.summary import LayerSummary
-    from resnet_jax.training.evaluation import Evaluation
+    from resnet_jax.training.metrics import Evaluation
 
 # Without a bar, a line at least this often shows that something happens.
 SECONDS_BETWEEN_LINES = 10.0
@@ -90,11 +90,7 @@ def print_evaluation(found: "Evaluation", title: str) -> None:
         ]
         headings = ["class", "count", "recall", "precision", *found.class_names]
         _print_table(headings, rows, title)
-    top5 = "" if found.top5 is None else f"top-5 accuracy {found.top5:.2%}, "
-    console.print(
-        f"accuracy {found.accuracy:.2%} ({found.correct} of {found.count}), {top5}"
-        f"loss {found.loss:.4f}"
-    )
+    console.print(str(found))
 
 
 def print_predictions(rows: list[dict[str, Any]]) -> None:
@@ -131,17 +127,12 @@ def print_comparison(found: "pd.DataFrame") -> None:
         (str(name), *(_result(label, row) for label in labels))
         for name, row in zip(found.index, found.to_dict("records"), strict=True)
     ]
-    first = ("", *labels)
     while columns:
-        block, room = [first], console.width - 1
-        while columns and (len(block) == 1 or room >= _room(*block, columns[0])):
+        block = [("", *labels), columns.pop(0)]
+        while columns and sum(max(map(len, c)) + 2 for c in [*block, columns[0]]) < console.width:
             block.append(columns.pop(0))
         headings, *rows = zip(*block, strict=True)
         _print_table(headings, rows, left=len(block))
-
-
-def _room(*columns: Iterable[str]) -> int:
-    return sum(max(map(len, column)) + 2 for column in columns)
 
 
 def _result(name: str, row: dict[str, Any]) -> str:
@@ -172,17 +163,15 @@ def _shape(sides: Iterable[int]) -> str:
 
 
 def print_datasets(datasets: "Iterable[DatasetInfo]") -> None:
+    headings = ("name", "images", "classes", "train", "validation", "test", "comes from")
     rows = [
         (
-            info.name,
-            f"{info.description}, {_shape(info.image_shape)}",
-            str(info.num_classes),
+            *(info.name, f"{info.description}, {_shape(info.image_shape)}", str(info.num_classes)),
             *(f"{count:,}" for count in (info.train, info.validation, info.test)),
             info.source,
         )
         for info in datasets
     ]
-    headings = ("name", "images", "classes", "train", "validation", "test", "comes from")
     _print_table(headings, rows, left=len(headings))
     print_line(
         "also `folder`, your own images (--data.dir), and by its name in TFDS any other dataset "

@@ -127,6 +127,7 @@ class Run:
         self.class_names = facts.class_names
         self.image_shape = facts.image_shape
         self.fingerprint = facts.fingerprint
+        self._parts = facts.parts
         self._states: dict[Checkpoint, TrainState] = {}
 
     @classmethod
@@ -174,7 +175,7 @@ class Run:
     @property
     def model_name(self) -> str:
         """The network in a word or two: ``plain resnet18``, or the class of one's own."""
-        if own := self._folder.read_parts().get("model"):
+        if own := self._parts.get("model"):
             return own.rpartition(".")[2]
         return f"{'' if self.config.model.residual else 'plain '}{self.config.model.name}"
 
@@ -271,7 +272,7 @@ class Run:
     @cached_property
     def model(self) -> Any:
         """The network, for `variables`: a `ResNet`, or the user's own."""
-        own = self._folder.read_parts().get("model")
+        own = self._parts.get("model")
         if own and self._model is None:
             raise ResNetJaxError(
                 f"{self.path} trained a network of one's own, {own}: open it with rj.Run.open(..., "

@@ -12,6 +12,8 @@ from resnet_jax.errors import ResNetJaxError
 # The end of the name of a file on its way into its place.
 UNFINISHED = ".unfinished"
 
+MAKE_ROOM = "free space or permissions there, then run the same command again"
+
 # What a run's folder is made of; elsewhere in it, as in export/, anything may be written.
 RUN_FILES = {".lock", "checkpoints", "config.yaml", "metrics.jsonl", "report", "run.log"}
 
@@ -25,22 +27,24 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def atomic_write(path: Path, text: str) -> None:
+def atomic_write(path: Path, content: str | bytes, remedy: str = MAKE_ROOM) -> None:
     """Replace a file in one step; a kill leaves the old content or the new one.
 
     Raises:
-        ResNetJaxError: the file cannot be written.
+        ResNetJaxError: the file cannot be written; the ``remedy`` is named.
     """
-    unfinished = path.with_name(path.name + UNFINISHED)
+    unfinished = path.with_name(f".{path.name}{UNFINISHED}")
     try:
-        with unfinished.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-        sync(path.parent)
+        unfinished.unlink(missing_ok=True)  # which a kill has left, or a link to elsewhere
+        try:
+            unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+            sync(unfinished)
+            unfinished.replace(path)
+            sync(path.parent)
+        finally:
+            unfinished.unlink(missing_ok=True)
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise unwritable(path, error, remedy) from error
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -50,29 +54,14 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file as a whole or not at all, in the place of a regular file or of none.
-
-    Raises:
-        ResNetJaxError: it cannot be written.
-    """
+    """Write what ``--output`` names as a whole, in the place of a regular file or of none."""
     check_replaceable(path)
-    unfinished = path.with_name(f".{path.name}{UNFINISHED}")
+    remedy = "give another --output"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # All that a kill leaves behind: the next export of that name replaces it.
-        unfinished.unlink(missing_ok=True)
-        try:
-            with unfinished.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
     except OSError as error:
-        raise ResNetJaxError(
-            f"{path} cannot be written ({error.strerror}): give another --output"
-        ) from error
+        raise unwritable(path, error, remedy) from error
+    atomic_write(path, content, remedy)
 
 
 def check_replaceable(path: Path) -> None:
@@ -84,7 +73,7 @@ def check_replaceable(path: Path) -> None:
             raise ResNetJaxError(f"{path} is part of the run in {folder}: give another --output")
     try:
         mode = path.lstat().st_mode
-    except OSError:  # nothing there, or `write_whole` says what is wrong
+    except OSError:  # nothing there, or `atomic_write` says what is wrong
         return
     if not stat.S_ISREG(mode):
         raise ResNetJaxError(f"{path} is no regular file and stays as it is: give another --output")
@@ -100,12 +89,9 @@ def check_utf8(folder: Path) -> None:
         ) from None
 
 
-def unwritable(path: Path, error: OSError) -> ResNetJaxError:
+def unwritable(path: Path | str, error: OSError, remedy: str = MAKE_ROOM) -> ResNetJaxError:
     """Return the error that names a file and what mends it."""
-    return ResNetJaxError(
-        f"{path} cannot be written ({error.strerror}): free space or permissions there, then run "
-        f"the same command again"
-    )
+    return ResNetJaxError(f"{path} cannot be written ({error.strerror}): {remedy}")
 
 
 def file_sha256(path: Path, *, synced: bool = False) -> str:
@@ -122,11 +108,7 @@ def json_sha256(value: Any) -> str:
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuse a folder in which writing could change something outside it.
-
-    Raises:
-        ResNetJaxError: there is a link, a FIFO, a socket or a device in the folder, at any depth.
-    """
+    """Refuse a folder with a link, FIFO, socket or device: writing could change what is outside."""
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
             path = Path(place, name)

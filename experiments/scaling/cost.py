@@ -20,6 +20,7 @@ import statistics
 import sys
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -66,7 +67,8 @@ def measure(part: str, cell: Cell) -> Row:
     events: list[str] = []
     jax.monitoring.register_event_listener(lambda name, **_: events.append(name))
     key, tx = jax.random.key(0), optax.sgd(0.01, 0.9)
-    shapes = rj.TrainState.abstract(model, tx, key, batch.images[:1])
+    create = partial(rj.TrainState.create, model, tx)
+    shapes = jax.eval_shape(create, key, batch.images[:1])
     lowered = jax.jit(rj.train_step, donate_argnums=0).lower(shapes, batch)
     events.clear()
     began = time.process_time()

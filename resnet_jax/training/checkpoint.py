@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -42,20 +42,12 @@ class DamagedCheckpointError(ResNetJaxError):
 
 @dataclass(frozen=True)
 class Manifest:
-    """The description of a saved step.
-
-    Attributes:
-        step: updates done.
-        validation: ``{"accuracy": ..., "loss": ...}`` of the weights that evaluation uses, or None
-            where no images are held out.
-        files: SHA-256 of every file, by its path below the step's folder.
-        metrics: SHA-256 of the rows of ``metrics.jsonl`` up to this step; None if not known.
-    """
+    """The description of a saved step."""
 
     step: int
-    validation: dict[str, float] | None
-    files: dict[str, str]
-    metrics: str | None = None
+    validation: dict[str, float] | None  # accuracy and loss, where images are held out
+    files: dict[str, str]  # SHA-256 of every file, by its path below the step's folder
+    metrics: str | None = None  # SHA-256 of the rows of metrics.jsonl up to this step, if known
 
     def to_json(self) -> str:
         """Return the manifest as text, with a checksum over it."""
@@ -77,31 +69,22 @@ class Manifest:
 
 
 class Checkpoints:
-    """The saved steps of one run, in a folder.
-
-    Reading never changes the folder; `save` does, so only one process may save.
-    """
+    """The saved steps of one run, in a folder, which only `save` changes."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
     def save(
-        self,
-        state: TrainState,
-        validation: dict[str, float] | None,
-        metrics: str | None = None,
+        self, state: TrainState, validation: dict[str, float] | None, metrics: str | None = None
     ) -> None:
         """Write the state as the newest step, then remove steps that are no longer needed.
 
         Returns when the step is on the disk. Kept are the two newest steps, the older one in case
         the newest gets damaged, and the best one. Later steps are damaged leftovers, which the run
-        did not resume from, and are deleted.
+        did not resume from, and are deleted. Where nothing can be written, older steps stay.
 
         Every process of a run calls it: Orbax writes the arrays from all of them, and process 0
         does the rest, so that a step exists when every process has written.
-
-        Raises:
-            ResNetJaxError: nothing could be written; older steps are untouched.
         """
         import orbax.checkpoint as ocp
 
@@ -123,11 +106,7 @@ class Checkpoints:
             _check_room(unfinished, needed)
 
     def _finish(
-        self,
-        unfinished: Path,
-        step: int,
-        validation: dict[str, float] | None,
-        metrics: str | None,
+        self, unfinished: Path, step: int, validation: dict[str, float] | None, metrics: str | None
     ) -> None:
         """Add the manifest, move the step into place and remove those that it replaces."""
         with self._explained(unfinished):
@@ -137,15 +116,14 @@ class Checkpoints:
             manifest = unfinished / "manifest.json"
             manifest.write_text(Manifest(step, validation, files, metrics).to_json())
             sync(manifest)
-            for folder in (unfinished, *(p for p in unfinished.rglob("*") if p.is_dir())):
-                sync(folder)
+            for folder, *_ in os.walk(unfinished):
+                sync(Path(folder))
             self._discard(step)
             unfinished.rename(self.directory / str(step))
             sync(self.directory)
-            for later in [at for at in self.steps() if at > step]:
-                self._discard(later)
-            for old in set(self.steps()) - set(self.steps()[-2:]) - {self.best_of(self.steps())}:
-                self._discard(old)
+            steps = [at for at in self.steps() if at <= step]
+            for surplus in set(self.steps()) - {*steps[-2:], self.best_of(steps)}:
+                self._discard(surplus)
 
     @contextlib.contextmanager
     def _explained(self, unfinished: Path) -> Iterator[None]:
@@ -170,11 +148,7 @@ class Checkpoints:
         return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
     def manifest(self, step: int) -> Manifest:
-        """Read the manifest of a step.
-
-        Raises:
-            DamagedCheckpointError: it is missing, unreadable or another step's.
-        """
+        """Read the manifest of a step, or raise `DamagedCheckpointError`."""
         path = self.directory / str(step) / "manifest.json"
         try:
             manifest = Manifest.from_json(path.read_text())
@@ -187,8 +161,7 @@ class Checkpoints:
     def verify(self, step: int) -> Manifest:
         """Read every file of a step and compare it with the manifest.
 
-        Raises:
-            DamagedCheckpointError: names the first file that is missing, surplus or changed.
+        `DamagedCheckpointError` names the first file that is missing, surplus or changed.
         """
         manifest, folder = self.manifest(step), self.directory / str(step)
         present = set(_files(folder)) - {"manifest.json"}
@@ -216,7 +189,7 @@ class Checkpoints:
         """Return the step of the best validation accuracy, of equals that of the smallest loss.
 
         The newest step where nothing was validated; None where there is no step. Steps whose
-        manifest is damaged do not count; for whole ones alone give it `good_steps`.
+        manifest is damaged do not count.
         """
         ranks: dict[int, tuple[float, ...]] = {}
         for step in steps:
@@ -225,20 +198,14 @@ class Checkpoints:
                 ranks[step] = (found["accuracy"], -found["loss"], -step) if found else (-1, 0, step)
         return max(ranks, key=lambda step: ranks[step], default=None)
 
-    def find(self, checkpoint: Literal["best", "latest"]) -> int | None:
-        """Return the step of the best or the latest checkpoint that verifies; None without one."""
-        if checkpoint not in ("best", "latest"):
-            raise ResNetJaxError(f"checkpoint {checkpoint} is not known: give best or latest")
-        good = self.good_steps()
-        return self.best_of(good) if checkpoint == "best" else next(good, None)
-
     def restore(self, state: TrainState, step: int) -> TrainState:
         """Read a verified step, onto the devices and with the shardings of ``state``."""
         import orbax.checkpoint as ocp
 
         target = {name: getattr(state, name) for name in SAVED}
-        restore_args = ocp.checkpoint_utils.construct_restore_args(target)
-        return state.replace(**self._read(step, ocp.args.PyTreeRestore(target, restore_args)))
+        args = ocp.args.PyTreeRestore(target, ocp.checkpoint_utils.construct_restore_args(target))
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
+            return state.replace(**orbax.restore(self._state(step), args=args))
 
     def restore_variables(self, step: int) -> dict[str, Any]:
         """Read the parameters and running statistics of a verified step, as numpy arrays.
@@ -250,31 +217,21 @@ class Checkpoints:
 
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
             saved = orbax.metadata(self._state(step)).item_metadata.tree
-        variables = saved if saved["ema"] is None else saved["ema"]
-        target = {name: variables[name] for name in ("params", "batch_stats")}
-        if saved["ema"] is not None:
-            target = {"ema": target}
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
-        args = ocp.args.PyTreeRestore(target, restore_args=as_numpy, partial_restore=True)
-        tree = self._read(step, args)
-        found: dict[str, Any] = tree.get("ema", tree)
-        return found
-
-    def _read(self, step: int, args: Any) -> Any:
-        import orbax.checkpoint as ocp
-
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
-            return orbax.restore(self._state(step), args=args)
+            names = ("params", "batch_stats") if saved["ema"] is None else ("ema",)
+            target = {name: saved[name] for name in names}
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+            args = ocp.args.PyTreeRestore(target, restore_args=as_numpy, partial_restore=True)
+            tree: dict[str, Any] = orbax.restore(self._state(step), args=args)
+        return tree.get("ema", tree)
 
     def _state(self, step: int) -> Path:
         return (self.directory / str(step) / "state").absolute()
 
     def _discard(self, step: int) -> None:
         """Remove a step; renamed first, so that a kill never leaves half of it in place."""
-        place = self.directory / str(step)
-        if place.exists():
-            gone = self.directory / f"{UNFINISHED}discarded-{step}"
-            place.rename(gone)
+        gone = self.directory / f"{UNFINISHED}discarded-{step}"
+        with contextlib.suppress(FileNotFoundError):
+            (self.directory / str(step)).rename(gone)
             shutil.rmtree(gone)
 
     def remove_unfinished(self) -> None:

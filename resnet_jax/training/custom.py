@@ -17,15 +17,7 @@ from resnet_jax.training.step import Loss
 
 @dataclass(frozen=True)
 class Custom:
-    """The parts that `resnet_jax.train` takes; None leaves one to the configuration.
-
-    Attributes:
-        model: a Linen module, called with ``(images, *, train)``.
-        optimizer: an optax transformation.
-        loss: of ``(logits, targets)``, see `train_step`.
-        data: a dataset.
-        tag: a word of the user's for what names and shapes cannot tell.
-    """
+    """The parts that `resnet_jax.train` takes; None leaves one to the configuration."""
 
     model: nn.Module | None = None
     optimizer: optax.GradientTransformation | None = None
@@ -41,17 +33,9 @@ class Custom:
     ) -> dict[str, str]:
         """Return what a run's folder records of the parts, to compare when the run goes on.
 
-        Qualified names, and digests of the shapes of parameters and of the optimiser's state. What
-        is inside of a function (a rate, a constant) is seen by none of them.
-
-        Args:
-            state: shapes and types of the state at step 0.
-            model: the network that is trained.
-            images: one image, as the network takes it.
-            num_classes: of the dataset.
-
-        Raises:
-            ResNetJaxError: the network does not give a logit for each class.
+        Qualified names, and digests of the shapes of parameters and of the optimiser's state
+        (``state`` at step 0). What is inside of a function (a rate, a constant) is seen by none of
+        them. A network that does not give a logit for each class is refused.
         """
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         logits = jax.eval_shape(partial(model.apply, train=False), variables, images)
@@ -62,8 +46,8 @@ class Custom:
                 f"{num_classes} classes"
             )
         named = {
-            "model": type(self.model) if self.model else None,
-            "optimizer": self.optimizer.update if self.optimizer else None,
+            "model": self.model and type(self.model),
+            "optimizer": self.optimizer and self.optimizer.update,
             "loss": self.loss,
         }
         found = {name: _qualified(part) for name, part in named.items() if part is not None}

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,13 +40,9 @@ ADDRESS = (
 
 
 def initialize(
-    coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: int | None
+    coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: int
 ) -> None:
-    """Connect the processes of a run, or end this one if they do not come in time (300 s).
-
-    The command calls it before anything is computed.
-    """
-    timeout = 300 if timeout is None else timeout
+    """Connect the processes of a run, or end this one if they do not come in time (seconds)."""
     if timeout < 1:
         raise ResNetJaxError(f"--meet-within must be at least 1 s, got {timeout}")
     if coordinator is not None and num_processes is not None and process_id is not None:
@@ -102,10 +98,7 @@ def is_main_process() -> bool:
 
 
 def broadcast_from_main(make: Callable[[], Any]) -> Any:
-    """Call ``make`` on the main process; return its JSON-serialisable result on every process.
-
-    A `ResNetJaxError` is raised on every process too.
-    """
+    """Call ``make`` on the main process; return its JSON result, or raise its error, everywhere."""
     if process_count() == 1:
         return make()
     value, failure = None, None
@@ -188,31 +181,19 @@ def failing_together(run_dir: Path) -> Iterator[None]:
         ending.acquire()  # and never released: one thread tells why this process ends
         over.set()
         # Where nothing can be written, the heartbeat ends the others.
-        with suppress(OSError, RuntimeError), _shared(file, json.dumps(_failure(error))):
+        with suppress(OSError, RuntimeError), ExitStack() as cleanup:
+            if not run_dir.exists():
+                run_dir.mkdir(parents=True, exist_ok=True)  # another may fail at this moment too
+                cleanup.callback(run_dir.rmdir)
+            cleanup.callback(file.unlink, missing_ok=True)
+            file.write_text(json.dumps(_failure(error)))
             jax.distributed.shutdown()  # waits until the others have read it
         raise
     over.set()
 
 
-@contextmanager
-def _shared(file: Path, text: str) -> Iterator[None]:
-    """Keep a file with this text for a while, and its folder where there is none."""
-    new = not file.parent.exists()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
-    try:
-        yield
-    finally:
-        file.unlink(missing_ok=True)
-        if new:
-            file.parent.rmdir()
-
-
 def wait_for_heartbeat(error: BaseException) -> None:
-    """Let JAX end this process first if the error may be due to the loss of another.
-
-    JAX has no type for an error of that kind.
-    """
+    """Let JAX end this process first if the error, which has no type, may be another's loss."""
     if process_count() > 1 and isinstance(error, RuntimeError | ValueError):
         log.warning("%s: waits %d s for JAX's heartbeat", _failure(error)[0], HEARTBEAT_TIMEOUT)
         time.sleep(HEARTBEAT_TIMEOUT + 10)

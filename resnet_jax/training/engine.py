@@ -30,14 +30,8 @@ class Engine:
     devices.
 
     With several processes (`resnet_jax.training.distributed`) every process makes the same calls
-    with the same arguments, and reads or gathers the rows of its own devices alone.
-
-    Args:
-        config: the run's settings.
-        class_names: K names.
-        image_shape: ``(H, W, C)`` of the images as they come from the dataset.
-        devices: of the mesh. Default: those of this process.
-        loss: see `train_step`.
+    with the same arguments, and reads or gathers the rows of its own devices alone. Without
+    ``devices`` the mesh is of those of this process.
     """
 
     def __init__(

@@ -14,15 +14,8 @@ from resnet_jax.training.run_folder import RunFolder
 class History:
     """Records rows of metrics in the run's folder and tells them to the callbacks.
 
-    Args:
-        config: the run's settings.
-        folder: the run's folder.
-        rows: of earlier starts, up to the step that the run resumes from.
-        callbacks: told of each new row.
-        num_examples: of the training split.
-
-    Attributes:
-        satisfied: whether ``--target`` is reached or ``--patience`` is over.
+    It begins with the rows of earlier starts, up to the step that the run resumes from. It is
+    ``satisfied`` when ``--target`` is reached or ``--patience`` is over.
     """
 
     def __init__(

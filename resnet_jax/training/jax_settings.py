@@ -1,11 +1,10 @@
 """JAX's settings and devices, as a configuration asks for them and for as long as it is at work."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
@@ -13,8 +12,6 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from resnet_jax.config import TrainConfig
 from resnet_jax.data.cache import cache_root
 from resnet_jax.errors import ResNetJaxError
-
-T = TypeVar("T")
 
 # JAX bounds its cache too, but then looks at every file of it each time that it adds one.
 COMPILATION_CACHE_BYTES = 2 * 2**30
@@ -73,17 +70,6 @@ def configured_jax(config: TrainConfig) -> Iterator[None]:
         finally:
             if own_cache:
                 _configure(before)
-
-
-def configured_for_run(function: Callable[..., T]) -> Callable[..., T]:
-    """Apply `configured_jax` around a function whose first argument is an opened run."""
-
-    @wraps(function)
-    def scoped(run: Any, *args: Any, **kwargs: Any) -> T:
-        with configured_jax(run.config):
-            return function(run, *args, **kwargs)
-
-    return scoped
 
 
 def _configure(values: Mapping[str, Any]) -> None:

@@ -1,11 +1,9 @@
 """The training loop: train, log, evaluate, save, stop."""
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,14 +13,10 @@ from resnet_jax.errors import ResNetJaxError
 from resnet_jax.training.distributed import broadcast_from_main, process_count
 from resnet_jax.training.engine import Engine
 from resnet_jax.training.metrics import Evaluation
-from resnet_jax.training.run_folder import EVENTS, RunFolder
+from resnet_jax.training.run_folder import events_log
 from resnet_jax.training.setup import Prepared
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.step import Metrics
-
-events_log = logging.getLogger(EVENTS)
-
-TEST_SPLITS = ("test", "test_all")
 
 # Asked after each step: None, or the reason to stop in a word.
 ShouldStop = Callable[[], str | None]
@@ -39,18 +33,14 @@ class StoppedError(ResNetJaxError):
 
 
 def fit(run: Prepared, should_stop: ShouldStop | None = None) -> None:
-    """Train until the configuration is fulfilled, then test.
-
-    Raises:
-        NotFiniteError: the loss or the gradient was not finite; the last checkpoint is older.
-        StoppedError: `should_stop` gave a reason, in any process; its step is saved.
-    """
+    """Train until the configuration is fulfilled, then test; or until `should_stop`."""
     state, step, total, config = run.state, run.step, run.total_steps, run.config
-    if _is_finished(run, step):
-        _tell(run, f"{run.folder.path} is finished; nothing to do")
+    finished = _is_finished(run, step)
+    for callback in run.callbacks if finished or step else ():
+        nothing = f"{run.folder.path} is finished; nothing to do"
+        callback.log(nothing if finished else f"resumes at step {step} of {total}")
+    if finished:
         return
-    if step:
-        _tell(run, f"resumes at step {step} of {total}")
     events_log.info("trains from step %d of %d", step, total)
     for callback in run.callbacks:
         callback.on_start(step, total)
@@ -71,12 +61,9 @@ def fit(run: Prepared, should_stop: ShouldStop | None = None) -> None:
         if step % config.log_every == 0 or step == 1 or evaluates or reason:
             _log_training(run, state, step, measured, since)
             measured, since = [], time.perf_counter()
-        if evaluates:
-            validation = _validate(run, state, step)
-            _save(run, state, step, validation)
+        if evaluates or reason:
+            _save(run, state, step, _validate(run, state, step) if evaluates else None)
             since = time.perf_counter()
-        elif reason:
-            _save(run, state, step, None)
         if reason:
             events_log.info("%s: saved step %d and stopped", reason, step)
             raise StoppedError(
@@ -122,19 +109,16 @@ def _evaluates_after(run: Prepared, step: int) -> bool:
 
 def _is_finished(run: Prepared, step: int) -> bool:
     """Whether training has ended and all there is to test was tested."""
-    wanted = {
-        (split, checkpoint)
-        for split in TEST_SPLITS
-        if len(run.splits.get(split, ()))
-        for checkpoint in ("latest", "best")
-    }
     ended = step == run.total_steps or run.history.satisfied
-    return ended and wanted <= run.history.tested(step)
+    return ended and set(_tests(run)) <= run.history.tested(step)
 
 
-def _tell(run: Prepared, text: str) -> None:
-    for callback in run.callbacks:
-        callback.log(text)
+def _tests(run: Prepared) -> Iterator[tuple[str, str]]:
+    """Yield (split, checkpoint) for each test at the end of the run."""
+    for checkpoint in ("latest", "best"):
+        for split in ("test", "test_all"):
+            if len(run.splits.get(split, ())):
+                yield split, checkpoint
 
 
 def _log_training(
@@ -146,33 +130,27 @@ def _log_training(
     if bad_step >= 0:
         metrics = fetched[int(bad_step) - step + len(fetched)]
         what = "gradient" if np.isfinite(metrics.loss) else "loss"
-        raise _not_finite(run.folder, what, int(bad_step))
-    means = {name: float(np.mean([getattr(m, name) for m in fetched])) for name in Metrics._fields}
+        raise _not_finite(run, what, int(bad_step))
+    columns = zip(Metrics._fields, zip(*fetched, strict=True), strict=True)
+    means = {name: float(np.mean(values)) for name, values in columns}
     rate = {"learning_rate": float(run.schedule(step - 1))} if run.schedule else {}
-    run.history.record(
-        {
-            "step": step,
-            "kind": "train",
-            **means,
-            **rate,
-            "images_per_s": round(len(fetched) * run.config.batch_size / seconds, 1),
-        }
-    )
+    speed = {"images_per_s": round(len(fetched) * run.config.batch_size / seconds, 1)}
+    run.history.record({"step": step, "kind": "train", **means, **rate, **speed})
 
 
 def _validate(run: Prepared, state: TrainState, step: int) -> dict[str, float] | None:
     """Record the evaluation of the validation images, and return it for the checkpoint."""
     if not len(run.splits["validation"]):
         return None
-    found = _evaluate(run, state, "validation", step, "validation loss")
+    found = _evaluate(run, state, "validation", step)
     run.history.record({"step": step, "kind": "validation", **found.metrics})
     return {"accuracy": found.accuracy, "loss": found.loss}
 
 
-def _evaluate(run: Prepared, state: TrainState, split: str, step: int, what: str) -> Evaluation:
+def _evaluate(run: Prepared, state: TrainState, split: str, step: int) -> Evaluation:
     found = run.engine.evaluate(state, run.splits[split])
     if not np.isfinite(found.loss):
-        raise _not_finite(run.folder, what, step)
+        raise _not_finite(run, f"{split} loss", step)
     for callback in run.callbacks:
         callback.on_evaluate(step, split, found)
     return found
@@ -185,40 +163,30 @@ def _save(run: Prepared, state: TrainState, step: int, validation: dict[str, flo
     # Here and not on the devices: a CPU would compile two small programs for each shape.
     for name, part in jax.device_get(parts).items():
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(part)):
-            raise _not_finite(run.folder, f"some of the {name}", step - 1)
-    checkpoints.save(
-        state, validation, broadcast_from_main(lambda: run.folder.metrics_digest(step))
-    )
+            raise _not_finite(run, f"some of the {name}", step - 1)
+    digest = broadcast_from_main(lambda: run.folder.metrics_digest(step))
+    checkpoints.save(state, validation, digest)
     for callback in run.callbacks:
         callback.on_save(step, checkpoints.directory / str(step))
 
 
 def _test(run: Prepared, state: TrainState, last: int) -> None:
     """Evaluate the test images, once, when every choice has been made."""
-    checkpoints = run.folder.checkpoints
-    rows = _test_rows(run, state, "latest", last, last)
-    best = broadcast_from_main(lambda: checkpoints.best_of(checkpoints.good_steps()))
-    if best is not None and best != last:
-        state = checkpoints.restore(state, best)
-    rows += _test_rows(run, state, "best", best or last, last)
+    checkpoints, rows = run.folder.checkpoints, []
+    best = broadcast_from_main(lambda: checkpoints.best_of(checkpoints.good_steps())) or last
+    states = {"latest": (last, state), "best": (best, state)}
+    if best != last:
+        states["best"] = (best, checkpoints.restore(state, best))
+    for split, checkpoint in _tests(run):
+        step, tested = states[checkpoint]
+        found = _evaluate(run, tested, split, step)
+        where = {"split": split, "checkpoint": checkpoint, "last": last}
+        rows.append({"step": step, "kind": "test", **found.metrics, **where})
     run.history.record(*rows)
 
 
-def _test_rows(
-    run: Prepared, state: TrainState, checkpoint: str, step: int, last: int
-) -> list[dict[str, Any]]:
-    rows = []
-    for split in TEST_SPLITS:
-        if len(run.splits.get(split, ())):
-            what = f"loss on {split} of the {checkpoint} parameters"
-            found = _evaluate(run, state, split, step, what)
-            where = {"split": split, "checkpoint": checkpoint, "last": last}
-            rows.append({"step": step, "kind": "test", **found.metrics, **where})
-    return rows
-
-
-def _not_finite(folder: RunFolder, what: str, step: int) -> NotFiniteError:
-    saved = folder.checkpoints.steps()
+def _not_finite(run: Prepared, what: str, step: int) -> NotFiniteError:
+    saved = run.folder.checkpoints.steps()
     return NotFiniteError(
         f"{what} was not finite at step {step}: the last checkpoint is "
         f"{f'step {saved[-1]}' if saved else 'none'}; try a smaller --optim.learning-rate "

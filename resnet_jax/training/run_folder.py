@@ -29,8 +29,11 @@ from resnet_jax.training.checkpoint import Checkpoints
 
 log = logging.getLogger(__name__)
 
-# The logger of a run's starts, stops and ends.
-EVENTS = "resnet_jax.events"
+# A run's starts, stops and ends, for its own log alone.
+events_log = logging.getLogger("resnet_jax.events")
+events_log.setLevel(logging.INFO)
+events_log.propagate = False
+
 # The keys of every line of metrics.jsonl.
 COMMON = {"step", "epoch", "kind", "loss", "accuracy", "seconds"}
 MAX_CONFIG_BYTES = 1_000_000
@@ -39,15 +42,16 @@ PACKAGES = ("resnet_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 
 @dataclasses.dataclass(frozen=True)
 class DataFacts:
-    """What a run's folder records of its dataset: to predict without it, and to notice another."""
+    """What a run's folder records of its dataset and of the user's parts, to notice others."""
 
     fingerprint: str
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]  # (H, W, C), before `--data.image-size`
+    parts: Mapping[str, str] = dataclasses.field(default_factory=dict)  # see `Custom`
 
     @classmethod
-    def of(cls, data: Dataset) -> Self:
-        return cls(data.fingerprint, data.class_names, data.image_shape)
+    def of(cls, data: Dataset, parts: Mapping[str, str]) -> Self:
+        return cls(data.fingerprint, data.class_names, data.image_shape, parts)
 
     def named(self) -> dict[str, Any]:
         """Return the facts by the words that an error uses of them."""
@@ -55,6 +59,7 @@ class DataFacts:
             "data with fingerprint": self.fingerprint[:12],
             "class names": self.class_names,
             "image shape": self.image_shape,
+            **self.parts,
         }
 
 
@@ -75,9 +80,6 @@ class RunFolder:
         """Create the folder, keep other writers out, and write warnings to ``run.log``.
 
         The lock is the kernel's: it is gone with the process that held it, however that ended.
-
-        Raises:
-            ResNetJaxError: the folder cannot be written, or another process writes to it.
         """
         with ExitStack() as stack:
             try:
@@ -98,24 +100,21 @@ class RunFolder:
                     f"wait for it or give another --run-dir"
                 ) from None
             except OSError as error:
-                raise ResNetJaxError(
-                    f"run folder {self.path} cannot be written ({error.strerror}): "
-                    f"free space or permissions there, or give another --run-dir"
-                ) from error
+                remedy = "free space or permissions there, or give another --run-dir"
+                raise unwritable(f"run folder {self.path}", error, remedy) from error
             yield
 
-    def write_config(
-        self, config: TrainConfig, facts: DataFacts, parts: Mapping[str, str] | None = None
-    ) -> None:
+    def write_config(self, config: TrainConfig, facts: DataFacts) -> None:
         """Write ``config.yaml``; package versions and commit stay those that the run began with."""
         began = _load_yaml(self.path / "config.yaml") if self.exists else {}
         document = {
             "config": to_dict(config),
             "data": {
-                name: list(value) if isinstance(value, tuple) else value
-                for name, value in vars(facts).items()
+                "fingerprint": facts.fingerprint,
+                "class_names": list(facts.class_names),
+                "image_shape": list(facts.image_shape),
             },
-            **({"parts": dict(parts)} if parts else {}),  # the user's own, see `Custom`
+            **({"parts": dict(facts.parts)} if facts.parts else {}),
             "versions": began.get("versions") or {name: _version(name) for name in PACKAGES},
             "commit": began["commit"] if "commit" in began else _commit(),
         }
@@ -136,6 +135,7 @@ class RunFolder:
                 str(data["fingerprint"]),
                 tuple(map(str, data["class_names"])),
                 cast(tuple[int, int, int], tuple(map(int, data["image_shape"]))),
+                dict(document.get("parts", {})),
             )
             return from_dict(document["config"]), facts
         except (OSError, LookupError, TypeError, ValueError, RecursionError) as error:
@@ -143,39 +143,33 @@ class RunFolder:
             raise ResNetJaxError(f"{path} is damaged: {reason}") from error
 
     def read_variables(self, checkpoint: Literal["best", "latest"] = "best") -> dict[str, Any]:
-        """Read a checkpoint's parameters and running statistics, see `Checkpoints`."""
-        step = self.checkpoints.find(checkpoint)
+        """Read the parameters and running statistics of a checkpoint that verifies."""
+        if checkpoint not in ("best", "latest"):
+            raise ResNetJaxError(f"checkpoint {checkpoint} is not known: give best or latest")
+        good = self.checkpoints.good_steps()
+        step = self.checkpoints.best_of(good) if checkpoint == "best" else next(good, None)
         if step is None:
             raise ResNetJaxError(
                 f"{self.path} has no usable checkpoint: run its training command again"
             )
         return self.checkpoints.restore_variables(step)
 
-    def read_parts(self) -> dict[str, str]:
-        """Read what the user trained instead of what the configuration describes."""
-        return dict(_load_yaml(self.path / "config.yaml").get("parts", {}))
-
-    def check_same(
-        self, config: TrainConfig, facts: DataFacts, parts: Mapping[str, str] | None = None
-    ) -> None:
+    def check_same(self, config: TrainConfig, facts: DataFacts) -> None:
         """Refuse to continue this run with another configuration, other data or other parts."""
         before, facts_before = self.read_config()
-        changed = {
-            option: values
-            for option, values in differences(before, config).items()
-            if option not in MAY_CHANGE
-        }
+        changed = {f"--{option}": values for option, values in differences(before, config).items()}
+        allowed = {f"--{option}" for option in MAY_CHANGE}
         # A schedule that does not depend on the length of the run may be followed further.
         lengthened = config.epochs > before.epochs and config.optim.schedule == "constant"
         if lengthened and not config.optim.warmup:
-            changed.pop("epochs", None)
-        listing = [f"--{option} {old} -> {new}" for option, (old, new) in changed.items()]
-        old_facts = {**facts_before.named(), **self.read_parts()}
-        new_facts = {**facts.named(), **(parts or {})}
-        for name in {**old_facts, **new_facts}:
-            old, new = old_facts.get(name), new_facts.get(name)
-            if old != new:
-                listing.append(f"{name} {old} -> {new}")
+            allowed.add("--epochs")
+        old, new = facts_before.named(), facts.named()
+        changed |= {name: (old.get(name), new.get(name)) for name in {**old, **new}}
+        listing = [
+            f"{name} {one} -> {other}"
+            for name, (one, other) in changed.items()
+            if name not in allowed and one != other
+        ]
         if listing:
             raise ResNetJaxError(
                 f"{self.path} is a run of another configuration ({', '.join(listing)}): "
@@ -310,18 +304,14 @@ def _log_to(path: Path) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     # On a full disk the run fails by what it cannot save, not by traceback after traceback here.
     handler.handleError = lambda record: None  # type: ignore[method-assign]
-    package, events = logging.getLogger("resnet_jax"), logging.getLogger(EVENTS)
-    before = events.level, events.propagate
-    events.setLevel(logging.INFO)
-    events.propagate = False
-    for logger in (package, events):
+    loggers = (logging.getLogger("resnet_jax"), events_log)
+    for logger in loggers:
         logger.addHandler(handler)
     try:
         yield
     finally:
-        for logger in (package, events):
+        for logger in loggers:
             logger.removeHandler(handler)
-        events.level, events.propagate = before
         with suppress(OSError):
             handler.close()
 
@@ -336,13 +326,9 @@ def _version(package: str) -> str | None:
 def _commit() -> str | None:
     """Return the commit of the package's checkout; None where it was installed from a wheel."""
     root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
-        return (
-            subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
-            or None
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    with suppress(OSError, subprocess.SubprocessError):
+        if (root / ".git").exists():
+            done = subprocess.run(command, capture_output=True, text=True, timeout=5)
+            return done.stdout.strip() or None
+    return None

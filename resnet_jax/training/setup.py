@@ -12,13 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from resnet_jax.config import (
-    Effect,
-    TrainConfig,
-    options_with,
-    replaced,
-    settings,
-)
+from resnet_jax.config import Effect, TrainConfig, options_with, replaced, settings
 from resnet_jax.data.dataset import Dataset, Split, pixel_statistics
 from resnet_jax.data.load import load_splits
 from resnet_jax.data.sampler import EpochSampler
@@ -70,12 +64,7 @@ def prepared(
     pretrained: Pretrained | None,
     custom: Custom,
 ) -> Iterator[Prepared]:
-    """Begin a run, or open the one in ``run_dir`` to go on with it; its folder is locked meanwhile.
-
-    Raises:
-        ResNetJaxError: the configuration is refused, the data cannot be loaded, the run's folder is
-            another run's, is in use or cannot be written.
-    """
+    """Begin a run, or open the one in ``run_dir`` to go on with it; its folder is locked."""
     folder, devices = RunFolder(run_dir), find_devices()
     config, data, splits = _open_data(config, folder, custom.data, len(devices))
     sampler = EpochSampler(len(data.train), config.batch_size, config.seed)
@@ -86,37 +75,36 @@ def prepared(
     tx = custom.optimizer or make_optimizer(config.optim, schedule, config.model.frozen_stages)
     # XLA's own convolution is quicker to trace, and here it is never computed.
     drawn = model.clone(lowering="reference") if isinstance(model, ResNet) else model
-    images, ema = _example(config, data), config.ema is not None
-    shapes = partial(TrainState.abstract, drawn, tx, params_key, images, ema=ema)
+    create = partial(TrainState.create, drawn, tx, ema=config.ema is not None)
+    images = _example(config, data)
+    shapes = partial(jax.eval_shape, create, params_key, images)
     parts = custom.describe(shapes(), model, images, data.num_classes) if custom else {}
+    facts = DataFacts.of(data, parts)
     if folder.exists:
-        folder.check_same(config, DataFacts.of(data), parts)
+        folder.check_same(config, facts)
     engine = Engine(config, data.class_names, data.image_shape, devices, custom.loss)
-
-    def read() -> dict[str, Any] | None:
-        if pretrained is None:
-            return None
-        if not isinstance(model, ResNet):
-            raise ResNetJaxError(
-                f"--init-from reads weights of the package's networks, and model is a "
-                f"{type(model).__name__}: leave it out"
-            )
-        return pretrained(model, data.class_names, data.image_shape[2], params_key)
-
+    if pretrained and not isinstance(model, ResNet):
+        raise ResNetJaxError(
+            f"--init-from reads weights of the package's networks, and model is a "
+            f"{type(model).__name__}: leave it out"
+        )
+    names, channels = data.class_names, data.image_shape[2]
+    read = partial(pretrained, model, names, channels, params_key) if pretrained else lambda: None
     # Read before anything is written, and not at all where a run goes on.
     variables = None if folder.checkpoints.steps() else read()
     with ExitStack() as stack:
-        step = broadcast_from_main(lambda: _begin(folder, config, data, parts, stack))
+        step = broadcast_from_main(lambda: _begin(folder, config, facts, stack))
         if step:
             state = folder.checkpoints.restore(engine.abstract(shapes()), step)
             # Not among what is saved: what is in a checkpoint was finite.
             state = state.replace(first_bad_step=engine.replicate(jnp.full((), -1, jnp.int32)))
         else:
-            state = TrainState.create(drawn, tx, params_key, images, ema=ema)
-            state = engine.replicate(state.starting_from(variables or read()))
+            state = create(params_key, images).starting_from(variables or read())
+            state = engine.replicate(state)
         rows = broadcast_from_main(lambda: folder.rewind_metrics(step))
-        callbacks = tuple(callbacks) if is_main_process() else ()
-        if config.tensorboard and is_main_process():
+        if not is_main_process():
+            callbacks = ()
+        elif config.tensorboard:
             events = Events(folder.path / "tensorboard", rows)
             callbacks = (*callbacks, stack.enter_context(closing(events)))
         history = History(config, folder, rows, callbacks, len(data.train))
@@ -153,29 +141,24 @@ def _open_data(
 
 def _with_statistics(config: TrainConfig, folder: RunFolder, train: Split) -> TrainConfig:
     """Return the configuration with a mean and a std: as given, the run's, or the images' own."""
-    missing = [name for name in ("mean", "std") if getattr(config.data, name) is None]
-    if not missing:
+    given = (config.data.mean, config.data.std)
+    if None not in given:
         return config
-    recorded = folder.read_config()[0].data if folder.exists else None
-    if recorded is not None:
-        known = {"mean": recorded.mean, "std": recorded.std}
+    if folder.exists:
+        recorded = folder.read_config()[0].data
+        known = (recorded.mean, recorded.std)
     else:
-        known = dict(zip(("mean", "std"), pixel_statistics(train), strict=True))
-    return replaced(config, {f"data.{name}": known[name] for name in missing})
+        known = pixel_statistics(train)
+    mean, std = (new if old is None else old for old, new in zip(given, known, strict=True))
+    return replaced(config, {"data.mean": mean, "data.std": std})
 
 
-def _begin(
-    folder: RunFolder,
-    config: TrainConfig,
-    data: Dataset,
-    parts: dict[str, str],
-    stack: ExitStack,
-) -> int:
+def _begin(folder: RunFolder, config: TrainConfig, facts: DataFacts, stack: ExitStack) -> int:
     """Lock the folder, record the configuration in it and return the step to resume from, or 0."""
     stack.enter_context(folder.opened_for_writing())
     # A run may go on with other settings of the kind that changes nothing learnt.
     if not folder.exists or folder.read_config()[0] != config:
-        folder.write_config(config, DataFacts.of(data), parts)
+        folder.write_config(config, facts)
     return next(folder.checkpoints.good_steps(), 0)
 
 

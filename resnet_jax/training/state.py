@@ -1,7 +1,6 @@
 """The state that training carries from step to step, and a batch of examples."""
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -73,59 +72,33 @@ class TrainState(struct.PyTreeNode):
             images: ``float[N, H, W, C]``; only the shape matters.
             ema: keep moving averages of the weights.
         """
-        # Jitted, since hundreds of small random draws are slow one by one. It runs once.
-        draw = jax.jit(partial(cls._draw, model, tx, ema), compiler_options=compiler_options(1))
-        return draw(key, images)
 
-    @classmethod
-    def abstract(
-        cls,
-        model: nn.Module,
-        tx: optax.GradientTransformation,
-        key: jax.Array,
-        images: jax.Array,
-        *,
-        ema: bool = False,
-    ) -> Self:
-        """Return what `create` does, as shapes and types alone: to restore a checkpoint into."""
-        return jax.eval_shape(partial(cls._draw, model, tx, ema), key, images)
-
-    @classmethod
-    def _draw(
-        cls,
-        model: nn.Module,
-        tx: optax.GradientTransformation,
-        ema: bool,
-        key: jax.Array,
-        images: jax.Array,
-    ) -> Self:
-        variables = model.init(key, images, train=False)
-        batch_stats = variables.get("batch_stats", {})
-        averaged = {"params": variables["params"], "batch_stats": batch_stats} if ema else None
-        return cls(
-            step=jnp.zeros((), jnp.int32),
-            params=variables["params"],
-            batch_stats=batch_stats,
-            opt_state=tx.init(variables["params"]),
+        def draw(key: jax.Array, images: jax.Array) -> Any:
+            state = cls.of_variables(model, model.init(key, images, train=False), tx)
             # Copies: a donated buffer must not be passed twice.
-            ema=jax.tree.map(jnp.copy, averaged),
-            first_bad_step=jnp.full((), -1, jnp.int32),
-            apply_fn=model.apply,
-            tx=tx,
-        )
+            return state.replace(ema=jax.tree.map(jnp.copy, state.variables)) if ema else state
+
+        # Jitted, since hundreds of small random draws are slow one by one. It runs once.
+        return jax.jit(draw, compiler_options=compiler_options(1))(key, images)
 
     @classmethod
-    def of_variables(cls, model: nn.Module, variables: dict[str, Any]) -> Self:
-        """Return a state that evaluates and predicts with these variables, without an optimiser."""
+    def of_variables(
+        cls,
+        model: nn.Module,
+        variables: Mapping[str, Any],
+        tx: optax.GradientTransformation | None = None,
+    ) -> Self:
+        """Return a state at step 0 with these variables; without ``tx``, to evaluate alone."""
+        tx = tx or optax.identity()
         return cls(
             step=jnp.zeros((), jnp.int32),
             params=variables["params"],
             batch_stats=variables.get("batch_stats", {}),
-            opt_state=(),
+            opt_state=tx.init(variables["params"]),
             ema=None,
             first_bad_step=jnp.full((), -1, jnp.int32),
             apply_fn=model.apply,
-            tx=optax.identity(),
+            tx=tx,
         )
 
     def starting_from(self, variables: dict[str, Any] | None) -> Self:
@@ -134,9 +107,7 @@ class TrainState(struct.PyTreeNode):
             return self
         mine = {"params": self.params, "batch_stats": self.batch_stats}
         theirs = jax.tree.map(lambda a, b: jnp.asarray(b, a.dtype), mine, dict(variables))
-        # Copies: a donated buffer must not be passed twice.
-        ema = None if self.ema is None else jax.tree.map(jnp.copy, theirs)
-        return self.replace(**theirs, ema=ema)
+        return self.replace(**theirs, ema=self.ema and jax.tree.map(jnp.copy, theirs))
 
     @property
     def variables(self) -> dict[str, Any]:

@@ -16,9 +16,6 @@ class Events(Callback):
 
     A run that resumes drops metrics of steps after its checkpoint. Event files cannot be cut, so
     what is in ``folder`` is replaced by ``rows`` at the start; a TensorBoard that is open follows.
-
-    Raises:
-        ResNetJaxError: tensorboardX is not installed.
     """
 
     def __init__(self, folder: Path, rows: Iterable[dict[str, Any]] = ()) -> None:

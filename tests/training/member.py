@@ -61,7 +61,7 @@ def agree(folder: Path) -> dict:
 
 def main() -> None:
     port, process_id, folder, what = sys.argv[1:]
-    initialize(f"127.0.0.1:{port}", 2, int(process_id), None)
+    initialize(f"127.0.0.1:{port}", 2, int(process_id), 300)
     with failing_together(Path(folder, "run")):
         if what == "agree":
             print(json.dumps(agree(Path(folder))))

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,8 @@ def test_seeds_share_one_program(tiny_config, one_unit):
         engine = Engine(config, data.class_names, data.image_shape)
         key, images = jax.random.key(seed), jnp.zeros((1, 28, 28, 1))
         model = make_model(config, 10)
-        state = rj.TrainState.abstract(model, optax.sgd(0.1), key, images, ema=True)
+        create = partial(rj.TrainState.create, model, optax.sgd(0.1), ema=True)
+        state = jax.eval_shape(create, key, images)
         batch = rj.Batch(*data.train.batch(np.arange(20)))
         texts.add(engine._train.lower(state, key, batch).as_text())
     assert len(texts) == 1
