@@ -160,10 +160,8 @@ def _padded_crop(images: jax.Array, key: jax.Array, pixels: int, fill: float) ->
     sides = ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0))
     padded = jnp.pad(images, sides, constant_values=fill)
     corners = jax.random.randint(key, (count, 2), 0, 2 * pixels + 1)
-
-    return jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (*at, 0), shape))(
-        padded, corners
-    )
+    cut = jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), shape))
+    return cut(padded, corners)
 
 
 def _draw_pasted(shape: tuple[int, ...], key: jax.Array, parameter: float) -> jax.Array:
