@@ -147,7 +147,7 @@ def _interleaved(files: list[ImageFile]) -> list[ImageFile]:
 
 
 def open_image_folder(
-    root: Path, *, skip_bad: bool = False, background: int | None = None, workers: int | None = None
+    root: Path, skip_bad: bool, background: int | None, workers: int | None
 ) -> ImageFolder:
     """Scan a folder for training, and warn of what is wrong with it.
 

@@ -143,10 +143,10 @@ def find_idx_files(folder: Path) -> dict[str, Path]:
     """Return the path of each of the four IDX files in a folder, packed with gzip or not."""
     found: dict[str, Path] = {}
     for name in IDX_FILES:
-        dotted = name.replace("-idx", ".idx")  # as some copies are named
-        for spelling in (name, f"{name}.gz", dotted, f"{dotted}.gz"):
-            if (folder / spelling).is_file():
-                found.setdefault(name, folder / spelling)
+        for spelling in (name, name.replace("-idx", ".idx")):  # as some copies are named
+            for path in (folder / spelling, folder / f"{spelling}.gz"):
+                if path.is_file():
+                    found.setdefault(name, path)
     if missing := [name for name in IDX_FILES if name not in found]:
         raise ResNetJaxError(
             f"{folder} lacks {', '.join(missing)}: expected the four published files, each as it "

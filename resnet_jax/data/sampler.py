@@ -59,8 +59,6 @@ class EpochSampler:
 
     def batch(self, step: int) -> np.ndarray:
         """Return the indices of the batch of ``step`` (0, 1, 2, …) as int32[batch_size]."""
-        if step < 0:
-            raise ValueError(f"step must be at least 0, got {step}")
         epoch, offset = divmod(step * self.batch_size, self.num_examples)
         indices = _permutation(self.num_examples, self.seed, epoch)[offset:][: self.batch_size]
         missing = self.batch_size - len(indices)  # B <= N, so that two epochs always suffice
@@ -72,8 +70,6 @@ class EpochSampler:
 
     def steps(self, epochs: float) -> int:
         """Return the steps that see every example ``epochs`` times: ceil(epochs * N / B)."""
-        if isinstance(epochs, int):
-            return -(-epochs * self.num_examples // self.batch_size)
         # 0.1 epochs of 30 examples are 3 examples, not the 3.0000000000000004 of floating point.
         steps = math.ceil(round(epochs * self.num_examples, 6) / self.batch_size)
         return max(steps, int(epochs > 0))
