@@ -19,11 +19,8 @@ from resnet_jax.data.image import DecodeSpec
 from resnet_jax.data.sampler import permutation
 from resnet_jax.errors import ResNetJaxError
 
-# Of a dataset without validation examples of its own, the fraction of the training examples held
-# out for validation.
-VALIDATION_FRACTION = 0.1
-# Of a larger training split so many images, evenly spaced, decide its mean and deviation.
-STATISTICS_IMAGES = 10_000
+VALIDATION_FRACTION = 0.1  # of the training examples, where a dataset has none for validation
+STATISTICS_IMAGES = 10_000  # that decide the mean and deviation of a larger training split
 
 
 class Split(Protocol):

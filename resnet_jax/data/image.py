@@ -30,16 +30,9 @@ Fit = Literal["pad", "crop"]
 
 @dataclasses.dataclass(frozen=True)
 class DecodeSpec:
-    """What every picture of a dataset is decoded to.
+    """What every picture of a dataset is decoded to; `resnet_jax.DataConfig` has the choices."""
 
-    Attributes:
-        shape: ``(H, W, C)``, C being 1 for grey or 3 for RGB.
-        fit: pad: the whole picture, centred on black; crop: what fills ``(H, W)``, the centre.
-        background: the grey level, 0 to 255, that is put under transparent pixels. None refuses
-            a picture that has any.
-    """
-
-    shape: tuple[int, int, int]
+    shape: tuple[int, int, int]  # (H, W, C), C being 1 for grey or 3 for RGB
     fit: Fit = "pad"
     background: int | None = None
 

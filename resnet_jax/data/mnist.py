@@ -33,18 +33,15 @@ MNIST_5K_SHA256 = "1b845fda528288bf79346626fdf2fff6549f0170890dc9174bc1ef609807b
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a dataset before it is opened: ``train`` without the ``validation`` that is
-    held out by default. ``idx_sha256`` are those of the unpacked `IDX_FILES`: Fashion-MNIST's have
-    the names of MNIST's.
-    """
+    """What is known of a dataset before it is opened."""
 
     name: str
     description: str
-    train: int
-    validation: int
+    train: int  # without validation
+    validation: int  # held out by default
     test: int
     source: str
-    idx_sha256: tuple[str, ...] = ()
+    idx_sha256: tuple[str, ...] = ()  # of the unpacked files, whose names two datasets share
     image_shape: tuple[int, int, int] = (28, 28, 1)
     num_classes: int = 10
 

@@ -15,8 +15,6 @@ def permutation(num_examples: int, seed: int, *key: int) -> np.ndarray:
     both give the same numbers in every release, a promise that it does not make for
     ``Generator.permutation`` (NEP 19): a run resumed after an upgrade sees the same order.
     """
-    if seed < 0:
-        raise ResNetJaxError(f"--seed must be at least 0, got {seed}")
     bits = np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)).random_raw(num_examples)
     # A stable sort makes the order of two equal keys (one chance in 10^9 at a million) fixed too.
     return np.argsort(bits, kind="stable").astype(np.int32)
