@@ -344,9 +344,6 @@ def replaced(config: Any, values: Mapping[str, Any]) -> Any:
     """A configuration with other values for some options."""
     document = to_dict(config)
     for option, value in values.items():
-        *groups, name = option.replace("-", "_").split(".")
-        group = document
-        for inner in groups:
-            group = group[inner]
-        group[name] = value
+        group, _, name = option.replace("-", "_").rpartition(".")
+        (document[group] if group else document)[name] = value
     return from_dict(document, type(config))
