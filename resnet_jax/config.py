@@ -302,11 +302,9 @@ def _is_of(value: Any, kind: Any) -> bool:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The settings as nested dictionaries of plain values, for `config.yaml`."""
-
-    def plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        return {name: list(value) if type(value) is tuple else value for name, value in items}
-
-    return dataclasses.asdict(config, dict_factory=plain)
+    return dataclasses.asdict(
+        config, dict_factory=lambda items: {k: list(v) if type(v) is tuple else v for k, v in items}
+    )
 
 
 def from_dict(values: Any, cls: Any = TrainConfig, prefix: str = "") -> Any:
@@ -345,9 +343,6 @@ def replaced(config: Any, values: Mapping[str, Any]) -> Any:
     """A configuration with other values for some options."""
     document = to_dict(config)
     for option, value in values.items():
-        *groups, name = option.replace("-", "_").split(".")
-        group = document
-        for inner in groups:
-            group = group[inner]
-        group[name] = value
+        group, _, name = option.replace("-", "_").rpartition(".")
+        (document[group] if group else document)[name] = value
     return from_dict(document, type(config))

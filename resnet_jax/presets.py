@@ -173,9 +173,8 @@ def run_name(name: str, reference: TrainConfig, config: TrainConfig) -> str:
     if config.data.name == "folder" and "data.dir" in changes:
         parts.insert(1, Path(config.data.dir or "").resolve().name)
     full = re.sub(r"[^\w.-]+", "_", "-".join(parts))
-    return (
-        full if len(full) <= 100 else f"{full[:90]}-{hashlib.sha256(full.encode()).hexdigest()[:8]}"
-    )
+    digest = hashlib.sha256(full.encode()).hexdigest()
+    return full if len(full) <= 100 else f"{full[:90]}-{digest[:8]}"
 
 
 def _part(option: str, value: Any) -> str:

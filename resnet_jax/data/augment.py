@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from resnet_jax.data.randaugment import randaugment as draw_operations
-from resnet_jax.data.warp import warp
+from resnet_jax.data.randaugment import warp
 from resnet_jax.errors import ResNetJaxError
 
 # Random erasing's ranges, after arXiv 1708.04896, section 4 (s_l, s_h, r_1).
@@ -123,11 +123,9 @@ def cut_out(images: jax.Array, boxes: jax.Array, size: tuple[int, ...]) -> jax.A
     """
 
     def one(image: jax.Array, box: jax.Array) -> jax.Array:
-        scale = jnp.asarray(size, jnp.float32) / box[2:]
-        shape = (*size, image.shape[-1])
-        return jax.image.scale_and_translate(
-            image, shape, (0, 1), scale, -box[:2] * scale, "bilinear"
-        )
+        scale, shape = jnp.asarray(size, jnp.float32) / box[2:], (*size, image.shape[-1])
+        shift = -box[:2] * scale
+        return jax.image.scale_and_translate(image, shape, (0, 1), scale, shift, "bilinear")
 
     return jax.vmap(one)(images, boxes)
 
@@ -140,15 +138,21 @@ def _draw_boxes(shape: tuple[int, ...], key: jax.Array, least: float) -> jax.Arr
     most = min(1, CROP_ASPECT[1] * height / width, width / (CROP_ASPECT[0] * height))
     share = jax.random.uniform(area_key, (count,), minval=min(least, most), maxval=most)
     area = share * height * width
-    # As for erasing: where Inception's draw is repeated, the aspect is cut to what fits.
     low = jnp.maximum(CROP_ASPECT[0], area / height**2)
-    high = jnp.minimum(CROP_ASPECT[1], width**2 / area)
-    draw = jax.random.uniform(aspect_key, (count,))
-    aspect = jnp.exp(jnp.log(low) + draw * (jnp.log(high) - jnp.log(low)))
+    aspect = _draw_aspect(aspect_key, low, jnp.minimum(CROP_ASPECT[1], width**2 / area))
     tall = jnp.minimum(jnp.sqrt(area / aspect), height)
     wide = jnp.minimum(jnp.sqrt(area * aspect), width)
     place = jax.random.uniform(place_key, (2, count))
     return jnp.stack([place[0] * (height - tall), place[1] * (width - wide), tall, wide], -1)
+
+
+def _draw_aspect(key: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+    """Draw from the aspects that fit; the papers draw again until one does, which is the same.
+
+    The logarithm is uniform, so that tall and wide are equally likely.
+    """
+    draw = jax.random.uniform(key, low.shape)
+    return jnp.exp(jnp.log(low) + draw * (jnp.log(high) - jnp.log(low)))
 
 
 def _padded_crop(images: jax.Array, key: jax.Array, pixels: int, fill: float) -> jax.Array:
@@ -156,11 +160,8 @@ def _padded_crop(images: jax.Array, key: jax.Array, pixels: int, fill: float) ->
     sides = ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0))
     padded = jnp.pad(images, sides, constant_values=fill)
     corners = jax.random.randint(key, (count, 2), 0, 2 * pixels + 1)
-
-    def one(image: jax.Array, corner: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), shape)
-
-    return jax.vmap(one)(padded, corners)
+    cut = jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), shape))
+    return cut(padded, corners)
 
 
 def _draw_pasted(shape: tuple[int, ...], key: jax.Array, parameter: float) -> jax.Array:
@@ -186,11 +187,9 @@ def _draw_affine(
     factor = 1.0 + scale * draws[1]
     slant = jnp.tan(math.radians(shear) * draws[2])
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    rotate = jnp.stack([jnp.stack([cos, -sin], -1), jnp.stack([sin, cos], -1)], -2)
-    one, zero = jnp.ones_like(slant), jnp.zeros_like(slant)
-    slope = jnp.stack([jnp.stack([one, zero], -1), jnp.stack([slant, one], -1)], -2)
-    inverse = jnp.einsum("nij,njk->nik", rotate, slope, precision="highest")
-    return inverse / factor[:, None, None], shift * draws[3:].T
+    # The rotation's matrix times that of the shear, [[1, 0], [slant, 1]].
+    inverse = jnp.asarray([[cos - sin * slant, -sin], [sin + cos * slant, cos]]) / factor
+    return jnp.moveaxis(inverse, -1, 0), shift * draws[3:].T
 
 
 def _draw_erased(shape: tuple[int, ...], key: jax.Array, probability: float) -> jax.Array:
@@ -198,13 +197,8 @@ def _draw_erased(shape: tuple[int, ...], key: jax.Array, probability: float) -> 
     count, height, width = shape
     whether, area_key, aspect_key, place_key = jax.random.split(key, 4)
     area = jax.random.uniform(area_key, (count,), minval=ERASED_AREA[0], maxval=ERASED_AREA[1])
-    # The paper draws again until the rectangle fits. Here the aspect's range is cut to what fits
-    # the image, which is the same for a given area. Its logarithm is uniform, so that tall and
-    # wide are equally likely.
     low = jnp.maximum(ERASED_ASPECT[0], area * height / width)
-    high = jnp.minimum(ERASED_ASPECT[1], height / (width * area))
-    draw = jax.random.uniform(aspect_key, (count,))
-    aspect = jnp.exp(jnp.log(low) + draw * (jnp.log(high) - jnp.log(low)))
+    aspect = _draw_aspect(aspect_key, low, jnp.minimum(ERASED_ASPECT[1], height / (width * area)))
     pixels = area * height * width
     tall = jnp.clip(jnp.round(jnp.sqrt(pixels * aspect)), 1, height)
     wide = jnp.clip(jnp.round(jnp.sqrt(pixels / aspect)), 1, width)

@@ -92,10 +92,13 @@ def cached_facts(
     OSError, the exception stands in the list and is not remembered. ``refresh`` looks at all again.
     """
     place = _cache_file(name, folder, "facts")
-    known = _load_json(place, "facts") or {}
-    names = [os.fsdecode(path.relative_to(folder)) for path in paths]
-    # Of each file its stamp and what was found in it; no stamp beside an error.
-    entries = [None if refresh else known.get(name) for name in names]
+    stored = _load_json(place, "facts") or {}
+    names = {path: str(path.relative_to(folder)) for path in paths}
+    known: dict[Path, list[Any]] = {}  # of each file its stamp and fact; no stamp beside an error
+    for path in [] if refresh else paths:
+        with contextlib.suppress(OSError, KeyError):
+            if stored[names[path]][0] == file_stamp(path):
+                known[path] = stored[names[path]]
 
     def find(path: Path) -> list[Any]:
         try:  # The stamp is taken first: a change while the file is read is noticed the next time.
@@ -103,20 +106,13 @@ def cached_facts(
         except OSError as error:
             return [None, error]
 
-    def is_known(path: Path, entry: list[Any] | None) -> bool:
-        with contextlib.suppress(OSError):
-            return entry is not None and entry[0] == file_stamp(path)
-        return False
-
-    pairs = zip(paths, entries, strict=True)
-    new = [i for i, pair in enumerate(pairs) if not is_known(*pair)]
+    new = [path for path in paths if path not in known]
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        for i, entry in zip(new, pool.map(find, [paths[i] for i in new]), strict=True):
-            entries[i] = entry
-    found = {name: entry for name, entry in zip(names, entries, strict=True) if entry and entry[0]}
-    if found != known:
+        known.update(zip(new, pool.map(find, new), strict=True))
+    found = {names[path]: known[path] for path in paths if known[path][0]}
+    if found != stored:
         _store_json(place, "facts", found)
-    return [entry[1] for entry in entries if entry]
+    return [known[path][1] for path in paths]
 
 
 def _cache_file(name: str, folder: Path, suffix: str) -> Path:
@@ -141,14 +137,11 @@ def _store(path: Path, key: object, entries: dict[str, np.ndarray]) -> None:
     """Write a file in one step, if the folder can be written at all."""
     with contextlib.suppress(OSError):  # without a cache the data are only read again
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as work:
+            temporary = Path(work, path.name)
+            with temporary.open("wb") as file:
                 np.savez(file, **entries, key=np.array(_digest(key)))  # type: ignore[arg-type]
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+            temporary.replace(path)
 
 
 def _load_json(path: Path, key: object) -> Any:

@@ -19,11 +19,8 @@ from resnet_jax.data.image import DecodeSpec
 from resnet_jax.data.sampler import permutation
 from resnet_jax.errors import ResNetJaxError
 
-# Of a dataset without validation examples of its own, the fraction of the training examples held
-# out for validation.
-VALIDATION_FRACTION = 0.1
-# Of a larger training split so many images, evenly spaced, decide its mean and deviation.
-STATISTICS_IMAGES = 10_000
+VALIDATION_FRACTION = 0.1  # of the training examples, where a dataset has none for validation
+STATISTICS_IMAGES = 10_000  # that decide the mean and deviation of a larger training split
 
 
 class Split(Protocol):
@@ -116,14 +113,13 @@ def pixel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]
         split = split.take(np.linspace(0, len(split) - 1, STATISTICS_IMAGES).astype(int))
     pixels = read_all(split)[0].reshape(-1, split.image_shape[2])
     # By the counts of the 256 levels: exact, and without a copy as floats.
-    levels = np.arange(256) / 255
-    counts = [np.bincount(channel, minlength=256) / len(pixels) for channel in pixels.T]
-    means = [float(count @ levels) for count in counts]
-    stds = [
-        math.sqrt(count @ (levels - mean) ** 2) for count, mean in zip(counts, means, strict=True)
-    ]
-    # Images of one colour have no deviation to divide by.
-    return tuple(round(m, 4) for m in means), tuple(max(round(s, 4), 1e-4) for s in stds)
+    levels, means, stds = np.arange(256) / 255, [], []
+    for channel in pixels.T:
+        shares = np.bincount(channel, minlength=256) / len(pixels)
+        means.append(round(float(shares @ levels), 4))
+        deviation = math.sqrt(shares @ (levels - shares @ levels) ** 2)
+        stds.append(max(round(deviation, 4), 1e-4))  # one colour has none to divide by
+    return tuple(means), tuple(stds)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -190,13 +186,12 @@ class Dataset:
         else:
             for split in splits:
                 digest.update(str((len(split), *split.image_shape)).encode())
-                starts = range(0, len(split), 1000)
-                parts = (split.batch(np.arange(len(split))[start:][:1000]) for start in starts)
-                labels = []
-                for images, some in parts:
+                labels = b""
+                for start in range(0, len(split), 1000):
+                    images, some = split.batch(np.arange(start, min(start + 1000, len(split))))
                     digest.update(np.ascontiguousarray(images).data)
-                    labels.append(np.ascontiguousarray(some, "<i4").tobytes())
-                digest.update(b"".join(labels))
+                    labels += np.ascontiguousarray(some, "<i4").tobytes()
+                digest.update(labels)
         return cls(name, *splits, tuple(class_names), digest.hexdigest(), source)
 
     @classmethod

@@ -30,16 +30,9 @@ Fit = Literal["pad", "crop"]
 
 @dataclasses.dataclass(frozen=True)
 class DecodeSpec:
-    """What every picture of a dataset is decoded to.
+    """What every picture of a dataset is decoded to; `resnet_jax.DataConfig` has the choices."""
 
-    Attributes:
-        shape: ``(H, W, C)``, C being 1 for grey or 3 for RGB.
-        fit: pad: the whole picture, centred on black; crop: what fills ``(H, W)``, the centre.
-        background: the grey level, 0 to 255, that is put under transparent pixels. None refuses
-            a picture that has any.
-    """
-
-    shape: tuple[int, int, int]
+    shape: tuple[int, int, int]  # (H, W, C), C being 1 for grey or 3 for RGB
     fit: Fit = "pad"
     background: int | None = None
 
@@ -121,18 +114,16 @@ def open_image(
             return _opaque(_to_8_bits(upright, image, content, name), background, name)
     except ResNetJaxError:
         raise
-    except UnidentifiedImageError as error:
-        reason = "is no image of the formats read: give a PNG or JPEG"
-        raise ResNetJaxError(f"{name} {reason}") from error
-    except Image.DecompressionBombError as error:
-        limit = f"at most {max_pixels:,} pixels are read"
-        raise ResNetJaxError(f"{name} is too large: {limit}") from error
-    except MemoryError as error:
-        raise ResNetJaxError(f"{name} needs more memory than is free: make it smaller") from error
     except Exception as error:  # whatever a decoder makes of damage
         words = " ".join(str(error).split())[:160] or type(error).__name__
-        reason = getattr(error, "strerror", None) or f"broken image ({words})"
-        raise ResNetJaxError(f"{name} cannot be read: {reason}") from error
+        known = {
+            UnidentifiedImageError: "is no image of the formats read: give a PNG or JPEG",
+            Image.DecompressionBombError: f"is too large: at most {max_pixels:,} pixels are read",
+            MemoryError: "needs more memory than is free: make it smaller",
+        }
+        broken = getattr(error, "strerror", None) or f"broken image ({words})"
+        reason = known.get(type(error), f"cannot be read: {broken}")
+        raise ResNetJaxError(f"{name} {reason}") from error
 
 
 def read_bytes(path: Path) -> bytes:

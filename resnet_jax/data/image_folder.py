@@ -30,7 +30,7 @@ SHOWN = 20
 
 @dataclasses.dataclass(frozen=True)
 class ImageFile:
-    """What is known of an image file: all there is to decide, without its pixels."""
+    """What is known of an image file without its pixels."""
 
     path: Path
     split: str  # "" where the folder is not split
@@ -48,19 +48,12 @@ class ImageFile:
 
 @dataclasses.dataclass(frozen=True)
 class ImageFolder:
-    """A table of the image files in a folder.
-
-    Attributes:
-        root: the folder.
-        class_names: the names of the class folders, sorted.
-        files: every image file, by split, class and path.
-        left_out: a line for each kind of thing that is no row, with how many there are.
-    """
+    """A table of the image files in a folder."""
 
     root: Path
     class_names: tuple[str, ...]
     files: tuple[ImageFile, ...]
-    left_out: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()  # a line for each kind of thing that is no row
 
     @property
     def label_of(self) -> dict[str, int]:
@@ -76,9 +69,8 @@ class ImageFolder:
         whole = [file for file in self.files if not file.problem]
         counts = Counter(str(Path(file.split, file.class_name)) for file in whole)
         good = tuple(f"{name} ({count} images)" for name, count in sorted(counts.items()))
-        all_of_it = len(whole) == len(self.files) and not self.left_out
-        usable = "all of it" if all_of_it else f"{len(whole)} images"
         damaged = tuple(self.problems())
+        usable = f"{len(whole)} images" if damaged or self.left_out else "all of it"
         return VerifyReport(
             str(self.root), self.root, good, damaged, usable, images=True, left_out=self.left_out
         )
@@ -147,15 +139,15 @@ def _interleaved(files: list[ImageFile]) -> list[ImageFile]:
     for file in sorted(files, key=lambda f: (f.sha256, str(f.path))):
         by_class[file.class_name].append(file)
     placed = [
-        ((k + 0.5) / len(of_class), file.sha256, name, k, file)
+        ((k + 0.5) / len(of_class), file.sha256, name, k)
         for name, of_class in by_class.items()
         for k, file in enumerate(of_class)
     ]
-    return [file for *_, file in sorted(placed, key=lambda place: place[:-1])]
+    return [by_class[name][k] for *_, name, k in sorted(placed)]
 
 
 def open_image_folder(
-    root: Path, *, skip_bad: bool = False, background: int | None = None, workers: int | None = None
+    root: Path, skip_bad: bool, background: int | None, workers: int | None
 ) -> ImageFolder:
     """Scan a folder for training, and warn of what is wrong with it.
 
@@ -180,12 +172,11 @@ def open_image_folder(
         usable = tuple(file for file in folder.files if not file.problem)
         folder = dataclasses.replace(folder, files=usable)
     trained = {file.class_name for file in folder.files if file.split in ("", "train")}
-    for name in folder.class_names:
-        if name not in trained:
-            raise ResNetJaxError(
-                f"class {name!r} of {root} has no usable training image: add some or remove its "
-                "folder"
-            )
+    if untrained := set(folder.class_names) - trained:
+        raise ResNetJaxError(
+            f"class {min(untrained)!r} of {root} has no usable training image: add some or remove "
+            "its folder"
+        )
     return folder
 
 
@@ -195,9 +186,8 @@ def scan(
     """Find the classes and decode every image file once; what was found is cached.
 
     ``root`` holds a folder for each class, or folders ``train``, ``val`` and ``test`` that do. The
-    image files (by their names' endings) at any depth of a class's folder are its examples. Links
-    are followed. Hidden names and the folders of runs are passed over. ``refresh`` decodes the
-    files that are cached, too.
+    image files at any depth of a class's folder are its examples. ``refresh`` decodes the files
+    that are cached, too.
     """
     if not root.is_dir():
         raise ResNetJaxError(f"{root} is no folder: expected one with a folder for each class")
@@ -240,16 +230,15 @@ def _with_duplicates(files: list[ImageFile]) -> tuple[ImageFile, ...]:
     several classes none stays, since nothing says which class is right.
     """
     equal = defaultdict(list)
-    for file in files:
+    order = ("test", "validation", "train", "")
+    for file in sorted(files, key=lambda f: (order.index(f.split), str(f.path))):
         if not file.broken:
             equal[file.sha256].append(file)
-    order = ("test", "validation", "train", "")
     marks: dict[Path, str] = {}
-    for group in equal.values():
-        first, *others = sorted(group, key=lambda f: (order.index(f.split), str(f.path)))
-        if len(classes := sorted({file.class_name for file in group})) > 1:
-            mark = f"the same picture is in classes {', '.join(classes)}"
-            marks |= {file.path: mark for file in group}
+    for first, *others in equal.values():
+        if len(classes := {file.class_name for file in (first, *others)}) > 1:
+            mark = f"the same picture is in classes {', '.join(sorted(classes))}"
+            marks |= {file.path: mark for file in (first, *others)}
         else:
             marks |= {file.path: f"the same picture as {first.path}" for file in others}
     return tuple(dataclasses.replace(file, duplicate=marks.get(file.path, "")) for file in files)

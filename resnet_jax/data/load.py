@@ -123,18 +123,19 @@ class _Opened:
 
 def _load(settings: DataConfig) -> Dataset:
     name = settings.name
-    match name:
-        case "mnist_5k":
-            opened = _open_mnist_5k()
-        case "folder":
-            opened = _open_folder(settings)
-        case _:
-            opened = _open_prepared(settings)
+    openers = {"mnist_5k": _open_mnist_5k, "folder": _open_folder}
+    opened = openers.get(name, _open_prepared)(settings)
     train, test = opened.train, opened.test
+
+    def read() -> Arrays:
+        parts = {"train": opened.train, "test": opened.test}
+        return {part: read_all(split, settings.workers) for part, split in parts.items()}
+
     gibibytes = (len(train) + len(test)) * math.prod(train.image_shape) / 2**30
     fits = settings.streaming == "auto" and gibibytes <= settings.memory_limit
     if opened.digest and (fits or settings.streaming == "never"):
-        train, test = _in_memory(name, opened, settings.workers)
+        arrays = cached_arrays(name, opened.folder, opened.digest, read)
+        train, test = ArraySplit(*arrays["train"]), ArraySplit(*arrays["test"])
     held_out = opened.validation if settings.validation is None else settings.validation
     training, validation = cut_validation(name, train, held_out)
     # The fingerprint of a dataset that is known by name is that of its arrays.
@@ -142,15 +143,7 @@ def _load(settings: DataConfig) -> Dataset:
     return Dataset.of(name, training, validation, test, opened.class_names, source)
 
 
-def _in_memory(name: str, opened: _Opened, workers: int | None) -> tuple[Split, Split]:
-    def read() -> Arrays:
-        return {"train": read_all(opened.train, workers), "test": read_all(opened.test, workers)}
-
-    arrays = cached_arrays(name, opened.folder, opened.digest, read)
-    return ArraySplit(*arrays["train"]), ArraySplit(*arrays["test"])
-
-
-def _open_mnist_5k() -> _Opened:
+def _open_mnist_5k(_: DataConfig) -> _Opened:
     train, validation, test = mnist_5k().values()
     images, labels = (np.concatenate(pair) for pair in zip(train, validation, strict=True))
     digits = tuple("0123456789")
@@ -163,12 +156,10 @@ def _open_folder(settings: DataConfig) -> _Opened:
             "dataset folder needs a folder of images: give --data.dir DIR, with a folder for "
             "each class in it"
         )
-    root = Path(settings.dir).expanduser()
-    background = settings.background
-    folder = open_image_folder(
-        root, skip_bad=settings.skip_bad, background=background, workers=settings.workers
-    )
-    spec = folder.spec(settings.read_size or settings.image_size, settings.fit, background)
+    root, workers = Path(settings.dir).expanduser(), settings.workers
+    background, size = settings.background, settings.read_size or settings.image_size
+    folder = open_image_folder(root, settings.skip_bad, background, workers)
+    spec = folder.spec(size, settings.fit, background)
     splits = folder.splits()
     train, validation, test = (splits[split] for split in SPLITS)
     return _Opened(

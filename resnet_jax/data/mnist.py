@@ -33,18 +33,15 @@ MNIST_5K_SHA256 = "1b845fda528288bf79346626fdf2fff6549f0170890dc9174bc1ef609807b
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a dataset before it is opened: ``train`` without the ``validation`` that is
-    held out by default. ``idx_sha256`` are those of the unpacked `IDX_FILES`: Fashion-MNIST's have
-    the names of MNIST's.
-    """
+    """What is known of a dataset before it is opened."""
 
     name: str
     description: str
-    train: int
-    validation: int
+    train: int  # without validation
+    validation: int  # held out by default
     test: int
     source: str
-    idx_sha256: tuple[str, ...] = ()
+    idx_sha256: tuple[str, ...] = ()  # of the unpacked files, whose names two datasets share
     image_shape: tuple[int, int, int] = (28, 28, 1)
     num_classes: int = 10
 
@@ -143,10 +140,10 @@ def find_idx_files(folder: Path) -> dict[str, Path]:
     """Return the path of each of the four IDX files in a folder, packed with gzip or not."""
     found: dict[str, Path] = {}
     for name in IDX_FILES:
-        dotted = name.replace("-idx", ".idx")  # as some copies are named
-        for spelling in (name, f"{name}.gz", dotted, f"{dotted}.gz"):
-            if (folder / spelling).is_file():
-                found.setdefault(name, folder / spelling)
+        for spelling in (name, name.replace("-idx", ".idx")):  # as some copies are named
+            for path in (folder / spelling, folder / f"{spelling}.gz"):
+                if path.is_file():
+                    found.setdefault(name, path)
     if missing := [name for name in IDX_FILES if name not in found]:
         raise ResNetJaxError(
             f"{folder} lacks {', '.join(missing)}: expected the four published files, each as it "

@@ -1,10 +1,8 @@
-"""Preparing datasets with TFDS: downloaded, or made from local IDX files; MNIST and its like
-without TensorFlow."""
+"""Preparing datasets with TFDS: downloaded, or made from local IDX files."""
 
 import contextlib
 import importlib.util
 import io
-import queue
 import shutil
 import tempfile
 import threading
@@ -153,21 +151,20 @@ def _check_reachable(info: DatasetInfo) -> None:
     import urllib.request  # here: slow to import and seldom needed
 
     request = urllib.request.Request(f"{info.source}{IDX_FILES[-1]}.gz", method="HEAD")
-    answer: queue.SimpleQueue[str] = queue.SimpleQueue()
+    reason = f"no answer in {PROBE_SECONDS:g} s"
 
     def probe() -> None:
+        nonlocal reason
         try:
             urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
-            answer.put("")
+            reason = ""
         except Exception as error:
-            answer.put(str(error) or type(error).__name__)
+            reason = str(error) or type(error).__name__
 
     # In a thread, because to look up a name has no time limit.
-    threading.Thread(target=probe, daemon=True).start()
-    try:
-        reason = answer.get(timeout=PROBE_SECONDS)
-    except queue.Empty:
-        reason = f"no answer in {PROBE_SECONDS:g} s"
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
     if reason:
         raise ResNetJaxError(
             f"`{info.name}` is not prepared and cannot be downloaded from {info.source} "

@@ -1,13 +1,13 @@
-"""RandAugment (arXiv 1909.13719): some of fourteen operations on each image, all as strong."""
+"""RandAugment (arXiv 1909.13719), and the affine map that it moves images by."""
 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-
-from resnet_jax.data.warp import warp
+from jax.scipy.ndimage import map_coordinates
 
 # Section 3.1's list. The first nine change pixels where they are, the others move them.
 OPERATIONS = (
@@ -80,11 +80,10 @@ def _geometry(
     of = {name: jnp.where(which == k, strength, 0.0) for k, name in enumerate(OPERATIONS)}
     angle = math.radians(DEGREES) * of["rotate"]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    first = jnp.stack([cos, -sin + SHEAR * of["shear_y"]], -1)
-    second = jnp.stack([sin + SHEAR * of["shear_x"], cos], -1)
-    inverse = jnp.stack([first, second], -2)
+    inverse = jnp.asarray([[cos, -sin + SHEAR * of["shear_y"]], [sin + SHEAR * of["shear_x"], cos]])
     sides = TRANSLATION * jnp.asarray([height, width], jnp.float32)
-    return inverse, sides * jnp.stack([of["translate_y"], of["translate_x"]], -1)
+    translation = sides * jnp.stack([of["translate_y"], of["translate_x"]], -1)
+    return jnp.moveaxis(inverse, -1, 0), translation
 
 
 def _grey(images: jax.Array) -> jax.Array:
@@ -130,3 +129,27 @@ def _smooth(images: jax.Array) -> jax.Array:
     around = jax.lax.reduce_window(images, zero, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "VALID")
     inside = images[:, 1:-1, 1:-1]
     return images.at[:, 1:-1, 1:-1].set((around + 4 * inside) / 13)
+
+
+def warp(
+    images: jax.Array, inverse: jax.Array, translation: jax.Array, *, fill: float = 0.0
+) -> jax.Array:
+    """Resample each image bilinearly: ``output[p] = image[inverse @ p + translation]``.
+
+    Points are (row, column) measured from the image's centre, in pixels. What lies outside the
+    image is ``fill``. ``inverse`` is float32[N, 2, 2], from output points back to input points,
+    ``translation`` float32[N, 2].
+    """
+    _, height, width, _ = images.shape
+    centre = jnp.asarray([(height - 1) / 2, (width - 1) / 2], jnp.float32)
+    rows = jnp.arange(height, dtype=jnp.float32)[:, None] - centre[0]
+    columns = jnp.arange(width, dtype=jnp.float32)[None, :] - centre[1]
+
+    def warp_one(image: jax.Array, matrix: jax.Array, offset: jax.Array) -> jax.Array:
+        # Written out rather than as a matrix product: exact in float32 on every platform.
+        source = [matrix[i, 0] * rows + matrix[i, 1] * columns + offset[i] for i in (0, 1)]
+        at = [source[i] + centre[i] for i in (0, 1)]
+        sample = partial(map_coordinates, coordinates=at, order=1, mode="constant", cval=fill)
+        return jax.vmap(sample, in_axes=-1, out_axes=-1)(image)
+
+    return jax.vmap(warp_one)(images, inverse, translation)

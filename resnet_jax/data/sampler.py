@@ -15,8 +15,6 @@ def permutation(num_examples: int, seed: int, *key: int) -> np.ndarray:
     both give the same numbers in every release, a promise that it does not make for
     ``Generator.permutation`` (NEP 19): a run resumed after an upgrade sees the same order.
     """
-    if seed < 0:
-        raise ResNetJaxError(f"--seed must be at least 0, got {seed}")
     bits = np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)).random_raw(num_examples)
     # A stable sort makes the order of two equal keys (one chance in 10^9 at a million) fixed too.
     return np.argsort(bits, kind="stable").astype(np.int32)
@@ -59,8 +57,6 @@ class EpochSampler:
 
     def batch(self, step: int) -> np.ndarray:
         """Return the indices of the batch of ``step`` (0, 1, 2, …) as int32[batch_size]."""
-        if step < 0:
-            raise ValueError(f"step must be at least 0, got {step}")
         epoch, offset = divmod(step * self.batch_size, self.num_examples)
         indices = _permutation(self.num_examples, self.seed, epoch)[offset:][: self.batch_size]
         missing = self.batch_size - len(indices)  # B <= N, so that two epochs always suffice
@@ -72,8 +68,6 @@ class EpochSampler:
 
     def steps(self, epochs: float) -> int:
         """Return the steps that see every example ``epochs`` times: ceil(epochs * N / B)."""
-        if isinstance(epochs, int):
-            return -(-epochs * self.num_examples // self.batch_size)
         # 0.1 epochs of 30 examples are 3 examples, not the 3.0000000000000004 of floating point.
         steps = math.ceil(round(epochs * self.num_examples, 6) / self.batch_size)
         return max(steps, int(epochs > 0))

@@ -1,7 +1,7 @@
 """Datasets that TFDS prepared as array_record: found, described, read and verified.
 
-TFDS and array_record are imported where they are used: to import them takes longer than to open a
-dataset from the cache. TensorFlow is not needed.
+TFDS and array_record are imported where they are used, which takes longer than to open a dataset
+from the cache. TensorFlow is not needed.
 """
 
 import dataclasses
@@ -261,10 +261,7 @@ def describe(folder: Path, root: Path) -> Prepared:
     for split, described in info.splits.items():
         paths = [Path(path) for path in described.filepaths]
         if elsewhere := [path for path in paths if path.parent != folder]:
-            raise ResNetJaxError(
-                f"{folder} is damaged: {elsewhere[0]} is no file in it; give another folder "
-                "(--data.dir)"
-            )
+            raise _damaged(folder / "dataset_info.json", root, f"{elsewhere[0]} is no file in it")
         files = [path.name for path in paths]
         splits[split] = dict(zip(files, described.shard_lengths, strict=True))
     return Prepared(folder, root, tuple(names), image.shape, keys, splits)
@@ -283,7 +280,7 @@ def image_and_label(name: str, info: Any) -> tuple[str, str]:
     import tensorflow_datasets as tfds
 
     named = isinstance(info.features, tfds.features.FeaturesDict)
-    features = dict(info.features.items()) if named else {}
+    features = dict(info.features) if named else {}
     kinds = [tfds.features.Image, tfds.features.ClassLabel]
     keys = [str(key) for key in info.supervised_keys or ()]
     if [type(features.get(key)) for key in keys] != kinds:
@@ -303,20 +300,18 @@ def verify_prepared(name: str, data_dir: PathLike | None = None) -> VerifyReport
     folder = mnist_5k_file().parent if name == "mnist_5k" else find_prepared(name, root)
     if folder is None:
         raise not_prepared(name, root)
-    good: list[str] = []
-    bad: list[str] = []
     try:
         if name == "mnist_5k":
             mnist_5k()
-            good.append(mnist_5k_file().name)
+            found = {mnist_5k_file().name: ""}
         else:
-            prepared = describe(folder, root)
-            good += ["dataset_info.json", "features.json"]
-            for file, damage in read_through(prepared).items():
-                (bad if damage else good).append(damage or file)
+            found = {"dataset_info.json": "", "features.json": ""}
+            found |= read_through(describe(folder, root))
     except ResNetJaxError as error:
-        bad.append(str(error))
-    return VerifyReport(name, folder, tuple(good), tuple(bad), "nothing" if bad else "all of it")
+        found = {"": str(error)}
+    good = tuple(file for file, damage in found.items() if not damage)
+    bad = tuple(filter(None, found.values()))
+    return VerifyReport(name, folder, good, bad, "nothing" if bad else "all of it")
 
 
 def read_through(prepared: Prepared) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """Finding image files in folders, by the endings of their names."""
 
-import dataclasses
 import glob
 import logging
 import os
@@ -8,6 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -45,15 +45,13 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
                 log.warning("left out by ending: %s in %s", by_ending(inside.endings), match)
             if not inside.images and match == path:
                 raise ResNetJaxError(
-                    f"folder {path} holds no image file{inside.others}: expected names that end in "
-                    ".png, .jpg or another image format's ending"
+                    f"folder {path} holds no image file{inside.others}: expected .png, .jpg, ..."
                 )
             found += inside.images
     return list(dict.fromkeys(found))  # a pattern's folders and the files in them
 
 
-@dataclasses.dataclass(frozen=True)
-class Contents:
+class Contents(NamedTuple):
     """What is in a folder, at any depth."""
 
     images: list[Path]
@@ -74,39 +72,26 @@ def walk(folder: Path) -> Contents:
     endings: Counter[str] = Counter()
     runs = 0
     # A link to a folder above would make all classes one.
-    seen = {_identity(place) for place in (folder.resolve(), *folder.resolve().parents)}
-
-    def is_entered(path: Path) -> bool:
-        nonlocal runs
-        if _is_run(path):
-            runs += 1
-            return False
-        try:
-            identity = _identity(path)
-        except OSError:
-            images.append(path)
-            return False
-        known = identity in seen
-        seen.add(identity)
-        return not known
+    seen = {str(place) for place in (folder.resolve(), *folder.resolve().parents)}
 
     def note(error: OSError) -> None:
         images.append(Path(error.filename))
 
     for place, below, names in os.walk(folder, followlinks=True, onerror=note):
-        visible = [name for name in sorted(below) if not name.startswith(".")]
-        below[:] = [name for name in visible if is_entered(Path(place, name))]
+        visible = [Path(place, name) for name in sorted(below) if not name.startswith(".")]
+        below.clear()
+        for path in visible:
+            if _is_run(path):
+                runs += 1
+            elif (real := os.path.realpath(path)) not in seen:
+                seen.add(real)
+                below.append(path.name)
         for path in (Path(place, name) for name in names if not name.startswith(".")):
             if _is_image(path):
                 images.append(path)
             else:
                 endings[path.suffix.lower()] += 1
     return Contents(sorted(images), endings, runs)
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_dev, found.st_ino
 
 
 def _is_run(folder: Path) -> bool:
@@ -128,7 +113,7 @@ def find_classes(
 ) -> tuple[list[tuple[Path, str, str]], tuple[str, ...], tuple[str, ...]]:
     """Return path, split and class of each image file, the classes, and lines on what is left out.
 
-    The split is "" where the root holds the classes and not train, val and test.
+    The split is "" where the root holds the classes themselves.
     """
     folders, left_out = _class_folders(root)
     # One name may be spelled in two ways: "é" is one character, or two.
@@ -139,12 +124,8 @@ def find_classes(
         found = walk(folder)
         if not found.images and found.runs:
             continue
-        try:
-            folder.name.encode("utf-8")
-        except UnicodeEncodeError:
-            raise ResNetJaxError(
-                f"class folder {str(folder)!r} has a name that is not UTF-8: rename it"
-            ) from None
+        if any(unicodedata.category(character) == "Cs" for character in folder.name):
+            raise ResNetJaxError(f"class folder {str(folder)!r} is not UTF-8: rename it")
         name = unicodedata.normalize("NFC", folder.name)
         if split in ("", "train"):
             spelling.setdefault(name, folder.name)
@@ -174,24 +155,16 @@ def find_classes(
 def _class_folders(root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
     """Return split and folder of each class, sorted, and lines on what is in none of them."""
     inside, loose = _entries(root)
-    split_of = {
-        path: split
-        for split, names in SPLITS.items()
-        for path in inside
-        if path.name.lower() in names
-    }
     left_out = []
     folders = [("", folder) for folder in inside]
-    train = next((path for path, split in split_of.items() if split == "train"), None)
+    splits = [(s, p) for s, names in SPLITS.items() for p in inside if p.name.lower() in names]
+    classes, images = _entries(splits[0][1]) if splits else ([], [])
     # A class may be called "train" as well; then there are images in it.
-    if train is not None and [bool(found) for found in _entries(train)] == [True, False]:
-        if other := [path.name for path in inside if path not in split_of]:
+    if splits and splits[0][0] == "train" and classes and not images:
+        if other := [path.name for path in inside if path not in {p for _, p in splits}]:
             left_out.append(f"left out, neither train, val nor test: {', '.join(other)}")
-        folders = []
-        for path, split in split_of.items():
-            classes, more = _entries(path)
-            folders += [(split, folder) for folder in classes]
-            loose += more
+        folders = [(split, folder) for split, path in splits for folder in _entries(path)[0]]
+        loose += [image for _, path in splits for image in _entries(path)[1]]
     if loose:
         endings = Counter(path.suffix.lower() for path in loose)
         left_out.append(f"left out, in no class folder: {by_ending(endings)}")
