@@ -90,8 +90,7 @@ class _Graph:
         if size is not None and shape != (size, size):
             # Bilinear resizing is one product for the rows and one for the columns. Taken from
             # JAX itself, so that low-passing and edges are the same. So is cropping.
-            matrix = _crop if settings.center_crop else _resize
-            rows, columns = (matrix(before, size) for before in shape)
+            rows, columns = (_resizing(before, size, settings.center_crop) for before in shape)
             x = self.add("MatMul", [self.constant("resize_rows/weight", rows), x], "resize_rows")
             weight = self.constant("resize_columns/weight", columns.T)
             x = self.add("MatMul", [x, weight], "resize_columns")
@@ -182,15 +181,12 @@ class _Graph:
         return bytes(model.SerializeToString())
 
 
-def _resize(before: int, after: int) -> np.ndarray:
-    """Return float32[after, before], the matrix by which `jax.image.resize` resizes one axis."""
+def _resizing(before: int, after: int, crop: bool) -> np.ndarray:
+    """Return float32[after, before], the matrix that resizes or crops one axis."""
+    if crop:
+        return np.eye(after, before, (before - after) // 2, dtype=np.float32)
     eye = np.eye(before, dtype=np.float32)
     return np.asarray(jax.image.resize(eye, (after, before), "bilinear"))
-
-
-def _crop(before: int, after: int) -> np.ndarray:
-    """Return float32[after, before], the matrix that takes the middle of an axis."""
-    return np.eye(after, before, (before - after) // 2, dtype=np.float32)
 
 
 def _import(package: str) -> Any:

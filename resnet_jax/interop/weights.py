@@ -9,7 +9,8 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ from resnet_jax.training.run_folder import RunFolder
 log = logging.getLogger(__name__)
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # .pth.tar is a zip file or a pickle too
-# Networks that have the names and shapes of ours and compute something else, and settings of timm
-# and torchvision that make one of ours such a network.
+# timm's networks with our names and shapes that compute something else, and the settings that make
+# one of ours do so.
 OTHERS = re.compile(r"resnet(aa|blur)|deeplab|fcn|dilated")
 SAME_FUNCTION = {
     "output_stride": 32,
@@ -71,26 +72,19 @@ def load_weights(path: str | os.PathLike[str], key: str | None = None) -> dict[s
         raise ResNetJaxError(f"{path} is not a file: give a .safetensors or .pth file of weights")
     _refuse_others(path, *_timm_config(path.with_name("config.json")))
     if path.suffix == ".safetensors":
-        return _load_safetensors(path)
+        with _open_safetensors(path) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if path.suffix in PICKLES:
         return _load_pickle(path, key)
-    raise ResNetJaxError(
-        f"{path} has the suffix {path.suffix or 'none'}: "
-        f"expected .safetensors, {', '.join(PICKLES)}"
-    )
+    raise ResNetJaxError(f"{path} is none of .safetensors, {', '.join(PICKLES)}: give one of them")
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """Read the texts that a ``.safetensors`` file carries beside its arrays; others have none."""
-    from safetensors import SafetensorError, safe_open
-
     if Path(path).suffix != ".safetensors":
         return {}
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise _damaged(Path(path), error) from error
+    with _open_safetensors(Path(path)) as file:
+        return dict(file.metadata() or {})
 
 
 def save_weights(
@@ -121,12 +115,7 @@ def initial_variables(
 ) -> dict[str, Any]:
     """Read the variables that a run starts from (``--init-from``): a file's or another run's.
 
-    The head starts fresh by ``--init-head``, or where the weights are for other classes. Classes
-    are compared by their names where the weights carry names (those of a run or of its export),
-    else by their number. ``key`` draws a fresh head.
-
-    Raises:
-        ResNetJaxError: the weights cannot be read or do not fit the network.
+    A head for other classes, by name where the weights carry names, else by number, starts fresh.
     """
     source = Path(config.init_from or "")
     if source.is_dir():
@@ -165,24 +154,21 @@ def _of_file(
     path: Path, config: TrainConfig, model: ResNet, num_classes: int
 ) -> tuple[dict[str, Any], int | None, tuple[str, ...] | None]:
     """Return variables, and the number and the names of their classes."""
-    names: tuple[str, ...] | None
     if model.unit.preactivation:
         raise ResNetJaxError(
-            f"{path}: files hold torchvision's networks, and {config.model.name} is none: "
-            f"give a run's folder"
+            f"{path}: files hold no {config.model.name}, torchvision has none: give a run's folder"
         )
     weights = load_weights(path)
     try:
-        count = StateDict.of(weights, warn=False).num_classes
+        count = StateDict.of(weights).num_classes
         model = model.clone(num_classes=count or num_classes)
         variables = from_torchvision(weights, model, num_classes=None if count else num_classes)
     except ResNetJaxError as error:
         raise ResNetJaxError(f"{path}: {error}") from error
     try:
-        names = tuple(map(str, json.loads(load_metadata(path)["class_names"])))
+        return variables, count, tuple(map(str, json.loads(load_metadata(path)["class_names"])))
     except (LookupError, ValueError, TypeError):  # none, or someone else's under the same name
-        names = None
-    return variables, count, names
+        return variables, count, None
 
 
 def _timm_config(path: Path) -> tuple[str, Mapping[str, Any]]:
@@ -202,17 +188,18 @@ def _refuse_others(path: Path, architecture: str, settings: Mapping[str, Any]) -
     ]
     if other or OTHERS.search(architecture.lower()):
         raise ResNetJaxError(
-            f"{path} is of {' with '.join([architecture, *other])}, which has the names and shapes "
-            f"of a ResNet here and computes something else: there is no such network here"
+            f"{path} is of {' with '.join([architecture, *other])}, which has a ResNet's names and "
+            "computes something else: there is no such network here"
         )
 
 
-def _load_safetensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+@contextmanager
+def _open_safetensors(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)
+        with safe_open(path, framework="numpy") as file:
+            yield file
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise _damaged(path, error) from error
 
@@ -231,8 +218,8 @@ def _load_pickle(path: Path, key: str | None) -> dict[str, np.ndarray]:
     except pickle.UnpicklingError as error:
         # torch's own text advises to switch the protection off.
         raise ResNetJaxError(
-            f"{path} holds more than numbers and names, or is damaged: it was not read, since a "
-            f"pickle can run code; save its state_dict() alone"
+            f"{path} is damaged or holds more than numbers and names, and a pickle can run code: "
+            "save its state_dict() alone"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, error) from error
