@@ -34,9 +34,9 @@ def classify_files(
     invert: bool = False,
     explain_in: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Classify files, and those in folders and of patterns; see `resnet-jax predict`.
+    """Classify files, and those in folders and of patterns, for `resnet-jax predict`.
 
-    What is wrong with one is told to ``on_error``, and it is left out. ``explain_in`` is a folder.
+    ``on_error`` is told what is wrong with a file that is left out. ``explain_in`` is a folder.
     """
     if not 1 <= topk <= len(run.class_names):
         raise ResNetJaxError(f"--topk must be 1 to {len(run.class_names)}, got {topk}")
@@ -92,10 +92,8 @@ def _explanation_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
 
 
 def _may_replace(path: Path) -> bool:
-    if not os.path.lexists(path):
-        return True
     if path.is_symlink() or not path.is_file():
-        return False
+        return not os.path.lexists(path)
     try:
         with Image.open(path, formats=["PNG"]) as image:
             return image.info.get("Software") == EXPLAINED

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from resnet_jax.config import Effect, options_with, settings
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.storage import write_whole
+from resnet_jax.storage import check_replaceable, write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,6 +101,9 @@ def write_curves(runs: Sequence["Run"], output: Path) -> None:
     """Write the curves of several runs into a picture, in one colour those of one setting."""
     from resnet_jax.inspection.plots import compared_curves
 
+    check_replaceable(output)
+    if not output.parent.is_dir():
+        raise ResNetJaxError(f"{output} cannot be written: {output.parent} is no folder; make it")
     groups = group_by_settings(runs)
     curves = {}
     for name, (values, members) in zip(_names(groups), groups, strict=True):
