@@ -19,7 +19,7 @@ def stored(path: Path, config: rj.TrainConfig, accuracy: float | None) -> Path:
     path.mkdir()
     folder = RunFolder(path)
     folder.write_config(config, DataFacts("f" * 64, ("a", "b"), (28, 28, 1)))
-    row = {"step": 9, "epoch": 1.0, "loss": 1 - (accuracy or 0), "seconds": 10.0}
+    row = {"step": 9, "epoch": 1.0, "loss": round(1 - (accuracy or 0), 2), "seconds": 10.0}
     rows = [{**row, "kind": "train", "accuracy": 0.5, "learning_rate": 0.1, "images_per_s": 1.0}]
     rows += [{**row, "kind": "validation", "accuracy": 0.5}]
     if accuracy is not None:
