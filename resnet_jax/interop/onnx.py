@@ -126,27 +126,21 @@ class _Graph:
         """`BasicUnit` and `BottleneckUnit`: the stride is on the first 3x3."""
         y, count = x, 3 if f"{name}/conv3/kernel" in self.values else 2
         for k in range(1, count + 1):
-            strided = k == (1 if count == 2 else 2)
-            y = self.conv(y, f"{name}/conv{k}", stride if strided else 1)
+            y = self.conv(y, f"{name}/conv{k}", stride if k == count - 1 else 1)
             y = self.norm(y, f"{name}/norm{k}")
             y = self.relu(y) if k < count else y
-        if residual:
-            if f"{name}/shortcut_conv/kernel" in self.values:
-                x = self.conv(x, f"{name}/shortcut_conv", stride)
-                x = self.norm(x, f"{name}/shortcut_norm")
-            y = self.add("Add", [y, x], f"{name}/sum")
-        return self.relu(y)
+        if f"{name}/shortcut_conv/kernel" in self.values:
+            x = self.norm(self.conv(x, f"{name}/shortcut_conv", stride), f"{name}/shortcut_norm")
+        return self.relu(self.add("Add", [y, x], f"{name}/sum") if residual else y)
 
     def preact(self, x: str, name: str, stride: int, residual: bool) -> str:
         """`PreActivationUnit`."""
         activated = self.relu(self.norm(x, f"{name}/norm1"))
         y = self.conv(activated, f"{name}/conv1", stride)
         y = self.conv(self.relu(self.norm(y, f"{name}/norm2")), f"{name}/conv2", 1)
-        if not residual:
-            return y
         if f"{name}/shortcut_conv/kernel" in self.values:
             x = self.conv(activated, f"{name}/shortcut_conv", stride)
-        return self.add("Add", [y, x], f"{name}/sum")
+        return self.add("Add", [y, x], f"{name}/sum") if residual else y
 
     def relu(self, x: str) -> str:
         return self.add("Relu", [x], f"{x}/relu")
@@ -165,11 +159,9 @@ class _Graph:
     def serialize(self, network: Network) -> bytes:
         onnx, make = self.onnx, self.onnx.helper
         uint8, float32 = onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT
-        images = make.make_tensor_value_info(
-            "images", uint8, ["N", *network.preprocessing.image_shape]
-        )
-        shape = ["N", network.model.num_classes]
-        outputs = [make.make_tensor_value_info(name, float32, shape) for name in OUTPUTS]
+        value = make.make_tensor_value_info
+        images = value("images", uint8, ["N", *network.preprocessing.image_shape])
+        outputs = [value(name, float32, ["N", network.model.num_classes]) for name in OUTPUTS]
         graph = make.make_graph(self.nodes, "resnet", [images], outputs, self.constants)
         opsets = [make.make_opsetid("", OPSET)]
         model = make.make_model(

@@ -47,19 +47,17 @@ def from_torchvision(
     >>> rj.ResNet50(num_classes=1000).apply(variables, images, train=False)  # doctest: +SKIP
 
     Args:
-        state_dict: numpy arrays or torch tensors by name. A prefix that all names share
-            (``module.``, ``model.``, ``_orig_mod.``, ...) is left out, and a warning says so.
+        state_dict: numpy arrays or torch tensors by name. A prefix of all names (``module.``,
+            ``_orig_mod.``, ...) is left out, with a warning.
         model: the network that the weights are for. Default: inferred from names and shapes.
         num_classes: of the result. Where the weights have another number, or no head, the head
             starts fresh, see `with_fresh_head`. Default: ``model``'s, else the weights'.
         in_channels: of the result, see `with_input_channels`.
-        residual: False reads a plain network, and leaves out shortcut weights that the book's
-            carries and does not use. With ``model``, the model decides.
+        residual: False reads a plain network without unused shortcuts. ``model`` has its own.
         key: draws the fresh head. Default: ``jax.random.key(0)``.
 
     Returns:
-        ``{"params", "batch_stats"}`` of numpy arrays, in the weights' own precision (half
-        precision becomes float32).
+        ``{"params", "batch_stats"}``, numpy arrays in the weights' precision, at least float32.
 
     Raises:
         ResNetJaxError: an entry is missing, unknown, misshapen or not finite, or a variance is
@@ -202,7 +200,7 @@ def _to_ours(value: np.ndarray, path: Path) -> np.ndarray:
 def _read(
     weights: StateDict, expected: dict[Path, tuple[int, ...]], model: ResNet, guessed: bool
 ) -> dict[str, Any]:
-    """Return the expected variables; refuse entries that do not fit, all in one line."""
+    """Return the expected variables, or refuse all entries that do not fit in one line."""
     names, rest = weights.names, dict(weights.entries)
     if names is BOOK and weights.get("stem/conv", "bias") is not None:
         expected = {**expected, _STEM_BIAS: (model.width,)}  # torchvision's convolution has none
@@ -214,8 +212,8 @@ def _read(
         if value is None:
             complaints["missing"].append(name)
         elif value.shape != shape:
-            fault = f"{name} {list(value.shape)}, expected {list(shape)}"
-            complaints["of another shape"].append(fault)
+            name += f" {list(value.shape)}, expected {list(shape)}"
+            complaints["of another shape"].append(name)
         elif not jnp.issubdtype(value.dtype, jnp.floating):
             complaints["not floating-point"].append(f"{name} {value.dtype}")
         elif not np.isfinite(value).all() or (path[-1] == "var" and (value < 0).any()):
@@ -233,8 +231,7 @@ def _read(
         # The norm subtracts its running mean: of x + b it is mean, of x alone mean - b.
         bias = flat.pop(_STEM_BIAS)
         flat[_STEM_MEAN] = flat[_STEM_MEAN] - bias.astype(flat[_STEM_MEAN].dtype)
-    variables: dict[str, Any] = traverse_util.unflatten_dict(flat)
-    return variables
+    return dict(traverse_util.unflatten_dict(flat))
 
 
 def _refusal(

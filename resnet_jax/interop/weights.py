@@ -53,19 +53,16 @@ def load_weights(path: str | os.PathLike[str], key: str | None = None) -> dict[s
 
     Args:
         path: ``.safetensors``, or torch's ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` and ``.pth.tar``,
-            which need torch and are read with ``weights_only=True``: numbers and names, no
-            objects. In a training script's file the state_dict is looked for (``{"model": ...}``,
-            ``{"state_dict": ...}``, at any depth).
-        key: which state_dict of several. Default: not one of averaged weights (EMA); a warning
-            names those that are left.
+            which need torch and are read without objects (``weights_only=True``). The state_dict
+            may be inside of a training script's dictionaries.
+        key: which state_dict of several. Default: one that is not averaged (EMA), with a warning.
 
     Returns:
         Arrays by name, in the file's precision.
 
     Raises:
-        ResNetJaxError: the file is missing, cut short, of another kind, tries to run code, or says
-            (or the ``config.json`` beside it) that it is of a network which computes something else
-            with the same names.
+        ResNetJaxError: the file is missing, damaged, of another kind, tries to run code, or is, by
+            its own word or ``config.json``'s, of a network that computes something else.
     """
     path = Path(path)
     if not path.is_file():
@@ -161,8 +158,7 @@ def _of_file(
     weights = load_weights(path)
     try:
         count = StateDict.of(weights).num_classes
-        model = model.clone(num_classes=count or num_classes)
-        variables = from_torchvision(weights, model, num_classes=None if count else num_classes)
+        variables = from_torchvision(weights, model, num_classes=count or num_classes)
     except ResNetJaxError as error:
         raise ResNetJaxError(f"{path}: {error}") from error
     try:
@@ -225,31 +221,28 @@ def _load_pickle(path: Path, key: str | None) -> dict[str, np.ndarray]:
         raise _damaged(path, error) from error
     found = _state_dicts(content, torch)
     if not found or key not in (None, *found):
-        what = "no state_dict of dense tensors" if not found else f"{', '.join(found)} and no {key}"
+        what = f"{', '.join(found)} and no {key}" if found else "no state_dict of dense tensors"
         raise ResNetJaxError(f"{path} holds {what}: give a file with one, and its key")
     if isinstance(content, dict):
         options = getattr(content.get("args"), "__dict__", {})
         settings = options.get("model_kwargs")
         architecture = str(content.get("arch") or options.get("model", ""))
         _refuse_others(path, architecture, settings if isinstance(settings, dict) else {})
-    # Averaged weights only where there are no others.
-    chosen = min(found, key=lambda name: "ema" in name) if key is None else key
-    if key is None and len(found) > 1:
-        others = ", ".join(name for name in found if name != chosen)
-        log.warning("%s: %s is read; it also holds %s (load_weights' key)", path, chosen, others)
-    return {str(name): as_array(value) for name, value in found[chosen].items()}
+    if key is None:  # averaged weights only where there are no others
+        key, *others = sorted(found, key=lambda name: "ema" in name)
+        if others:
+            more = ", ".join(others)
+            log.warning("%s: %s is read; it also holds %s (load_weights' key)", path, key, more)
+    return {str(name): as_array(value) for name, value in found[key].items()}
 
 
 def _state_dicts(content: Any, torch: Any, where: str = "") -> dict[str, dict[str, Any]]:
     """Return the dictionaries of dense tensors in a file's content, by their path of keys."""
     if not isinstance(content, dict) or where.count(".") > 2:
         return {}
-    dense = [
-        isinstance(value, torch.Tensor) and value.layout == torch.strided
-        for value in content.values()
-    ]
+    dense = all(isinstance(v, torch.Tensor) and v.layout == torch.strided for v in content.values())
     # An optimiser's dictionaries hold tensors too, under other names.
-    if dense and all(dense) and any(str(name).endswith("weight") for name in content):
+    if dense and any(str(name).endswith("weight") for name in content):
         return {where: content}
     found: dict[str, dict[str, Any]] = {}
     for name, value in content.items():
