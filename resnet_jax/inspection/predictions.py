@@ -80,8 +80,7 @@ def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
     p, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
     if not len(p) or labels.shape != p.shape[:1]:
         raise ResNetJaxError(
-            f"calibration of probabilities {list(p.shape)} with labels {list(labels.shape)}: "
-            f"give float[N, K] and int[N], N being at least 1"
+            f"calibration needs float[N, K] and int[N], N at least 1, got {p.shape}, {labels.shape}"
         )
     confidence, right = p.max(1), p.argmax(1) == labels
     # A sum of float32 probabilities may exceed 1 by rounding.

@@ -155,10 +155,8 @@ def _checked(
         return None
     labels = np.asarray(labels)
     if labels.shape != np.shape(images)[:1]:
-        raise ResNetJaxError(
-            f"labels are {list(labels.shape)} for images {list(np.shape(images))}: "
-            f"give one for each image"
-        )
+        shapes = f"{list(labels.shape)} for images {list(np.shape(images))}"
+        raise ResNetJaxError(f"labels are {shapes}: give one for each image")
     if labels.size and not 0 <= labels.min() <= labels.max() < model.num_classes:
         raise ResNetJaxError(
             f"labels are {labels.min()} to {labels.max()}: give 0 to {model.num_classes - 1}"
@@ -216,10 +214,8 @@ def explain(
         ResNetJaxError: as `grad_cam`; the images have another type or shape than the run's.
     """
     if not isinstance(run.model, ResNet):
-        raise ResNetJaxError(
-            f"Grad-CAM looks into the package's networks, and that of {run.path} is a "
-            f"{type(run.model).__name__}"
-        )
+        network = type(run.model).__name__
+        raise ResNetJaxError(f"Grad-CAM needs a ResNet, the network of {run.path} is a {network}")
     with run.jax_settings():
         pixels, variables = run.preprocess(images), run.variables(checkpoint)
         labels = _checked(run.model, pixels, labels, stage)
