@@ -18,10 +18,8 @@ from resnet_jax.inspection.saliency import explain, overlay
 if TYPE_CHECKING:
     from resnet_jax.run import Checkpoint, Run
 
-# What marks a picture as one that `predict --explain` wrote.
-EXPLAINED = "resnet-jax predict --explain"
-ENLARGED = 8  # times, an image smaller than
-SMALL = 64  # pixels
+EXPLAINED = "resnet-jax predict --explain"  # marks a picture that it wrote
+ENLARGED, SMALL = 8, 64  # times, an image smaller than so many pixels
 
 
 def classify_files(
@@ -105,9 +103,8 @@ def _write_explanations(
     run: "Run", images: np.ndarray, checkpoint: "Checkpoint", targets: Sequence[Path]
 ) -> None:
     """Write each image with Grad-CAM over it, small ones enlarged."""
-    large = images
-    if max(images.shape[1:3]) < SMALL:
-        large = images.repeat(ENLARGED, axis=1).repeat(ENLARGED, axis=2)
+    scale = ENLARGED if max(images.shape[1:3]) < SMALL else 1
+    large = images.repeat(scale, axis=1).repeat(scale, axis=2)
     pictures = overlay(large, explain(run, images, checkpoint=checkpoint))
     mark = PngImagePlugin.PngInfo()
     mark.add_text("Software", EXPLAINED)

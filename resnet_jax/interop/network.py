@@ -59,11 +59,7 @@ class Network:
         }
 
     def check(self, format: str, exported: Callable[[np.ndarray], Outputs]) -> None:
-        """Compare an export with the network, and with XLA's own convolutions in float32.
-
-        Raises:
-            ResNetJaxError: they differ.
-        """
+        """Refuse an export that differs from the network, or from XLA's convolutions in float32."""
         plain = {"lowering": "reference", "dtype": jnp.float32, "param_dtype": jnp.float32}
         reference = replace(self, model=self.model.clone(**plain))
         images = noise(self.preprocessing.image_shape)
