@@ -4,7 +4,6 @@ import os
 import socket
 import tempfile
 
-from resnet_jax.data.image import DecodeSpec
 from resnet_jax.errors import ResNetJaxError, printable
 from resnet_jax.run import Checkpoint, Run
 
@@ -19,25 +18,12 @@ def serve(run: Run, port: int, checkpoint: Checkpoint) -> None:
         # gradio reads these as it is imported.
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}
         try:
-            from resnet_jax.demo.app import Classifier, make_server
+            from resnet_jax.demo.app import make_server
         except ModuleNotFoundError as error:
             raise ResNetJaxError(
                 f"the demo needs {error.name}: pip install 'resnet_jax[demo]'"
             ) from error
-        variables = run.variables(checkpoint)
-        data = run.config.data
-        classifier = Classifier(
-            run.model,
-            variables,
-            run.preprocess,
-            run.class_names,
-            DecodeSpec(run.image_shape, data.fit, data.background),
-            run.jax_settings,
-            run.preprocessing.uncrop,
-            data.find_digit,
-        )
-        names = {"run": str(run.path), "model": run.model_name, "data": data.name}
-        server = make_server(classifier, names)
+        server = make_server(run, checkpoint)
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
         print(f"{printable(str(run.path))} is at {address} (Ctrl-C ends it)", flush=True)
         server.run([listener])

@@ -5,11 +5,9 @@ import base64
 import io
 import json
 import textwrap
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from html import escape
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 import jax
@@ -29,7 +27,7 @@ from resnet_jax.demo.strokes import draw, parse_strokes
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.inspection import overlay
 from resnet_jax.inspection.saliency import forward_and_saliency
-from resnet_jax.models import ResNet
+from resnet_jax.run import Checkpoint, Run
 
 MAX_BYTES = 16 * 2**20
 # Of Pillow's formats what browsers and phones make; for some others it starts another program.
@@ -40,28 +38,20 @@ NOT_FOUND = JSONResponse({"detail": "Not Found"}, 404)
 FORWARD = jax.jit(forward_and_saliency, static_argnums=0)
 
 
-class Classifier(NamedTuple):
-    """A network that answers for one image at a time."""
+class Classifier:
+    """A run's network, which answers for one image at a time."""
 
-    model: ResNet
-    variables: Any
-    preprocess: Callable[[np.ndarray], jax.Array]  # uint8[N, H, W, C] to the network's input
-    class_names: tuple[str, ...]
-    decoding: DecodeSpec
-    settings_of_jax: Callable[[], AbstractContextManager[None]]  # around what is computed
-    uncrop: Callable[[Any], np.ndarray]  # saliency maps of the input to those of whole images
-    find_digit: bool = False  # in images; strokes are one
-
-    @property
-    def takes_strokes(self) -> bool:
-        return self.decoding.shape == (28, 28, 1) and set(self.class_names) == set("0123456789")
+    def __init__(self, run: Run, checkpoint: Checkpoint) -> None:
+        self.run, self.variables = run, run.variables(checkpoint)
+        digits = set(run.class_names) == set("0123456789")
+        self.takes_strokes = digits and run.image_shape == (28, 28, 1)
 
     def decode(self, body: bytes, content_type: str, invert: bool) -> FoundDigit:
         """Read the image ``uint8[H, W, C]`` in a body: an image file, or JSON with strokes."""
+        data = self.run.config.data
         if content_type.split(";")[0].strip().lower() != "application/json":
-            return read_digit_or_image(
-                body, self.decoding, find=self.find_digit, invert=invert, **LIMITS
-            )
+            spec = DecodeSpec(self.run.image_shape, data.fit, data.background)
+            return read_digit_or_image(body, spec, find=data.find_digit, invert=invert, **LIMITS)
         if not self.takes_strokes:
             raise ResNetJaxError("strokes are for runs on MNIST's digits: send an image file")
         try:
@@ -72,17 +62,18 @@ class Classifier(NamedTuple):
 
     def answer(self, image: np.ndarray, how: str = "", explain: bool = True) -> dict[str, Any]:
         """Classify ``uint8[H, W, C]``; docs/inspection.md describes the answer."""
-        with self.settings_of_jax():  # they hold in one thread
-            found, maps = FORWARD(self.model, self.variables, self.preprocess(image[None]))
+        with self.run.jax_settings():  # they hold in one thread
+            pixels = self.run.preprocess(image[None])
+            found, maps = FORWARD(self.run.model, self.variables, pixels)
             probabilities = jax.nn.softmax(found.logits)[0].tolist()
-        named = dict(zip(self.class_names, probabilities, strict=True))
+        named = dict(zip(self.run.class_names, probabilities, strict=True))
         label = max(named, key=named.__getitem__)
         answer = {"label": label, "probability": named[label], "probabilities": named}
         if how:
             answer["found"] = how
         pictures = {"image": image.squeeze(-1) if image.shape[-1] == 1 else image}
         if explain:
-            pictures["grad_cam"] = overlay(image[None], self.uncrop(maps))[0]
+            pictures["grad_cam"] = overlay(image[None], self.run.preprocessing.uncrop(maps))[0]
         for name, picture in pictures.items():
             file = io.BytesIO()
             Image.fromarray(picture).save(file, "PNG")
@@ -90,8 +81,9 @@ class Classifier(NamedTuple):
         return answer
 
 
-def make_server(classifier: Classifier, names: dict[str, str]) -> "Server":
-    """Make the server of one network; ``names`` are those of ``run``, ``model`` and ``data``."""
+def make_server(run: Run, checkpoint: Checkpoint = "best") -> "Server":
+    """Make the server of a run's page."""
+    classifier = Classifier(run, checkpoint)
     lock = asyncio.Lock()  # one image takes all cores, and memory if it is large
 
     async def predict(request: Request) -> Response:
@@ -112,36 +104,39 @@ def make_server(classifier: Classifier, names: dict[str, str]) -> "Server":
             answer = await run_in_threadpool(classifier.answer, *read, flags[1] == "1")
         return JSONResponse(answer)
 
-    classifier.answer(np.zeros(classifier.decoding.shape, np.uint8))  # compiles the network
+    classifier.answer(np.zeros(run.image_shape, np.uint8))  # compiles the network
     app = FastAPI(openapi_url=None)
     app.add_exception_handler(ResNetJaxError, lambda _, e: JSONResponse({"detail": str(e)}, 400))
     app.add_exception_handler(ClientDisconnect, lambda *_: NOT_FOUND)  # nobody hears it
     app.add_middleware(CORSMiddleware)  # no other origin may read; gradio's own then stands back
     # A page elsewhere whose name is made to point here sends that name.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
-    facts = {
-        "class_names": classifier.class_names,
-        "image_shape": classifier.decoding.shape,
+    about = {
+        "run": str(run.path),
+        "model": run.model_name,
+        "data": run.config.data.name,
+        "class_names": run.class_names,
+        "image_shape": run.image_shape,
         "takes_strokes": classifier.takes_strokes,
     }
-    about = JSONResponse(names | facts)
     app.add_route("/api/predict", predict, methods=["POST"])
-    app.add_route("/api/run", lambda _: about, methods=["GET"])
+    app.add_route("/api/run", lambda _: JSONResponse(about), methods=["GET"])
     # Of gradio the page needs files alone. Its proxy fetches any address for whoever asks.
     app.mount("/gradio_api", NOT_FOUND)
     app.add_route("/{path:path}", lambda _: NOT_FOUND, methods=["POST", "PUT", "PATCH", "DELETE"])
-    _mount_page(app, classifier, names)
+    _mount_page(app, about)
     return Server(uvicorn.Config(app, ws="none", log_level="error", proxy_headers=False))
 
 
-def _mount_page(app: FastAPI, classifier: Classifier, names: dict[str, str]) -> None:
-    classes = textwrap.shorten(", ".join(classifier.class_names), 60, placeholder=" …")
-    title = f"Recognises {'handwritten digits' if classifier.takes_strokes else classes}"
+def _mount_page(app: FastAPI, about: dict[str, Any]) -> None:
+    classes = textwrap.shorten(", ".join(about["class_names"]), 60, placeholder=" …")
+    digits = about["takes_strokes"]
+    title = f"Recognises {'handwritten digits' if digits else classes}"
     with gr.Blocks(title=title, analytics_enabled=False) as page:
-        gr.HTML(f"<h1>{escape(title)}</h1>{escape('{model} on {data}: {run}'.format(**names))}")
+        gr.HTML(f"<h1>{escape(title)}</h1>{escape('{model} on {data}: {run}'.format(**about))}")
         with gr.Row():
             with gr.Column(scale=2, min_width=170):
-                pad = gr.HTML(html_template=PAD, js_on_load=JS, digits=classifier.takes_strokes)
+                pad = gr.HTML(html_template=PAD, js_on_load=JS, digits=digits)
             with gr.Column(scale=3, min_width=130):
                 label = gr.Label(label="Probabilities")
                 pictures = gr.HTML(html_template=PICTURES)

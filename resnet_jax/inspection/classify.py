@@ -18,10 +18,8 @@ from resnet_jax.inspection.saliency import explain, overlay
 if TYPE_CHECKING:
     from resnet_jax.run import Checkpoint, Run
 
-# What marks a picture as one that `predict --explain` wrote.
-EXPLAINED = "resnet-jax predict --explain"
-ENLARGED = 8  # times, an image smaller than
-SMALL = 64  # pixels
+EXPLAINED = "resnet-jax predict --explain"  # marks a picture that it wrote
+ENLARGED, SMALL = 8, 64  # times, an image smaller than so many pixels
 
 
 def classify_files(
@@ -34,9 +32,9 @@ def classify_files(
     invert: bool = False,
     explain_in: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Classify files, and those in folders and of patterns; see `resnet-jax predict`.
+    """Classify files, and those in folders and of patterns, for `resnet-jax predict`.
 
-    What is wrong with one is told to ``on_error``, and it is left out. ``explain_in`` is a folder.
+    ``on_error`` is told what is wrong with a file that is left out. ``explain_in`` is a folder.
     """
     if not 1 <= topk <= len(run.class_names):
         raise ResNetJaxError(f"--topk must be 1 to {len(run.class_names)}, got {topk}")
@@ -92,10 +90,8 @@ def _explanation_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
 
 
 def _may_replace(path: Path) -> bool:
-    if not os.path.lexists(path):
-        return True
     if path.is_symlink() or not path.is_file():
-        return False
+        return not os.path.lexists(path)
     try:
         with Image.open(path, formats=["PNG"]) as image:
             return image.info.get("Software") == EXPLAINED
@@ -107,9 +103,8 @@ def _write_explanations(
     run: "Run", images: np.ndarray, checkpoint: "Checkpoint", targets: Sequence[Path]
 ) -> None:
     """Write each image with Grad-CAM over it, small ones enlarged."""
-    large = images
-    if max(images.shape[1:3]) < SMALL:
-        large = images.repeat(ENLARGED, axis=1).repeat(ENLARGED, axis=2)
+    scale = ENLARGED if max(images.shape[1:3]) < SMALL else 1
+    large = images.repeat(scale, axis=1).repeat(scale, axis=2)
     pictures = overlay(large, explain(run, images, checkpoint=checkpoint))
     mark = PngImagePlugin.PngInfo()
     mark.add_text("Software", EXPLAINED)

@@ -24,10 +24,8 @@ def group_by_settings(runs: Sequence["Run"]) -> list[tuple[dict[str, Any], list[
     """Runs that differ in the seed alone together, with the settings that tell groups apart."""
     telling = options_with(Effect.LEARNING, Effect.SELECTION) - {"seed"}
     described = [
-        {
-            **{s.option: s.value for s in settings(run.config) if s.option in telling},
-            "data fingerprint": run.fingerprint[:12],
-        }
+        {s.option: s.value for s in settings(run.config) if s.option in telling}
+        | {"data fingerprint": run.fingerprint[:12]}
         for run in runs
     ]
     differing = [k for k in described[0] if any(d[k] != described[0][k] for d in described)]
@@ -85,20 +83,16 @@ def compare_runs(runs: Sequence["Run"], checkpoint: "Checkpoint" = "best") -> "p
             metrics = run.metrics()
             if "checkpoint" in metrics:
                 found = metrics[metrics["checkpoint"] == checkpoint]
-                tests.append(found.drop_duplicates("split", keep="last").set_index("split"))
-        row: dict[str, Any] = {
-            **values,
-            "runs": len(tests),
-            "seeds": " ".join(str(run.config.seed) for run in members),
-        }
+                tests.append(found.drop_duplicates("split", keep="last"))
+        seeds = " ".join(str(run.config.seed) for run in members)
+        row: dict[str, Any] = {**values, "runs": len(tests), "seeds": seeds}
         if tests:
-            everything = pd.concat(tests)
-            for split in dict.fromkeys(everything.index):
-                of_split = everything.loc[[split]]
+            splits = pd.concat(tests).groupby("split", sort=False)
+            for split, of_split in splits:
                 for column in ("accuracy", "loss"):
                     row[f"{split} {column}"] = of_split[column].mean()
                     row[f"{split} {column} sd"] = of_split[column].std(ddof=1)
-            row["seconds"] = everything.groupby("split")["seconds"].mean().max()
+            row["seconds"] = splits["seconds"].mean().max()
         rows.append(row)
     return pd.DataFrame(rows, index=_names(groups))
 
@@ -109,10 +103,7 @@ def write_curves(runs: Sequence["Run"], output: Path) -> None:
 
     check_replaceable(output)
     if not output.parent.is_dir():
-        raise ResNetJaxError(
-            f"{output} cannot be written: {output.parent} is no folder; make it, or give another "
-            "--output"
-        )
+        raise ResNetJaxError(f"{output} cannot be written: {output.parent} is no folder; make it")
     groups = group_by_settings(runs)
     curves = {}
     for name, (values, members) in zip(_names(groups), groups, strict=True):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from unicodedata import bidirectional
 
 import numpy as np
+from matplotlib import color_sequences
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
@@ -25,13 +26,9 @@ from resnet_jax.inspection.saliency import overlay
 if TYPE_CHECKING:
     import pandas as pd
 
-WIDTH = 5.0  # inches
 BLUE, ORANGE = "#0072B2", "#D55E00"
 OKABE_ITO = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-PETROFF = (
-    "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
-    "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
-)  # fmt: skip
+PETROFF = color_sequences["petroff10"]
 MAX_NAMED_CLASSES = 30  # more names than this do not fit
 
 
@@ -90,18 +87,16 @@ def compared_curves(groups: Mapping[str, Sequence["pd.DataFrame"]]) -> Figure:
     _error_axis(error, "validation error, %")
     loss.set_xlabel("epoch")
     _grid(error, loss)
-    figure.legend(*error.get_legend_handles_labels(), loc="outside lower center", frameon=False)
+    figure.legend(loc="outside lower center", frameon=False)
     return figure
 
 
 def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
     """Draw `confusion_matrix`, ``int[K, K]``; colour is the share of the label's examples."""
-    classes = len(matrix)
+    classes, figure = len(matrix), _figure(4.6)
     shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    figure = _figure(4.6)
     ax = figure.subplots()
-    # The few mistakes are what is looked for: the scale is stretched at its low end.
-    norm = PowerNorm(0.4, 0, 100)
+    norm = PowerNorm(0.4, 0, 100)  # stretched at its low end, where the mistakes are
     image = ax.imshow(shares, cmap="cividis", norm=norm)
     ax.set(xlabel="prediction", ylabel="label")
     if classes <= MAX_NAMED_CLASSES:
@@ -133,14 +128,12 @@ def reliability(calibration: Calibration) -> Figure:
     ax.set(xlim=(0, 100), ylim=(0, 102), ylabel="right, %")
     title = f"expected calibration error {100 * calibration.ece:.2f} % in {bins} bins"
     ax.set_title(title, fontsize=10)
-    legend = {"loc": "outside lower center", "ncols": 3, "frameon": False, "fontsize": 9}
-    figure.legend(*ax.get_legend_handles_labels(), **legend)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     counts.bar(centres, calibration.counts, width, color=BLUE)
     counts.set(yscale="log", xlabel="confidence, %", ylabel="examples")
     counts.set_ylim(0.7, max(10, 2 * calibration.counts.max()))
     _plain_numbers(counts)
-    for axes in (ax, counts):
-        axes.spines[["top", "right"]].set_visible(False)
+    _grid(ax, counts)
     return figure
 
 
@@ -178,14 +171,13 @@ def filters(kernel: np.ndarray) -> Figure:
 
     Filters of three channels are shown in their colours, others summed over the channels.
     """
-    kernel = np.moveaxis(np.asarray(kernel, np.float32), 3, 0)
-    colour = kernel.shape[3] == 3
-    shown = kernel if colour else kernel.sum(3)
+    shown = np.moveaxis(np.asarray(kernel, np.float32), 3, 0)
+    shown = shown if shown.shape[3] == 3 else shown.sum(3)
     largest = float(np.abs(shown).max()) or 1.0
     figure = _figure(4.4)
     ax = figure.subplots()
     ax.set_axis_off()
-    if colour:
+    if shown.ndim == 4:
         ax.imshow(_mosaic(0.5 + shown / (2 * largest), gap=1.0))
         ax.set_title("grey: zero", fontsize=10)
     else:
@@ -195,14 +187,9 @@ def filters(kernel: np.ndarray) -> Figure:
 
 
 def feature_maps(maps: Mapping[str, np.ndarray], image: np.ndarray, channels: int = 8) -> Figure:
-    """Show the channels of the highest mean of the stem and the stages for one image.
+    """Show the channels of the highest mean in each of `Predictions.maps`, for ``uint8[H, W, C]``.
 
     Yellow is the largest value of those shown in a row, dark blue the smallest.
-
-    Args:
-        maps: ``float[h, w, features]`` by name, as `Predictions.maps`.
-        image: ``uint8[H, W, C]``.
-        channels: how many of each.
     """
     figure = _figure(0.72 * (len(maps) + 1) + 0.3)
     top, *rows = figure.subplots(len(maps) + 1, 1)
@@ -254,8 +241,7 @@ def can_draw(name: str) -> bool:
 def shown_name(class_names: Sequence[str], k: int, longest: int = 12) -> str:
     """Return class ``k``'s name as a figure can hold it: short, on one line, no mathematics.
 
-    In place of one whose letters the font lacks it is the class's number, such as ``#3``; the
-    report's legend, which the browser sets, says which that is.
+    Where the font lacks its letters it is the class's number, ``#3``, which the report explains.
     """
     return _short(class_names[k], longest) if can_draw(class_names[k]) else f"#{k}"
 
@@ -266,7 +252,7 @@ def _short(name: str, longest: int) -> str:
     return short.replace("$", r"\$")
 
 
-def _figure(height: float, width: float = WIDTH) -> Figure:
+def _figure(height: float, width: float = 5) -> Figure:  # inches
     return Figure((width, height), layout=ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06))
 
 

@@ -9,12 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 from numpy.typing import ArrayLike
 
-from resnet_jax.data.dataset import Split
 from resnet_jax.data.prefetch import padded_order, read_batches
-from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.inspection.saliency import BATCH, Forward, forward_and_saliency, map_names
 from resnet_jax.models import ResNet
@@ -83,8 +80,7 @@ def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
     p, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
     if not len(p) or labels.shape != p.shape[:1]:
         raise ResNetJaxError(
-            f"calibration of probabilities {list(p.shape)} with labels {list(labels.shape)}: "
-            f"give float[N, K] and int[N], N being at least 1"
+            f"calibration needs float[N, K] and int[N], N at least 1, got {p.shape}, {labels.shape}"
         )
     confidence, right = p.max(1), p.argmax(1) == labels
     # A sum of float32 probabilities may exceed 1 by rounding.
@@ -92,17 +88,15 @@ def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
     counts = np.bincount(index, minlength=bins)
     with np.errstate(invalid="ignore"):
         return Calibration(
-            counts,
-            np.bincount(index, confidence, bins) / counts,
-            np.bincount(index, right, bins) / counts,
+            counts, *(np.bincount(index, of, bins) / counts for of in (confidence, right))
         )
 
 
 def embedding(features: ArrayLike, *, seed: int = 0) -> np.ndarray:
     """Lay features out in the plane by t-SNE (JMLR 9, 2579-2605): neighbours stay neighbours.
 
-    Distances between groups and the groups' sizes mean nothing. Some hundred examples take a
-    second or two, ten thousand take a minute.
+    Distances between groups and the groups' sizes mean nothing. Ten thousand examples take a
+    minute.
 
     Args:
         features: ``float[N, D]``, as `last_features` returns them.
@@ -188,60 +182,13 @@ class Predictions:
 Findings = Predictions  # its name in 0.1.0
 
 
-def _logits_alone(model: nn.Module, variables: Any, images: jax.Array) -> tuple[Forward, jax.Array]:
-    """Return `forward_and_saliency` of a network whose inside is not known."""
-    logits = model.apply(variables, images, train=False)
-    assert isinstance(logits, jax.Array)
-    return Forward(logits, logits, ()), jnp.zeros((len(images), 1, 1))
-
-
-def predict_split(
-    model: nn.Module,
-    variables: Any,
-    preprocessing: Preprocessing,
-    split: Split,
-    class_names: tuple[str, ...],
-) -> Predictions:
-    """Predict and explain each image of a split, at most 10,000 and 512 MiB of them."""
-    most = min(MAX_IMAGES, max(1, MAX_BYTES // math.prod(split.image_shape)))
-    count = min(len(split), most)
-    order = padded_order(count, BATCH)
-    look: Any = forward_and_saliency if isinstance(model, ResNet) else _logits_alone
-    level = 0 if len(order) < BATCHES_WORTH_OPTIMISING else 1
-
-    @partial(jax.jit, compiler_options=compiler_options(optimization_level=level))
-    def predict(variables: Any, images: jax.Array) -> tuple[Forward, jax.Array]:
-        return look(model, variables, preprocessing(images))
-
-    parts: list[tuple[np.ndarray, ...]] = []
-    first: list[np.ndarray] = []
-    for images, labels in read_batches(split, order):
-        passed, saliency = predict(variables, images)
-        first = first or [np.asarray(x[0], np.float32) for x in passed.maps]
-        outputs = [np.asarray(x, np.float32) for x in (passed.logits, passed.features, saliency)]
-        parts.append((images, labels, *outputs))
-    columns = (np.concatenate(part)[:count] for part in zip(*parts, strict=True))
-    images, labels, logits, features, saliency = columns
-    return Predictions(
-        images,
-        labels,
-        class_names,
-        logits,
-        features,
-        preprocessing.uncrop(saliency),
-        dict(zip(map_names(model), first, strict=True)) if isinstance(model, ResNet) else {},
-    )
-
-
 def examine(
     run: "Run",
     split: str = "test",
     checkpoint: "Checkpoint" = "best",
     data_dir: str | None = None,
 ) -> Predictions:
-    """Evaluate a run's network image by image; of a split of more than 10,000, those first.
-
-    Fewer where 10,000 would take more than 512 MiB.
+    """Evaluate a run's network image by image, for the first 10,000 images or 512 MiB of them.
 
     >>> predictions = rj.inspection.examine(run)  # doctest: +SKIP
     >>> predictions.evaluation.accuracy, predictions.mistakes()  # doctest: +SKIP
@@ -255,11 +202,32 @@ def examine(
     Raises:
         ResNetJaxError: as `Run.evaluate`.
     """
+    model, examples = run.model, run.split(split, data_dir)
+    most = min(MAX_IMAGES, max(1, MAX_BYTES // math.prod(examples.image_shape)))
+    count = min(len(examples), most)
+    order = padded_order(count, BATCH)
+    level = 0 if len(order) < BATCHES_WORTH_OPTIMISING else 1
+
+    @partial(jax.jit, compiler_options=compiler_options(optimization_level=level))
+    def predict(variables: Any, images: jax.Array) -> tuple[Forward, jax.Array]:
+        pixels = run.preprocessing(images)
+        if isinstance(model, ResNet):
+            return forward_and_saliency(model, variables, pixels)
+        logits = model.apply(variables, pixels, train=False)
+        return Forward(logits, logits, ()), jnp.zeros((len(images), 1, 1))
+
+    parts: list[tuple[np.ndarray, ...]] = []
+    maps: dict[str, np.ndarray] = {}
     with run.jax_settings():
-        return predict_split(
-            run.model,
-            run.variables(checkpoint),
-            run.preprocessing,
-            run.split(split, data_dir),
-            run.class_names,
-        )
+        variables = run.variables(checkpoint)
+        for images, labels in read_batches(examples, order):
+            inside, saliency = predict(variables, images)
+            if not maps and inside.maps:
+                first = [np.asarray(x[0], np.float32) for x in inside.maps]
+                maps = dict(zip(map_names(model), first, strict=True))
+            outputs = (inside.logits, inside.features, saliency)
+            parts.append((images, labels, *(np.asarray(x, np.float32) for x in outputs)))
+    columns = (np.concatenate(part)[:count] for part in zip(*parts, strict=True))
+    images, labels, logits, features, saliency = columns
+    maps_of_images = run.preprocessing.uncrop(saliency)
+    return Predictions(images, labels, run.class_names, logits, features, maps_of_images, maps)

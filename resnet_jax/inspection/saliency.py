@@ -96,12 +96,10 @@ def forward_and_saliency(
     return passed, evidence / jnp.where(largest > 0, largest, 1)
 
 
-# Each compiles what it returns and nothing else of the pass.
+_forward = jax.jit(forward, static_argnums=0)
 _grad_cam = jax.jit(
     lambda model, *args: forward_and_saliency(model, *args)[1], static_argnums=(0, 4, 5)
 )
-_feature_maps = jax.jit(lambda model, *args: forward(model, *args).maps, static_argnums=0)
-_last_features = jax.jit(lambda model, *args: forward(model, *args).features, static_argnums=0)
 
 
 def grad_cam(
@@ -115,11 +113,10 @@ def grad_cam(
 ) -> jax.Array:
     """Compute where the evidence for a class is.
 
-    The channels of a stage's output are weighted, added up, and cut off below zero. The weights
-    are, for ``grad-cam`` (arXiv 1610.02391, equations 1 and 2), the mean gradient of the class's
-    logit; for ``grad-cam++`` (arXiv 1710.11063, equation 19) a weighted mean of its positive
-    parts. Each map is then divided by its largest value; one without positive evidence for the
-    class stays zero. Compiled once for each shape of ``images``.
+    The channels of a stage's output are weighted, added up, cut off below zero and divided by the
+    largest value; without positive evidence the map is zero. The weights of ``grad-cam`` (arXiv
+    1610.02391, equations 1 and 2) are the mean gradient of the class's logit, those of
+    ``grad-cam++`` (arXiv 1710.11063, equation 19) a weighted mean of its positive parts.
 
     >>> import jax, jax.numpy as jnp, resnet_jax as rj
     >>> model = rj.ResNet18(num_classes=10, width=8)
@@ -158,10 +155,8 @@ def _checked(
         return None
     labels = np.asarray(labels)
     if labels.shape != np.shape(images)[:1]:
-        raise ResNetJaxError(
-            f"labels are {list(labels.shape)} for images {list(np.shape(images))}: "
-            f"give one for each image"
-        )
+        shapes = f"{list(labels.shape)} for images {list(np.shape(images))}"
+        raise ResNetJaxError(f"labels are {shapes}: give one for each image")
     if labels.size and not 0 <= labels.min() <= labels.max() < model.num_classes:
         raise ResNetJaxError(
             f"labels are {labels.min()} to {labels.max()}: give 0 to {model.num_classes - 1}"
@@ -180,7 +175,8 @@ def feature_maps(model: ResNet, variables: Any, images: ArrayLike) -> dict[str, 
     Returns:
         ``stem`` and ``stage1``, ``stage2``, ...: ``float[N, h, w, features]`` each.
     """
-    return dict(zip(map_names(model), _feature_maps(model, variables, images), strict=True))
+    maps = _forward(model, variables, images).maps
+    return dict(zip(map_names(model), maps, strict=True))
 
 
 def last_features(model: ResNet, variables: Any, images: ArrayLike) -> jax.Array:
@@ -191,7 +187,7 @@ def last_features(model: ResNet, variables: Any, images: ArrayLike) -> jax.Array
         variables: its collections.
         images: ``float[N, H, W, C]``, preprocessed as for the model.
     """
-    return _last_features(model, variables, images)
+    return _forward(model, variables, images).features
 
 
 def explain(
@@ -218,10 +214,8 @@ def explain(
         ResNetJaxError: as `grad_cam`; the images have another type or shape than the run's.
     """
     if not isinstance(run.model, ResNet):
-        raise ResNetJaxError(
-            f"Grad-CAM looks into the package's networks, and that of {run.path} is a "
-            f"{type(run.model).__name__}"
-        )
+        network = type(run.model).__name__
+        raise ResNetJaxError(f"Grad-CAM needs a ResNet, the network of {run.path} is a {network}")
     with run.jax_settings():
         pixels, variables = run.preprocess(images), run.variables(checkpoint)
         labels = _checked(run.model, pixels, labels, stage)
@@ -235,9 +229,8 @@ def explain(
 def overlay(images: np.ndarray, maps: ArrayLike, *, opacity: float = 0.6) -> np.ndarray:
     """Draw maps over their images.
 
-    Each map is enlarged bilinearly to its image's size and drawn in the colours of ``inferno``
-    (dark to bright in equal steps, so that it reads without colour too), the more opaque the
-    stronger it is.
+    Each map is enlarged bilinearly and drawn in the colours of ``inferno``, which read without
+    colour too, the more opaque the stronger it is.
 
     Args:
         images: ``uint8[N, H, W, C]``, C being 1 or 3.

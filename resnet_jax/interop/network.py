@@ -13,7 +13,7 @@ from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop.torchvision import row_of
 from resnet_jax.models import ResNet
 
-# Largest difference to the network itself: of logits relative to the largest, of probabilities.
+# Largest difference: of logits relative to the largest, of probabilities.
 TOLERANCE = 1e-5
 CHECKED_IMAGES = 16
 
@@ -49,23 +49,17 @@ class Network:
         """Return what travels with the network: what it is, reads and knows, and its origin."""
         from resnet_jax import __version__
 
-        fields = ("residual", "width", "stem")
+        model = self.model
+        described = {"residual": model.residual, "width": model.width, "stem": model.stem}
         return {
             "class_names": list(self.class_names),
             "preprocessing": self.preprocessing.to_metadata(),
-            "model": {
-                "name": row_of(self.model) or "resnet",
-                **{name: getattr(self.model, name) for name in fields},
-            },
+            "model": {"name": row_of(model) or "resnet", **described},
             "made_by": {"resnet_jax": __version__, **self.made_by},
         }
 
     def check(self, format: str, exported: Callable[[np.ndarray], Outputs]) -> None:
-        """Compare an export with the network, and with XLA's own convolutions in float32.
-
-        Raises:
-            ResNetJaxError: they differ.
-        """
+        """Refuse an export that differs from the network, or from XLA's convolutions in float32."""
         plain = {"lowering": "reference", "dtype": jnp.float32, "param_dtype": jnp.float32}
         reference = replace(self, model=self.model.clone(**plain))
         images = noise(self.preprocessing.image_shape)
@@ -84,9 +78,8 @@ class Network:
         for what, difference in differences.items():
             if not difference <= tolerance:
                 raise ResNetJaxError(
-                    f"{format} export differs from the network by {difference:.1e} in {what} on "
-                    f"{len(images)} images (at most {tolerance:g}): nothing was written; please "
-                    f"report this with the versions of resnet_jax and jax"
+                    f"{format} export differs from the network by {difference:.1e} in {what} (at "
+                    f"most {tolerance:g}), and is not written; please report this and jax's version"
                 )
 
 

@@ -90,8 +90,7 @@ class _Graph:
         if size is not None and shape != (size, size):
             # Bilinear resizing is one product for the rows and one for the columns. Taken from
             # JAX itself, so that low-passing and edges are the same. So is cropping.
-            matrix = _crop if settings.center_crop else _resize
-            rows, columns = (matrix(before, size) for before in shape)
+            rows, columns = (_resizing(before, size, settings.center_crop) for before in shape)
             x = self.add("MatMul", [self.constant("resize_rows/weight", rows), x], "resize_rows")
             weight = self.constant("resize_columns/weight", columns.T)
             x = self.add("MatMul", [x, weight], "resize_columns")
@@ -127,27 +126,21 @@ class _Graph:
         """`BasicUnit` and `BottleneckUnit`: the stride is on the first 3x3."""
         y, count = x, 3 if f"{name}/conv3/kernel" in self.values else 2
         for k in range(1, count + 1):
-            strided = k == (1 if count == 2 else 2)
-            y = self.conv(y, f"{name}/conv{k}", stride if strided else 1)
+            y = self.conv(y, f"{name}/conv{k}", stride if k == count - 1 else 1)
             y = self.norm(y, f"{name}/norm{k}")
             y = self.relu(y) if k < count else y
-        if residual:
-            if f"{name}/shortcut_conv/kernel" in self.values:
-                x = self.conv(x, f"{name}/shortcut_conv", stride)
-                x = self.norm(x, f"{name}/shortcut_norm")
-            y = self.add("Add", [y, x], f"{name}/sum")
-        return self.relu(y)
+        if f"{name}/shortcut_conv/kernel" in self.values:
+            x = self.norm(self.conv(x, f"{name}/shortcut_conv", stride), f"{name}/shortcut_norm")
+        return self.relu(self.add("Add", [y, x], f"{name}/sum") if residual else y)
 
     def preact(self, x: str, name: str, stride: int, residual: bool) -> str:
         """`PreActivationUnit`."""
         activated = self.relu(self.norm(x, f"{name}/norm1"))
         y = self.conv(activated, f"{name}/conv1", stride)
         y = self.conv(self.relu(self.norm(y, f"{name}/norm2")), f"{name}/conv2", 1)
-        if not residual:
-            return y
         if f"{name}/shortcut_conv/kernel" in self.values:
             x = self.conv(activated, f"{name}/shortcut_conv", stride)
-        return self.add("Add", [y, x], f"{name}/sum")
+        return self.add("Add", [y, x], f"{name}/sum") if residual else y
 
     def relu(self, x: str) -> str:
         return self.add("Relu", [x], f"{x}/relu")
@@ -166,11 +159,9 @@ class _Graph:
     def serialize(self, network: Network) -> bytes:
         onnx, make = self.onnx, self.onnx.helper
         uint8, float32 = onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT
-        images = make.make_tensor_value_info(
-            "images", uint8, ["N", *network.preprocessing.image_shape]
-        )
-        shape = ["N", network.model.num_classes]
-        outputs = [make.make_tensor_value_info(name, float32, shape) for name in OUTPUTS]
+        value = make.make_tensor_value_info
+        images = value("images", uint8, ["N", *network.preprocessing.image_shape])
+        outputs = [value(name, float32, ["N", network.model.num_classes]) for name in OUTPUTS]
         graph = make.make_graph(self.nodes, "resnet", [images], outputs, self.constants)
         opsets = [make.make_opsetid("", OPSET)]
         model = make.make_model(
@@ -182,15 +173,12 @@ class _Graph:
         return bytes(model.SerializeToString())
 
 
-def _resize(before: int, after: int) -> np.ndarray:
-    """Return float32[after, before], the matrix by which `jax.image.resize` resizes one axis."""
+def _resizing(before: int, after: int, crop: bool) -> np.ndarray:
+    """Return float32[after, before], the matrix that resizes or crops one axis."""
+    if crop:
+        return np.eye(after, before, (before - after) // 2, dtype=np.float32)
     eye = np.eye(before, dtype=np.float32)
     return np.asarray(jax.image.resize(eye, (after, before), "bilinear"))
-
-
-def _crop(before: int, after: int) -> np.ndarray:
-    """Return float32[after, before], the matrix that takes the middle of an axis."""
-    return np.eye(after, before, (before - after) // 2, dtype=np.float32)
 
 
 def _import(package: str) -> Any:

@@ -1,6 +1,5 @@
 """Read what a state_dict of another framework is: whose names, which network, how many classes."""
 
-import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,8 +10,6 @@ import numpy as np
 
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import VARIANTS, BasicUnit, BottleneckUnit, ResNet
-
-log = logging.getLogger(__name__)
 
 # Ours, torchvision's and timm's, the book's (NNDL: Practice, 5.4). Other layers of a unit: convK
 # everywhere, normK here and bnK there.
@@ -35,10 +32,9 @@ def as_array(value: Any) -> np.ndarray:
         return np.asarray(value)
     tensor = value.detach().cpu()
     try:
-        array: np.ndarray = tensor.numpy()
+        return np.asarray(tensor)
     except TypeError:  # bfloat16, which numpy does not know
-        array = tensor.float().numpy()
-    return array
+        return np.asarray(tensor.float())
 
 
 def is_counter(name: str) -> bool:
@@ -51,11 +47,10 @@ class StateDict:
 
     entries: dict[str, np.ndarray]
     names: Mapping[str, str]
+    prefix: str = ""
 
     @classmethod
-    def of(
-        cls, state_dict: Mapping[str, Any] | Iterable[tuple[str, Any]], warn: bool = True
-    ) -> Self:
+    def of(cls, state_dict: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> Self:
         try:
             entries = {str(name): as_array(value) for name, value in dict(state_dict).items()}
         except (TypeError, ValueError) as error:
@@ -65,16 +60,15 @@ class StateDict:
             ) from error
         for names in (BOOK, TORCHVISION):
             first = names["stage/unit"].format(1, 0) + ".conv1.weight"
-            prefixes = [name.removesuffix(first) for name in entries if name.endswith(first)]
-            prefixes = [prefix for prefix in prefixes if not prefix or prefix.endswith(".")]
+            prefixes = [n.removesuffix(first) for n in entries if f".{n}".endswith(f".{first}")]
             if not prefixes:
                 continue
-            prefix, *more = prefixes
-            if more:
+            prefix = prefixes[0]
+            if len(prefixes) > 1:
                 raise ResNetJaxError(
                     f"the weights are of several networks, under {', '.join(prefixes)}: give one"
                 )
-            bare = cls({name.removeprefix(prefix): v for name, v in entries.items()}, names)
+            bare = cls({n.removeprefix(prefix): v for n, v in entries.items()}, names, prefix)
             others = [n for n in entries if not n.startswith(prefix) and not is_counter(n)]
             if others:
                 raise ResNetJaxError(
@@ -83,8 +77,6 @@ class StateDict:
                     f"which it may compute something else (FCN's and DeepLab's is dilated): give "
                     f"the entries under {prefix} alone where it does not"
                 )
-            if prefix and warn:
-                log.warning("the names of the weights begin with %s, which is left out", prefix)
             return bare
         of_book = any(name.startswith("net.") for name in entries)
         return cls(entries, BOOK if of_book else TORCHVISION)
@@ -99,9 +91,11 @@ class StateDict:
         return (sizes or [None])[0]
 
     @property
-    def channels(self) -> int:
-        stem = self.get("stem/conv")
-        return (stem.shape[1] if stem is not None and stem.ndim == 4 else 3) or 3
+    def stem(self) -> np.ndarray:
+        """The stem's kernel, or one of the usual shape where there is none."""
+        kernel = self.get("stem/conv")
+        usable = kernel is not None and kernel.ndim == 4 and kernel.size
+        return kernel if kernel is not None and usable else np.zeros((64, 3, 7, 7))
 
     @property
     def stage_sizes(self) -> tuple[int, ...]:
@@ -115,18 +109,16 @@ class StateDict:
 
     def nearest_model(self, residual: bool) -> ResNet:
         """Return the variant with the nearest stages; width and stem by the stem's shape."""
-        sizes = self.stage_sizes
-
-        def distance(row: ResNet) -> int:
-            return sum(abs(a - b) for a, b in zip_longest(row.stage_sizes, sizes, fillvalue=0))
-
         rows = [row() for row in VARIANTS.values() if row().unit is self.unit]
-        stem = self.get("stem/conv")
-        if stem is None or stem.ndim != 4:
-            stem = np.zeros((64, 3, 7, 7))
-        return min(rows, key=distance).clone(
-            width=stem.shape[0] or 64,
-            stem="small" if stem.shape[2:] == (3, 3) else "imagenet",
+        nearest = min(
+            rows,
+            key=lambda row: sum(
+                abs(a - b) for a, b in zip_longest(row.stage_sizes, self.stage_sizes, fillvalue=0)
+            ),
+        )
+        return nearest.clone(
+            width=self.stem.shape[0],
+            stem="small" if self.stem.shape[2:] == (3, 3) else "imagenet",
             residual=residual,
         )
 

@@ -3,6 +3,7 @@
 Kernels are HWIO here and OIHW there; values are copied, never computed with.
 """
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -17,15 +18,11 @@ from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop.state_dict import BOOK, TORCHVISION, StateDict, is_counter
 from resnet_jax.models import VARIANTS, BasicUnit, ResNet
 
+log = logging.getLogger(__name__)
+
 Path = tuple[str, ...]
 
-LEAVES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
+LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 _UNIT = re.compile(r"stage(\d+)_unit(\d+)/(.+)")
 _TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0)}  # of a kernel, by its number of axes
 _LISTED = 5  # of each kind of entry that does not fit
@@ -50,34 +47,31 @@ def from_torchvision(
     >>> rj.ResNet50(num_classes=1000).apply(variables, images, train=False)  # doctest: +SKIP
 
     Args:
-        state_dict: numpy arrays or torch tensors by name. A prefix that all names share
-            (``module.``, ``model.``, ``_orig_mod.``, ...) is left out, and a warning says so.
+        state_dict: numpy arrays or torch tensors by name. A prefix of all names (``module.``,
+            ``_orig_mod.``, ...) is left out, with a warning.
         model: the network that the weights are for. Default: inferred from names and shapes.
         num_classes: of the result. Where the weights have another number, or no head, the head
             starts fresh, see `with_fresh_head`. Default: ``model``'s, else the weights'.
         in_channels: of the result, see `with_input_channels`.
-        residual: False reads a plain network, and leaves out shortcut weights that the book's
-            carries and does not use. With ``model``, the model decides.
+        residual: False reads a plain network without unused shortcuts. ``model`` has its own.
         key: draws the fresh head. Default: ``jax.random.key(0)``.
 
     Returns:
-        ``{"params", "batch_stats"}`` of numpy arrays, in the weights' own precision (half
-        precision becomes float32).
+        ``{"params", "batch_stats"}``, numpy arrays in the weights' precision, at least float32.
 
     Raises:
-        ResNetJaxError: an entry is missing, unknown, misshapen or holds a number that no trained
-            network has (NaN, infinity, a negative variance); the line counts each kind and names
-            the network that the weights seem to be of.
+        ResNetJaxError: an entry is missing, unknown, misshapen or not finite, or a variance is
+            negative; the line counts each kind and names the network that the weights look like.
     """
     weights = StateDict.of(state_dict)
+    if weights.prefix:
+        log.warning("the names of the weights begin with %s, which is left out", weights.prefix)
     classes = weights.num_classes
-    for count in (num_classes, None if model is None else model.num_classes):
-        if count is not None:
-            _check_classes(count)
     known = model or weights.nearest_model(residual)
+    _check_classes(known.num_classes if num_classes is None else num_classes)
     if model is None or num_classes is not None:
         known = known.clone(num_classes=classes or num_classes or known.num_classes)
-    expected = shapes_of(known, weights.channels)
+    expected = shapes_of(known, weights.stem.shape[1])
     features = expected["params", "head", "kernel"][0]
     if classes is None and num_classes is not None:
         expected = {path: shape for path, shape in expected.items() if path[1] != "head"}
@@ -117,8 +111,7 @@ def with_fresh_head(
 ) -> dict[str, Any]:
     """Return the variables with a head for ``num_classes`` as in a new `resnet_jax.ResNet`.
 
-    It is drawn by PyTorch's default from ``key`` (default: ``jax.random.key(0)``), as in a whole
-    network that is initialised by that key.
+    ``key`` draws it (default: ``jax.random.key(0)``), as in a whole network.
     """
     _check_classes(num_classes)
     params = variables["params"]
@@ -134,9 +127,8 @@ def with_fresh_head(
 def with_input_channels(variables: Mapping[str, Any], channels: int) -> dict[str, Any]:
     """Return the variables with a stem for images of another number of channels.
 
-    From several to one: the kernels are summed, so that a grey image gets the logits of the same
-    image repeated over the channels. From one to several: the kernel is repeated and divided by
-    their number, which is the inverse.
+    From several to one the kernels are summed: a grey image gets the logits of the same image
+    repeated over the channels. From one to several is the inverse.
 
     Raises:
         ResNetJaxError: from several to several others there is no such rule.
@@ -165,16 +157,14 @@ def translate(path: Path, names: Mapping[str, str]) -> str:
     'layer2.0.downsample.1.weight'
     """
     _, *modules, leaf = path
-    module = "/".join(modules)
+    module, leaf = "/".join(modules), LEAVES.get(leaf, leaf)
     if match := _UNIT.fullmatch(module):
         stage, unit, layer = match.groups()
         layer = names.get(layer, layer.replace("norm", "bn"))
-        return f"{names['stage/unit'].format(stage, int(unit) - 1)}.{layer}.{LEAVES[leaf]}"
+        return f"{names['stage/unit'].format(stage, int(unit) - 1)}.{layer}.{leaf}"
     if module not in names:
-        raise ResNetJaxError(
-            f"torchvision has no name for {module}: it is not a layer of resnet_jax.ResNet"
-        )
-    return f"{names[module]}.{LEAVES[leaf]}"
+        raise ResNetJaxError(f"torchvision has no name for {module}, which is no layer of a ResNet")
+    return f"{names[module]}.{leaf}"
 
 
 def shapes_of(model: ResNet, channels: int) -> dict[Path, tuple[int, ...]]:
@@ -186,10 +176,8 @@ def shapes_of(model: ResNet, channels: int) -> dict[Path, tuple[int, ...]]:
 
 def row_of(model: ResNet) -> str | None:
     """Return the name of a model in the table of variants; None for another one."""
-    for name, row in VARIANTS.items():
-        if (row().stage_sizes, row().unit) == (model.stage_sizes, model.unit):
-            return name
-    return None
+    rows = {(row().stage_sizes, row().unit): name for name, row in VARIANTS.items()}
+    return rows.get((model.stage_sizes, model.unit))
 
 
 def _check_classes(num_classes: int) -> None:
@@ -212,7 +200,7 @@ def _to_ours(value: np.ndarray, path: Path) -> np.ndarray:
 def _read(
     weights: StateDict, expected: dict[Path, tuple[int, ...]], model: ResNet, guessed: bool
 ) -> dict[str, Any]:
-    """Return the expected variables; refuse entries that do not fit, all in one line."""
+    """Return the expected variables, or refuse all entries that do not fit in one line."""
     names, rest = weights.names, dict(weights.entries)
     if names is BOOK and weights.get("stem/conv", "bias") is not None:
         expected = {**expected, _STEM_BIAS: (model.width,)}  # torchvision's convolution has none
@@ -224,8 +212,8 @@ def _read(
         if value is None:
             complaints["missing"].append(name)
         elif value.shape != shape:
-            fault = f"{name} {list(value.shape)}, expected {list(shape)}"
-            complaints["of another shape"].append(fault)
+            name += f" {list(value.shape)}, expected {list(shape)}"
+            complaints["of another shape"].append(name)
         elif not jnp.issubdtype(value.dtype, jnp.floating):
             complaints["not floating-point"].append(f"{name} {value.dtype}")
         elif not np.isfinite(value).all() or (path[-1] == "var" and (value < 0).any()):
@@ -243,8 +231,7 @@ def _read(
         # The norm subtracts its running mean: of x + b it is mean, of x alone mean - b.
         bias = flat.pop(_STEM_BIAS)
         flat[_STEM_MEAN] = flat[_STEM_MEAN] - bias.astype(flat[_STEM_MEAN].dtype)
-    variables: dict[str, Any] = traverse_util.unflatten_dict(flat)
-    return variables
+    return dict(traverse_util.unflatten_dict(flat))
 
 
 def _refusal(
@@ -271,12 +258,8 @@ def _refusal(
         if found
     )
     head = f"{weights.names['head']}."
-    missing = complaints["missing"]
-    if (
-        sum(map(len, complaints.values()))
-        == len(missing)
-        == sum(n.startswith(head) for n in missing)
-    ):
+    wrong = [name for found in complaints.values() for name in found]
+    if wrong == complaints["missing"] and all(name.startswith(head) for name in wrong):
         text += "; give num_classes for a fresh head"
     elif guessed and model.stage_sizes != sizes and likely not in VARIANTS:
         unit = model.unit.__name__

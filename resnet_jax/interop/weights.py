@@ -9,7 +9,8 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ from resnet_jax.training.run_folder import RunFolder
 log = logging.getLogger(__name__)
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # .pth.tar is a zip file or a pickle too
-# Networks that have the names and shapes of ours and compute something else, and settings of timm
-# and torchvision that make one of ours such a network.
+# timm's networks with our names and shapes that compute something else, and the settings that make
+# one of ours do so.
 OTHERS = re.compile(r"resnet(aa|blur)|deeplab|fcn|dilated")
 SAME_FUNCTION = {
     "output_stride": 32,
@@ -52,45 +53,35 @@ def load_weights(path: str | os.PathLike[str], key: str | None = None) -> dict[s
 
     Args:
         path: ``.safetensors``, or torch's ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` and ``.pth.tar``,
-            which need torch and are read with ``weights_only=True``: numbers and names, no
-            objects. In a training script's file the state_dict is looked for (``{"model": ...}``,
-            ``{"state_dict": ...}``, at any depth).
-        key: which state_dict of several. Default: not one of averaged weights (EMA); a warning
-            names those that are left.
+            which need torch and are read without objects (``weights_only=True``). The state_dict
+            may be inside of a training script's dictionaries.
+        key: which state_dict of several. Default: one that is not averaged (EMA), with a warning.
 
     Returns:
         Arrays by name, in the file's precision.
 
     Raises:
-        ResNetJaxError: the file is missing, cut short, of another kind, tries to run code, or says
-            (or the ``config.json`` beside it) that it is of a network which computes something else
-            with the same names.
+        ResNetJaxError: the file is missing, damaged, of another kind, tries to run code, or is, by
+            its own word or ``config.json``'s, of a network that computes something else.
     """
     path = Path(path)
     if not path.is_file():
         raise ResNetJaxError(f"{path} is not a file: give a .safetensors or .pth file of weights")
     _refuse_others(path, *_timm_config(path.with_name("config.json")))
     if path.suffix == ".safetensors":
-        return _load_safetensors(path)
+        with _open_safetensors(path) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if path.suffix in PICKLES:
         return _load_pickle(path, key)
-    raise ResNetJaxError(
-        f"{path} has the suffix {path.suffix or 'none'}: "
-        f"expected .safetensors, {', '.join(PICKLES)}"
-    )
+    raise ResNetJaxError(f"{path} is none of .safetensors, {', '.join(PICKLES)}: give one of them")
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """Read the texts that a ``.safetensors`` file carries beside its arrays; others have none."""
-    from safetensors import SafetensorError, safe_open
-
     if Path(path).suffix != ".safetensors":
         return {}
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise _damaged(Path(path), error) from error
+    with _open_safetensors(Path(path)) as file:
+        return dict(file.metadata() or {})
 
 
 def save_weights(
@@ -121,12 +112,7 @@ def initial_variables(
 ) -> dict[str, Any]:
     """Read the variables that a run starts from (``--init-from``): a file's or another run's.
 
-    The head starts fresh by ``--init-head``, or where the weights are for other classes. Classes
-    are compared by their names where the weights carry names (those of a run or of its export),
-    else by their number. ``key`` draws a fresh head.
-
-    Raises:
-        ResNetJaxError: the weights cannot be read or do not fit the network.
+    A head for other classes, by name where the weights carry names, else by number, starts fresh.
     """
     source = Path(config.init_from or "")
     if source.is_dir():
@@ -165,24 +151,20 @@ def _of_file(
     path: Path, config: TrainConfig, model: ResNet, num_classes: int
 ) -> tuple[dict[str, Any], int | None, tuple[str, ...] | None]:
     """Return variables, and the number and the names of their classes."""
-    names: tuple[str, ...] | None
     if model.unit.preactivation:
         raise ResNetJaxError(
-            f"{path}: files hold torchvision's networks, and {config.model.name} is none: "
-            f"give a run's folder"
+            f"{path}: files hold no {config.model.name}, torchvision has none: give a run's folder"
         )
     weights = load_weights(path)
     try:
-        count = StateDict.of(weights, warn=False).num_classes
-        model = model.clone(num_classes=count or num_classes)
-        variables = from_torchvision(weights, model, num_classes=None if count else num_classes)
+        count = StateDict.of(weights).num_classes
+        variables = from_torchvision(weights, model, num_classes=count or num_classes)
     except ResNetJaxError as error:
         raise ResNetJaxError(f"{path}: {error}") from error
     try:
-        names = tuple(map(str, json.loads(load_metadata(path)["class_names"])))
+        return variables, count, tuple(map(str, json.loads(load_metadata(path)["class_names"])))
     except (LookupError, ValueError, TypeError):  # none, or someone else's under the same name
-        names = None
-    return variables, count, names
+        return variables, count, None
 
 
 def _timm_config(path: Path) -> tuple[str, Mapping[str, Any]]:
@@ -202,17 +184,18 @@ def _refuse_others(path: Path, architecture: str, settings: Mapping[str, Any]) -
     ]
     if other or OTHERS.search(architecture.lower()):
         raise ResNetJaxError(
-            f"{path} is of {' with '.join([architecture, *other])}, which has the names and shapes "
-            f"of a ResNet here and computes something else: there is no such network here"
+            f"{path} is of {' with '.join([architecture, *other])}, which has a ResNet's names and "
+            "computes something else: there is no such network here"
         )
 
 
-def _load_safetensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+@contextmanager
+def _open_safetensors(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)
+        with safe_open(path, framework="numpy") as file:
+            yield file
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise _damaged(path, error) from error
 
@@ -231,38 +214,35 @@ def _load_pickle(path: Path, key: str | None) -> dict[str, np.ndarray]:
     except pickle.UnpicklingError as error:
         # torch's own text advises to switch the protection off.
         raise ResNetJaxError(
-            f"{path} holds more than numbers and names, or is damaged: it was not read, since a "
-            f"pickle can run code; save its state_dict() alone"
+            f"{path} is damaged or holds more than numbers and names, and a pickle can run code: "
+            "save its state_dict() alone"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, error) from error
     found = _state_dicts(content, torch)
     if not found or key not in (None, *found):
-        what = "no state_dict of dense tensors" if not found else f"{', '.join(found)} and no {key}"
+        what = f"{', '.join(found)} and no {key}" if found else "no state_dict of dense tensors"
         raise ResNetJaxError(f"{path} holds {what}: give a file with one, and its key")
     if isinstance(content, dict):
         options = getattr(content.get("args"), "__dict__", {})
         settings = options.get("model_kwargs")
         architecture = str(content.get("arch") or options.get("model", ""))
         _refuse_others(path, architecture, settings if isinstance(settings, dict) else {})
-    # Averaged weights only where there are no others.
-    chosen = min(found, key=lambda name: "ema" in name) if key is None else key
-    if key is None and len(found) > 1:
-        others = ", ".join(name for name in found if name != chosen)
-        log.warning("%s: %s is read; it also holds %s (load_weights' key)", path, chosen, others)
-    return {str(name): as_array(value) for name, value in found[chosen].items()}
+    if key is None:  # averaged weights only where there are no others
+        key, *others = sorted(found, key=lambda name: "ema" in name)
+        if others:
+            more = ", ".join(others)
+            log.warning("%s: %s is read; it also holds %s (load_weights' key)", path, key, more)
+    return {str(name): as_array(value) for name, value in found[key].items()}
 
 
 def _state_dicts(content: Any, torch: Any, where: str = "") -> dict[str, dict[str, Any]]:
     """Return the dictionaries of dense tensors in a file's content, by their path of keys."""
     if not isinstance(content, dict) or where.count(".") > 2:
         return {}
-    dense = [
-        isinstance(value, torch.Tensor) and value.layout == torch.strided
-        for value in content.values()
-    ]
+    dense = all(isinstance(v, torch.Tensor) and v.layout == torch.strided for v in content.values())
     # An optimiser's dictionaries hold tensors too, under other names.
-    if dense and all(dense) and any(str(name).endswith("weight") for name in content):
+    if dense and any(str(name).endswith("weight") for name in content):
         return {where: content}
     found: dict[str, dict[str, Any]] = {}
     for name, value in content.items():

@@ -10,42 +10,22 @@ import numpy as np
 from flax import linen as nn
 
 from resnet_jax.config import ModelConfig, TrainConfig
-from resnet_jax.models.layers import Affine, BatchNorm, Conv
-from resnet_jax.models.resnet import (
-    VARIANTS,
-    BasicUnit,
-    BottleneckUnit,
-    PreActivationUnit,
-    ResNet,
-    ResNet18,
-    ResNet34,
-    ResNet50,
-    ResNet101,
-    ResNet152,
-    Unit,
-)
-from resnet_jax.models.summary import LayerSummary, summarize
-
-__all__ = [
-    "VARIANTS",
-    "Affine",
-    "BasicUnit",
-    "BatchNorm",
-    "BottleneckUnit",
-    "Conv",
-    "LayerSummary",
-    "PreActivationUnit",
-    "ResNet",
-    "ResNet18",
-    "ResNet34",
-    "ResNet50",
-    "ResNet101",
-    "ResNet152",
-    "Unit",
-    "has_parameters",
-    "make_model",
-    "summarize",
-]
+from resnet_jax.models.layers import Affine as Affine
+from resnet_jax.models.layers import BatchNorm as BatchNorm
+from resnet_jax.models.layers import Conv as Conv
+from resnet_jax.models.resnet import VARIANTS as VARIANTS
+from resnet_jax.models.resnet import BasicUnit as BasicUnit
+from resnet_jax.models.resnet import BottleneckUnit as BottleneckUnit
+from resnet_jax.models.resnet import PreActivationUnit as PreActivationUnit
+from resnet_jax.models.resnet import ResNet as ResNet
+from resnet_jax.models.resnet import ResNet18 as ResNet18
+from resnet_jax.models.resnet import ResNet34 as ResNet34
+from resnet_jax.models.resnet import ResNet50 as ResNet50
+from resnet_jax.models.resnet import ResNet101 as ResNet101
+from resnet_jax.models.resnet import ResNet152 as ResNet152
+from resnet_jax.models.resnet import Unit as Unit
+from resnet_jax.models.summary import LayerSummary as LayerSummary
+from resnet_jax.models.summary import summarize as summarize
 
 
 def make_model(config: ModelConfig | TrainConfig, num_classes: int) -> ResNet:

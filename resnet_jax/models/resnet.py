@@ -214,8 +214,7 @@ class ResNet(nn.Module):
         stages = len(self.stage_sizes)
         if self.frozen_stages is not None and not 0 <= self.frozen_stages <= stages:
             raise ResNetJaxError(
-                f"frozen_stages must be at least 0 and at most {stages}, the number of stages, got "
-                f"{self.frozen_stages}"
+                f"frozen_stages must be 0 to {stages}, the stages, got {self.frozen_stages}"
             )
         frozen = -1 if self.frozen_stages is None else self.frozen_stages
         stem = Stem(self.stem, self.width, conv, norm, self.lowering, name="stem")

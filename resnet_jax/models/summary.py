@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -44,14 +45,11 @@ def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer
     """
     layers: list[LayerSummary] = []
 
-    def note(
-        next_method: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext
-    ) -> Any:
+    def note(next_method: Any, args: Any, kwargs: Any, context: Any) -> Any:
         output = next_method(*args, **kwargs)
         layer = context.module
         if context.method_name == "__call__" and isinstance(layer, LAYERS):
-            params = jax.tree.leaves(layer.variables["params"])
-            kernel = layer.variables["params"].get("kernel")
+            params = layer.variables["params"]
             positions = math.prod(output.shape[1:-1])
             kind = type(layer).__name__
             if isinstance(layer, Conv):
@@ -62,15 +60,13 @@ def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer
                     name="/".join(layer.path),
                     kind=kind,
                     output_shape=tuple(output.shape[1:]),
-                    parameters=sum(leaf.size for leaf in params),
-                    multiply_adds=positions * kernel.size if kernel is not None else 0,
+                    parameters=sum(leaf.size for leaf in params.values()),
+                    multiply_adds=positions * params["kernel"].size if "kernel" in params else 0,
                 )
             )
         return output
 
-    def init() -> Any:
-        return model.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False)
-
+    init = partial(model.init, train=False)
     with nn.intercept_methods(note):
-        jax.eval_shape(init)
+        jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, *image_shape)))
     return layers

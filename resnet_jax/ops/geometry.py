@@ -23,10 +23,7 @@ class Axis(NamedTuple):
         return (self.size + self.low + self.high - self.kernel) // self.stride + 1
 
     def taps(self) -> range:
-        """The shortest range that holds every tap that touches the image at some output.
-
-        On a 1x1 map only the centre tap of a padded 3x3 kernel does.
-        """
+        """The taps from the first to the last that touch the image: one of 3x3 on a 1x1 map."""
         touching = [
             tap
             for tap in range(self.kernel)
@@ -61,11 +58,7 @@ class Geometry(NamedTuple):
         stride: int | Sequence[int],
         padding: int | Sequence[int],
     ) -> Self:
-        """Return the geometry of a kernel or a pool's window, with symmetric padding.
-
-        Raises:
-            ValueError: a value out of range, or a window larger than the padded image.
-        """
+        """Return the geometry of a kernel or a pool's window, with symmetric padding."""
         window, stride = _pair(window, "window", 1), _pair(stride, "stride", 1)
         low = high = _pair(padding, "padding", 0)
         rows, columns = map(Axis, size, window, stride, low, high)

@@ -20,8 +20,7 @@ WINOGRAD_MIN_ELEMENTS = 2**19
 IM2COL_MAX_ELEMENTS = 2**14
 # Channels summed over for which XLA's own convolution is fastest, from a number of pairs of an
 # input and an output position (10x10 at stride 1): copying the operands of so narrow a product
-# takes longer than the product. The first stage of a network of width 16. XLA's weight gradients,
-# and its input gradients of strided convolutions, are no better there than elsewhere.
+# takes longer than the product. Not so for weight gradients and strided input gradients.
 XLA_CHANNELS, XLA_MIN_PAIRS = range(8, 32), 100**2
 # Pairs of an input and an output position up to which the convolution's whole matrix is small.
 TOEPLITZ_MAX_PAIRS = 4**2
@@ -52,7 +51,6 @@ def choose(problem: Problem) -> str:
 
     if geometry.kernel == (1, 1):  # a strided slice and a product
         return "im2col"
-    # So little is read at each position of an image that one product which copies all is fastest.
     if elements <= IM2COL_MAX_ELEMENTS or channels[0] <= im2col.MAX_IMAGE_CHANNELS:
         return "im2col"
     narrow = summed in XLA_CHANNELS and pairs >= XLA_MIN_PAIRS

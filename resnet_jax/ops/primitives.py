@@ -77,10 +77,7 @@ def _resized(x: jax.Array, dim: int, size: int) -> tuple[int, ...]:
 
 
 def contract(a: jax.Array, b: jax.Array, over: tuple[int, ...], and_: tuple[int, ...]) -> jax.Array:
-    """Sum products over dimensions of `a` and the same of `b`, in float32 or wider.
-
-    Wider than half precision, since several algorithms add the products up afterwards.
-    """
+    """Sum products over dimensions of `a` and of `b`, in at least float32: sums are added later."""
     return lax.dot_general(a, b, ((over, and_), ((), ())), preferred_element_type=wide(a.dtype))
 
 
@@ -90,15 +87,11 @@ def wide(dtype: jnp.dtype) -> jnp.dtype:
 
 
 def depends_on(x: jax.Array, event: jax.Array) -> jax.Array:
-    """Return `x`, float[N, ...], with a data dependency on `event`, float[N, ...].
+    """Return `x`, float[N, ...], with a data dependency of each example on its `event`.
 
-    The shifted copies that a gradient makes of its input are several times the input, and the
-    forward pass may make the same: XLA would keep them from there. With the dependency they are
-    made again. `lax.optimization_barrier` does not help: XLA's CPU compiler drops it early.
-
-    Nothing is above infinity and NaN compares as false, so the values are those of `x`, bit for
-    bit, which XLA does not notice. Each example depends on its own event alone: a batch split over
-    devices needs no communication.
+    A gradient's shifted copies of its input are several times the input, and XLA would keep those
+    of the forward pass: with the dependency they are made again. (XLA's CPU compiler drops
+    `lax.optimization_barrier` early.) Nothing is above infinity: the values are those of `x`.
     """
     if 0 in event.shape[1:]:
         return x

@@ -1,12 +1,14 @@
 """The JSON address: what it answers, what it refuses, and that it goes on."""
 
 import base64
+import copy
+import dataclasses
 import io
 import socket
 import struct
 import sys
 import zlib
-from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,6 @@ from PIL import Image, ImageOps
 
 import resnet_jax as rj
 from resnet_jax.cli import main
-from resnet_jax.data.image import DecodeSpec
 from resnet_jax.demo.strokes import draw
 
 pytest.importorskip("gradio", reason="needs the extra demo")
@@ -22,22 +23,24 @@ from starlette.testclient import TestClient
 
 from experiments.photos.photograph import photograph
 from resnet_jax.data.digit import find_digit
-from resnet_jax.demo.app import MAX_BYTES, Classifier, make_server
+from resnet_jax.demo.app import MAX_BYTES, make_server
 
 SEVEN = [[[0, 0], [10, 0], [4, 20]]]
 NAMES = {"run": "runs/<b>bold</b>", "model": "resnet18", "data": "mnist_5k"}
 
 
-def client_of(run, class_names, image_shape):
-    network = (run.model, run.variables(), run.preprocess, class_names, DecodeSpec(image_shape))
-    classifier = Classifier(*network, nullcontext, np.asarray, find_digit=True)
-    server = make_server(classifier, NAMES)
-    return TestClient(server.config.app, base_url="http://127.0.0.1:7860")
+def client_of(run, class_names):
+    """A client of the page of a run that also finds digits in photographs."""
+    run = copy.copy(run)
+    run.path, run.class_names = Path(NAMES["run"]), class_names
+    data = dataclasses.replace(run.config.data, find_digit=True)
+    run.config = dataclasses.replace(run.config, data=data)
+    return TestClient(make_server(run).config.app, base_url="http://127.0.0.1:7860")
 
 
 @pytest.fixture(scope="module")
 def client(finished_run):
-    with client_of(finished_run, finished_run.class_names, (28, 28, 1)) as client:
+    with client_of(finished_run, finished_run.class_names) as client:
         yield client
 
 
@@ -234,7 +237,7 @@ def test_there_is_one_door(method, path, status, client):
 def test_the_page_says_what_it_recognises(client, finished_run):
     assert "Recognises handwritten digits" in client.get("/").text
     names = ("<img src=//a.example>", "cat", *"23456789")
-    with client_of(finished_run, names, (28, 28, 1)) as other:
+    with client_of(finished_run, names) as other:
         page = other.get("/").text
         assert other.post("/api/predict", json={"strokes": SEVEN}).status_code == 400
         answer = other.post("/api/predict", content=file_of(GREY)).json()
