@@ -1,6 +1,7 @@
 """A run that was never trained: its weights and statistics are random, its folder is real."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -27,7 +28,8 @@ def untrained_run(folder: Path, config: rj.TrainConfig) -> rj.Run:
 
     tx = make_optimizer(config.optim, make_schedule(config.optim, total_steps=1))
     images = jax.numpy.zeros((1, 28, 28, 1))
-    shapes = rj.TrainState.abstract(make_model(config, 10), tx, jax.random.key(0), images)
+    create = functools.partial(rj.TrainState.create, make_model(config, 10), tx, ema=False)
+    shapes = jax.eval_shape(create, jax.random.key(0), images)
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     drawn = {
         name: traverse_util.path_aware_map(draw, getattr(state, name))
