@@ -18,8 +18,8 @@ from resnet_jax.errors import ResNetJaxError
 class Preprocessing:
     """The way from a picture to the network's input.
 
-    ``fit`` and ``background`` say how a picture was read as uint8 pixels of ``image_shape``; the
-    call does the rest on the device, and may be made within `jax.jit`.
+    ``fit``, ``background`` and ``find_digit`` say how a picture was read as uint8 pixels of
+    ``image_shape``; the call does the rest on the device, and may be made within `jax.jit`.
 
     >>> import numpy as np
     >>> grey = Preprocessing((28, 28, 1), image_size=32, mean=(0.5,), std=(0.5,))
@@ -34,6 +34,7 @@ class Preprocessing:
         std: divides the difference: one number, or one for each channel.
         fit: how a picture of other proportions was made square.
         background: grey level put under transparent pixels; None: there were none.
+        find_digit: the digit in a picture was looked for first, see `resnet_jax.data.digit`.
     """
 
     image_shape: tuple[int, int, int]
@@ -43,6 +44,7 @@ class Preprocessing:
     std: tuple[float, ...] = (1.0,)
     fit: Literal["pad", "crop"] = "pad"
     background: int | None = None
+    find_digit: bool = False
 
     @classmethod
     def of(cls, settings: DataConfig, image_shape: tuple[int, int, int]) -> Self:
@@ -55,6 +57,7 @@ class Preprocessing:
             settings.std or (1.0,),
             settings.fit,
             settings.background,
+            settings.find_digit,
         )
 
     def __call__(self, images: ArrayLike) -> jax.Array:
@@ -104,7 +107,9 @@ class Preprocessing:
             "mean": list(self.mean),
             "std": list(self.std),
             "fit": self.fit,
+            "filter": "bilinear",  # Pillow's, averaged over what a pixel covers
             "background": self.background,
+            "find_digit": self.find_digit,
         }
 
     @classmethod
@@ -120,4 +125,5 @@ class Preprocessing:
             # Files of version 0.1.0 do not say how pictures were read.
             metadata.get("fit", "pad"),
             metadata.get("background"),
+            metadata.get("find_digit", False),
         )

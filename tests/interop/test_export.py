@@ -1,16 +1,21 @@
 """Exported networks compute what the run computes, with their preprocessing, and nothing else."""
 
+import itertools
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from flax import traverse_util
+from PIL import ExifTags, Image
 
 import resnet_jax as rj
 from resnet_jax.cli import main
+from resnet_jax.data.image import DecodeSpec, read_image
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.interop import Network, from_torchvision, load_metadata, load_weights, onnx
 from resnet_jax.interop.network import noise
@@ -29,6 +34,8 @@ def test_torchvision_weights_with_class_names_and_preprocessing(run):
     assert metadata["preprocessing"]["image_shape"] == [28, 28, 1]
     assert metadata["preprocessing"]["resize"] == 32
     assert metadata["preprocessing"]["mean"] == metadata["preprocessing"]["std"] == [0.5]
+    how_pictures_are_read = {"fit": "pad", "filter": "bilinear", "find_digit": False}
+    assert how_pictures_are_read.items() <= metadata["preprocessing"].items()
     assert Preprocessing.from_metadata(metadata["preprocessing"]) == run.preprocessing
     assert metadata["model"] == {
         "name": "resnet18", "residual": True, "width": 4, "stem": "imagenet"
@@ -43,7 +50,7 @@ def test_preprocessing_is_what_the_run_does_and_survives_json(run):
     np.testing.assert_array_equal(run.preprocessing(images), run.preprocess(images))
     jitted = jax.jit(run.preprocessing)(images)
     np.testing.assert_allclose(jitted, run.preprocess(images), rtol=0, atol=1e-6)
-    other = Preprocessing((9, 8, 3), 5, True, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "crop", 255)
+    other = Preprocessing((9, 8, 3), 5, True, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "crop", 255, True)
     again = Preprocessing.from_metadata(json.loads(json.dumps(other.to_metadata())))
     assert again == other
     # By hand: the middle 1x1 of 3x3 pixels, 51 of 255 is 0.2, less 0.1 by 0.5.
@@ -98,6 +105,41 @@ def test_onnx_is_checked_and_carries_what_it_needs(run):
     np.testing.assert_allclose(got["probabilities"], run.predict(images), rtol=0, atol=1e-5)
     metadata = {entry.key: entry.value for entry in load(path).metadata_props}
     assert json.loads(metadata["class_names"]) == list(run.class_names)
+
+
+def test_the_programs_of_the_docs_say_what_predict_says(run, tmp_path, capsys, monkeypatch):
+    """Of a large JPEG that lies on its side; and they read pictures of any shape as it does."""
+    pytest.importorskip("onnxruntime")
+    page = (Path(__file__).parents[2] / "docs/weights.md").read_text()
+    blocks = re.findall(r"^```py\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    reader, *programs = (block for block in blocks if "read(" in block and "np." in block)
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    photo = Image.fromarray(random.integers(0, 256, (9, 14, 3), np.uint8)).resize((700, 450))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    photo.save("digit.jpg", exif=exif)
+    run.export("stablehlo", "network.stablehlo")
+    run.export("onnx", "resnet18.onnx")
+    assert main(["predict", str(run.path), "digit.jpg", "--topk", "10", "--json"]) == 0
+    (expected,) = json.loads(capsys.readouterr().out)
+    for program in programs:
+        names = {}
+        exec(reader + program, names)
+        assert capsys.readouterr().out.strip() == expected["label"]
+        outputs = names.get("outputs") or names
+        probabilities = np.asarray(outputs["probabilities"])
+        found = dict(zip(names["about"]["class_names"], probabilities[0].tolist(), strict=True))
+        assert found == pytest.approx(dict(expected["topk"]), rel=0, abs=1e-5)
+    photo.convert("L").crop((5, 9, 600, 449)).save("wide.png")
+    photo.resize((20, 28)).save("high.png")
+    photo.resize((32, 28)).save("as_it_is.png")
+    for path, fit, channels in itertools.product(
+        ("digit.jpg", "wide.png", "high.png", "as_it_is.png"), ("pad", "crop"), (1, 3)
+    ):
+        shape = (28, 32, channels)
+        got = names["read"](path, Preprocessing(shape, fit=fit).to_metadata())
+        np.testing.assert_array_equal(got, read_image(Path(path), DecodeSpec(shape, fit)))
 
 
 @pytest.mark.parametrize(
