@@ -108,12 +108,18 @@ def export_torchvision(path: Path, network: Network) -> None:
 
 
 def initial_variables(
-    config: TrainConfig, model: ResNet, class_names: tuple[str, ...], channels: int, key: jax.Array
-) -> dict[str, Any]:
+    config: TrainConfig, model: Any, class_names: tuple[str, ...], channels: int, key: jax.Array
+) -> tuple[dict[str, Any], str]:
     """Read the variables that a run starts from (``--init-from``): a file's or another run's.
 
     A head for other classes, by name where the weights carry names, else by number, starts fresh.
+    With the variables comes a sentence that says what became of them.
     """
+    if not isinstance(model, ResNet):
+        raise ResNetJaxError(
+            f"--init-from reads weights of the package's networks, and model is a "
+            f"{type(model).__name__}: leave it out"
+        )
     source = Path(config.init_from or "")
     if source.is_dir():
         variables, known = _of_run(source, config)
@@ -128,10 +134,16 @@ def initial_variables(
     same = count == len(class_names) and known in (None, class_names)
     # In the run's own precision, so that a fresh head is drawn as in the run's network.
     variables = jax.tree.map(lambda leaf: leaf.astype(model.param_dtype), variables)
+    given = variables["params"]["stem"]["conv"]["kernel"].shape[2]
     variables = with_input_channels(variables, channels)
+    head = stem = "kept"
     if config.init_head == "fresh" or (config.init_head == "auto" and not same):
         variables = with_fresh_head(variables, len(class_names), key)
-    return variables
+        head = f"drawn fresh for {len(class_names)} classes"
+    if given != channels:
+        stem = "summed to grey" if channels == 1 else f"spread to {channels} channels"
+    rest = "other layers and running statistics kept"
+    return variables, f"starts from {source}: head {head}, stem {stem}, {rest}"
 
 
 def _of_run(folder: Path, config: TrainConfig) -> tuple[dict[str, Any], tuple[str, ...] | None]:

@@ -16,7 +16,6 @@ from resnet_jax.config import Effect, TrainConfig, options_with, replaced, setti
 from resnet_jax.data.dataset import Dataset, Split, pixel_statistics
 from resnet_jax.data.load import load_splits
 from resnet_jax.data.sampler import EpochSampler
-from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import ResNet, make_model
 from resnet_jax.training.callbacks import Callback
 from resnet_jax.training.checks import check_against_dataset
@@ -31,12 +30,12 @@ from resnet_jax.training.engine import Engine
 from resnet_jax.training.history import History
 from resnet_jax.training.jax_settings import find_devices
 from resnet_jax.training.optim import make_optimizer, make_schedule
-from resnet_jax.training.run_folder import DataFacts, RunFolder
+from resnet_jax.training.run_folder import DataFacts, RunFolder, events_log
 from resnet_jax.training.state import Batch, TrainState
 from resnet_jax.training.tensorboard import Events
 
-# (model, class names, channels, key) -> the variables that a new run starts from.
-Pretrained = Callable[[nn.Module, tuple[str, ...], int, jax.Array], dict[str, Any]]
+# (model, class names, channels, key) -> the variables that a new run starts from, and a sentence.
+Pretrained = Callable[[nn.Module, tuple[str, ...], int, jax.Array], tuple[dict[str, Any], str]]
 
 
 class Prepared(NamedTuple):
@@ -83,15 +82,10 @@ def prepared(
     if folder.exists:
         folder.check_same(config, facts)
     engine = Engine(config, data.class_names, data.image_shape, devices, custom.loss)
-    if pretrained and not isinstance(model, ResNet):
-        raise ResNetJaxError(
-            f"--init-from reads weights of the package's networks, and model is a "
-            f"{type(model).__name__}: leave it out"
-        )
     names, channels = data.class_names, data.image_shape[2]
     read = partial(pretrained, model, names, channels, params_key) if pretrained else lambda: None
     # Read before anything is written, and not at all where a run goes on.
-    variables = None if folder.checkpoints.steps() else read()
+    initial = None if folder.checkpoints.steps() else read()
     with ExitStack() as stack:
         step = broadcast_from_main(lambda: _begin(folder, config, facts, stack))
         if step:
@@ -99,7 +93,8 @@ def prepared(
             # Not among what is saved: what is in a checkpoint was finite.
             state = state.replace(first_bad_step=engine.replicate(jnp.full((), -1, jnp.int32)))
         else:
-            state = create(params_key, images).starting_from(variables or read())
+            initial = initial or read()
+            state = create(params_key, images).starting_from(initial and initial[0])
             state = engine.replicate(state)
         rows = broadcast_from_main(lambda: folder.rewind_metrics(step))
         if not is_main_process():
@@ -107,6 +102,10 @@ def prepared(
         elif config.tensorboard:
             events = Events(folder.path / "tensorboard", rows)
             callbacks = (*callbacks, stack.enter_context(closing(events)))
+        if initial:
+            events_log.info(initial[1])
+            for callback in callbacks:
+                callback.log(initial[1])
         history = History(config, folder, rows, callbacks, len(data.train))
         order = map(sampler.batch, range(step, total_steps))
         batches = stack.enter_context(closing(engine.batches(data.train, order)))

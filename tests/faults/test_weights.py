@@ -76,7 +76,11 @@ def test_the_command_reads_prefixed_weights_without_a_head_and_goes_on_without_t
     command = ["train", "--run-dir", str(folder), *TINY, "--init-from", str(file)]
     command += ["--model.frozen-stages", "4", "--epochs", "1", "--init-head", "fresh"]
     assert main(command) == 0
-    assert "begin with module.," in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert "begin with module.," in shown.err
+    sentence = f"starts from {file}: head drawn fresh for 10 classes, stem kept, other layers"
+    assert shown.out.count(sentence) == 1
+    assert sentence in (folder / "run.log").read_text()
     run = rj.Run.open(folder)
     assert (run.config.init_from, run.config.model.frozen_stages) == (str(file), 4)
     tuned = rj.interop.to_torchvision(run.variables("latest"))
@@ -84,6 +88,7 @@ def test_the_command_reads_prefixed_weights_without_a_head_and_goes_on_without_t
         np.testing.assert_array_equal(tuned[name], value)
     file.unlink()
     assert main(command) == 0  # finished: nothing to read
+    assert "starts from" not in capsys.readouterr().out
 
 
 def test_headless_weights_need_a_number_of_classes(weights, tmp_path, capsys):

@@ -37,7 +37,7 @@ KEY = jax.random.key(7)
 def starting_from(source, class_names=DIGITS, **changes):
     config = dataclasses.replace(CONFIG, init_from=str(source), **changes)
     model = rj.ResNet18(num_classes=len(class_names), width=config.model.width)
-    return initial_variables(config, model, class_names, 1, KEY)
+    return initial_variables(config, model, class_names, 1, KEY)[0]
 
 
 @functools.cache
@@ -113,12 +113,35 @@ def test_colour_weights_are_summed_for_grey_images(exported, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "channels", "classes", "said"),
+    [
+        (1, 1, DIGITS, "head kept, stem kept, "),
+        (3, 1, DIGITS, "head kept, stem summed to grey, "),
+        (1, 3, ("a", "b", "c"), "head drawn fresh for 3 classes, stem spread to 3 channels, "),
+    ],
+)
+def test_a_sentence_says_what_became_of_the_weights(exported, given, channels, classes, said):
+    if given == 3:
+        weights = load_weights(exported)
+        weights["conv1.weight"] = np.repeat(weights["conv1.weight"], 3, axis=1)
+        save_weights(exported, weights)
+    config = dataclasses.replace(CONFIG, init_from=str(exported))
+    model = make_model(config, len(classes))
+    variables, sentence = initial_variables(config, model, classes, channels, KEY)
+    rest = "other layers and running statistics kept"
+    assert sentence == f"starts from {exported}: {said}{rest}"
+    assert variables["params"]["stem"]["conv"]["kernel"].shape[2] == channels
+    assert is_fresh(variables, len(classes)) == ("fresh" in said)
+
+
 def test_a_fresh_head_is_the_runs_own_and_the_averages_start_from_the_weights(run):
     config = dataclasses.replace(CONFIG, init_from=str(run.path), ema=0.9, init_head="fresh")
     fresh = fresh_state(config)
     expected = dict(run.variables()["params"]) | {"head": fresh.params["head"]}
     expected = jax.tree.map(np.asarray, expected)
-    state = fresh.starting_from(initial_variables(config, make_model(config, 10), DIGITS, 1, KEY))
+    variables, _ = initial_variables(config, make_model(config, 10), DIGITS, 1, KEY)
+    state = fresh.starting_from(variables)
     head = state.params["head"]
     # The same draws in another program: equal to rounding.
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), head, expected["head"])
