@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # Without a bar, a line at least this often shows that something happens.
 SECONDS_BETWEEN_LINES = 10.0
+# Running statistics that are this much those of the start, zeros and ones, are young.
+YOUNG = 0.01
 # The confusion of a hundred classes is no table for a terminal.
 MAX_CLASSES_SHOWN = 20
 
@@ -181,9 +183,12 @@ def print_datasets(datasets: "Iterable[DatasetInfo]") -> None:
 
 
 class Display(Callback):
-    """Shows a run on a console: a moving bar in a terminal, and a line for each evaluation."""
+    """Shows a run on a console: a moving bar in a terminal, and a line for each evaluation.
 
-    def __init__(self, console: Console | None = None) -> None:
+    ``momentum`` is batch norm's: the share of its running statistics that a step keeps.
+    """
+
+    def __init__(self, console: Console | None = None, momentum: float = 0.0) -> None:
         self.console = console or PatientConsole(highlight=False)
         self._bar = progress.Progress(
             progress.SpinnerColumn(),
@@ -198,6 +203,7 @@ class Display(Callback):
         )
         self._task = self._bar.add_task("", total=None, metrics="opening the data")
         self._last_train: dict[str, Any] = {}
+        self._momentum, self._note = momentum, ""
         self._last_line = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -212,6 +218,13 @@ class Display(Callback):
 
     def on_step(self, step: int) -> None:
         self._bar.update(self._task, completed=step)
+
+    def on_evaluate(self, step: int, split: str, evaluation: "Evaluation") -> None:
+        """Note how much of the statistics is the start's, beside an accuracy near chance."""
+        initial = self._momentum**step
+        chance = evaluation.confusion.sum(1).max()  # right by one answer to all
+        young = initial >= YOUNG and evaluation.correct < 1.5 * chance
+        self._note = f"BN {initial:.0%} initial" if young else ""
 
     def on_metrics(self, row: dict[str, Any]) -> None:
         """Show training metrics in the bar, and a line for each evaluation."""
@@ -228,7 +241,7 @@ class Display(Callback):
                 self.log(f"{where}  {metrics}")
         elif row["kind"] == "validation":  # loss and accuracy, in 80 columns
             train = self._last_train
-            more = _top5(row) or f"{train['images_per_s']:,.0f} img/s"
+            more = self._note or _top5(row) or f"{train['images_per_s']:,.0f} img/s"
             self.log(
                 f"{where}  train {train['loss']:.4f} {train['accuracy']:6.2%}  "
                 f"val {row['loss']:.4f} {row['accuracy']:6.2%}  {more}"

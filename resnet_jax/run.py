@@ -20,7 +20,7 @@ from resnet_jax.display import Display
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop import EXPORTS, Format, Network
 from resnet_jax.interop.weights import initial_variables
-from resnet_jax.models import has_parameters, make_model
+from resnet_jax.models import BatchNorm, has_parameters, make_model
 from resnet_jax.storage import check_replaceable, check_utf8
 from resnet_jax.training.callbacks import Callback
 from resnet_jax.training.custom import Custom
@@ -87,7 +87,8 @@ def train(
     custom = Custom(model, optimizer, loss, data, tag)
     with ExitStack() as stack:
         if not quiet and is_main_process():
-            callbacks = (stack.enter_context(Display()), *callbacks)
+            momentum = BatchNorm.momentum if model is None and not config.init_from else 0.0
+            callbacks = (stack.enter_context(Display(momentum=momentum)), *callbacks)
         stack.enter_context(configured_jax(config))
         stack.enter_context(explained_memory(config))
         run = stack.enter_context(prepared(config, Path(run_dir), callbacks, pretrained, custom))
@@ -122,8 +123,7 @@ class Run:
         data: Dataset | None = None,
     ) -> None:
         self._folder, self._model, self._data = folder, model, data
-        self.path = folder.path
-        self.config = config
+        self.path, self.config = folder.path, config
         self.class_names = facts.class_names
         self.image_shape = facts.image_shape
         self.fingerprint = facts.fingerprint

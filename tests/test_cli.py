@@ -140,6 +140,7 @@ def test_seeds_repeat_and_are_summed_up(tmp_path, capsys, monkeypatch):
     short = [*SAME, "--epochs", "0.5", "--optim.schedule", "constant", "--ema", "None"]
     assert main(["train", *short, "--seeds", "2"]) == 0
     out = capsys.readouterr().out
+    assert out.count("  BN 73% initial\n") == 2  # three steps: chance, by young statistics
     # Settings that change what is learnt are in the folders' names.
     folders = sorted((tmp_path / "runs").iterdir())
     assert [folder.name[-6:] for folder in folders] == ["-seed0", "-seed1"]

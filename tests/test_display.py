@@ -2,12 +2,14 @@
 
 import io
 
+import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
 
 from resnet_jax import display
 from resnet_jax.display import Display
+from resnet_jax.training.metrics import Evaluation
 
 TRAIN = {
     "kind": "train", "step": 4, "epoch": 0.5, "loss": 1.23456, "accuracy": 0.5, "seconds": 1.0,
@@ -64,6 +66,34 @@ def test_an_evaluation_is_one_line_of_80_columns():
     assert max(map(len, lines)) <= 80
     assert "98,765 img/s" in lines[0]
     assert "top-5 98.76%" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("momentum", "step", "right", "note"),
+    [
+        (0.9, 3, 10, "BN 73% initial"),  # 0.9^3 = 0.729
+        (0.9, 3, 14, "BN 73% initial"),
+        (0.9, 3, 15, "1,234 img/s"),  # half as often again as by one answer to all
+        (0.9, 43, 10, "BN 1% initial"),  # 0.0108
+        (0.9, 44, 10, "1,234 img/s"),  # 0.0097
+        (0.0, 3, 10, "1,234 img/s"),  # weights from elsewhere, or a network of one's own
+    ],
+)
+def test_young_running_statistics_are_said_beside_an_accuracy_near_chance(
+    momentum, step, right, note
+):
+    """Of a hundred images in ten classes: all are said to be of class 0, but for some."""
+    confusion = np.zeros((10, 10), int)
+    confusion[:, 0] = 10
+    confusion[1, :2] = [20 - right, right - 10]
+    file = io.StringIO()
+    shown = Display(Console(file=file, width=80), momentum)
+    shown.on_metrics(TRAIN)
+    shown.on_evaluate(step, "validation", Evaluation(2.3, confusion, tuple("0123456789")))
+    shown.on_metrics({**VALIDATION, "step": step})
+    (line,) = file.getvalue().splitlines()
+    assert line.endswith(f"  {note}")
+    assert len(line) <= 80
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])

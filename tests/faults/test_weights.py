@@ -80,6 +80,7 @@ def test_the_command_reads_prefixed_weights_without_a_head_and_goes_on_without_t
     assert "begin with module.," in shown.err
     sentence = f"starts from {file}: head drawn fresh for 10 classes, stem kept, other layers"
     assert shown.out.count(sentence) == 1
+    assert "% initial" not in shown.out  # the weights' own statistics are not young
     assert sentence in (folder / "run.log").read_text()
     run = rj.Run.open(folder)
     assert (run.config.init_from, run.config.model.frozen_stages) == (str(file), 4)
