@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from resnet_jax.data.image import DecodeSpec, open_image, read_image
+from resnet_jax.data.image import Box, DecodeSpec, open_image, read_image
 
 SIDE, BOX, OVERSAMPLING = 28, 20, 8
 PEN = 2.5  # pixels: the median width of the strokes of MNIST's digits
@@ -24,6 +24,7 @@ class FoundDigit(NamedTuple):
 
     image: np.ndarray
     how: str
+    box: Box | None = None  # of the 28x28 pixels in the picture
 
 
 def read_digit_or_image(
@@ -52,11 +53,25 @@ def find_digit(picture: Image.Image) -> FoundDigit:
     ink = _main_patch(np.abs(contrast))
     if not ink.any():
         return FoundDigit(np.zeros((SIDE, SIDE, 1), np.uint8), "no ink found")
-    rows, columns = ndimage.find_objects(ink.astype(int))[0]
+    rows, columns = _bounds(ink)
     kind = "dark" if contrast[ink].mean() < 0 else "light"
     place = f"{columns.start}-{columns.stop}, {rows.start}-{rows.stop}"
     how = f"{kind} ink at {place} of {ink.shape[1]}x{ink.shape[0]}"
-    return FoundDigit(centre(_as_mnist(ink[rows, columns]))[..., None], how)
+    image = centre(_as_mnist(ink[rows, columns]))
+    found, drawn = (
+        np.array([(side.start, side.stop) for side in sides])
+        for sides in ((rows, columns), _bounds(image))
+    )
+    scale = np.ptp(found, axis=1) / np.ptp(drawn, axis=1)
+    start = found[:, 0] - drawn[:, 0] * scale
+    (top, left), (bottom, right) = start / ink.shape, (start + SIDE * scale) / ink.shape
+    return FoundDigit(image[..., None], how, (left, top, right, bottom))
+
+
+def _bounds(ink: np.ndarray) -> tuple[slice, slice]:
+    """Return the rows and the columns that hold ink."""
+    rows, columns = ndimage.find_objects((ink > 0).astype(int))[0]
+    return rows, columns
 
 
 def _contrast(picture: Image.Image) -> np.ndarray:
@@ -119,8 +134,7 @@ def _as_mnist(ink: np.ndarray) -> np.ndarray:
     # The distance to the edge, positive inside: shifted by half of what the pen lacks.
     distance = inside - ndimage.distance_transform_edt(~mask)
     grown = np.clip(distance + (PEN * OVERSAMPLING - pen) / 2 + 0.5, 0, 1)
-    rows, columns = ndimage.find_objects((grown > 0).astype(int))[0]
-    drawn = Image.fromarray((255 * grown[rows, columns]).astype(np.uint8))
+    drawn = Image.fromarray((255 * grown[_bounds(grown)]).astype(np.uint8))
     scale = BOX / max(drawn.size)
     size = (max(1, round(drawn.width * scale)), max(1, round(drawn.height * scale)))
     return np.asarray(drawn.resize(size, Image.Resampling.BOX))
@@ -130,7 +144,7 @@ def centre(ink: np.ndarray) -> np.ndarray:
     """Move ``uint8[h, w]`` by whole pixels: the centre of mass to the middle of 28x28."""
     image = np.zeros((SIDE, SIDE), np.uint8)
     if ink.any():
-        ink = ink[ndimage.find_objects((ink > 0).astype(int))[0]]
+        ink = ink[_bounds(ink)]
         # MNIST's middle is the centre of pixel 14, counted from 0.
         start = np.floor(SIDE / 2 + 0.5 - np.array(ndimage.center_of_mass(ink)))
         top, left = np.clip(start, 0, SIDE - np.array(ink.shape)).astype(int)

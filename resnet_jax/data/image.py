@@ -26,6 +26,8 @@ TIFF_LAYOUT = {*range(254, 267), 273, 274, 277, 278, 279, 284, 292, 293, 317, 32
 TIFF_LAYOUT |= {*range(322, 326), 347, *range(512, 522), *range(529, 533), 700, 50674}
 
 Fit = Literal["pad", "crop"]
+# Left, top, right and bottom as fractions of a picture's sides; below 0 and above 1 is outside.
+Box = tuple[float, float, float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,13 @@ def read_image(
         resize = ImageOps.pad if spec.fit == "pad" else ImageOps.fit
         picture = resize(picture, (width, height), bilinear)
     return np.asarray(picture).reshape(spec.shape)
+
+
+def box_of(size: tuple[int, int], spec: DecodeSpec) -> Box:
+    """Return which part of a picture of ``(width, height)`` pixels `read_image` shows."""
+    ratios = np.array(size) / (spec.shape[1], spec.shape[0])
+    sides = (ratios.max() if spec.fit == "pad" else ratios.min()) / ratios
+    return *(0.5 - sides / 2), *(0.5 + sides / 2)
 
 
 def open_image(

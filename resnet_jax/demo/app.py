@@ -101,7 +101,7 @@ def make_server(run: Run, checkpoint: Checkpoint = "best") -> "Server":
             if await request.is_disconnected():
                 raise ClientDisconnect
             read = await run_in_threadpool(classifier.decode, bytes(body), kind, flags[0] == "1")
-            answer = await run_in_threadpool(classifier.answer, *read, flags[1] == "1")
+            answer = await run_in_threadpool(classifier.answer, *read[:2], flags[1] == "1")
         return JSONResponse(answer)
 
     classifier.answer(np.zeros(run.image_shape, np.uint8))  # compiles the network

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageDraw, PngImagePlugin
 
 from resnet_jax.data.digit import FoundDigit, read_digit_or_image
-from resnet_jax.data.image import DecodeSpec
+from resnet_jax.data.image import Box, DecodeSpec, box_of, open_image
 from resnet_jax.data.walk import find_images
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.inspection.saliency import explain, overlay
+from resnet_jax.inspection.saliency import draw_map, explain
 
 if TYPE_CHECKING:
     from resnet_jax.run import Checkpoint, Run
@@ -66,7 +66,9 @@ def classify_files(
             row = {"path": str(path), "label": label, "probability": probability, "topk": top}
             rows.append(row | ({"found": read.how} if read.how else {}))
         if explain_in:
-            _write_explanations(run, images, checkpoint, [targets[path] for path, _ in batch])
+            maps = explain(run, images, checkpoint=checkpoint)
+            for (path, read), evidence in zip(batch, maps, strict=True):
+                _write_explanation(path, spec, read.box, evidence, targets[path])
     return rows
 
 
@@ -99,17 +101,24 @@ def _may_replace(path: Path) -> bool:
         return False
 
 
-def _write_explanations(
-    run: "Run", images: np.ndarray, checkpoint: "Checkpoint", targets: Sequence[Path]
+def _write_explanation(
+    path: Path, spec: DecodeSpec, box: Box | None, evidence: np.ndarray, target: Path
 ) -> None:
-    """Write each image with Grad-CAM over it, small ones enlarged."""
-    scale = ENLARGED if max(images.shape[1:3]) < SMALL else 1
-    large = images.repeat(scale, axis=1).repeat(scale, axis=2)
-    pictures = overlay(large, explain(run, images, checkpoint=checkpoint))
+    """Write a picture with Grad-CAM over it, at its own size; a small one is enlarged."""
+    picture = open_image(path, background=spec.background)
+    box = box or box_of(picture.size, spec)
+    if max(picture.size) < SMALL:
+        picture = picture.resize(
+            [ENLARGED * side for side in picture.size], Image.Resampling.NEAREST
+        )
+    picture = draw_map(picture, evidence, box)
+    if not evidence.any():
+        style: Any = {"fill": "white", "stroke_width": 1, "stroke_fill": "black"}
+        size = max(10, picture.width // 12)
+        ImageDraw.Draw(picture).text((4, 2), "no positive evidence", font_size=size, **style)
     mark = PngImagePlugin.PngInfo()
     mark.add_text("Software", EXPLAINED)
-    for target, picture in zip(targets, pictures, strict=True):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)
-        with target.open("xb") as file:  # so that no link is followed
-            Image.fromarray(picture).save(file, "PNG", pnginfo=mark)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    with target.open("xb") as file:  # so that no link is followed
+        picture.save(file, "PNG", pnginfo=mark)

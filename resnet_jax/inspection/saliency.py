@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.typing import ArrayLike
+from PIL import Image
 
+from resnet_jax.data.image import Box
 from resnet_jax.data.prefetch import padded_order
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import ResNet
@@ -240,11 +242,28 @@ def overlay(images: np.ndarray, maps: ArrayLike, *, opacity: float = 0.6) -> np.
     Returns:
         ``uint8[N, H, W, 3]``.
     """
+    pictures = [Image.fromarray(x.squeeze(-1) if x.shape[-1] == 1 else x) for x in images]
+    drawn = [
+        draw_map(*pair, opacity=opacity) for pair in zip(pictures, np.asarray(maps), strict=True)
+    ]
+    return np.reshape([np.asarray(x) for x in drawn], (*images.shape[:3], 3)).astype(np.uint8)
+
+
+def draw_map(
+    picture: Image.Image, evidence: np.ndarray, box: Box = (0, 0, 1, 1), opacity: float = 0.6
+) -> Image.Image:
+    """Draw a map, float[h, w], over the part of a picture that the network saw; see `overlay`."""
     from matplotlib import colormaps
 
-    images = np.asarray(images)
-    enlarged = np.asarray(jax.image.resize(jnp.asarray(maps), images.shape[:3], "bilinear"))
-    strength = np.clip(enlarged, 0, 1)
-    share = opacity * strength[..., None]
-    blended = images / 255 * (1 - share) + colormaps["inferno"](strength)[..., :3] * share
-    return np.round(blended * 255).astype(np.uint8)
+    levels = Image.fromarray(np.round(255 * np.clip(evidence, 0, 1)).astype(np.uint8))
+    left, top, right, bottom = box
+    # From the picture's pixels to the map's; outside of the map there is no evidence.
+    across, down = (levels.width / (right - left), levels.height / (bottom - top))
+    x, y = across / picture.width, down / picture.height
+    affine = (x, 0, -left * across, 0, y, -top * down)
+    bilinear = Image.Resampling.BILINEAR
+    levels = levels.transform(picture.size, Image.Transform.AFFINE, affine, bilinear)
+    colours = levels.copy()
+    colours.putpalette(colormaps["inferno"](range(256), bytes=True)[:, :3].tobytes())
+    mask = levels.point(lambda level: opacity * level)
+    return Image.composite(colours.convert("RGB"), picture.convert("RGB"), mask)

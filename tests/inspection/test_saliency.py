@@ -8,9 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from PIL import ExifTags, Image, ImageDraw
 
 import resnet_jax as rj
+from resnet_jax.data.digit import read_digit_or_image
+from resnet_jax.data.image import DecodeSpec, open_image
 from resnet_jax.data.preprocessing import Preprocessing
+from resnet_jax.inspection.classify import _write_explanation
 from resnet_jax.inspection.saliency import forward, map_names
 from resnet_jax.models import Unit
 
@@ -134,3 +138,63 @@ def test_overlay_leaves_places_without_evidence_as_they_are():
     shown = rj.inspection.overlay(images, maps)
     assert (shown[0, 0, 0] != 100).any()
     np.testing.assert_array_equal(shown[0, -1, -1], 100)
+
+
+def explained(path, spec, *, find=False):
+    """What `predict --explain` draws where the evidence is the very image that the network saw.
+
+    Returns the picture, and where it is drawn over, bool[H, W].
+    """
+    read = read_digit_or_image(path, spec, find=find)
+    target = path.with_name("explained.png")
+    _write_explanation(path, spec, read.box, read.image[..., 0] / 255, target)
+    picture = open_image(path).convert("RGB")
+    drawn = Image.open(target)
+    assert drawn.size == picture.size
+    changed = np.abs(np.asarray(drawn).astype(int) - np.asarray(picture)).max(-1)
+    return np.asarray(picture)[..., 0], changed > 20
+
+
+def dice(one, other):
+    return 2 * (one & other).sum() / (one.sum() + other.sum())
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop"])
+@pytest.mark.parametrize(("width", "height"), [(200, 120), (120, 200), (150, 150)])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_map_lies_on_the_photo_where_the_network_saw_it(
+    tmp_path, fit, width, height, orientation
+):
+    pixels = np.zeros((height, width), np.uint8)
+    pixels[height // 2 - 40 : height // 2 + 5, width // 2 - 20 : width // 2 + 50] = 200
+    pixels[:8, :8] = 255
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(pixels).save(tmp_path / "photo.png", exif=exif)
+    photo, drawn = explained(tmp_path / "photo.png", DecodeSpec((28, 28, 1), fit))
+    lit = photo > 100
+    if fit == "crop" and width != height:  # the corner was cut off
+        assert not drawn[photo == 255].any()
+        lit &= photo < 255
+    assert dice(drawn, lit) > 0.85
+
+
+def test_a_map_lies_on_the_digit_that_was_found(tmp_path):
+    paper = Image.new("RGB", (640, 480), (240, 224, 185))
+    ImageDraw.Draw(paper).line([(380, 90), (500, 90), (420, 290)], (25, 25, 30), 22, "curve")
+    paper.save(tmp_path / "seven.png")
+    photo, drawn = explained(tmp_path / "seven.png", DecodeSpec((28, 28, 1)), find=True)
+    assert dice(drawn, photo < 100) > 0.75  # the pen is made as wide as MNIST's
+
+
+def test_a_picture_without_positive_evidence_says_so(tmp_path):
+    Image.new("RGB", (200, 150), (90, 120, 60)).save(tmp_path / "photo.png")
+    target, evidence = tmp_path / "out" / "photo.png", np.zeros((7, 7), np.float32)
+    changed = []
+    for evidence[3, 3] in (0, 1e-3):  # some evidence, too little to be seen
+        _write_explanation(tmp_path / "photo.png", DecodeSpec((28, 28, 3)), None, evidence, target)
+        drawn = np.asarray(Image.open(target)).astype(int)
+        changed.append((np.abs(drawn - (90, 120, 60)) > 20).any(-1))
+    assert changed[0][:25].sum() > 100  # letters
+    assert not changed[0][25:].any()
+    assert not changed[1].any()
