@@ -73,6 +73,7 @@ class Classifier:
             answer["found"] = how
         pictures = {"image": image.squeeze(-1) if image.shape[-1] == 1 else image}
         if explain:
+            answer["positive_evidence"] = bool(maps.any())
             pictures["grad_cam"] = overlay(image[None], self.run.preprocessing.uncrop(maps))[0]
         for name, picture in pictures.items():
             file = io.BytesIO()

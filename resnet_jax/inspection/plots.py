@@ -161,7 +161,7 @@ def mistakes(predictions: Predictions, count: int = 12) -> Figure:
         predicted, true = (shown_name(predictions.class_names, k, 12) for k in classes)
         probability = predictions.probabilities[index].max()
         above.set_title(f"{predicted} ({probability:.0%}),\ntrue: {true}", fontsize=8)
-        if not maps[number].any():
+        if predictions.maps and not maps[number].any():  # of a network of one's own: no Grad-CAM
             below.set_title("no positive evidence", fontsize=7)
     return figure
 

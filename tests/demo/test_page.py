@@ -179,6 +179,20 @@ def test_everything_is_in_sight_and_axe_has_nothing_serious(size, scheme, open_p
     assert not [v["id"] for v in found if v["impact"] in ("serious", "critical")]
 
 
+def test_the_caption_says_where_there_is_no_positive_evidence(open_page):
+    page = open_page()
+
+    def without_evidence(route):
+        reply = route.fetch()
+        route.fulfill(response=reply, json={**reply.json(), "positive_evidence": False})
+
+    page.route("**/api/predict*", without_evidence)
+    page.locator("[aria-label=Example]").nth(1).click()
+    page.get_by_text("No positive evidence").wait_for()
+    assert page.locator(".shown img").count() == 1
+    assert page.get_by_text("Where it looks").count() == 0
+
+
 def test_files(open_page, tmp_path):
     page = open_page()
     test = rj.load_dataset("mnist_5k").test

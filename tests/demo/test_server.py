@@ -23,7 +23,8 @@ from starlette.testclient import TestClient
 
 from experiments.photos.photograph import photograph
 from resnet_jax.data.digit import find_digit
-from resnet_jax.demo.app import MAX_BYTES, make_server
+from resnet_jax.demo import app
+from resnet_jax.demo.app import FORWARD, MAX_BYTES, make_server
 
 SEVEN = [[[0, 0], [10, 0], [4, 20]]]
 NAMES = {"run": "runs/<b>bold</b>", "model": "resnet18", "data": "mnist_5k"}
@@ -106,6 +107,20 @@ def test_the_explanation_is_grad_cam_of_the_label(client, finished_run, digit):
     maps = rj.inspection.explain(finished_run, image, [int(answer["label"])])
     expected = rj.inspection.overlay(image, maps)[0].astype(int)
     assert np.abs(picture(answer["grad_cam"]) - expected).max() <= 2
+    assert answer["positive_evidence"] is bool(maps.any())
+
+
+@pytest.mark.parametrize("level", [0.0, 0.5])
+def test_an_answer_says_whether_there_is_positive_evidence(client, digit, monkeypatch, level):
+    def forward(*arguments):
+        found, maps = FORWARD(*arguments)
+        return found, 0 * maps + level
+
+    monkeypatch.setattr(app, "FORWARD", forward)
+    answer = client.post("/api/predict?explain=1", content=file_of(digit)).json()
+    assert answer["positive_evidence"] is (level > 0)
+    assert "positive_evidence" not in client.post("/api/predict", content=file_of(digit)).json()
+    assert (picture(answer["grad_cam"]) == digit[..., None]).all() == (level == 0)
 
 
 def test_the_run_is_described(client):

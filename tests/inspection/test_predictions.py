@@ -6,7 +6,7 @@ from sklearn import metrics as sklearn_metrics
 from sklearn.calibration import calibration_curve
 
 import resnet_jax as rj
-from resnet_jax.inspection import calibration, confusion_matrix
+from resnet_jax.inspection import Predictions, calibration, confusion_matrix, plots
 from resnet_jax.training.metrics import Evaluation
 
 
@@ -53,6 +53,19 @@ def test_confusion_and_rates_agree_with_scikit_learn(answers):
     )
     as_numbers = [[np.nan if v is None else v for v in row.values()] for row in rows]
     np.testing.assert_allclose(as_numbers, np.stack([count, recall, precision], 1))
+
+
+@pytest.mark.parametrize("maps", [{}, {"stem": np.zeros((1, 1, 1))}], ids=["own", "ours"])
+def test_a_mistake_without_positive_evidence_says_so(maps):
+    """Where Grad-CAM was computed: a network of one's own has none, which says nothing."""
+    saliency = np.zeros((2, 2, 2), np.float32)
+    saliency[1, 0, 0] = 1
+    images, labels = np.zeros((2, 8, 8, 1), np.uint8), np.array([1, 1])
+    logits = np.array([[2.0, 0], [1, 0]])
+    found = Predictions(images, labels, ("a", "b"), logits, logits, saliency, maps)
+    titles = [ax.get_title() for ax in plots.mistakes(found).axes]
+    assert titles.count("no positive evidence") == (1 if maps else 0)
+    assert titles[4] == ("no positive evidence" if maps else "")  # below the first mistake
 
 
 @pytest.mark.slow
