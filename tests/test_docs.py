@@ -1,6 +1,7 @@
 """The pages of docs/ and the docstrings: their code runs, what they quote and name is there."""
 
 import ast
+import code
 import contextlib
 import doctest
 import importlib
@@ -71,6 +72,31 @@ def test_the_code_of_a_page_runs_and_prints_what_the_page_shows(page, workplace,
             assert printed.getvalue().rstrip() == following.text.rstrip(), (
                 f"{page.name}, line {following.line}"
             )
+
+
+class Typist(code.InteractiveConsole):
+    """`python -i` without the running: an empty line ends what is indented."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: list[str] = []
+
+    def runcode(self, code: object) -> None:
+        pass
+
+    def showsyntaxerror(self, *_: object, **__: object) -> None:
+        self.refused.append(str(sys.exc_info()[1]))
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=of)
+def test_the_code_of_a_page_can_be_pasted_into_python(page):
+    for block in blocks(page):
+        if block.kind in ("python", "py"):
+            typist = Typist()
+            for number, line in enumerate([*block.text.splitlines(), ""], block.line):
+                waits = typist.push(line)
+                assert not typist.refused, f"{page.name}, line {number}: {line}"
+            assert not waits, f"{page.name}, line {block.line}: has no end"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=of)
