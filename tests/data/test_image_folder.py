@@ -223,6 +223,7 @@ def test_verify_lists_every_file_and_looks_past_the_cache(faulty, capsys):
     out, err = capsys.readouterr()
     assert "dog (20 images)" in out
     assert out.count("damaged  ") == 7
+    assert "left out by ending: 1 .txt" in out
     assert "3.png" in out
     assert "7 image files" in err
     assert len(err.splitlines()) == 1
