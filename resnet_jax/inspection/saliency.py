@@ -242,10 +242,10 @@ def overlay(images: np.ndarray, maps: ArrayLike, *, opacity: float = 0.6) -> np.
     Returns:
         ``uint8[N, H, W, 3]``.
     """
+    images = np.asarray(images)
     pictures = [Image.fromarray(x.squeeze(-1) if x.shape[-1] == 1 else x) for x in images]
-    drawn = [
-        draw_map(*pair, opacity=opacity) for pair in zip(pictures, np.asarray(maps), strict=True)
-    ]
+    pairs = zip(pictures, np.asarray(maps), strict=True)
+    drawn = [draw_map(picture, evidence, opacity=opacity) for picture, evidence in pairs]
     return np.reshape([np.asarray(x) for x in drawn], (*images.shape[:3], 3)).astype(np.uint8)
 
 
