@@ -158,6 +158,25 @@ def test_seeds_repeat_and_are_summed_up(tmp_path, capsys, monkeypatch):
     assert f"{np.mean(losses):.4f} ± {np.std(losses, ddof=1):.4f}" in out
 
 
+@pytest.mark.slow
+def test_a_grid_takes_the_run_that_is_there_trains_the_rest_and_compares(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    short = ["train", *SAME, "--epochs", "0.5", "--optim.schedule", "constant", "--ema", "None"]
+    assert main([*short, "--run-dir", "runs/quickstart-seed0"]) == 0
+    capsys.readouterr()
+    for finished in (1, 2):
+        assert main([*short, "--grid", "optim.learning-rate=0.05,0.1"]) == 0
+        out = capsys.readouterr().out
+        assert out.count("is finished; nothing to do") == finished
+        assert re.search(r"\n *optim\.learning-rate +0\.05 +0\.1 *\n", out)
+        folders = {path.name for path in Path("runs").iterdir()}
+        assert len(folders) == 2
+        assert "quickstart-seed0" in folders
+
+
 def test_summary_totals(capsys):
     assert main(["summary"]) == 0
     assert "11,175,370" in capsys.readouterr().out
