@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from resnet_jax.data.cache import Arrays
 from resnet_jax.data.mnist import (
     DATASETS,
     IDX_FILES,
+    Arrays,
     DatasetInfo,
-    find_idx_files,
     mnist_5k,
     mnist_5k_file,
     read_idx_files,
@@ -53,7 +52,8 @@ def prepare(name: str, data_dir: PathLike | None = None, from_idx: PathLike | No
         if info is None or not info.idx_sha256:
             raise ResNetJaxError(f"`{name}` does not come as IDX files: leave --data.from-idx out")
         # Before anything else, so that faulty files are never passed over.
-        arrays = read_idx_files(find_idx_files(Path(from_idx).expanduser()), info)
+        folder = Path(from_idx).expanduser()
+        arrays = read_idx_files(folder.glob("*ubyte*"), info, folder)
     if name == "mnist_5k":
         mnist_5k()
         return mnist_5k_file()
@@ -109,7 +109,7 @@ def _build(name: str, root: Path, replaces: Path | None, arrays: Arrays | None) 
             builder.download_and_prepare(file_format="array_record", download_config=config)
         built = Path(builder.data_dir)
         target = root / built.relative_to(work)
-        if replaces is None and target.exists() and find_prepared(name, root) is None:
+        if replaces is None and find_prepared(name, root) is None:
             replaces = target  # what is left of a dataset whose description is gone
         if replaces is not None and replaces.exists():
             replaces.rename(Path(work, "replaced"))
@@ -138,8 +138,8 @@ def _idx_builder(info: DatasetInfo, arrays: Arrays | None) -> Any:
             splits = arrays
             if splits is None:  # TFDS compares the files with its registered checksums
                 urls = {file: f"{info.source}{file}.gz" for file in IDX_FILES}
-                paths = {file: Path(path) for file, path in dl_manager.download(urls).items()}
-                splits = read_idx_files(paths, info)
+                paths = map(Path, dl_manager.download(urls).values())
+                splits = read_idx_files(paths, info, info.source)
             return {split: examples(*pair) for split, pair in splits.items()}
 
     FromIdx.name = info.name

@@ -5,6 +5,7 @@ from the cache. TensorFlow is not needed.
 """
 
 import dataclasses
+import difflib
 import hashlib
 import io
 import json
@@ -20,7 +21,7 @@ from PIL import Image
 from resnet_jax.data.cache import cached_value, file_stamp, user_folder
 from resnet_jax.data.dataset import DiskSplit
 from resnet_jax.data.image import FORMATS, MAX_PIXELS, DecodeSpec, read_image
-from resnet_jax.data.mnist import DATASETS, mnist_5k, mnist_5k_file, unknown
+from resnet_jax.data.mnist import DATASETS, mnist_5k, mnist_5k_file
 from resnet_jax.data.report import VerifyReport
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.storage import file_sha256
@@ -181,10 +182,8 @@ def find_prepared(name: str, root: Path) -> Path | None:
 
 
 def not_prepared(name: str, root: Path) -> ResNetJaxError:
-    files = ", local IDX files (--data.from-idx DIR)"
-    if name not in DATASETS:
-        check_known(name)
-        files = ""
+    check_known(name)
+    files = ", local IDX files (--data.from-idx DIR)" if name in DATASETS else ""
     where = "" if root == tfds_root() else f" --dir {root}"
     return ResNetJaxError(
         f"{root} holds no prepared `{name}`: give another folder (--data.dir){files}, or run "
@@ -193,11 +192,18 @@ def not_prepared(name: str, root: Path) -> ResNetJaxError:
 
 
 def check_known(name: str) -> None:
+    """Refuse the name of a dataset that neither `DATASETS` nor TFDS holds."""
     import tensorflow_datasets as tfds
 
-    known = tfds.list_builders(with_community_datasets=False)
-    if name.split("/")[0] not in known:
-        raise unknown(name, known)
+    known = [*DATASETS, *tfds.list_builders(with_community_datasets=False)]
+    if name.split("/")[0] in known:
+        return
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1)
+    hint = f" (did you mean `{near[0]}`?)" if near else ""
+    raise ResNetJaxError(
+        f"unknown dataset `{name}`{hint}: expected one of {', '.join(DATASETS)} "
+        "(`resnet-jax data list` describes them), another that TFDS knows, or folder"
+    )
 
 
 def open_prepared(folder: Path, root: Path) -> Prepared:

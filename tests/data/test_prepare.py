@@ -21,7 +21,7 @@ from tensorflow_datasets.core.download import checksums
 from resnet_jax.cli import main
 from resnet_jax.data import prepare as preparing
 from resnet_jax.data.load import load_dataset
-from resnet_jax.data.mnist import DATASETS, IDX_FILES, find_idx_files, read_idx_files
+from resnet_jax.data.mnist import DATASETS, IDX_FILES, read_idx_files
 from resnet_jax.data.prepare import prepare
 from resnet_jax.data.tfds import tfds_root
 from resnet_jax.errors import ResNetJaxError
@@ -37,7 +37,7 @@ def leftovers(root):
 def holds_tiny(data, folder):
     """Whether a dataset has exactly the images and labels of the IDX files, in any order."""
     whole = {"train": [data.train, data.validation], "test": [data.test]}
-    for name, pair in read_idx_files(find_idx_files(folder), DATASETS["mnist"]).items():
+    for name, pair in read_idx_files(folder.iterdir(), DATASETS["mnist"], folder).items():
         ours = [
             (image.tobytes(), int(label))
             for part in whole[name]
@@ -70,7 +70,7 @@ def test_the_order_is_that_of_tfds_s_builder(tiny_mnist, tmp_path, monkeypatch):
     # TFDS's code with its two calls of TensorFlow replaced.
     from tensorflow_datasets.image_classification import mnist as tfds_mnist
 
-    splits = read_idx_files(find_idx_files(tiny_mnist), DATASETS["mnist"])
+    splits = read_idx_files(tiny_mnist.iterdir(), DATASETS["mnist"], tiny_mnist)
 
     class Mnist(tfds_mnist.MNIST, skip_registration=True):
         name = "mnist"
