@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import math
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from resnet_jax.data.image import DecodeSpec
 from resnet_jax.data.sampler import permutation
 from resnet_jax.errors import ResNetJaxError
 
@@ -61,30 +59,34 @@ class ArraySplit:
         return ArraySplit(self.images[indices], self.labels[indices])
 
 
-class DiskSplit(ABC):
-    """A split whose files are read when it is asked for, and decoded as ``spec`` says."""
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class DiskSplit:
+    """A split on disk: ``read`` makes uint8[M, H, W, C] and int32[M] of ``positions``, int[M]."""
 
-    def __init__(self, count: int, spec: DecodeSpec) -> None:
-        self.positions, self.spec = np.arange(count), spec
-
-    @abstractmethod
-    def read(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Read the files' examples at ``positions``, int[M]: uint8[M, H, W, C] and int32[M]."""
+    read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    positions: np.ndarray
+    image_shape: tuple[int, int, int]
 
     def __len__(self) -> int:
         return len(self.positions)
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.spec.shape
-
     def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.read(self.positions[indices])
 
-    def take(self, indices: np.ndarray | slice) -> Self:
-        taken = copy.copy(self)
-        taken.positions = self.positions[indices]
-        return taken
+    def take(self, indices: np.ndarray | slice) -> DiskSplit:
+        return dataclasses.replace(self, positions=self.positions[indices])
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """A dataset before it is cut: its files are known, its images not read yet but mnist_5k's."""
+
+    class_names: tuple[str, ...]
+    train: Split  # and after its examples those of a validation split
+    test: Split
+    validation: int | None  # how many are held out unless asked otherwise; None: a tenth
+    folder: Path = Path()
+    digest: str = ""  # over the files and how they are decoded; "" of mnist_5k
 
 
 def read_all(split: Split, workers: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -8,11 +8,12 @@ import os
 import stat
 import struct
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from resnet_jax.config import DataConfig
 from resnet_jax.errors import ResNetJaxError
 
 # Larger than any camera's picture; a small file can claim far more and fill the memory.
@@ -35,6 +36,19 @@ class DecodeSpec:
     shape: tuple[int, int, int]  # (H, W, C), C being 1 for grey or 3 for RGB
     fit: Fit = "pad"
     background: int | None = None
+
+    @classmethod
+    def of(cls, what: str, shape: tuple[int | None, int | None, int], settings: DataConfig) -> Self:
+        """Choose for images of ``shape``, None for a side that differs; an error names ``what``."""
+        if size := settings.read_size or settings.image_size:
+            shape = (size, size, shape[2])
+        height, width, channels = shape
+        if height is None or width is None:
+            raise ResNetJaxError(
+                f"{what} are of several sizes: give the side to bring them to, --data.image-size "
+                "224 for photographs or less for drawings"
+            )
+        return cls((height, width, channels), settings.fit, settings.background)
 
     @property
     def fingerprint_text(self) -> str:

@@ -1,35 +1,27 @@
 """Opening a dataset by its name: the digits of a package, a folder of images, or TFDS's."""
 
-import dataclasses
 import math
 import os
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from resnet_jax.config import DataConfig
-from resnet_jax.data.cache import Arrays, cached_arrays
+from resnet_jax.data.cache import cached_arrays
 from resnet_jax.data.dataset import (
     ArraySplit,
     Dataset,
+    Examples,
     Split,
     cut_validation,
     read_all,
     sample,
 )
 from resnet_jax.data.image import Fit
-from resnet_jax.data.image_folder import ImageFiles, open_image_folder
+from resnet_jax.data.image_folder import open_image_folder
 from resnet_jax.data.mnist import DATASETS, mnist_5k
 from resnet_jax.data.prepare import prepare
-from resnet_jax.data.tfds import (
-    SPLITS,
-    Records,
-    find_prepared,
-    not_prepared,
-    open_prepared,
-    tfds_root,
-)
+from resnet_jax.data.tfds import SPLITS, find_prepared, not_prepared, open_prepared, tfds_root
 from resnet_jax.errors import ResNetJaxError
 
 
@@ -109,33 +101,20 @@ def load_splits(
     return data, {"train": data.train, "validation": data.validation, "test": data.test, **more}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Opened:
-    """A dataset whose files are known and whose images are not read yet, but for mnist_5k's."""
-
-    class_names: tuple[str, ...]
-    train: Split  # and after its examples those of a validation split
-    test: Split
-    validation: int | None  # how many are held out unless asked otherwise; None: a tenth
-    folder: Path = Path()
-    digest: str = ""  # over the files and how they are decoded; "" of mnist_5k
-
-
 def _load(settings: DataConfig) -> Dataset:
     name = settings.name
-    openers = {"mnist_5k": _open_mnist_5k, "folder": _open_folder}
-    opened = openers.get(name, _open_prepared)(settings)
+    openers = {"mnist_5k": _open_mnist_5k, "folder": open_image_folder}
+    opened = openers.get(name, _open_tfds)(settings)
     train, test = opened.train, opened.test
 
-    def read() -> Arrays:
-        parts = {"train": opened.train, "test": opened.test}
-        return {part: read_all(split, settings.workers) for part, split in parts.items()}
+    def read() -> tuple[np.ndarray, ...]:
+        return read_all(opened.train, settings.workers) + read_all(opened.test, settings.workers)
 
     gibibytes = (len(train) + len(test)) * math.prod(train.image_shape) / 2**30
     fits = settings.streaming == "auto" and gibibytes <= settings.memory_limit
     if opened.digest and (fits or settings.streaming == "never"):
         arrays = cached_arrays(name, opened.folder, opened.digest, read)
-        train, test = ArraySplit(*arrays["train"]), ArraySplit(*arrays["test"])
+        train, test = ArraySplit(*arrays[:2]), ArraySplit(*arrays[2:])
     held_out = opened.validation if settings.validation is None else settings.validation
     training, validation = cut_validation(name, train, held_out)
     # The fingerprint of a dataset that is known by name is that of its arrays.
@@ -143,36 +122,14 @@ def _load(settings: DataConfig) -> Dataset:
     return Dataset.of(name, training, validation, test, opened.class_names, source)
 
 
-def _open_mnist_5k(_: DataConfig) -> _Opened:
+def _open_mnist_5k(_: DataConfig) -> Examples:
     train, validation, test = mnist_5k().values()
     images, labels = (np.concatenate(pair) for pair in zip(train, validation, strict=True))
     digits = tuple("0123456789")
-    return _Opened(digits, ArraySplit(images, labels), ArraySplit(*test), len(validation[1]))
+    return Examples(digits, ArraySplit(images, labels), ArraySplit(*test), len(validation[1]))
 
 
-def _open_folder(settings: DataConfig) -> _Opened:
-    if settings.dir is None:
-        raise ResNetJaxError(
-            "dataset folder needs a folder of images: give --data.dir DIR, with a folder for "
-            "each class in it"
-        )
-    root, workers = Path(settings.dir).expanduser(), settings.workers
-    background, size = settings.background, settings.read_size or settings.image_size
-    folder = open_image_folder(root, settings.skip_bad, background, workers)
-    spec = folder.spec(size, settings.fit, background)
-    splits = folder.splits()
-    train, validation, test = (splits[split] for split in SPLITS)
-    return _Opened(
-        folder.class_names,
-        ImageFiles(folder, train + validation, spec),
-        ImageFiles(folder, test, spec),
-        len(validation) or None,
-        root,
-        folder.digest(splits, spec),
-    )
-
-
-def _open_prepared(settings: DataConfig) -> _Opened:
+def _open_tfds(settings: DataConfig) -> Examples:
     name, root = settings.name, tfds_root(settings.dir)
     if settings.dir is not None and not root.is_dir():
         raise ResNetJaxError(
@@ -184,20 +141,4 @@ def _open_prepared(settings: DataConfig) -> _Opened:
         if name not in DATASETS or settings.dir is not None:
             raise not_prepared(name, root)
         place = prepare(name)
-    prepared = open_prepared(place, root)
-    if "train" not in prepared.splits:
-        raise ResNetJaxError(
-            f"{place} has no training examples with labels: expected a split `train` (--data.name)"
-        )
-    size = settings.read_size or settings.image_size
-    spec = prepared.spec(size, settings.fit, settings.background)
-    train, validation, test = (prepared.splits.get(split, {}) for split in SPLITS)
-    own = sum(validation.values()) if "validation" in prepared.splits else None
-    return _Opened(
-        prepared.class_names,
-        Records(prepared, train | validation, spec),
-        Records(prepared, test, spec),
-        DATASETS[name].validation if name in DATASETS else own,
-        place,
-        prepared.digest(spec),
-    )
+    return open_prepared(place, root, settings)

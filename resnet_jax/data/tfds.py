@@ -12,14 +12,16 @@ import json
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from resnet_jax.data.cache import cached_value, file_stamp, user_folder
-from resnet_jax.data.dataset import DiskSplit
+from resnet_jax.config import DataConfig
+from resnet_jax.data.cache import cached_facts, user_folder
+from resnet_jax.data.dataset import DiskSplit, Examples
 from resnet_jax.data.image import FORMATS, MAX_PIXELS, DecodeSpec, read_image
 from resnet_jax.data.mnist import DATASETS, mnist_5k, mnist_5k_file
 from resnet_jax.data.report import VerifyReport
@@ -46,49 +48,34 @@ class Prepared:
     shape: tuple[int | None, int | None, int]  # None for a height or width that differs
     keys: tuple[str, str]  # the names of the features with the image and the label
     splits: dict[str, dict[str, int]]  # split -> file name -> number of records
-    sha256: dict[str, str] = dataclasses.field(default_factory=dict)  # of the files, once opened
 
-    def fixed_size(self) -> bool:
-        return None not in self.shape
-
-    def spec(self, size: int | None, fit: Any = "pad", background: int | None = None) -> DecodeSpec:
+    def spec(self, settings: DataConfig) -> DecodeSpec:
         """Return how images are decoded: as they are, or to a square if their sizes differ."""
-        if self.fixed_size():
+        if None not in self.shape:
             return DecodeSpec(self.shape)  # type: ignore[arg-type]
-        if size is None:
-            raise ResNetJaxError(
-                f"{self.folder} holds images of several sizes: give the side to bring them to, "
-                "--data.image-size 224 for photographs or less for drawings"
-            )
-        return DecodeSpec((size, size, self.shape[2]), fit, background)
-
-    def digest(self, spec: DecodeSpec) -> str:
-        """Return a SHA-256 over the files and how they are decoded."""
-        digests = [self.sha256[file] for files in self.splits.values() for file in files]
-        lengths = {split: sum(files.values()) for split, files in self.splits.items()}
-        what = f"({self.class_names}, ({digests}, {lengths}, {spec.fingerprint_text}))"
-        return hashlib.sha256(what.encode()).hexdigest()
-
-    def file_sha256(self, file: str) -> str:
-        path = self.folder / file
-        if not path.is_file():  # to read a pipe or a device may never end
-            raise _damaged(path, self.root, "no such file")
-        return file_sha256(path)
+        return DecodeSpec.of(f"images in {self.folder}", self.shape, settings)
 
 
-class Records(DiskSplit):
+# To check records by: any size will do, since what does not decode fails at each.
+ANY_SIZE = DataConfig(image_size=8, background=0)
+
+
+class Records:
     """The records of some files of a prepared dataset."""
 
-    def __init__(self, prepared: Prepared, files: dict[str, int], spec: DecodeSpec) -> None:
-        super().__init__(sum(files.values()), spec)
-        self.prepared = prepared
+    def __init__(self, prepared: Prepared, files: dict[str, int], settings: DataConfig) -> None:
+        self.prepared, self.spec = prepared, prepared.spec(settings)
         self._files = list(files.items())
         self._starts = np.cumsum([0, *files.values()])
         self._readers: dict[Path, Any] = {}
 
+    def split(self) -> DiskSplit:
+        return DiskSplit(self.read, np.arange(self._starts[-1]), self.spec.shape)
+
     def read(self, positions: np.ndarray, lowest_label: int = 0) -> tuple[np.ndarray, np.ndarray]:
         images = np.empty((len(positions), *self.spec.shape), np.uint8)
         labels = np.empty(len(positions), np.int32)
+        highest = len(self.prepared.class_names) - 1
         shards = np.searchsorted(self._starts, positions, side="right") - 1
         for shard in np.unique(shards).tolist():
             chosen = np.flatnonzero(shards == shard)
@@ -100,8 +87,7 @@ class Records(DiskSplit):
                 for i, number, record in zip(chosen, numbers, records, strict=True):
                     place = f"record {number}: "
                     images[i], labels[i] = self._decode(record, f"record {number} of {path}")
-                    if not lowest_label <= labels[i] < len(self.prepared.class_names):
-                        highest = len(self.prepared.class_names) - 1
+                    if not lowest_label <= labels[i] <= highest:
                         raise ValueError(f"label {labels[i]}, not 0 to {highest}")
             except ResNetJaxError:
                 raise
@@ -130,7 +116,7 @@ class Records(DiskSplit):
         content = features[image_key].bytes_list.value[0]
         label = features[label_key].int64_list.value[0]
         height, width, channels = self.spec.shape
-        if self.prepared.fixed_size():
+        if None not in self.prepared.shape:
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 if image.size != (width, height):
                     raise ValueError(f"{image.width}x{image.height} pixels, not {width}x{height}")
@@ -155,7 +141,7 @@ def _name(folder: Path, root: Path) -> str:
 
 def tfds_root(data_dir: PathLike | None = None) -> Path:
     """Return the folder of TFDS's datasets: the argument, $TFDS_DATA_DIR, or TFDS's default."""
-    return user_folder("TFDS_DATA_DIR", lambda: "~/tensorflow_datasets", data_dir)
+    return user_folder("TFDS_DATA_DIR", "~/tensorflow_datasets", data_dir)
 
 
 def find_prepared(name: str, root: Path) -> Path | None:
@@ -206,29 +192,50 @@ def check_known(name: str) -> None:
     )
 
 
-def open_prepared(folder: Path, root: Path) -> Prepared:
-    """Describe the splits of a dataset that a run can use, with the checksums of their files."""
-    key = [[file.name, *file_stamp(file)] for file in sorted(folder.glob("*"))]
+def open_prepared(folder: Path, root: Path, settings: DataConfig) -> Examples:
+    """Open the splits of a dataset that a run can use; their description is cached."""
     name = _name(folder, root)
+    (found,) = cached_facts(name, root, [folder], partial(_look, root=root))
+    if isinstance(found, OSError):
+        raise _damaged(folder / "*", root, found)
+    class_names, shape, keys, splits, sha256 = found
+    if "train" not in splits:
+        raise ResNetJaxError(
+            f"{folder} has no training examples with labels: expected a split `train` (--data.name)"
+        )
+    prepared = Prepared(folder, root, tuple(class_names), tuple(shape), tuple(keys), splits)
+    train, validation, test = (splits.get(split, {}) for split in SPLITS)
+    own = sum(validation.values()) if "validation" in splits else None
+    lengths = {split: sum(files.values()) for split, files in splits.items()}
+    how = f"({sha256}, {lengths}, {prepared.spec(settings).fingerprint_text})"
+    return Examples(
+        prepared.class_names,
+        Records(prepared, train | validation, settings).split(),
+        Records(prepared, test, settings).split(),
+        DATASETS[name].validation if name in DATASETS else own,
+        folder,
+        hashlib.sha256(f"({prepared.class_names}, {how})".encode()).hexdigest(),
+    )
 
-    def look() -> list[Any]:
-        whole = describe(folder, root)
-        splits = {split: whole.splits[split] for split in SPLITS if split in whole.splits}
-        if name not in DATASETS:
-            splits = {split: files for split, files in splits.items() if _is_labelled(whole, files)}
-        files = [file for files in splits.values() for file in files]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            sha256 = dict(zip(files, pool.map(whole.file_sha256, files), strict=True))
-        return [whole.class_names, whole.shape, whole.keys, splits, sha256]
 
-    class_names, shape, keys, splits, sha256 = cached_value(name, folder, key, look)
-    return Prepared(folder, root, tuple(class_names), tuple(shape), tuple(keys), splits, sha256)
+def _look(folder: Path, root: Path) -> list[Any]:
+    """Describe the splits with labels of a prepared dataset, with the checksums of their files."""
+    whole = describe(folder, root)
+    splits = {split: whole.splits[split] for split in SPLITS if split in whole.splits}
+    if _name(folder, root) not in DATASETS:
+        splits = {split: files for split, files in splits.items() if _is_labelled(whole, files)}
+    paths = [folder / file for files in splits.values() for file in files]
+    for path in paths:
+        if not path.is_file():  # to read a pipe or a device may never end
+            raise _damaged(path, root, "no such file")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [whole.class_names, whole.shape, whole.keys, splits, [*pool.map(file_sha256, paths)]]
 
 
 def _is_labelled(prepared: Prepared, files: dict[str, int]) -> bool:
     """Whether the first record has a label: TFDS writes -1 where they are not published."""
-    records = Records(prepared, files, prepared.spec(8, background=0))
-    return len(records) > 0 and records.read(np.array([0]), lowest_label=-1)[1][0] >= 0
+    records = Records(prepared, files, ANY_SIZE)
+    return sum(files.values()) > 0 and records.read(np.array([0]), lowest_label=-1)[1][0] >= 0
 
 
 def describe(folder: Path, root: Path) -> Prepared:
@@ -322,11 +329,10 @@ def verify_prepared(name: str, data_dir: PathLike | None = None) -> VerifyReport
 
 def read_through(prepared: Prepared) -> dict[str, str]:
     """Decode every record of every file; return what is wrong with each file, "" for nothing."""
-    spec = prepared.spec(8, background=0)  # any size: what does not decode fails at each
     found = {}
     for files in prepared.splits.values():
         for file, count in files.items():
-            records = Records(prepared, {file: count}, spec)
+            records = Records(prepared, {file: count}, ANY_SIZE)
             try:
                 for first in range(0, count, 1000):
                     records.read(np.arange(first, min(first + 1000, count)), lowest_label=-1)
