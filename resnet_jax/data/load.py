@@ -54,18 +54,11 @@ def load_dataset(
             prepared (`resnet-jax data prepare`).
         data_dir: the folder of images, or of TFDS's datasets. Default: ``$TFDS_DATA_DIR``, then
             ``~/tensorflow_datasets``.
-        validation: the number of training examples to hold out. Default: the dataset's own, or a
-            tenth.
         from_idx: prepare first from this folder with the four IDX files of MNIST or Fashion-MNIST.
         size: the side in pixels to which images of several sizes, and those of a folder, are
             resized.
-        fit: how an image that is not square becomes so: ``"pad"`` or ``"crop"``.
-        background: the grey level under transparent pixels. Default: such images are refused.
-        skip_bad: leave out a folder's broken, empty and duplicate files.
-        streaming: ``"auto"``: read the images when they are needed if all of them would take more
-            than ``memory_limit`` as uint8. The examples are the same.
-        memory_limit: in GiB.
-        workers: how many images are decoded in parallel. Default: the number of cores.
+        validation, fit, background, skip_bad, streaming, memory_limit, workers: as in
+            `resnet_jax.DataConfig`.
 
     Raises:
         ResNetJaxError: the dataset is unknown, cannot be loaded, or is damaged, or ``validation``

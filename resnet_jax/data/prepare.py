@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,10 @@ from resnet_jax.data.tfds import (
     DamagedFileError,
     PathLike,
     check_known,
-    describe,
     find_prepared,
     image_and_label,
-    read_through,
     tfds_root,
+    verify_prepared,
 )
 from resnet_jax.errors import ResNetJaxError
 
@@ -60,7 +60,7 @@ def prepare(name: str, data_dir: PathLike | None = None, from_idx: PathLike | No
     found = find_prepared(name, root)
     if found is not None:
         with contextlib.suppress(DamagedFileError):
-            if not any(read_through(describe(found, root)).values()):
+            if verify_prepared(name, root).ok:
                 return found
     if info is None:
         check_known(name)
@@ -151,23 +151,22 @@ def _check_reachable(info: DatasetInfo) -> None:
     import urllib.request  # here: slow to import and seldom needed
 
     request = urllib.request.Request(f"{info.source}{IDX_FILES[-1]}.gz", method="HEAD")
-    reason = f"no answer in {PROBE_SECONDS:g} s"
+    answer: Future[None] = Future()
 
     def probe() -> None:
-        nonlocal reason
         try:
             urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
-            reason = ""
+            answer.set_result(None)
         except Exception as error:
-            reason = str(error) or type(error).__name__
+            answer.set_exception(error)
 
     # In a thread, because to look up a name has no time limit.
-    thread = threading.Thread(target=probe, daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS)
-    if reason:
+    threading.Thread(target=probe, daemon=True).start()
+    try:
+        answer.result(PROBE_SECONDS)
+    except Exception as error:
         raise ResNetJaxError(
             f"`{info.name}` is not prepared and cannot be downloaded from {info.source} "
-            f"({reason}): give a folder where it is prepared (--data.dir DIR or "
-            "TFDS_DATA_DIR) or local IDX files (--data.from-idx DIR)"
-        )
+            f"({str(error) or f'no answer in {PROBE_SECONDS:g} s'}): give a folder where it is "
+            "prepared (--data.dir DIR or TFDS_DATA_DIR) or local IDX files (--data.from-idx DIR)"
+        ) from error

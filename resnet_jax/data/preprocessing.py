@@ -1,7 +1,7 @@
 """How pictures become a network's input: one value, shared by runs and by exported files."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
 import jax
@@ -47,15 +47,9 @@ class Preprocessing:
     @classmethod
     def of(cls, settings: DataConfig, image_shape: tuple[int, int, int]) -> Self:
         """Return the preprocessing that a run's settings describe."""
-        return cls(
-            image_shape,
-            settings.image_size,
-            settings.center_crop,
-            settings.mean or (0.0,),  # only a run knows its images' own
-            settings.std or (1.0,),
-            settings.fit,
-            settings.background,
-        )
+        given = {field.name: getattr(settings, field.name) for field in fields(cls)[1:]}
+        # Only a run knows its images' own mean and deviation.
+        return cls(image_shape, **{name: v for name, v in given.items() if v is not None})
 
     def __call__(self, images: ArrayLike) -> jax.Array:
         """Map ``uint8[N, H, W, C]`` images to the network's input, ``float32[N, h, w, C]``."""
@@ -94,30 +88,14 @@ class Preprocessing:
 
     def to_metadata(self) -> dict[str, Any]:
         """Return what an exported file says of its preprocessing, as values that JSON has."""
-        height, width, channels = self.image_shape
-        return {
-            "images": f"uint8[N, {height}, {width}, {channels}]",
-            "image_shape": list(self.image_shape),
-            "resize": self.image_size,
-            "center_crop": self.center_crop,
-            "scale": 255,
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "fit": self.fit,
-            "background": self.background,
-        }
+        fields = asdict(self)
+        images = "uint8[N, {}, {}, {}]".format(*self.image_shape)
+        return {"images": images, "resize": fields.pop("image_size"), "scale": 255, **fields}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
         """Return the preprocessing of an exported file; the inverse of `to_metadata`."""
-        height, width, channels = metadata["image_shape"]
-        return cls(
-            (height, width, channels),
-            metadata["resize"],
-            metadata["center_crop"],
-            tuple(metadata["mean"]),
-            tuple(metadata["std"]),
-            # Files of version 0.1.0 do not say how pictures were read.
-            metadata.get("fit", "pad"),
-            metadata.get("background"),
-        )
+        known = {"image_size": metadata["resize"], **metadata}  # version 0.1.0 has no fit
+        values = {field.name: known[field.name] for field in fields(cls) if field.name in known}
+        lists = {name: tuple(value) for name, value in values.items() if type(value) is list}
+        return cls(**{**values, **lists})

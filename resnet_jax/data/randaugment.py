@@ -56,12 +56,12 @@ def apply(
     moved = warp(images, *_geometry(images.shape, which, strength), fill=fill)
     which, strength = (a[:, None, None, None] for a in (which, strength))
     amount, factor = jnp.abs(strength), 1 + FACTOR * strength
-    grey = _grey(images)
+    grey, step = _grey(images), 2.0 ** jnp.round(BITS * amount)
     in_place = [
         images,
         _autocontrast(images),
         _equalize(images),
-        _posterize(images, jnp.round(BITS * amount)),
+        jnp.where(step > 1, jnp.floor(jnp.round(images) / step) * step, images),
         jnp.where(images >= 256 * (1 - amount), 255 - images, images),
         _blend(grey, images, factor),
         _blend(grey.mean((1, 2, 3), keepdims=True), images, factor),
@@ -102,11 +102,6 @@ def _autocontrast(images: jax.Array) -> jax.Array:
     """Stretch each channel to [0, 255]."""
     low, high = (f(images, axis=(1, 2), keepdims=True) for f in (jnp.min, jnp.max))
     return jnp.where(high > low, (images - low) * (255 / jnp.maximum(high - low, 1e-3)), images)
-
-
-def _posterize(images: jax.Array, dropped: jax.Array) -> jax.Array:
-    step = 2.0**dropped
-    return jnp.where(dropped > 0, jnp.floor(jnp.round(images) / step) * step, images)
 
 
 def _equalize(images: jax.Array) -> jax.Array:

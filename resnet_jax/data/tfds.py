@@ -245,7 +245,13 @@ def describe(folder: Path, root: Path) -> Prepared:
     try:
         # TFDS imports the modules that this file names: only its own may run.
         json.loads(folder.joinpath("features.json").read_bytes(), object_hook=_check_class)
-        info = tfds.builder_from_directory(folder).info
+        info, splits = tfds.builder_from_directory(folder).info, {}
+        for split, described in info.splits.items():
+            paths = [Path(path) for path in described.filepaths]
+            if elsewhere := [path for path in paths if path.parent != folder]:
+                raise ValueError(f"{elsewhere[0]} is no file in it")
+            names = [path.name for path in paths]
+            splits[split] = dict(zip(names, described.shard_lengths, strict=True))
     except Exception as error:  # TFDS raises what its parsers do
         raise _damaged(folder / "features.json or dataset_info.json", root, error) from error
     if info.file_format.value != "array_record":
@@ -260,23 +266,14 @@ def describe(folder: Path, root: Path) -> Prepared:
         raise ResNetJaxError(
             f"{folder} holds {image}: expected uint8 of at most {MAX_VALUES:,} values (--data.dir)"
         )
-    names_file = Path(label.get_names_filepath(folder, keys[1]))
+    names, names_file = label.names, Path(label.get_names_filepath(folder, keys[1]))
     try:
-        # Read again, since TFDS passes over a damaged one.
-        names = tfds.features.ClassLabel(names_file=names_file).names
+        if names_file.exists():  # read again, since TFDS passes over a damaged one
+            names = tfds.features.ClassLabel(names_file=names_file).names
         if len(names) != label.num_classes:
             raise ValueError(f"{len(names)} names of {label.num_classes} classes")
-    except FileNotFoundError:
-        names = label.names
     except (OSError, ValueError) as error:
         raise _damaged(names_file, root, error) from error
-    splits = {}
-    for split, described in info.splits.items():
-        paths = [Path(path) for path in described.filepaths]
-        if elsewhere := [path for path in paths if path.parent != folder]:
-            raise _damaged(folder / "dataset_info.json", root, f"{elsewhere[0]} is no file in it")
-        files = [path.name for path in paths]
-        splits[split] = dict(zip(files, described.shard_lengths, strict=True))
     return Prepared(folder, root, tuple(names), image.shape, keys, splits)
 
 
@@ -310,33 +307,22 @@ def image_and_label(name: str, info: Any) -> tuple[str, str]:
 def verify_prepared(name: str, data_dir: PathLike | None = None) -> VerifyReport:
     """Read every file of a dataset, past any cache, and report which are whole."""
     root = tfds_root(data_dir)
-    folder = mnist_5k_file().parent if name == "mnist_5k" else find_prepared(name, root)
+    if name == "mnist_5k":
+        mnist_5k()
+        path = mnist_5k_file()
+        return VerifyReport(name, path.parent, (path.name,), (), "all of it")
+    folder = find_prepared(name, root)
     if folder is None:
         raise not_prepared(name, root)
-    try:
-        if name == "mnist_5k":
-            mnist_5k()
-            found = {mnist_5k_file().name: ""}
-        else:
-            found = {"dataset_info.json": "", "features.json": ""}
-            found |= read_through(describe(folder, root))
-    except ResNetJaxError as error:
-        found = {"": str(error)}
-    good = tuple(file for file, damage in found.items() if not damage)
-    bad = tuple(filter(None, found.values()))
-    return VerifyReport(name, folder, good, bad, "nothing" if bad else "all of it")
-
-
-def read_through(prepared: Prepared) -> dict[str, str]:
-    """Decode every record of every file; return what is wrong with each file, "" for nothing."""
-    found = {}
-    for files in prepared.splits.values():
-        for file, count in files.items():
-            records = Records(prepared, {file: count}, ANY_SIZE)
-            try:
-                for first in range(0, count, 1000):
-                    records.read(np.arange(first, min(first + 1000, count)), lowest_label=-1)
-                found[file] = ""
-            except ResNetJaxError as error:
-                found[file] = str(error)
-    return found
+    good, damaged = ["dataset_info.json", "features.json"], []
+    prepared = describe(folder, root)
+    for file, count in (item for files in prepared.splits.values() for item in files.items()):
+        records = Records(prepared, {file: count}, ANY_SIZE)
+        try:
+            for first in range(0, count, 1000):
+                records.read(np.arange(first, min(first + 1000, count)), lowest_label=-1)
+            good.append(file)
+        except ResNetJaxError as error:
+            damaged.append(str(error))
+    usable = "nothing" if damaged else "all of it"
+    return VerifyReport(name, folder, tuple(good), tuple(damaged), usable)
