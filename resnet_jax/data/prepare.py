@@ -3,12 +3,11 @@
 import contextlib
 import importlib.util
 import io
+import logging
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,9 @@ from resnet_jax.data.tfds import (
 )
 from resnet_jax.errors import ResNetJaxError
 
-PROBE_SECONDS = 4.0
+PATIENCE = 4.0  # seconds for a host to answer
+
+log = logging.getLogger(__name__)
 
 
 def prepare(name: str, data_dir: PathLike | None = None, from_idx: PathLike | None = None) -> Path:
@@ -70,7 +71,7 @@ def prepare(name: str, data_dir: PathLike | None = None, from_idx: PathLike | No
                 "'resnet_jax[prepare]'`, or give a folder where it is prepared (--data.dir)"
             )
     elif arrays is None:
-        _check_reachable(info)
+        arrays = _download(info)
     try:
         return _build(name, root, found, arrays)
     except ResNetJaxError:
@@ -95,8 +96,8 @@ def _build(name: str, root: Path, replaces: Path | None, arrays: Arrays | None) 
             if time.time() - abandoned.stat().st_mtime > 86_400:
                 shutil.rmtree(abandoned, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=prefix, dir=root, ignore_cleanup_errors=True) as work:
-        if name in DATASETS:
-            builder = _idx_builder(DATASETS[name], arrays)(data_dir=work)
+        if arrays is not None:
+            builder = _idx_builder(name, arrays)(data_dir=work)
         else:
             builder = tfds.builder(name, data_dir=work)
             image_and_label(name, builder.info)  # before anything is downloaded
@@ -122,7 +123,7 @@ def _build(name: str, root: Path, replaces: Path | None, arrays: Arrays | None) 
     return target
 
 
-def _idx_builder(info: DatasetInfo, arrays: Arrays | None) -> Any:
+def _idx_builder(name: str, arrays: Arrays) -> Any:
     """Return TFDS's builder without its two calls of TensorFlow: to read IDX and to encode PNG."""
     import tensorflow_datasets as tfds
 
@@ -133,40 +134,29 @@ def _idx_builder(info: DatasetInfo, arrays: Arrays | None) -> Any:
             Image.fromarray(image[..., 0]).save(file, "png")
             yield key, {"image": file.getvalue(), "label": label}
 
-    class FromIdx(tfds.builder_cls(info.name), skip_registration=True):  # type: ignore[call-arg,misc]
+    class FromIdx(tfds.builder_cls(name), skip_registration=True):  # type: ignore[call-arg,misc]
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-            splits = arrays
-            if splits is None:  # TFDS compares the files with its registered checksums
-                urls = {file: f"{info.source}{file}.gz" for file in IDX_FILES}
-                paths = map(Path, dl_manager.download(urls).values())
-                splits = read_idx_files(paths, info, info.source)
-            return {split: examples(*pair) for split, pair in splits.items()}
+            return {split: examples(*pair) for split, pair in arrays.items()}
 
-    FromIdx.name = info.name
+    FromIdx.name = name
     return FromIdx
 
 
-def _check_reachable(info: DatasetInfo) -> None:
-    """Ask the host for one small file's header: TFDS would try for 200 s without a network."""
+def _download(info: DatasetInfo) -> Arrays:
+    """Download a dataset's IDX files; TFDS would try for 200 s without a network."""
     import urllib.request  # here: slow to import and seldom needed
 
-    request = urllib.request.Request(f"{info.source}{IDX_FILES[-1]}.gz", method="HEAD")
-    answer: Future[None] = Future()
-
-    def probe() -> None:
-        try:
-            urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
-            answer.set_result(None)
-        except Exception as error:
-            answer.set_exception(error)
-
-    # In a thread, because to look up a name has no time limit.
-    threading.Thread(target=probe, daemon=True).start()
-    try:
-        answer.result(PROBE_SECONDS)
-    except Exception as error:
-        raise ResNetJaxError(
-            f"`{info.name}` is not prepared and cannot be downloaded from {info.source} "
-            f"({str(error) or f'no answer in {PROBE_SECONDS:g} s'}): give a folder where it is "
-            "prepared (--data.dir DIR or TFDS_DATA_DIR) or local IDX files (--data.from-idx DIR)"
-        ) from error
+    with tempfile.TemporaryDirectory() as folder:
+        for name in IDX_FILES:
+            url = f"{info.source}{name}.gz"
+            log.warning("downloading %s", url)
+            try:
+                with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+                    Path(folder, name).write_bytes(answer.read())
+            except Exception as error:  # of the network, the server or the disk
+                raise ResNetJaxError(
+                    f"`{info.name}` is not prepared and {url} cannot be downloaded ({error}): give "
+                    "a folder where it is prepared (--data.dir DIR or TFDS_DATA_DIR) or local IDX "
+                    "files (--data.from-idx DIR)"
+                ) from error
+        return read_idx_files(Path(folder).iterdir(), info, info.source)
