@@ -7,13 +7,13 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from resnet_jax.data.prefetch import in_parts, read_batches
 from resnet_jax.data.sampler import permutation
 from resnet_jax.errors import ResNetJaxError
 
@@ -95,14 +95,9 @@ def read_all(split: Split, workers: int | None = None) -> tuple[np.ndarray, np.n
     images = np.empty((len(split), *split.image_shape), np.uint8)
     labels = np.empty(len(split), np.int32)
     # array_record takes a quarter of the time for each record if it is asked for many.
-    step = max(1, min(1000, len(split) // (4 * workers)))
-
-    def read(start: int) -> None:
-        part = np.arange(start, min(start + step, len(split)))
-        images[part], labels[part] = split.batch(part)
-
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(read, range(0, len(split), step)))
+    order = in_parts(len(split), max(1, min(1000, len(split) // (4 * workers))))
+    for part, batch in zip(order, read_batches(split, order, workers), strict=True):
+        images[part], labels[part] = batch
     return images, labels
 
 
@@ -189,8 +184,7 @@ class Dataset:
             for split in splits:
                 digest.update(str((len(split), *split.image_shape)).encode())
                 labels = b""
-                for start in range(0, len(split), 1000):
-                    images, some = split.batch(np.arange(start, min(start + 1000, len(split))))
+                for images, some in read_batches(split, in_parts(len(split), 1000)):
                     digest.update(np.ascontiguousarray(images).data)
                     labels += np.ascontiguousarray(some, "<i4").tobytes()
                 digest.update(labels)

@@ -78,10 +78,9 @@ def prepare(name: str, data_dir: PathLike | None = None, from_idx: PathLike | No
         raise
     except Exception as error:  # TFDS, its downloader and the file system have many
         lines = str(error).strip().splitlines() or [""]
-        remedy = " or local IDX files (--data.from-idx DIR)" if info is not None else ""
         raise ResNetJaxError(
             f"`{name}` could not be prepared in {root} ({type(error).__name__}: {lines[0][:400]}):"
-            f" try again, or give another folder (--data.dir){remedy}"
+            " try again, or give another folder (--data.dir)"
         ) from error
 
 

@@ -16,10 +16,7 @@ from resnet_jax.errors import ResNetJaxError
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The way from a picture to the network's input.
-
-    ``fit`` and ``background`` say how a picture was read as uint8 pixels of ``image_shape``; the
-    call does the rest on the device, and may be made within `jax.jit`.
+    """The way from a picture to the network's input; a call may be made within `jax.jit`.
 
     >>> import numpy as np
     >>> grey = Preprocessing((28, 28, 1), image_size=32, mean=(0.5,), std=(0.5,))

@@ -29,9 +29,8 @@ def randaugment(
 
     The operations are Pillow's, but that shear is about the image's centre, not its corner. The
     last five go to either side with equal chances, as do the factors of color, contrast, brightness
-    and sharpness. A greater magnitude (0 to 10, the paper's M) changes more in all of them:
-    posterize and solarize, which AutoAugment's table counts the other way, too (torchvision's
-    reading). Color needs three channels; one stays as it is.
+    and sharpness. A greater magnitude (0 to 10, the paper's M) changes more in all of them, as
+    torchvision reads it. Color needs three channels; one stays as it is.
     """
 
     def layer(images: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
@@ -131,9 +130,8 @@ def warp(
 ) -> jax.Array:
     """Resample each image bilinearly: ``output[p] = image[inverse @ p + translation]``.
 
-    Points are (row, column) measured from the image's centre, in pixels. What lies outside the
-    image is ``fill``. ``inverse`` is float32[N, 2, 2], from output points back to input points,
-    ``translation`` float32[N, 2].
+    Points are (row, column) from the image's centre, in pixels; what lies outside the image is
+    ``fill``. ``inverse`` is float32[N, 2, 2], ``translation`` float32[N, 2].
     """
     _, height, width, _ = images.shape
     centre = jnp.asarray([(height - 1) / 2, (width - 1) / 2], jnp.float32)

@@ -24,6 +24,7 @@ from resnet_jax.data.cache import cached_facts, user_folder
 from resnet_jax.data.dataset import DiskSplit, Examples
 from resnet_jax.data.image import FORMATS, MAX_PIXELS, DecodeSpec, read_image
 from resnet_jax.data.mnist import DATASETS, mnist_5k, mnist_5k_file
+from resnet_jax.data.prefetch import in_parts
 from resnet_jax.data.report import VerifyReport
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.storage import file_sha256
@@ -319,8 +320,8 @@ def verify_prepared(name: str, data_dir: PathLike | None = None) -> VerifyReport
     for file, count in (item for files in prepared.splits.values() for item in files.items()):
         records = Records(prepared, {file: count}, ANY_SIZE)
         try:
-            for first in range(0, count, 1000):
-                records.read(np.arange(first, min(first + 1000, count)), lowest_label=-1)
+            for part in in_parts(count, 1000):
+                records.read(part, lowest_label=-1)
             good.append(file)
         except ResNetJaxError as error:
             damaged.append(str(error))
