@@ -60,7 +60,8 @@ class ImageFolder:
         bad = sorted((file for file in self.files if file.problem), key=lambda file: file.path)
         damaged = tuple(f"{file.path}: {file.problem}" for file in bad)
         usable = f"{counts.total()} images" if damaged or self.left_out else "all of it"
-        return VerifyReport(str(self.root), self.root, good, damaged, usable, True, self.left_out)
+        usable += ", without the others by --data.skip-bad" if damaged else ""
+        return VerifyReport(self.root, good, damaged, usable, self.left_out)
 
 
 def open_image_folder(settings: DataConfig) -> Examples:

@@ -8,12 +8,10 @@ from pathlib import Path
 class VerifyReport:
     """What is whole and what is damaged of a dataset, a run, or a folder of images."""
 
-    name: str
     folder: Path
     good: tuple[str, ...]  # files; of a folder of images a line for each class
     damaged: tuple[str, ...]  # a line for each bad file: its name and what is wrong
     usable: str  # what can be done with it as it is
-    images: bool = False  # whether it is a folder of images
     left_out: tuple[str, ...] = ()  # a line for each kind of thing among images that is not used
 
     @property

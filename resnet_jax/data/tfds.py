@@ -311,7 +311,7 @@ def verify_prepared(name: str, data_dir: PathLike | None = None) -> VerifyReport
     if name == "mnist_5k":
         mnist_5k()
         path = mnist_5k_file()
-        return VerifyReport(name, path.parent, (path.name,), (), "all of it")
+        return VerifyReport(path.parent, (path.name,), (), "all of it")
     folder = find_prepared(name, root)
     if folder is None:
         raise not_prepared(name, root)
@@ -326,4 +326,4 @@ def verify_prepared(name: str, data_dir: PathLike | None = None) -> VerifyReport
         except ResNetJaxError as error:
             damaged.append(str(error))
     usable = "nothing" if damaged else "all of it"
-    return VerifyReport(name, folder, tuple(good), tuple(damaged), usable)
+    return VerifyReport(folder, tuple(good), tuple(damaged), usable)

@@ -256,7 +256,7 @@ class RunFolder:
         usable = "nothing"
         if whole:
             usable = f"latest: step {whole[-1]}, best: step {self.checkpoints.best_of(whole)}"
-        return VerifyReport(str(self.path), self.path, tuple(good), tuple(damaged), usable)
+        return VerifyReport(self.path, tuple(good), tuple(damaged), usable)
 
 
 def _row(line: str, before: list[dict[str, Any]]) -> dict[str, Any]:

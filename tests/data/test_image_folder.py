@@ -224,7 +224,8 @@ def test_verify_lists_every_file_and_looks_past_the_cache(faulty, capsys):
     assert "dog (20 images)" in out
     assert out.count("damaged  ") == 7
     assert "3.png" in out
-    assert "7 image files" in err
+    assert "7 of the files in" in err
+    assert "58 images, without the others by --data.skip-bad" in err
     assert len(err.splitlines()) == 1
 
 
