@@ -82,8 +82,8 @@ class Examples:
     """A dataset before it is cut: its files are known, its images not read yet but mnist_5k's."""
 
     class_names: tuple[str, ...]
-    train: Split  # and after its examples those of a validation split
-    test: Split
+    images: Split  # of training, then those of validation, then those of the test
+    test: int  # how many are for the test
     validation: int | None  # how many are held out unless asked otherwise; None: a tenth
     folder: Path = Path()
     digest: str = ""  # over the files and how they are decoded; "" of mnist_5k
@@ -129,11 +129,10 @@ class Dataset:
         validation: examples held out from training, for choices; may be empty.
         test: examples for the end; may be empty.
         class_names: the name of each label.
-        fingerprint: SHA-256 over the three splits: over ``source`` and their sizes where that is
-            given, else over the shapes, images and labels.
-        source: what identifies the examples without reading them: SHA-256 over the contents of
-            the files that they come from and how they are decoded. "" for arrays, and for the
-            datasets of `resnet_jax.data.mnist`.
+        fingerprint: SHA-256 over the shapes, images and labels of the three splits, or where there
+            is a ``source`` over that and their sizes.
+        source: what identifies the examples without reading them, such as a SHA-256 over the files
+            that they come from; "" for arrays.
     """
 
     name: str

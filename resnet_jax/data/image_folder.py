@@ -5,7 +5,7 @@ import hashlib
 import logging
 import os
 from collections import Counter, defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +27,7 @@ TEST_SHARE = 0.1
 SHOWN = 20
 
 
-@dataclass(frozen=True)
+@dataclass
 class ImageFile:
     """What is known of an image file without its pixels."""
 
@@ -50,7 +50,7 @@ class ImageFolder:
 
     root: Path
     class_names: tuple[str, ...]
-    files: tuple[ImageFile, ...]
+    files: list[ImageFile]
     left_out: tuple[str, ...] = ()  # a line for each kind of thing that is no row
 
     def report(self) -> VerifyReport:
@@ -83,32 +83,24 @@ def open_image_folder(settings: DataConfig) -> Examples:
     label_of = {name: label for label, name in enumerate(folder.class_names)}
     digest = hashlib.sha256(f"({folder.class_names!r}, {spec.fingerprint_text})".encode())
     splits = _splits(files)
+    ordered = [file for split in SPLITS for file in splits[split]]
     for split, members in splits.items():
         if members:
             content = [(file.sha256, label_of[file.class_name]) for file in members]
             digest.update(repr((split, content)).encode())
 
-    def on_disk(members: list[ImageFile]) -> DiskSplit:
-        paths = [file.path for file in members]
-        labels = np.array([label_of[file.class_name] for file in members], np.int32)
+    paths = [file.path for file in ordered]
+    labels = np.array([label_of[file.class_name] for file in ordered], np.int32)
 
-        def read(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            images = np.empty((len(positions), *spec.shape), np.uint8)
-            for i, position in enumerate(positions):
-                images[i] = read_image(paths[position], spec)
-            return images, labels[positions]
+    def read(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        images = np.empty((len(positions), *spec.shape), np.uint8)
+        for i, position in enumerate(positions):
+            images[i] = read_image(paths[position], spec)
+        return images, labels[positions]
 
-        return DiskSplit(read, np.arange(len(members)), spec.shape)
-
-    train, validation, test = (splits[split] for split in SPLITS)
-    return Examples(
-        folder.class_names,
-        on_disk(train + validation),
-        on_disk(test),
-        len(validation) or None,
-        root,
-        digest.hexdigest(),
-    )
+    images = DiskSplit(read, np.arange(len(paths)), spec.shape)
+    test, held_out = len(splits["test"]), len(splits["validation"]) or None
+    return Examples(folder.class_names, images, test, held_out, root, digest.hexdigest())
 
 
 def _usable(folder: ImageFolder, skip_bad: bool) -> list[ImageFile]:
@@ -188,7 +180,8 @@ def scan(
             fact = ("", 0, 0, True, f"it cannot be read: {fact.strerror}")
         sha256, height, width, grey, problem = fact
         files.append(ImageFile(*row, sha256, (height, width), grey, problem))
-    return ImageFolder(root, class_names, _with_duplicates(files), left_out)
+    _mark_duplicates(files)
+    return ImageFolder(root, class_names, files, left_out)
 
 
 def _look(path: Path, background: int | None) -> list[object]:
@@ -204,7 +197,7 @@ def _look(path: Path, background: int | None) -> list[object]:
     return [sha256, picture.height, picture.width, picture.mode == "L", ""]
 
 
-def _with_duplicates(files: list[ImageFile]) -> tuple[ImageFile, ...]:
+def _mark_duplicates(files: list[ImageFile]) -> None:
     """Mark the files to leave out so that no picture is used twice.
 
     Of equal files one stays: the test's rather than the validation's, and theirs rather than the
@@ -214,13 +207,11 @@ def _with_duplicates(files: list[ImageFile]) -> tuple[ImageFile, ...]:
     equal = defaultdict(list)
     order = ("test", "validation", "train", "")
     for file in sorted(files, key=lambda f: (order.index(f.split), str(f.path))):
-        if not file.broken:
+        if not file.problem:
             equal[file.sha256].append(file)
-    marks: dict[Path, str] = {}
     for first, *others in equal.values():
+        problem = f"the same picture as {first.path}"
         if len(classes := {file.class_name for file in (first, *others)}) > 1:
-            mark = f"the same picture is in classes {', '.join(sorted(classes))}"
-            marks |= {file.path: mark for file in (first, *others)}
-        else:
-            marks |= {file.path: f"the same picture as {first.path}" for file in others}
-    return tuple(replace(file, problem=marks.get(file.path, file.problem)) for file in files)
+            problem = first.problem = f"the same picture is in classes {', '.join(sorted(classes))}"
+        for file in others:
+            file.problem = problem

@@ -2,6 +2,7 @@
 
 import math
 import os
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -98,28 +99,25 @@ def _load(settings: DataConfig) -> Dataset:
     name = settings.name
     openers = {"mnist_5k": _open_mnist_5k, "folder": open_image_folder}
     opened = openers.get(name, _open_tfds)(settings)
-    train, test = opened.train, opened.test
-
-    def read() -> tuple[np.ndarray, ...]:
-        return read_all(opened.train, settings.workers) + read_all(opened.test, settings.workers)
-
-    gibibytes = (len(train) + len(test)) * math.prod(train.image_shape) / 2**30
+    images = opened.images
+    gibibytes = len(images) * math.prod(images.image_shape) / 2**30
     fits = settings.streaming == "auto" and gibibytes <= settings.memory_limit
     if opened.digest and (fits or settings.streaming == "never"):
-        arrays = cached_arrays(name, opened.folder, opened.digest, read)
-        train, test = ArraySplit(*arrays[:2]), ArraySplit(*arrays[2:])
+        read = partial(read_all, images, settings.workers)
+        images = ArraySplit(*cached_arrays(name, opened.folder, opened.digest, read))
+    cut = len(images) - opened.test
     held_out = opened.validation if settings.validation is None else settings.validation
-    training, validation = cut_validation(name, train, held_out)
+    train, validation = cut_validation(name, images.take(slice(cut)), held_out)
     # The fingerprint of a dataset that is known by name is that of its arrays.
     source = "" if name in DATASETS else opened.digest
-    return Dataset.of(name, training, validation, test, opened.class_names, source)
+    test = images.take(slice(cut, None))
+    return Dataset.of(name, train, validation, test, opened.class_names, source)
 
 
 def _open_mnist_5k(_: DataConfig) -> Examples:
-    train, validation, test = mnist_5k().values()
-    images, labels = (np.concatenate(pair) for pair in zip(train, validation, strict=True))
-    digits = tuple("0123456789")
-    return Examples(digits, ArraySplit(images, labels), ArraySplit(*test), len(validation[1]))
+    images, labels = map(np.concatenate, zip(*mnist_5k().values(), strict=True))
+    held_out, test = DATASETS["mnist_5k"].validation, DATASETS["mnist_5k"].test
+    return Examples(tuple("0123456789"), ArraySplit(images, labels), test, held_out)
 
 
 def _open_tfds(settings: DataConfig) -> Examples:

@@ -25,12 +25,7 @@ class Preprocessing:
 
     Attributes:
         image_shape: ``(H, W, C)`` of the pictures as they are read.
-        image_size: side in pixels of the network's input; None keeps the size.
-        center_crop: crop ``image_size`` from the middle instead of resizing.
-        mean: subtracted from pixels in [0, 1]: one number, or one for each channel.
-        std: divides the difference: one number, or one for each channel.
-        fit: how a picture of other proportions was made square.
-        background: grey level put under transparent pixels; None: there were none.
+        image_size, center_crop, mean, std, fit, background: as in `resnet_jax.DataConfig`.
     """
 
     image_shape: tuple[int, int, int]

@@ -70,9 +70,6 @@ class Records:
         self._starts = np.cumsum([0, *files.values()])
         self._readers: dict[Path, Any] = {}
 
-    def split(self) -> DiskSplit:
-        return DiskSplit(self.read, np.arange(self._starts[-1]), self.spec.shape)
-
     def read(self, positions: np.ndarray, lowest_label: int = 0) -> tuple[np.ndarray, np.ndarray]:
         images = np.empty((len(positions), *self.spec.shape), np.uint8)
         labels = np.empty(len(positions), np.int32)
@@ -205,18 +202,14 @@ def open_prepared(folder: Path, root: Path, settings: DataConfig) -> Examples:
             f"{folder} has no training examples with labels: expected a split `train` (--data.name)"
         )
     prepared = Prepared(folder, root, tuple(class_names), tuple(shape), tuple(keys), splits)
-    train, validation, test = (splits.get(split, {}) for split in SPLITS)
-    own = sum(validation.values()) if "validation" in splits else None
     lengths = {split: sum(files.values()) for split, files in splits.items()}
-    how = f"({sha256}, {lengths}, {prepared.spec(settings).fingerprint_text})"
-    return Examples(
-        prepared.class_names,
-        Records(prepared, train | validation, settings).split(),
-        Records(prepared, test, settings).split(),
-        DATASETS[name].validation if name in DATASETS else own,
-        folder,
-        hashlib.sha256(f"({prepared.class_names}, {how})".encode()).hexdigest(),
-    )
+    files = {file: count for part in splits.values() for file, count in part.items()}
+    records = Records(prepared, files, settings)
+    images = DiskSplit(records.read, np.arange(sum(files.values())), records.spec.shape)
+    held_out = DATASETS[name].validation if name in DATASETS else lengths.get("validation")
+    what = f"({prepared.class_names}, ({sha256}, {lengths}, {records.spec.fingerprint_text}))"
+    digest = hashlib.sha256(what.encode()).hexdigest()
+    return Examples(prepared.class_names, images, lengths.get("test", 0), held_out, folder, digest)
 
 
 def _look(folder: Path, root: Path) -> list[Any]:
