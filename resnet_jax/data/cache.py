@@ -24,10 +24,12 @@ from resnet_jax.errors import ResNetJaxError
 DECODING_VERSION = f"3, Pillow {PIL.__version__}"
 
 
-def user_folder(variable: str, default: str, given: str | os.PathLike[str] | None = None) -> Path:
+def user_folder(
+    variable: str, default: Callable[[], str], given: str | os.PathLike[str] | None = None
+) -> Path:
     """Return the folder that is given, that an environment variable names, or the default one."""
     try:
-        return Path(given or os.environ.get(variable) or default).expanduser()
+        return Path(given or os.environ.get(variable) or default()).expanduser()
     except RuntimeError as error:  # neither HOME nor an entry in the list of users
         raise ResNetJaxError(
             f"your home folder cannot be located: set {variable} to a folder"
@@ -36,7 +38,7 @@ def user_folder(variable: str, default: str, given: str | os.PathLike[str] | Non
 
 def cache_root() -> Path:
     """Return the user's cache folder, or ``$RESNET_JAX_CACHE_DIR``."""
-    return user_folder("RESNET_JAX_CACHE_DIR", platformdirs.user_cache_dir("resnet_jax"))
+    return user_folder("RESNET_JAX_CACHE_DIR", lambda: platformdirs.user_cache_dir("resnet_jax"))
 
 
 def cached_arrays(

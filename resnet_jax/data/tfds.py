@@ -139,7 +139,7 @@ def _name(folder: Path, root: Path) -> str:
 
 def tfds_root(data_dir: PathLike | None = None) -> Path:
     """Return the folder of TFDS's datasets: the argument, $TFDS_DATA_DIR, or TFDS's default."""
-    return user_folder("TFDS_DATA_DIR", "~/tensorflow_datasets", data_dir)
+    return user_folder("TFDS_DATA_DIR", lambda: "~/tensorflow_datasets", data_dir)
 
 
 def find_prepared(name: str, root: Path) -> Path | None:
