@@ -135,7 +135,8 @@ def read_idx_files(paths: Iterable[Path], info: DatasetInfo, where: object) -> A
             packed = file.read(2) == b"\x1f\x8b"  # some tools unpack but keep the name
             file.seek(0)
             content = (gzip.GzipFile(fileobj=file) if packed else file).read(MAX_BYTES)
-            contents[hashlib.sha256(content).hexdigest()] = content
+            if (sha256 := hashlib.sha256(content).hexdigest()) in info.idx_sha256:
+                contents[sha256] = content
     published = dict(zip(IDX_FILES, info.idx_sha256, strict=True))
     if missing := [name for name, sha256 in published.items() if sha256 not in contents]:
         raise ResNetJaxError(
