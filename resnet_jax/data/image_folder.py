@@ -15,9 +15,9 @@ from resnet_jax.config import DataConfig
 from resnet_jax.data.cache import cached_facts
 from resnet_jax.data.dataset import DiskSplit, Examples
 from resnet_jax.data.image import DecodeSpec, open_image, read_bytes, read_image
-from resnet_jax.data.report import VerifyReport
 from resnet_jax.data.walk import SPLITS, find_classes
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.storage import VerifyReport
 
 log = logging.getLogger(__name__)
 

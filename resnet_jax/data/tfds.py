@@ -25,9 +25,8 @@ from resnet_jax.data.dataset import DiskSplit, Examples
 from resnet_jax.data.image import FORMATS, MAX_PIXELS, DecodeSpec, read_image
 from resnet_jax.data.mnist import DATASETS, mnist_5k, mnist_5k_file
 from resnet_jax.data.prefetch import in_parts
-from resnet_jax.data.report import VerifyReport
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.storage import file_sha256
+from resnet_jax.storage import VerifyReport, file_sha256
 
 SPLITS = ("train", "validation", "test")
 MAX_VALUES = 3 * MAX_PIXELS
