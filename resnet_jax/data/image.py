@@ -105,32 +105,29 @@ def open_image(
     than twice that is decoded at a half, a quarter or an eighth of its size, several times as fast.
     ``name`` is what errors call the file.
     """
-    name = name or (str(source) if isinstance(source, Path) else "the image")
     try:
         content = read_bytes(source) if isinstance(source, Path) else source
         if not content:
-            raise ResNetJaxError(f"{name} is an empty file: give an image")
+            raise ResNetJaxError("is an empty file: give an image")
         content = _without_metadata(content)
         with Image.open(io.BytesIO(content), formats=formats) as image:
             if image.width * image.height > max_pixels:
-                raise ResNetJaxError(
-                    f"{name} is {image.width}x{image.height} pixels: at most {max_pixels:,} "
-                    "are read"
-                )
+                size = f"{image.width}x{image.height} pixels"
+                raise ResNetJaxError(f"is {size}: at most {max_pixels:,} are read")
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format != "MPO":  # whose others are previews for the camera
-                raise ResNetJaxError(f"{name} has {frames} frames: give a single picture")
+                raise ResNetJaxError(f"has {frames} frames: give a single picture")
             if side is not None:
                 image.draft(None, (2 * side, 2 * side))
             if image.format != "TIFF":  # which Pillow turns as it is loaded
                 image.load()
             upright = _upright(image)
-            return _opaque(_to_8_bits(upright, image, content, name), background, name)
-    except ResNetJaxError:
-        raise
-    except Exception as error:  # whatever a decoder makes of damage
+            return _opaque(_to_8_bits(upright, image, content), background)
+    except Exception as error:  # a refusal, or whatever a decoder makes of damage
+        name = name or (str(source) if isinstance(source, Path) else "the image")
         words = " ".join(str(error).split())[:160] or type(error).__name__
         known = {
+            ResNetJaxError: str(error),
             UnidentifiedImageError: "is no image of the formats read: give a PNG or JPEG",
             Image.DecompressionBombError: f"is too large: at most {max_pixels:,} pixels are read",
             MemoryError: "needs more memory than is free: make it smaller",
@@ -199,7 +196,7 @@ def _upright(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(image)
 
 
-def _to_8_bits(upright: Image.Image, image: Image.Image, content: bytes, name: str) -> Image.Image:
+def _to_8_bits(upright: Image.Image, image: Image.Image, content: bytes) -> Image.Image:
     """Return the picture with levels of 8 bits; ``image`` is as it was opened."""
     tags: dict[int, Any] = getattr(image, "tag_v2", {})
     transparent = image.info.get("transparency")
@@ -207,10 +204,8 @@ def _to_8_bits(upright: Image.Image, image: Image.Image, content: bytes, name: s
     deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
     signed = 2 in np.ravel(tags.get(ExifTags.Base.SampleFormat, 1))
     if (image.mode in ("I", "F") and not deep) or signed:
-        raise ResNetJaxError(
-            f"{name} has {'signed levels' if signed else f'mode {image.mode}'}, whose range is not "
-            "fixed: save it with 8 or 16 bits"
-        )
+        what = "signed levels" if signed else f"mode {image.mode}"
+        raise ResNetJaxError(f"has {what}, whose range is not fixed: save it with 8 or 16 bits")
     if deep:
         highest = 2 ** tags.get(ExifTags.Base.BitsPerSample, (16,))[0] - 1
         levels = np.asarray(upright).astype(np.uint32)
@@ -231,7 +226,7 @@ def _to_8_bits(upright: Image.Image, image: Image.Image, content: bytes, name: s
     return upright
 
 
-def _opaque(image: Image.Image, background: int | None, name: str) -> Image.Image:
+def _opaque(image: Image.Image, background: int | None) -> Image.Image:
     """Return the picture in mode L or RGB, whichever holds it."""
     mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
     if image.has_transparency_data:
@@ -239,8 +234,8 @@ def _opaque(image: Image.Image, background: int | None, name: str) -> Image.Imag
         if np.asarray(image.getchannel("A")).min() < 255:
             if background is None:
                 raise ResNetJaxError(
-                    f"{name} has transparent pixels: put it on a background and save it without "
-                    "alpha, or train with --data.background 0 (black) to 255 (white)"
+                    "has transparent pixels: put it on a background and save it without alpha, or "
+                    "train with --data.background 0 (black) to 255 (white)"
                 )
             below = Image.new("RGBA", image.size, (background,) * 3 + (255,))
             image = Image.alpha_composite(below, image)
