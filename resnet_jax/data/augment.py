@@ -234,11 +234,8 @@ def preprocess(
     pixels = jnp.asarray(images, jnp.float32)
     count, height, width, channels = pixels.shape
     if image_size is not None and center_crop:
-        if image_size > min(height, width):
-            raise ResNetJaxError(
-                f"image_size must be at most {min(height, width)} to crop images of "
-                f"{height}x{width} pixels, got {image_size}"
-            )
+        if image_size > (most := min(height, width)):
+            raise ResNetJaxError(f"image_size must be at most {most} to crop, got {image_size}")
         top, left = (height - image_size) // 2, (width - image_size) // 2
         pixels = pixels[:, top : top + image_size, left : left + image_size]
     elif image_size is not None and (height, width) != (image_size, image_size):

@@ -267,8 +267,7 @@ def sample(dataset: Dataset, *, train: int, validation: int, test: int, seed: in
     ):
         if asked > available or min(train - 1, validation, test) < 0:
             raise ResNetJaxError(
-                f"a sample of {asked} {what} examples of `{dataset.name}`: expected 1 to "
-                f"{available} (--data.subset)"
+                f"a sample of {asked} {what} examples: expected 1 to {available} (--data.subset)"
             )
     training = permutation(len(dataset.train), seed, 0)
     return Dataset.of(

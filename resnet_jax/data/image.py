@@ -45,8 +45,7 @@ class DecodeSpec:
         height, width, channels = shape
         if height is None or width is None:
             raise ResNetJaxError(
-                f"{what} are of several sizes: give the side to bring them to, --data.image-size "
-                "224 for photographs or less for drawings"
+                f"{what} are of several sizes: give the side to resize to (--data.image-size 224)"
             )
         return cls((height, width, channels), settings.fit, settings.background)
 
@@ -67,9 +66,7 @@ def read_image(
     """
     height, width, channels = spec.shape
     if channels not in (1, 3):
-        raise ResNetJaxError(
-            f"images of {channels} channels are not read from files: expected 1 or 3"
-        )
+        raise ResNetJaxError(f"images of {channels} channels are not read: expected 1 or 3")
     picture = open_image(
         source, background=spec.background, side=max(height, width), name=name, **limits
     ).convert("L" if channels == 1 else "RGB")

@@ -67,10 +67,7 @@ class ImageFolder:
 def open_image_folder(settings: DataConfig) -> Examples:
     """Find the examples in a folder of images, which is scanned."""
     if settings.dir is None:
-        raise ResNetJaxError(
-            "dataset folder needs a folder of images: give --data.dir DIR, with a folder for "
-            "each class in it"
-        )
+        raise ResNetJaxError("dataset folder needs --data.dir DIR, which holds a folder a class")
     root = Path(settings.dir).expanduser()
     folder = scan(root, background=settings.background, workers=settings.workers)
     files = _usable(folder, settings.skip_bad)
@@ -119,15 +116,13 @@ def _usable(folder: ImageFolder, skip_bad: bool) -> list[ImageFile]:
     if broken and not skip_bad:
         raise ResNetJaxError(
             f"{len(broken)} of {len(folder.files)} image files in {root} cannot be used, first "
-            f"{min(broken)}: mend or remove them, or leave them and duplicates out by "
-            "--data.skip-bad"
+            f"{min(broken)}: mend or remove them, or skip them and duplicates (--data.skip-bad)"
         )
     files = [file for file in folder.files if not (skip_bad and file.problem)]
     trained = {file.class_name for file in files if file.split in ("", "train")}
     if untrained := set(folder.class_names) - trained:
         raise ResNetJaxError(
-            f"class {min(untrained)!r} of {root} has no usable training image: add some or remove "
-            "its folder"
+            f"class {min(untrained)!r} of {root} has no usable training image: add one or remove it"
         )
     return files
 

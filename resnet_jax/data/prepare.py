@@ -143,7 +143,8 @@ def _idx_builder(name: str, arrays: Arrays) -> Any:
 
 def _download(info: DatasetInfo) -> Arrays:
     """Download a dataset's IDX files; TFDS would try for 200 s without a network."""
-    import urllib.request  # here: slow to import and seldom needed
+    import urllib.error  # here: slow to import and seldom needed
+    import urllib.request
 
     with tempfile.TemporaryDirectory() as folder:
         for name in IDX_FILES:
@@ -153,9 +154,10 @@ def _download(info: DatasetInfo) -> Arrays:
                 with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
                     Path(folder, name).write_bytes(answer.read())
             except Exception as error:  # of the network, the server or the disk
+                if isinstance(error, urllib.error.HTTPError):
+                    error.close()
                 raise ResNetJaxError(
-                    f"`{info.name}` is not prepared and {url} cannot be downloaded ({error}): give "
-                    "a folder where it is prepared (--data.dir DIR or TFDS_DATA_DIR) or local IDX "
-                    "files (--data.from-idx DIR)"
+                    f"{url} cannot be downloaded ({error}): give a folder with `{info.name}` "
+                    "(--data.dir DIR or TFDS_DATA_DIR) or its IDX files (--data.from-idx DIR)"
                 ) from error
         return read_idx_files(Path(folder).iterdir(), info, info.source)

@@ -44,8 +44,7 @@ class EpochSampler:
     def __init__(self, num_examples: int, batch_size: int, seed: int) -> None:
         if not 1 <= batch_size <= num_examples:
             raise ResNetJaxError(
-                f"--batch-size must be 1 to {num_examples}, the number of training examples, got "
-                f"{batch_size}"
+                f"--batch-size must be 1 to the {num_examples} training examples, got {batch_size}"
             )
         if seed < 0:
             raise ResNetJaxError(f"--seed must be at least 0, got {seed}")

@@ -249,9 +249,8 @@ def describe(folder: Path, root: Path) -> Prepared:
         raise _damaged(folder / "features.json or dataset_info.json", root, error) from error
     if info.file_format.value != "array_record":
         raise ResNetJaxError(
-            f"{folder} is prepared as {info.file_format.value}, which needs TensorFlow: expected "
-            "array_record (give another folder, --data.dir, and run `resnet-jax data prepare "
-            f"{_name(folder, root)}` there)"
+            f"{folder} is prepared as {info.file_format.value}, which needs TensorFlow: run "
+            f"`resnet-jax data prepare {_name(folder, root)}` for another folder (--data.dir)"
         )
     keys = image_and_label(_name(folder, root), info)
     image, label = (info.features[key] for key in keys)

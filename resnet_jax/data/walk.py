@@ -132,8 +132,8 @@ def find_classes(
     class_names = tuple(sorted(spelling.values()))
     if len(class_names) < 2:
         raise ResNetJaxError(
-            f"{root} holds {len(class_names)} class folders: expected two or more, each with the "
-            "image files of a class, or folders train, val and test that hold them"
+            f"{root} holds {len(class_names)} class folders: expected two or more, each with image "
+            "files, or folders train, val and test that hold them"
         )
     if endings:
         left_out.append(f"left out by ending: {by_ending(endings)}")
