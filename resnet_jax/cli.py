@@ -322,17 +322,8 @@ def verify(
     for line in (*(f"damaged  {line}" for line in found.damaged), *found.left_out):
         display.print_line(line)
     display.print_line(f"usable   {found.usable}")
-    bad = len(found.damaged)
-    if bad and found.images:
-        raise ResNetJaxError(
-            f"{bad} image files in {what} are broken, empty or there twice: mend or remove them, "
-            "or leave them out by --data.skip-bad"
-        )
-    if bad:
-        count = bad + len(found.good)
-        raise ResNetJaxError(
-            f"{bad} of {count} parts of {what} are damaged; usable: {found.usable}"
-        )
+    if bad := len(found.damaged):
+        raise ResNetJaxError(f"{bad} of the files in {what} are damaged; usable: {found.usable}")
 
 
 VERBS = {

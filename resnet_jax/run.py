@@ -15,13 +15,12 @@ from resnet_jax.config import TrainConfig
 from resnet_jax.data.dataset import Dataset, Split
 from resnet_jax.data.load import load_splits
 from resnet_jax.data.preprocessing import Preprocessing
-from resnet_jax.data.report import VerifyReport
 from resnet_jax.display import Display
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop import EXPORTS, Format, Network
 from resnet_jax.interop.weights import initial_variables
 from resnet_jax.models import BatchNorm, has_parameters, make_model
-from resnet_jax.storage import check_replaceable, check_utf8
+from resnet_jax.storage import VerifyReport, check_replaceable, check_utf8
 from resnet_jax.training.callbacks import Callback
 from resnet_jax.training.custom import Custom
 from resnet_jax.training.distributed import is_main_process

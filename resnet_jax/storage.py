@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,21 @@ MAKE_ROOM = "free space or permissions there, then run the same command again"
 
 # What a run's folder is made of; elsewhere in it, as in export/, anything may be written.
 RUN_FILES = {".lock", "checkpoints", "config.yaml", "metrics.jsonl", "report", "run.log"}
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What is whole and what is damaged of a dataset, a run, or a folder of images."""
+
+    folder: Path
+    good: tuple[str, ...]  # files; of a folder of images a line for each class
+    damaged: tuple[str, ...]  # a line for each bad file: its name and what is wrong
+    usable: str  # what can be done with it as it is
+    left_out: tuple[str, ...] = ()  # a line for each kind of thing among images that is not used
+
+    @property
+    def ok(self) -> bool:
+        return not self.damaged
 
 
 def sync(path: Path) -> None:

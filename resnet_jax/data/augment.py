@@ -38,10 +38,9 @@ def augment(
 ) -> jax.Array:
     """Return the images, each cropped, flipped, moved, recoloured and partly erased at random.
 
-    It happens in the order of the settings, which `resnet_jax.AugmentConfig` describes. Those from
-    ``shift`` to ``shear`` make one affine map about the image's centre, sampled once with bilinear
-    interpolation. A setting of 0 is not traced and costs nothing. Whatever the others are, a
-    setting draws the same.
+    `resnet_jax.AugmentConfig` describes the settings, in the order in which they are applied. Those
+    from ``shift`` to ``shear`` make one affine map about the image's centre. A setting of 0 costs
+    nothing. Whatever the others are, a setting draws the same.
 
     Args:
         images: float32[N, H, W, C]; in [0, 255] for ``randaugment``.
@@ -92,11 +91,8 @@ def mix(
     The share that an image keeps of itself is drawn for each image from Beta(a, a): ``mixup`` is
     the a of a weighted mean of the two images (arXiv 1710.09412), ``cutmix`` that of a rectangle of
     the other image, centred anywhere and cut off at the rim (arXiv 1905.04899). With both, each
-    image is mixed by the one or the other, with equal chances; with neither, images and int32[N]
-    labels are given back as they are.
-
-    Returns:
-        The images, and float32[N, num_classes], rows that sum to 1.
+    image is mixed by the one or the other, with equal chances. Labels become float32[N, K], rows
+    that sum to 1; with neither, images and labels are given back as they are.
     """
     if not (mixup or cutmix):
         return images, labels
@@ -147,10 +143,7 @@ def _draw_boxes(shape: tuple[int, ...], key: jax.Array, least: float) -> jax.Arr
 
 
 def _draw_aspect(key: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
-    """Draw from the aspects that fit; the papers draw again until one does, which is the same.
-
-    The logarithm is uniform, so that tall and wide are equally likely.
-    """
+    """Draw from the aspects that fit, as the papers do by drawing again: uniform logarithms."""
     draw = jax.random.uniform(key, low.shape)
     return jnp.exp(jnp.log(low) + draw * (jnp.log(high) - jnp.log(low)))
 
@@ -224,9 +217,8 @@ def preprocess(
 
     Args:
         images: uint8[N, H, W, C], or float32 in [0, 255] (augmented images).
-        image_size: the new height and width in pixels, by bilinear interpolation between pixel
-            centres, low-passed when the image shrinks, as Pillow and torchvision do, which round
-            the result to whole grey levels. None keeps the size.
+        image_size: the new height and width in pixels, interpolated as Pillow and torchvision do
+            but not rounded to whole grey levels. None keeps the size.
         center_crop: cut ``image_size`` out of the middle instead of resizing.
         mean: subtracted from the pixels in [0, 1]: a number, or float[C], one for each channel.
         std: divides the difference: a number, or one for each channel.
@@ -242,11 +234,8 @@ def preprocess(
     pixels = jnp.asarray(images, jnp.float32)
     count, height, width, channels = pixels.shape
     if image_size is not None and center_crop:
-        if image_size > min(height, width):
-            raise ResNetJaxError(
-                f"image_size must be at most {min(height, width)} to crop images of "
-                f"{height}x{width} pixels, got {image_size}"
-            )
+        if image_size > (most := min(height, width)):
+            raise ResNetJaxError(f"image_size must be at most {most} to crop, got {image_size}")
         top, left = (height - image_size) // 2, (width - image_size) // 2
         pixels = pixels[:, top : top + image_size, left : left + image_size]
     elif image_size is not None and (height, width) != (image_size, image_size):

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +19,6 @@ import PIL
 import platformdirs
 
 from resnet_jax.errors import ResNetJaxError
-
-Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # split -> uint8[N, H, W, C], int32[N]
 
 # Raise the number whenever a picture may be decoded to other pixels, or judged differently.
 DECODING_VERSION = f"3, Pillow {PIL.__version__}"
@@ -42,39 +41,16 @@ def cache_root() -> Path:
     return user_folder("RESNET_JAX_CACHE_DIR", lambda: platformdirs.user_cache_dir("resnet_jax"))
 
 
-def file_stamp(path: Path) -> list[int]:
-    """Return what changes whenever a file's content may have: size, times and inode.
-
-    The modification time can be set by any program. The time of change cannot, and a file that
-    was moved in the place of another brings its own inode.
-    """
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-
-
-def cached_arrays(name: str, folder: Path, key: object, read: Callable[[], Arrays]) -> Arrays:
-    """Return ``read()`` for the data in ``folder``, or what it returned before for an equal key.
-
-    The key is JSON values that differ whenever the data do.
-    """
+def cached_arrays(
+    name: str, folder: Path, key: str, read: Callable[[], tuple[np.ndarray, ...]]
+) -> tuple[np.ndarray, ...]:
+    """Return ``read()`` for the data in ``folder``, or what it returned before for an equal key."""
     path = _cache_file(name, folder, "arrays")
-    entries = _load(path, key)
-    if entries is None:
+    arrays = _load(path, key)
+    if arrays is None:
         arrays = read()
-        _store(path, key, {f"{s} {i}": pair[i] for s, pair in arrays.items() for i in (0, 1)})
-        return arrays
-    splits = [entry[:-2] for entry in entries if entry.endswith(" 0")]
-    return {split: (entries[f"{split} 0"], entries[f"{split} 1"]) for split in splits}
-
-
-def cached_value(name: str, folder: Path, key: object, make: Callable[[], Any]) -> Any:
-    """Return ``make()``, JSON values, or what it returned before for an equal key."""
-    path = _cache_file(name, folder, "value")
-    value = _load_json(path, key)
-    if value is None:
-        value = make()
-        _store_json(path, key, value)
-    return value
+        _store(path, key, arrays)
+    return arrays
 
 
 def cached_facts(
@@ -86,23 +62,25 @@ def cached_facts(
     workers: int | None = None,
     refresh: bool = False,
 ) -> list[Any]:
-    """Return ``look(path)`` of each file, from before where file and decoders are unchanged.
+    """Return ``look(path)`` of each path, from before where files and decoders are unchanged.
 
-    The files are in ``folder``, at any depth, and facts are JSON values. Where ``look`` raises
-    OSError, the exception stands in the list and is not remembered. ``refresh`` looks at all again.
+    The paths are of files in ``folder``, at any depth, or of folders of files; facts are JSON
+    values. Where ``look`` raises OSError, the exception stands in the list and is not remembered.
+    ``refresh`` looks at all again.
     """
     place = _cache_file(name, folder, "facts")
-    stored = _load_json(place, "facts") or {}
+    loaded = None if refresh else _load(place, "facts")
+    stored = json.loads(loaded[0].tobytes()) if loaded else {}
     names = {path: str(path.relative_to(folder)) for path in paths}
-    known: dict[Path, list[Any]] = {}  # of each file its stamp and fact; no stamp beside an error
-    for path in [] if refresh else paths:
+    known: dict[Path, list[Any]] = {}  # of each path its stamp and fact; no stamp beside an error
+    for path in paths:
         with contextlib.suppress(OSError, KeyError):
-            if stored[names[path]][0] == file_stamp(path):
+            if stored[names[path]][0] == _stamp(path):
                 known[path] = stored[names[path]]
 
     def find(path: Path) -> list[Any]:
         try:  # The stamp is taken first: a change while the file is read is noticed the next time.
-            return [file_stamp(path), look(path)]
+            return [_stamp(path), look(path)]
         except OSError as error:
             return [None, error]
 
@@ -111,8 +89,20 @@ def cached_facts(
         known.update(zip(new, pool.map(find, new), strict=True))
     found = {names[path]: known[path] for path in paths if known[path][0]}
     if found != stored:
-        _store_json(place, "facts", found)
+        _store(place, "facts", (np.frombuffer(json.dumps(found).encode(), np.uint8),))
     return [known[path][1] for path in paths]
+
+
+def _stamp(path: Path) -> list[Any]:
+    """Return what changes whenever content may have: size, times and inode, or those of its files.
+
+    The modification time can be set by any program. The time of change cannot, and a file that
+    was moved in the place of another brings its own inode.
+    """
+    found = path.stat()
+    if stat.S_ISDIR(found.st_mode):
+        return [[file.name, *_stamp(file)] for file in sorted(path.glob("*"))]
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
 def _cache_file(name: str, folder: Path, suffix: str) -> Path:
@@ -120,34 +110,26 @@ def _cache_file(name: str, folder: Path, suffix: str) -> Path:
     return cache_root() / f"{name.replace('/', '-')}-{where}.{suffix}"
 
 
-def _digest(key: object) -> str:
-    return hashlib.sha256(json.dumps([DECODING_VERSION, key]).encode()).hexdigest()
+def _full_key(key: str, count: int) -> str:
+    return f"{DECODING_VERSION}, {key}, {count} arrays"
 
 
-def _load(path: Path, key: object) -> dict[str, np.ndarray] | None:
+def _load(path: Path, key: str) -> tuple[np.ndarray, ...] | None:
     # Each entry of the file has a checksum. Damage makes NumPy raise all kinds, even MemoryError.
     # And NumPy leaves a damaged file open, so it is opened here.
     with contextlib.suppress(Exception), path.open("rb") as opened, np.load(opened) as file:
-        if str(file["key"]) == _digest(key):
-            return dict(file)
+        count = len(file.files) - 1
+        if str(file["key"]) == _full_key(key, count):
+            return tuple(file[f"arr_{i}"] for i in range(count))
     return None
 
 
-def _store(path: Path, key: object, entries: dict[str, np.ndarray]) -> None:
+def _store(path: Path, key: str, arrays: Sequence[np.ndarray]) -> None:
     """Write a file in one step, if the folder can be written at all."""
     with contextlib.suppress(OSError):  # without a cache the data are only read again
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as work:
             temporary = Path(work, path.name)
             with temporary.open("wb") as file:
-                np.savez(file, **entries, key=np.array(_digest(key)))  # type: ignore[arg-type]
+                np.savez(file, *arrays, key=np.array(_full_key(key, len(arrays))))
             temporary.replace(path)
-
-
-def _load_json(path: Path, key: object) -> Any:
-    entries = _load(path, key)
-    return entries and json.loads(entries["json"].tobytes())
-
-
-def _store_json(path: Path, key: object, value: Any) -> None:
-    _store(path, key, {"json": np.frombuffer(json.dumps(value).encode(), np.uint8)})

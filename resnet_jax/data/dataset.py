@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import math
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from resnet_jax.data.image import DecodeSpec
+from resnet_jax.data.prefetch import in_parts, read_batches
 from resnet_jax.data.sampler import permutation
 from resnet_jax.errors import ResNetJaxError
 
@@ -61,30 +59,34 @@ class ArraySplit:
         return ArraySplit(self.images[indices], self.labels[indices])
 
 
-class DiskSplit(ABC):
-    """A split whose files are read when it is asked for, and decoded as ``spec`` says."""
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class DiskSplit:
+    """A split on disk: ``read`` makes uint8[M, H, W, C] and int32[M] of ``positions``, int[M]."""
 
-    def __init__(self, count: int, spec: DecodeSpec) -> None:
-        self.positions, self.spec = np.arange(count), spec
-
-    @abstractmethod
-    def read(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Read the files' examples at ``positions``, int[M]: uint8[M, H, W, C] and int32[M]."""
+    read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    positions: np.ndarray
+    image_shape: tuple[int, int, int]
 
     def __len__(self) -> int:
         return len(self.positions)
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.spec.shape
-
     def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.read(self.positions[indices])
 
-    def take(self, indices: np.ndarray | slice) -> Self:
-        taken = copy.copy(self)
-        taken.positions = self.positions[indices]
-        return taken
+    def take(self, indices: np.ndarray | slice) -> DiskSplit:
+        return dataclasses.replace(self, positions=self.positions[indices])
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """A dataset before it is cut: its files are known, its images not read yet but mnist_5k's."""
+
+    class_names: tuple[str, ...]
+    images: Split  # of training, then those of validation, then those of the test
+    test: int  # how many are for the test
+    validation: int | None  # how many are held out unless asked otherwise; None: a tenth
+    folder: Path = Path()
+    digest: str = ""  # over the files and how they are decoded; "" of mnist_5k
 
 
 def read_all(split: Split, workers: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -93,14 +95,9 @@ def read_all(split: Split, workers: int | None = None) -> tuple[np.ndarray, np.n
     images = np.empty((len(split), *split.image_shape), np.uint8)
     labels = np.empty(len(split), np.int32)
     # array_record takes a quarter of the time for each record if it is asked for many.
-    step = max(1, min(1000, len(split) // (4 * workers)))
-
-    def read(start: int) -> None:
-        part = np.arange(start, min(start + step, len(split)))
-        images[part], labels[part] = split.batch(part)
-
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(read, range(0, len(split), step)))
+    order = in_parts(len(split), max(1, min(1000, len(split) // (4 * workers))))
+    for part, batch in zip(order, read_batches(split, order, workers), strict=True):
+        images[part], labels[part] = batch
     return images, labels
 
 
@@ -132,11 +129,10 @@ class Dataset:
         validation: examples held out from training, for choices; may be empty.
         test: examples for the end; may be empty.
         class_names: the name of each label.
-        fingerprint: SHA-256 over the three splits: over ``source`` and their sizes where that is
-            given, else over the shapes, images and labels.
-        source: what identifies the examples without reading them: SHA-256 over the contents of
-            the files that they come from and how they are decoded. "" for arrays, and for the
-            datasets of `resnet_jax.data.mnist`.
+        fingerprint: SHA-256 over the shapes, images and labels of the three splits, or where there
+            is a ``source`` over that and their sizes.
+        source: what identifies the examples without reading them, such as a SHA-256 over the files
+            that they come from; "" for arrays.
     """
 
     name: str
@@ -187,8 +183,7 @@ class Dataset:
             for split in splits:
                 digest.update(str((len(split), *split.image_shape)).encode())
                 labels = b""
-                for start in range(0, len(split), 1000):
-                    images, some = split.batch(np.arange(start, min(start + 1000, len(split))))
+                for images, some in read_batches(split, in_parts(len(split), 1000)):
                     digest.update(np.ascontiguousarray(images).data)
                     labels += np.ascontiguousarray(some, "<i4").tobytes()
                 digest.update(labels)
@@ -272,8 +267,7 @@ def sample(dataset: Dataset, *, train: int, validation: int, test: int, seed: in
     ):
         if asked > available or min(train - 1, validation, test) < 0:
             raise ResNetJaxError(
-                f"a sample of {asked} {what} examples of `{dataset.name}`: expected 1 to "
-                f"{available} (--data.subset)"
+                f"a sample of {asked} {what} examples: expected 1 to {available} (--data.subset)"
             )
     training = permutation(len(dataset.train), seed, 0)
     return Dataset.of(

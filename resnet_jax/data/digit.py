@@ -30,10 +30,7 @@ class FoundDigit(NamedTuple):
 def read_digit_or_image(
     source: Path | bytes, spec: DecodeSpec, *, find: bool, invert: bool = False, **limits: Any
 ) -> FoundDigit:
-    """Read the digit in an image file; without ``find``, or inverted, the whole image.
-
-    Arguments and errors are else those of `read_image`.
-    """
+    """Read the digit in an image file; without ``find``, or inverted, the whole as `read_image`."""
     if invert or not find:
         return FoundDigit(read_image(source, spec, invert=invert, **limits), "")
     side = WORKING_SIDE
@@ -43,8 +40,7 @@ def read_digit_or_image(
 def find_digit(picture: Image.Image) -> FoundDigit:
     """Find the digit in a picture; a picture of MNIST's kind stays as it is, bit for bit.
 
-    Paper is what a wide median leaves, ink what differs from it, darker or lighter. Of the ink the
-    largest patch is kept with its neighbours, and its strokes are given the width of MNIST's.
+    Of the ink the largest patch is kept with its neighbours, in strokes of the width of MNIST's.
     """
     grey = np.asarray(picture.convert("L"))
     if grey.shape == (SIDE, SIDE) and np.mean(grey == 0) > 0.5:
@@ -113,12 +109,9 @@ def _main_patch(contrast: np.ndarray) -> np.ndarray:
         sizes = sizes * inside
     largest = int(sizes.argmax())
     near = ndimage.binary_dilation(patches == largest + 1, iterations=max(1, max(ink.shape) // 20))
-    kept = [
-        k + 1
-        for k in range(count)
-        if k == largest or (sizes[k] > sizes[largest] / 20 and near[patches == k + 1].any())
-    ]
-    return np.isin(patches, kept)
+    touched = np.bincount(patches[near], minlength=count + 1)[1:] > 0
+    kept = touched & (sizes > sizes[largest] / 20)
+    return np.isin(patches, 1 + np.flatnonzero(kept))
 
 
 def _as_mnist(ink: np.ndarray) -> np.ndarray:

@@ -8,11 +8,12 @@ import os
 import stat
 import struct
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from resnet_jax.config import DataConfig
 from resnet_jax.errors import ResNetJaxError
 
 # Larger than any camera's picture; a small file can claim far more and fill the memory.
@@ -38,6 +39,18 @@ class DecodeSpec:
     fit: Fit = "pad"
     background: int | None = None
 
+    @classmethod
+    def of(cls, what: str, shape: tuple[int | None, int | None, int], settings: DataConfig) -> Self:
+        """Choose for images of ``shape``, None for a side that differs; an error names ``what``."""
+        if size := settings.read_size or settings.image_size:
+            shape = (size, size, shape[2])
+        height, width, channels = shape
+        if height is None or width is None:
+            raise ResNetJaxError(
+                f"{what} are of several sizes: give the side to resize to (--data.image-size 224)"
+            )
+        return cls((height, width, channels), settings.fit, settings.background)
+
     @property
     def fingerprint_text(self) -> str:
         """The text that fingerprints are made with: the class was once called so."""
@@ -55,9 +68,7 @@ def read_image(
     """
     height, width, channels = spec.shape
     if channels not in (1, 3):
-        raise ResNetJaxError(
-            f"images of {channels} channels are not read from files: expected 1 or 3"
-        )
+        raise ResNetJaxError(f"images of {channels} channels are not read: expected 1 or 3")
     picture = open_image(
         source, background=spec.background, side=max(height, width), name=name, **limits
     ).convert("L" if channels == 1 else "RGB")
@@ -100,32 +111,29 @@ def open_image(
     than twice that is decoded at a half, a quarter or an eighth of its size, several times as fast.
     ``name`` is what errors call the file.
     """
-    name = name or (str(source) if isinstance(source, Path) else "the image")
     try:
         content = read_bytes(source) if isinstance(source, Path) else source
         if not content:
-            raise ResNetJaxError(f"{name} is an empty file: give an image")
+            raise ResNetJaxError("is an empty file: give an image")
         content = _without_metadata(content)
         with Image.open(io.BytesIO(content), formats=formats) as image:
             if image.width * image.height > max_pixels:
-                raise ResNetJaxError(
-                    f"{name} is {image.width}x{image.height} pixels: at most {max_pixels:,} "
-                    "are read"
-                )
+                size = f"{image.width}x{image.height} pixels"
+                raise ResNetJaxError(f"is {size}: at most {max_pixels:,} are read")
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format != "MPO":  # whose others are previews for the camera
-                raise ResNetJaxError(f"{name} has {frames} frames: give a single picture")
+                raise ResNetJaxError(f"has {frames} frames: give a single picture")
             if side is not None:
                 image.draft(None, (2 * side, 2 * side))
             if image.format != "TIFF":  # which Pillow turns as it is loaded
                 image.load()
             upright = _upright(image)
-            return _opaque(_to_8_bits(upright, image, content, name), background, name)
-    except ResNetJaxError:
-        raise
-    except Exception as error:  # whatever a decoder makes of damage
+            return _opaque(_to_8_bits(upright, image, content), background)
+    except Exception as error:  # a refusal, or whatever a decoder makes of damage
+        name = name or (str(source) if isinstance(source, Path) else "the image")
         words = " ".join(str(error).split())[:160] or type(error).__name__
         known = {
+            ResNetJaxError: str(error),
             UnidentifiedImageError: "is no image of the formats read: give a PNG or JPEG",
             Image.DecompressionBombError: f"is too large: at most {max_pixels:,} pixels are read",
             MemoryError: "needs more memory than is free: make it smaller",
@@ -194,7 +202,7 @@ def _upright(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(image)
 
 
-def _to_8_bits(upright: Image.Image, image: Image.Image, content: bytes, name: str) -> Image.Image:
+def _to_8_bits(upright: Image.Image, image: Image.Image, content: bytes) -> Image.Image:
     """Return the picture with levels of 8 bits; ``image`` is as it was opened."""
     tags: dict[int, Any] = getattr(image, "tag_v2", {})
     transparent = image.info.get("transparency")
@@ -202,10 +210,8 @@ def _to_8_bits(upright: Image.Image, image: Image.Image, content: bytes, name: s
     deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
     signed = 2 in np.ravel(tags.get(ExifTags.Base.SampleFormat, 1))
     if (image.mode in ("I", "F") and not deep) or signed:
-        raise ResNetJaxError(
-            f"{name} has {'signed levels' if signed else f'mode {image.mode}'}, whose range is not "
-            "fixed: save it with 8 or 16 bits"
-        )
+        what = "signed levels" if signed else f"mode {image.mode}"
+        raise ResNetJaxError(f"has {what}, whose range is not fixed: save it with 8 or 16 bits")
     if deep:
         highest = 2 ** tags.get(ExifTags.Base.BitsPerSample, (16,))[0] - 1
         levels = np.asarray(upright).astype(np.uint32)
@@ -226,7 +232,7 @@ def _to_8_bits(upright: Image.Image, image: Image.Image, content: bytes, name: s
     return upright
 
 
-def _opaque(image: Image.Image, background: int | None, name: str) -> Image.Image:
+def _opaque(image: Image.Image, background: int | None) -> Image.Image:
     """Return the picture in mode L or RGB, whichever holds it."""
     mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
     if image.has_transparency_data:
@@ -234,8 +240,8 @@ def _opaque(image: Image.Image, background: int | None, name: str) -> Image.Imag
         if np.asarray(image.getchannel("A")).min() < 255:
             if background is None:
                 raise ResNetJaxError(
-                    f"{name} has transparent pixels: put it on a background and save it without "
-                    "alpha, or train with --data.background 0 (black) to 255 (white)"
+                    "has transparent pixels: put it on a background and save it without alpha, or "
+                    "train with --data.background 0 (black) to 255 (white)"
                 )
             below = Image.new("RGBA", image.size, (background,) * 3 + (255,))
             image = Image.alpha_composite(below, image)

@@ -1,24 +1,23 @@
 """A folder of images with a folder for each class: scanned to a table of files, split and read."""
 
-import dataclasses
 import errno
 import hashlib
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from resnet_jax.config import DataConfig
 from resnet_jax.data.cache import cached_facts
-from resnet_jax.data.dataset import DiskSplit
+from resnet_jax.data.dataset import DiskSplit, Examples
 from resnet_jax.data.image import DecodeSpec, open_image, read_bytes, read_image
-from resnet_jax.data.report import VerifyReport
 from resnet_jax.data.walk import SPLITS, find_classes
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.storage import VerifyReport
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +27,7 @@ TEST_SHARE = 0.1
 SHOWN = 20
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass
 class ImageFile:
     """What is known of an image file without its pixels."""
 
@@ -38,123 +37,75 @@ class ImageFile:
     sha256: str  # of the content
     size: tuple[int, int]  # height and width in pixels, upright
     grey: bool
-    broken: str  # why it cannot be used; "" if it can
-    duplicate: str = ""  # of what it is a duplicate
+    problem: str  # why it is broken, or of what it is a duplicate; "" if it is neither
 
     @property
-    def problem(self) -> str:
-        return self.broken or self.duplicate
+    def broken(self) -> bool:
+        return 0 in self.size
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class ImageFolder:
     """A table of the image files in a folder."""
 
     root: Path
     class_names: tuple[str, ...]
-    files: tuple[ImageFile, ...]
+    files: list[ImageFile]
     left_out: tuple[str, ...] = ()  # a line for each kind of thing that is no row
 
-    @property
-    def label_of(self) -> dict[str, int]:
-        return {name: label for label, name in enumerate(self.class_names)}
-
-    def problems(self) -> list[str]:
-        """Return a line for each file that is broken, empty, or a duplicate."""
-        bad = sorted((file for file in self.files if file.problem), key=lambda file: file.path)
-        return [f"{file.path}: {file.problem}" for file in bad]
-
     def report(self) -> VerifyReport:
-        """Count usable files by class, and list the others."""
-        whole = [file for file in self.files if not file.problem]
-        counts = Counter(str(Path(file.split, file.class_name)) for file in whole)
+        """Count usable files by class, and list those that are broken, empty, or duplicates."""
+        counts = Counter(str(Path(f.split, f.class_name)) for f in self.files if not f.problem)
         good = tuple(f"{name} ({count} images)" for name, count in sorted(counts.items()))
-        damaged = tuple(self.problems())
-        usable = f"{len(whole)} images" if damaged or self.left_out else "all of it"
-        return VerifyReport(
-            str(self.root), self.root, good, damaged, usable, images=True, left_out=self.left_out
-        )
-
-    def spec(self, size: int | None, fit: Any = "pad", background: int | None = None) -> DecodeSpec:
-        """Return how the images are decoded: grey or RGB, at ``size`` or as they are."""
-        sizes = sorted({file.size for file in self.files})
-        if size is None and len(sizes) > 1:
-            (low, left), (high, right) = sizes[0], sizes[-1]
-            raise ResNetJaxError(
-                f"{self.root} holds images of {len(sizes)} sizes, from {left}x{low} to "
-                f"{right}x{high} pixels: give the side to bring them to, --data.image-size 224 for "
-                "photographs or less for drawings"
-            )
-        channels = 1 if all(file.grey for file in self.files) else 3
-        height, width = (size, size) if size else sizes[0]
-        return DecodeSpec((height, width, channels), fit, background)
-
-    def splits(self) -> dict[str, list[ImageFile]]:
-        """Return the files of each split.
-
-        Each class is in the order of its files' SHA-256, and the classes are interleaved evenly,
-        so that any end of a split has its share of each class. Of a folder that is not split the
-        last tenth is the test. All this follows from the files' contents alone, not from names or
-        a seed.
-        """
-        splits = {
-            split: _interleaved([file for file in self.files if file.split == split])
-            for split in (*SPLITS, "")
-        }
-        if everything := splits.pop(""):
-            cut = len(everything) - round(TEST_SHARE * len(everything))
-            splits |= {"train": everything[:cut], "test": everything[cut:]}
-        return splits
-
-    def digest(self, splits: dict[str, list[ImageFile]], spec: DecodeSpec) -> str:
-        """Return a SHA-256 over the files' contents, their labels, and how they are decoded."""
-        digest = hashlib.sha256(f"({self.class_names!r}, {spec.fingerprint_text})".encode())
-        label_of = self.label_of
-        for split, files in splits.items():
-            if files:
-                content = [(file.sha256, label_of[file.class_name]) for file in files]
-                digest.update(repr((split, content)).encode())
-        return digest.hexdigest()
+        bad = sorted((file for file in self.files if file.problem), key=lambda file: file.path)
+        damaged = tuple(f"{file.path}: {file.problem}" for file in bad)
+        usable = f"{counts.total()} images" if damaged or self.left_out else "all of it"
+        usable += ", without the others by --data.skip-bad" if damaged else ""
+        return VerifyReport(self.root, good, damaged, usable, self.left_out)
 
 
-class ImageFiles(DiskSplit):
-    """Image files of a folder with their labels."""
+def open_image_folder(settings: DataConfig) -> Examples:
+    """Find the examples in a folder of images, which is scanned."""
+    if settings.dir is None:
+        raise ResNetJaxError("dataset folder needs --data.dir DIR, which holds a folder a class")
+    root = Path(settings.dir).expanduser()
+    folder = scan(root, background=settings.background, workers=settings.workers)
+    files = _usable(folder, settings.skip_bad)
+    sizes = sorted({file.size for file in files})
+    (low, left), (high, right) = sizes[0], sizes[-1]
+    sides = sizes[0] if len(sizes) == 1 else (None, None)
+    what = f"images in {root}, of {left}x{low} to {right}x{high} pixels,"
+    channels = 1 if all(file.grey for file in files) else 3
+    spec = DecodeSpec.of(what, (*sides, channels), settings)
+    label_of = {name: label for label, name in enumerate(folder.class_names)}
+    digest = hashlib.sha256(f"({folder.class_names!r}, {spec.fingerprint_text})".encode())
+    splits = _splits(files)
+    ordered = [file for split in SPLITS for file in splits[split]]
+    for split, members in splits.items():
+        if members:
+            content = [(file.sha256, label_of[file.class_name]) for file in members]
+            digest.update(repr((split, content)).encode())
 
-    def __init__(self, folder: ImageFolder, files: Sequence[ImageFile], spec: DecodeSpec) -> None:
-        super().__init__(len(files), spec)
-        label_of = folder.label_of
-        self.labels = np.array([label_of[file.class_name] for file in files], np.int32)
-        self.paths = [file.path for file in files]
+    paths = [file.path for file in ordered]
+    labels = np.array([label_of[file.class_name] for file in ordered], np.int32)
 
-    def read(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        images = np.empty((len(positions), *self.spec.shape), np.uint8)
+    def read(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        images = np.empty((len(positions), *spec.shape), np.uint8)
         for i, position in enumerate(positions):
-            images[i] = read_image(self.paths[position], self.spec)
-        return images, self.labels[positions]
+            images[i] = read_image(paths[position], spec)
+        return images, labels[positions]
+
+    images = DiskSplit(read, np.arange(len(paths)), spec.shape)
+    test, held_out = len(splits["test"]), len(splits["validation"]) or None
+    return Examples(folder.class_names, images, test, held_out, root, digest.hexdigest())
 
 
-def _interleaved(files: list[ImageFile]) -> list[ImageFile]:
-    """Order files so that every stretch has the classes in their proportions."""
-    by_class = defaultdict(list)
-    for file in sorted(files, key=lambda f: (f.sha256, str(f.path))):
-        by_class[file.class_name].append(file)
-    placed = [
-        ((k + 0.5) / len(of_class), file.sha256, name, k)
-        for name, of_class in by_class.items()
-        for k, file in enumerate(of_class)
-    ]
-    return [by_class[name][k] for *_, name, k in sorted(placed)]
-
-
-def open_image_folder(
-    root: Path, skip_bad: bool, background: int | None, workers: int | None
-) -> ImageFolder:
-    """Scan a folder for training, and warn of what is wrong with it.
+def _usable(folder: ImageFolder, skip_bad: bool) -> list[ImageFile]:
+    """Return the files to learn from and to test with, and warn of what is wrong with others.
 
     A broken file is an error, unless ``skip_bad`` leaves it out as it does duplicates.
     """
-    folder = scan(root, background=background, workers=workers)
-    problems = folder.problems()
+    root, problems = folder.root, folder.report().damaged
     for line in folder.left_out:
         log.warning("%s in %s", line, root)
     for line in problems[:SHOWN]:
@@ -165,19 +116,37 @@ def open_image_folder(
     if broken and not skip_bad:
         raise ResNetJaxError(
             f"{len(broken)} of {len(folder.files)} image files in {root} cannot be used, first "
-            f"{min(broken)}: mend or remove them, or leave them and duplicates out by "
-            "--data.skip-bad"
+            f"{min(broken)}: mend or remove them, or skip them and duplicates (--data.skip-bad)"
         )
-    if skip_bad:
-        usable = tuple(file for file in folder.files if not file.problem)
-        folder = dataclasses.replace(folder, files=usable)
-    trained = {file.class_name for file in folder.files if file.split in ("", "train")}
+    files = [file for file in folder.files if not (skip_bad and file.problem)]
+    trained = {file.class_name for file in files if file.split in ("", "train")}
     if untrained := set(folder.class_names) - trained:
         raise ResNetJaxError(
-            f"class {min(untrained)!r} of {root} has no usable training image: add some or remove "
-            "its folder"
+            f"class {min(untrained)!r} of {root} has no usable training image: add one or remove it"
         )
-    return folder
+    return files
+
+
+def _splits(files: list[ImageFile]) -> dict[str, list[ImageFile]]:
+    """Return the files of each split, with the classes in their proportions at every stretch.
+
+    Of a folder that is not split the last tenth is the test. The order is that of the SHA-256 of
+    the files in each class: it follows from contents alone, not from names or a seed.
+    """
+    totals = Counter((file.split, file.class_name) for file in files)
+    seen: Counter[tuple[str, str]] = Counter()
+    shares = {}  # of its class in its split that come before a file
+    for file in sorted(files, key=lambda f: (f.sha256, str(f.path))):
+        kind = (file.split, file.class_name)
+        shares[file.path] = (seen[kind] + 0.5) / totals[kind]
+        seen[kind] += 1
+    splits: dict[str, list[ImageFile]] = {split: [] for split in (*SPLITS, "")}
+    for file in sorted(files, key=lambda f: (shares[f.path], f.sha256, f.class_name)):
+        splits[file.split].append(file)
+    if everything := splits.pop(""):
+        cut = len(everything) - round(TEST_SHARE * len(everything))
+        splits |= {"train": everything[:cut], "test": everything[cut:]}
+    return splits
 
 
 def scan(
@@ -204,9 +173,10 @@ def scan(
     for row, fact in zip(rows, facts, strict=True):
         if isinstance(fact, OSError):
             fact = ("", 0, 0, True, f"it cannot be read: {fact.strerror}")
-        sha256, height, width, grey, broken = fact
-        files.append(ImageFile(*row, sha256, (height, width), grey, broken))
-    return ImageFolder(root, class_names, _with_duplicates(files), left_out)
+        sha256, height, width, grey, problem = fact
+        files.append(ImageFile(*row, sha256, (height, width), grey, problem))
+    _mark_duplicates(files)
+    return ImageFolder(root, class_names, files, left_out)
 
 
 def _look(path: Path, background: int | None) -> list[object]:
@@ -222,7 +192,7 @@ def _look(path: Path, background: int | None) -> list[object]:
     return [sha256, picture.height, picture.width, picture.mode == "L", ""]
 
 
-def _with_duplicates(files: list[ImageFile]) -> tuple[ImageFile, ...]:
+def _mark_duplicates(files: list[ImageFile]) -> None:
     """Mark the files to leave out so that no picture is used twice.
 
     Of equal files one stays: the test's rather than the validation's, and theirs rather than the
@@ -232,13 +202,11 @@ def _with_duplicates(files: list[ImageFile]) -> tuple[ImageFile, ...]:
     equal = defaultdict(list)
     order = ("test", "validation", "train", "")
     for file in sorted(files, key=lambda f: (order.index(f.split), str(f.path))):
-        if not file.broken:
+        if not file.problem:
             equal[file.sha256].append(file)
-    marks: dict[Path, str] = {}
     for first, *others in equal.values():
+        problem = f"the same picture as {first.path}"
         if len(classes := {file.class_name for file in (first, *others)}) > 1:
-            mark = f"the same picture is in classes {', '.join(sorted(classes))}"
-            marks |= {file.path: mark for file in (first, *others)}
-        else:
-            marks |= {file.path: f"the same picture as {first.path}" for file in others}
-    return tuple(dataclasses.replace(file, duplicate=marks.get(file.path, "")) for file in files)
+            problem = first.problem = f"the same picture is in classes {', '.join(sorted(classes))}"
+        for file in others:
+            file.problem = problem

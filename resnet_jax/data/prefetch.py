@@ -5,10 +5,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from resnet_jax.data.dataset import Split
+if TYPE_CHECKING:
+    from resnet_jax.data.dataset import Split
 
 PADDING = -1  # the index and the label of what fills up a batch
 AHEAD_PER_WORKER = 2  # batches that are read or wait to be used
@@ -21,7 +23,12 @@ def padded_order(count: int, batch_size: int) -> np.ndarray:
     return order
 
 
-def read_batch(split: Split, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def in_parts(count: int, size: int) -> list[np.ndarray]:
+    """Return 0 to ``count - 1`` in parts of ``size``, the last of which may be shorter."""
+    return np.split(np.arange(count), range(size, count, size))
+
+
+def read_batch(split: "Split", indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Read one batch; at an index of `PADDING` the image is black and the label is `PADDING`."""
     present = indices >= 0
     if present.all():
@@ -34,7 +41,7 @@ def read_batch(split: Split, indices: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def read_batches(
-    split: Split, order: Iterable[np.ndarray], workers: int | None = None
+    split: "Split", order: Iterable[np.ndarray], workers: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the batch of each array of indices, in order, read by threads ahead of its use.
 

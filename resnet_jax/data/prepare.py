@@ -3,9 +3,9 @@
 import contextlib
 import importlib.util
 import io
+import logging
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from resnet_jax.data.cache import Arrays
 from resnet_jax.data.mnist import (
     DATASETS,
     IDX_FILES,
+    Arrays,
     DatasetInfo,
-    find_idx_files,
     mnist_5k,
     mnist_5k_file,
     read_idx_files,
@@ -28,15 +27,16 @@ from resnet_jax.data.tfds import (
     DamagedFileError,
     PathLike,
     check_known,
-    describe,
     find_prepared,
     image_and_label,
-    read_through,
     tfds_root,
+    verify_prepared,
 )
 from resnet_jax.errors import ResNetJaxError
 
-PROBE_SECONDS = 4.0
+PATIENCE = 4.0  # seconds for a host to answer
+
+log = logging.getLogger(__name__)
 
 
 def prepare(name: str, data_dir: PathLike | None = None, from_idx: PathLike | None = None) -> Path:
@@ -53,14 +53,15 @@ def prepare(name: str, data_dir: PathLike | None = None, from_idx: PathLike | No
         if info is None or not info.idx_sha256:
             raise ResNetJaxError(f"`{name}` does not come as IDX files: leave --data.from-idx out")
         # Before anything else, so that faulty files are never passed over.
-        arrays = read_idx_files(find_idx_files(Path(from_idx).expanduser()), info)
+        folder = Path(from_idx).expanduser()
+        arrays = read_idx_files(folder.glob("*ubyte*"), info, folder)
     if name == "mnist_5k":
         mnist_5k()
         return mnist_5k_file()
     found = find_prepared(name, root)
     if found is not None:
         with contextlib.suppress(DamagedFileError):
-            if not any(read_through(describe(found, root)).values()):
+            if verify_prepared(name, root).ok:
                 return found
     if info is None:
         check_known(name)
@@ -70,17 +71,16 @@ def prepare(name: str, data_dir: PathLike | None = None, from_idx: PathLike | No
                 "'resnet_jax[prepare]'`, or give a folder where it is prepared (--data.dir)"
             )
     elif arrays is None:
-        _check_reachable(info)
+        arrays = _download(info)
     try:
         return _build(name, root, found, arrays)
     except ResNetJaxError:
         raise
     except Exception as error:  # TFDS, its downloader and the file system have many
         lines = str(error).strip().splitlines() or [""]
-        remedy = " or local IDX files (--data.from-idx DIR)" if info is not None else ""
         raise ResNetJaxError(
             f"`{name}` could not be prepared in {root} ({type(error).__name__}: {lines[0][:400]}):"
-            f" try again, or give another folder (--data.dir){remedy}"
+            " try again, or give another folder (--data.dir)"
         ) from error
 
 
@@ -95,8 +95,8 @@ def _build(name: str, root: Path, replaces: Path | None, arrays: Arrays | None) 
             if time.time() - abandoned.stat().st_mtime > 86_400:
                 shutil.rmtree(abandoned, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=prefix, dir=root, ignore_cleanup_errors=True) as work:
-        if name in DATASETS:
-            builder = _idx_builder(DATASETS[name], arrays)(data_dir=work)
+        if arrays is not None:
+            builder = _idx_builder(name, arrays)(data_dir=work)
         else:
             builder = tfds.builder(name, data_dir=work)
             image_and_label(name, builder.info)  # before anything is downloaded
@@ -109,7 +109,7 @@ def _build(name: str, root: Path, replaces: Path | None, arrays: Arrays | None) 
             builder.download_and_prepare(file_format="array_record", download_config=config)
         built = Path(builder.data_dir)
         target = root / built.relative_to(work)
-        if replaces is None and target.exists() and find_prepared(name, root) is None:
+        if replaces is None and find_prepared(name, root) is None:
             replaces = target  # what is left of a dataset whose description is gone
         if replaces is not None and replaces.exists():
             replaces.rename(Path(work, "replaced"))
@@ -122,7 +122,7 @@ def _build(name: str, root: Path, replaces: Path | None, arrays: Arrays | None) 
     return target
 
 
-def _idx_builder(info: DatasetInfo, arrays: Arrays | None) -> Any:
+def _idx_builder(name: str, arrays: Arrays) -> Any:
     """Return TFDS's builder without its two calls of TensorFlow: to read IDX and to encode PNG."""
     import tensorflow_datasets as tfds
 
@@ -133,41 +133,31 @@ def _idx_builder(info: DatasetInfo, arrays: Arrays | None) -> Any:
             Image.fromarray(image[..., 0]).save(file, "png")
             yield key, {"image": file.getvalue(), "label": label}
 
-    class FromIdx(tfds.builder_cls(info.name), skip_registration=True):  # type: ignore[call-arg,misc]
+    class FromIdx(tfds.builder_cls(name), skip_registration=True):  # type: ignore[call-arg,misc]
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-            splits = arrays
-            if splits is None:  # TFDS compares the files with its registered checksums
-                urls = {file: f"{info.source}{file}.gz" for file in IDX_FILES}
-                paths = {file: Path(path) for file, path in dl_manager.download(urls).items()}
-                splits = read_idx_files(paths, info)
-            return {split: examples(*pair) for split, pair in splits.items()}
+            return {split: examples(*pair) for split, pair in arrays.items()}
 
-    FromIdx.name = info.name
+    FromIdx.name = name
     return FromIdx
 
 
-def _check_reachable(info: DatasetInfo) -> None:
-    """Ask the host for one small file's header: TFDS would try for 200 s without a network."""
-    import urllib.request  # here: slow to import and seldom needed
+def _download(info: DatasetInfo) -> Arrays:
+    """Download a dataset's IDX files; TFDS would try for 200 s without a network."""
+    import urllib.error  # here: slow to import and seldom needed
+    import urllib.request
 
-    request = urllib.request.Request(f"{info.source}{IDX_FILES[-1]}.gz", method="HEAD")
-    reason = f"no answer in {PROBE_SECONDS:g} s"
-
-    def probe() -> None:
-        nonlocal reason
-        try:
-            urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
-            reason = ""
-        except Exception as error:
-            reason = str(error) or type(error).__name__
-
-    # In a thread, because to look up a name has no time limit.
-    thread = threading.Thread(target=probe, daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS)
-    if reason:
-        raise ResNetJaxError(
-            f"`{info.name}` is not prepared and cannot be downloaded from {info.source} "
-            f"({reason}): give a folder where it is prepared (--data.dir DIR or "
-            "TFDS_DATA_DIR) or local IDX files (--data.from-idx DIR)"
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        for name in IDX_FILES:
+            url = f"{info.source}{name}.gz"
+            log.warning("downloading %s", url)
+            try:
+                with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+                    Path(folder, name).write_bytes(answer.read())
+            except Exception as error:  # of the network, the server or the disk
+                if isinstance(error, urllib.error.HTTPError):
+                    error.close()
+                raise ResNetJaxError(
+                    f"{url} cannot be downloaded ({error}): give a folder with `{info.name}` "
+                    "(--data.dir DIR or TFDS_DATA_DIR) or its IDX files (--data.from-idx DIR)"
+                ) from error
+        return read_idx_files(Path(folder).iterdir(), info, info.source)

@@ -1,7 +1,7 @@
 """How pictures become a network's input: one value, shared by runs and by exported files."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
 import jax
@@ -28,12 +28,7 @@ class Preprocessing:
 
     Attributes:
         image_shape: ``(H, W, C)`` of the pictures as they are read.
-        image_size: side in pixels of the network's input; None keeps the size.
-        center_crop: crop ``image_size`` from the middle instead of resizing.
-        mean: subtracted from pixels in [0, 1]: one number, or one for each channel.
-        std: divides the difference: one number, or one for each channel.
-        fit: how a picture of other proportions was made square.
-        background: grey level put under transparent pixels; None: there were none.
+        image_size, center_crop, mean, std, fit, background: as in `resnet_jax.DataConfig`.
         find_digit: the digit in a picture was looked for first, see `resnet_jax.data.digit`.
     """
 
@@ -49,16 +44,9 @@ class Preprocessing:
     @classmethod
     def of(cls, settings: DataConfig, image_shape: tuple[int, int, int]) -> Self:
         """Return the preprocessing that a run's settings describe."""
-        return cls(
-            image_shape,
-            settings.image_size,
-            settings.center_crop,
-            settings.mean or (0.0,),  # only a run knows its images' own
-            settings.std or (1.0,),
-            settings.fit,
-            settings.background,
-            settings.find_digit,
-        )
+        given = {field.name: getattr(settings, field.name) for field in fields(cls)[1:]}
+        # Only a run knows its images' own mean and deviation.
+        return cls(image_shape, **{name: v for name, v in given.items() if v is not None})
 
     def __call__(self, images: ArrayLike) -> jax.Array:
         """Map ``uint8[N, H, W, C]`` images to the network's input, ``float32[N, h, w, C]``."""
@@ -97,33 +85,15 @@ class Preprocessing:
 
     def to_metadata(self) -> dict[str, Any]:
         """Return what an exported file says of its preprocessing, as values that JSON has."""
-        height, width, channels = self.image_shape
-        return {
-            "images": f"uint8[N, {height}, {width}, {channels}]",
-            "image_shape": list(self.image_shape),
-            "resize": self.image_size,
-            "center_crop": self.center_crop,
-            "scale": 255,
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "fit": self.fit,
-            "filter": "bilinear",  # Pillow's, averaged over what a pixel covers
-            "background": self.background,
-            "find_digit": self.find_digit,
-        }
+        fields = asdict(self)
+        images = "uint8[N, {}, {}, {}]".format(*self.image_shape)
+        resize = {"images": images, "resize": fields.pop("image_size"), "scale": 255}
+        return {**resize, "filter": "bilinear", **fields}  # Pillow's, over what a pixel covers
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
         """Return the preprocessing of an exported file; the inverse of `to_metadata`."""
-        height, width, channels = metadata["image_shape"]
-        return cls(
-            (height, width, channels),
-            metadata["resize"],
-            metadata["center_crop"],
-            tuple(metadata["mean"]),
-            tuple(metadata["std"]),
-            # Files of version 0.1.0 do not say how pictures were read.
-            metadata.get("fit", "pad"),
-            metadata.get("background"),
-            metadata.get("find_digit", False),
-        )
+        known = {"image_size": metadata["resize"], **metadata}  # version 0.1.0 has no fit
+        values = {field.name: known[field.name] for field in fields(cls) if field.name in known}
+        lists = {name: tuple(value) for name, value in values.items() if type(value) is list}
+        return cls(**{**values, **lists})

@@ -29,9 +29,8 @@ def randaugment(
 
     The operations are Pillow's, but that shear is about the image's centre, not its corner. The
     last five go to either side with equal chances, as do the factors of color, contrast, brightness
-    and sharpness. A greater magnitude (0 to 10, the paper's M) changes more in all of them:
-    posterize and solarize, which AutoAugment's table counts the other way, too (torchvision's
-    reading). Color needs three channels; one stays as it is.
+    and sharpness. A greater magnitude (0 to 10, the paper's M) changes more in all of them, as
+    torchvision reads it. Color needs three channels; one stays as it is.
     """
 
     def layer(images: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
@@ -56,12 +55,12 @@ def apply(
     moved = warp(images, *_geometry(images.shape, which, strength), fill=fill)
     which, strength = (a[:, None, None, None] for a in (which, strength))
     amount, factor = jnp.abs(strength), 1 + FACTOR * strength
-    grey = _grey(images)
+    grey, step = _grey(images), 2.0 ** jnp.round(BITS * amount)
     in_place = [
         images,
         _autocontrast(images),
         _equalize(images),
-        _posterize(images, jnp.round(BITS * amount)),
+        jnp.where(step > 1, jnp.floor(jnp.round(images) / step) * step, images),
         jnp.where(images >= 256 * (1 - amount), 255 - images, images),
         _blend(grey, images, factor),
         _blend(grey.mean((1, 2, 3), keepdims=True), images, factor),
@@ -104,11 +103,6 @@ def _autocontrast(images: jax.Array) -> jax.Array:
     return jnp.where(high > low, (images - low) * (255 / jnp.maximum(high - low, 1e-3)), images)
 
 
-def _posterize(images: jax.Array, dropped: jax.Array) -> jax.Array:
-    step = 2.0**dropped
-    return jnp.where(dropped > 0, jnp.floor(jnp.round(images) / step) * step, images)
-
-
 def _equalize(images: jax.Array) -> jax.Array:
     """Make each channel's histogram flat, by Pillow's formula in whole numbers."""
 
@@ -136,9 +130,8 @@ def warp(
 ) -> jax.Array:
     """Resample each image bilinearly: ``output[p] = image[inverse @ p + translation]``.
 
-    Points are (row, column) measured from the image's centre, in pixels. What lies outside the
-    image is ``fill``. ``inverse`` is float32[N, 2, 2], from output points back to input points,
-    ``translation`` float32[N, 2].
+    Points are (row, column) from the image's centre, in pixels; what lies outside the image is
+    ``fill``. ``inverse`` is float32[N, 2, 2], ``translation`` float32[N, 2].
     """
     _, height, width, _ = images.shape
     centre = jnp.asarray([(height - 1) / 2, (width - 1) / 2], jnp.float32)

@@ -42,18 +42,13 @@ class EpochSampler:
     """
 
     def __init__(self, num_examples: int, batch_size: int, seed: int) -> None:
-        if batch_size < 1:
-            raise ResNetJaxError(f"--batch-size must be at least 1, got {batch_size}")
-        if batch_size > num_examples:
+        if not 1 <= batch_size <= num_examples:
             raise ResNetJaxError(
-                f"--batch-size {batch_size} is more than the {num_examples} training examples: "
-                f"give at most {num_examples}"
+                f"--batch-size must be 1 to the {num_examples} training examples, got {batch_size}"
             )
         if seed < 0:
             raise ResNetJaxError(f"--seed must be at least 0, got {seed}")
-        self.num_examples = num_examples
-        self.batch_size = batch_size
-        self.seed = seed
+        self.num_examples, self.batch_size, self.seed = num_examples, batch_size, seed
 
     def batch(self, step: int) -> np.ndarray:
         """Return the indices of the batch of ``step`` (0, 1, 2, …) as int32[batch_size]."""

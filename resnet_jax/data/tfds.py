@@ -5,25 +5,28 @@ from the cache. TensorFlow is not needed.
 """
 
 import dataclasses
+import difflib
 import hashlib
 import io
 import json
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from resnet_jax.data.cache import cached_value, file_stamp, user_folder
-from resnet_jax.data.dataset import DiskSplit
+from resnet_jax.config import DataConfig
+from resnet_jax.data.cache import cached_facts, user_folder
+from resnet_jax.data.dataset import DiskSplit, Examples
 from resnet_jax.data.image import FORMATS, MAX_PIXELS, DecodeSpec, read_image
-from resnet_jax.data.mnist import DATASETS, mnist_5k, mnist_5k_file, unknown
-from resnet_jax.data.report import VerifyReport
+from resnet_jax.data.mnist import DATASETS, mnist_5k, mnist_5k_file
+from resnet_jax.data.prefetch import in_parts
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.storage import file_sha256
+from resnet_jax.storage import VerifyReport, file_sha256
 
 SPLITS = ("train", "validation", "test")
 MAX_VALUES = 3 * MAX_PIXELS
@@ -45,42 +48,23 @@ class Prepared:
     shape: tuple[int | None, int | None, int]  # None for a height or width that differs
     keys: tuple[str, str]  # the names of the features with the image and the label
     splits: dict[str, dict[str, int]]  # split -> file name -> number of records
-    sha256: dict[str, str] = dataclasses.field(default_factory=dict)  # of the files, once opened
 
-    def fixed_size(self) -> bool:
-        return None not in self.shape
-
-    def spec(self, size: int | None, fit: Any = "pad", background: int | None = None) -> DecodeSpec:
+    def spec(self, settings: DataConfig) -> DecodeSpec:
         """Return how images are decoded: as they are, or to a square if their sizes differ."""
-        if self.fixed_size():
+        if None not in self.shape:
             return DecodeSpec(self.shape)  # type: ignore[arg-type]
-        if size is None:
-            raise ResNetJaxError(
-                f"{self.folder} holds images of several sizes: give the side to bring them to, "
-                "--data.image-size 224 for photographs or less for drawings"
-            )
-        return DecodeSpec((size, size, self.shape[2]), fit, background)
-
-    def digest(self, spec: DecodeSpec) -> str:
-        """Return a SHA-256 over the files and how they are decoded."""
-        digests = [self.sha256[file] for files in self.splits.values() for file in files]
-        lengths = {split: sum(files.values()) for split, files in self.splits.items()}
-        what = f"({self.class_names}, ({digests}, {lengths}, {spec.fingerprint_text}))"
-        return hashlib.sha256(what.encode()).hexdigest()
-
-    def file_sha256(self, file: str) -> str:
-        path = self.folder / file
-        if not path.is_file():  # to read a pipe or a device may never end
-            raise _damaged(path, self.root, "no such file")
-        return file_sha256(path)
+        return DecodeSpec.of(f"images in {self.folder}", self.shape, settings)
 
 
-class Records(DiskSplit):
+# To check records by: any size will do, since what does not decode fails at each.
+ANY_SIZE = DataConfig(image_size=8, background=0)
+
+
+class Records:
     """The records of some files of a prepared dataset."""
 
-    def __init__(self, prepared: Prepared, files: dict[str, int], spec: DecodeSpec) -> None:
-        super().__init__(sum(files.values()), spec)
-        self.prepared = prepared
+    def __init__(self, prepared: Prepared, files: dict[str, int], settings: DataConfig) -> None:
+        self.prepared, self.spec = prepared, prepared.spec(settings)
         self._files = list(files.items())
         self._starts = np.cumsum([0, *files.values()])
         self._readers: dict[Path, Any] = {}
@@ -88,6 +72,7 @@ class Records(DiskSplit):
     def read(self, positions: np.ndarray, lowest_label: int = 0) -> tuple[np.ndarray, np.ndarray]:
         images = np.empty((len(positions), *self.spec.shape), np.uint8)
         labels = np.empty(len(positions), np.int32)
+        highest = len(self.prepared.class_names) - 1
         shards = np.searchsorted(self._starts, positions, side="right") - 1
         for shard in np.unique(shards).tolist():
             chosen = np.flatnonzero(shards == shard)
@@ -99,8 +84,7 @@ class Records(DiskSplit):
                 for i, number, record in zip(chosen, numbers, records, strict=True):
                     place = f"record {number}: "
                     images[i], labels[i] = self._decode(record, f"record {number} of {path}")
-                    if not lowest_label <= labels[i] < len(self.prepared.class_names):
-                        highest = len(self.prepared.class_names) - 1
+                    if not lowest_label <= labels[i] <= highest:
                         raise ValueError(f"label {labels[i]}, not 0 to {highest}")
             except ResNetJaxError:
                 raise
@@ -129,7 +113,7 @@ class Records(DiskSplit):
         content = features[image_key].bytes_list.value[0]
         label = features[label_key].int64_list.value[0]
         height, width, channels = self.spec.shape
-        if self.prepared.fixed_size():
+        if None not in self.prepared.shape:
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 if image.size != (width, height):
                     raise ValueError(f"{image.width}x{image.height} pixels, not {width}x{height}")
@@ -181,10 +165,8 @@ def find_prepared(name: str, root: Path) -> Path | None:
 
 
 def not_prepared(name: str, root: Path) -> ResNetJaxError:
-    files = ", local IDX files (--data.from-idx DIR)"
-    if name not in DATASETS:
-        check_known(name)
-        files = ""
+    check_known(name)
+    files = ", local IDX files (--data.from-idx DIR)" if name in DATASETS else ""
     where = "" if root == tfds_root() else f" --dir {root}"
     return ResNetJaxError(
         f"{root} holds no prepared `{name}`: give another folder (--data.dir){files}, or run "
@@ -193,36 +175,60 @@ def not_prepared(name: str, root: Path) -> ResNetJaxError:
 
 
 def check_known(name: str) -> None:
+    """Refuse the name of a dataset that neither `DATASETS` nor TFDS holds."""
     import tensorflow_datasets as tfds
 
-    known = tfds.list_builders(with_community_datasets=False)
-    if name.split("/")[0] not in known:
-        raise unknown(name, known)
+    known = [*DATASETS, *tfds.list_builders(with_community_datasets=False)]
+    if name.split("/")[0] in known:
+        return
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1)
+    hint = f" (did you mean `{near[0]}`?)" if near else ""
+    raise ResNetJaxError(
+        f"unknown dataset `{name}`{hint}: expected one of {', '.join(DATASETS)} "
+        "(`resnet-jax data list` describes them), another that TFDS knows, or folder"
+    )
 
 
-def open_prepared(folder: Path, root: Path) -> Prepared:
-    """Describe the splits of a dataset that a run can use, with the checksums of their files."""
-    key = [[file.name, *file_stamp(file)] for file in sorted(folder.glob("*"))]
+def open_prepared(folder: Path, root: Path, settings: DataConfig) -> Examples:
+    """Open the splits of a dataset that a run can use; their description is cached."""
     name = _name(folder, root)
+    (found,) = cached_facts(name, root, [folder], partial(_look, root=root))
+    if isinstance(found, OSError):
+        raise _damaged(folder / "*", root, found)
+    class_names, shape, keys, splits, sha256 = found
+    if "train" not in splits:
+        raise ResNetJaxError(
+            f"{folder} has no training examples with labels: expected a split `train` (--data.name)"
+        )
+    prepared = Prepared(folder, root, tuple(class_names), tuple(shape), tuple(keys), splits)
+    lengths = {split: sum(files.values()) for split, files in splits.items()}
+    files = {file: count for part in splits.values() for file, count in part.items()}
+    records = Records(prepared, files, settings)
+    images = DiskSplit(records.read, np.arange(sum(files.values())), records.spec.shape)
+    held_out = DATASETS[name].validation if name in DATASETS else lengths.get("validation")
+    what = f"({prepared.class_names}, ({sha256}, {lengths}, {records.spec.fingerprint_text}))"
+    digest = hashlib.sha256(what.encode()).hexdigest()
+    return Examples(prepared.class_names, images, lengths.get("test", 0), held_out, folder, digest)
 
-    def look() -> list[Any]:
-        whole = describe(folder, root)
-        splits = {split: whole.splits[split] for split in SPLITS if split in whole.splits}
-        if name not in DATASETS:
-            splits = {split: files for split, files in splits.items() if _is_labelled(whole, files)}
-        files = [file for files in splits.values() for file in files]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            sha256 = dict(zip(files, pool.map(whole.file_sha256, files), strict=True))
-        return [whole.class_names, whole.shape, whole.keys, splits, sha256]
 
-    class_names, shape, keys, splits, sha256 = cached_value(name, folder, key, look)
-    return Prepared(folder, root, tuple(class_names), tuple(shape), tuple(keys), splits, sha256)
+def _look(folder: Path, root: Path) -> list[Any]:
+    """Describe the splits with labels of a prepared dataset, with the checksums of their files."""
+    whole = describe(folder, root)
+    splits = {split: whole.splits[split] for split in SPLITS if split in whole.splits}
+    if _name(folder, root) not in DATASETS:
+        splits = {split: files for split, files in splits.items() if _is_labelled(whole, files)}
+    paths = [folder / file for files in splits.values() for file in files]
+    for path in paths:
+        if not path.is_file():  # to read a pipe or a device may never end
+            raise _damaged(path, root, "no such file")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [whole.class_names, whole.shape, whole.keys, splits, [*pool.map(file_sha256, paths)]]
 
 
 def _is_labelled(prepared: Prepared, files: dict[str, int]) -> bool:
     """Whether the first record has a label: TFDS writes -1 where they are not published."""
-    records = Records(prepared, files, prepared.spec(8, background=0))
-    return len(records) > 0 and records.read(np.array([0]), lowest_label=-1)[1][0] >= 0
+    records = Records(prepared, files, ANY_SIZE)
+    return sum(files.values()) > 0 and records.read(np.array([0]), lowest_label=-1)[1][0] >= 0
 
 
 def describe(folder: Path, root: Path) -> Prepared:
@@ -232,14 +238,19 @@ def describe(folder: Path, root: Path) -> Prepared:
     try:
         # TFDS imports the modules that this file names: only its own may run.
         json.loads(folder.joinpath("features.json").read_bytes(), object_hook=_check_class)
-        info = tfds.builder_from_directory(folder).info
+        info, splits = tfds.builder_from_directory(folder).info, {}
+        for split, described in info.splits.items():
+            paths = [Path(path) for path in described.filepaths]
+            if elsewhere := [path for path in paths if path.parent != folder]:
+                raise ValueError(f"{elsewhere[0]} is no file in it")
+            names = [path.name for path in paths]
+            splits[split] = dict(zip(names, described.shard_lengths, strict=True))
     except Exception as error:  # TFDS raises what its parsers do
         raise _damaged(folder / "features.json or dataset_info.json", root, error) from error
     if info.file_format.value != "array_record":
         raise ResNetJaxError(
-            f"{folder} is prepared as {info.file_format.value}, which needs TensorFlow: expected "
-            "array_record (give another folder, --data.dir, and run `resnet-jax data prepare "
-            f"{_name(folder, root)}` there)"
+            f"{folder} is prepared as {info.file_format.value}, which needs TensorFlow: run "
+            f"`resnet-jax data prepare {_name(folder, root)}` for another folder (--data.dir)"
         )
     keys = image_and_label(_name(folder, root), info)
     image, label = (info.features[key] for key in keys)
@@ -247,23 +258,14 @@ def describe(folder: Path, root: Path) -> Prepared:
         raise ResNetJaxError(
             f"{folder} holds {image}: expected uint8 of at most {MAX_VALUES:,} values (--data.dir)"
         )
-    names_file = Path(label.get_names_filepath(folder, keys[1]))
+    names, names_file = label.names, Path(label.get_names_filepath(folder, keys[1]))
     try:
-        # Read again, since TFDS passes over a damaged one.
-        names = tfds.features.ClassLabel(names_file=names_file).names
+        if names_file.exists():  # read again, since TFDS passes over a damaged one
+            names = tfds.features.ClassLabel(names_file=names_file).names
         if len(names) != label.num_classes:
             raise ValueError(f"{len(names)} names of {label.num_classes} classes")
-    except FileNotFoundError:
-        names = label.names
     except (OSError, ValueError) as error:
         raise _damaged(names_file, root, error) from error
-    splits = {}
-    for split, described in info.splits.items():
-        paths = [Path(path) for path in described.filepaths]
-        if elsewhere := [path for path in paths if path.parent != folder]:
-            raise _damaged(folder / "dataset_info.json", root, f"{elsewhere[0]} is no file in it")
-        files = [path.name for path in paths]
-        splits[split] = dict(zip(files, described.shard_lengths, strict=True))
     return Prepared(folder, root, tuple(names), image.shape, keys, splits)
 
 
@@ -297,34 +299,22 @@ def image_and_label(name: str, info: Any) -> tuple[str, str]:
 def verify_prepared(name: str, data_dir: PathLike | None = None) -> VerifyReport:
     """Read every file of a dataset, past any cache, and report which are whole."""
     root = tfds_root(data_dir)
-    folder = mnist_5k_file().parent if name == "mnist_5k" else find_prepared(name, root)
+    if name == "mnist_5k":
+        mnist_5k()
+        path = mnist_5k_file()
+        return VerifyReport(path.parent, (path.name,), (), "all of it")
+    folder = find_prepared(name, root)
     if folder is None:
         raise not_prepared(name, root)
-    try:
-        if name == "mnist_5k":
-            mnist_5k()
-            found = {mnist_5k_file().name: ""}
-        else:
-            found = {"dataset_info.json": "", "features.json": ""}
-            found |= read_through(describe(folder, root))
-    except ResNetJaxError as error:
-        found = {"": str(error)}
-    good = tuple(file for file, damage in found.items() if not damage)
-    bad = tuple(filter(None, found.values()))
-    return VerifyReport(name, folder, good, bad, "nothing" if bad else "all of it")
-
-
-def read_through(prepared: Prepared) -> dict[str, str]:
-    """Decode every record of every file; return what is wrong with each file, "" for nothing."""
-    spec = prepared.spec(8, background=0)  # any size: what does not decode fails at each
-    found = {}
-    for files in prepared.splits.values():
-        for file, count in files.items():
-            records = Records(prepared, {file: count}, spec)
-            try:
-                for first in range(0, count, 1000):
-                    records.read(np.arange(first, min(first + 1000, count)), lowest_label=-1)
-                found[file] = ""
-            except ResNetJaxError as error:
-                found[file] = str(error)
-    return found
+    good, damaged = ["dataset_info.json", "features.json"], []
+    prepared = describe(folder, root)
+    for file, count in (item for files in prepared.splits.values() for item in files.items()):
+        records = Records(prepared, {file: count}, ANY_SIZE)
+        try:
+            for part in in_parts(count, 1000):
+                records.read(part, lowest_label=-1)
+            good.append(file)
+        except ResNetJaxError as error:
+            damaged.append(str(error))
+    usable = "nothing" if damaged else "all of it"
+    return VerifyReport(folder, tuple(good), tuple(damaged), usable)

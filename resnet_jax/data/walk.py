@@ -7,7 +7,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 from PIL import Image
 
@@ -40,37 +39,33 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
             if not os.path.isdir(match):
                 found.append(match)
                 continue
-            inside = walk(match)
-            if inside.endings:
-                log.warning("left out by ending: %s in %s", by_ending(inside.endings), match)
-            if not inside.images and match == path:
-                raise ResNetJaxError(
-                    f"folder {path} holds no image file{inside.others}: expected .png, .jpg, ..."
-                )
-            found += inside.images
+            images, others, _ = walk(match)
+            if others:
+                log.warning("left out by ending: %s in %s", by_ending(others), match)
+            if not images and match == path:
+                raise no_images(f"folder {path}", others)
+            found += images
     return list(dict.fromkeys(found))  # a pattern's folders and the files in them
 
 
-class Contents(NamedTuple):
-    """What is in a folder, at any depth."""
-
-    images: list[Path]
-    endings: Counter[str]  # of the other files
-    runs: int  # folders that runs were trained into
-
-    @property
-    def others(self) -> str:
-        return f" but {by_ending(self.endings)}" if self.endings else ""
+def no_images(folder: str, others: Counter[str]) -> ResNetJaxError:
+    but = f" but {by_ending(others)}" if others else ""
+    return ResNetJaxError(f"{folder} holds no image file{but}: expected .png, .jpg, ...")
 
 
-def walk(folder: Path) -> Contents:
-    """Find the image files at any depth of a folder; links are followed, hidden names are not.
+def by_ending(endings: Counter[str]) -> str:
+    return ", ".join(f"{count} {ending or 'without'}" for ending, count in endings.most_common())
 
-    A folder that cannot be listed is among them: whoever reads it is told why.
+
+def walk(folder: Path) -> tuple[list[Path], Counter[str], bool]:
+    """Return the image files at any depth, the others' endings, and whether a run is among them.
+
+    Links are followed, hidden names are not. A folder that cannot be listed is among the images:
+    whoever reads it is told why.
     """
     images: list[Path] = []
-    endings: Counter[str] = Counter()
-    runs = 0
+    others: Counter[str] = Counter()
+    has_run = False
     # A link to a folder above would make all classes one.
     seen = {str(place) for place in (folder.resolve(), *folder.resolve().parents)}
 
@@ -82,7 +77,7 @@ def walk(folder: Path) -> Contents:
         below.clear()
         for path in visible:
             if _is_run(path):
-                runs += 1
+                has_run = True
             elif (real := os.path.realpath(path)) not in seen:
                 seen.add(real)
                 below.append(path.name)
@@ -90,8 +85,8 @@ def walk(folder: Path) -> Contents:
             if _is_image(path):
                 images.append(path)
             else:
-                endings[path.suffix.lower()] += 1
-    return Contents(sorted(images), endings, runs)
+                others[path.suffix.lower()] += 1
+    return sorted(images), others, has_run
 
 
 def _is_run(folder: Path) -> bool:
@@ -102,10 +97,6 @@ def _is_run(folder: Path) -> bool:
 
 def _is_image(path: Path) -> bool:
     return Image.registered_extensions().get(path.suffix.lower()) in FORMATS
-
-
-def by_ending(endings: Counter[str]) -> str:
-    return ", ".join(f"{count} {ending or 'without'}" for ending, count in endings.most_common())
 
 
 def find_classes(
@@ -121,31 +112,28 @@ def find_classes(
     rows: list[tuple[Path, str, str]] = []
     endings: Counter[str] = Counter()
     for split, folder in folders:
-        found = walk(folder)
-        if not found.images and found.runs:
+        images, others, has_run = walk(folder)
+        if not images and has_run:
             continue
         if any(unicodedata.category(character) == "Cs" for character in folder.name):
             raise ResNetJaxError(f"class folder {str(folder)!r} is not UTF-8: rename it")
         name = unicodedata.normalize("NFC", folder.name)
         if split in ("", "train"):
             spelling.setdefault(name, folder.name)
-            if not found.images:
-                raise ResNetJaxError(
-                    f"class folder {folder} holds no image file{found.others}: add some (.png, "
-                    ".jpg, ...) or remove it"
-                )
+            if not images:
+                raise no_images(f"class folder {folder}", others)
         if name not in spelling:
             raise ResNetJaxError(
                 f"{folder} is no class of the training images: expected one of "
                 f"{', '.join(sorted(spelling.values()))}"
             )
-        rows += [(path, split, spelling[name]) for path in found.images]
-        endings += found.endings
+        rows += [(path, split, spelling[name]) for path in images]
+        endings += others
     class_names = tuple(sorted(spelling.values()))
     if len(class_names) < 2:
         raise ResNetJaxError(
-            f"{root} holds {len(class_names)} class folders: expected two or more, each with the "
-            "image files of a class, or folders train, val and test that hold them"
+            f"{root} holds {len(class_names)} class folders: expected two or more, each with image "
+            "files, or folders train, val and test that hold them"
         )
     if endings:
         left_out.append(f"left out by ending: {by_ending(endings)}")
@@ -157,14 +145,16 @@ def _class_folders(root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
     inside, loose = _entries(root)
     left_out = []
     folders = [("", folder) for folder in inside]
-    splits = [(s, p) for s, names in SPLITS.items() for p in inside if p.name.lower() in names]
-    classes, images = _entries(splits[0][1]) if splits else ([], [])
+    splits = {p: s for s, names in SPLITS.items() for p in inside if p.name.lower() in names}
+    train = next((path for path in splits if splits[path] == "train"), None)
+    classes, images = _entries(train) if train else ([], [])
     # A class may be called "train" as well; then there are images in it.
-    if splits and splits[0][0] == "train" and classes and not images:
-        if other := [path.name for path in inside if path not in {p for _, p in splits}]:
+    if classes and not images:
+        if other := [path.name for path in inside if path not in splits]:
             left_out.append(f"left out, neither train, val nor test: {', '.join(other)}")
-        folders = [(split, folder) for split, path in splits for folder in _entries(path)[0]]
-        loose += [image for _, path in splits for image in _entries(path)[1]]
+        entries = [(split, *_entries(path)) for path, split in splits.items()]
+        folders = [(split, folder) for split, below, _ in entries for folder in below]
+        loose += [image for *_, images in entries for image in images]
     if loose:
         endings = Counter(path.suffix.lower() for path in loose)
         left_out.append(f"left out, in no class folder: {by_ending(endings)}")

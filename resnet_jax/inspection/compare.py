@@ -51,9 +51,6 @@ def _names(groups: Sequence[tuple[dict[str, Any], list["Run"]]]) -> list[str]:
 def compare_runs(runs: Sequence["Run"], checkpoint: "Checkpoint" = "best") -> "pd.DataFrame":
     """Results of several runs, one row for all that differ in the seed alone.
 
-    >>> runs = [rj.Run.open(path) for path in Path("runs").iterdir()]  # doctest: +SKIP
-    >>> rj.inspection.compare_runs(runs)  # doctest: +SKIP
-
     Args:
         runs: opened runs.
         checkpoint: whose test results.

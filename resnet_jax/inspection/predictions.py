@@ -33,10 +33,7 @@ def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int
     >>> confusion_matrix([0, 0, 1], [0, 1, 1], 2).tolist()
     [[1, 1], [0, 1]]
 
-    Args:
-        labels: ``int[N]``, 0 to K - 1.
-        predictions: ``int[N]``, 0 to K - 1.
-        num_classes: K.
+    Labels and predictions are ``int[N]``, 0 to K - 1.
     """
     cells = np.asarray(labels, np.int64) * num_classes + np.asarray(predictions, np.int64)
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
@@ -69,13 +66,7 @@ def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
     >>> calibration([[0.75, 0.25], [0.75, 0.25]], [0, 1], bins=2).ece  # 0.75 sure, half right
     0.25
 
-    Args:
-        probabilities: ``float[N, K]``.
-        labels: ``int[N]``.
-        bins: number of bins, B.
-
-    Raises:
-        ResNetJaxError: there are no examples, or not as many labels.
+    No examples, or others than ``float[N, K]`` and ``int[N]``, are a `ResNetJaxError`.
     """
     p, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
     if not len(p) or labels.shape != p.shape[:1]:
@@ -103,7 +94,7 @@ def embedding(features: ArrayLike, *, seed: int = 0) -> np.ndarray:
         seed: of the descent.
 
     Returns:
-        ``float32[N, 2]``; the first two principal components where N is too small for neighbours.
+        ``float32[N, 2]``; principal components where N is too small for neighbours.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -189,9 +180,6 @@ def examine(
     data_dir: str | None = None,
 ) -> Predictions:
     """Evaluate a run's network image by image, for the first 10,000 images or 512 MiB of them.
-
-    >>> predictions = rj.inspection.examine(run)  # doctest: +SKIP
-    >>> predictions.evaluation.accuracy, predictions.mistakes()  # doctest: +SKIP
 
     Args:
         run: an opened run.

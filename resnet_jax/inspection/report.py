@@ -29,21 +29,15 @@ def write_report(
     checkpoint: "Checkpoint" = "best",
     data_dir: str | None = None,
 ) -> Path:
-    """Write ``report/index.html`` and its figures into the run's folder.
+    """Write ``report/index.html`` and its figures into the run's folder; return the page's path.
 
     The page needs no network and no other file; it follows the reader's choice of light or dark.
-
-    >>> rj.inspection.write_report(rj.Run.open("runs/quickstart-seed0"))  # doctest: +SKIP
-    PosixPath('runs/quickstart-seed0/report/index.html')
 
     Args:
         run: an opened run.
         split: whose images are looked at; as for `Run.evaluate`.
         checkpoint: whose parameters.
         data_dir: where the prepared dataset is now, if not where it was.
-
-    Returns:
-        The page's path.
 
     Raises:
         ResNetJaxError: as `Run.evaluate`; the folder cannot be written.

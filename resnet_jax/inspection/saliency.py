@@ -167,28 +167,17 @@ def _checked(
 
 
 def feature_maps(model: ResNet, variables: Any, images: ArrayLike) -> dict[str, jax.Array]:
-    """Compute the outputs of the stem and of each stage's last unit.
+    """Compute the outputs of the stem and of each stage's last unit, by their names.
 
-    Args:
-        model: a `resnet_jax.ResNet`.
-        variables: its collections.
-        images: ``float[N, H, W, C]``, preprocessed as for the model.
-
-    Returns:
-        ``stem`` and ``stage1``, ``stage2``, ...: ``float[N, h, w, features]`` each.
+    The arguments are those of `grad_cam`. ``stem``, ``stage1``, ``stage2``, ... are
+    ``float[N, h, w, features]`` each.
     """
     maps = _forward(model, variables, images).maps
     return dict(zip(map_names(model), maps, strict=True))
 
 
 def last_features(model: ResNet, variables: Any, images: ArrayLike) -> jax.Array:
-    """Compute the head's input, the pooled features of each image: ``float[N, D]``.
-
-    Args:
-        model: a `resnet_jax.ResNet`.
-        variables: its collections.
-        images: ``float[N, H, W, C]``, preprocessed as for the model.
-    """
+    """Compute the head's input, the pooled features: ``float[N, D]``, of `grad_cam`'s arguments."""
     return _forward(model, variables, images).features
 
 
@@ -205,12 +194,8 @@ def explain(
     Args:
         run: an opened run.
         images: ``uint8[N, H, W, C]``, as for `Run.predict`.
-        labels: ``int[N]``, the class to explain in each image. None: the predicted one.
-        stage: see `grad_cam`.
+        labels, stage: as for `grad_cam`.
         checkpoint: whose parameters.
-
-    Returns:
-        ``float32[N, h, w]`` in [0, 1].
 
     Raises:
         ResNetJaxError: as `grad_cam`; the images have another type or shape than the run's.
@@ -229,18 +214,15 @@ def explain(
 
 
 def overlay(images: np.ndarray, maps: ArrayLike, *, opacity: float = 0.6) -> np.ndarray:
-    """Draw maps over their images.
+    """Draw maps, as of `grad_cam`, over their images: ``uint8[N, H, W, 3]``.
 
     Each map is enlarged bilinearly and drawn in the colours of ``inferno``, which read without
     colour too, the more opaque the stronger it is.
 
     Args:
         images: ``uint8[N, H, W, C]``, C being 1 or 3.
-        maps: ``float[N, h, w]`` in [0, 1], as `grad_cam` returns them.
+        maps: ``float[N, h, w]`` in [0, 1].
         opacity: of the strongest places, in [0, 1].
-
-    Returns:
-        ``uint8[N, H, W, 3]``.
     """
     images = np.asarray(images)
     pictures = [Image.fromarray(x.squeeze(-1) if x.shape[-1] == 1 else x) for x in images]

@@ -16,9 +16,9 @@ import yaml
 
 from resnet_jax.config import MAY_CHANGE, TrainConfig, differences, from_dict, to_dict
 from resnet_jax.data.dataset import Dataset
-from resnet_jax.data.report import VerifyReport
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.storage import (
+    VerifyReport,
     atomic_write,
     json_sha256,
     refuse_links,
@@ -256,7 +256,7 @@ class RunFolder:
         usable = "nothing"
         if whole:
             usable = f"latest: step {whole[-1]}, best: step {self.checkpoints.best_of(whole)}"
-        return VerifyReport(str(self.path), self.path, tuple(good), tuple(damaged), usable)
+        return VerifyReport(self.path, tuple(good), tuple(damaged), usable)
 
 
 def _row(line: str, before: list[dict[str, Any]]) -> dict[str, Any]:

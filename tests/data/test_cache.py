@@ -7,12 +7,12 @@ import sys
 import numpy as np
 
 from resnet_jax.data import cache
-from resnet_jax.data.cache import cached_arrays, cached_facts, cached_value
+from resnet_jax.data.cache import cached_arrays, cached_facts
 
-ARRAYS = {
-    "train": (np.arange(24, dtype=np.uint8).reshape(6, 2, 2, 1), np.arange(6, dtype=np.int32)),
-    "test": (np.zeros((0, 2, 2, 1), np.uint8), np.zeros(0, np.int32)),
-}
+ARRAYS = (
+    *(np.arange(24, dtype=np.uint8).reshape(6, 2, 2, 1), np.arange(6, dtype=np.int32)),
+    *(np.zeros((0, 2, 2, 1), np.uint8), np.zeros(0, np.int32)),
+)
 
 
 class Reader:
@@ -26,12 +26,9 @@ class Reader:
 
 
 def opened(folder, read, key="key"):
-    arrays = cached_arrays("name", folder, [key, 1], read)
-    assert list(arrays) == list(ARRAYS)
-    for ours, theirs in zip(arrays.values(), ARRAYS.values(), strict=True):
-        for array, expected in zip(ours, theirs, strict=True):
-            assert array.dtype == expected.dtype
-            np.testing.assert_array_equal(array, expected)
+    for array, expected in zip(cached_arrays("name", folder, key, read), ARRAYS, strict=True):
+        assert array.dtype == expected.dtype
+        np.testing.assert_array_equal(array, expected)
 
 
 def files():
@@ -101,9 +98,9 @@ def test_several_processes_may_write_the_cache_at_once(tmp_path):
         "import sys, numpy as np; from pathlib import Path;"
         "from resnet_jax.data.cache import cached_arrays\n"
         "ones = lambda *shape: np.ones((3000, *shape), np.uint8)\n"
-        "read = lambda: {'train': (ones(28, 28, 1), ones().astype('int32'))}\n"
+        "read = lambda: (ones(28, 28, 1), ones().astype('int32'))\n"
         "for key in range(20):\n"
-        "    (pair,) = cached_arrays('name', Path(sys.argv[1]), key % 2, read).values()\n"
+        "    pair = cached_arrays('name', Path(sys.argv[1]), str(key % 2), read)\n"
         "    assert pair[0].sum() == 3000 * 784 and pair[1].sum() == 3000"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
@@ -112,7 +109,7 @@ def test_several_processes_may_write_the_cache_at_once(tmp_path):
     assert len(files()) == 1
 
 
-# Facts and values
+# Facts
 
 
 def len_of(path):
@@ -200,12 +197,17 @@ def test_damaged_facts_are_looked_up_again(tmp_path, monkeypatch):
     assert times_looked() == 1
 
 
-def test_values_are_made_once_for_each_key(tmp_path):
-    made = []
+def test_facts_of_a_folder_hang_on_its_files(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a").write_bytes(b"12")
+    looked = []
 
-    def value(key):
-        return cached_value("name", tmp_path, key, lambda: made.append(key) or {"a": [1, None]})
+    def facts():
+        looked.clear()
+        return cached_facts("name", tmp_path, [folder], lambda path: looked.append(path) or [1])
 
-    for key in ([1], [1], [2], [2], [1]):
-        assert value(key) == {"a": [1, None]}
-    assert made == [[1], [2], [1]]
+    for change in (lambda: None, (folder / "b").touch, lambda: (folder / "a").write_bytes(b"34")):
+        change()
+        assert (facts(), len(looked)) == ([[1]], 1)
+        assert (facts(), len(looked)) == ([[1]], 0)

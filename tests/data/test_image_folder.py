@@ -146,7 +146,7 @@ def test_grey_pictures_make_one_channel_and_any_colour_three(tmp_path):
 def test_pictures_of_several_sizes_need_one(flat):
     for name, size in (("wide", (40, 20)), ("tall", (20, 40))):
         Image.new("RGB", size, (255, 255, 255)).save(flat / "cat" / f"{name}.png")
-    with pytest.raises(ResNetJaxError, match=r"3 sizes, from 8x6 to 20x40 .*--data\.image-size"):
+    with pytest.raises(ResNetJaxError, match=r"8x6 to 20x40 pixels, .*--data\.image-size"):
         load_dataset("folder", flat)
     for fit, white in (("pad", 0.5), ("crop", 1.0)):
         data = load_dataset("folder", flat, size=10, fit=fit)
@@ -207,7 +207,7 @@ def test_of_twins_in_two_splits_the_tests_one_stays(tmp_path):
     for split, seeds in (("train", range(6)), ("test", range(4, 8))):
         for seed in seeds:
             picture(tmp_path / split / f"{seed % 2}" / f"{seed}.png", seed)
-    left_out = {file.path for file in scan(tmp_path).files if file.duplicate}
+    left_out = {file.path for file in scan(tmp_path).files if file.problem}
     assert left_out == {tmp_path / "train" / f"{k % 2}" / f"{k}.png" for k in (4, 5)}
 
 
@@ -225,7 +225,8 @@ def test_verify_lists_every_file_and_looks_past_the_cache(faulty, capsys):
     assert out.count("damaged  ") == 7
     assert "left out by ending: 1 .txt" in out
     assert "3.png" in out
-    assert "7 image files" in err
+    assert "7 of the files in" in err
+    assert "58 images, without the others by --data.skip-bad" in err
     assert len(err.splitlines()) == 1
 
 

@@ -88,7 +88,7 @@ def test_steps_is_the_ceiling_of_epochs_times_examples_by_batch():
 @pytest.mark.parametrize(
     ("num_examples", "batch_size", "seed", "named"),
     [
-        (10, 11, 0, r"\b11\b.*\b10\b"),
+        (10, 11, 0, r"\b10\b.*\b11\b"),
         (10, 0, 0, r"batch.size\b.* 0\b"),
         (10, 5, -1, r"seed\b.* -1\b"),
     ],
