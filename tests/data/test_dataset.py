@@ -175,15 +175,6 @@ def test_a_streamed_dataset_of_one_s_own_gives_what_identifies_it():
     assert len({data.fingerprint, other.fingerprint, small.fingerprint}) == 3
 
 
-def test_unknown_names_list_the_known_and_the_nearest():
-    with pytest.raises(ResNetJaxError, match="unknown dataset `Fashion-MNST`") as error:
-        load_dataset("Fashion-MNST")
-    text = str(error.value)
-    assert "did you mean `fashion_mnist`?" in text
-    assert all(name in text for name in DATASETS)
-    assert "\n" not in text
-
-
 def test_listing_the_datasets_imports_nothing_heavy():
     code = (
         "import sys; from resnet_jax.data.mnist import DATASETS; print(*DATASETS);"
