@@ -200,18 +200,7 @@ def test_faulty_idx_files_are_named(tmp_path):
         assert "\n" not in text
 
 
-def test_missing_files_are_all_named(tiny_mnist):
-    (tiny_mnist / "t10k-images-idx3-ubyte.gz").unlink()
-    (tiny_mnist / "train-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(
-        ResNetJaxError, match="lacks train-labels-idx1-ubyte, t10k-images-idx3-ubyte:"
-    ):
-        find_idx_files(tiny_mnist)
-    with pytest.raises(ResNetJaxError, match="elsewhere lacks"):
-        find_idx_files(tiny_mnist / "elsewhere")
-
-
-def test_files_are_found_packed_or_not_and_with_a_dot(tiny_mnist):
+def test_files_are_found_by_name_and_told_apart_by_content(tiny_mnist):
     images = tiny_mnist / "train-images-idx3-ubyte.gz"
     (tiny_mnist / "train-images.idx3-ubyte").write_bytes(gzip.decompress(images.read_bytes()))
     before = read_idx_files(find_idx_files(tiny_mnist), DATASETS["mnist"])
@@ -220,9 +209,13 @@ def test_files_are_found_packed_or_not_and_with_a_dot(tiny_mnist):
     np.testing.assert_array_equal(before["train"][0], after["train"][0])
     assert after["train"][0].shape == (30, 28, 28, 1)
     assert after["test"][1].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
-
-
-def test_fashion_mnist_is_not_taken_for_mnist(tiny_mnist):
-    # The four names are the same: only the content tells them apart.
+    # Fashion-MNIST's files have the same names.
     with pytest.raises(ResNetJaxError, match="other content than the published file"):
         prepare("fashion_mnist", from_idx=tiny_mnist)
+    for name in ("t10k-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"):
+        (tiny_mnist / name).unlink()
+    lacking = "lacks train-labels-idx1-ubyte, t10k-images-idx3-ubyte:"
+    with pytest.raises(ResNetJaxError, match=lacking):
+        find_idx_files(tiny_mnist)
+    with pytest.raises(ResNetJaxError, match="elsewhere lacks"):
+        find_idx_files(tiny_mnist / "elsewhere")
