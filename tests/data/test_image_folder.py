@@ -222,13 +222,6 @@ def test_verify_lists_every_file_and_looks_past_the_cache(faulty, capsys):
     assert len(err.splitlines()) == 1
 
 
-def test_a_second_look_decodes_nothing(flat, monkeypatch):
-    before = load_dataset("folder", flat)
-    for name in ("open_image", "read_image"):
-        monkeypatch.setattr(image_folder, name, lambda *_, **__: pytest.fail("again"))
-    assert load_dataset("folder", flat).fingerprint == before.fingerprint
-
-
 @pytest.mark.parametrize(
     ("names", "message"),
     [

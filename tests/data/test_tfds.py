@@ -72,19 +72,23 @@ def test_the_fingerprint_is_that_of_earlier_versions(digits):
     assert data.fingerprint == hashlib.sha256(expected.encode()).hexdigest()
 
 
-def test_loading_imports_no_tensorflow_and_from_the_cache_no_tfds(digits):
-    code = (
-        "import sys; from resnet_jax.data.load import load_dataset;"
-        "load_dataset('digits', sys.argv[1]);"
-        "print(*{'jax', 'tensorflow', 'tensorflow_datasets', 'array_record'} & set(sys.modules))"
-    )
+def test_listing_imports_nothing_heavy_loading_no_tensorflow_and_from_the_cache_no_tfds(digits):
+    code = """
+import sys
+from resnet_jax.data.mnist import DATASETS
+print(*DATASETS, {"jax", "tensorflow_datasets", "array_record", "pandas", "PIL"} & set(sys.modules))
+from resnet_jax.data.load import load_dataset
+load_dataset("digits", sys.argv[1])
+print(*{"jax", "tensorflow", "tensorflow_datasets", "array_record"} & set(sys.modules))
+"""
     command = [sys.executable, "-c", code, str(digits)]
     first, second = (
-        subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
         for _ in range(2)
     )
-    assert sorted(first) == ["array_record", "tensorflow_datasets"]
-    assert second == []
+    assert first[0] == second[0] == "mnist_5k mnist fashion_mnist set()"
+    assert sorted(first[1].split()) == ["array_record", "tensorflow_datasets"]
+    assert second[1] == ""
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg"])

@@ -118,17 +118,6 @@ def test_gradient_agrees_with_finite_differences():
             np.testing.assert_allclose((ahead - behind) / 2e-6, slope, rtol=1e-5)
 
 
-def test_steps_are_traced_once():
-    chex.clear_trace_counter()
-    train = jax.jit(chex.assert_max_traces(rj.train_step, n=1), donate_argnums=0)
-    evaluate = jax.jit(chex.assert_max_traces(rj.eval_step, n=1))
-    state = make_state()
-    for seed in range(3):
-        state, _ = train(state, make_batch(seed))
-        evaluate(state, make_batch(seed))
-    assert int(state.step) == 3
-
-
 @chex.variants(with_jit=True, without_jit=True)
 class StepTest(chex.TestCase):
     """Both steps, jitted and not, give what the jitted ones gave in float64."""
