@@ -200,10 +200,13 @@ def test_another_model_than_the_weights_are_for():
         from_torchvision(weights, make("resnet18", width=4, num_classes=6))
 
 
-def test_preactivation_has_no_names_there():
-    model = make("preact_resnet18", width=4)
+def test_what_has_no_names_there_is_named():
     with pytest.raises(rj.ResNetJaxError, match="pre-activation"):
-        to_torchvision(zeros_of(model, 1))
+        to_torchvision(zeros_of(make("preact_resnet18", width=4), 1))
+    variables = zeros_of(make("resnet18", width=4))
+    variables["params"]["dense"] = {"kernel": np.zeros((3, 3))}
+    with pytest.raises(rj.ResNetJaxError, match="dense"):
+        to_torchvision(variables)
 
 
 def test_another_number_of_classes_gets_the_head_of_a_new_network():
@@ -363,10 +366,3 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path):
             load_weights(tmp_path / name)
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "ran").exists()
-
-
-def test_names_of_variables_that_are_no_resnets():
-    variables = zeros_of(make("resnet18", width=4))
-    variables["params"]["dense"] = {"kernel": np.zeros((3, 3))}
-    with pytest.raises(rj.ResNetJaxError, match="dense"):
-        to_torchvision(variables)

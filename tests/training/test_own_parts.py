@@ -145,15 +145,18 @@ def test_other_parts_are_refused(changes, said, whole):
         start(whole[0].path, **changes)
 
 
-def test_a_network_of_other_classes_is_refused(tmp_path):
-    model = rj.ResNet((1,), rj.BasicUnit, num_classes=10, width=2, stem="small")
-    with pytest.raises(rj.ResNetJaxError, match=r"one for each of 3 classes"):
-        start(tmp_path / "run", model=model)
-    assert not (tmp_path / "run").exists()
+OTHER_CLASSES = rj.ResNet((1,), rj.BasicUnit, num_classes=10, width=2, stem="small")
 
 
-def test_weights_are_not_read_into_a_network_of_ones_own(tmp_path, finished_run):
-    config = dataclasses.replace(CONFIG, init_from=str(finished_run.path))
-    with pytest.raises(rj.ResNetJaxError, match=r"--init-from .* SqueezeExcitation: leave"):
-        rj.train(config, tmp_path / "run", quiet=True, model=SqueezeExcitation(), data=DATA)
+@pytest.mark.parametrize(
+    ("changes", "model", "said"),
+    [
+        ({}, OTHER_CLASSES, r"one for each of 3 classes"),
+        ({"init_from": "weights"}, SqueezeExcitation(), r"--init-from .* SqueezeExcitation: leave"),
+    ],
+)
+def test_a_network_that_does_not_fit_is_refused_before_anything(changes, model, said, tmp_path):
+    config = dataclasses.replace(CONFIG, **changes)
+    with pytest.raises(rj.ResNetJaxError, match=said):
+        rj.train(config, tmp_path / "run", quiet=True, model=model, data=DATA)
     assert not (tmp_path / "run").exists()
