@@ -1,6 +1,7 @@
 """Small datasets as TFDS and the publishers of MNIST store them, and what becomes of damage."""
 
 import io
+import os
 import struct
 from pathlib import Path
 
@@ -13,24 +14,14 @@ from resnet_jax.data.load import load_dataset
 from resnet_jax.errors import ResNetJaxError
 
 
-def encoded(pixels: np.ndarray, kind: str = "png") -> bytes:
+def encoded(pixels: np.ndarray, kind: str = "png", **options) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind)
+    Image.fromarray(pixels).save(file, kind, **options)
     return file.getvalue()
 
 
 def build(root, splits, *, name="digits", shape=(28, 28, 1), names=None, config=None, shards=1):
-    """Prepares a dataset with TFDS and returns its folder.
-
-    Args:
-        root: a folder of TFDS's datasets.
-        splits: split -> pairs of an image file's content and a label.
-        name: the dataset's name.
-        shape: what the description says of the images.
-        names: the names of the labels. Default: ten numbers.
-        config: the name of a configuration.
-        shards: the number of files for each split.
-    """
+    """Prepares a dataset of splits (pairs of an image file and a label) with TFDS; its folder."""
 
     class Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
@@ -70,9 +61,11 @@ def idx_bytes(array: np.ndarray) -> bytes:
 
 
 def flip(path, position, bit=1):
-    content = bytearray(path.read_bytes())
+    """Flips a bit and keeps the times, as a failing disk would."""
+    times, content = path.stat(), bytearray(path.read_bytes())
     content[position] ^= bit
     path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def refusal(root, name="digits", **kwargs):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from make_datasets import encoded, flip, refusal
 
 from resnet_jax.cli import main
 from resnet_jax.data import prepare as preparing
+from resnet_jax.data.dataset import ArraySplit
 from resnet_jax.data.load import load_dataset
 from resnet_jax.data.mnist import DATASETS, read_idx_files
 from resnet_jax.data.prepare import prepare
@@ -33,19 +35,17 @@ def leftovers(root):
 # Preparing from IDX files
 
 
-def holds_tiny(data, folder):
-    """Whether a dataset has exactly the images and labels of the IDX files, in any order."""
-    whole = {"train": [data.train, data.validation], "test": [data.test]}
-    for name, pair in read_idx_files(folder.iterdir(), DATASETS["mnist"], folder).items():
-        ours = [
-            (image.tobytes(), int(label))
-            for part in whole[name]
-            for image, label in zip(part.images, part.labels, strict=True)
-        ]
-        assert sorted(ours) == sorted(
-            (image.tobytes(), int(label)) for image, label in zip(*pair, strict=True)
-        )
-    return True
+def examples(*parts):
+    """Images and their labels, in any order."""
+    pairs = [part.batch(np.arange(len(part))) for part in parts]
+    return sorted((i.tobytes(), label) for pair in pairs for i, label in zip(*pair, strict=True))
+
+
+def assert_holds(data, folder):
+    """A dataset has exactly the images and labels of the IDX files."""
+    published = read_idx_files(folder.iterdir(), DATASETS["mnist"], folder)
+    assert examples(data.train, data.validation) == examples(ArraySplit(*published["train"]))
+    assert examples(data.test) == examples(ArraySplit(*published["test"]))
 
 
 def test_from_idx_prepares_what_tfds_reads(tiny_mnist, tmp_path, capsys):
@@ -56,7 +56,7 @@ def test_from_idx_prepares_what_tfds_reads(tiny_mnist, tmp_path, capsys):
     assert leftovers(root) == ["mnist"]
     data = load_dataset("mnist", root)
     assert (len(data.train), len(data.validation), len(data.test)) == (24, 6, 12)
-    assert holds_tiny(data, tiny_mnist)
+    assert_holds(data, tiny_mnist)
     # TFDS's own builder of that name opens it, in the same order.
     sources = tfds.builder("mnist", data_dir=root, file_format="array_record").as_data_source()
     theirs = list(sources["train"])
@@ -91,20 +91,18 @@ def test_the_order_is_that_of_tfds_s_builder(tiny_mnist, tmp_path, monkeypatch):
     assert len(fingerprints) == 1
 
 
-def test_load_from_idx_needs_no_network(tiny_mnist):
-    data = load_dataset("mnist", from_idx=tiny_mnist)
-    assert holds_tiny(data, tiny_mnist)
-    assert load_dataset("mnist").fingerprint == data.fingerprint  # now prepared
-
-
-def test_faulty_idx_files_prepare_nothing_and_are_never_passed_over(tiny_mnist, tmp_path):
+def test_loading_prepares_from_idx_files_and_never_passes_over_faulty_ones(tiny_mnist, tmp_path):
     root = tmp_path / "root"
-    prepare("mnist", root, tiny_mnist)
+    data = load_dataset("mnist", root, from_idx=tiny_mnist)
+    assert_holds(data, tiny_mnist)
+    assert load_dataset("mnist", root).fingerprint == data.fingerprint  # now prepared
     (tiny_mnist / "train-labels-idx1-ubyte.gz").unlink()
     for target in (root, tmp_path / "other"):  # even where it is prepared already
         with pytest.raises(ResNetJaxError, match="lacks train-labels-idx1-ubyte"):
             prepare("mnist", target, tiny_mnist)
     assert leftovers(tmp_path / "other") == []
+    with pytest.raises(ResNetJaxError, match="lacks train-labels-idx1-ubyte"):
+        load_dataset("mnist", root, from_idx=tiny_mnist)
     for name in ("mnist_5k", "cifar10"):
         with pytest.raises(ResNetJaxError, match="does not come as IDX files"):
             load_dataset(name, from_idx=tiny_mnist)
@@ -128,40 +126,26 @@ def test_prepare_mends_a_damaged_dataset_and_leaves_a_whole_one(tiny_mnist, tmp_
         assert prepare("mnist", root, tiny_mnist) == folder
         assert load_dataset("mnist", root).fingerprint == fingerprint
     assert leftovers(root) == ["mnist"]
-
-
-def test_prepare_never_replaces_a_dataset_in_another_format(tiny_mnist, tmp_path):
-    root = tmp_path / "root"
-    description = prepare("mnist", root, tiny_mnist) / "dataset_info.json"
-    theirs = description.read_text().replace("array_record", "tfrecord")
-    description.write_text(theirs)  # what TFDS writes by default, hours of work at times
+    # Another format, which TFDS writes by default, in hours at times, is never replaced.
+    description = folder / "dataset_info.json"
+    description.write_text(description.read_text().replace("array_record", "tfrecord"))
+    theirs = description.read_bytes()
     with pytest.raises(ResNetJaxError, match="prepared as tfrecord"):
         prepare("mnist", root, tiny_mnist)
-    assert description.read_text() == theirs
+    assert description.read_bytes() == theirs
 
 
-def test_two_may_prepare_at_once(tiny_mnist, tmp_path):
-    root, folders = tmp_path / "root", []
-    threads = [
-        threading.Thread(target=lambda: folders.append(prepare("mnist", root, tiny_mnist)))
-        for _ in range(3)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert folders == [root / "mnist" / "3.0.1"] * 3
-    assert holds_tiny(load_dataset("mnist", root), tiny_mnist)
-    assert leftovers(root) == ["mnist"]
-
-
-def test_what_a_killed_process_left_is_cleared_away(tiny_mnist, tmp_path):
+def test_several_may_prepare_at_once_and_clear_away_what_a_killed_process_left(
+    tiny_mnist, tmp_path
+):
     root = tmp_path / "root"
-    old, new = root / ".mnist-old", root / ".mnist-new"
-    for folder in (old, new):
-        (folder / "below").mkdir(parents=True)
-    os.utime(old, (1, 1))
-    prepare("mnist", root, tiny_mnist)
+    for name in (".mnist-old", ".mnist-new"):
+        (root / name / "below").mkdir(parents=True)
+    os.utime(root / ".mnist-old", (1, 1))
+    with ThreadPoolExecutor(3) as pool:
+        folders = list(pool.map(lambda _: prepare("mnist", root, tiny_mnist), range(3)))
+    assert folders == [root / "mnist" / "3.0.1"] * 3
+    assert_holds(load_dataset("mnist", root), tiny_mnist)
     assert leftovers(root) == [".mnist-new", "mnist"]  # another may be at work in the new one
 
 
@@ -211,18 +195,14 @@ def at(address, monkeypatch):
 
 def test_a_download_is_verified_and_prepared(server, tiny_mnist, capsys):
     data = load_dataset("mnist")
-    assert holds_tiny(data, tiny_mnist)
+    assert_holds(data, tiny_mnist)
     assert leftovers(tfds_root()) == ["mnist"]
     assert capsys.readouterr().out == ""  # standard output belongs to the command
 
 
-def test_a_download_with_another_checksum_is_refused(server):
+def test_a_server_that_refuses_or_sends_something_else_is_quoted_and_leaves_nothing(server):
     flip(server / "train-labels-idx1-ubyte.gz", -1)
     assert "lacks train-labels-idx1-ubyte of `mnist` as published" in refusal(None, "mnist")
-    assert leftovers(tfds_root()) == []
-
-
-def test_a_refusing_server_is_quoted_and_leaves_nothing(server):
     (server / "train-images-idx3-ubyte.gz").unlink()
     text = refusal(None, "mnist")
     assert "train-images-idx3-ubyte.gz cannot be downloaded (HTTP Error 404" in text
@@ -252,11 +232,7 @@ def test_a_silent_host_is_given_up_in_time(tiny_mnist, monkeypatch):
 
 def test_without_a_network_one_line_within_five_seconds():
     isolated = ["unshare", "--net", "--map-root-user"]
-    try:
-        works = subprocess.run([*isolated, "true"], capture_output=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("no unshare on this system")
-    if works.returncode:
+    if not shutil.which("unshare") or subprocess.run([*isolated, "true"]).returncode:
         pytest.skip("network namespaces are not allowed here")
     command = [sys.executable, "-m", "resnet_jax", "data", "prepare", "mnist"]
     start = time.perf_counter()

@@ -14,17 +14,12 @@ from resnet_jax.data.randaugment import IN_PLACE, OPERATIONS, apply, randaugment
 apply_jitted = jax.jit(apply)
 
 
-def picture(channels, seed=0, low=20, high=230):
+def picture(channels, seed=0):
     """Smooth colours with some noise, uint8[24, 28, C]: no histogram is flat by itself."""
     rng = np.random.default_rng(seed)
-    coarse = rng.integers(low, high, (4, 5, channels), np.uint8)
-    smooth = np.stack(
-        [
-            np.asarray(Image.fromarray(coarse[..., c]).resize((28, 24), Image.Resampling.BICUBIC))
-            for c in range(channels)
-        ],
-        -1,
-    )
+    coarse = as_pillow(rng.integers(20, 230, (4, 5, channels), np.uint8))
+    smooth = np.asarray(coarse.resize((28, 24), Image.Resampling.BICUBIC))
+    smooth = smooth.reshape(24, 28, channels)
     return np.clip(smooth + rng.normal(0, 6, smooth.shape), 0, 255).astype(np.uint8)
 
 

@@ -5,9 +5,7 @@ import copy
 import dataclasses
 import io
 import socket
-import struct
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -131,47 +129,16 @@ def test_the_run_is_described(client):
     }
 
 
-def bomb():
-    """A PNG of a few hundred bytes that claims 4 x 10^9 pixels, and its first rows."""
-
-    def chunk(kind, data):
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    header = struct.pack(">IIBBBBB", 65535, 65535, 8, 0, 0, 0, 0)
-    data = zlib.compress(bytes(100_000))
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-    )
-
-
-def large():
-    """A valid PNG of somewhat more pixels than are read, in some kilobytes."""
-    return file_of(np.zeros((6325, 6325), np.uint8))
-
-
 GREY = np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)
-POSTSCRIPT = (
-    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file 99 string "
-    b"readstring pop print\n"
-)
 HOSTILE = {
     "nothing": (b"", "image"),
     "text": (b"hello", "no image"),
-    "html": (b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>", "no image"),
-    "postscript, which Ghostscript would run": (POSTSCRIPT, "no image"),
-    "half a PNG": (file_of(GREY)[:150], "cannot be read"),
     "half a JPEG": (file_of(GREY, "JPEG")[:300], "the image"),
-    "a PNG with a wrong byte": (file_of(GREY).replace(b"IDAT", b"IDAX"), "the image"),
-    "a decompression bomb": (bomb(), "at most 40,000,000 pixels"),
-    "an animation": (
-        file_of(GREY, "WEBP", save_all=True, append_images=[Image.fromarray(255 - GREY)]),
-        "2 frames",
-    ),
     "a transparent picture": (file_of(np.zeros((9, 9, 4), np.uint8)), "transparent"),
-    "a name": (b"../../etc/passwd", "no image"),
-    "zeros": (bytes(1000), "no image"),
+    "more pixels than are read, in some kilobytes": (
+        file_of(np.zeros((6325, 6325), np.uint8)),
+        "6325x6325 pixels: at most 40,000,000",
+    ),
 }
 
 
@@ -184,12 +151,6 @@ def test_a_hostile_file_gets_a_reason(name, client):
     assert reason in reply.json()["detail"]
     assert "\n" not in reply.json()["detail"]
     assert client.post("/api/predict", json={"strokes": SEVEN}).status_code == 200
-
-
-def test_more_pixels_than_are_read(client):
-    reply = client.post("/api/predict", content=large())
-    assert reply.status_code == 400
-    assert "6325x6325 pixels: at most 40,000,000" in reply.json()["detail"]
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def four(tmp_path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_runs_that_differ_in_the_seed_are_one_row(four, capsys):
+def test_runs_that_differ_in_the_seed_are_one_row(four, tmp_path, capsys):
     assert main(["compare", *four, "--json"]) == 0
     slow, fast = json.loads(capsys.readouterr().out)
     # Nothing but the rate tells them apart: the lines of metrics change nothing.
@@ -58,10 +58,7 @@ def test_runs_that_differ_in_the_seed_are_one_row(four, capsys):
     assert slow["test accuracy"] == pytest.approx(0.92)
     assert slow["test accuracy sd"] == pytest.approx(0.04 / 2**0.5)  # n - 1
     assert (fast["runs"], fast["seeds"], fast["test accuracy sd"]) == (1, "0 3", None)
-
-
-@pytest.mark.slow
-def test_the_table_shows_mean_and_spread_and_the_picture_is_written(four, tmp_path, capsys):
+    # The table shows mean and spread, and the picture is written.
     assert main(["compare", *four, "--output", str(tmp_path / "curves.png")]) == 0
     out = capsys.readouterr().out
     assert "92.00% ± 2.83%" in out

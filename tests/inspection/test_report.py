@@ -91,15 +91,12 @@ def test_names_that_the_figures_font_lacks_are_set_by_the_browser(hostile_page):
 
 @pytest.mark.slow
 def test_train_makes_the_report_once_and_stands_without_matplotlib(
-    finished_run, tmp_path, monkeypatch, capsys
+    finished_run, tiny_options, tmp_path, monkeypatch, capsys
 ):
     run_dir = Path(shutil.copytree(finished_run.path, tmp_path / "run"))
-    options = """--model.width 4 --model.lowering reference --data.subset 120 50 30 --epochs 2
-        --augment.shift 2 --augment.rotation 10 --augment.scale 0 --augment.shear 0
-        --optim.learning-rate 0.05 --optim.schedule cosine --optim.warmup 0.2 --optim.no-nesterov
-        --optim.weight-decay 0 --label-smoothing 0 --batch-size 20 --ema 0.9 --log-every 4
-        --eval-every 5"""
-    command = ["train", "--run-dir", str(run_dir), *options.split()]
+    options = [*tiny_options, "--report", "--optim.schedule", "cosine", "--optim.warmup", "0.2"]
+    options += ["--log-every", "4", "--eval-every", "5"]
+    command = ["train", "--run-dir", str(run_dir), *options]
 
     def write(run: rj.Run, split: str) -> Path:
         """Stands for the report, which takes seconds and which the other tests read."""

@@ -207,31 +207,16 @@ def test_the_body_moves_at_its_share_of_the_rate(name):
     np.testing.assert_allclose(slow["stem"]["kernel"], 0.1 * full["stem"]["kernel"], rtol=1e-5)
 
 
-BAD = {
-    "truncated": ("weights.safetensors", "damaged"),
-    "nan": ("weights.safetensors", "1 with NaN"),
-    "architecture": ("weights.safetensors", "do not fit resnet18"),
-    "missing": ("nothing.safetensors", "is not a file"),
-    "code": ("weights.pth", "can run code"),
-    "no_run": (".", "is not a run"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD)
-def test_bad_weights_are_one_line_and_nothing_is_written(exported, tmp_path, capsys, kind):
-    name, message = BAD[kind]
-    weights = load_weights(exported)
-    if kind == "truncated":
-        exported.write_bytes(exported.read_bytes()[:-1])
-    elif kind == "nan":
-        weights["layer1.0.conv1.weight"][0, 0, 0, 0] = np.nan
-        save_weights(exported, weights)
-    elif kind == "architecture":
-        del weights["layer4.1.conv2.weight"]
-        save_weights(exported, weights)
-    elif kind == "code":
-        torch = pytest.importorskip("torch")
-        torch.save({"conv1.weight": print}, tmp_path / name)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("weights.safetensors", "damaged"),
+        ("nothing.safetensors", "is not a file"),
+        (".", "is not a run"),
+    ],
+)
+def test_bad_weights_are_one_line_and_nothing_is_written(exported, tmp_path, capsys, name, message):
+    exported.write_bytes(exported.read_bytes()[:-1])
     folder = tmp_path / "tuned"
     command = ["train", "--no-report", "--run-dir", str(folder), "--model.width", "4"]
     command += ["--data.subset", "64", "16", "16", "--init-from", str(tmp_path / name)]

@@ -35,7 +35,7 @@ def examples(steps, batch, channels=3, size=32):
     return images, random.randint(0, 10, (steps, batch))
 
 
-def pair(name, width, residual=True, dtype=np.float64, lowering="auto"):
+def pair(name, width, residual=True, dtype=np.float64):
     """A torch network in training mode, our model and a state that holds the same numbers."""
     torch.manual_seed(0)
     theirs = NETWORKS[name](width=width, residual=residual)
@@ -47,9 +47,7 @@ def pair(name, width, residual=True, dtype=np.float64, lowering="auto"):
             torch.nn.init.constant_(parameter, 0.2)
     theirs = theirs.to(getattr(torch, np.dtype(dtype).name))
     weights = {key: value.numpy() for key, value in theirs.state_dict().items()}
-    ours = MODELS[name](
-        width=width, residual=residual, dtype=dtype, param_dtype=dtype, lowering=lowering
-    )
+    ours = MODELS[name](width=width, residual=residual, dtype=dtype, param_dtype=dtype)
     variables = jax.tree.map(jnp.array, from_torchvision(weights, ours))
     tx = make_optimizer(OPTIM, lambda step: OPTIM.learning_rate)
     state = rj.TrainState(
@@ -88,12 +86,21 @@ def relative(got, expected):
     return np.abs(got - expected).max() / max(np.abs(expected).max(), 1e-30)
 
 
-def assert_ten_steps_agree(name, width, residual=True, batch=8):
+@pytest.mark.parametrize(
+    ("name", "width", "residual"),
+    [
+        ("bottleneck", 8, True),
+        pytest.param("basic", 8, False, marks=pytest.mark.slow),
+        pytest.param("resnet18", 64, True, marks=pytest.mark.slow),
+        pytest.param("resnet50", 64, True, marks=pytest.mark.slow),
+    ],
+)
+def test_ten_steps_of_sgd_in_float64(name, width, residual):
     with jax.enable_x64(True):
         theirs, state = pair(name, width, residual)
         optimizer = torch_sgd(theirs)
         step = jax.jit(rj.train_step)
-        for images, labels in zip(*examples(10, batch), strict=True):
+        for images, labels in zip(*examples(10, 8), strict=True):
             expected_loss = torch_step(theirs, optimizer, images, labels)
             state, metrics = step(state, rj.Batch(jnp.asarray(images), jnp.asarray(labels)))
             assert abs(float(metrics.loss) - expected_loss) <= 1e-8 * expected_loss
@@ -108,22 +115,9 @@ def assert_ten_steps_agree(name, width, residual=True, batch=8):
     assert max(differences.values()) < 1e-8, differences
 
 
-@pytest.mark.parametrize(
-    ("name", "width", "residual"),
-    [
-        ("bottleneck", 8, True),
-        pytest.param("basic", 8, False, marks=pytest.mark.slow),
-        pytest.param("resnet18", 64, True, marks=pytest.mark.slow),
-        pytest.param("resnet50", 64, True, marks=pytest.mark.slow),
-    ],
-)
-def test_ten_steps_of_sgd_in_float64(name, width, residual):
-    assert_ten_steps_agree(name, width, residual)
-
-
-def assert_first_step_agrees(name, width, batch=32):
-    theirs, state = pair(name, width, dtype=np.float32)
-    images, labels = (part[0] for part in examples(1, batch))
+def test_first_step_in_float32():
+    theirs, state = pair("basic", 8, dtype=np.float32)
+    images, labels = (part[0] for part in examples(1, 32))
     images = images.astype(np.float32)
     expected_loss = torch_step(theirs, torch_sgd(theirs), images, labels)
 
@@ -140,10 +134,6 @@ def assert_first_step_agrees(name, width, batch=32):
     for key, value in theirs.state_dict().items():
         if "running" in key:
             assert relative(got[key], value.numpy()) < 1e-5, key
-
-
-def test_first_step_in_float32():
-    assert_first_step_agrees("basic", 8)
 
 
 @pytest.mark.slow

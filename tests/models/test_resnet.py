@@ -37,22 +37,6 @@ def randomise(tree, seed: int = 0):
     return jax.tree.map(lambda x: jnp.asarray(rng.uniform(0.2, 1.5, x.shape), x.dtype), tree)
 
 
-@pytest.mark.parametrize(
-    ("name", "published"),
-    [
-        # torchvision's `num_params` of the weights' metadata, 1000 classes and RGB.
-        ("resnet18", 11_689_512),
-        ("resnet34", 21_797_672),
-        ("resnet50", 25_557_032),
-        # Deeper ones are more of the same units.
-        pytest.param("resnet101", 44_549_160, marks=pytest.mark.slow),
-        pytest.param("resnet152", 60_192_808, marks=pytest.mark.slow),
-    ],
-)
-def test_parameters_are_as_many_as_torchvisions(name, published):
-    assert count_parameters(VARIANTS[name](num_classes=1000), channels=3) == published
-
-
 def test_parameters_for_grey_digits_follow_from_torchvisions():
     # The head has 512 weights and a bias for each class less; the 7x7 stem has 64 kernels for
     # each channel less.
@@ -86,15 +70,6 @@ def test_without_batch_norm_the_parameters_are_the_same_and_there_are_no_statist
         for m in (rj.ResNet18(), rj.ResNet18(norm=Affine))
     )
     assert set(sizes) == {11_175_370}
-
-
-def test_preactivation_has_its_own_count():
-    # Against resnet18: no norm in the three projections (2 x (128 + 256 + 512)); the norms before
-    # the convolutions have the input's width, 64 where the paper's first unit of stage 2 had 128,
-    # and so on; the last norm comes after stage 4.
-    moved = 2 * ((64 - 128) + (128 - 256) + (256 - 512)) + 2 * 512
-    expected = 11_689_512 - 2 * (128 + 256 + 512) + moved
-    assert count_parameters(VARIANTS["preact_resnet18"](num_classes=1000), channels=3) == expected
 
 
 def test_the_table_of_variants_is_what_the_configuration_offers():
@@ -223,64 +198,28 @@ def test_stems_have_the_papers_sizes(stem, expected):
     assert layers["stem/conv"].parameters == kernel * kernel * 2 * 8
 
 
-@chex.variants(with_jit=True, without_jit=True)
-class LogitsTest(chex.TestCase):
-    """Types and shapes of the logits, jitted and not."""
-
-    def logits(self, model, shape):
-        images = jax.random.normal(jax.random.key(1), shape)
-        variables = initialise(model, images)
-        return self.variant(partial(model.apply, train=False))(variables, images)
-
-    def test_float32(self):
-        for make in (tiny, bottleneck, preactivation):
-            logits = self.logits(make(num_classes=7), (2, 17, 12, 3))
-            chex.assert_shape(logits, (2, 7))
-            chex.assert_type(logits, jnp.float32)
-            chex.assert_tree_all_finite(logits)
-
-    def test_bfloat16_computes_in_half_and_gives_float32(self):
-        images = jax.random.normal(jax.random.key(1), (4, 16, 16, 1))
-        model, half = tiny(), tiny(dtype=jnp.bfloat16)
-        variables = initialise(half, images)
-        chex.assert_type(jax.tree.leaves(variables), jnp.float32)
-        logits = self.variant(partial(half.apply, train=False))(variables, images)
-        chex.assert_type(logits, jnp.float32)
-        exact = model.apply(variables, images, train=False)
-        error = jnp.abs(logits - exact).max() / jnp.abs(exact).max()
-        # Close, and not the same: eight bits of mantissa.
-        assert 1e-5 < error < 0.1
-
-    def test_float64(self):
-        with jax.enable_x64(True):
-            model = tiny(dtype=jnp.float64, param_dtype=jnp.float64)
-            chex.assert_type(self.logits(model, (2, 16, 16, 1)), jnp.float64)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("make", [tiny, bottleneck, preactivation])
-def test_jitted_equals_unjitted(make):
-    with jax.enable_x64(True):
-        images = jax.random.normal(jax.random.key(1), (2, 16, 16, 1), jnp.float64)
-        model = make(dtype=jnp.float64, param_dtype=jnp.float64)
-        variables = initialise(model, images)
-        apply = partial(model.apply, train=True, mutable=["batch_stats"])
-        chex.assert_trees_all_close(
-            jax.jit(apply)(variables, images), apply(variables, images), rtol=1e-10
-        )
+def test_logits_are_float32_for_images_of_any_shape(make):
+    images = jax.random.normal(jax.random.key(1), (2, 17, 12, 3))
+    model = make(num_classes=7)
+    logits = jax.jit(partial(model.apply, train=False))(initialise(model, images), images)
+    chex.assert_shape(logits, (2, 7))
+    chex.assert_type(logits, jnp.float32)
+    chex.assert_tree_all_finite(logits)
 
 
-@pytest.mark.slow
-def test_the_lowering_changes_nothing_but_the_speed():
-    with jax.enable_x64(True):
-        images = jax.random.normal(jax.random.key(1), (3, 20, 20, 2), jnp.float64)
-        kinds = {"dtype": jnp.float64, "param_dtype": jnp.float64}
-        variables = initialise(tiny(**kinds), images)
-        auto, reference = (
-            tiny(lowering=lowering, **kinds).apply(variables, images, train=False)
-            for lowering in ("auto", "reference")
-        )
-        chex.assert_trees_all_close(auto, reference, rtol=1e-10)
+def test_bfloat16_computes_in_half_and_gives_float32():
+    images = jax.random.normal(jax.random.key(1), (4, 16, 16, 1))
+    model, half = tiny(), tiny(dtype=jnp.bfloat16)
+    variables = initialise(half, images)
+    chex.assert_type(jax.tree.leaves(variables), jnp.float32)
+    logits, exact = (
+        jax.jit(partial(network.apply, train=False))(variables, images) for network in (half, model)
+    )
+    chex.assert_type(logits, jnp.float32)
+    error = jnp.abs(logits - exact).max() / jnp.abs(exact).max()
+    # Close, and not the same: eight bits of mantissa.
+    assert 1e-5 < error < 0.1
 
 
 @pytest.mark.slow

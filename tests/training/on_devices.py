@@ -15,14 +15,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import traverse_util
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import resnet_jax as rj
-from resnet_jax.data.augment import augment, preprocess
-from resnet_jax.models import VARIANTS
+from resnet_jax.models import make_model
+from resnet_jax.training.engine import Engine
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "reliability"))
 import worker
@@ -64,12 +62,21 @@ def numbers(folder: Path) -> dict[str, Any]:
     count, shared = jax.device_count(), folder / "evaluated"
     if count == 1:
         rj.train(config(8), shared, quiet=True)
-    found = {"confusion": rj.Run.open(shared).evaluate("test_all").confusion.tolist()}
+    run, images = rj.Run.open(shared), rj.load_dataset("mnist_5k").test.images
+    found: dict[str, Any] = {
+        "confusion": run.evaluate("test_all").confusion.tolist(),
+        "probabilities": run.predict(images[:7]).tolist(),
+    }
     if count == 3:
-        return found
+        try:
+            rj.train(config(1), folder / "refused", quiet=True)
+        except rj.ResNetJaxError as error:
+            return found | {"refusal": str(error)}
     runs = {"float32": config(1)}
     if count in (1, 8):
-        runs |= {"auto": config(1, lowering="auto"), "bfloat16": config(1, dtype="bfloat16")}
+        runs["bfloat16"] = config(1, dtype="bfloat16")
+    if count == 8:
+        runs["auto"] = config(1, lowering="auto")
     runs["float64"] = config(20, dtype="float64")  # last: it switches to float64 for good
     if count != 4:
         runs["parts"] = config(5, accumulate=2, dtype="float64")
@@ -113,41 +120,16 @@ def collectives(texts: Any) -> dict[str, Any]:
 
 def platforms(folder: Path) -> dict[str, Any]:
     """The train step of networks of full width, for platforms that are not here."""
-    return {
-        name: {count: exported(VARIANTS[name](num_classes=10), count) for count in (1, 8)}
-        for name in ("resnet18", "resnet50")
-    }
-
-
-def exported(model: rj.ResNet, count: int) -> dict[str, Any]:
-    mesh = Mesh(np.asarray(jax.devices()[:count]), ("data",))
-    everywhere, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
-
-    @partial(
-        jax.jit,
-        donate_argnums=0,
-        in_shardings=(everywhere, everywhere, split, split),
-        out_shardings=everywhere,
-    )
-    def step(state, key, images, labels):
-        pixels = augment(images.astype(jnp.float32), key, shift=2, rotation=10)
-        return rj.train_step(state, rj.Batch(preprocess(pixels), labels), ema=0.9)
-
-    image, key, tx = jnp.zeros((1, 28, 28, 1)), jax.random.key(0), optax.sgd(0.1, 0.9)
-    variables = jax.eval_shape(partial(model.init, train=False), key, image)
-    number = jax.ShapeDtypeStruct((), np.int32)
-    state = rj.TrainState(
-        **variables,
-        step=number,
-        opt_state=jax.eval_shape(tx.init, variables["params"]),
-        ema=variables,
-        first_bad_step=number,
-        apply_fn=model.apply,
-        tx=tx,
-    )
-    examples = (jax.ShapeDtypeStruct((16, 28, 28, 1), np.uint8), jax.ShapeDtypeStruct((16,), "i4"))
-    found = jax.export.export(step, platforms=("cpu", "cuda", "tpu"))(state, key, *examples)
-    return {"platforms": found.platforms, "devices": found.nr_devices}
+    found, key, image = {}, jax.random.key(0), jnp.zeros((1, 28, 28, 1))
+    for name, count in (("resnet18", 8), ("resnet50", 1)):
+        settings = dataclasses.replace(CONFIG, model=rj.ModelConfig(name))
+        engine = Engine(settings, tuple("0123456789"), (28, 28, 1), jax.devices()[:count])
+        create = partial(rj.TrainState.create, make_model(settings, 10), optax.sgd(0.1), ema=True)
+        examples = jax.ShapeDtypeStruct((16, 28, 28, 1), "u1"), jax.ShapeDtypeStruct((16,), "i4")
+        export = jax.export.export(engine._train, platforms=("cpu", "cuda", "tpu"))
+        exported = export(jax.eval_shape(create, key, image), key, rj.Batch(*examples))
+        found[name] = {"platforms": exported.platforms, "devices": exported.nr_devices}
+    return found
 
 
 if __name__ == "__main__":

@@ -1,11 +1,9 @@
 """The compiled programs: traced once in a whole run, shared by seeds, on any number of devices."""
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
+import traceback
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +19,20 @@ from resnet_jax.training import engine as module
 from resnet_jax.training.checks import check_against_dataset
 from resnet_jax.training.engine import Engine
 
+PACKAGE = str(Path(rj.__file__).parent)
 
-def test_a_whole_run_traces_each_step_once(tiny_config, one_unit, tmp_path, monkeypatch):
-    traced = []
+
+def test_a_whole_run_traces_each_step_once_three_frames_below_the_library(
+    tiny_config, one_unit, tmp_path, monkeypatch
+):
+    traced, frames, train = [], [], Engine.train
+
+    def looking(self, *args):
+        stack = [f for f in traceback.extract_stack() if f.filename.startswith(PACKAGE)]
+        frames.append([frame.name for frame in stack])
+        return train(self, *args)
+
+    monkeypatch.setattr(Engine, "train", looking)
     for step in (module.train_step, module.eval_step):
 
         def counted(*args, step=step, **kwargs):
@@ -34,6 +43,7 @@ def test_a_whole_run_traces_each_step_once(tiny_config, one_unit, tmp_path, monk
     rj.train(tiny_config, tmp_path, quiet=True)
     # Validation, test and test_all are 50, 30 and 500 images long.
     assert sorted(traced) == ["eval_step", "train_step"]
+    assert frames == [["train", "fit"]] * 12  # and the step, `Engine.train`
 
 
 def test_seeds_share_one_program(tiny_config, one_unit):
@@ -51,67 +61,38 @@ def test_seeds_share_one_program(tiny_config, one_unit):
     assert len(texts) == 1
 
 
-ON_THREE_DEVICES = """
-import json, sys
-import numpy as np
-import resnet_jax as rj
-run = rj.Run.open(sys.argv[1])
-images = rj.load_dataset("mnist_5k").test.images[:7]
-try:
-    rj.train(run.config, sys.argv[1] + "-other", quiet=True)
-except rj.ResNetJaxError as error:
-    found = run.evaluate("test_all").to_dict()
-    print(json.dumps([str(error), found, run.predict(images).tolist()]))
-"""
-
-
-@pytest.mark.slow
-def test_a_run_is_used_on_devices_that_could_not_train_it(finished_run):
-    """Twenty images cannot be split over three devices; evaluation and prediction pad them."""
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=3"
-    done = subprocess.run(
-        [sys.executable, "-c", ON_THREE_DEVICES, str(finished_run.path)],
-        env={**os.environ, "XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    refusal, found, probabilities = json.loads(done.stdout)
-    assert "--batch-size 20 cannot be split over 3 devices: give 18 or 21" in refusal
-    expected = finished_run.evaluate("test_all")
-    assert found["count"] == 500
-    assert found["confusion"] == expected.confusion.tolist()
-    assert found["loss"] == pytest.approx(expected.loss, rel=1e-5)
-    images = rj.load_dataset("mnist_5k").test.images[:7]
-    np.testing.assert_allclose(probabilities, finished_run.predict(images), rtol=1e-4, atol=1e-6)
+PARTS = r"--batch-size {} cannot be split over one device in {} parts \(--accumulate\): give {}$"
 
 
 @pytest.mark.parametrize(
-    ("size", "accumulate", "nearest"), [(20, 3, "18 or 21"), (20, 40, "40"), (7, 2, "6 or 8")]
+    ("changes", "said"),
+    [
+        ({"batch_size": 20, "accumulate": 3}, PARTS.format(20, 3, "18 or 21")),
+        ({"batch_size": 20, "accumulate": 40}, PARTS.format(20, 40, "40")),
+        ({"batch_size": 7, "accumulate": 2}, PARTS.format(7, 2, "6 or 8")),
+        ({"patience": 1}, "--patience 1 needs validation images"),
+        ({"target": 1}, "--target 1 needs validation images"),
+        # More steps than can be counted.
+        ({"epochs": 1e9}, r"--epochs 1e\+09 of 120 images"),
+        ({"epochs": 1e300}, r"--epochs 1e\+300 of 120 images"),
+        (
+            {"data": rj.DataConfig(image_size=32, center_crop=True)},
+            r"--data\.center-crop .* 28x28 .*--data\.read-size",
+        ),
+        (
+            {"augment": rj.AugmentConfig(crop=28)},
+            r"--augment\.crop must be below 28 .* 28x28",
+        ),
+    ],
 )
-def test_parts_that_do_not_divide_the_batch_are_refused(size, accumulate, nearest, tiny_config):
-    config = dataclasses.replace(tiny_config, batch_size=size, accumulate=accumulate)
-    with pytest.raises(
-        ResNetJaxError,
-        match=rf"--batch-size {size} cannot be split over one device in {accumulate} parts "
-        rf"\(--accumulate\): give {nearest}$",
-    ):
-        check_against_dataset(config, num_train=100, num_validation=0, image_shape=(28, 28, 1))
-
-
-def test_what_the_images_do_not_allow_is_refused(tiny_config):
-    images = {"num_train": 120, "num_validation": 0, "image_shape": (28, 28, 1)}
-    for option in ("patience", "target"):
-        config = dataclasses.replace(tiny_config, **{option: 1})
-        with pytest.raises(ResNetJaxError, match=f"--{option} 1 needs validation images"):
-            check_against_dataset(config, **images)
-    for epochs in (1e9, 1e300):  # more steps than can be counted
-        with pytest.raises(ResNetJaxError, match=r"--epochs 1e\+\d+ of 120 images"):
-            check_against_dataset(dataclasses.replace(tiny_config, epochs=epochs), **images)
+def test_what_the_images_do_not_allow_is_refused(changes, said, tiny_config):
+    config = dataclasses.replace(tiny_config, **changes)
+    with pytest.raises(ResNetJaxError, match=said):
+        check_against_dataset(config, num_train=120, num_validation=0, image_shape=(28, 28, 1))
 
 
 @pytest.mark.slow
-def test_an_empty_split_is_no_result(tiny_config, tmp_path):
+def test_an_empty_split_is_no_result(tiny_config, one_unit, tmp_path):
     data = dataclasses.replace(tiny_config.data, subset=(120, 50, 0))
     run = rj.train(dataclasses.replace(tiny_config, data=data), tmp_path, quiet=True)
     metrics = run.metrics()

@@ -13,33 +13,31 @@ def rates(config: OptimConfig, total: int, steps: list[int]) -> np.ndarray:
     return np.array([float(schedule(step)) for step in steps])
 
 
-def test_constant():
-    config = OptimConfig(learning_rate=0.3, schedule="constant")
-    np.testing.assert_allclose(rates(config, 10, [0, 4, 9]), 0.3, rtol=1e-6)
-
-
-def test_warmup_rises_in_a_line_and_its_first_step_learns():
-    # 4 of 8 steps: 1/5, 2/5, 3/5, 4/5 of the rate, then all of it.
-    config = OptimConfig(learning_rate=0.5, schedule="constant", warmup=0.5)
-    np.testing.assert_allclose(
-        rates(config, 8, [0, 1, 2, 3, 4, 7]), [0.1, 0.2, 0.3, 0.4, 0.5, 0.5], rtol=1e-6
-    )
-
-
-def test_cosine_falls_by_half_a_period():
-    # Of 12 steps 4 warm up; a quarter, half and three quarters of the other 8.
-    config = OptimConfig(learning_rate=2.0, schedule="cosine", warmup=1 / 3)
-    expected = [1 + np.cos(np.pi / 4), 1.0, 1 - np.cos(np.pi / 4), 0.0]
-    np.testing.assert_allclose(rates(config, 12, [6, 8, 10, 12]), expected, rtol=1e-6, atol=1e-7)
-
-
-def test_one_cycle_starts_at_a_25th_peaks_after_the_rise_and_ends_at_nothing():
-    config = OptimConfig(learning_rate=1.0, schedule="one_cycle", warmup=0.25)
-    # Halfway up a cosine from 0.04 to 1, and halfway down from 1 to almost 0.
-    np.testing.assert_allclose(
-        rates(config, 80, [0, 10, 20, 50]), [0.04, 0.52, 1.0, 0.5], rtol=1e-4
-    )
-    assert rates(config, 80, [80])[0] < 1e-5
+@pytest.mark.parametrize(
+    ("schedule", "options", "total", "expected"),
+    [
+        ("constant", {}, 10, {0: 1, 4: 1, 9: 1}),
+        # 4 of 8 steps: 1/5, 2/5, 3/5, 4/5 of the rate, then all of it: the first step learns.
+        ("constant", {"warmup": 0.5}, 8, {0: 0.2, 1: 0.4, 2: 0.6, 3: 0.8, 4: 1, 7: 1}),
+        # Of 12 steps 4 warm up; a quarter, half and three quarters of the other 8.
+        (
+            "cosine",
+            {"warmup": 1 / 3},
+            12,
+            {6: (1 + np.cos(np.pi / 4)) / 2, 8: 0.5, 10: (1 - np.cos(np.pi / 4)) / 2, 12: 0},
+        ),
+        # Halfway up a cosine from 0.04 to 1, and halfway down from 1 to almost 0.
+        ("one_cycle", {"warmup": 0.25}, 80, {0: 0.04, 10: 0.52, 20: 1, 50: 0.5, 80: 0}),
+        ("piecewise", {"boundaries": (0.5, 0.75)}, 100, {0: 1, 49: 1, 51: 0.1, 74: 0.1, 76: 0.01}),
+        # Two boundaries on one step divide twice; they count the warm-up.
+        ("piecewise", {"boundaries": (0.5, 0.51)}, 10, {4: 1, 6: 0.01}),
+        ("piecewise", {"boundaries": (0.5,), "warmup": 0.1}, 100, {49: 1, 51: 0.1}),
+    ],
+)
+def test_schedules_by_hand(schedule, options, total, expected):
+    config = OptimConfig(learning_rate=0.3, schedule=schedule, **options)
+    found = rates(config, total, list(expected))
+    np.testing.assert_allclose(found, 0.3 * np.array([*expected.values()]), rtol=1e-4, atol=2e-6)
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 7, 49, 98, 1000])
@@ -49,23 +47,6 @@ def test_one_cycle_starts_low_and_never_leaves_its_range(total):
     assert found[0] == pytest.approx(0.04)
     assert found.min() > 0
     assert found.max() <= 1.0
-
-
-def test_two_boundaries_on_one_step_divide_twice():
-    config = OptimConfig(learning_rate=1.0, schedule="piecewise", boundaries=(0.5, 0.51))
-    np.testing.assert_allclose(rates(config, 10, [4, 6]), [1.0, 0.01], rtol=1e-5)
-
-
-def test_piecewise_divides_by_ten_at_shares_of_the_run():
-    config = OptimConfig(learning_rate=0.1, schedule="piecewise", boundaries=(0.5, 0.75))
-    np.testing.assert_allclose(
-        rates(config, 100, [0, 49, 51, 74, 76, 99]), [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-5
-    )
-
-
-def test_piecewise_boundaries_count_the_warmup():
-    config = OptimConfig(learning_rate=0.1, schedule="piecewise", boundaries=(0.5,), warmup=0.1)
-    np.testing.assert_allclose(rates(config, 100, [49, 51]), [0.1, 0.01], rtol=1e-5)
 
 
 PARAMS = {"conv": {"kernel": jnp.array([2.0])}, "norm": {"scale": jnp.array([2.0])}}
@@ -82,21 +63,19 @@ def two_updates(config: OptimConfig) -> list[tuple[float, float]]:
     return found
 
 
-def test_sgd_is_pytorchs():
-    # v = m v + g: 1, then 0.9 + 1; the kernel's g has weight decay in it: 1 + 0.5 * 2 = 2.
-    config = OptimConfig(learning_rate=0.1, momentum=0.9, weight_decay=0.5)
-    np.testing.assert_allclose(two_updates(config), [(-0.2, -0.1), (-0.38, -0.19)], rtol=1e-6)
-
-
-def test_nesterov_looks_ahead():
-    # g + m v: 1 + 0.9, then 1 + 0.9 * 1.9.
-    config = OptimConfig(learning_rate=0.1, momentum=0.9, nesterov=True)
-    np.testing.assert_allclose(two_updates(config), [(-0.19, -0.19), (-0.271, -0.271)], rtol=1e-6)
-
-
-def test_plain_sgd_has_no_state_but_the_step():
-    config = OptimConfig(learning_rate=0.1, momentum=0.0)
-    np.testing.assert_allclose(two_updates(config), [(-0.1, -0.1), (-0.1, -0.1)], rtol=1e-6)
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # PyTorch's v = m v + g: 1, then 0.9 + 1; decay is in the kernel's g: 1 + 0.5 * 2 = 2.
+        ({"momentum": 0.9, "weight_decay": 0.5}, [(-0.2, -0.1), (-0.38, -0.19)]),
+        # Nesterov's g + m v: 1 + 0.9, then 1 + 0.9 * 1.9.
+        ({"momentum": 0.9, "nesterov": True}, [(-0.19, -0.19), (-0.271, -0.271)]),
+        ({"momentum": 0.0}, [(-0.1, -0.1), (-0.1, -0.1)]),
+    ],
+)
+def test_two_steps_of_sgd_by_hand(options, expected):
+    found = two_updates(OptimConfig(learning_rate=0.1, **options))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from flax import linen as nn
 
 import resnet_jax as rj
 from resnet_jax.data.dataset import ArraySplit, Dataset
+from resnet_jax.data.sampler import EpochSampler
 
 
 class SqueezeExcitation(nn.Module):
@@ -68,21 +69,9 @@ CONFIG = rj.TrainConfig(batch_size=10, epochs=2, eval_every=6, log_every=4, ema=
 PARTS = {"model": SqueezeExcitation, "optimizer": lambda: optax.lion(1e-2), "data": lambda: DATA}
 
 
-def start(run_dir, *, stop_at: int | None = None, **changes):
-    steps: list[int] = []
-
-    class Steps(rj.Callback):
-        def on_step(self, step: int) -> None:
-            steps.append(step)
-
-    def should_stop() -> str | None:
-        return "enough" if steps[-1] == stop_at else None
-
+def start(run_dir, **changes):
     parts = {name: make() for name, make in PARTS.items()} | {"loss": focal} | changes
-    callbacks = [Steps(), *parts.pop("callbacks", [])]
-    return rj.train(
-        CONFIG, run_dir, quiet=True, should_stop=should_stop, callbacks=callbacks, **parts
-    )
+    return rj.train(CONFIG, run_dir, quiet=True, **parts)
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +91,6 @@ def test_the_run_is_trained_by_those_parts(whole):
     # The first loss is the focal loss of the fresh network, by hand.
     key, _ = jax.random.split(jax.random.key(0))
     params = run.model.init(key, jnp.zeros((1, 8, 8, 1)), train=False)
-    from resnet_jax.data.sampler import EpochSampler
-
     images, labels = DATA.train.batch(EpochSampler(60, 10, seed=0).batch(0))
     mean, std = run.config.data.mean[0], run.config.data.std[0]
     logits = run.model.apply(params, (images / 255 - mean) / std, train=True)
@@ -116,10 +103,10 @@ def test_the_run_is_trained_by_those_parts(whole):
     assert [12, "test"] in evaluated
 
 
-def test_it_resumes_to_the_same_bits(whole, tmp_path):
+def test_it_resumes_to_the_same_bits(whole, tmp_path, stop_after):
     said = r"enough: saved step 7 of 12 in .*run; the same command continues"
     with pytest.raises(rj.ResNetJaxError, match=said) as stop:
-        start(tmp_path / "run", stop_at=7)
+        start(tmp_path / "run", should_stop=stop_after(7))
     assert stop.value.exit_code == 75
     assert {path.name for path in (tmp_path / "run/checkpoints").iterdir()} == {"6", "7"}
     again = start(tmp_path / "run")
@@ -158,15 +145,18 @@ def test_other_parts_are_refused(changes, said, whole):
         start(whole[0].path, **changes)
 
 
-def test_a_network_of_other_classes_is_refused(tmp_path):
-    model = rj.ResNet((1,), rj.BasicUnit, num_classes=10, width=2, stem="small")
-    with pytest.raises(rj.ResNetJaxError, match=r"one for each of 3 classes"):
-        start(tmp_path / "run", model=model)
-    assert not (tmp_path / "run").exists()
+OTHER_CLASSES = rj.ResNet((1,), rj.BasicUnit, num_classes=10, width=2, stem="small")
 
 
-def test_weights_are_not_read_into_a_network_of_ones_own(tmp_path, finished_run):
-    config = dataclasses.replace(CONFIG, init_from=str(finished_run.path))
-    with pytest.raises(rj.ResNetJaxError, match=r"--init-from .* SqueezeExcitation: leave"):
-        rj.train(config, tmp_path / "run", quiet=True, model=SqueezeExcitation(), data=DATA)
+@pytest.mark.parametrize(
+    ("changes", "model", "said"),
+    [
+        ({}, OTHER_CLASSES, r"one for each of 3 classes"),
+        ({"init_from": "weights"}, SqueezeExcitation(), r"--init-from .* SqueezeExcitation: leave"),
+    ],
+)
+def test_a_network_that_does_not_fit_is_refused_before_anything(changes, model, said, tmp_path):
+    config = dataclasses.replace(CONFIG, **changes)
+    with pytest.raises(rj.ResNetJaxError, match=said):
+        rj.train(config, tmp_path / "run", quiet=True, model=model, data=DATA)
     assert not (tmp_path / "run").exists()

@@ -58,7 +58,9 @@ def test_a_second_start_compiles_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_without_the_cache_nothing_is_kept(tmp_path: Path) -> None:
-    found = start(tmp_path / "run", tmp_path / "cache", "--no-compilation-cache")
+    found = start(
+        tmp_path / "run", tmp_path / "cache", "--no-compilation-cache", "--model.lowering=reference"
+    )
     assert found["code"] == found["cache_hits"] == found["cache_misses"] == 0
     assert not (tmp_path / "cache/compiled").exists()
 

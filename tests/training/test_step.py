@@ -118,36 +118,15 @@ def test_gradient_agrees_with_finite_differences():
             np.testing.assert_allclose((ahead - behind) / 2e-6, slope, rtol=1e-5)
 
 
-def test_steps_are_traced_once():
-    chex.clear_trace_counter()
-    train = jax.jit(chex.assert_max_traces(rj.train_step, n=1), donate_argnums=0)
-    evaluate = jax.jit(chex.assert_max_traces(rj.eval_step, n=1))
-    state = make_state()
-    for seed in range(3):
-        state, _ = train(state, make_batch(seed))
-        evaluate(state, make_batch(seed))
-    assert int(state.step) == 3
-
-
-@chex.variants(with_jit=True, without_jit=True)
-class StepTest(chex.TestCase):
-    """Both steps, jitted and not, give what the jitted ones gave in float64."""
-
-    def test_train_step(self):
-        with jax.enable_x64(True):
-            state, batch = make_state(ema=True, dtype=jnp.float64), make_batch(2, dtype=jnp.float64)
-            step = partial(rj.train_step, label_smoothing=0.1, ema=0.9)
-            expected, _ = jax.jit(step)(state, batch)
-            found, metrics = self.variant(step)(state, batch)
-            chex.assert_trees_all_close(found, expected, rtol=1e-9)
-            chex.assert_tree_all_finite((found, metrics))
-            chex.assert_trees_all_equal_shapes_and_dtypes(found, state)
-
-    def test_eval_step(self):
-        state, batch = make_state(), make_batch(2)
-        counts = self.variant(rj.eval_step)(state, batch)
-        chex.assert_shape(counts.confusion, (3, 3))
-        assert int(counts.confusion.sum()) == 6
+def test_a_step_gives_the_same_jitted_or_not():
+    with jax.enable_x64(True):
+        state, batch = make_state(ema=True, dtype=jnp.float64), make_batch(2, dtype=jnp.float64)
+        step = partial(rj.train_step, label_smoothing=0.1, ema=0.9)
+        expected, _ = jax.jit(step)(state, batch)
+        found, metrics = step(state, batch)
+        chex.assert_trees_all_close(found, expected, rtol=1e-9)
+        chex.assert_tree_all_finite((found, metrics))
+        chex.assert_trees_all_equal_shapes_and_dtypes(found, state)
 
 
 def test_evaluation_counts_what_is_real_and_nothing_else():
