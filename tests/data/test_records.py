@@ -27,7 +27,7 @@ def plain(root, **splits):
 
 @pytest.mark.parametrize("kind", ["png", "jpeg"])
 def test_a_record_of_another_size_is_refused_and_named(tmp_path, kind, capsys):
-    """FAULTS C5."""
+    """It was resized without a word."""
     pairs = [(encoded(8, 8, kind), k % 10) for k in range(20)]
     pairs[7] = (encoded(8, 9, kind), 7)
     shard = plain(tmp_path, train=pairs)
@@ -46,7 +46,7 @@ def test_a_record_of_another_size_is_refused_and_named(tmp_path, kind, capsys):
 
 
 def test_transparency_in_a_record_is_refused_as_in_a_file(tmp_path):
-    """FAULTS A7."""
+    """Levels that the file calls transparent were read as any other."""
     pairs = [(encoded(8, 8), k) for k in range(9)]
     plain(tmp_path, train=[*pairs, (encoded(8, 8, transparency=166), 9)])
     with pytest.raises(rj.ResNetJaxError, match="transparent pixels"):
@@ -54,7 +54,7 @@ def test_transparency_in_a_record_is_refused_as_in_a_file(tmp_path):
 
 
 def test_a_shard_that_changed_in_place_with_its_times_kept_is_noticed(tmp_path):
-    """FAULTS A2."""
+    """Size and time alone told whether the arrays of the cache are still true."""
     shard = plain(tmp_path, train=[(encoded(8, 8), k % 10) for k in range(20)])
     rj.load_dataset("plain", tmp_path)
     times, content = shard.stat(), bytearray(shard.read_bytes())
