@@ -9,7 +9,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,6 @@ import numpy as np
 import portpicker
 import pytest
 from faults import ended, errors_of, steps_of, wait_until
-from PIL import Image
 
 import resnet_jax as rj
 from resnet_jax.cli import main
@@ -29,16 +28,7 @@ OPTIONS = ["--model.dtype", "float64", "--batch-size", "12", "--epochs", "4", "-
 STEPS = 20
 
 
-@pytest.fixture(autouse=True)
-def float32_afterwards() -> Iterator[None]:
-    """Looking at a float64 run switches JAX to float64."""
-    yield
-    jax.config.update("jax_enable_x64", False)
-
-
 class Member(NamedTuple):
-    """One of the processes of a run."""
-
     process: Any
     run_dir: Path
     name: str
@@ -105,13 +95,8 @@ def test_several_processes_train_the_run_of_one(count, alone, tmp_path):
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """58 digits as files, and a test split of eight; see `options_of`."""
-    data = rj.load_dataset("mnist_5k").train
-    for split, chosen in (("train", range(0, 4000, 70)), ("test", range(35, 4000, 500))):
-        for index in chosen:
-            path = tmp_path / "digits" / split / str(data.labels[index]) / f"{index}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(data.images[index, :, :, 0]).save(path)
-    return tmp_path / "digits"
+    splits = {"train": range(0, 4000, 70), "test": range(35, 4000, 500)}
+    return faults.digits(tmp_path / "digits", **splits)
 
 
 def options_of(folder: Path) -> list[str]:
