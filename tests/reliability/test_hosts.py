@@ -112,9 +112,11 @@ def test_each_process_streams_its_own_rows(folder, tmp_path):
     assert_same(streamed, held)
 
 
-def has_begun(run_dir: Path) -> bool:
-    """A checkpoint is in place and training goes on."""
-    return (run_dir / "checkpoints" / "5").is_dir()
+def begun(run_dir: Path, *options: str, each: dict[int, list[str]] | None = None) -> list[Member]:
+    """Two processes of a run, when a checkpoint is in place and training goes on."""
+    members = start(run_dir, 2, *options, each=each)
+    wait_until((run_dir / "checkpoints" / "5").is_dir, 120)
+    return members
 
 
 def assert_lost(member: Member) -> None:
@@ -128,8 +130,8 @@ def assert_lost(member: Member) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_other_and_the_command_continues(victim, alone, tmp_path):
-    members, run_dir = start(tmp_path / "run", 2), tmp_path / "run"
-    wait_until(lambda: has_begun(run_dir), 120)
+    run_dir = tmp_path / "run"
+    members = begun(run_dir)
     members[victim].signal(signal.SIGKILL)
     assert_lost(members[1 - victim])
     assert members[victim].ends()[0] == -signal.SIGKILL
@@ -141,8 +143,8 @@ def test_a_killed_process_ends_the_other_and_the_command_continues(victim, alone
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_silent_process_ends_the_other(victim, tmp_path):
     """A machine that hangs closes no connection: only its heartbeat is missing."""
-    members, run_dir = start(tmp_path / "run", 2), tmp_path / "run"
-    wait_until(lambda: has_begun(run_dir), 120)
+    run_dir = tmp_path / "run"
+    members = begun(run_dir)
     members[victim].signal(signal.SIGSTOP)
     try:
         assert_lost(members[1 - victim])
@@ -156,8 +158,8 @@ def test_a_silent_process_ends_the_other(victim, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("told", [0, 1])
 def test_a_signal_to_one_process_stops_all_at_one_step(told, alone, tmp_path):
-    members, run_dir = start(tmp_path / "run", 2), tmp_path / "run"
-    wait_until(lambda: has_begun(run_dir), 120)
+    run_dir = tmp_path / "run"
+    members = begun(run_dir)
     members[told].signal((signal.SIGTERM, signal.SIGINT)[told])
     said = [member.ends() for member in members]
     newest = steps_of(run_dir)[-1]
@@ -210,8 +212,7 @@ def test_a_missing_data_folder_of_one_process_is_everybodys_failure(folder, tmp_
 def test_a_rotten_file_among_one_processs_rows_is_everybodys_failure(folder, tmp_path):
     copy, run_dir = Path(shutil.copytree(folder, tmp_path / "copy")), tmp_path / "run"
     options = [*options_of(folder), "--data.streaming", "always", "--epochs", "3000"]
-    waiting, failing = start(run_dir, 2, *options, each={1: ["--data.dir", str(copy)]})
-    wait_until(lambda: has_begun(run_dir), 120)
+    waiting, failing = begun(run_dir, *options, each={1: ["--data.dir", str(copy)]})
     for file in copy.glob("train/*/*.png"):
         file.write_bytes(b"rotten")
     failed = failing.ends()
