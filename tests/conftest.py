@@ -41,6 +41,7 @@ import functools  # noqa: E402
 import pytest  # noqa: E402
 
 import resnet_jax as rj  # noqa: E402
+from resnet_jax.cli import main  # noqa: E402
 from resnet_jax.models import VARIANTS  # noqa: E402
 
 # A run that trains in seconds: a ResNet-18 four channels wide, 120 digits, six steps an epoch.
@@ -91,6 +92,37 @@ def finished_run() -> rj.Run:
         if not folder.exists():
             rj.train(TINY, folder, quiet=True)
     return rj.Run.open(folder)
+
+
+@pytest.fixture
+def own_run(finished_run, tmp_path) -> pathlib.Path:
+    """A copy of that run's folder, to be harmed or written to."""
+    return shutil.copytree(finished_run.path, tmp_path / "run")
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs the command: its exit code, what it printed, and its errors."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def refusal(command):
+    """Runs the command, which must end with 1: the one line that it says."""
+
+    def run(*words: object) -> str:
+        code, _, errors = command(*words)
+        (line,) = errors.splitlines()
+        assert (code, line[:12]) == (1, "resnet-jax: "), line
+        return line
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,9 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import time
 import traceback
 from pathlib import Path
 
@@ -21,15 +19,9 @@ import resnet_jax as rj
 from resnet_jax.cli import main
 from resnet_jax.memory import tuned
 
-# The run of `finished_run`, as the command's options.
-OPTIONS = """
-    --model.width 4 --model.lowering reference --data.subset 120 50 30
-    --augment.shift 2 --augment.rotation 10 --augment.scale 0 --augment.shear 0
-    --optim.learning-rate 0.05 --optim.schedule cosine --optim.warmup 0.2 --optim.no-nesterov
-    --optim.weight-decay 0 --label-smoothing 0 --data.no-find-digit
-    --batch-size 20 --epochs 2 --ema 0.9 --log-every 4 --eval-every 5 --no-report
-"""
-SAME = OPTIONS.split()
+# With `tiny_options`, the run of `finished_run`.
+SAME = ["--optim.schedule", "cosine", "--optim.warmup", "0.2", "--log-every", "4"]
+SAME += ["--eval-every", "5"]
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +39,10 @@ def digits(tmp_path) -> list[Path]:
     return paths
 
 
-def test_evaluate_prints_the_promised_json(run_dir, capsys):
-    assert main(["evaluate", str(run_dir), "--split", "test_all", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+def test_evaluate_prints_the_promised_json(run_dir, command):
+    code, out, _ = command("evaluate", run_dir, "--split", "test_all", "--json")
+    assert code == 0
+    found = json.loads(out)
     assert set(found) == {"accuracy", "loss", "correct", "count", "per_class", "confusion"}
     assert found["count"] == 500
     assert found["accuracy"] == found["correct"] / 500
@@ -57,65 +50,57 @@ def test_evaluate_prints_the_promised_json(run_dir, capsys):
     assert [row["count"] for row in found["per_class"].values()] == [50] * 10
 
 
-def test_evaluate_prints_a_table(run_dir, capsys):
-    assert main(["evaluate", str(run_dir)]) == 0
-    out = capsys.readouterr().out
-    assert "recall" in out
+def test_evaluate_prints_a_table(run_dir, command):
+    code, out, _ = command("evaluate", run_dir)
+    assert (code, "recall" in out) == (0, True)
     assert "of 30" in out
 
 
-def test_predict_agrees_with_python(run_dir, digits, capsys):
+def test_predict_agrees_with_python(run_dir, digits, command):
     run = rj.Run.open(run_dir)
     images = np.stack([np.asarray(Image.open(path))[..., None] for path in digits])
     expected = run.predict(images)
-    assert main(["predict", str(run_dir), *map(str, digits), "--json", "--topk", "10"]) == 0
-    rows = json.loads(capsys.readouterr().out)
-    for row, path, p in zip(rows, digits, expected, strict=True):
+    code, out, _ = command("predict", run_dir, *digits, "--json", "--topk", 10)
+    assert code == 0
+    for row, path, p in zip(json.loads(out), digits, expected, strict=True):
         assert row["path"] == str(path)
         assert row["label"] == str(p.argmax())
         assert row["probability"] == pytest.approx(p.max(), rel=1e-6)
         assert [name for name, _ in row["topk"]] == [str(k) for k in np.argsort(-p)]
-    assert main(["predict", str(run_dir), str(digits[0].parent), "--csv"]) == 0
-    table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert [row["path"] for row in table] == list(map(str, digits))
-    assert main(["predict", str(run_dir), str(digits[0])]) == 0
-    assert "label" in capsys.readouterr().out
+    code, out, _ = command("predict", run_dir, digits[0].parent, "--csv")
+    table = list(csv.DictReader(io.StringIO(out)))
+    assert (code, [row["path"] for row in table]) == (0, list(map(str, digits)))
+    code, out, _ = command("predict", run_dir, digits[0])
+    assert (code, "label" in out) == (0, True)
 
 
-def test_one_bad_file_does_not_stop_the_others(run_dir, digits, tmp_path, capsys):
-    broken = tmp_path / "broken.png"
+def test_one_bad_file_or_folder_does_not_stop_the_others(run_dir, digits, tmp_path, command):
+    broken, empty = tmp_path / "broken.png", tmp_path / "empty"
     broken.write_bytes(digits[0].read_bytes()[:60])
-    paths = [str(path) for path in (digits[0], broken, digits[1])]
-    assert main(["predict", str(run_dir), *paths, "--csv"]) == 1
-    out, err = capsys.readouterr()
-    assert len(out.splitlines()) == 3
-    assert "broken.png" in err
-    assert re.search(r"\b1 of 3\b", err)
+    empty.mkdir()
+    for paths, count, said in (
+        ((digits[0], broken, digits[1]), 3, r"broken\.png(.*\n)*.*\b1 of 3\b"),
+        ((empty, digits[0]), 2, re.escape(str(empty))),
+    ):
+        code, out, err = command("predict", run_dir, *paths, "--csv")
+        assert (code, len(out.splitlines())) == (1, count)
+        assert re.search(said, err)
 
 
-def test_an_empty_folder_does_not_stop_the_others(run_dir, digits, tmp_path, capsys):
-    (tmp_path / "empty").mkdir()
-    assert main(["predict", str(run_dir), str(tmp_path / "empty"), str(digits[0]), "--csv"]) == 1
-    out, err = capsys.readouterr()
-    assert len(out.splitlines()) == 2
-    assert str(tmp_path / "empty") in err
-
-
-def test_brackets_in_a_name_are_shown(run_dir, digits, monkeypatch, capsys):
+def test_brackets_in_a_name_are_shown(run_dir, digits, monkeypatch, command):
     monkeypatch.chdir(digits[0].parent)
     digits[0].rename("digit[copy].png")
-    assert main(["predict", str(run_dir), "digit[copy].png"]) == 0
-    assert "digit[copy].png" in capsys.readouterr().out
+    code, out, _ = command("predict", run_dir, "digit[copy].png")
+    assert (code, "digit[copy].png" in out) == (0, True)
 
 
-def test_the_same_command_says_that_the_run_is_finished_and_its_result(run_dir, tmp_path, capsys):
-    copy = shutil.copytree(run_dir, tmp_path / "run")  # it is locked meanwhile
-    assert main(["train", "quickstart", "--run-dir", str(copy), *SAME]) == 0
-    out = capsys.readouterr().out
-    assert "finished" in out
-    lines = out.splitlines()
-    accuracy = rj.Run.open(run_dir).evaluate("test", "best").accuracy
-    (line,) = [line for line in lines if line.startswith("test, best parameters")]
+def test_the_same_command_says_that_the_run_is_finished_and_its_result(
+    own_run, tiny_options, command
+):
+    code, out, _ = command("train", "quickstart", "--run-dir", own_run, *tiny_options, *SAME)
+    assert (code, "finished" in out) == (0, True)
+    accuracy = rj.Run.open(own_run).evaluate("test", "best").accuracy
+    (line,) = [line for line in out.splitlines() if line.startswith("test, best parameters")]
     assert f"accuracy {accuracy:.2%}" in line
 
 
@@ -134,12 +119,13 @@ def test_from_the_command_to_the_library_are_two_calls(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_seeds_repeat_and_are_summed_up(tmp_path, capsys, monkeypatch):
+def test_seeds_repeat_and_are_summed_up(tmp_path, command, tiny_options, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
-    short = [*SAME, "--epochs", "0.5", "--optim.schedule", "constant", "--ema", "None"]
-    assert main(["train", *short, "--seeds", "2"]) == 0
-    out = capsys.readouterr().out
+    code, out, _ = command(
+        "train", *tiny_options, "--epochs", 0.5, "--ema", "None", "--eval-every", 5, "--seeds", 2
+    )
+    assert code == 0
     assert out.count("  BN 73% initial\n") == 2  # three steps: chance, by young statistics
     # Settings that change what is learnt are in the folders' names.
     folders = sorted((tmp_path / "runs").iterdir())
@@ -160,16 +146,15 @@ def test_seeds_repeat_and_are_summed_up(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_a_grid_takes_the_run_that_is_there_trains_the_rest_and_compares(
-    tmp_path, capsys, monkeypatch
+    tmp_path, command, tiny_options, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-    short = ["train", *SAME, "--epochs", "0.5", "--optim.schedule", "constant", "--ema", "None"]
-    assert main([*short, "--run-dir", "runs/quickstart-seed0"]) == 0
-    capsys.readouterr()
+    short = ["train", *tiny_options, "--epochs", 0.5, "--ema", "None", "--eval-every", 5]
+    assert command(*short, "--run-dir", "runs/quickstart-seed0")[0] == 0
     for finished in (1, 2):
-        assert main([*short, "--grid", "optim.learning-rate=0.05,0.1"]) == 0
-        out = capsys.readouterr().out
+        code, out, _ = command(*short, "--grid", "optim.learning-rate=0.05,0.1")
+        assert code == 0
         assert out.count("is finished; nothing to do") == finished
         assert re.search(r"\n *optim\.learning-rate +0\.05 +0\.1 *\n", out)
         folders = {path.name for path in Path("runs").iterdir()}
@@ -177,23 +162,23 @@ def test_a_grid_takes_the_run_that_is_there_trains_the_rest_and_compares(
         assert "quickstart-seed0" in folders
 
 
-def test_summary_totals(capsys):
-    assert main(["summary"]) == 0
-    assert "11,175,370" in capsys.readouterr().out
-    options = ["--num-classes", "1000", "--image-size", "224", "--channels", "3"]
-    assert main(["summary", "resnet50", *options]) == 0
-    out = capsys.readouterr().out
-    assert "25,557,032" in out
-    assert "4,089,184,256" in out  # torchvision's 4.089 GMAC
-    assert main(["summary", "--no-residual"]) == 0
-    assert "11,001,546" in capsys.readouterr().out
-
-
-def test_data_list_needs_no_data(capsys):
-    assert main(["data", "list"]) == 0
-    out = capsys.readouterr().out
-    for name in ("mnist_5k", "mnist", "fashion_mnist"):
-        assert name in out
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("summary", ["11,175,370"]),
+        (
+            "summary resnet50 --num-classes 1000 --image-size 224 --channels 3",
+            ["25,557,032", "4,089,184,256"],  # torchvision's 4.089 GMAC
+        ),
+        ("summary --no-residual", ["11,001,546"]),
+        ("data list", ["mnist_5k", "mnist", "fashion_mnist"]),
+    ],
+)
+def test_what_needs_no_data_is_shown(words, shown, command):
+    code, out, _ = command(*words.split())
+    assert code == 0
+    for text in shown:
+        assert text in out
 
 
 @pytest.mark.parametrize(
@@ -226,19 +211,18 @@ def test_data_list_needs_no_data(capsys):
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_1(
-    arguments, names, run_dir, tmp_path, monkeypatch, capsys
+    arguments, names, run_dir, tmp_path, monkeypatch, command
 ):
     monkeypatch.chdir(tmp_path)
     empty = tmp_path / "empty"
     empty.mkdir()
     places = {"RUN": str(run_dir), "EMPTY": str(empty)}
-    assert main([places.get(word, word) for word in arguments]) == 1
-    err = capsys.readouterr().err
-    lines = [line for line in err.splitlines() if "1 of 1" not in line]
-    assert len(lines) == 1
+    code, _, err = command(*(places.get(word, word) for word in arguments))
+    assert code == 1
+    (line,) = [line for line in err.splitlines() if "1 of 1" not in line]
     for name in names:  # as words: not the 0 of a 10
         word = re.escape(places.get(name, name))
-        assert re.search(rf"(?<![\w.-]){word}(?![\w-])", lines[0]), (name, lines[0])
+        assert re.search(rf"(?<![\w.-]){word}(?![\w-])", line), (name, line)
     assert list(tmp_path.iterdir()) == [empty]  # nothing was written
 
 
@@ -250,41 +234,16 @@ def test_wrong_usage_is_the_parsers_text_and_exit_code_2(arguments, capsys):
     assert "resnet-jax" in "".join(capsys.readouterr())
 
 
-def test_verify_names_what_is_damaged(run_dir, tmp_path, capsys):
-    assert main(["verify", str(run_dir)]) == 0
-    assert main(["verify", "mnist_5k"]) == 0
-    capsys.readouterr()
-    copy = Path(shutil.copytree(run_dir, tmp_path / "copy"))
-    steps = sorted((copy / "checkpoints").iterdir())
+def test_verify_names_what_is_damaged(own_run, command):
+    assert command("verify", own_run)[0] == command("verify", "mnist_5k")[0] == 0
+    steps = sorted((own_run / "checkpoints").iterdir())
     victim = next(path for path in (steps[0] / "state").rglob("*") if path.is_file())
     victim.write_bytes(victim.read_bytes()[:-1])
-    assert main(["verify", str(copy)]) == 1
-    out, err = capsys.readouterr()
+    code, out, err = command("verify", own_run)
+    assert code == 1
     assert f"damaged  {victim}" in out
     assert f"good     {steps[1]}" in out
     assert "1 of" in err
-
-
-def test_an_interrupt_that_a_library_swallows_still_ends_the_command(tmp_path):
-    """A library that suppresses it while it is imported, and then takes half a minute."""
-    (tmp_path / "flax.py").write_text(
-        "import contextlib, signal, time\n"
-        "with contextlib.suppress(KeyboardInterrupt):\n"
-        "    signal.raise_signal(signal.SIGINT)\n"
-        "time.sleep(30)\n"
-    )
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "resnet_jax", "summary"],
-        env=os.environ | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 75, done.stderr
-    assert time.monotonic() - began < 20
-    assert all(line.startswith("resnet-jax: ") for line in done.stderr.splitlines())
-    assert done.stderr
 
 
 def test_who_calls_from_python_gets_signals_back_as_they_were(capsys):

@@ -58,7 +58,7 @@ nan, infinity = float("nan"), float("inf")
         ("--data.center-crop", lambda: TrainConfig(data=DataConfig(center_crop=True))),
         ("--data.validation -5", lambda: TrainConfig(data=DataConfig(validation=-5))),
         ("--data.std 0", lambda: TrainConfig(data=DataConfig(std=(0.5, 0)))),
-        # FAULTS A10: a scale of 0 to 255, and values of another type
+        # A scale of 0 to 255, and values of another type
         ("--data.mean 33", lambda: TrainConfig(data=DataConfig(mean=(33.0,)))),
         ("--data.std 78", lambda: TrainConfig(data=DataConfig(std=(78.0,)))),
         ("--data.mean nan", lambda: TrainConfig(data=DataConfig(mean=(nan,)))),

@@ -45,17 +45,13 @@ def blocks(page: Path) -> list[Block]:
     ]
 
 
-def of(path: Path) -> str:
-    return path.name
-
-
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory) -> Path:
     """Where pages write runs/...: one for all, so that the run they share is trained once."""
     return tmp_path_factory.mktemp("docs")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=of)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 @pytest.mark.slow
 def test_the_code_of_a_page_runs_and_prints_what_the_page_shows(page, workplace, monkeypatch):
     monkeypatch.chdir(workplace)
@@ -88,7 +84,7 @@ class Typist(code.InteractiveConsole):
         self.refused.append(str(sys.exc_info()[1]))
 
 
-@pytest.mark.parametrize("page", TEXTS, ids=of)
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
 def test_the_code_of_a_page_can_be_pasted_into_python(page):
     for block in blocks(page):
         if block.kind in ("python", "py"):
@@ -99,22 +95,21 @@ def test_the_code_of_a_page_can_be_pasted_into_python(page):
             assert not waits, f"{page.name}, line {block.line}: has no end"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=of)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_a_page_quotes_is_in_the_package(page):
     sources = [
         [line.strip() for line in path.read_text().splitlines()]
         for path in (ROOT / "resnet_jax").rglob("*.py")
     ]
-    for block in blocks(page):
-        if block.kind == "python quote":
-            lines = [line.strip() for line in block.text.splitlines()]
-            starts = [(s, at) for s in sources for at, line in enumerate(s) if line == lines[0]]
-            assert any(s[at : at + len(lines)] == lines for s, at in starts), (
-                f"{page.name}, line {block.line}: the package reads otherwise"
-            )
+    for block in (block for block in blocks(page) if block.kind == "python quote"):
+        lines = [line.strip() for line in block.text.splitlines()]
+        starts = [(s, at) for s in sources for at, line in enumerate(s) if line == lines[0]]
+        assert any(s[at : at + len(lines)] == lines for s, at in starts), (
+            f"{page.name}, line {block.line}: the package reads otherwise"
+        )
 
 
-@pytest.mark.parametrize("page", TEXTS, ids=of)
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
 def test_relative_links_lead_somewhere(page):
     prose = FENCE.sub("", page.read_text())
     for target in re.findall(r"\]\(([^)\s#]+)", prose):
@@ -123,13 +118,17 @@ def test_relative_links_lead_somewhere(page):
 
 
 @cache
-def options(command: str) -> frozenset[str]:
-    """The options in the help of a command."""
+def help_of(*command: str) -> str:
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), pytest.raises(SystemExit) as ended:
-        main([command, "--help"])
+        main([*command, "--help"])
     assert ended.value.code == 0, f"resnet-jax has no command {command}"
-    return frozenset(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", shown.getvalue()))
+    return shown.getvalue()
+
+
+def options(command: str) -> set[str]:
+    """The options in the help of a command."""
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", help_of(command)))
 
 
 def command_lines(page: Path) -> list[list[str]]:
@@ -141,7 +140,7 @@ def command_lines(page: Path) -> list[list[str]]:
     return [line[line.index("resnet-jax") + 1 :] for line in words if "resnet-jax" in line]
 
 
-@pytest.mark.parametrize("page", TEXTS, ids=of)
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
 def test_commands_and_options_exist(page):
     for command, *arguments in command_lines(page):
         if command.startswith("-"):  # resnet-jax --help
@@ -152,13 +151,12 @@ def test_commands_and_options_exist(page):
             assert arguments[0] in rj.PRESETS, f"{page.name}: {command} {arguments}"
 
 
-@pytest.mark.parametrize("page", TEXTS, ids=of)
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
 def test_options_in_the_text_exist(page):
     prose = FENCE.sub("", page.read_text())
+    commands = ("train", "evaluate", "predict", "report", "compare", "demo", "summary", "data")
     named = set(re.findall(r"`(--[a-z][a-z.-]*[a-z])[ =`]", prose))
-    if named:
-        commands = ("train", "evaluate", "predict", "report", "compare", "demo", "summary", "data")
-        assert named <= frozenset.union(*map(options, commands)), page.name
+    assert named <= set.union(*map(options, commands)), page.name
 
 
 MODULES = sorted(
@@ -214,7 +212,7 @@ def test_the_figures_of_reliability_are_those_of_the_tests(monkeypatch):
     assert shown == [points, soak.RESTARTS, soak.SAVES, int(flips)]
 
 
-def modules_on_the_map() -> set[str]:
+def test_the_map_names_every_module():
     """The files in the tree of architecture.md: a line that ends in `/` opens a folder."""
     (tree,) = (block.text for block in blocks(ROOT / "docs/architecture.md"))
     named, folders = set(), []
@@ -225,20 +223,8 @@ def modules_on_the_map() -> set[str]:
         if first.endswith("/"):
             folders.append(first)
         named |= {"".join(folders) + name for name in re.findall(r"[a-z_0-9]+\.py", line)}
-    return named
-
-
-def test_the_map_names_every_module():
     there = {str(path.relative_to(ROOT)) for path in (ROOT / "resnet_jax").rglob("*.py")}
-    assert modules_on_the_map() == {path for path in there if not path.endswith("__init__.py")}
-
-
-@cache
-def commands() -> frozenset[str]:
-    shown = io.StringIO()
-    with contextlib.redirect_stdout(shown), pytest.raises(SystemExit):
-        main(["--help"])
-    return frozenset(re.search(r"\{([\w,]+)\}", shown.getvalue())[1].split(","))
+    assert named == {path for path in there if not path.endswith("__init__.py")}
 
 
 def positive(option: str) -> str:
@@ -247,13 +233,14 @@ def positive(option: str) -> str:
 
 def test_the_page_of_the_command_names_every_command_preset_and_option():
     page = (ROOT / "docs/command.md").read_text()
-    assert set(re.findall(r"^\| \[`(\w+)", page, re.MULTILINE)) == commands()
+    commands = set(re.search(r"\{([\w,]+)\}", help_of())[1].split(","))
+    assert set(re.findall(r"^\| \[`(\w+)", page, re.MULTILINE)) == commands
     table = page.split("| preset |")[1].split("\n\n")[0]
     assert set(rj.PRESETS) <= set(re.findall(r"`(\w+)`", table))
     named = set(map(positive, re.findall(r"--[a-z][a-z.-]*[a-z]", page)))
     # Those of a run are on the page of the API, field by field.
     named |= {f"--{setting.option}" for setting in settings(rj.TrainConfig())}
-    for command in commands():
+    for command in commands:
         assert {positive(option) for option in options(command)} <= {*named, "--help"}, command
 
 
@@ -284,9 +271,8 @@ def test_the_program_of_the_readme_runs(finished_run, tmp_path, monkeypatch):
     assert namespace["logits"].shape == (2, 1000)
 
 
-def imports_inside_functions() -> set[str]:
-    """Libraries that the package imports inside functions, by the name of their top."""
-    found = set()
+def test_imports_inside_functions_are_those_that_contributing_lists():
+    found = set()  # by the name of their top
     for path in (ROOT / "resnet_jax").rglob("*.py"):
         functions = (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, Function))
         for node in itertools.chain.from_iterable(map(ast.walk, functions)):
@@ -294,10 +280,6 @@ def imports_inside_functions() -> set[str]:
                 found |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 found.add((node.module or "resnet_jax").split(".")[0])
-    return found
-
-
-def test_imports_inside_functions_are_those_that_contributing_lists():
     page = (ROOT / "CONTRIBUTING.md").read_text()
     listed = re.findall(r"`([a-zA-Z_]+)`", page.split("inside functions:")[1].split("##")[0])
-    assert imports_inside_functions() <= {*listed, "resnet_jax", *sys.stdlib_module_names}
+    assert found <= {*listed, "resnet_jax", *sys.stdlib_module_names}

@@ -109,6 +109,7 @@ def test_images_of_several_sizes_need_one_to_be_brought_to(tmp_path):
 
 
 def test_a_split_without_labels_is_left_out_and_another_label_is_refused(tmp_path):
+    """A label that is not published, -1, ended in a traceback."""
     image = encoded(np.zeros((28, 28), np.uint8))
     labelled = [(image, k % 10) for k in range(20)]
     build(tmp_path, {"train": labelled, "test": [(image, -1)] * 5})

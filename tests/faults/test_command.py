@@ -1,6 +1,5 @@
-"""Faults of the command's start, end and surroundings (FAULTS B5, E7, E10)."""
+"""Faults of the command's start, end and surroundings."""
 
-import contextlib
 import functools
 import os
 import pwd
@@ -14,7 +13,6 @@ import time
 import pytest
 
 import resnet_jax as rj
-from resnet_jax.cli import main
 from resnet_jax.models import VARIANTS
 from resnet_jax.signals import Stop
 
@@ -33,13 +31,14 @@ def shell(script, *arguments, **environment):
     )  # fmt: skip
 
 
-def one_line(errors):
-    (line,) = errors.splitlines()
+def one_line(done):
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
     assert line.startswith("resnet-jax: ")
     return line
 
 
-# E10: closed descriptors
+# Closed descriptors
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
@@ -58,47 +57,43 @@ def test_what_is_printed_to_closed_descriptors_reaches_no_file(tmp_path):
     assert "epoch" not in (run.path / "run.log").read_text()
 
 
-# E10: signals during the start
+# Signals during the start
 
 
-def python_path(folder, name, text):
-    (folder / f"{name}.py").write_text(text)
-    return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
-
-
-RAISE = "import os, signal, time\n{guard}signal.raise_signal(signal.SIGINT)\n"
+# A module that the command imports, what the command does, and how the module interrupts it.
 MOMENTS = {
-    "while the command is being imported": ("tyro", "data list", RAISE.format(guard="")),
+    "while the command is being imported": ("tyro", "data list", "{interrupt}"),
     "while it starts again with settings of malloc": (
-        "sitecustomize",
-        "train --seeds 0",
-        RAISE.format(guard="if 'GLIBC_TUNABLES' in os.environ: "),
+        "sitecustomize", "train --seeds 0", "if 'GLIBC_TUNABLES' in os.environ: {interrupt}"
     ),
     "in an import that raises something else": (
-        "flax",
-        "summary",
-        "import signal\ntry:\n signal.raise_signal(signal.SIGINT)\n"
-        "except BaseException:\n raise ImportError('flax is half imported')\n",
+        "flax", "summary",
+        "try: {interrupt}\nexcept BaseException: raise ImportError('flax is half imported')",
+    ),
+    "in an import that swallows it": (
+        "flax", "summary",
+        "try: {interrupt}\nexcept KeyboardInterrupt: pass\ntime.sleep(20)",
     ),
     "where Python cannot raise": (
-        "flax",
-        "summary",
-        "import signal, time\nclass Dying:\n"
-        " def __del__(self): signal.raise_signal(signal.SIGINT)\n"
-        "one = Dying()\none = None\ntime.sleep(20)\n",
+        "flax", "summary",
+        "class Dying:\n def __del__(self): {interrupt}\none = Dying()\none = None\ntime.sleep(20)",
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the command starts again on Linux alone")
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_signal_during_the_start_is_one_line(moment, tmp_path):
     module, arguments, text = MOMENTS[moment]
+    program = text.format(interrupt="signal.raise_signal(signal.SIGINT)")
+    (tmp_path / f"{module}.py").write_text(f"import os, signal, time\n{program}\n")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     began = time.monotonic()
-    done = shell(f"unset GLIBC_TUNABLES; $0 {arguments}", **python_path(tmp_path, module, text))
-    assert done.returncode == 75, done.stderr
-    assert "stopped by a signal" in one_line(done.stderr)
+    done = shell(f"unset GLIBC_TUNABLES; $0 {arguments}", PYTHONPATH=path)
     assert time.monotonic() - began < 15
+    assert done.returncode == 75, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("resnet-jax: stopped by a signal")
 
 
 def test_under_nohup_the_command_outlives_its_terminal():
@@ -123,14 +118,15 @@ def test_a_signal_interrupts_until_training_begins_and_is_acknowledged_then(capf
         while not stop():
             assert time.monotonic() < end
         assert stop() == "SIGTERM"
-    assert "SIGTERM: stopping after this step; again to end now" in one_line(capfd.readouterr().err)
+    said = "resnet-jax: SIGTERM: stopping after this step; again to end now\n"
+    assert capfd.readouterr().err == said
 
 
-# E10, B5: names
+# Names
 
 
 @pytest.mark.parametrize("name", [b"r\xffun", b"r\x1b[31mun"], ids=["not UTF-8", "escape"])
-def test_a_strange_name_is_shown_escaped(name, finished_run, tmp_path, capsys):
+def test_a_strange_name_is_shown_escaped(name, finished_run, tmp_path, command):
     folder = tmp_path / os.fsdecode(name)
     shutil.copytree(finished_run.path, folder)
     for arguments in (
@@ -142,26 +138,25 @@ def test_a_strange_name_is_shown_escaped(name, finished_run, tmp_path, capsys):
         ["evaluate", folder / "nothing"],
         ["train", os.fsdecode(name)],
     ):
-        code = main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
+        code, out, err = command(*arguments)
         assert code == (1 if err else 0), err
         assert all(line.startswith("resnet-jax: ") for line in err.splitlines()), err
         assert "\x1b" not in out + err
         (out + err).encode()  # as a terminal gets it
 
 
-def test_a_run_folder_that_is_no_utf8_is_refused(tmp_path, capsys):
+def test_a_run_folder_that_is_no_utf8_is_refused(tmp_path, refusal):
     """Checkpoints cannot be written there."""
-    assert main([*TRAIN, "--run-dir", str(tmp_path / os.fsdecode(b"r\xffun"))]) == 1
-    assert "is no UTF-8: rename it, or give another --run-dir" in one_line(capsys.readouterr().err)
+    line = refusal(*TRAIN, "--run-dir", tmp_path / os.fsdecode(b"r\xffun"))
+    assert "is no UTF-8: rename it, or give another --run-dir" in line
     assert not list(tmp_path.iterdir())
 
 
-# B5: surroundings
+# Surroundings
 
 
 @pytest.mark.parametrize("arguments", [["evaluate", "RUN"], ["verify", "fashion_mnist"]])
-def test_without_a_home_one_line_says_what_to_set(arguments, finished_run, monkeypatch, capsys):
+def test_without_a_home_one_line_says_what_to_set(arguments, finished_run, monkeypatch, refusal):
     for name in ("HOME", "XDG_CACHE_HOME", "RESNET_JAX_CACHE_DIR", "TFDS_DATA_DIR"):
         monkeypatch.delenv(name, raising=False)
 
@@ -169,51 +164,47 @@ def test_without_a_home_one_line_says_what_to_set(arguments, finished_run, monke
         raise KeyError(uid)
 
     monkeypatch.setattr(pwd, "getpwuid", nobody)
-    assert main([str(finished_run.path) if word == "RUN" else word for word in arguments]) == 1
-    assert "cannot be located" in (line := one_line(capsys.readouterr().err))
+    line = refusal(*(finished_run.path if word == "RUN" else word for word in arguments))
+    assert "cannot be located" in line
     assert "set " in line
 
 
-def test_a_run_of_another_network_is_one_line(finished_run, monkeypatch, capsys):
+def test_a_run_of_another_network_is_one_line(finished_run, monkeypatch, refusal):
     """Trained by a program that put its own network into the table, or the other way round."""
     other = functools.partial(rj.ResNet, stage_sizes=(1,), unit=rj.BasicUnit)
     monkeypatch.setitem(VARIANTS, "resnet18", other)
-    assert main(["evaluate", str(finished_run.path)]) == 1
-    assert "was trained with another network than resnet18" in one_line(capsys.readouterr().err)
+    line = refusal("evaluate", finished_run.path)
+    assert "was trained with another network than resnet18" in line
 
 
-# E7: limits
+# Limits
 
 
 @pytest.mark.parametrize("limit", ["-n 16", "-v 1000000"])
 def test_limits_that_are_too_low_are_named(limit, finished_run):
     done = shell(f"ulimit {limit}; $0 evaluate $1", finished_run.path)
-    assert done.returncode == 1
-    assert f"(ulimit {limit[:2]}) must be at least" in one_line(done.stderr)
+    assert f"(ulimit {limit[:2]}) must be at least" in one_line(done)
 
 
-@contextlib.contextmanager
-def largest_file(size):
+@pytest.fixture
+def thousand_bytes_a_file(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_limit_on_the_size_of_files_is_named(finished_run, tmp_path, capsys):
-    export = ["export", str(finished_run.path), "--format", "torchvision", "--output"]
-    for arguments in ([*export, str(tmp_path / "net")], [*TRAIN, "--run-dir", str(tmp_path)]):
-        with largest_file(1000):
-            assert main(arguments) == 1
-        assert "cannot be written (File too large)" in one_line(capsys.readouterr().err)
+def test_a_limit_on_the_size_of_files_is_named(
+    finished_run, tmp_path, refusal, thousand_bytes_a_file
+):
+    export = ["export", finished_run.path, "--format", "torchvision", "--output"]
+    for words in ([*export, tmp_path / "net"], [*TRAIN, "--run-dir", tmp_path]):
+        assert "cannot be written (File too large)" in refusal(*words)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(("net", ".net"))]
 
 
-def test_a_checkpoint_without_permission_is_named(finished_run, tmp_path):
-    run = shutil.copytree(finished_run.path, tmp_path / "run")
-    (file,) = run.glob("checkpoints/12/state/_METADATA")
+def test_a_checkpoint_without_permission_is_named(own_run):
+    file = own_run / "checkpoints/12/state/_METADATA"
     file.chmod(0)
     drop = ""
     if os.geteuid() == 0:  # who may read everything
@@ -221,7 +212,6 @@ def test_a_checkpoint_without_permission_is_named(finished_run, tmp_path):
         drop = f"setpriv --bounding-set {powers} --inh-caps {powers}"
         if shutil.which("setpriv") is None:
             pytest.skip("nothing here takes root's powers away")
-    done = shell(f"{drop} $0 evaluate $1 --checkpoint latest", run)
-    assert done.returncode == 1
-    assert "Permission denied" in (line := one_line(done.stderr))
+    line = one_line(shell(f"{drop} $0 evaluate $1 --checkpoint latest", own_run))
+    assert "Permission denied" in line
     assert str(file) in line

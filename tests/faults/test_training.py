@@ -1,4 +1,4 @@
-"""Frozen stages, schedules and types at their edges (FAULTS A18, A19, D)."""
+"""Frozen stages, schedules and types at their edges."""
 
 import dataclasses
 from functools import partial
@@ -17,14 +17,14 @@ from resnet_jax.training.optim import make_schedule
 
 @pytest.mark.parametrize(("stages", "frozen"), [(4, 5), (4, 6), (2, 3), (2, -1)])
 def test_more_stages_than_there_are_cannot_be_frozen(stages, frozen):
-    """A18: batch norm went to evaluation mode while every parameter learnt."""
+    """Batch norm went to evaluation mode while every parameter learnt."""
     model = rj.ResNet((1,) * stages, rj.BasicUnit, width=4, frozen_stages=frozen)
     with pytest.raises(rj.ResNetJaxError, match=f"got {frozen}"):
         jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((2, 8, 8, 1)))
 
 
 def test_with_all_stages_frozen_only_the_head_learns(tiny_config, tmp_path, monkeypatch):
-    """A18: of a pre-activation network the last norm went on learning."""
+    """Of a pre-activation network the last norm went on learning."""
     network = partial(rj.ResNet, stage_sizes=(1, 1), unit=rj.PreActivationUnit)
     monkeypatch.setitem(VARIANTS, "preact_resnet18", network)
     config = dataclasses.replace(
@@ -42,7 +42,7 @@ def test_with_all_stages_frozen_only_the_head_learns(tiny_config, tmp_path, monk
 
 
 def test_rates_of_a_float64_run_are_float64(one_unit, tmp_path):
-    """A19: a warm-up of a third was 0.05 / 3 to six digits only."""
+    """A warm-up of a third was 0.05 / 3 to six digits only."""
     config = rj.TrainConfig(
         model=rj.ModelConfig(width=2, lowering="reference", dtype="float64"),
         data=rj.DataConfig(name="mnist_5k", subset=(40, 20, 20), mean=(0.1307,), std=(0.3081,)),
@@ -57,7 +57,7 @@ def test_rates_of_a_float64_run_are_float64(one_unit, tmp_path):
 
 @pytest.mark.parametrize("total", [3, 4, 40])
 def test_one_cycle_rises_however_long_its_warm_up(total):
-    """D: a warm-up that rounded to the whole run stayed at a 25th of the rate."""
+    """A warm-up that rounded to the whole run stayed at a 25th of the rate."""
     config = rj.OptimConfig(learning_rate=0.05, schedule="one_cycle", warmup=0.99)
     rates = [float(make_schedule(config, total)(step)) for step in range(total)]
     assert max(rates) == pytest.approx(0.05)

@@ -1,20 +1,18 @@
 """An undisturbed run to compare with."""
 
 import fcntl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import worker
 from faults import Undisturbed, ended, start
 
 import resnet_jax as rj
 
 
 @pytest.fixture(autouse=True)
-def small_network() -> Iterator[None]:
-    with worker.shrunk():
-        yield
+def small_network(one_unit: None) -> None:
+    """The network of `worker.py`, for tests that look at its runs in their own process."""
 
 
 @pytest.fixture(scope="session")

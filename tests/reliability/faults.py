@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 import pandas as pd
 import pytest
 import worker
+from PIL import Image
 
 import resnet_jax as rj
 
@@ -119,6 +120,17 @@ def assert_same_run(run_dir: Path, undisturbed: Undisturbed) -> None:
         chex.assert_trees_all_equal(run.variables(checkpoint), other.variables(checkpoint))
     timeless = [each.metrics().drop(columns=["seconds", "images_per_s"]) for each in (run, other)]
     pd.testing.assert_frame_equal(*timeless, check_exact=True)
+
+
+def digits(folder: Path, **splits: range) -> Path:
+    """Digits of mnist_5k as files: those of each split, by their places among the training ones."""
+    data = rj.load_dataset("mnist_5k").train
+    for split, chosen in splits.items():
+        for index in chosen:
+            path = folder / split / str(data.labels[index]) / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(data.images[index, :, :, 0]).save(path)
+    return folder
 
 
 def no_orphans(run_dir: Path) -> bool:

@@ -13,7 +13,9 @@ import resnet_jax as rj
 DISK = """
 mkdir -p $1/disk
 mount -t tmpfs -o size={size} tmpfs $1/disk
-run() {{ $TRAIN --run-dir $1/disk/run >$1/output.txt 2>>$1/errors.txt; echo $?; }}
+"""
+RUN = """
+run() { $TRAIN --run-dir $1 >$2/output.txt 2>>$2/errors.txt; echo $?; }
 """
 
 
@@ -31,54 +33,51 @@ def one_line_each(tmp_path, count):
     return lines
 
 
-@pytest.mark.slow
-def test_a_full_disk_is_reported_at_its_step_and_the_run_goes_on_after(undisturbed, tmp_path):
-    script = (
-        DISK.format(size="4m")
-        + """
-head -c $2 /dev/zero >$1/disk/ballast
-run $1
-cp -r $1/disk/run $1/full
-rm $1/disk/ballast
-run $1
-cp -r $1/disk/run $1/freed
-"""
-    )
-    # The next checkpoint's arrays would fit, and its other files do not.
-    checkpoint = sum(f.stat().st_size for f in (undisturbed.run.path / "checkpoints/18").rglob("*"))
-    done = in_namespace(script, tmp_path, 4 * 2**20 - int(2.7 * checkpoint))
+def fails_and_goes_on_after(script, undisturbed, tmp_path, *arguments):
+    """The one line, with its step, of a run that fails; the next ends in $1/after."""
+    done = in_namespace(script, tmp_path, *arguments)
     assert done.stdout.split() == ["1", "0"], (tmp_path / "errors.txt").read_text()
     (line,) = one_line_each(tmp_path, 1)
-    found = re.search(r"step (\d+)\b.*/disk/run/checkpoints", line)
+    assert_same_run(tmp_path / "after", undisturbed)
+    assert no_orphans(tmp_path / "after")
+    found = re.search(r"\bstep (\d+)\b", line)
     assert found, line
-    failed = int(found[1])
+    return line, int(found[1])
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_reported_at_its_step_and_the_run_goes_on_after(undisturbed, tmp_path):
+    script = """
+head -c $2 /dev/zero >$1/disk/ballast
+run $1/disk/run $1
+cp -r $1/disk/run $1/full
+rm $1/disk/ballast
+run $1/disk/run $1
+cp -r $1/disk/run $1/after
+"""
+    # The next checkpoint's arrays would fit, and its other files do not.
+    checkpoint = sum(f.stat().st_size for f in (undisturbed.run.path / "checkpoints/18").rglob("*"))
+    script, ballast = DISK.format(size="4m") + RUN + script, 4 * 2**20 - int(2.7 * checkpoint)
+    line, failed = fails_and_goes_on_after(script, undisturbed, tmp_path, ballast)
+    assert "/disk/run/checkpoints" in line
     assert failed > 3
     assert trained_steps(tmp_path / "full")[0] == failed - 3
     assert no_orphans(tmp_path / "full")
-    assert_same_run(tmp_path / "freed", undisturbed)
-    assert no_orphans(tmp_path / "freed")
 
 
 @pytest.mark.slow
 def test_a_disk_without_free_inodes(undisturbed, tmp_path):
     """There is room for the bytes and none for the files: what writes them fails, not a check."""
-    script = (
-        DISK.format(size="16m,nr_inodes=60")
-        + """
-run $1
+    script = """
+run $1/disk/run $1
 cp -r $1/disk/run $1/full
 mount -o remount,nr_inodes=10000 $1/disk
-run $1
-cp -r $1/disk/run $1/freed
+run $1/disk/run $1
+cp -r $1/disk/run $1/after
 """
-    )
-    done = in_namespace(script, tmp_path)
-    assert done.stdout.split() == ["1", "0"], (tmp_path / "errors.txt").read_text()
-    found = re.search(r"step (\d+)\b", one_line_each(tmp_path, 1)[0])
-    assert found
-    good = trained_steps(tmp_path / "full")
-    assert good[0] == int(found[1]) - 3 < worker.STEPS
-    assert_same_run(tmp_path / "freed", undisturbed)
+    script = DISK.format(size="16m,nr_inodes=60") + RUN + script
+    _, failed = fails_and_goes_on_after(script, undisturbed, tmp_path)
+    assert trained_steps(tmp_path / "full")[0] == failed - 3 < worker.STEPS
 
 
 @pytest.mark.slow
@@ -88,15 +87,10 @@ def test_a_limit_on_the_size_of_files(undisturbed, tmp_path):
     Nor does a compiled program, half of which would be left for others to stumble over.
     """
     script = """
-run() { $TRAIN --run-dir $1/run >$1/output.txt 2>>$1/errors.txt; echo $?; }
-(ulimit -f 8; export JAX_ENABLE_COMPILATION_CACHE=false; run $1)
-run $1
+(ulimit -f 8; export JAX_ENABLE_COMPILATION_CACHE=false; run $1/after $1)
+run $1/after $1
 """
-    done = in_namespace(script, tmp_path)
-    assert done.stdout.split() == ["1", "0"], (tmp_path / "errors.txt").read_text()
-    assert re.search(r"\bstep 3\b", one_line_each(tmp_path, 1)[0])
-    assert_same_run(tmp_path / "run", undisturbed)
-    assert no_orphans(tmp_path / "run")
+    assert fails_and_goes_on_after(RUN + script, undisturbed, tmp_path)[1] == 3
 
 
 @pytest.mark.slow
@@ -106,9 +100,7 @@ def test_a_disk_that_becomes_read_only(undisturbed, tmp_path):
     Linux refuses to remount a disk on which files are open for writing, so a second, read-only
     view of the folder is mounted over it; the run stands still meanwhile.
     """
-    script = (
-        DISK.format(size="16m")
-        + """
+    script = """
 $TRAIN --run-dir $1/disk/run >$1/output.txt 2>>$1/errors.txt &
 until [ -d $1/disk/run/checkpoints/6 ]; do sleep 0.01; done
 kill -STOP $!
@@ -118,13 +110,12 @@ kill -CONT $!
 wait $!; echo $?
 $PYTHON $2 evaluate $1/disk/run --json >$1/evaluated.json; echo $?
 cp -r $1/disk/run $1/before
-run $1
+run $1/disk/run $1
 umount $1/disk/run
-run $1
+run $1/disk/run $1
 cp -r $1/disk/run $1/after
 """
-    )
-    done = in_namespace(script, tmp_path, worker.__file__)
+    done = in_namespace(DISK.format(size="16m") + RUN + script, tmp_path, worker.__file__)
     assert done.stdout.split() == ["1", "0", "1", "0"], (done.stderr, tmp_path)
     for line in one_line_each(tmp_path, 2):
         assert "Read-only file system" in line

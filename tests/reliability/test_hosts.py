@@ -9,7 +9,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,6 @@ import numpy as np
 import portpicker
 import pytest
 from faults import ended, errors_of, steps_of, wait_until
-from PIL import Image
 
 import resnet_jax as rj
 from resnet_jax.cli import main
@@ -29,16 +28,7 @@ OPTIONS = ["--model.dtype", "float64", "--batch-size", "12", "--epochs", "4", "-
 STEPS = 20
 
 
-@pytest.fixture(autouse=True)
-def float32_afterwards() -> Iterator[None]:
-    """Looking at a float64 run switches JAX to float64."""
-    yield
-    jax.config.update("jax_enable_x64", False)
-
-
 class Member(NamedTuple):
-    """One of the processes of a run."""
-
     process: Any
     run_dir: Path
     name: str
@@ -105,13 +95,8 @@ def test_several_processes_train_the_run_of_one(count, alone, tmp_path):
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """58 digits as files, and a test split of eight; see `options_of`."""
-    data = rj.load_dataset("mnist_5k").train
-    for split, chosen in (("train", range(0, 4000, 70)), ("test", range(35, 4000, 500))):
-        for index in chosen:
-            path = tmp_path / "digits" / split / str(data.labels[index]) / f"{index}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(data.images[index, :, :, 0]).save(path)
-    return tmp_path / "digits"
+    splits = {"train": range(0, 4000, 70), "test": range(35, 4000, 500)}
+    return faults.digits(tmp_path / "digits", **splits)
 
 
 def options_of(folder: Path) -> list[str]:
@@ -127,9 +112,11 @@ def test_each_process_streams_its_own_rows(folder, tmp_path):
     assert_same(streamed, held)
 
 
-def has_begun(run_dir: Path) -> bool:
-    """A checkpoint is in place and training goes on."""
-    return (run_dir / "checkpoints" / "5").is_dir()
+def begun(run_dir: Path, *options: str, each: dict[int, list[str]] | None = None) -> list[Member]:
+    """Two processes of a run, when a checkpoint is in place and training goes on."""
+    members = start(run_dir, 2, *options, each=each)
+    wait_until((run_dir / "checkpoints" / "5").is_dir, 120)
+    return members
 
 
 def assert_lost(member: Member) -> None:
@@ -143,8 +130,8 @@ def assert_lost(member: Member) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_other_and_the_command_continues(victim, alone, tmp_path):
-    members, run_dir = start(tmp_path / "run", 2), tmp_path / "run"
-    wait_until(lambda: has_begun(run_dir), 120)
+    run_dir = tmp_path / "run"
+    members = begun(run_dir)
     members[victim].signal(signal.SIGKILL)
     assert_lost(members[1 - victim])
     assert members[victim].ends()[0] == -signal.SIGKILL
@@ -156,8 +143,8 @@ def test_a_killed_process_ends_the_other_and_the_command_continues(victim, alone
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_silent_process_ends_the_other(victim, tmp_path):
     """A machine that hangs closes no connection: only its heartbeat is missing."""
-    members, run_dir = start(tmp_path / "run", 2), tmp_path / "run"
-    wait_until(lambda: has_begun(run_dir), 120)
+    run_dir = tmp_path / "run"
+    members = begun(run_dir)
     members[victim].signal(signal.SIGSTOP)
     try:
         assert_lost(members[1 - victim])
@@ -171,8 +158,8 @@ def test_a_silent_process_ends_the_other(victim, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("told", [0, 1])
 def test_a_signal_to_one_process_stops_all_at_one_step(told, alone, tmp_path):
-    members, run_dir = start(tmp_path / "run", 2), tmp_path / "run"
-    wait_until(lambda: has_begun(run_dir), 120)
+    run_dir = tmp_path / "run"
+    members = begun(run_dir)
     members[told].signal((signal.SIGTERM, signal.SIGINT)[told])
     said = [member.ends() for member in members]
     newest = steps_of(run_dir)[-1]
@@ -225,8 +212,7 @@ def test_a_missing_data_folder_of_one_process_is_everybodys_failure(folder, tmp_
 def test_a_rotten_file_among_one_processs_rows_is_everybodys_failure(folder, tmp_path):
     copy, run_dir = Path(shutil.copytree(folder, tmp_path / "copy")), tmp_path / "run"
     options = [*options_of(folder), "--data.streaming", "always", "--epochs", "3000"]
-    waiting, failing = start(run_dir, 2, *options, each={1: ["--data.dir", str(copy)]})
-    wait_until(lambda: has_begun(run_dir), 120)
+    waiting, failing = begun(run_dir, *options, each={1: ["--data.dir", str(copy)]})
     for file in copy.glob("train/*/*.png"):
         file.write_bytes(b"rotten")
     failed = failing.ends()

@@ -1,5 +1,6 @@
 """``kill -9`` at every kind of moment: nothing is lost, and the end has the same bits."""
 
+import itertools
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import worker
 from faults import (
     assert_good_bits,
     assert_same_run,
+    digits,
     ended,
     no_orphans,
     saved,
@@ -21,7 +23,6 @@ from faults import (
     steps_of,
     wait_until,
 )
-from PIL import Image
 from worker import Moment
 
 import resnet_jax as rj
@@ -69,10 +70,12 @@ IN_THE_FINAL_TEST = [
 ]
 
 
-def kill_one_after_another(moments, undisturbed, tmp_path):
-    """Kill the same run at each of the moments, and let it end; returns the steps it was at."""
+@pytest.mark.slow
+def test_killed_at_every_kind_of_moment(undisturbed, tmp_path, record_property):
+    """The same run at each of the moments, until it ends."""
     run_dir, newest = tmp_path / "run", []
-    for moment in moments:
+    groups = (DURING_THE_FIRST_STEPS, DURING_A_SAVE, LATER, DURING_A_DELETION, IN_THE_FINAL_TEST)
+    for moment in itertools.chain(*groups):
         code = ended(start(run_dir, moment=moment))
         assert code == -signal.SIGKILL, f"{moment} was never reached"
         newest.append(assert_good_bits(run_dir, undisturbed.kept))
@@ -81,25 +84,7 @@ def kill_one_after_another(moments, undisturbed, tmp_path):
     assert_good_bits(run_dir, undisturbed.kept)
     assert_same_run(run_dir, undisturbed)
     assert no_orphans(run_dir)
-    return newest
-
-
-@pytest.mark.slow
-def test_killed_before_a_checkpoint_is_in_place_and_while_an_old_one_goes(undisturbed, tmp_path):
-    moments = [DURING_A_SAVE[-1], DURING_A_DELETION[0]]
-    assert len(kill_one_after_another(moments, undisturbed, tmp_path)) == 2
-
-
-@pytest.mark.slow
-def test_killed_at_every_kind_of_moment(undisturbed, tmp_path, record_property):
-    moments = [
-        *DURING_THE_FIRST_STEPS,
-        *DURING_A_SAVE,
-        *LATER,
-        *DURING_A_DELETION,
-        *IN_THE_FINAL_TEST,
-    ]
-    record_property("kills", len(kill_one_after_another(moments, undisturbed, tmp_path)))
+    record_property("kills", len(newest))
 
 
 def test_what_a_kill_left_unfinished_is_gone_when_the_command_ran_again(tmp_path):
@@ -152,22 +137,11 @@ def test_what_was_saved_is_there_however_the_process_ends(end, code, tmp_path):
     assert assert_good_bits(run_dir, kept) == 3
 
 
-@pytest.fixture
-def digits(tmp_path):
-    """28 digits as files to train on, four to validate with."""
-    data = rj.load_dataset("mnist_5k").train
-    for split, chosen in (("train", range(0, 4000, 145)), ("val", range(70, 4000, 1000))):
-        for index in chosen:
-            path = tmp_path / "digits" / split / str(data.labels[index]) / f"{index}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(data.images[index, :, :, 0]).save(path)
-    return tmp_path / "digits"
-
-
-def test_a_run_sees_every_example_once_an_epoch_in_the_order_of_its_seed(digits, tmp_path):
+def test_a_run_sees_every_example_once_an_epoch_in_the_order_of_its_seed(tmp_path):
     """Its losses are those of a loop written here, which begins at its first step."""
+    folder = digits(tmp_path / "digits", train=range(0, 4000, 145), val=range(70, 4000, 1000))
     options = f"""
-        --data.name folder --data.dir {digits} --data.subset None --data.mean 0.2 --data.std 0.4
+        --data.name folder --data.dir {folder} --data.subset None --data.mean 0.2 --data.std 0.4
         --augment.shift 0 --optim.schedule constant --optim.momentum 0 --optim.no-nesterov
         --epochs 3 --batch-size 9 --eval-every 1 --ema None --seed 5
     """
@@ -175,7 +149,7 @@ def test_a_run_sees_every_example_once_an_epoch_in_the_order_of_its_seed(digits,
     metrics = rj.Run.open(tmp_path / "run").metrics()
     losses = metrics[metrics["kind"] == "train"]["loss"].to_numpy()
 
-    data = rj.load_dataset("folder", str(digits)).train
+    data = rj.load_dataset("folder", folder).train
     assert len(data.labels) == 28
     raw = [
         np.random.Philox(np.random.SeedSequence(5, spawn_key=(epoch,))).random_raw(28)

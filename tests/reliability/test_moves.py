@@ -16,8 +16,8 @@ from faults import PROCESSES, ended, start, steps_of
 
 import resnet_jax as rj
 
+# A run that version 0.1.0 finished (commit 0705210), and what it said of itself then.
 STORED = Path(__file__).parent / "stored_run"
-# What the stored run said of itself when it was made, by make_stored_run.py.
 EXPECTED = Path(__file__).parent / "stored_run.json"
 
 

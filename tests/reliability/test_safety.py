@@ -6,34 +6,16 @@ import json
 import re
 import resource
 import shutil
-import struct
-import zlib
 from pathlib import Path
 
 import pytest
 from faults import PROCESSES, ended
+from raw_png import png
 
 import resnet_jax as rj
 from resnet_jax.cli import main
 
 STORED = Path(__file__).parent / "stored_run"
-
-
-def png(width: int, height: int, data: bytes) -> bytes:
-    """A grey PNG whose header says ``width`` and ``height``, whatever the compressed data say."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    parts = (chunk(b"IHDR", header), chunk(b"IDAT", data), chunk(b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-
-
-def zeros(count: int) -> bytes:
-    return zlib.compress(bytes(count), 1)
 
 
 def sha256(data: bytes) -> str:
@@ -76,9 +58,9 @@ def code_and_memory(words: list[str], tmp_path: Path) -> tuple[int, float]:
 @pytest.mark.parametrize("side", [12_000, 60_000, 2**31 - 1])
 def test_a_picture_larger_than_any_is_refused_before_it_is_unpacked(side, tmp_path, capsys):
     """The smallest one is whole: 144 million pixels in 600 kB."""
-    data = zeros(side * (side + 1) if side < 20_000 else 1000)
-    assert len(data) < 1e6
-    (tmp_path / "bomb.png").write_bytes(png(side, side, data))
+    content = png((side, side), bytes(side * (side + 1) if side < 20_000 else 1000))
+    assert len(content) < 1e6
+    (tmp_path / "bomb.png").write_bytes(content)
     words = ["predict", str(STORED), str(tmp_path / "bomb.png")]
     assert main(words) == 1
     assert re.search(r"bomb\.png .*pixels", capsys.readouterr().err)
@@ -91,10 +73,10 @@ def test_a_picture_larger_than_any_is_refused_before_it_is_unpacked(side, tmp_pa
 def test_a_png_that_holds_more_than_it_says_is_not_unpacked_whole(tmp_path):
     """28 rows of pixels, and 400 MB after them."""
     for name, rows in (("sound", 28 * 29), ("bomb", 400_000_000)):
-        for number, data in enumerate((zeros(28 * 29), zeros(rows))):
+        for number, data in enumerate((bytes(28 * 29), bytes(rows))):
             folder = tmp_path / name / f"class{number}"
             folder.mkdir(parents=True)
-            (folder / f"{name}.png").write_bytes(png(28, 28, data))
+            (folder / f"{name}.png").write_bytes(png((28, 28), data))
     _, taken = code_and_memory(["verify", str(tmp_path / "sound")], tmp_path)
     _, with_bomb = code_and_memory(["verify", str(tmp_path / "bomb")], tmp_path)
     assert with_bomb < taken + 100

@@ -10,11 +10,12 @@ import pytest
 
 from resnet_jax.cli import main
 
+# Version 0.1.0 (commit 0705210) got SIGTERM in the middle of each, when its metrics had train step
+# 2 (of float64, validation step 5), and finished a copy: those metrics are what is expected.
 STORED = Path(__file__).parent / "stored_runs"
-# What 0.1.0 wrote into metrics.jsonl when it finished them: by make_stored_run.py.
 EXPECTED = STORED / "metrics.json"
 
-# Begun, and to be finished, in a folder that has `pictures`, `split_pictures` and `run` in it.
+# To be finished in a folder that has `pictures`, `split_pictures` and `run` in it.
 TINY = "--model.width 2 --log-every 1 --no-report --run-dir run"
 # In float64, where every loss follows from weights, order and images alone to 1e-9: nothing random
 # is drawn but the order, no rate has a warm-up, and pixels are scaled by what is exact, since 0.1.0
@@ -55,10 +56,6 @@ def small_network() -> None:
     """The stored runs are of a whole ResNet-18."""
 
 
-def command(name: str) -> list[str]:
-    return COMMANDS[name].split()
-
-
 def rows(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
@@ -68,16 +65,6 @@ def copied(name: str, to: Path) -> list[dict]:
     shutil.copytree(STORED, to, dirs_exist_ok=True)
     (to / name).rename(to / "run")
     return rows(to / "run")
-
-
-def finished_by_the_command(name: str, folder: Path) -> list[dict]:
-    """In a process of its own: float64 is a setting of the process."""
-    done = subprocess.run(
-        [sys.executable, "-m", "resnet_jax", *command(name)],
-        cwd=folder, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return rows(folder / "run")
 
 
 def assert_as_before(found: list[dict], expected: list[dict], rel: float) -> None:
@@ -98,7 +85,11 @@ def test_a_run_of_0_1_0_ends_with_its_losses(name, tmp_path):
     """Its data are accepted, each step has its examples, and each update is the same."""
     before, expected = copied(name, tmp_path), json.loads(EXPECTED.read_text())[name]
     assert len(before) < len(expected)
-    found = finished_by_the_command(name, tmp_path)
+    # In a process of its own: float64 is a setting of the process.
+    words = [sys.executable, "-m", "resnet_jax", *COMMANDS[name].split()]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    found = rows(tmp_path / "run")
     assert found[: len(before)] == before
     assert_as_before(found, expected, rel=1e-9)
 
@@ -108,7 +99,7 @@ def test_a_run_of_0_1_0_goes_on_with_adamw_within_the_warm_up(tmp_path, monkeypa
     """In float32, with an average of the weights, and augmentation drawn from the step."""
     before, expected = copied("adamw", tmp_path), json.loads(EXPECTED.read_text())["adamw"]
     monkeypatch.chdir(tmp_path)
-    assert main(command("adamw")) == 0
+    assert main(COMMANDS["adamw"].split()) == 0
     found, first = rows(tmp_path / "run"), len(before)
     assert found[:first] == before
     assert found[first]["kind"] == "train"

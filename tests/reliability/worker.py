@@ -4,7 +4,6 @@ The network is a ResNet with one unit and two channels wide: what is tested is w
 keeps, not what it learns. ``python worker.py ARGUMENTS`` is the command ``resnet-jax`` with it.
 """
 
-import contextlib
 import functools
 import json
 import os
@@ -14,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,17 +38,6 @@ STEPS = 18
 def shrink(stage_sizes: tuple[int, ...] = (1,)) -> None:
     """Make ``resnet18`` a network of one unit, in this process."""
     VARIANTS["resnet18"] = functools.partial(rj.ResNet, stage_sizes=stage_sizes, unit=rj.BasicUnit)
-
-
-@contextlib.contextmanager
-def shrunk() -> Iterator[None]:
-    """The same for a while, for tests that look at such a run in their own process."""
-    before = VARIANTS["resnet18"]
-    shrink()
-    try:
-        yield
-    finally:
-        VARIANTS["resnet18"] = before
 
 
 class Moment(NamedTuple):
