@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -19,7 +19,6 @@ from resnet_jax.data.report import VerifyReport
 from resnet_jax.display import Display
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop import EXPORTS, Format, Network
-from resnet_jax.interop.weights import initial_variables
 from resnet_jax.models import has_parameters, make_model
 from resnet_jax.storage import check_replaceable, check_utf8
 from resnet_jax.training.callbacks import Callback
@@ -27,10 +26,9 @@ from resnet_jax.training.custom import Custom
 from resnet_jax.training.distributed import is_main_process
 from resnet_jax.training.engine import Engine
 from resnet_jax.training.jax_settings import configured_jax
-from resnet_jax.training.loop import ShouldStop, explained_memory, fit
+from resnet_jax.training.loop import ShouldStop, Training, explained_memory
 from resnet_jax.training.metrics import Evaluation
 from resnet_jax.training.run_folder import DataFacts, RunFolder
-from resnet_jax.training.setup import prepared
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.step import Loss
 
@@ -83,15 +81,13 @@ def train(
         StoppedError: `should_stop` gave a reason; the step is saved and the same call continues.
     """
     check_utf8(Path(run_dir))
-    pretrained = partial(initial_variables, config) if config.init_from else None
     custom = Custom(model, optimizer, loss, data, tag)
     with ExitStack() as stack:
         if not quiet and is_main_process():
             callbacks = (stack.enter_context(Display()), *callbacks)
         stack.enter_context(configured_jax(config))
         stack.enter_context(explained_memory(config))
-        run = stack.enter_context(prepared(config, Path(run_dir), callbacks, pretrained, custom))
-        fit(run, should_stop)
+        Training(config, Path(run_dir), callbacks, custom, stack).fit(should_stop)
     return Run.open(run_dir, model=model, data=data)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import linen as nn
 
 from resnet_jax.config import TrainConfig
 from resnet_jax.errors import ResNetJaxError
@@ -108,13 +109,24 @@ def export_torchvision(path: Path, network: Network) -> None:
 
 
 def initial_variables(
-    config: TrainConfig, model: ResNet, class_names: tuple[str, ...], channels: int, key: jax.Array
-) -> dict[str, Any]:
+    config: TrainConfig,
+    model: nn.Module,
+    class_names: tuple[str, ...],
+    channels: int,
+    key: jax.Array,
+) -> dict[str, Any] | None:
     """Read the variables that a run starts from (``--init-from``): a file's or another run's.
 
     A head for other classes, by name where the weights carry names, else by number, starts fresh.
     """
-    source = Path(config.init_from or "")
+    if config.init_from is None:
+        return None
+    if not isinstance(model, ResNet):
+        raise ResNetJaxError(
+            f"--init-from reads weights of the package's networks, and model is a "
+            f"{type(model).__name__}: leave it out"
+        )
+    source = Path(config.init_from)
     if source.is_dir():
         variables, known = _of_run(source, config)
         count: int | None = len(known or ())

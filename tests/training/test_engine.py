@@ -18,8 +18,13 @@ from resnet_jax.data.load import load_splits
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import make_model
 from resnet_jax.training import engine as module
-from resnet_jax.training.checks import check_against_dataset
 from resnet_jax.training.engine import Engine
+from resnet_jax.training.setup import check_against_dataset
+
+# Training images alone.
+BLACK = rj.Dataset.from_arrays(
+    "black", np.zeros((120, 28, 28, 1), np.uint8), np.zeros(120, int), validation=0
+)
 
 
 def test_a_whole_run_traces_each_step_once(tiny_config, one_unit, tmp_path, monkeypatch):
@@ -96,18 +101,17 @@ def test_parts_that_do_not_divide_the_batch_are_refused(size, accumulate, neares
         match=rf"--batch-size {size} cannot be split over one device in {accumulate} parts "
         rf"\(--accumulate\): give {nearest}$",
     ):
-        check_against_dataset(config, num_train=100, num_validation=0, image_shape=(28, 28, 1))
+        check_against_dataset(config, BLACK)
 
 
 def test_what_the_images_do_not_allow_is_refused(tiny_config):
-    images = {"num_train": 120, "num_validation": 0, "image_shape": (28, 28, 1)}
     for option in ("patience", "target"):
         config = dataclasses.replace(tiny_config, **{option: 1})
         with pytest.raises(ResNetJaxError, match=f"--{option} 1 needs validation images"):
-            check_against_dataset(config, **images)
+            check_against_dataset(config, BLACK)
     for epochs in (1e9, 1e300):  # more steps than can be counted
         with pytest.raises(ResNetJaxError, match=r"--epochs 1e\+\d+ of 120 images"):
-            check_against_dataset(dataclasses.replace(tiny_config, epochs=epochs), **images)
+            check_against_dataset(dataclasses.replace(tiny_config, epochs=epochs), BLACK)
 
 
 @pytest.mark.slow

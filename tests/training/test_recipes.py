@@ -16,7 +16,7 @@ from resnet_jax.cli import main
 from resnet_jax.data.image import DecodeSpec, read_image
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.training.checks import check_against_dataset
+from resnet_jax.training.setup import check_against_dataset
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from make_datasets import build, encoded
@@ -115,16 +115,14 @@ def test_imagenet_is_evaluated_as_torchvision_does():
     assert np.abs((found - expected) * std * 255).max() < 1.01
 
 
-MNIST = {"num_train": 100, "num_validation": 10, "image_shape": (28, 28, 1)}
-
-
 def test_what_cannot_be_cropped_is_refused():
+    black = rj.Dataset.from_arrays("black", np.zeros((9, 28, 28, 1), np.uint8), np.zeros(9, int))
     data = rj.DataConfig(image_size=32, center_crop=True)
     with pytest.raises(ResNetJaxError, match=r"--data\.center-crop .* 28x28 .*--data\.read-size"):
-        check_against_dataset(rj.TrainConfig(data=data), **MNIST)
+        check_against_dataset(rj.TrainConfig(data=data), black)
     augment = rj.AugmentConfig(crop=28)
     with pytest.raises(ResNetJaxError, match=r"--augment\.crop must be below 28 .* 28x28"):
-        check_against_dataset(rj.TrainConfig(augment=augment), **MNIST)
+        check_against_dataset(rj.TrainConfig(augment=augment), black)
 
 
 @pytest.mark.slow
