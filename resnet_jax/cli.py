@@ -14,7 +14,7 @@ import tyro
 from tyro.conf import Positional
 
 from resnet_jax import display
-from resnet_jax.cli_train import train_verb
+from resnet_jax.cli_train import make_report, train_verb
 from resnet_jax.config import ModelConfig, TrainConfig
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.memory import COMPUTE, check_limits
@@ -162,12 +162,7 @@ def report(
 
     Written into the run's folder: report/index.html, which needs no other file, and PNGs.
     """
-    opened = _open(run)
-    try:
-        from resnet_jax.inspection.report import write_report
-    except ImportError as error:
-        raise ResNetJaxError(f"a report needs {error.name}: pip install {error.name}") from error
-    display.print_line(f"report: {write_report(opened, split, checkpoint, data_dir)}")
+    make_report(_open(run), split, checkpoint, data_dir)
 
 
 def compare(

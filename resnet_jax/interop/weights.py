@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import linen as nn
 
 from resnet_jax.config import TrainConfig
 from resnet_jax.errors import ResNetJaxError
@@ -109,24 +108,18 @@ def export_torchvision(path: Path, network: Network) -> None:
 
 
 def initial_variables(
-    config: TrainConfig,
-    model: nn.Module,
-    class_names: tuple[str, ...],
-    channels: int,
-    key: jax.Array,
-) -> dict[str, Any] | None:
+    config: TrainConfig, model: Any, class_names: tuple[str, ...], channels: int, key: jax.Array
+) -> dict[str, Any]:
     """Read the variables that a run starts from (``--init-from``): a file's or another run's.
 
     A head for other classes, by name where the weights carry names, else by number, starts fresh.
     """
-    if config.init_from is None:
-        return None
     if not isinstance(model, ResNet):
         raise ResNetJaxError(
             f"--init-from reads weights of the package's networks, and model is a "
             f"{type(model).__name__}: leave it out"
         )
-    source = Path(config.init_from)
+    source = Path(config.init_from or "")
     if source.is_dir():
         variables, known = _of_run(source, config)
         count: int | None = len(known or ())

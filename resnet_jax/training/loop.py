@@ -98,9 +98,10 @@ class Training:
         facts = DataFacts.of(data, custom.describe(shapes, images, data.num_classes))
         if recorded:
             folder.check_same(config, facts)
-        read = partial(initial_variables, config, model, data.class_names, channels, params_key)
+        names = data.class_names
+        read = partial(initial_variables, config, model, names, channels, params_key)
         # Read before anything is written, and not at all where a run goes on.
-        variables = None if checkpoints.steps() else read()
+        variables = read() if config.init_from and not checkpoints.steps() else None
 
         def lock() -> int:
             stack.enter_context(folder.opened_for_writing())
@@ -114,7 +115,9 @@ class Training:
             # Not among what is saved: what is in a checkpoint was finite.
             state = state.replace(first_bad_step=self.engine.replicate(jnp.full((), -1, jnp.int32)))
         else:
-            state = self.engine.replicate(create().starting_from(variables or read()))
+            if config.init_from:  # or all steps are damaged
+                variables = variables or read()
+            state = self.engine.replicate(create().starting_from(variables))
         return state.replace(apply_fn=model.apply)
 
     def fit(self, should_stop: ShouldStop | None = None) -> None:
