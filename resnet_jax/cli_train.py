@@ -181,7 +181,7 @@ def _default_folder(preset: str, config: TrainConfig) -> Path:
         return named
     from resnet_jax.training.run_folder import RunFolder
 
-    recorded = RunFolder(plain).read_config()[0]
+    recorded = RunFolder(plain).read_record().config
     own = {f"data.{key}": getattr(recorded.data, key) for key in ("mean", "std", "dir")}
     same = run_name("", recorded, replaced(config, own)) == ""
     return plain if same else named

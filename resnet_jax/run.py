@@ -28,7 +28,7 @@ from resnet_jax.training.engine import Engine
 from resnet_jax.training.jax_settings import configured_jax
 from resnet_jax.training.loop import ShouldStop, Training, explained_memory
 from resnet_jax.training.metrics import Evaluation
-from resnet_jax.training.run_folder import DataFacts, RunFolder
+from resnet_jax.training.run_folder import RunFolder
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.step import Loss
 
@@ -110,20 +110,14 @@ class Run:
     """
 
     def __init__(
-        self,
-        folder: RunFolder,
-        config: TrainConfig,
-        facts: DataFacts,
-        model: "nn.Module | None" = None,
-        data: Dataset | None = None,
+        self, folder: RunFolder, model: "nn.Module | None" = None, data: Dataset | None = None
     ) -> None:
         self._folder, self._model, self._data = folder, model, data
-        self.path = folder.path
-        self.config = config
-        self.class_names = facts.class_names
-        self.image_shape = facts.image_shape
-        self.fingerprint = facts.fingerprint
-        self._parts = facts.parts
+        self._record = folder.read_record()
+        self.path, self.config = folder.path, self._record.config
+        self.class_names = self._record.class_names
+        self.image_shape = self._record.image_shape
+        self.fingerprint = self._record.fingerprint
         self._states: dict[Checkpoint, TrainState] = {}
 
     @classmethod
@@ -145,8 +139,8 @@ class Run:
             ResNetJaxError: there is none in ``run_dir``, or its configuration is damaged.
         """
         check_utf8(Path(run_dir))
-        folder = RunFolder(Path(run_dir).absolute())  # the process may change its folder
-        return cls(folder, *folder.read_config(), model, data)
+        # Absolute, since the process may change its folder.
+        return cls(RunFolder(Path(run_dir).absolute()), model, data)
 
     def __repr__(self) -> str:
         what = f"{self.model_name} on {self.config.data.name}, {self._epochs()}"
@@ -171,7 +165,7 @@ class Run:
     @property
     def model_name(self) -> str:
         """The network in a word or two: ``plain resnet18``, or the class of one's own."""
-        if own := self._parts.get("model"):
+        if own := self._record.parts.get("model"):
             return own.rpartition(".")[2]
         return f"{'' if self.config.model.residual else 'plain '}{self.config.model.name}"
 
@@ -268,7 +262,7 @@ class Run:
     @cached_property
     def model(self) -> Any:
         """The network, for `variables`: a `ResNet`, or the user's own."""
-        own = self._parts.get("model")
+        own = self._record.parts.get("model")
         if own and self._model is None:
             raise ResNetJaxError(
                 f"{self.path} trained a network of one's own, {own}: open it with rj.Run.open(..., "

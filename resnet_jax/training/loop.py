@@ -25,7 +25,7 @@ from resnet_jax.training.engine import Engine
 from resnet_jax.training.jax_settings import find_devices
 from resnet_jax.training.metrics import Evaluation
 from resnet_jax.training.optim import make_optimizer, make_schedule
-from resnet_jax.training.run_folder import DataFacts, RunFolder, events_log
+from resnet_jax.training.run_folder import Record, RunFolder, events_log
 from resnet_jax.training.setup import open_data
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.step import Metrics
@@ -57,7 +57,7 @@ class Training:
         stack: ExitStack,
     ) -> None:
         self.folder, devices = RunFolder(run_dir), find_devices()
-        recorded = self.folder.read_config()[0] if self.folder.exists else None
+        recorded = self.folder.read_record().config if self.folder.exists else None
         config, data, self.splits = open_data(config, recorded, custom.data, len(devices))
         self.config, self.num_train = config, len(data.train)
         sampler = EpochSampler(self.num_train, config.batch_size, config.seed)
@@ -95,10 +95,10 @@ class Training:
         averages = config.ema is not None
         create = partial(TrainState.create, drawn, tx, params_key, images, ema=averages)
         shapes = cache(partial(jax.eval_shape, create))
-        facts = DataFacts.of(data, custom.describe(shapes, images, data.num_classes))
+        names, parts = data.class_names, custom.describe(shapes, images, data.num_classes)
+        record = Record(config, data.fingerprint, names, data.image_shape, parts)
         if recorded:
-            folder.check_same(config, facts)
-        names = data.class_names
+            folder.check_same(record)
         read = partial(initial_variables, config, model, names, channels, params_key)
         # Read before anything is written, and not at all where a run goes on.
         variables = read() if config.init_from and not checkpoints.steps() else None
@@ -107,7 +107,7 @@ class Training:
             stack.enter_context(folder.opened_for_writing())
             # A run may go on with other settings of the kind that changes nothing learnt.
             if recorded != config:
-                folder.write_config(config, facts)
+                folder.write_record(record)
             return next(checkpoints.good_steps(), 0)
 
         if step := broadcast_from_main(lock):

@@ -10,12 +10,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal
 
 import yaml
 
 from resnet_jax.config import MAY_CHANGE, TrainConfig, differences, from_dict, to_dict
-from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.report import VerifyReport
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.storage import (
@@ -41,20 +40,17 @@ PACKAGES = ("resnet_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 
 
 @dataclasses.dataclass(frozen=True)
-class DataFacts:
-    """What a run's folder records of its dataset and of the user's parts, to notice others."""
+class Record:
+    """What ``config.yaml`` says of a run: its settings, its dataset, and the user's own parts."""
 
+    config: TrainConfig
     fingerprint: str
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]  # (H, W, C), before `--data.image-size`
     parts: Mapping[str, str] = dataclasses.field(default_factory=dict)  # see `Custom`
 
-    @classmethod
-    def of(cls, data: Dataset, parts: Mapping[str, str]) -> Self:
-        return cls(data.fingerprint, data.class_names, data.image_shape, parts)
-
-    def named(self) -> dict[str, Any]:
-        """Return the facts by the words that an error uses of them."""
+    def facts(self) -> dict[str, Any]:
+        """Return what is no setting, by the words that an error uses of it."""
         return {
             "data with fingerprint": self.fingerprint[:12],
             "class names": self.class_names,
@@ -104,24 +100,23 @@ class RunFolder:
                 raise unwritable(f"run folder {self.path}", error, remedy) from error
             yield
 
-    def write_config(self, config: TrainConfig, facts: DataFacts) -> None:
+    def write_record(self, record: Record) -> None:
         """Write ``config.yaml``; package versions and commit stay those that the run began with."""
         began = _load_yaml(self.path / "config.yaml") if self.exists else {}
         document = {
-            "config": to_dict(config),
+            "config": to_dict(record.config),
             "data": {
-                "fingerprint": facts.fingerprint,
-                "class_names": list(facts.class_names),
-                "image_shape": list(facts.image_shape),
+                "fingerprint": record.fingerprint,
+                "class_names": list(record.class_names),
+                "image_shape": list(record.image_shape),
             },
-            **({"parts": dict(facts.parts)} if facts.parts else {}),
+            **({"parts": dict(record.parts)} if record.parts else {}),
             "versions": began.get("versions") or {name: _version(name) for name in PACKAGES},
             "commit": began["commit"] if "commit" in began else _commit(),
         }
         atomic_write(self.path / "config.yaml", yaml.safe_dump(document, sort_keys=False))
 
-    def read_config(self) -> tuple[TrainConfig, DataFacts]:
-        """Read the settings and the facts of the data in ``config.yaml``."""
+    def read_record(self) -> Record:
         path = self.path / "config.yaml"
         if not path.is_file():
             raise ResNetJaxError(
@@ -131,13 +126,14 @@ class RunFolder:
         try:
             document = _load_yaml(path)
             data = document["data"]
-            facts = DataFacts(
+            height, width, channels = map(int, data["image_shape"])
+            return Record(
+                from_dict(document["config"]),
                 str(data["fingerprint"]),
                 tuple(map(str, data["class_names"])),
-                cast(tuple[int, int, int], tuple(map(int, data["image_shape"]))),
+                (height, width, channels),
                 dict(document.get("parts", {})),
             )
-            return from_dict(document["config"]), facts
         except (OSError, LookupError, TypeError, ValueError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise ResNetJaxError(f"{path} is damaged: {reason}") from error
@@ -154,25 +150,22 @@ class RunFolder:
             )
         return self.checkpoints.restore_variables(step)
 
-    def check_same(self, config: TrainConfig, facts: DataFacts) -> None:
+    def check_same(self, new: Record) -> None:
         """Refuse to continue this run with another configuration, other data or other parts."""
-        before, facts_before = self.read_config()
-        changed = {f"--{option}": values for option, values in differences(before, config).items()}
-        allowed = {f"--{option}" for option in MAY_CHANGE}
+        before = self.read_record()
+        allowed = set(MAY_CHANGE)
         # A schedule that does not depend on the length of the run may be followed further.
-        lengthened = config.epochs > before.epochs and config.optim.schedule == "constant"
-        if lengthened and not config.optim.warmup:
-            allowed.add("--epochs")
-        old, new = facts_before.named(), facts.named()
-        changed |= {name: (old.get(name), new.get(name)) for name in {**old, **new}}
-        listing = [
-            f"{name} {one} -> {other}"
-            for name, (one, other) in changed.items()
-            if name not in allowed and one != other
-        ]
+        optim, lengthened = new.config.optim, new.config.epochs > before.config.epochs
+        if lengthened and optim.schedule == "constant" and not optim.warmup:
+            allowed.add("epochs")
+        settings = differences(before.config, new.config)
+        changed = {f"--{name}": settings[name] for name in settings if name not in allowed}
+        old, now = before.facts(), new.facts()
+        changed |= {n: (old.get(n), now.get(n)) for n in old | now if old.get(n) != now.get(n)}
+        listing = ", ".join(f"{name} {one} -> {other}" for name, (one, other) in changed.items())
         if listing:
             raise ResNetJaxError(
-                f"{self.path} is a run of another configuration ({', '.join(listing)}): "
+                f"{self.path} is a run of another configuration ({listing}): "
                 f"give those settings and that data, or another --run-dir"
             )
 
@@ -317,10 +310,9 @@ def _log_to(path: Path) -> Iterator[None]:
 
 
 def _version(package: str) -> str | None:
-    try:
+    with suppress(metadata.PackageNotFoundError):
         return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    return None
 
 
 def _commit() -> str | None:
