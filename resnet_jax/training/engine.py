@@ -122,18 +122,11 @@ class Engine:
 
     def shard_batch(self, rows: np.ndarray) -> jax.Array:
         """Split a batch over the devices; each process gives its `local_rows`."""
-        if self.sharded.is_fully_addressable:
-            return self._in_turn(jax.device_put(rows, self.sharded))
-        return jax.make_array_from_process_local_data(self.sharded, rows)
+        return self._in_turn(jax.make_array_from_process_local_data(self.sharded, rows))
 
     def replicate(self, tree: Any) -> Any:
         """Put a tree on every device; every process gives the same values."""
-        if self.replicated.is_fully_addressable:
-            return self._in_turn(jax.device_put(tree, self.replicated))
-        return jax.tree.map(
-            lambda leaf: jax.make_array_from_process_local_data(self.replicated, np.asarray(leaf)),
-            tree,
-        )
+        return self._in_turn(jax.make_array_from_process_local_data(self.replicated, tree))
 
     def abstract(self, tree: Any) -> Any:
         """Return shapes and types as those of arrays on every device, to restore into."""
