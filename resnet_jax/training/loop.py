@@ -35,10 +35,6 @@ from resnet_jax.training.tensorboard import Events
 ShouldStop = Callable[[], str | None]
 
 
-class NotFiniteError(ResNetJaxError):
-    """The loss or the gradient became infinite or NaN."""
-
-
 class StoppedError(ResNetJaxError):
     """The run was asked to stop; it was saved and the same command continues it."""
 
@@ -260,9 +256,9 @@ class Training:
             rows.append({"step": step, "kind": "test", **found.metrics, **where})
         self._record(*rows)
 
-    def _not_finite(self, what: str, step: int) -> NotFiniteError:
+    def _not_finite(self, what: str, step: int) -> ResNetJaxError:
         saved = self.folder.checkpoints.steps()
-        return NotFiniteError(
+        return ResNetJaxError(
             f"{what} was not finite at step {step}: the last checkpoint is "
             f"{f'step {saved[-1]}' if saved else 'none'}; try a smaller --optim.learning-rate "
             "or --optim.clip-norm 1 with another --run-dir"

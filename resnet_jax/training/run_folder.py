@@ -22,7 +22,7 @@ from resnet_jax.storage import (
     json_sha256,
     refuse_links,
     remove_unfinished,
-    unwritable,
+    writing,
 )
 from resnet_jax.training.checkpoint import Checkpoints
 
@@ -77,27 +77,26 @@ class RunFolder:
 
         The lock is the kernel's: it is gone with the process that held it, however that ended.
         """
+        remedy = "free space or permissions there, or give another --run-dir"
         with ExitStack() as stack:
-            try:
+            with writing(f"run folder {self.path}", remedy):
                 self.path.mkdir(parents=True, exist_ok=True)
                 refuse_links(self.path)
                 lock = stack.enter_context((self.path / ".lock").open("a+"))
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    lock.seek(0)
+                    raise ResNetJaxError(
+                        f"run folder {self.path} is being written by process "
+                        f"{lock.read().strip()}: wait for it or give another --run-dir"
+                    ) from None
                 lock.truncate(0)
                 print(os.getpid(), "on", os.uname().nodename, file=lock, flush=True)
                 # Here and not at the next save: a run may have nothing left to save.
                 remove_unfinished(self.path)
                 self.checkpoints.remove_unfinished()
                 stack.enter_context(_log_to(self.path / "run.log"))
-            except BlockingIOError:
-                lock.seek(0)
-                raise ResNetJaxError(
-                    f"run folder {self.path} is being written by process {lock.read().strip()}: "
-                    f"wait for it or give another --run-dir"
-                ) from None
-            except OSError as error:
-                remedy = "free space or permissions there, or give another --run-dir"
-                raise unwritable(f"run folder {self.path}", error, remedy) from error
             yield
 
     def write_record(self, record: Record) -> None:
@@ -172,13 +171,10 @@ class RunFolder:
     def append_metrics(self, *rows: dict[str, Any]) -> None:
         """Add lines to ``metrics.jsonl`` and sync them to the disk."""
         path = self.path / "metrics.jsonl"
-        try:
-            with path.open("a") as file:
-                file.write("".join(json.dumps(row) + "\n" for row in rows))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise unwritable(path, error) from error
+        with writing(path), path.open("a") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+            file.flush()
+            os.fsync(file.fileno())
 
     def read_metrics(self, *, whole: bool = False) -> list[dict[str, Any]]:
         """Read the lines of ``metrics.jsonl``, and refuse one that is no row or out of order.
