@@ -77,8 +77,8 @@ def train(
     Raises:
         ResNetJaxError: the configuration is refused, the data cannot be loaded, the run's folder is
             another run's, is in use or cannot be written, or the loss or the gradient was not
-            finite; the last checkpoint stays.
-        StoppedError: `should_stop` gave a reason; the step is saved and the same call continues.
+            finite; the last checkpoint stays. With ``exit_code`` 75: `should_stop` gave a reason;
+            the step is saved and the same call continues.
     """
     check_utf8(Path(run_dir))
     custom = Custom(model, optimizer, loss, data, tag)

@@ -35,12 +35,6 @@ from resnet_jax.training.tensorboard import Events
 ShouldStop = Callable[[], str | None]
 
 
-class StoppedError(ResNetJaxError):
-    """The run was asked to stop; it was saved and the same command continues it."""
-
-    exit_code = 75
-
-
 class Training:
     """A run that trains on from its newest checkpoint, in a folder that ``stack`` unlocks."""
 
@@ -152,9 +146,10 @@ class Training:
                 ended, since = self._is_over(), time.perf_counter()
             if reason:
                 events_log.info("%s: saved step %d and stopped", reason, self.step)
-                raise StoppedError(
+                raise ResNetJaxError(
                     f"{reason}: saved step {self.step} of {total} in {path}; the same command "
-                    "continues"
+                    "continues",
+                    exit_code=75,
                 )
         self._test()
         events_log.info("finished at step %d", self.step)
