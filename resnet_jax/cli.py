@@ -250,13 +250,11 @@ def summary(
             raise ResNetJaxError(f"--{option} must be at least 1, got {value}")
     # Checks the name and the width, and names what is wrong with them.
     name = cast(Any, model)
-    TrainConfig(model=ModelConfig(name=name, width=width, stem=stem, residual=residual))
-    from resnet_jax.models import VARIANTS, summarize
+    config = TrainConfig(model=ModelConfig(name=name, width=width, stem=stem, residual=residual))
+    from resnet_jax.models import make_model, summarize
 
-    network = VARIANTS[model](num_classes=num_classes, width=width, stem=stem, residual=residual)
-    layers = summarize(network, (image_size, image_size, channels))
-    title = f"{'' if residual else 'plain '}{model}, {image_size}x{image_size}x{channels}"
-    display.print_layers(layers, title)
+    layers = summarize(make_model(config, num_classes), (image_size, image_size, channels))
+    display.print_layers(layers, f"{config.model.title}, {image_size}x{image_size}x{channels}")
 
 
 def data(

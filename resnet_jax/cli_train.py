@@ -134,9 +134,8 @@ def _print_tests(run: "Run") -> None:
 
 def _announcement(config: TrainConfig, folder: Path) -> str:
     return (
-        f"{'' if config.model.residual else 'plain '}{config.model.name} on {config.data.name}, "
-        f"seed {config.seed}: {config.epochs:g} epochs in batches of {config.batch_size}, "
-        f"run folder {folder}"
+        f"{config.model.title} on {config.data.name}, seed {config.seed}: {config.epochs:g} epochs "
+        f"in batches of {config.batch_size}, run folder {folder}"
     )
 
 

@@ -93,6 +93,11 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Type of activations and gradients. Parameters are float32 (float64 with float64)."""
 
+    @property
+    def title(self) -> str:
+        """The network in a word or two: ``plain resnet18``."""
+        return self.name if self.residual else f"plain {self.name}"
+
 
 @dataclass(frozen=True)
 class DataConfig:

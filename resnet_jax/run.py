@@ -20,7 +20,7 @@ from resnet_jax.display import Display
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop import EXPORTS, Format, Network
 from resnet_jax.models import has_parameters, make_model
-from resnet_jax.storage import check_replaceable, check_utf8
+from resnet_jax.storage import check_replaceable
 from resnet_jax.training.callbacks import Callback
 from resnet_jax.training.custom import Custom
 from resnet_jax.training.distributed import is_main_process
@@ -80,7 +80,6 @@ def train(
             finite; the last checkpoint stays. With ``exit_code`` 75: `should_stop` gave a reason;
             the step is saved and the same call continues.
     """
-    check_utf8(Path(run_dir))
     custom = Custom(model, optimizer, loss, data, tag)
     with ExitStack() as stack:
         if not quiet and is_main_process():
@@ -138,7 +137,6 @@ class Run:
         Raises:
             ResNetJaxError: there is none in ``run_dir``, or its configuration is damaged.
         """
-        check_utf8(Path(run_dir))
         # Absolute, since the process may change its folder.
         return cls(RunFolder(Path(run_dir).absolute()), model, data)
 
@@ -165,9 +163,8 @@ class Run:
     @property
     def model_name(self) -> str:
         """The network in a word or two: ``plain resnet18``, or the class of one's own."""
-        if own := self._record.parts.get("model"):
-            return own.rpartition(".")[2]
-        return f"{'' if self.config.model.residual else 'plain '}{self.config.model.name}"
+        own = self._record.parts.get("model")
+        return own.rpartition(".")[2] if own else self.config.model.title
 
     def _epochs(self) -> str:
         epochs = max((row["epoch"] for row in self._folder.read_metrics()), default=0)
@@ -244,7 +241,7 @@ class Run:
         if format not in EXPORTS:
             raise ResNetJaxError(f"format {format} is not known: give one of {', '.join(EXPORTS)}")
         write, suffix = EXPORTS[format]
-        name = f"{'' if self.config.model.residual else 'plain_'}{self.config.model.name}"
+        name = self.config.model.title.replace(" ", "_")
         path = Path(output) if output else self.path / "export" / f"{name}{suffix}"
         check_replaceable(path)
         with configured_jax(self.config):  # which are written into a network's file

@@ -19,6 +19,7 @@ from resnet_jax.data.report import VerifyReport
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.storage import (
     atomic_write,
+    check_utf8,
     json_sha256,
     refuse_links,
     remove_unfinished,
@@ -63,6 +64,7 @@ class RunFolder:
     """``runs/<preset>-seed<N>/`` and the files in it."""
 
     def __init__(self, path: Path) -> None:
+        check_utf8(path)
         self.path = path
         self.checkpoints = Checkpoints(path / "checkpoints")
 
