@@ -1,7 +1,6 @@
 """The data of a run, and a configuration that fits them and the devices."""
 
 import hashlib
-from collections.abc import Iterator
 
 from resnet_jax.config import Effect, TrainConfig, options_with, replaced, settings
 from resnet_jax.data.dataset import Dataset, Split, pixel_statistics
@@ -37,65 +36,59 @@ def open_data(
 
 def check_against_dataset(config: TrainConfig, data: Dataset, num_devices: int = 1) -> None:
     """Refuse a configuration that does not fit its images as they are read, or the devices."""
-    for refused, reason in (*_of_images(config, data), *_of_batches(config, data, num_devices)):
-        if refused:
-            raise ResNetJaxError(reason)
-
-
-def _of_images(config: TrainConfig, data: Dataset) -> Iterator[tuple[bool, str]]:
-    """Yield what images may not allow: whether it is so, and the reason."""
     height, width, channels = data.image_shape
     smallest, size, settings = min(height, width), f"{height}x{width} pixels", config.data
     for name, values in (("mean", settings.mean or (0,)), ("std", settings.std or (1,))):
-        yield (
-            len(values) not in (1, channels),
-            f"--data.{name} has {len(values)} numbers for images of {channels} channels: give one, "
-            "or one for each channel",
-        )
+        if len(values) not in (1, channels):
+            raise ResNetJaxError(
+                f"--data.{name} has {len(values)} numbers for images of {channels} channels: give "
+                "one, or one for each channel"
+            )
     crop, image_size = config.augment.crop, settings.image_size
-    yield (
-        crop >= smallest,
-        f"--augment.crop must be below {smallest} for images of {size}, got {crop}",
-    )
-    yield (
-        settings.center_crop and (image_size or 0) > smallest,
-        f"--data.center-crop cannot crop --data.image-size {image_size} from images of {size}: "
-        "give a larger --data.read-size, or --data.no-center-crop",
-    )
-    yield (
-        settings.find_digit and data.image_shape != (28, 28, 1),
-        f"--data.find-digit is for grey images of 28x28 pixels, not {size}, {channels} channels: "
-        "give --data.no-find-digit",
-    )
-    for option, value in (("patience", config.patience), ("target", config.target)):
-        yield (
-            value is not None and not len(data.validation),
-            f"--{option} {value} needs validation images and there are none: give "
-            f"--data.validation or --data.subset some, or leave --{option} out",
+    if crop >= smallest:
+        raise ResNetJaxError(
+            f"--augment.crop must be below {smallest} for images of {size}, got {crop}"
         )
+    if settings.center_crop and (image_size or 0) > smallest:
+        raise ResNetJaxError(
+            f"--data.center-crop cannot crop --data.image-size {image_size} from images of {size}: "
+            "give a larger --data.read-size, or --data.no-center-crop"
+        )
+    if settings.find_digit and data.image_shape != (28, 28, 1):
+        raise ResNetJaxError(
+            f"--data.find-digit is for grey images of 28x28 pixels, not {size}, {channels} "
+            "channels: give --data.no-find-digit"
+        )
+    for option, value in (("patience", config.patience), ("target", config.target)):
+        if value is not None and not len(data.validation):
+            raise ResNetJaxError(
+                f"--{option} {value} needs validation images and there are none: give "
+                f"--data.validation or --data.subset some, or leave --{option} out"
+            )
+    if config.epochs * len(data.train) / config.batch_size >= 2**31:
+        raise ResNetJaxError(
+            f"--epochs {config.epochs:g} of {len(data.train)} images in batches of "
+            f"{config.batch_size} are more than 2^31 steps: give fewer"
+        )
+    _check_batch(config, image_size or max(height, width), num_devices)
 
 
-def _of_batches(config: TrainConfig, data: Dataset, num_devices: int) -> Iterator[tuple[bool, str]]:
-    count, batch, parts = len(data.train), config.batch_size, config.accumulate
-    yield (
-        config.epochs * count / batch >= 2**31,
-        f"--epochs {config.epochs:g} of {count} images in batches of {batch} are more than 2^31 "
-        "steps: give fewer",
-    )
+def _check_batch(config: TrainConfig, side: int, num_devices: int) -> None:
+    """Refuse a batch that cannot be split, or that gives batch norm nothing to normalise."""
+    batch, parts = config.batch_size, config.accumulate
     step = num_devices * parts
     below = batch // step * step
-    devices = f"{num_devices} devices" if num_devices > 1 else "one device"
-    in_parts = f" in {parts} parts (--accumulate)" if parts > 1 else ""
-    yield (
-        batch % step > 0,
-        f"--batch-size {batch} cannot be split over {devices}{in_parts}: give "
-        f"{f'{below} or ' if below else ''}{below + step}",
-    )
-    side = config.data.image_size or max(data.image_shape[:2])
+    if batch > below:
+        devices = f"{num_devices} devices" if num_devices > 1 else "one device"
+        in_parts = f" in {parts} parts (--accumulate)" if parts > 1 else ""
+        nearest = f"{below} or {below + step}" if below else step
+        raise ResNetJaxError(
+            f"--batch-size {batch} cannot be split over {devices}{in_parts}: give {nearest}"
+        )
     last_map_is_1x1 = side <= 2 ** (5 if config.model.stem == "imagenet" else 3)
-    yield (
-        batch == parts and last_map_is_1x1 and (config.model.frozen_stages or 0) < 4,
-        f"--batch-size {batch} gives batch norm one value for each channel, since the last maps "
-        f"of images of {side}x{side} are 1x1: give at least {2 * parts}, or a larger "
-        "--data.image-size",
-    )
+    if batch == parts and last_map_is_1x1 and (config.model.frozen_stages or 0) < 4:
+        raise ResNetJaxError(
+            f"--batch-size {batch} gives batch norm one value for each channel, since the last "
+            f"maps of images of {side}x{side} are 1x1: give at least {2 * parts}, or a larger "
+            "--data.image-size"
+        )
