@@ -14,7 +14,7 @@ import tyro
 from tyro.conf import Positional
 
 from resnet_jax import display
-from resnet_jax.cli_train import train_verb
+from resnet_jax.cli_train import make_report, train_verb
 from resnet_jax.config import ModelConfig, TrainConfig
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.memory import COMPUTE, check_limits
@@ -162,12 +162,7 @@ def report(
 
     Written into the run's folder: report/index.html, which needs no other file, and PNGs.
     """
-    opened = _open(run)
-    try:
-        from resnet_jax.inspection.report import write_report
-    except ImportError as error:
-        raise ResNetJaxError(f"a report needs {error.name}: pip install {error.name}") from error
-    display.print_line(f"report: {write_report(opened, split, checkpoint, data_dir)}")
+    make_report(_open(run), split, checkpoint, data_dir)
 
 
 def compare(
@@ -255,13 +250,11 @@ def summary(
             raise ResNetJaxError(f"--{option} must be at least 1, got {value}")
     # Checks the name and the width, and names what is wrong with them.
     name = cast(Any, model)
-    TrainConfig(model=ModelConfig(name=name, width=width, stem=stem, residual=residual))
-    from resnet_jax.models import VARIANTS, summarize
+    config = TrainConfig(model=ModelConfig(name=name, width=width, stem=stem, residual=residual))
+    from resnet_jax.models import make_model, summarize
 
-    network = VARIANTS[model](num_classes=num_classes, width=width, stem=stem, residual=residual)
-    layers = summarize(network, (image_size, image_size, channels))
-    title = f"{'' if residual else 'plain '}{model}, {image_size}x{image_size}x{channels}"
-    display.print_layers(layers, title)
+    layers = summarize(make_model(config, num_classes), (image_size, image_size, channels))
+    display.print_layers(layers, f"{config.model.title}, {image_size}x{image_size}x{channels}")
 
 
 def data(

@@ -2,8 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from tyro.conf import Positional
@@ -54,65 +55,69 @@ PresetName = Annotated[Positional[str], tyro.conf.arg(help=f"one of {', '.join(P
 
 
 def train_verb(arguments: list[str], stop: Stop) -> Callable[..., None]:
-    """Return ``train`` with the defaults of the preset that the arguments begin with."""
-    named = arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-")
-    name = arguments[1] if named else "quickstart"
+    """Return `train` with the defaults of the preset that the arguments begin with."""
+    name = _preset_named(arguments)
     default = find_preset(name)
+    return partial(train, preset=name, config=default, arguments=arguments, stop=stop)
 
-    def train(
-        preset: PresetName = name,
-        config: Annotated[TrainConfig, tyro.conf.arg(name="")] = default,
-        run_dir: Path | None = None,
-        seeds: int | None = None,
-        grid: tuple[str, ...] = (),
-        report: bool = True,
-        from_idx: Annotated[Path | None, tyro.conf.arg(name="data.from-idx")] = None,
-        processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes(),
-    ) -> None:
-        """Train a network, or resume the run in the folder.
 
-        PRESET comes first; options change it: `resnet-jax train mnist --epochs 2`.
+def _preset_named(arguments: list[str]) -> str:
+    named = arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-")
+    return arguments[1] if named else "quickstart"
 
-        Args:
-            run_dir: the run's folder. None: runs/PRESET-seedN, with settings that change what is
-                learnt in the name.
-            seeds: repeat with seeds 0 to SEEDS - 1, a folder each, and compare the runs.
-            grid: the same with each combination of values:
-                `--grid optim.learning-rate=0.01,0.1 model.residual=true,false`.
-            report: make the run's report, as `resnet-jax report` does; not with --distributed.
-            from_idx: prepare MNIST or Fashion-MNIST first from the IDX files in this folder.
-        """
-        if preset != name:
-            # The options were given their defaults by the first word: another preset's.
-            find_preset(preset)
-            raise ResNetJaxError(
-                f"preset {preset} stands after options: give it first, "
-                f"`resnet-jax train {preset} ...`"
-            )
-        processes.meet()
-        if from_idx is not None:
-            _prepare(config, from_idx)
-        config = _with_settings_of_its_dataset(config, default, arguments)
-        runs = []
-        for settings, folder in _planned(name, config, run_dir, seeds, grid):
-            display.print_line(_announcement(settings, folder))
-            from resnet_jax.run import train
-            from resnet_jax.training.distributed import failing_together
 
-            with failing_together(folder):
-                run = train(settings, folder, should_stop=stop, callbacks=[stop])
-            if not stop.training:  # it was finished
-                _print_tests(run)
-            stop.training = False
-            if report and not processes.distributed:
-                _report_if_new(run)
-            runs.append(run)
-        if seeds is not None or grid:
-            from resnet_jax.inspection.compare import compare_runs
+def train(
+    preset: PresetName,
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")],
+    arguments: Annotated[list[str], tyro.conf.Suppress],
+    stop: Annotated[Stop, tyro.conf.Suppress],
+    run_dir: Path | None = None,
+    seeds: int | None = None,
+    grid: tuple[str, ...] = (),
+    report: bool = True,
+    from_idx: Annotated[Path | None, tyro.conf.arg(name="data.from-idx")] = None,
+    processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes(),
+) -> None:
+    """Train a network, or resume the run in the folder.
 
-            display.print_comparison(compare_runs(runs))
+    PRESET comes first; options change it: `resnet-jax train mnist --epochs 2`.
 
-    return train
+    Args:
+        run_dir: the run's folder. None: runs/PRESET-seedN, with settings that change what is
+            learnt in the name.
+        seeds: repeat with seeds 0 to SEEDS - 1, a folder each, and compare the runs.
+        grid: the same with each combination of values:
+            `--grid optim.learning-rate=0.01,0.1 model.residual=true,false`.
+        report: make the run's report, as `resnet-jax report` does; not with --distributed.
+        from_idx: prepare MNIST or Fashion-MNIST first from the IDX files in this folder.
+    """
+    default = find_preset(preset)
+    if preset != _preset_named(arguments):  # whose defaults the options have
+        raise ResNetJaxError(
+            f"preset {preset} stands after options: give it first, `resnet-jax train {preset} ...`"
+        )
+    processes.meet()
+    if from_idx is not None:
+        _prepare(config, from_idx)
+    config = _with_settings_of_its_dataset(config, default, arguments)
+    runs = []
+    for settings, folder in _planned(preset, config, run_dir, seeds, grid):
+        display.print_line(_announcement(settings, folder))
+        from resnet_jax import run as library
+        from resnet_jax.training.distributed import failing_together
+
+        with failing_together(folder):
+            run = library.train(settings, folder, should_stop=stop, callbacks=[stop])
+        if not stop.training:  # it was finished
+            _print_tests(run)
+        stop.training = False
+        if report and not processes.distributed:
+            _report_if_new(run)
+        runs.append(run)
+    if seeds is not None or grid:
+        from resnet_jax.inspection.compare import compare_runs
+
+        display.print_comparison(compare_runs(runs))
 
 
 def _prepare(config: TrainConfig, from_idx: Path) -> None:
@@ -129,9 +134,8 @@ def _print_tests(run: "Run") -> None:
 
 def _announcement(config: TrainConfig, folder: Path) -> str:
     return (
-        f"{'' if config.model.residual else 'plain '}{config.model.name} on {config.data.name}, "
-        f"seed {config.seed}: {config.epochs:g} epochs in batches of {config.batch_size}, "
-        f"run folder {folder}"
+        f"{config.model.title} on {config.data.name}, seed {config.seed}: {config.epochs:g} epochs "
+        f"in batches of {config.batch_size}, run folder {folder}"
     )
 
 
@@ -176,7 +180,7 @@ def _default_folder(preset: str, config: TrainConfig) -> Path:
         return named
     from resnet_jax.training.run_folder import RunFolder
 
-    recorded = RunFolder(plain).read_config()[0]
+    recorded = RunFolder(plain).read_record().config
     own = {f"data.{key}": getattr(recorded.data, key) for key in ("mean", "std", "dir")}
     same = run_name("", recorded, replaced(config, own)) == ""
     return plain if same else named
@@ -193,21 +197,25 @@ def _with_settings_of_its_dataset(
     return replaced(config, {name: own[name] for name in own if f"--{name}" not in named})
 
 
+def make_report(run: "Run", *arguments: Any) -> None:
+    """Write a run's report, see `write_report`, and print where it is."""
+    try:
+        from resnet_jax.inspection.report import write_report
+    except ImportError as error:
+        raise ResNetJaxError(f"a report needs {error.name}: pip install {error.name}") from error
+    display.print_line(f"report: {write_report(run, *arguments)}")
+
+
 def _report_if_new(run: "Run") -> None:
     """Make a run's report, unless there is one of its last metrics. The run stands without it."""
     page, metrics = run.path / "report" / "index.html", run.path / "metrics.jsonl"
     if page.exists() and page.stat().st_mtime >= metrics.stat().st_mtime:
         return
     try:
-        from resnet_jax.inspection.report import write_report
-
         # Of some datasets no test labels are published.
-        page = write_report(run, "test" if "test" in set(run.metrics()["kind"]) else "validation")
-    except (ImportError, ResNetJaxError) as error:
-        reason = f"{error.name} is missing" if isinstance(error, ImportError) else error
+        make_report(run, "test" if "test" in set(run.metrics()["kind"]) else "validation")
+    except ResNetJaxError as error:
         display.print_error(
-            f"warning: no report ({reason}); the run is whole, `resnet-jax report {run.path}` "
+            f"warning: no report ({error}); the run is whole, `resnet-jax report {run.path}` "
             "tries again"
         )
-    else:
-        display.print_line(f"report: {page}")

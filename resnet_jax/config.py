@@ -93,6 +93,11 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Type of activations and gradients. Parameters are float32 (float64 with float64)."""
 
+    @property
+    def title(self) -> str:
+        """The network in a word or two: ``plain resnet18``."""
+        return self.name if self.residual else f"plain {self.name}"
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -238,8 +243,15 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse a value of the wrong type or out of bounds, by its option (`ResNetJaxError`)."""
-        for setting in settings(self):
-            _check(setting)
+        for option, value, kind, within, _ in settings(self):
+            if not _is_of(value, kind):
+                name = kind.__name__ if isinstance(kind, type) else str(kind)
+                if get_origin(kind) is Literal:
+                    name = f"one of {', '.join(map(str, get_args(kind)))}"
+                raise ResNetJaxError(f"--{option} must be {name}, got {value!r}")
+            for number in value if isinstance(value, tuple) else (value,):
+                if within is not None and number is not None and number not in within:
+                    raise ResNetJaxError(f"--{option} must be {within}, got {number:g}")
         crop, resized_crop = self.augment.crop, self.augment.resized_crop
         if self.optim.nesterov and (self.optim.name != "sgd" or not self.optim.momentum):
             raise ResNetJaxError(
@@ -257,10 +269,8 @@ class TrainConfig:
 
 def settings(config: Any, prefix: str = "") -> Iterator[Setting]:
     """Every setting of a configuration, those of nested ones included."""
-    hints = get_type_hints(type(config), include_extras=True)
-    for name in (f.name for f in dataclasses.fields(config)):
+    for name, kind in get_type_hints(type(config), include_extras=True).items():
         value, option = getattr(config, name), prefix + name.replace("_", "-")
-        kind = hints[name]
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             if not isinstance(value, kind):
                 raise ResNetJaxError(f"{option} must be of type {kind.__name__}, got {value!r}")
@@ -269,18 +279,6 @@ def settings(config: Any, prefix: str = "") -> Iterator[Setting]:
         kind, *notes = get_args(kind) if get_origin(kind) is Annotated else (kind,)
         marks = {type(note): note for note in notes}
         yield Setting(option, value, kind, marks.get(Within), marks.get(Effect, Effect.LEARNING))
-
-
-def _check(setting: Setting) -> None:
-    option, value, kind, within = setting[:4]
-    if not _is_of(value, kind):
-        name = kind.__name__ if isinstance(kind, type) else str(kind)
-        if get_origin(kind) is Literal:
-            name = f"one of {', '.join(map(str, get_args(kind)))}"
-        raise ResNetJaxError(f"--{option} must be {name}, got {value!r}")
-    for number in value if isinstance(value, tuple) else (value,):
-        if within is not None and number is not None and number not in within:
-            raise ResNetJaxError(f"--{option} must be {within}, got {number:g}")
 
 
 def _is_of(value: Any, kind: Any) -> bool:

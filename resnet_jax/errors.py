@@ -10,7 +10,9 @@ class ResNetJaxError(Exception):
     that mends it. The command line prints it without a traceback and exits with ``exit_code``.
     """
 
-    exit_code = 1
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def printable(text: str) -> str:

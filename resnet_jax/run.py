@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -18,18 +18,16 @@ from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.display import Display
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop import EXPORTS, Format, Network
-from resnet_jax.interop.weights import initial_variables
 from resnet_jax.models import BatchNorm, has_parameters, make_model
-from resnet_jax.storage import VerifyReport, check_replaceable, check_utf8
+from resnet_jax.storage import VerifyReport, check_replaceable
 from resnet_jax.training.callbacks import Callback
 from resnet_jax.training.custom import Custom
 from resnet_jax.training.distributed import is_main_process
 from resnet_jax.training.engine import Engine
 from resnet_jax.training.jax_settings import configured_jax
-from resnet_jax.training.loop import ShouldStop, explained_memory, fit
+from resnet_jax.training.loop import ShouldStop, Training, explained_memory
 from resnet_jax.training.metrics import Evaluation
-from resnet_jax.training.run_folder import DataFacts, RunFolder
-from resnet_jax.training.setup import prepared
+from resnet_jax.training.run_folder import RunFolder
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.step import Loss
 
@@ -78,11 +76,9 @@ def train(
     Raises:
         ResNetJaxError: the configuration is refused, the data cannot be loaded, the run's folder is
             another run's, is in use or cannot be written, or the loss or the gradient was not
-            finite; the last checkpoint stays.
-        StoppedError: `should_stop` gave a reason; the step is saved and the same call continues.
+            finite; the last checkpoint stays. With ``exit_code`` 75: `should_stop` gave a reason;
+            the step is saved and the same call continues.
     """
-    check_utf8(Path(run_dir))
-    pretrained = partial(initial_variables, config) if config.init_from else None
     custom = Custom(model, optimizer, loss, data, tag)
     with ExitStack() as stack:
         if not quiet and is_main_process():
@@ -90,8 +86,7 @@ def train(
             callbacks = (stack.enter_context(Display(momentum=momentum)), *callbacks)
         stack.enter_context(configured_jax(config))
         stack.enter_context(explained_memory(config))
-        run = stack.enter_context(prepared(config, Path(run_dir), callbacks, pretrained, custom))
-        fit(run, should_stop)
+        Training(config, Path(run_dir), callbacks, custom, stack).fit(should_stop)
     return Run.open(run_dir, model=model, data=data)
 
 
@@ -114,19 +109,14 @@ class Run:
     """
 
     def __init__(
-        self,
-        folder: RunFolder,
-        config: TrainConfig,
-        facts: DataFacts,
-        model: "nn.Module | None" = None,
-        data: Dataset | None = None,
+        self, folder: RunFolder, model: "nn.Module | None" = None, data: Dataset | None = None
     ) -> None:
         self._folder, self._model, self._data = folder, model, data
-        self.path, self.config = folder.path, config
-        self.class_names = facts.class_names
-        self.image_shape = facts.image_shape
-        self.fingerprint = facts.fingerprint
-        self._parts = facts.parts
+        self._record = folder.read_record()
+        self.path, self.config = folder.path, self._record.config
+        self.class_names = self._record.class_names
+        self.image_shape = self._record.image_shape
+        self.fingerprint = self._record.fingerprint
         self._states: dict[Checkpoint, TrainState] = {}
 
     @classmethod
@@ -147,9 +137,8 @@ class Run:
         Raises:
             ResNetJaxError: there is none in ``run_dir``, or its configuration is damaged.
         """
-        check_utf8(Path(run_dir))
-        folder = RunFolder(Path(run_dir).absolute())  # the process may change its folder
-        return cls(folder, *folder.read_config(), model, data)
+        # Absolute, since the process may change its folder.
+        return cls(RunFolder(Path(run_dir).absolute()), model, data)
 
     def __repr__(self) -> str:
         what = f"{self.model_name} on {self.config.data.name}, {self._epochs()}"
@@ -174,9 +163,8 @@ class Run:
     @property
     def model_name(self) -> str:
         """The network in a word or two: ``plain resnet18``, or the class of one's own."""
-        if own := self._parts.get("model"):
-            return own.rpartition(".")[2]
-        return f"{'' if self.config.model.residual else 'plain '}{self.config.model.name}"
+        own = self._record.parts.get("model")
+        return own.rpartition(".")[2] if own else self.config.model.title
 
     def _epochs(self) -> str:
         epochs = max((row["epoch"] for row in self._folder.read_metrics()), default=0)
@@ -253,7 +241,7 @@ class Run:
         if format not in EXPORTS:
             raise ResNetJaxError(f"format {format} is not known: give one of {', '.join(EXPORTS)}")
         write, suffix = EXPORTS[format]
-        name = f"{'' if self.config.model.residual else 'plain_'}{self.config.model.name}"
+        name = self.config.model.title.replace(" ", "_")
         path = Path(output) if output else self.path / "export" / f"{name}{suffix}"
         check_replaceable(path)
         with configured_jax(self.config):  # which are written into a network's file
@@ -271,7 +259,7 @@ class Run:
     @cached_property
     def model(self) -> Any:
         """The network, for `variables`: a `ResNet`, or the user's own."""
-        own = self._parts.get("model")
+        own = self._record.parts.get("model")
         if own and self._model is None:
             raise ResNetJaxError(
                 f"{self.path} trained a network of one's own, {own}: open it with rj.Run.open(..., "

@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def writing(path: Path | str, remedy: str = MAKE_ROOM) -> Iterator[None]:
+    """Turn a failure to write into the error that names the file and what mends it."""
+    try:
+        yield
+    except OSError as error:
+        raise ResNetJaxError(f"{path} cannot be written ({error.strerror}): {remedy}") from error
+
+
 def atomic_write(path: Path, content: str | bytes, remedy: str = MAKE_ROOM) -> None:
     """Replace a file in one step; a kill leaves the old content or the new one.
 
@@ -50,7 +61,7 @@ def atomic_write(path: Path, content: str | bytes, remedy: str = MAKE_ROOM) -> N
         ResNetJaxError: the file cannot be written; the ``remedy`` is named.
     """
     unfinished = path.with_name(f".{path.name}{UNFINISHED}")
-    try:
+    with writing(path, remedy):
         unfinished.unlink(missing_ok=True)  # which a kill has left, or a link to elsewhere
         try:
             unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -59,8 +70,6 @@ def atomic_write(path: Path, content: str | bytes, remedy: str = MAKE_ROOM) -> N
             sync(path.parent)
         finally:
             unfinished.unlink(missing_ok=True)
-    except OSError as error:
-        raise unwritable(path, error, remedy) from error
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -73,11 +82,9 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write what ``--output`` names as a whole, in the place of a regular file or of none."""
     check_replaceable(path)
     remedy = "give another --output"
-    try:
+    with writing(path, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(path, error, remedy) from error
-    atomic_write(path, content, remedy)
+        atomic_write(path, content, remedy)
 
 
 def check_replaceable(path: Path) -> None:
@@ -103,11 +110,6 @@ def check_utf8(folder: Path) -> None:
         raise ResNetJaxError(
             f"run folder {folder} has a name that is no UTF-8: rename it, or give another --run-dir"
         ) from None
-
-
-def unwritable(path: Path | str, error: OSError, remedy: str = MAKE_ROOM) -> ResNetJaxError:
-    """Return the error that names a file and what mends it."""
-    return ResNetJaxError(f"{path} cannot be written ({error.strerror}): {remedy}")
 
 
 def file_sha256(path: Path, *, synced: bool = False) -> str:

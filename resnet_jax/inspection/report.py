@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from resnet_jax.config import settings
 from resnet_jax.inspection import plots
 from resnet_jax.inspection.predictions import Predictions, embedding, examine
-from resnet_jax.storage import atomic_write, refuse_links, unwritable
+from resnet_jax.storage import atomic_write, refuse_links, writing
 
 if TYPE_CHECKING:
     from resnet_jax.run import Checkpoint, Run
@@ -46,15 +46,13 @@ def write_report(
     predictions = examine(run, split, checkpoint, data_dir)
     folder = run.path / "report"
     sections = []
-    try:
+    with writing(folder):
         folder.mkdir(exist_ok=True)
         for name, title, note, figure in _figures(run, predictions, checkpoint):
             file = folder / f"{name}.png"
             figure.savefig(file, dpi=150)
             png = base64.b64encode(file.read_bytes()).decode()
             sections.append(FIGURE.format(title=title, note=escape(note), png=png))
-    except OSError as error:
-        raise unwritable(folder, error) from error
     config, document = run.config, yaml.safe_load((run.path / "config.yaml").read_text())
     rates = ("recall", "precision")
     classes = [

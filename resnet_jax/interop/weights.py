@@ -148,7 +148,8 @@ def initial_variables(
 
 def _of_run(folder: Path, config: TrainConfig) -> tuple[dict[str, Any], tuple[str, ...] | None]:
     run = RunFolder(folder)
-    theirs, facts = run.read_config()
+    record = run.read_record()
+    theirs = record.config
     different = [
         f"--model.{name} {getattr(theirs.model, name)}, not {getattr(config.model, name)}"
         for name in SHAPING
@@ -156,7 +157,7 @@ def _of_run(folder: Path, config: TrainConfig) -> tuple[dict[str, Any], tuple[st
     ]
     if different:
         raise ResNetJaxError(f"{folder} was trained with {', '.join(different)}: give the same")
-    return run.read_variables("best"), facts.class_names
+    return run.read_variables("best"), record.class_names
 
 
 def _of_file(

@@ -51,8 +51,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """Return the manifest as text, with a checksum over it."""
-        body = {name: value for name, value in vars(self).items() if name != "metrics" or value}
-        return json.dumps({**body, "sha256": json_sha256(body)}, indent=1)
+        return json.dumps({**vars(self), "sha256": json_sha256(vars(self))}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
@@ -61,9 +60,7 @@ class Manifest:
             body = json.loads(text)
             if body.pop("sha256") != json_sha256(body):
                 raise ValueError("its own checksum disagrees")
-            return cls(
-                int(body["step"]), body["validation"], dict(body["files"]), body.get("metrics")
-            )
+            return cls(**body)
         except (AttributeError, LookupError, TypeError, RecursionError) as error:
             raise ValueError(f"it is no manifest ({error!r})") from error
 
@@ -93,17 +90,18 @@ class Checkpoints:
         # With some metadata for each array, and a reserve for blocks and temporary files.
         needed = int(1.25 * sum(leaf.nbytes + 1024 for leaf in jax.tree.leaves(tree))) + 2**15
         unfinished = self.directory / f"{UNFINISHED}{step}"
-        broadcast_from_main(lambda: self._begin(unfinished, needed))
+
+        def begin() -> None:
+            with self._explained(unfinished):
+                unfinished.mkdir(parents=True)
+                sync(self.directory.parent)
+                _check_room(unfinished, needed)
+
+        broadcast_from_main(begin)
         with self._explained(unfinished), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
             orbax.save(unfinished.absolute() / "state", args=ocp.args.PyTreeSave(tree))
         # Orbax returns when every process has written its part.
         broadcast_from_main(lambda: self._finish(unfinished, step, validation, metrics))
-
-    def _begin(self, unfinished: Path, needed: int) -> None:
-        with self._explained(unfinished):
-            unfinished.mkdir(parents=True)
-            sync(self.directory.parent)
-            _check_room(unfinished, needed)
 
     def _finish(
         self, unfinished: Path, step: int, validation: dict[str, float] | None, metrics: str | None

@@ -1,6 +1,7 @@
 """Parts of the user's own in the place of those that a configuration describes."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,26 +26,18 @@ class Custom:
     data: Dataset | None = None
     tag: str | None = None
 
-    def __bool__(self) -> bool:
-        return any(part is not None for part in vars(self).values())
-
     def describe(
-        self, state: TrainState, model: nn.Module, images: jax.Array, num_classes: int
+        self,
+        shapes: Callable[[], TrainState],
+        images: jax.Array,
+        num_classes: int,
     ) -> dict[str, str]:
         """Return what a run's folder records of the parts, to compare when the run goes on.
 
-        Qualified names, and digests of the shapes of parameters and of the optimiser's state
-        (``state`` at step 0). What is inside of a function (a rate, a constant) is seen by none of
-        them. A network that does not give a logit for each class is refused.
+        Qualified names, and digests of the shapes of parameters and of the optimiser's state, at
+        step 0. What is inside of a function (a rate, a constant) is seen by none of them. A network
+        that does not give a logit for each class is refused.
         """
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        logits = jax.eval_shape(partial(model.apply, train=False), variables, images)
-        expected = (len(images), num_classes)
-        if getattr(logits, "shape", None) != expected:
-            raise ResNetJaxError(
-                f"model returns {logits}: expected logits of shape {expected}, one for each of "
-                f"{num_classes} classes"
-            )
         named = {
             "model": self.model and type(self.model),
             "optimizer": self.optimizer and self.optimizer.update,
@@ -54,8 +47,17 @@ class Custom:
         if self.tag is not None:
             found["tag"] = self.tag
         if self.model or self.optimizer:
-            found["parameters"] = _shapes(state.params)
-            found["optimizer state"] = _shapes(state.opt_state)
+            state = shapes()
+            found["parameters"] = _digest(state.params)
+            found["optimizer state"] = _digest(state.opt_state)
+        if self.model:
+            variables = {"params": state.params, "batch_stats": state.batch_stats}
+            logits = jax.eval_shape(partial(self.model.apply, train=False), variables, images)
+            if getattr(logits, "shape", None) != (1, num_classes):
+                raise ResNetJaxError(
+                    f"model returns {logits}: expected logits of shape {(1, num_classes)}, one for "
+                    f"each of {num_classes} classes"
+                )
         return found
 
 
@@ -65,7 +67,7 @@ def _qualified(part: Any) -> str:
     return f"{part.__module__}.{part.__qualname__}"
 
 
-def _shapes(tree: Any) -> str:
+def _digest(tree: Any) -> str:
     text = "".join(
         f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}\n"
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

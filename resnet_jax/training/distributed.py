@@ -112,9 +112,7 @@ def broadcast_from_main(make: Callable[[], Any]) -> Any:
     padded = np.resize(text, max(64, 1 << (length - 1).bit_length()))  # each size is compiled
     value, failure = json.loads(broadcast_one_to_all(padded)[:length].tobytes())
     if failure is not None:
-        raised = ResNetJaxError(failure[0])
-        raised.exit_code = failure[1]
-        raise raised
+        raise ResNetJaxError(*failure)
     return value
 
 

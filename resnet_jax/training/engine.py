@@ -80,7 +80,8 @@ class Engine:
     def evaluate(self, state: TrainState, split: Split) -> Evaluation:
         """Evaluate every example of a split exactly once."""
         losses, total = [], None
-        for batch in self.batches(split, padded_order(len(split), self._padded_size())):
+        order = padded_order(len(split), self._shareable(self.config.batch_size))
+        for batch in self.batches(split, order):
             counts = self._in_turn(self._evaluate(state, batch))
             losses.append(counts.loss)
             found = (counts.confusion, counts.top5)
@@ -97,11 +98,11 @@ class Engine:
 
     def predict(self, state: TrainState, images: np.ndarray) -> np.ndarray:
         """Return probabilities, float32[N, K], of images uint8[N, H, W, C]."""
-        devices = self.replicated.mesh.size
         # A few images are not worth a whole training batch, nor each number a program of its own.
-        few = -(-(1 << (len(images) - 1).bit_length()) // devices) * devices
+        few = 1 << (len(images) - 1).bit_length()
+        size = self._shareable(min(self.config.batch_size, few))
         split = ArraySplit(images, np.zeros(len(images), np.int32))
-        order = padded_order(len(images), min(self._padded_size(), few))
+        order = padded_order(len(images), size)
         found = [
             np.asarray(self._predict(state, batch.images)) for batch in self.batches(split, order)
         ]
@@ -122,18 +123,11 @@ class Engine:
 
     def shard_batch(self, rows: np.ndarray) -> jax.Array:
         """Split a batch over the devices; each process gives its `local_rows`."""
-        if self.sharded.is_fully_addressable:
-            return self._in_turn(jax.device_put(rows, self.sharded))
-        return jax.make_array_from_process_local_data(self.sharded, rows)
+        return self._in_turn(jax.make_array_from_process_local_data(self.sharded, rows))
 
     def replicate(self, tree: Any) -> Any:
         """Put a tree on every device; every process gives the same values."""
-        if self.replicated.is_fully_addressable:
-            return self._in_turn(jax.device_put(tree, self.replicated))
-        return jax.tree.map(
-            lambda leaf: jax.make_array_from_process_local_data(self.replicated, np.asarray(leaf)),
-            tree,
-        )
+        return self._in_turn(jax.make_array_from_process_local_data(self.replicated, tree))
 
     def abstract(self, tree: Any) -> Any:
         """Return shapes and types as those of arrays on every device, to restore into."""
@@ -146,10 +140,10 @@ class Engine:
         """Return whether any process gave True, bool[]; not waited for."""
         return self._any(self.shard_batch(np.full(len(self.sharded.addressable_devices), flag)))
 
-    def _padded_size(self) -> int:
-        """Return the size of batches without an update: the next that the devices can share."""
+    def _shareable(self, size: int) -> int:
+        """Return the next size of a batch that the devices can share."""
         devices = self.replicated.mesh.size
-        return -(-self.config.batch_size // devices) * devices
+        return -(-size // devices) * devices
 
     def _in_turn(self, arrays: T) -> T:
         """Wait for arrays where devices share threads, as those of a CPU do.

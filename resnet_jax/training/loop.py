@@ -1,77 +1,279 @@
-"""The training loop: train, log, evaluate, save, stop."""
+"""The training of a run: open it, train, log, evaluate, save, stop."""
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.config import TrainConfig
+from resnet_jax.data.dataset import Dataset
+from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.training.distributed import broadcast_from_main, process_count
+from resnet_jax.interop.weights import initial_variables
+from resnet_jax.models import ResNet, make_model
+from resnet_jax.training.callbacks import Callback
+from resnet_jax.training.custom import Custom
+from resnet_jax.training.distributed import broadcast_from_main, is_main_process, process_count
 from resnet_jax.training.engine import Engine
+from resnet_jax.training.jax_settings import find_devices
 from resnet_jax.training.metrics import Evaluation
-from resnet_jax.training.run_folder import events_log
-from resnet_jax.training.setup import Prepared
+from resnet_jax.training.optim import make_optimizer, make_schedule
+from resnet_jax.training.run_folder import Record, RunFolder, events_log
+from resnet_jax.training.setup import open_data
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.step import Metrics
+from resnet_jax.training.tensorboard import Events
 
 # Asked after each step: None, or the reason to stop in a word.
 ShouldStop = Callable[[], str | None]
 
 
-class NotFiniteError(ResNetJaxError):
-    """The loss or the gradient became infinite or NaN."""
+class Training:
+    """A run that trains on from its newest checkpoint, in a folder that ``stack`` unlocks."""
 
+    def __init__(
+        self,
+        config: TrainConfig,
+        run_dir: Path,
+        callbacks: Sequence[Callback],
+        custom: Custom,
+        stack: ExitStack,
+    ) -> None:
+        self.folder, devices = RunFolder(run_dir), find_devices()
+        recorded = self.folder.read_record().config if self.folder.exists else None
+        config, data, self.splits = open_data(config, recorded, custom.data, len(devices))
+        self.config, self.num_train = config, len(data.train)
+        self.origin = ""  # what a first state was made of, beside random numbers
+        sampler = EpochSampler(self.num_train, config.batch_size, config.seed)
+        self.total_steps = sampler.steps(config.epochs)
+        self.schedule = None if custom.optimizer else make_schedule(config.optim, self.total_steps)
+        self.engine = Engine(config, data.class_names, data.image_shape, devices, custom.loss)
+        self.state = self._begin(data, custom, recorded, stack)
+        self.step = int(self.state.step)
+        rows = broadcast_from_main(lambda: self.folder.rewind_metrics(self.step))
+        self.callbacks = tuple(callbacks) if is_main_process() else ()
+        if config.tensorboard and is_main_process():
+            events = Events(self.folder.path / "tensorboard", rows)
+            self.callbacks += (stack.enter_context(closing(events)),)
+        self.accuracies = [row["accuracy"] for row in rows if row["kind"] == "validation"]
+        self.tested = {(r["split"], r["checkpoint"]) for r in rows if r.get("last") == self.step}
+        # So that the time of earlier starts counts.
+        self.began = time.perf_counter() - max((row["seconds"] for row in rows), default=0.0)
+        order = map(sampler.batch, range(self.step, self.total_steps))
+        self.batches = stack.enter_context(closing(self.engine.batches(data.train, order)))
 
-class StoppedError(ResNetJaxError):
-    """The run was asked to stop; it was saved and the same command continues it."""
+    def _begin(
+        self, data: Dataset, custom: Custom, recorded: TrainConfig | None, stack: ExitStack
+    ) -> TrainState:
+        """Lock the folder, record the configuration, and return the newest state or a first one."""
+        config, folder, checkpoints = self.config, self.folder, self.folder.checkpoints
+        params_key, self.augment_key = jax.random.split(jax.random.key(config.seed))
+        model = custom.model or make_model(config, data.num_classes)
+        frozen = config.model.frozen_stages
+        tx = custom.optimizer or make_optimizer(config.optim, self.schedule, frozen)
+        # XLA's own convolution is quicker to trace, and here it is never computed.
+        drawn = model.clone(lowering="reference") if isinstance(model, ResNet) else model
+        height, width, channels = data.image_shape
+        size = config.data.image_size
+        images = jnp.zeros((1, size or height, size or width, channels), config.model.dtype)
+        averages = config.ema is not None
+        create = partial(TrainState.create, drawn, tx, params_key, images, ema=averages)
+        shapes = cache(partial(jax.eval_shape, create))
+        names, parts = data.class_names, custom.describe(shapes, images, data.num_classes)
+        record = Record(config, data.fingerprint, names, data.image_shape, parts)
+        if recorded:
+            folder.check_same(record)
+        read = partial(initial_variables, config, model, names, channels, params_key)
+        # Read before anything is written, and not at all where a run goes on.
+        initial = read() if config.init_from and not checkpoints.steps() else None
 
-    exit_code = 75
+        def lock() -> int:
+            stack.enter_context(folder.opened_for_writing())
+            # A run may go on with other settings of the kind that changes nothing learnt.
+            if recorded != config:
+                folder.write_record(record)
+            return next(checkpoints.good_steps(), 0)
 
+        if step := broadcast_from_main(lock):
+            state = checkpoints.restore(self.engine.abstract(shapes()), step)
+            # Not among what is saved: what is in a checkpoint was finite.
+            state = state.replace(first_bad_step=self.engine.replicate(jnp.full((), -1, jnp.int32)))
+        else:
+            if config.init_from:  # or all steps are damaged
+                initial = initial or read()
+            variables, self.origin = initial or (None, "")
+            state = self.engine.replicate(create().starting_from(variables))
+        return state.replace(apply_fn=model.apply)
 
-def fit(run: Prepared, should_stop: ShouldStop | None = None) -> None:
-    """Train until the configuration is fulfilled, then test; or until `should_stop`."""
-    state, step, total, config = run.state, run.step, run.total_steps, run.config
-    finished = _is_finished(run, step)
-    for callback in run.callbacks if finished or step else ():
-        nothing = f"{run.folder.path} is finished; nothing to do"
-        callback.log(nothing if finished else f"resumes at step {step} of {total}")
-    if finished:
-        return
-    events_log.info("trains from step %d of %d", step, total)
-    for callback in run.callbacks:
-        callback.on_start(step, total)
-    stop_reason = _agreed(run.engine, should_stop)
-    measured: list[Metrics] = []
-    since = time.perf_counter()
-    while step < total and not run.history.satisfied:
-        state, metrics = run.engine.train(state, run.augment_key, next(run.batches))
-        step += 1
-        measured.append(metrics)
-        if len(measured) > 2:
-            # At most two steps in flight, so that what is shown has happened.
-            measured[-3].loss.block_until_ready()
-        for callback in run.callbacks:
-            callback.on_step(step)
-        evaluates = _evaluates_after(run, step)
-        reason = stop_reason()  # read once: what is saved below has been checked
-        if step % config.log_every == 0 or step == 1 or evaluates or reason:
-            _log_training(run, state, step, measured, since)
-            measured, since = [], time.perf_counter()
-        if evaluates or reason:
-            _save(run, state, step, _validate(run, state, step) if evaluates else None)
-            since = time.perf_counter()
-        if reason:
-            events_log.info("%s: saved step %d and stopped", reason, step)
-            raise StoppedError(
-                f"{reason}: saved step {step} of {total} in {run.folder.path}; "
-                f"the same command continues"
+    def fit(self, should_stop: ShouldStop | None = None) -> None:
+        """Train until the configuration is fulfilled, then test; or until `should_stop`."""
+        path, total, ended = self.folder.path, self.total_steps, self._is_over()
+        finished = ended and set(self._tests()) <= self.tested
+        said = self.origin
+        if self.step:
+            nothing = f"{path} is finished; nothing to do"
+            said = nothing if finished else f"resumes at step {self.step} of {total}"
+        for callback in self.callbacks if said else ():
+            callback.log(said)
+        if finished:
+            return
+        if self.origin:
+            events_log.info(self.origin)
+        events_log.info("trains from step %d of %d", self.step, total)
+        for callback in self.callbacks:
+            callback.on_start(self.step, total)
+        stop_reason = _agreed(self.engine, should_stop)
+        measured: list[Metrics] = []
+        since = time.perf_counter()
+        while not ended:
+            self.state, metrics = self.engine.train(
+                self.state, self.augment_key, next(self.batches)
             )
-    _test(run, state, step)
-    events_log.info("finished at step %d", step)
+            self.step += 1
+            measured.append(metrics)
+            if len(measured) > 2:
+                # At most two steps in flight, so that what is shown has happened.
+                measured[-3].loss.block_until_ready()
+            for callback in self.callbacks:
+                callback.on_step(self.step)
+            evaluates = self._evaluates_now()
+            reason = stop_reason()  # read once: what is saved below has been checked
+            if self.step % self.config.log_every == 0 or self.step == 1 or evaluates or reason:
+                self._log_training(measured, since)
+                measured, since = [], time.perf_counter()
+            if evaluates or reason:
+                self._save(self._validate() if evaluates else None)
+                ended, since = self._is_over(), time.perf_counter()
+            if reason:
+                events_log.info("%s: saved step %d and stopped", reason, self.step)
+                raise ResNetJaxError(
+                    f"{reason}: saved step {self.step} of {total} in {path}; the same command "
+                    "continues",
+                    exit_code=75,
+                )
+        self._test()
+        events_log.info("finished at step %d", self.step)
+
+    def _evaluates_now(self) -> bool:
+        """Every ``--eval-every`` steps or at the step nearest to an epoch's end; at the end too."""
+        if self.step == self.total_steps:
+            return True
+        if self.config.eval_every is not None:
+            return self.step % self.config.eval_every == 0
+        per_epoch = self.num_train / self.config.batch_size
+        epoch = round(self.step / per_epoch)
+        return epoch >= 1 and self.step == round(epoch * per_epoch)
+
+    def _is_over(self) -> bool:
+        return self.step == self.total_steps or satisfied(self.config, self.accuracies)
+
+    def _tests(self) -> Iterator[tuple[str, str]]:
+        """Yield (split, checkpoint) for each test at the end of the run."""
+        for checkpoint in ("latest", "best"):
+            for split in ("test", "test_all"):
+                if len(self.splits.get(split, ())):
+                    yield split, checkpoint
+
+    def _record(self, *rows: dict[str, Any]) -> None:
+        """Add rows, all or none of them, with the epoch of their step and the time of training."""
+        seconds = round(time.perf_counter() - self.began, 3)
+        complete = [
+            {
+                "step": row["step"],
+                "epoch": row["step"] * self.config.batch_size / self.num_train,
+                **row,
+                "seconds": seconds,
+            }
+            for row in rows
+        ]
+        broadcast_from_main(lambda: self.folder.append_metrics(*complete))
+        for row in complete:
+            for callback in self.callbacks:
+                callback.on_metrics(row)
+
+    def _log_training(self, measured: list[Metrics], since: float) -> None:
+        """Record the means over the steps since the last row; refuse what is not finite."""
+        fetched, bad_step = jax.device_get((measured, self.state.first_bad_step))
+        seconds = time.perf_counter() - since  # with the wait for the last of them
+        if bad_step >= 0:
+            metrics = fetched[int(bad_step) - self.step + len(fetched)]
+            what = "gradient" if np.isfinite(metrics.loss) else "loss"
+            raise self._not_finite(what, int(bad_step))
+        columns = zip(Metrics._fields, zip(*fetched, strict=True), strict=True)
+        row = {name: float(np.mean(values)) for name, values in columns}
+        if self.schedule:
+            row["learning_rate"] = float(self.schedule(self.step - 1))
+        row["images_per_s"] = round(len(fetched) * self.config.batch_size / seconds, 1)
+        self._record({"step": self.step, "kind": "train", **row})
+
+    def _validate(self) -> dict[str, float] | None:
+        """Record the evaluation of the validation images, and return it for the checkpoint."""
+        if not len(self.splits["validation"]):
+            return None
+        found = self._evaluate(self.state, "validation", self.step)
+        self._record({"step": self.step, "kind": "validation", **found.metrics})
+        self.accuracies.append(found.accuracy)
+        return {"accuracy": found.accuracy, "loss": found.loss}
+
+    def _evaluate(self, state: TrainState, split: str, step: int) -> Evaluation:
+        found = self.engine.evaluate(state, self.splits[split])
+        if not np.isfinite(found.loss):
+            raise self._not_finite(f"{split} loss", step)
+        for callback in self.callbacks:
+            callback.on_evaluate(step, split, found)
+        return found
+
+    def _save(self, validation: dict[str, float] | None) -> None:
+        """Save what is finite: the last update may have overflowed after a finite loss."""
+        checkpoints, step, state = self.folder.checkpoints, self.step, self.state
+        parts = {"parameters": state.params, "running statistics": state.batch_stats}
+        # Here and not on the devices: a CPU would compile two small programs for each shape.
+        for name, part in jax.device_get(parts).items():
+            if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(part)):
+                raise self._not_finite(f"some of the {name}", step - 1)
+        digest = broadcast_from_main(lambda: self.folder.metrics_digest(step))
+        checkpoints.save(state, validation, digest)
+        for callback in self.callbacks:
+            callback.on_save(step, checkpoints.directory / str(step))
+
+    def _test(self) -> None:
+        """Evaluate the test images, once, when every choice has been made."""
+        checkpoints, last, rows = self.folder.checkpoints, self.step, []
+        good = checkpoints.good_steps
+        best = broadcast_from_main(lambda: checkpoints.best_of(good())) or last
+        states = {"latest": (last, self.state), "best": (best, self.state)}
+        if best != last:
+            states["best"] = (best, checkpoints.restore(self.state, best))
+        for split, checkpoint in self._tests():
+            step, state = states[checkpoint]
+            found = self._evaluate(state, split, step)
+            where = {"split": split, "checkpoint": checkpoint, "last": last}
+            rows.append({"step": step, "kind": "test", **found.metrics, **where})
+        self._record(*rows)
+
+    def _not_finite(self, what: str, step: int) -> ResNetJaxError:
+        saved = self.folder.checkpoints.steps()
+        return ResNetJaxError(
+            f"{what} was not finite at step {step}: the last checkpoint is "
+            f"{f'step {saved[-1]}' if saved else 'none'}; try a smaller --optim.learning-rate "
+            "or --optim.clip-norm 1 with another --run-dir"
+        )
+
+
+def satisfied(config: TrainConfig, accuracies: Sequence[float]) -> bool:
+    """Whether ``--target`` is reached or ``--patience`` over, by all validation accuracies."""
+    if not accuracies:
+        return False
+    since_best = len(accuracies) - 1 - accuracies.index(max(accuracies))
+    reached = config.target is not None and accuracies[-1] >= config.target
+    return reached or (config.patience is not None and since_best >= config.patience)
 
 
 def _agreed(engine: Engine, should_stop: ShouldStop | None) -> ShouldStop:
@@ -94,104 +296,6 @@ def _agreed(engine: Engine, should_stop: ShouldStop | None) -> ShouldStop:
         return None
 
     return ask
-
-
-def _evaluates_after(run: Prepared, step: int) -> bool:
-    """Every ``--eval-every`` steps or at the step nearest to an epoch's end; at the end too."""
-    if step == run.total_steps:
-        return True
-    if run.config.eval_every is not None:
-        return step % run.config.eval_every == 0
-    per_epoch = len(run.splits["train"]) / run.config.batch_size
-    epoch = round(step / per_epoch)
-    return epoch >= 1 and step == round(epoch * per_epoch)
-
-
-def _is_finished(run: Prepared, step: int) -> bool:
-    """Whether training has ended and all there is to test was tested."""
-    ended = step == run.total_steps or run.history.satisfied
-    return ended and set(_tests(run)) <= run.history.tested(step)
-
-
-def _tests(run: Prepared) -> Iterator[tuple[str, str]]:
-    """Yield (split, checkpoint) for each test at the end of the run."""
-    for checkpoint in ("latest", "best"):
-        for split in ("test", "test_all"):
-            if len(run.splits.get(split, ())):
-                yield split, checkpoint
-
-
-def _log_training(
-    run: Prepared, state: TrainState, step: int, measured: list[Metrics], since: float
-) -> None:
-    """Record a row for the steps since the last one, their means; refuse what is not finite."""
-    fetched, bad_step = jax.device_get((measured, state.first_bad_step))
-    seconds = time.perf_counter() - since  # with the wait for the last of them
-    if bad_step >= 0:
-        metrics = fetched[int(bad_step) - step + len(fetched)]
-        what = "gradient" if np.isfinite(metrics.loss) else "loss"
-        raise _not_finite(run, what, int(bad_step))
-    columns = zip(Metrics._fields, zip(*fetched, strict=True), strict=True)
-    means = {name: float(np.mean(values)) for name, values in columns}
-    rate = {"learning_rate": float(run.schedule(step - 1))} if run.schedule else {}
-    speed = {"images_per_s": round(len(fetched) * run.config.batch_size / seconds, 1)}
-    run.history.record({"step": step, "kind": "train", **means, **rate, **speed})
-
-
-def _validate(run: Prepared, state: TrainState, step: int) -> dict[str, float] | None:
-    """Record the evaluation of the validation images, and return it for the checkpoint."""
-    if not len(run.splits["validation"]):
-        return None
-    found = _evaluate(run, state, "validation", step)
-    run.history.record({"step": step, "kind": "validation", **found.metrics})
-    return {"accuracy": found.accuracy, "loss": found.loss}
-
-
-def _evaluate(run: Prepared, state: TrainState, split: str, step: int) -> Evaluation:
-    found = run.engine.evaluate(state, run.splits[split])
-    if not np.isfinite(found.loss):
-        raise _not_finite(run, f"{split} loss", step)
-    for callback in run.callbacks:
-        callback.on_evaluate(step, split, found)
-    return found
-
-
-def _save(run: Prepared, state: TrainState, step: int, validation: dict[str, float] | None) -> None:
-    """Save what is finite: the last update may have overflowed after a finite loss."""
-    checkpoints = run.folder.checkpoints
-    parts = {"parameters": state.params, "running statistics": state.batch_stats}
-    # Here and not on the devices: a CPU would compile two small programs for each shape.
-    for name, part in jax.device_get(parts).items():
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(part)):
-            raise _not_finite(run, f"some of the {name}", step - 1)
-    digest = broadcast_from_main(lambda: run.folder.metrics_digest(step))
-    checkpoints.save(state, validation, digest)
-    for callback in run.callbacks:
-        callback.on_save(step, checkpoints.directory / str(step))
-
-
-def _test(run: Prepared, state: TrainState, last: int) -> None:
-    """Evaluate the test images, once, when every choice has been made."""
-    checkpoints, rows = run.folder.checkpoints, []
-    best = broadcast_from_main(lambda: checkpoints.best_of(checkpoints.good_steps())) or last
-    states = {"latest": (last, state), "best": (best, state)}
-    if best != last:
-        states["best"] = (best, checkpoints.restore(state, best))
-    for split, checkpoint in _tests(run):
-        step, tested = states[checkpoint]
-        found = _evaluate(run, tested, split, step)
-        where = {"split": split, "checkpoint": checkpoint, "last": last}
-        rows.append({"step": step, "kind": "test", **found.metrics, **where})
-    run.history.record(*rows)
-
-
-def _not_finite(run: Prepared, what: str, step: int) -> NotFiniteError:
-    saved = run.folder.checkpoints.steps()
-    return NotFiniteError(
-        f"{what} was not finite at step {step}: the last checkpoint is "
-        f"{f'step {saved[-1]}' if saved else 'none'}; try a smaller --optim.learning-rate "
-        f"or --optim.clip-norm 1 with another --run-dir"
-    )
 
 
 @contextmanager

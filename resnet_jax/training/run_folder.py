@@ -10,20 +10,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal
 
 import yaml
 
 from resnet_jax.config import MAY_CHANGE, TrainConfig, differences, from_dict, to_dict
-from resnet_jax.data.dataset import Dataset
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.storage import (
     VerifyReport,
     atomic_write,
+    check_utf8,
     json_sha256,
     refuse_links,
     remove_unfinished,
-    unwritable,
+    writing,
 )
 from resnet_jax.training.checkpoint import Checkpoints
 
@@ -41,20 +41,17 @@ PACKAGES = ("resnet_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 
 
 @dataclasses.dataclass(frozen=True)
-class DataFacts:
-    """What a run's folder records of its dataset and of the user's parts, to notice others."""
+class Record:
+    """What ``config.yaml`` says of a run: its settings, its dataset, and the user's own parts."""
 
+    config: TrainConfig
     fingerprint: str
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]  # (H, W, C), before `--data.image-size`
     parts: Mapping[str, str] = dataclasses.field(default_factory=dict)  # see `Custom`
 
-    @classmethod
-    def of(cls, data: Dataset, parts: Mapping[str, str]) -> Self:
-        return cls(data.fingerprint, data.class_names, data.image_shape, parts)
-
-    def named(self) -> dict[str, Any]:
-        """Return the facts by the words that an error uses of them."""
+    def facts(self) -> dict[str, Any]:
+        """Return what is no setting, by the words that an error uses of it."""
         return {
             "data with fingerprint": self.fingerprint[:12],
             "class names": self.class_names,
@@ -67,6 +64,7 @@ class RunFolder:
     """``runs/<preset>-seed<N>/`` and the files in it."""
 
     def __init__(self, path: Path) -> None:
+        check_utf8(path)
         self.path = path
         self.checkpoints = Checkpoints(path / "checkpoints")
 
@@ -81,47 +79,45 @@ class RunFolder:
 
         The lock is the kernel's: it is gone with the process that held it, however that ended.
         """
+        remedy = "free space or permissions there, or give another --run-dir"
         with ExitStack() as stack:
-            try:
+            with writing(f"run folder {self.path}", remedy):
                 self.path.mkdir(parents=True, exist_ok=True)
                 refuse_links(self.path)
                 lock = stack.enter_context((self.path / ".lock").open("a+"))
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    lock.seek(0)
+                    raise ResNetJaxError(
+                        f"run folder {self.path} is being written by process "
+                        f"{lock.read().strip()}: wait for it or give another --run-dir"
+                    ) from None
                 lock.truncate(0)
                 print(os.getpid(), "on", os.uname().nodename, file=lock, flush=True)
                 # Here and not at the next save: a run may have nothing left to save.
                 remove_unfinished(self.path)
                 self.checkpoints.remove_unfinished()
                 stack.enter_context(_log_to(self.path / "run.log"))
-            except BlockingIOError:
-                lock.seek(0)
-                raise ResNetJaxError(
-                    f"run folder {self.path} is being written by process {lock.read().strip()}: "
-                    f"wait for it or give another --run-dir"
-                ) from None
-            except OSError as error:
-                remedy = "free space or permissions there, or give another --run-dir"
-                raise unwritable(f"run folder {self.path}", error, remedy) from error
             yield
 
-    def write_config(self, config: TrainConfig, facts: DataFacts) -> None:
+    def write_record(self, record: Record) -> None:
         """Write ``config.yaml``; package versions and commit stay those that the run began with."""
         began = _load_yaml(self.path / "config.yaml") if self.exists else {}
         document = {
-            "config": to_dict(config),
+            "config": to_dict(record.config),
             "data": {
-                "fingerprint": facts.fingerprint,
-                "class_names": list(facts.class_names),
-                "image_shape": list(facts.image_shape),
+                "fingerprint": record.fingerprint,
+                "class_names": list(record.class_names),
+                "image_shape": list(record.image_shape),
             },
-            **({"parts": dict(facts.parts)} if facts.parts else {}),
+            **({"parts": dict(record.parts)} if record.parts else {}),
             "versions": began.get("versions") or {name: _version(name) for name in PACKAGES},
             "commit": began["commit"] if "commit" in began else _commit(),
         }
         atomic_write(self.path / "config.yaml", yaml.safe_dump(document, sort_keys=False))
 
-    def read_config(self) -> tuple[TrainConfig, DataFacts]:
-        """Read the settings and the facts of the data in ``config.yaml``."""
+    def read_record(self) -> Record:
         path = self.path / "config.yaml"
         if not path.is_file():
             raise ResNetJaxError(
@@ -131,13 +127,14 @@ class RunFolder:
         try:
             document = _load_yaml(path)
             data = document["data"]
-            facts = DataFacts(
+            height, width, channels = map(int, data["image_shape"])
+            return Record(
+                from_dict(document["config"]),
                 str(data["fingerprint"]),
                 tuple(map(str, data["class_names"])),
-                cast(tuple[int, int, int], tuple(map(int, data["image_shape"]))),
+                (height, width, channels),
                 dict(document.get("parts", {})),
             )
-            return from_dict(document["config"]), facts
         except (OSError, LookupError, TypeError, ValueError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise ResNetJaxError(f"{path} is damaged: {reason}") from error
@@ -154,38 +151,32 @@ class RunFolder:
             )
         return self.checkpoints.restore_variables(step)
 
-    def check_same(self, config: TrainConfig, facts: DataFacts) -> None:
+    def check_same(self, new: Record) -> None:
         """Refuse to continue this run with another configuration, other data or other parts."""
-        before, facts_before = self.read_config()
-        changed = {f"--{option}": values for option, values in differences(before, config).items()}
-        allowed = {f"--{option}" for option in MAY_CHANGE}
+        before = self.read_record()
+        allowed = set(MAY_CHANGE)
         # A schedule that does not depend on the length of the run may be followed further.
-        lengthened = config.epochs > before.epochs and config.optim.schedule == "constant"
-        if lengthened and not config.optim.warmup:
-            allowed.add("--epochs")
-        old, new = facts_before.named(), facts.named()
-        changed |= {name: (old.get(name), new.get(name)) for name in {**old, **new}}
-        listing = [
-            f"{name} {one} -> {other}"
-            for name, (one, other) in changed.items()
-            if name not in allowed and one != other
-        ]
+        optim, lengthened = new.config.optim, new.config.epochs > before.config.epochs
+        if lengthened and optim.schedule == "constant" and not optim.warmup:
+            allowed.add("epochs")
+        settings = differences(before.config, new.config)
+        changed = {f"--{name}": settings[name] for name in settings if name not in allowed}
+        old, now = before.facts(), new.facts()
+        changed |= {n: (old.get(n), now.get(n)) for n in old | now if old.get(n) != now.get(n)}
+        listing = ", ".join(f"{name} {one} -> {other}" for name, (one, other) in changed.items())
         if listing:
             raise ResNetJaxError(
-                f"{self.path} is a run of another configuration ({', '.join(listing)}): "
+                f"{self.path} is a run of another configuration ({listing}): "
                 f"give those settings and that data, or another --run-dir"
             )
 
     def append_metrics(self, *rows: dict[str, Any]) -> None:
         """Add lines to ``metrics.jsonl`` and sync them to the disk."""
         path = self.path / "metrics.jsonl"
-        try:
-            with path.open("a") as file:
-                file.write("".join(json.dumps(row) + "\n" for row in rows))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise unwritable(path, error) from error
+        with writing(path), path.open("a") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+            file.flush()
+            os.fsync(file.fileno())
 
     def read_metrics(self, *, whole: bool = False) -> list[dict[str, Any]]:
         """Read the lines of ``metrics.jsonl``, and refuse one that is no row or out of order.
@@ -317,10 +308,9 @@ def _log_to(path: Path) -> Iterator[None]:
 
 
 def _version(package: str) -> str | None:
-    try:
+    with suppress(metadata.PackageNotFoundError):
         return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    return None
 
 
 def _commit() -> str | None:

@@ -11,14 +11,14 @@ from PIL import Image
 import resnet_jax as rj
 from resnet_jax.cli import main
 from resnet_jax.config import to_dict
-from resnet_jax.training.run_folder import DataFacts, RunFolder
+from resnet_jax.training.run_folder import Record, RunFolder
 
 
 def stored(path: Path, config: rj.TrainConfig, accuracy: float | None) -> Path:
     """A run's folder with metrics and no parameters."""
     path.mkdir()
     folder = RunFolder(path)
-    folder.write_config(config, DataFacts("f" * 64, ("a", "b"), (28, 28, 1)))
+    folder.write_record(Record(config, "f" * 64, ("a", "b"), (28, 28, 1)))
     row = {"step": 9, "epoch": 1.0, "loss": round(1 - (accuracy or 0), 4), "seconds": 10.0}
     rows = [{**row, "kind": "train", "accuracy": 0.5, "learning_rate": 0.1, "images_per_s": 1.0}]
     rows += [{**row, "kind": "validation", "accuracy": 0.5}]

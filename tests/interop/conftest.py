@@ -12,7 +12,7 @@ from flax import traverse_util
 import resnet_jax as rj
 from resnet_jax.models import make_model
 from resnet_jax.training.optim import make_optimizer, make_schedule
-from resnet_jax.training.run_folder import DataFacts, RunFolder
+from resnet_jax.training.run_folder import Record, RunFolder
 
 DIGITS = tuple("0123456789")
 
@@ -38,7 +38,7 @@ def untrained_run(folder: Path, config: rj.TrainConfig) -> rj.Run:
     run = RunFolder(folder)
     folder.mkdir(parents=True)
     data = rj.load_dataset("mnist_5k")
-    run.write_config(config, DataFacts(data.fingerprint, DIGITS, (28, 28, 1)))
+    run.write_record(Record(config, data.fingerprint, DIGITS, (28, 28, 1)))
     run.checkpoints.save(jax.device_put(state.replace(**drawn)), None)
     return rj.Run.open(folder)
 

@@ -23,9 +23,7 @@ from resnet_jax.training.distributed import (
 
 
 def refuse() -> None:
-    error = ResNetJaxError("the main process refuses")
-    error.exit_code = 7
-    raise error
+    raise ResNetJaxError("the main process refuses", 7)
 
 
 def agree(folder: Path) -> dict:

@@ -16,8 +16,13 @@ from resnet_jax.data.load import load_splits
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import make_model
 from resnet_jax.training import engine as module
-from resnet_jax.training.checks import check_against_dataset
 from resnet_jax.training.engine import Engine
+from resnet_jax.training.setup import check_against_dataset
+
+# Training images alone.
+BLACK = rj.Dataset.from_arrays(
+    "black", np.zeros((120, 28, 28, 1), np.uint8), np.zeros(120, int), validation=0
+)
 
 PACKAGE = str(Path(rj.__file__).parent)
 
@@ -86,9 +91,8 @@ PARTS = r"--batch-size {} cannot be split over one device in {} parts \(--accumu
     ],
 )
 def test_what_the_images_do_not_allow_is_refused(changes, said, tiny_config):
-    config = dataclasses.replace(tiny_config, **changes)
     with pytest.raises(ResNetJaxError, match=said):
-        check_against_dataset(config, num_train=120, num_validation=0, image_shape=(28, 28, 1))
+        check_against_dataset(dataclasses.replace(tiny_config, **changes), BLACK)
 
 
 @pytest.mark.slow
