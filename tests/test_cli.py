@@ -230,6 +230,15 @@ def test_wrong_usage_is_the_parsers_text_and_exit_code_2(arguments, capsys):
     assert "resnet-jax" in "".join(capsys.readouterr())
 
 
+@pytest.mark.parametrize("words", ["E", "train --epochs E", "export r --format E", "verify r --E"])
+def test_what_the_parser_refuses_is_shown_escaped(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words.replace("E", "a\x1b]0;b\x07").split(" "))
+    shown = "".join(capsys.readouterr())
+    assert (ended.value.code, r"a\x1b]0;b\x07" in shown.replace("\\\\", "\\")) == (2, True)
+    assert not {"\x1b", "\x07"} & set(shown)
+
+
 def test_verify_names_what_is_damaged(run_dir, tmp_path, capsys):
     assert main(["verify", str(run_dir)]) == 0
     assert main(["verify", "mnist_5k"]) == 0
