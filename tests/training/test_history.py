@@ -1,7 +1,9 @@
 """When a run is over: by every row of its metrics, in constant time for each."""
 
 import dataclasses
+import json
 import random
+import shutil
 
 import pytest
 
@@ -49,3 +51,21 @@ def test_rows_get_their_epoch_and_the_time_of_earlier_starts(tmp_path):
     assert found["epoch"] == 2.0
     assert 7.0 <= found["seconds"] < 8.0
     assert (history.tested(8), history.tested(7)) == ({("test", "best")}, set())
+
+
+@pytest.mark.parametrize("change", ["a value", "one fewer", "one more"])
+def test_a_run_that_goes_on_says_that_its_lines_were_changed(
+    change, finished_run, tmp_path, caplog
+):
+    run_dir = shutil.copytree(finished_run.path, tmp_path / "run")
+    path = run_dir / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    changed = {
+        "a value": [rows[0] | {"loss": rows[0]["loss"] / 2}, *rows[1:]],
+        "one fewer": rows[1:],
+        "one more": [rows[0], *rows],
+    }[change]
+    path.write_text("".join(json.dumps(row) + "\n" for row in changed))
+    rj.train(finished_run.config, run_dir, quiet=True)
+    assert "metrics.jsonl was changed: its lines up to step 12 are not" in caplog.text
+    assert [json.loads(line) for line in path.read_text().splitlines()] == changed
