@@ -3,9 +3,13 @@
 JAX and what stands on it are imported by the verbs that need them, so that help is instant.
 """
 
+import io
 import logging
 import sys
 import warnings
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from functools import partial, wraps
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -16,7 +20,7 @@ from tyro.conf import Positional
 from resnet_jax import display
 from resnet_jax.cli_train import make_report, train_verb
 from resnet_jax.config import ModelConfig, TrainConfig
-from resnet_jax.errors import ResNetJaxError
+from resnet_jax.errors import ResNetJaxError, printable
 from resnet_jax.memory import COMPUTE, check_limits
 from resnet_jax.signals import STOPPED, Stop
 
@@ -52,13 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         with stop.handling(), warnings.catch_warnings():
             # Of what is odd in a picture, what matters is said in one line that names the file.
             warnings.filterwarnings("ignore", module=r"PIL\b")
-            code: int | None = tyro.extras.subcommand_cli_from_dict(
-                {"train": train_verb(arguments, stop), **VERBS},
-                prog="resnet-jax",
-                description="Residual networks in JAX: train, evaluate, use.",
-                args=arguments,
-            )
-            return code or 0
+            return _parsed(arguments, stop)() or 0
     except ResNetJaxError as error:
         display.print_error(error)
         return error.exit_code
@@ -76,6 +74,37 @@ def main(argv: list[str] | None = None) -> int:
         # What no code expected of a file system: its own words name the file.
         display.print_error(f"{error}: mend that and run the same command")
         return 1
+
+
+def _parsed(arguments: list[str], stop: Stop) -> Callable[[], int | None]:
+    """Return the call of a verb that the arguments say.
+
+    A refusal of the parser shows them as they are: it is made of escaped ones.
+    """
+    verbs = {"train": train_verb(arguments, stop), **VERBS}
+
+    def parse(arguments: list[str]) -> Callable[[], int | None]:
+        return tyro.extras.subcommand_cli_from_dict(
+            {name: _deferred(verb) for name, verb in verbs.items()},
+            prog="resnet-jax",
+            description="Residual networks in JAX: train, evaluate, use.",
+            args=arguments,
+        )
+
+    escaped = list(map(printable, arguments))
+    if arguments != escaped:
+        nowhere = io.StringIO()
+        with suppress(SystemExit), redirect_stdout(nowhere), redirect_stderr(nowhere):
+            return parse(arguments)
+    return parse(escaped)
+
+
+def _deferred(verb: Callable[..., int | None]) -> Callable[..., Callable[[], int | None]]:
+    @wraps(verb)
+    def call(*args: Any, **kwargs: Any) -> Callable[[], int | None]:
+        return partial(verb, *args, **kwargs)
+
+    return call
 
 
 def _open(run: Path) -> "Run":

@@ -157,11 +157,12 @@ def _planned(
     if seeds is not None:
         axes = (*axes, f"seed={','.join(map(str, range(seeds)))}")
     planned = []
+    varied = {axis.removeprefix("--").partition("=")[0] for axis in axes} - {"seed"}
     for settings in grid_of(config, axes):
         if run_dir is None:
-            folder = _default_folder(preset, settings)
+            folder = _default_folder(preset, settings, varied)
         elif axes:
-            name = run_name(run_dir.name, config, settings)
+            name = run_name(run_dir.name, config, settings, varied)
             folder = run_dir.with_name(f"{name}-seed{settings.seed}")
         else:
             folder = run_dir
@@ -169,13 +170,14 @@ def _planned(
     return planned
 
 
-def _default_folder(preset: str, config: TrainConfig) -> Path:
-    """Return runs/PRESET-seedN, with settings that change what is learnt in the name.
+def _default_folder(preset: str, config: TrainConfig, varied: set[str]) -> Path:
+    """Return runs/PRESET-seedN, with settings that change what is learnt and varied ones in it.
 
     Without them where a run of this very configuration is in that folder: of an earlier version.
     """
     plain = Path("runs") / f"{preset}-seed{config.seed}"
-    named = Path("runs") / f"{run_name(preset, PRESETS[preset], config)}-seed{config.seed}"
+    name = run_name(preset, PRESETS[preset], config, varied)
+    named = Path("runs") / f"{name}-seed{config.seed}"
     if named == plain or not (plain / "config.yaml").is_file():
         return named
     from resnet_jax.training.run_folder import RunFolder

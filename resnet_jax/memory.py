@@ -16,10 +16,11 @@ from resnet_jax.errors import ResNetJaxError
 
 # The verbs of the command that compute.
 COMPUTE = {"train", "evaluate", "predict", "report", "export", "demo"}
-# Below these JAX and Orbax end in the middle of their work, without a word on why.
+# Below these JAX and Orbax end in the middle of their work, without a word on why, or hang: of
+# memory their programs alone take 2 GiB of addresses. What a network needs beyond JAX says.
 LIMITS = {
     "open files (ulimit -n)": (resource.RLIMIT_NOFILE, 64),
-    "bytes of memory (ulimit -v)": (resource.RLIMIT_AS, 2**31),
+    "bytes of memory (ulimit -v)": (resource.RLIMIT_AS, 5 * 2**29),
 }
 
 # What an older glibc than 2.35 does not know it ignores.

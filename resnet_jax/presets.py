@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,18 +159,22 @@ def preset(name: str) -> TrainConfig:
     raise ResNetJaxError(f"preset {name} is not known: {hint}")
 
 
-def run_name(name: str, reference: TrainConfig, config: TrainConfig) -> str:
+def run_name(
+    name: str, reference: TrainConfig, config: TrainConfig, always: Iterable[str] = ()
+) -> str:
     """Return a name with the settings in which what is learnt differs: ``book-plain``.
 
-    Neither the length of the run nor its seed are named; a folder of images is by its last part.
+    Neither the length of the run nor its seed are named, nor what changes nothing learnt, but for
+    the options that ``always`` are; a folder of images is by its last part.
     """
     changes = differences(reference, config)
     unnamed = {"epochs", "seed"}
     if "data.name" in changes:  # with it the preset's mean and deviation go
         unnamed |= {option for option in ("data.mean", "data.std") if changes[option][1] is None}
-    named = sorted(options_with(Effect.LEARNING) & changes.keys() - unnamed)
-    parts = [name, *(_part(option, changes[option][1]) for option in named)]
-    if config.data.name == "folder" and "data.dir" in changes:
+    named = set(options_with(Effect.LEARNING) & changes.keys() - unnamed).union(always)
+    values = {setting.option: setting.value for setting in settings(config)}
+    parts = [name, *(_part(option, values[option]) for option in sorted(named))]
+    if config.data.name == "folder" and "data.dir" in changes.keys() - named:
         parts.insert(1, Path(config.data.dir or "").resolve().name)
     full = re.sub(r"[^\w.-]+", "_", "-".join(parts))
     digest = hashlib.sha256(full.encode()).hexdigest()

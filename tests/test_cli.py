@@ -283,3 +283,12 @@ def test_the_command_restarts_with_settings_of_malloc_unless_the_user_has_some(t
     assert starts(*refused, GLIBC_TUNABLES="glibc.malloc.check=0")[1] == ("glibc.malloc.check=0",)
     assert starts("data", "list") == (0, ("None",))
     assert starts("evaluate", "--help") == (0, ("None",))
+
+
+@pytest.mark.parametrize("words", ["E", "train --epochs E", "export r --format E", "verify r --E"])
+def test_what_the_parser_refuses_is_shown_escaped(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words.replace("E", "a\x1b]0;b\x07").split(" "))
+    shown = "".join(capsys.readouterr())
+    assert (ended.value.code, r"a\x1b]0;b\x07" in shown.replace("\\\\", "\\")) == (2, True)
+    assert not {"\x1b", "\x07"} & set(shown)

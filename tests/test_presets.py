@@ -4,8 +4,11 @@ import dataclasses
 
 import pytest
 
+from resnet_jax import display, run
+from resnet_jax.cli import main
 from resnet_jax.config import OptimConfig, TrainConfig, replaced
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.inspection import compare
 from resnet_jax.presets import PRESETS, grid, run_name
 
 
@@ -31,6 +34,32 @@ from resnet_jax.presets import PRESETS, grid, run_name
 )
 def test_names(preset, changes, name):
     assert run_name(preset, PRESETS[preset], replaced(PRESETS[preset], changes)) == name
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (["--grid", "epochs=1,2"], ["mnist-epochs-1-seed0", "mnist-epochs-2-seed0"]),
+        (["--grid", "log-every=5,50"], ["mnist-log-every-5-seed0", "mnist-log-every-50-seed0"]),
+        (["--grid", "seed=1,2"], ["mnist-seed1", "mnist-seed2"]),
+        (["--grid", "epochs=1,2", "--run-dir", "r"], ["r-epochs-1-seed0", "r-epochs-2-seed0"]),
+        (["--grid", "model.residual=true,false"], ["mnist-residual-seed0", "mnist-plain-seed0"]),
+        (["--epochs", "2", "--seeds", "2"], ["mnist-seed0", "mnist-seed1"]),
+    ],
+)
+def test_each_run_of_a_grid_has_a_folder(options, names, monkeypatch):
+    """What is varied is in its name, also where nothing learnt depends on it."""
+    folders = []
+
+    def train(config, folder, should_stop, callbacks):
+        folders.append(folder.name)
+        should_stop.training = True  # as a run that is not finished
+
+    monkeypatch.setattr(run, "train", train)
+    monkeypatch.setattr(compare, "compare_runs", lambda runs: None)
+    monkeypatch.setattr(display, "print_comparison", lambda found: None)
+    assert main(["train", "mnist", "--no-report", *options]) == 0
+    assert folders == names
 
 
 def test_a_long_name_is_cut_and_still_its_own():

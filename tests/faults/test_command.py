@@ -180,7 +180,7 @@ def test_a_run_of_another_network_is_one_line(finished_run, monkeypatch, refusal
 # Limits
 
 
-@pytest.mark.parametrize("limit", ["-n 16", "-v 1000000"])
+@pytest.mark.parametrize("limit", ["-n 16", "-v 2200000"])
 def test_limits_that_are_too_low_are_named(limit, finished_run):
     done = shell(f"ulimit {limit}; $0 evaluate $1", finished_run.path)
     assert f"(ulimit {limit[:2]}) must be at least" in one_line(done)

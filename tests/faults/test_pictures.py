@@ -1,5 +1,6 @@
 """Pictures as people have them: each is read right, named in one line, or counted as left out."""
 
+import base64
 import csv
 import io
 import json
@@ -478,8 +479,21 @@ def written(path: Path, seed: int, kind, orientation, clear, tags, compression):
     return UPRIGHT[turned](levels), refused
 
 
-def check(kinds, root: Path, run: Path, command) -> None:
-    """Each picture is right, or named in one line, by verify, train and predict alike."""
+@pytest.fixture(scope="module")
+def page(finished_run):
+    """The demo's address for pictures, by path; one that ends a test is raised in it."""
+    pytest.importorskip("gradio", reason="needs the extra demo")
+    from starlette.testclient import TestClient
+
+    from resnet_jax.demo.app import make_server
+
+    app = make_server(finished_run).config.app
+    with TestClient(app, base_url="http://127.0.0.1:7860") as client:
+        yield lambda path: client.post("/api/predict", content=path.read_bytes())
+
+
+def check(kinds, root: Path, run: rj.Run, command, page) -> None:
+    """Each picture is right, or named in one line, by verify, train, predict and demo alike."""
     shutil.rmtree(root, ignore_errors=True)
     expected = []
     for number, (kind, *rest) in enumerate(kinds):
@@ -506,7 +520,17 @@ def check(kinds, root: Path, run: Path, command) -> None:
         for image in mine:
             lossy = kind[0] in ("jpg", "webp") or kind[1] in ("CMYK", "YCbCr", "LAB")
             assert np.abs(image - levels[..., None]).max() <= (3 if lossy else 1), kind
-    code, out, err = command("predict", run, root, "--json")
+        reply = page(path)
+        known = kind[0] in ("png", "jpg", "webp", "bmp")  # of the others it starts no decoder
+        why = refused if known else "no image of the formats read"
+        assert reply.status_code == (200 if why is None else 400), (kind, reply.text)
+        if why is not None:
+            assert why in reply.json()["detail"], kind
+        else:
+            shown = Image.open(io.BytesIO(base64.b64decode(reply.json()["image"].split(",")[1])))
+            spec = DecodeSpec(run.image_shape, run.config.data.fit)
+            assert np.array_equal(shown, read_image(path, spec)[..., 0]), kind
+    code, out, err = command("predict", run.path, root, "--json")
     answered = {row["path"] for row in json.loads(out)}
     assert {str(path) for path, *_ in expected} - answered == {str(path) for path in named}
     assert (code, len(err.splitlines())) == (bool(named), len(named) + bool(named))
@@ -519,19 +543,19 @@ at_any_pace = settings(
 
 @settings(at_any_pace, max_examples=3, derandomize=True)
 @given(kinds=pictures)
-def test_pictures_of_every_kind(kinds, tmp_path, finished_run, command, answers):
-    check(kinds, tmp_path / "kinds", finished_run.path, command)
+def test_pictures_of_every_kind(kinds, tmp_path, finished_run, command, answers, page):
+    check(kinds, tmp_path / "kinds", finished_run, command, page)
 
 
 @pytest.mark.slow
 @settings(at_any_pace, max_examples=100)
 @given(kinds=pictures)
-def test_pictures_of_every_kind_at_length(kinds, tmp_path, finished_run, command, answers):
-    check(kinds, tmp_path / "kinds", finished_run.path, command)
+def test_pictures_of_every_kind_at_length(kinds, tmp_path, finished_run, command, answers, page):
+    check(kinds, tmp_path / "kinds", finished_run, command, page)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_container_and_mode(orientation, tmp_path, finished_run, command, answers):
+def test_every_container_and_mode(orientation, tmp_path, finished_run, command, answers, page):
     """Each once, with the pictures split over the eight orientations."""
     kinds = [(kind, orientation, False, [], None) for kind in KINDS[orientation - 1 :: 8]]
-    check(kinds, tmp_path / "kinds", finished_run.path, command)
+    check(kinds, tmp_path / "kinds", finished_run, command, page)

@@ -166,3 +166,21 @@ def test_a_device_that_is_not_there_is_one_line(verb, finished_run, tmp_path):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "JAX_PLATFORMS" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("change", ["a value", "one fewer", "one more"])
+def test_a_run_that_goes_on_says_that_its_lines_were_changed(
+    change, finished_run, tmp_path, caplog
+):
+    run_dir = shutil.copytree(finished_run.path, tmp_path / "run")
+    path = run_dir / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    changed = {
+        "a value": [rows[0] | {"loss": rows[0]["loss"] / 2}, *rows[1:]],
+        "one fewer": rows[1:],
+        "one more": [rows[0], *rows],
+    }[change]
+    path.write_text("".join(json.dumps(row) + "\n" for row in changed))
+    rj.train(finished_run.config, run_dir, quiet=True)
+    assert "metrics.jsonl was changed: its lines up to step 12 are not" in caplog.text
+    assert [json.loads(line) for line in path.read_text().splitlines()] == changed
