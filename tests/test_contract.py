@@ -189,7 +189,8 @@ MEMBERS: dict[str, tuple[Callable[[rj.Run], Any], str]] = {
     ),
     "unit": (
         lambda run: Unit(8, Conv, BatchNorm),
-        "conv expansion features norm param preactivation residual strides zero_init_last",
+        "conv expansion features groups norm param preactivation residual shortcut strides "
+        "widening zero_init_last",
     ),
     "checkpoints": (lambda run: Checkpoints(run.path / "checkpoints"), "directory"),
     "error": (lambda run: rj.ResNetJaxError("reason"), "exit_code"),

@@ -2,6 +2,7 @@
 
 from resnet_jax.config import TrainConfig
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.models import make_model
 
 
 def check_against_dataset(
@@ -62,8 +63,10 @@ def _check_batch(config: TrainConfig, side: int, num_devices: int) -> None:
             f"--batch-size {config.batch_size} cannot be split over {devices}{parts}: "
             f"give {nearest}"
         )
-    halvings = 3 + (2 if config.model.stem == "imagenet" else 0)
-    trains_last_stage = (config.model.frozen_stages or 0) < 4
+    network = make_model(config, 1)
+    stages = len(network.stage_sizes)
+    halvings = stages - 1 + 2 * (network.stem in ("imagenet", "deep"))
+    trains_last_stage = (config.model.frozen_stages or 0) < stages
     if config.batch_size == config.accumulate and side <= 2**halvings and trains_last_stage:
         raise ResNetJaxError(
             f"--batch-size {config.batch_size} gives batch norm one value for each channel, since "

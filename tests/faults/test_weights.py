@@ -220,9 +220,6 @@ def zeros(sizes, bottleneck=True, width=1, groups=1, width_factor=1.0, stem="con
 
 
 RELATIVES = {
-    "wide_resnet50_2": zeros((3, 4, 6, 3), width_factor=2),
-    "resnext50_32x4d": zeros((3, 4, 6, 3), width=64, groups=32, width_factor=2),
-    "resnet26": zeros((2, 2, 2, 2)),
     "resnet200": zeros((3, 24, 36, 3)),
     "resnet10": zeros((1, 1, 1, 1), bottleneck=False),
     "resnet50d": zeros((3, 4, 6, 3), stem="conv1.0"),
@@ -240,11 +237,24 @@ def test_a_relative_is_named_in_one_short_line(name):
 
 def test_any_depth_is_read_with_its_model():
     with pytest.raises(rj.ResNetJaxError) as caught:
-        rj.interop.from_torchvision(RELATIVES["resnet26"])
-    assert "model=rj.ResNet((2, 2, 2, 2), rj.BottleneckUnit, num_classes=...)" in str(caught.value)
-    model = rj.ResNet((2, 2, 2, 2), rj.BottleneckUnit, num_classes=10, width=1)
-    read = rj.interop.from_torchvision(RELATIVES["resnet26"], model)
-    assert "stage4_unit2" in read["params"]
+        rj.interop.from_torchvision(RELATIVES["resnet10"])
+    assert "model=rj.ResNet((1, 1, 1, 1), rj.BasicUnit, num_classes=...)" in str(caught.value)
+    model = rj.ResNet((1, 1, 1, 1), rj.BasicUnit, num_classes=10, width=1)
+    read = rj.interop.from_torchvision(RELATIVES["resnet10"], model)
+    assert "stage4_unit1" in read["params"]
+
+
+@pytest.mark.parametrize(
+    "form", [{"width_factor": 2}, {"width": 64, "groups": 32, "width_factor": 2}]
+)
+def test_width_and_groups_are_read_from_the_shapes(form):
+    """They were refused; a model of other groups than the file's is."""
+    weights = zeros((3, 4, 6, 3), **form)
+    read = rj.interop.from_torchvision(weights)
+    kernel = read["params"]["stage1_unit1"]["conv2"]["kernel"]
+    assert kernel.transpose(3, 2, 0, 1).shape == weights["layer1.0.conv2.weight"].shape
+    error = refusal(rj.interop.from_torchvision, weights, rj.ResNet50(width=form.get("width", 1)))
+    assert "do not fit resnet50" in error
 
 
 def test_a_part_of_a_larger_network_is_refused():
