@@ -226,7 +226,9 @@ NO_FIELDS = """
     --coordinator --data.from-idx --distributed --meet-within --no-report --num-processes
     --process-id --run-dir --seeds
 """
-PRESETS = "quickstart book mnist fashion_mnist fast cifar10 imagenet folder"
+PRESETS = """
+    quickstart book mnist fashion_mnist fast cifar10 imagenet folder resnet20_cifar10 cifar10_fast
+"""
 CHANGEABLE = """
     compilation-cache data.dir data.memory-limit data.streaming data.workers
     eval-every log-every model.remat patience target tensorboard

@@ -5,8 +5,10 @@ import dataclasses
 import pytest
 
 from resnet_jax.config import OptimConfig, TrainConfig, replaced
+from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.presets import PRESETS, grid, run_name
+from resnet_jax.training.optim import make_schedule
 
 
 @pytest.mark.parametrize(
@@ -31,6 +33,18 @@ from resnet_jax.presets import PRESETS, grid, run_name
 )
 def test_names(preset, changes, name):
     assert run_name(preset, PRESETS[preset], replaced(PRESETS[preset], changes)) == name
+
+
+def test_the_papers_recipe_is_64000_updates_with_drops_after_32000_and_48000():
+    for depth in (20, 32, 44, 56, 110):
+        config = PRESETS[f"resnet{depth}_cifar10"]
+        steps = EpochSampler(45_000, config.batch_size, seed=0).steps(config.epochs)
+        rate = make_schedule(config.optim, steps)
+        assert steps == 64_000
+        shown = [float(rate(step)) for step in (500, 31_999, 32_000, 47_999, 48_000, 63_999)]
+        assert shown == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+        assert (float(rate(0)) < 0.01) == (depth == 110)
+    assert PRESETS["cifar10_fast"].epochs <= 50
 
 
 def test_a_long_name_is_cut_and_still_its_own():
