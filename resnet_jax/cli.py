@@ -19,7 +19,7 @@ from tyro.conf import Positional
 
 from resnet_jax import display
 from resnet_jax.cli_train import make_report, train_verb
-from resnet_jax.config import ModelConfig, TrainConfig
+from resnet_jax.config import ModelConfig, Shortcut, StemKind, TrainConfig
 from resnet_jax.errors import ResNetJaxError, printable
 from resnet_jax.memory import COMPUTE, check_limits
 from resnet_jax.signals import STOPPED, Stop
@@ -255,8 +255,9 @@ def demo(run: RunDir, port: int = 7860, checkpoint: CheckpointOption = "best") -
 
 def summary(
     model: Positional[str] = "resnet18",
-    width: int = 64,
-    stem: Literal["imagenet", "small"] = "imagenet",
+    width: int | None = None,
+    stem: StemKind | None = None,
+    shortcut: Shortcut | None = None,
     residual: bool = True,
     num_classes: int = 10,
     image_size: int = 28,
@@ -265,9 +266,10 @@ def summary(
     """Show a network's layers: output shapes, parameters, multiply-adds for one image.
 
     Args:
-        model: a row of the table of variants: resnet18, resnet50, preact_resnet18, ...
-        width: features of the stem and of the first stage.
-        stem: imagenet or small.
+        model: a row of the table of variants: resnet18, resnet50, preact_resnet18, resnet20, ...
+        width: features of the stem and of the first stage. None: the row's own.
+        stem: imagenet, deep, small or conv. None: the row's own.
+        shortcut: projection, projection-all, pad or average. None: the row's own.
         residual: without: the plain network.
         num_classes: length of the logits.
         image_size: side of the image in pixels.
@@ -278,12 +280,12 @@ def summary(
         if value < 1:
             raise ResNetJaxError(f"--{option} must be at least 1, got {value}")
     # Checks the name and the width, and names what is wrong with them.
-    name = cast(Any, model)
-    config = TrainConfig(model=ModelConfig(name=name, width=width, stem=stem, residual=residual))
+    described = ModelConfig(cast(Any, model), residual, width, stem, shortcut)
+    config = TrainConfig(model=described)
     from resnet_jax.models import make_model, summarize
 
     layers = summarize(make_model(config, num_classes), (image_size, image_size, channels))
-    display.print_layers(layers, f"{config.model.title}, {image_size}x{image_size}x{channels}")
+    display.print_layers(layers, f"{described.title}, {image_size}x{image_size}x{channels}")
 
 
 def data(

@@ -62,9 +62,14 @@ class Setting(NamedTuple):
 
 
 Variant = Literal[
-    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
-    "preact_resnet18", "preact_resnet34",
+    "resnet18", "resnet26", "resnet34", "resnet50", "resnet101", "resnet152",
+    "resnet18d", "resnet26d", "resnet34d", "resnet50d", "resnet101d", "resnet152d",
+    "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet1202", "resnext50_32x4d",
+    "wide_resnet50_2", "wide_resnet16_4", "wide_resnet28_10",
+    "preact_resnet18", "preact_resnet34", "preact_resnet110", "preact_resnet164",
 ]  # fmt: skip
+StemKind = Literal["imagenet", "deep", "small", "conv"]
+Shortcut = Literal["projection", "projection-all", "pad", "average"]
 
 
 @dataclass(frozen=True)
@@ -75,10 +80,14 @@ class ModelConfig:
     """Row of the table of variants, `resnet_jax.models.VARIANTS`."""
     residual: bool = True
     """Without: the plain network, same layers and no shortcuts."""
-    width: Annotated[int, Count] = 64
-    """Features of the stem and of the first stage."""
-    stem: Literal["imagenet", "small"] = "imagenet"
-    """imagenet: 7x7 stride 2 and max-pool; small: 3x3 at the image's size (16 times the work)."""
+    width: Annotated[int | None, Count] = None
+    """Features of the stem and of the first stage. None: the row's own, 64 or 16."""
+    stem: StemKind | None = None
+    """imagenet: 7x7 stride 2 and max-pool; deep: three 3x3 for the 7x7; small: 3x3 at the image's
+    size (16 times the work); conv: that without norm. None: the row's own."""
+    shortcut: Shortcut | None = None
+    """Where shapes differ: 1x1 projection (option B; in every unit: C), pad with zeros (A), or
+    average and project (ResNet-D). None: the row's own."""
     initializer: Literal["he", "torch"] = "he"
     """Initialisation of convolutions: He et al. (fan-out) or PyTorch's default."""
     zero_init_last: bool = False
@@ -246,8 +255,9 @@ class TrainConfig:
         for option, value, kind, within, _ in settings(self):
             if not _is_of(value, kind):
                 name = kind.__name__ if isinstance(kind, type) else str(kind)
-                if get_origin(kind) is Literal:
-                    name = f"one of {', '.join(map(str, get_args(kind)))}"
+                for choice in (kind, *get_args(kind)):
+                    if get_origin(choice) is Literal:
+                        name = f"one of {', '.join(map(str, get_args(choice)))}"
                 raise ResNetJaxError(f"--{option} must be {name}, got {value!r}")
             for number in value if isinstance(value, tuple) else (value,):
                 if within is not None and number is not None and number not in within:
@@ -284,7 +294,7 @@ def settings(config: Any, prefix: str = "") -> Iterator[Setting]:
 def _is_of(value: Any, kind: Any) -> bool:
     """Whether a value has the type of a setting; an int passes as a float, a bool as neither."""
     origin, kinds = get_origin(kind), get_args(kind)
-    if origin is types.UnionType:
+    if types.NoneType in kinds:
         return any(_is_of(value, one) for one in kinds)
     if origin is Literal:
         return value in kinds
@@ -310,6 +320,9 @@ def from_dict(values: Any, cls: Any = TrainConfig, prefix: str = "") -> Any:
     if not isinstance(values, Mapping):
         raise ResNetJaxError(f"setting {prefix or 'config'} is {values!r}: expected a mapping")
     kinds = get_type_hints(cls)
+    if cls is ModelConfig and "shortcut" not in values:  # to 0.2.0, every row's own are these
+        own = {"width": 64, "stem": "imagenet"}
+        values = {name: None if own.get(name) == v else v for name, v in values.items()}
     known = {}
     for name, value in values.items():
         if f"{prefix}{name}" == "data.from_idx":  # in 0.1.0; it decided nothing about a run

@@ -189,7 +189,8 @@ MEMBERS: dict[str, tuple[Callable[[rj.Run], Any], str]] = {
     ),
     "unit": (
         lambda run: Unit(8, Conv, BatchNorm),
-        "conv expansion features norm param preactivation residual strides zero_init_last",
+        "conv expansion features groups norm param preactivation residual shortcut strides "
+        "widening zero_init_last",
     ),
     "checkpoints": (lambda run: Checkpoints(run.path / "checkpoints"), "directory"),
     "error": (lambda run: rj.ResNetJaxError("reason"), "exit_code"),
@@ -225,7 +226,9 @@ NO_FIELDS = """
     --coordinator --data.from-idx --distributed --meet-within --no-report --num-processes
     --process-id --run-dir --seeds
 """
-PRESETS = "quickstart book mnist fashion_mnist fast cifar10 imagenet folder"
+PRESETS = """
+    quickstart book mnist fashion_mnist fast cifar10 imagenet folder resnet20_cifar10 cifar10_fast
+"""
 CHANGEABLE = """
     compilation-cache data.dir data.memory-limit data.streaming data.workers
     eval-every log-every model.remat patience target tensorboard

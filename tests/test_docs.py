@@ -247,7 +247,7 @@ def test_the_page_of_the_command_names_every_command_preset_and_option():
 def test_the_page_of_the_api_shows_every_public_name():
     page = (ROOT / "docs/api.md").read_text()
     shown = set(re.findall(r"^::: ([\w.]+)$", page, re.MULTILINE))
-    networks = {f"resnet_jax.{name}" for name in ("ResNet34", "ResNet50", "ResNet101", "ResNet152")}
+    networks = {f"resnet_jax.ResNet{depth}" for depth in (32, 34, 44, 50, 56, 101, 110, 152)}
     assert shown | networks == {f"resnet_jax.{name}" for name in rj.__all__}
 
 

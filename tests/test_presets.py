@@ -7,9 +7,11 @@ import pytest
 from resnet_jax import display, run
 from resnet_jax.cli import main
 from resnet_jax.config import OptimConfig, TrainConfig, replaced
+from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.inspection import compare
 from resnet_jax.presets import PRESETS, grid, run_name
+from resnet_jax.training.optim import make_schedule
 
 
 @pytest.mark.parametrize(
@@ -60,6 +62,18 @@ def test_each_run_of_a_grid_has_a_folder(options, names, monkeypatch):
     monkeypatch.setattr(display, "print_comparison", lambda found: None)
     assert main(["train", "mnist", "--no-report", *options]) == 0
     assert folders == names
+
+
+def test_the_papers_recipe_is_64000_updates_with_drops_after_32000_and_48000():
+    for depth in (20, 32, 44, 56, 110):
+        config = PRESETS[f"resnet{depth}_cifar10"]
+        steps = EpochSampler(45_000, config.batch_size, seed=0).steps(config.epochs)
+        rate = make_schedule(config.optim, steps)
+        assert steps == 64_000
+        shown = [float(rate(step)) for step in (500, 31_999, 32_000, 47_999, 48_000, 63_999)]
+        assert shown == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+        assert (float(rate(0)) < 0.01) == (depth == 110)
+    assert PRESETS["cifar10_fast"].epochs <= 50
 
 
 def test_a_long_name_is_cut_and_still_its_own():

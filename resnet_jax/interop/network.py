@@ -50,7 +50,8 @@ class Network:
         from resnet_jax import __version__
 
         model = self.model
-        described = {"residual": model.residual, "width": model.width, "stem": model.stem}
+        fields = ("residual", "width", "stem", "shortcut")
+        described = {name: getattr(model, name) for name in fields}
         return {
             "class_names": list(self.class_names),
             "preprocessing": self.preprocessing.to_metadata(),

@@ -17,12 +17,20 @@ from flax import traverse_util
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop.network import Network
-from resnet_jax.models import BasicUnit, BatchNorm, BottleneckUnit, PreActivationUnit, ResNet
+from resnet_jax.models import (
+    BasicUnit,
+    BatchNorm,
+    BottleneckUnit,
+    PreActivationBottleneckUnit,
+    PreActivationUnit,
+    ResNet,
+)
 from resnet_jax.storage import write_whole
 
 # Both old enough for any runtime of the last years.
 OPSET, IR_VERSION = 17, 8
 OUTPUTS = ("logits", "probabilities")
+UNITS = (BasicUnit, BottleneckUnit, PreActivationUnit, PreActivationBottleneckUnit)
 
 
 def export_onnx(path: Path, network: Network) -> None:
@@ -101,14 +109,17 @@ class _Graph:
         return x
 
     def network(self, model: ResNet, x: str) -> str:
-        small = model.stem == "small"
-        x = self.conv(x, "stem/conv", stride=1 if small else 2)
-        x = self.relu(self.norm(x, "stem/norm"))
-        if not small:
+        if model.stem == "deep":
+            for k, stride in ((1, 2), (2, 1)):
+                x = self.conv(x, f"stem/conv{k}", stride)
+                x = self.relu(self.norm(x, f"stem/norm{k}"))
+        x = self.conv(x, "stem/conv", stride=2 if model.stem == "imagenet" else 1)
+        if model.stem != "conv":
+            x = self.relu(self.norm(x, "stem/norm"))
+        if model.stem in ("imagenet", "deep"):
             window = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}
             x = self.add("MaxPool", [x], "stem/pool", **window)
-        units = {BasicUnit: self.unit, BottleneckUnit: self.unit, PreActivationUnit: self.preact}
-        if model.unit not in units:
+        if model.unit not in UNITS:
             raise ResNetJaxError(
                 f"the ONNX writer does not know the unit {model.unit.__name__}: export stablehlo"
             )
@@ -116,41 +127,55 @@ class _Graph:
             for index in range(1, size + 1):
                 stride = 2 if stage > 1 and index == 1 else 1
                 name = f"stage{stage}_unit{index}"
-                x = units[model.unit](x, name, stride, model.residual)
+                x = self.unit(x, name, stride, model)
         if model.unit.preactivation:
             x = self.relu(self.norm(x, "norm"))
         x = self.add("Flatten", [self.add("GlobalAveragePool", [x], "pool")], "features")
         return self.add("Gemm", [x, *self.stored("head", "kernel", "bias")], "logits")
 
-    def unit(self, x: str, name: str, stride: int, residual: bool) -> str:
-        """`BasicUnit` and `BottleneckUnit`: the stride is on the first 3x3."""
-        y, count = x, 3 if f"{name}/conv3/kernel" in self.values else 2
+    def unit(self, x: str, name: str, stride: int, model: ResNet) -> str:
+        """One of `UNITS`: the stride and the groups are the first 3x3's."""
+        before, bottleneck = model.unit.preactivation, f"{name}/conv3/kernel" in self.values
+        count, strided = (3, 2) if bottleneck else (2, 1)
+        y = activated = self.relu(self.norm(x, f"{name}/norm1")) if before else x
         for k in range(1, count + 1):
-            y = self.conv(y, f"{name}/conv{k}", stride if k == count - 1 else 1)
-            y = self.norm(y, f"{name}/norm{k}")
-            y = self.relu(y) if k < count else y
-        if f"{name}/shortcut_conv/kernel" in self.values:
-            x = self.norm(self.conv(x, f"{name}/shortcut_conv", stride), f"{name}/shortcut_norm")
-        return self.relu(self.add("Add", [y, x], f"{name}/sum") if residual else y)
+            y = self.relu(self.norm(y, f"{name}/norm{k}")) if before and k > 1 else y
+            groups = model.groups if bottleneck and k == strided else 1
+            y = self.conv(y, f"{name}/conv{k}", stride if k == strided else 1, groups)
+            y = y if before else self.norm(y, f"{name}/norm{k}")
+            y = y if before or k == count else self.relu(y)
+        if model.residual:
+            x = self.shortcut(x, activated, name, stride, count)
+            y = self.add("Add", [y, x], f"{name}/sum")
+        return y if before else self.relu(y)
 
-    def preact(self, x: str, name: str, stride: int, residual: bool) -> str:
-        """`PreActivationUnit`."""
-        activated = self.relu(self.norm(x, f"{name}/norm1"))
-        y = self.conv(activated, f"{name}/conv1", stride)
-        y = self.conv(self.relu(self.norm(y, f"{name}/norm2")), f"{name}/conv2", 1)
-        if f"{name}/shortcut_conv/kernel" in self.values:
-            x = self.conv(activated, f"{name}/shortcut_conv", stride)
-        return self.add("Add", [y, x], f"{name}/sum") if residual else y
+    def shortcut(self, x: str, activated: str, name: str, stride: int, count: int) -> str:
+        for kind in ("shortcut", "average"):
+            if f"{name}/{kind}_conv/kernel" in self.values:
+                if kind == "average" and stride > 1:
+                    window = {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}
+                    activated = self.add("AveragePool", [activated], f"{name}/average", **window)
+                    stride = 1
+                x = self.conv(activated, f"{name}/{kind}_conv", stride)
+                norm = f"{name}/{kind}_norm"
+                return self.norm(x, norm) if f"{norm}/scale" in self.values else x
+        before = self.values[f"{name}/conv1/kernel"].shape[2]
+        after = self.values[f"{name}/conv{count}/kernel"].shape[3]
+        if stride == 1 and before == after:
+            return x
+        # Every second pixel and zeros for the new channels: the identity's kernel.
+        self.values[f"{name}/pad/kernel"] = np.eye(before, after)[None, None]
+        return self.conv(x, f"{name}/pad", stride)
 
     def relu(self, x: str) -> str:
         return self.add("Relu", [x], f"{x}/relu")
 
-    def conv(self, x: str, name: str, stride: int) -> str:
+    def conv(self, x: str, name: str, stride: int, groups: int = 1) -> str:
         kernel = self.values[f"{name}/kernel"]
         side = kernel.shape[0]
         weight = self.constant(f"{name}/kernel", np.transpose(kernel, (3, 2, 0, 1)))
         window = {"kernel_shape": [side] * 2, "strides": [stride] * 2, "pads": [side // 2] * 4}
-        return self.add("Conv", [x, weight], name, **window)
+        return self.add("Conv", [x, weight], name, group=groups, **window)
 
     def norm(self, x: str, name: str) -> str:
         inputs = self.stored(name, "scale", "bias", "mean", "var")

@@ -11,17 +11,31 @@ import numpy as np
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import VARIANTS, BasicUnit, BottleneckUnit, ResNet
 
-# Ours, torchvision's and timm's, the book's (NNDL: Practice, 5.4). Other layers of a unit: convK
-# everywhere, normK here and bnK there.
-RENAMES = (
-    ("stem/conv", "conv1", "net.0.0"),
-    ("stem/norm", "bn1", "net.0.1"),
-    ("stage/unit", "layer{}.{}", "net.{}.{}"),
-    ("shortcut_conv", "downsample.0", "shortcut"),
-    ("shortcut_norm", "downsample.1", "bn3"),
-    ("head", "fc", "net.7"),
-)
-TORCHVISION, BOOK = ({row[0]: row[column] for row in RENAMES} for column in (1, 2))
+# The names of our layers in torchvision and timm, in timm's deep stems, and in the book (NNDL:
+# Practice, 5.4). Other layers of a unit: convK everywhere, normK here and bnK there.
+TORCHVISION = {
+    "stem/conv": "conv1",
+    "stem/norm": "bn1",
+    "stem/conv1": "conv1.0",
+    "stem/norm1": "conv1.1",
+    "stem/conv2": "conv1.3",
+    "stem/norm2": "conv1.4",
+    "stage/unit": "layer{}.{}",
+    "shortcut_conv": "downsample.0",
+    "shortcut_norm": "downsample.1",
+    "average_conv": "downsample.1",
+    "average_norm": "downsample.2",
+    "head": "fc",
+}
+DEEP = TORCHVISION | {"stem/conv": "conv1.6"}
+BOOK = TORCHVISION | {
+    "stem/conv": "net.0.0",
+    "stem/norm": "net.0.1",
+    "stage/unit": "net.{}.{}",
+    "shortcut_conv": "shortcut",
+    "shortcut_norm": "bn3",
+    "head": "net.7",
+}
 # Counters that some files carry and that are not used: batch norm's, and of averaged weights.
 _COUNTERS = ("num_batches_tracked", "n_averaged")
 
@@ -68,6 +82,8 @@ class StateDict:
                 raise ResNetJaxError(
                     f"the weights are of several networks, under {', '.join(prefixes)}: give one"
                 )
+            if f"{prefix}conv1.6.weight" in entries:
+                names = DEEP
             bare = cls({n.removeprefix(prefix): v for n, v in entries.items()}, names, prefix)
             others = [n for n in entries if not n.startswith(prefix) and not is_counter(n)]
             if others:
@@ -92,8 +108,8 @@ class StateDict:
 
     @property
     def stem(self) -> np.ndarray:
-        """The stem's kernel, or one of the usual shape where there is none."""
-        kernel = self.get("stem/conv")
+        """The stem's first kernel, or one of the usual shape where there is none."""
+        kernel = self.get("stem/conv1" if self.names is DEEP else "stem/conv")
         usable = kernel is not None and kernel.ndim == 4 and kernel.size
         return kernel if kernel is not None and usable else np.zeros((64, 3, 7, 7))
 
@@ -107,8 +123,24 @@ class StateDict:
     def unit(self) -> type[BasicUnit] | type[BottleneckUnit]:
         return BottleneckUnit if any(".conv3." in name for name in self.entries) else BasicUnit
 
+    @property
+    def grouping(self) -> tuple[int, int]:
+        """Widening and groups of bottlenecks, by the first one's 3x3 kernel."""
+        kernel = self.entries.get(f"{self.names['stage/unit'].format(1, 0)}.conv2.weight")
+        norm = self.get("stem/norm")
+        if self.unit is not BottleneckUnit or norm is None or kernel is None or kernel.ndim != 4:
+            return 1, 1
+        inner, inputs = kernel.shape[:2]
+        return max(inner // max(norm.size, 1), 1), max(inner // max(inputs, 1), 1)
+
+    @property
+    def averages(self) -> bool:
+        """Whether shortcuts average before they project: the projection is their second layer."""
+        ends = f".{self.names['average_conv']}.weight"
+        return any(name.endswith(ends) and value.ndim == 4 for name, value in self.entries.items())
+
     def nearest_model(self, residual: bool) -> ResNet:
-        """Return the variant with the nearest stages; width and stem by the stem's shape."""
+        """Return the network with the nearest stages of the table; all else by the shapes."""
         rows = [row() for row in VARIANTS.values() if row().unit is self.unit]
         nearest = min(
             rows,
@@ -116,27 +148,27 @@ class StateDict:
                 abs(a - b) for a, b in zip_longest(row.stage_sizes, self.stage_sizes, fillvalue=0)
             ),
         )
+        deep, small = self.names is DEEP, self.stem.shape[2:] == (3, 3)
+        widening, groups = self.grouping
         return nearest.clone(
-            width=self.stem.shape[0],
-            stem="small" if self.stem.shape[2:] == (3, 3) else "imagenet",
+            width=self.stem.shape[0] * (2 if deep else 1),
+            stem="deep" if deep else "small" if small else "imagenet",
+            shortcut="average" if self.averages else "projection",
+            widening=widening,
+            groups=groups,
             residual=residual,
         )
 
     @property
     def likely_name(self) -> str:
         """What torchvision or timm call the network that names and shapes point to."""
-        bottleneck = self.unit is BottleneckUnit
-        depth = 2 + sum(self.stage_sizes) * (3 if bottleneck else 2)
+        depth = 2 + sum(self.stage_sizes) * (3 if self.unit is BottleneckUnit else 2)
         name = f"resnet{depth}"
-        norm = self.get("stem/norm")
-        kernel = self.entries.get(f"{self.names['stage/unit'].format(1, 0)}.conv2.weight")
-        if bottleneck and norm is not None and kernel is not None and kernel.ndim == 4:
-            features, inputs = kernel.shape[:2]
-            if 0 < inputs < features:
-                name = f"resnext{depth}_{features // inputs}x{inputs}d"
-            elif features != norm.size:
-                name = f"wide_resnet{depth}_{features / max(norm.size, 1):g}"
+        norm, (widening, groups) = self.get("stem/norm"), self.grouping
+        if groups > 1 and norm is not None:
+            name = f"resnext{depth}_{groups}x{widening * norm.size // groups}d"
+        elif widening > 1:
+            name = f"wide_resnet{depth}_{widening}"
         if any(".se." in entry for entry in self.entries):
             name = f"se{name}"
-        # A stem of three convolutions.
-        return name if self.get("stem/conv", "0.weight") is None else f"{name}d"
+        return f"{name}d" if self.get("stem/conv1") is not None else name

@@ -15,7 +15,7 @@ import numpy as np
 from flax import traverse_util
 
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.interop.state_dict import BOOK, TORCHVISION, StateDict, is_counter
+from resnet_jax.interop.state_dict import BOOK, DEEP, TORCHVISION, StateDict, is_counter
 from resnet_jax.models import VARIANTS, BasicUnit, ResNet
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,8 @@ def from_torchvision(
             ``_orig_mod.``, ...) is left out, with a warning.
         model: the network that the weights are for. Default: inferred from names and shapes.
         num_classes: of the result. Where the weights have another number, or no head, the head
-            starts fresh, see `with_fresh_head`. Default: ``model``'s, else the weights'.
+            starts fresh, see `with_fresh_head`; 0 leaves it out. Default: ``model``'s, else the
+            weights'.
         in_channels: of the result, see `with_input_channels`.
         residual: False reads a plain network without unused shortcuts. ``model`` has its own.
         key: draws the fresh head. Default: ``jax.random.key(0)``.
@@ -68,9 +69,12 @@ def from_torchvision(
         log.warning("the names of the weights begin with %s, which is left out", weights.prefix)
     classes = weights.num_classes
     known = model or weights.nearest_model(residual)
-    _check_classes(known.num_classes if num_classes is None else num_classes)
+    check_named(known)
+    if model is not None and model.num_classes == 0 and num_classes is None:
+        num_classes = 0
+    _check_classes(known.num_classes if num_classes is None else num_classes, least=0)
     if model is None or num_classes is not None:
-        known = known.clone(num_classes=classes or num_classes or known.num_classes)
+        known = known.clone(num_classes=classes or num_classes or 1)
     expected = shapes_of(known, weights.stem.shape[1])
     features = expected["params", "head", "kernel"][0]
     if classes is None and num_classes is not None:
@@ -78,7 +82,9 @@ def from_torchvision(
     variables = _read(weights, expected, known, guessed=model is None)
     if in_channels is not None:
         variables = with_input_channels(variables, in_channels)
-    if num_classes not in (None, classes):
+    if num_classes == 0:
+        variables["params"].pop("head", None)
+    elif num_classes not in (None, classes):
         variables["params"].setdefault("head", {"kernel": np.zeros((features, 0))})
         variables = with_fresh_head(variables, num_classes, key)
     return variables
@@ -97,9 +103,10 @@ def to_torchvision(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
         raise ResNetJaxError(
             "torchvision has no pre-activation network: export this one as stablehlo or onnx"
         )
+    names = DEEP if ("params", "stem", "conv1", "kernel") in flat else TORCHVISION
     state_dict = {}
     for path, value in flat.items():
-        name = translate(path, TORCHVISION)
+        name = translate(path, names)
         state_dict[name] = np.ascontiguousarray(_to_torch(np.asarray(value), path))
         if path[-1] == "var":
             state_dict[name.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
@@ -176,13 +183,29 @@ def shapes_of(model: ResNet, channels: int) -> dict[Path, tuple[int, ...]]:
 
 def row_of(model: ResNet) -> str | None:
     """Return the name of a model in the table of variants; None for another one."""
-    rows = {(row().stage_sizes, row().unit): name for name, row in VARIANTS.items()}
-    return rows.get((model.stage_sizes, model.unit))
+
+    def key(model: ResNet) -> tuple[Any, ...]:
+        return model.stage_sizes, model.unit, model.widening, model.groups
+
+    alike = {name: row().shortcut for name, row in VARIANTS.items() if key(row()) == key(model)}
+    exact = [name for name, shortcut in alike.items() if shortcut == model.shortcut]
+    return next(iter(exact or alike), None)
 
 
-def _check_classes(num_classes: int) -> None:
-    if num_classes < 1:
-        raise ResNetJaxError(f"num_classes must be at least 1, got {num_classes}")
+def check_named(model: ResNet) -> None:
+    """Refuse a network that neither torchvision nor timm have."""
+    what = "pre-activation network" if model.unit.preactivation else ""
+    if model.residual and model.shortcut in ("pad", "projection-all"):
+        what = f"shortcut {model.shortcut}"
+    if what:
+        raise ResNetJaxError(
+            f"torchvision has no {what}: export as stablehlo or onnx, start from a run's folder"
+        )
+
+
+def _check_classes(num_classes: int, least: int = 1) -> None:
+    if num_classes < least:
+        raise ResNetJaxError(f"num_classes must be at least {least}, got {num_classes}")
 
 
 def _to_torch(value: np.ndarray, path: Path) -> np.ndarray:
@@ -221,7 +244,8 @@ def _read(
         else:
             flat[path] = _to_ours(value, path)
     # A plain network's file may carry shortcuts, which it does not use.
-    unused = [] if model.residual else [names["shortcut_conv"], names["shortcut_norm"]]
+    layers = ("shortcut_conv", "shortcut_norm", "average_norm")
+    unused = [] if model.residual else [names[layer] for layer in layers]
     for name in rest:
         if not is_counter(name) and not any(f".{layer}." in name for layer in unused):
             complaints["unknown"].append(name)

@@ -22,12 +22,13 @@ from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop.network import Network
 from resnet_jax.interop.state_dict import StateDict, as_array
 from resnet_jax.interop.torchvision import (
+    check_named,
     from_torchvision,
     to_torchvision,
     with_fresh_head,
     with_input_channels,
 )
-from resnet_jax.models import ResNet
+from resnet_jax.models import ResNet, make_model
 from resnet_jax.storage import write_whole
 from resnet_jax.training.run_folder import RunFolder
 
@@ -44,8 +45,8 @@ SAME_FUNCTION = {
     "act_layer": "relu",
     "aa_layer": "",
 }
-# What decides the shapes of the parameters.
-SHAPING = ("name", "residual", "width", "stem")
+# What decides the shapes of the parameters, beside the row.
+SHAPING = ("residual", "width", "stem", "shortcut")
 
 
 def load_weights(path: str | os.PathLike[str], key: str | None = None) -> dict[str, np.ndarray]:
@@ -103,6 +104,7 @@ def export_torchvision(path: Path, network: Network) -> None:
 
     Its metadata are the network's, as JSON.
     """
+    check_named(network.model)
     metadata = {key: json.dumps(value) for key, value in network.metadata().items()}
     save_weights(path, to_torchvision(network.variables), metadata)
 
@@ -150,10 +152,12 @@ def _of_run(folder: Path, config: TrainConfig) -> tuple[dict[str, Any], tuple[st
     run = RunFolder(folder)
     record = run.read_record()
     theirs = record.config
+    one, other = (
+        {"name": c.model.name} | {name: getattr(make_model(c, 1), name) for name in SHAPING}
+        for c in (theirs, config)
+    )
     different = [
-        f"--model.{name} {getattr(theirs.model, name)}, not {getattr(config.model, name)}"
-        for name in SHAPING
-        if getattr(theirs.model, name) != getattr(config.model, name)
+        f"--model.{name} {one[name]}, not {other[name]}" for name in one if one[name] != other[name]
     ]
     if different:
         raise ResNetJaxError(f"{folder} was trained with {', '.join(different)}: give the same")
@@ -164,10 +168,6 @@ def _of_file(
     path: Path, config: TrainConfig, model: ResNet, num_classes: int
 ) -> tuple[dict[str, Any], int | None, tuple[str, ...] | None]:
     """Return variables, and the number and the names of their classes."""
-    if model.unit.preactivation:
-        raise ResNetJaxError(
-            f"{path}: files hold no {config.model.name}, torchvision has none: give a run's folder"
-        )
     weights = load_weights(path)
     try:
         count = StateDict.of(weights).num_classes

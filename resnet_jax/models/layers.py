@@ -33,6 +33,7 @@ class Conv(nn.Module):
         kernel_size: side of the square kernel.
         strides: step between windows, in pixels, the same in both directions.
         padding: zeros added on each side, in pixels; ``None`` keeps the size at stride 1.
+        groups: of channels that are convolved apart.
         lowering: ``"auto"`` or ``"reference"``, see `resnet_jax.ops.conv2d`.
         kernel_init: initialiser of the kernel.
         dtype: type of the computation.
@@ -43,6 +44,7 @@ class Conv(nn.Module):
     kernel_size: int
     strides: int = 1
     padding: int | None = None
+    groups: int = 1
     lowering: str = "auto"
     kernel_init: Initializer = he_fan_out
     dtype: Any = jnp.float32
@@ -51,7 +53,8 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[N, H, W, C]`` to ``[N, H', W', features]``."""
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        side, inputs = self.kernel_size, x.shape[-1]
+        shape = (side, side, inputs // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         padding = self.kernel_size // 2 if self.padding is None else self.padding
         return ops.conv2d(
@@ -59,6 +62,7 @@ class Conv(nn.Module):
             kernel,
             stride=self.strides,
             padding=padding,
+            groups=self.groups,
             lowering=self.lowering,
         )
 

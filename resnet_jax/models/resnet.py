@@ -1,6 +1,6 @@
 """Residual networks, read beside He et al. 2015 (arXiv 1512.03385) and 2016 (arXiv 1603.05027).
 
-    images -> stem -> stage1 .. stage4 (residual units) -> global average pool -> head -> logits
+    images -> stem -> stage1, stage2, .. (residual units) -> global average pool -> head -> logits
 
 The layout is torchvision's: explicit padding, no bias before batch norm, and in a bottleneck the
 stride on the 3x3 convolution ("ResNet v1.5"; the paper has it on the first 1x1).
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from resnet_jax import ops
+from resnet_jax.config import Shortcut, StemKind
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models.layers import BatchNorm, Conv, Initializer, he_fan_out, torch_default
 
@@ -34,6 +35,9 @@ class Unit(nn.Module):
         residual: ``False`` leaves out the shortcut, and its projection with it: a plain unit.
         zero_init_last: starts the residual branch at zero, so that the unit begins as its
             shortcut (arXiv 1706.02677, section 5.1).
+        shortcut: what the shortcut is where the shapes differ, see `ResNet`.
+        widening: by which a bottleneck's output has fewer channels, see `ResNet`.
+        groups: of the 3x3 convolution of a bottleneck, see `ResNet`.
     """
 
     expansion: ClassVar[int] = 1
@@ -45,6 +49,14 @@ class Unit(nn.Module):
     strides: int = 1
     residual: bool = True
     zero_init_last: bool = False
+    shortcut: Shortcut = "projection"
+    widening: int = 1
+    groups: int = 1
+
+    @property
+    def wide(self) -> int:
+        """Channels that a bottleneck ends with."""
+        return self.expansion * self.features // self.widening
 
     @property
     def last_scale_init(self) -> Initializer:
@@ -69,7 +81,10 @@ class BasicUnit(Unit):
 
 
 class BottleneckUnit(Unit):
-    """1x1 to fewer channels, 3x3, 1x1 to four times as many (arXiv 1512.03385, figure 5 right)."""
+    """1x1 to fewer channels, 3x3, 1x1 to four times as many (arXiv 1512.03385, figure 5 right).
+
+    With groups it is ResNeXt's (arXiv 1611.05431, figure 3c).
+    """
 
     expansion: ClassVar[int] = 4
 
@@ -78,19 +93,35 @@ class BottleneckUnit(Unit):
         """Applies the unit; ``train`` is batch norm's mode."""
         y = self.conv(self.features, 1, name="conv1")(x)
         y = nn.relu(self.norm(name="norm1")(y, train=train))
-        y = self.conv(self.features, 3, self.strides, name="conv2")(y)
+        y = self.conv(self.features, 3, self.strides, groups=self.groups, name="conv2")(y)
         y = nn.relu(self.norm(name="norm2")(y, train=train))
-        y = self.conv(self.expansion * self.features, 1, name="conv3")(y)
+        y = self.conv(self.wide, 1, name="conv3")(y)
         y = self.norm(name="norm3", scale_init=self.last_scale_init)(y, train=train)
         return nn.relu(y + _shortcut(self, x, y, train=train) if self.residual else y)
 
 
-def _shortcut(unit: Unit, x: jax.Array, y: jax.Array, *, train: bool) -> jax.Array:
-    """The identity, or the 1x1 projection where the shapes differ (option B of the paper)."""
-    if x.shape[1:] == y.shape[1:]:
+def _shortcut(
+    unit: Unit, x: jax.Array, y: jax.Array, activated: jax.Array | None = None, *, train: bool
+) -> jax.Array:
+    """The identity, or where the shapes differ what brings ``x`` to that of ``y``.
+
+    A pre-activation unit projects ``activated`` in the place of ``x``, and no norm follows.
+    """
+    if x.shape[1:] == y.shape[1:] and unit.shortcut != "projection-all":
         return x
-    x = unit.conv(y.shape[-1], 1, unit.strides, name="shortcut_conv")(x)
-    return unit.norm(name="shortcut_norm")(x, train=train)
+    if unit.shortcut == "pad":
+        x = x[:, :: unit.strides, :: unit.strides]
+        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, y.shape[-1] - x.shape[-1])))
+    x = x if activated is None else activated
+    name, strides = "shortcut", unit.strides
+    if unit.shortcut == "average":
+        name, strides = "average", 1
+        if unit.strides > 1:  # an odd row or column is averaged alone
+            window, (_, *size, _) = (unit.strides, unit.strides), x.shape
+            padding = [(0, -n % unit.strides) for n in size]
+            x = nn.avg_pool(x, window, window, padding, count_include_pad=False)
+    x = unit.conv(y.shape[-1], 1, strides, name=f"{name}_conv")(x)
+    return x if activated is not None else unit.norm(name=f"{name}_norm")(x, train=train)
 
 
 class PreActivationUnit(Unit):
@@ -108,25 +139,44 @@ class PreActivationUnit(Unit):
         activated = nn.relu(self.norm(name="norm1")(x, train=train))
         y = self.conv(self.features, 3, self.strides, name="conv1")(activated)
         y = nn.relu(self.norm(name="norm2")(y, train=train))
-        # No norm follows the last convolution here, so it is the kernel that starts at zero.
-        last = {"kernel_init": nn.initializers.zeros} if self.zero_init_last else {}
-        y = self.conv(self.features, 3, name="conv2", **last)(y)
-        if not self.residual:
-            return y
-        if x.shape[1:] == y.shape[1:]:
-            return x + y
-        return self.conv(self.features, 1, self.strides, name="shortcut_conv")(activated) + y
+        y = self.conv(self.features, 3, name="conv2", **_zero_kernel(self))(y)
+        return y + _shortcut(self, x, y, activated, train=train) if self.residual else y
+
+
+class PreActivationBottleneckUnit(Unit):
+    """Norm and ReLU before each of a bottleneck's convolutions (arXiv 1603.05027, section 4.2)."""
+
+    expansion: ClassVar[int] = 4
+    preactivation: ClassVar[bool] = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Applies the unit; ``train`` is batch norm's mode."""
+        activated = nn.relu(self.norm(name="norm1")(x, train=train))
+        y = self.conv(self.features, 1, name="conv1")(activated)
+        y = nn.relu(self.norm(name="norm2")(y, train=train))
+        y = self.conv(self.features, 3, self.strides, groups=self.groups, name="conv2")(y)
+        y = nn.relu(self.norm(name="norm3")(y, train=train))
+        y = self.conv(self.wide, 1, name="conv3", **_zero_kernel(self))(y)
+        return y + _shortcut(self, x, y, activated, train=train) if self.residual else y
+
+
+def _zero_kernel(unit: Unit) -> dict[str, Initializer]:
+    """No norm follows the last convolution there, so it is the kernel that starts at zero."""
+    return {"kernel_init": nn.initializers.zeros} if unit.zero_init_last else {}
 
 
 class Stem(nn.Module):
     """From pixels to the first feature map (arXiv 1512.03385, table 1, row conv1).
 
     ``"imagenet"``: 7x7 convolution of stride 2, norm, ReLU, 3x3 max-pool of stride 2: a quarter
-    of the image's size. ``"small"``: 3x3 convolution, norm, ReLU, at the image's size, as in the
-    paper's section 4.2 for CIFAR-10.
+    of the image's size. ``"deep"``: three 3x3 convolutions for the 7x7, two of them of half the
+    features (arXiv 1812.01187, figure 2b). ``"small"``: 3x3 convolution, norm, ReLU, at the
+    image's size, as in the paper's section 4.2 for CIFAR-10. ``"conv"``: that convolution alone,
+    for pre-activation units, which begin with norm and ReLU.
     """
 
-    kind: Literal["imagenet", "small"]
+    kind: StemKind
     features: int
     conv: Layer
     norm: Layer
@@ -135,10 +185,16 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps ``[N, H, W, C]`` to ``[N, H', W', features]``."""
+        if self.kind == "conv":
+            return self.conv(self.features, 3, name="conv")(x)
+        if self.kind == "deep":
+            for k, strides in ((1, 2), (2, 1)):
+                x = self.conv(self.features // 2, 3, strides, name=f"conv{k}")(x)
+                x = nn.relu(self.norm(name=f"norm{k}")(x, train=train))
         kernel_size, strides = (7, 2) if self.kind == "imagenet" else (3, 1)
         x = self.conv(self.features, kernel_size, strides, name="conv")(x)
         x = nn.relu(self.norm(name="norm")(x, train=train))
-        if self.kind == "imagenet":
+        if self.kind != "small":
             x = ops.max_pool(x, window=3, stride=2, padding=1, lowering=self.lowering)
         return x
 
@@ -156,10 +212,17 @@ class ResNet(nn.Module):
     Attributes:
         stage_sizes: units in each stage; stages after the first halve the map and double the width.
         unit: `BasicUnit`, `BottleneckUnit`, `PreActivationUnit` or a `Unit` of your own.
-        num_classes: length of the logits.
+        num_classes: length of the logits; 0 leaves out the head and gives the pooled vector.
         width: features of the stem and of the first stage.
         residual: ``False`` gives the plain network: same layers, no shortcut, no projection.
-        stem: ``"imagenet"`` or ``"small"``, see `Stem`.
+        stem: ``"imagenet"``, ``"deep"``, ``"small"`` or ``"conv"``, see `Stem`.
+        shortcut: what it is where the shapes differ (section 4.1): ``"projection"``, a 1x1
+            convolution (option B); ``"projection-all"``, one in every unit (C); ``"pad"``, every
+            second pixel and zeros for the new channels (A, no parameters); ``"average"``, a
+            2x2 average before the projection (arXiv 1812.01187, figure 2c).
+        widening: factor of the channels of the units' 3x3 convolutions (arXiv 1605.07146); a
+            bottleneck's output keeps its width.
+        groups: of a bottleneck's 3x3 convolution (arXiv 1611.05431).
         initializer: convolutions start by ``"he"`` (fan-out, as torchvision's networks) or by
             ``"torch"`` (PyTorch's default). The head always starts by PyTorch's default.
         zero_init_last: starts each residual branch at zero, see `Unit`.
@@ -180,7 +243,10 @@ class ResNet(nn.Module):
     num_classes: int = 10
     width: int = 64
     residual: bool = True
-    stem: Literal["imagenet", "small"] = "imagenet"
+    stem: StemKind = "imagenet"
+    shortcut: Shortcut = "projection"
+    widening: int = 1
+    groups: int = 1
     initializer: Literal["he", "torch"] = "he"
     zero_init_last: bool = False
     norm: Layer = BatchNorm
@@ -200,7 +266,8 @@ class ResNet(nn.Module):
                 the moved running ones) or the running ones.
 
         Returns:
-            ``float32[N, num_classes]``; float64 when ``dtype`` is float64.
+            ``float32[N, num_classes]``, or ``float32[N, features]`` without classes; float64 when
+            ``dtype`` is float64.
         """
         conv = partial(
             Conv,
@@ -225,12 +292,15 @@ class ResNet(nn.Module):
             apply = partial(_apply, train=train and stage >= frozen)
             for index in range(size):
                 unit = self.unit(
-                    features=self.width * 2**stage,
+                    features=self.width * 2**stage * self.widening,
                     conv=conv,
                     norm=norm,
                     strides=2 if stage > 0 and index == 0 else 1,
                     residual=self.residual,
                     zero_init_last=self.zero_init_last,
+                    shortcut=self.shortcut,
+                    widening=self.widening,
+                    groups=self.groups,
                     name=f"stage{stage + 1}_unit{index + 1}",
                 )
                 x = (nn.remat(apply) if self.remat else apply)(unit, x)
@@ -239,6 +309,8 @@ class ResNet(nn.Module):
         if frozen == stages:
             x = jax.lax.stop_gradient(x)
         x = x.astype(jnp.promote_types(self.dtype, jnp.float32)).mean(axis=(1, 2))
+        if not self.num_classes:
+            return x
         # PyTorch starts a dense layer's bias like its kernel, by the number of inputs.
         bound = x.shape[-1] ** -0.5
         return nn.Dense(
@@ -255,22 +327,3 @@ class ResNet(nn.Module):
 
 def _apply(unit: Unit, x: jax.Array, *, train: bool) -> jax.Array:
     return unit(x, train=train)
-
-
-# arXiv 1512.03385, table 1.
-ResNet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2), unit=BasicUnit)
-ResNet34 = partial(ResNet, stage_sizes=(3, 4, 6, 3), unit=BasicUnit)
-ResNet50 = partial(ResNet, stage_sizes=(3, 4, 6, 3), unit=BottleneckUnit)
-ResNet101 = partial(ResNet, stage_sizes=(3, 4, 23, 3), unit=BottleneckUnit)
-ResNet152 = partial(ResNet, stage_sizes=(3, 8, 36, 3), unit=BottleneckUnit)
-
-# What `--model.name` and `resnet-jax summary` take.
-VARIANTS: dict[str, Callable[..., ResNet]] = {
-    "resnet18": ResNet18,
-    "resnet34": ResNet34,
-    "resnet50": ResNet50,
-    "resnet101": ResNet101,
-    "resnet152": ResNet152,
-    "preact_resnet18": partial(ResNet, stage_sizes=(2, 2, 2, 2), unit=PreActivationUnit),
-    "preact_resnet34": partial(ResNet, stage_sizes=(3, 4, 6, 3), unit=PreActivationUnit),
-}

@@ -20,7 +20,7 @@ class LayerSummary:
 
     Attributes:
         name: its path in the parameter tree, ``stage1_unit1/conv1``.
-        kind: ``Conv 3x3/2`` (kernel and stride), ``BatchNorm``, ``Affine`` or ``Dense``.
+        kind: ``Conv 3x3/2 x32`` (kernel, stride, groups), ``BatchNorm``, ``Affine`` or ``Dense``.
         output_shape: without the batch.
         parameters: trained numbers; running statistics are not counted, as in torchvision.
         multiply_adds: of convolutions and dense layers, padding included, as the papers count.
@@ -55,6 +55,7 @@ def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer
             if isinstance(layer, Conv):
                 kind = f"Conv {layer.kernel_size}x{layer.kernel_size}"
                 kind += f"/{layer.strides}" if layer.strides > 1 else ""
+                kind += f" x{layer.groups}" if layer.groups > 1 else ""
             layers.append(
                 LayerSummary(
                     name="/".join(layer.path),

@@ -24,17 +24,20 @@ def conv2d(
     *,
     stride: int | tuple[int, int] = 1,
     padding: int | tuple[int, int] = 0,
+    groups: int = 1,
     lowering: str = "auto",
 ) -> jax.Array:
     """Cross-correlate images with a kernel, as ``torch.nn.functional.conv2d`` does.
 
     Args:
       x: float[N, H, W, C]. N may be symbolic.
-      kernel: float[kh, kw, C, K]; cast to ``x.dtype``, while its gradient keeps its own type: on a
-        CPU the products of narrow types add up in float32 and are rounded to that. XLA's own
-        convolution (``"reference"``, and on GPU and TPU) rounds the gradient to ``x.dtype`` first.
+      kernel: float[kh, kw, C / groups, K]; cast to ``x.dtype``, while its gradient keeps its own
+        type: on a CPU the products of narrow types add up in float32 and are rounded to that. XLA's
+        own convolution (``"reference"``, and on GPU and TPU) rounds the gradient to ``x.dtype``
+        first.
       stride: of rows and columns.
       padding: zeros added on both sides of rows and of columns.
+      groups: of channels, each with kernels of its own; several take XLA's convolution everywhere.
       lowering: ``"auto"`` uses the fastest of :mod:`resnet_jax.ops.algorithms` on a CPU and XLA's
         convolution elsewhere; ``"reference"`` uses XLA's convolution everywhere. Forward-mode
         differentiation (``jax.jvp``) needs ``"reference"``; ``jax.grad`` works with both.
@@ -47,15 +50,17 @@ def conv2d(
       ValueError: shapes that do not fit, a kernel without taps, a stride below 1, a negative
         padding, or a kernel larger than the padded image.
     """
-    if x.ndim != 4 or kernel.ndim != 4 or x.shape[3] != kernel.shape[2]:
+    if x.ndim != 4 or kernel.ndim != 4 or x.shape[3] != groups * kernel.shape[2]:
+        per_group = f" / {groups}" * (groups != 1)
         raise ValueError(
-            f"conv2d takes x [N, H, W, C] and kernel [kh, kw, C, K], got {x.shape}, {kernel.shape}"
+            f"conv2d takes x [N, H, W, C] and kernel [kh, kw, C{per_group}, K], got {x.shape}, "
+            f"{kernel.shape}"
         )
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"conv2d takes floating-point images, got {x.dtype}")
     check_lowering(lowering)
     geometry = Geometry.of(x.shape[1:3], kernel.shape[:2], stride, padding)
-    if lowering == "reference" or not geometry.is_static:
+    if lowering == "reference" or groups > 1 or not geometry.is_static:
         return ALGORITHMS["forward"]["xla"](x, kernel.astype(x.dtype), geometry)
     return _conv("forward", x, kernel, geometry, kernel.dtype)
 

@@ -6,6 +6,7 @@ from resnet_jax.config import Effect, TrainConfig, options_with, replaced, setti
 from resnet_jax.data.dataset import Dataset, Split, pixel_statistics
 from resnet_jax.data.load import load_splits
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.models import make_model
 from resnet_jax.training.distributed import assert_equal, main_process_first
 
 
@@ -85,8 +86,11 @@ def _check_batch(config: TrainConfig, side: int, num_devices: int) -> None:
         raise ResNetJaxError(
             f"--batch-size {batch} cannot be split over {devices}{in_parts}: give {nearest}"
         )
-    last_map_is_1x1 = side <= 2 ** (5 if config.model.stem == "imagenet" else 3)
-    if batch == parts and last_map_is_1x1 and (config.model.frozen_stages or 0) < 4:
+    network = make_model(config, 1)
+    stages = len(network.stage_sizes)
+    halvings = stages - 1 + 2 * (network.stem in ("imagenet", "deep"))
+    last_stage_learns = (config.model.frozen_stages or 0) < stages
+    if batch == parts and side <= 2**halvings and last_stage_learns:
         raise ResNetJaxError(
             f"--batch-size {batch} gives batch norm one value for each channel, since the last "
             f"maps of images of {side}x{side} are 1x1: give at least {2 * parts}, or a larger "

@@ -212,9 +212,6 @@ def wide(width, groups=1):
 
 RESNET50 = deep(3, 4, 6, 3)
 RELATIVES = {
-    "wide_resnet50_2": wide(1),
-    "resnext50_32x4d": wide(64, 32),
-    "resnet26": deep(2, 2, 2, 2),
     "resnet200": deep(3, 24, 36, 3),
     "resnet10": deep(1, 1, 1, 1, unit=rj.BasicUnit),
     "resnet50d": {re.sub("^conv1", "conv1.0", name): v for name, v in RESNET50.items()},
@@ -231,11 +228,22 @@ def test_a_relative_is_named_in_one_short_line(name):
 
 
 def test_any_depth_is_read_with_its_model():
-    error = refused(rj.interop.from_torchvision, RELATIVES["resnet26"])
-    assert "model=rj.ResNet((2, 2, 2, 2), rj.BottleneckUnit, num_classes=...)" in error
-    model = rj.ResNet((2, 2, 2, 2), rj.BottleneckUnit, num_classes=10, width=1)
-    read = rj.interop.from_torchvision(RELATIVES["resnet26"], model)
-    assert "stage4_unit2" in read["params"]
+    error = refused(rj.interop.from_torchvision, RELATIVES["resnet10"])
+    assert "model=rj.ResNet((1, 1, 1, 1), rj.BasicUnit, num_classes=...)" in error
+    model = rj.ResNet((1, 1, 1, 1), rj.BasicUnit, num_classes=10, width=1)
+    read = rj.interop.from_torchvision(RELATIVES["resnet10"], model)
+    assert "stage4_unit1" in read["params"]
+
+
+@pytest.mark.parametrize("form", [(1,), (64, 32)])
+def test_width_and_groups_are_read_from_the_shapes(form):
+    """They were refused; a model of other groups than the file's is."""
+    weights = wide(*form)
+    read = rj.interop.from_torchvision(weights)
+    kernel = read["params"]["stage1_unit1"]["conv2"]["kernel"]
+    assert kernel.transpose(3, 2, 0, 1).shape == weights["layer1.0.conv2.weight"].shape
+    error = refused(rj.interop.from_torchvision, weights, rj.ResNet50(width=form[0]))
+    assert "do not fit resnet50" in error
 
 
 def test_a_part_of_a_larger_network_is_refused():

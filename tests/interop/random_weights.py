@@ -7,6 +7,8 @@ import numpy as np
 
 SIZES = ((32, 32), (33, 47), (64, 64), (224, 224))
 NUM_CLASSES = 100
+# What torchvision has, then timm.
+RELATIVES = ("resnext50_32x4d", "wide_resnet50_2", "resnet26", "resnet18d", "resnet50d")
 
 
 def random_weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:

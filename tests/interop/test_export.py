@@ -38,7 +38,8 @@ def test_torchvision_weights_with_class_names_and_preprocessing(run):
     assert how_pictures_are_read.items() <= metadata["preprocessing"].items()
     assert Preprocessing.from_metadata(metadata["preprocessing"]) == run.preprocessing
     assert metadata["model"] == {
-        "name": "resnet18", "residual": True, "width": 4, "stem": "imagenet"
+        "name": "resnet18", "residual": True, "width": 4, "stem": "imagenet",
+        "shortcut": "projection",
     }  # fmt: skip
     assert metadata["made_by"] == {
         "resnet_jax": rj.__version__, "data": "mnist_5k", "checkpoint": "best"
@@ -149,6 +150,10 @@ def test_the_programs_of_the_docs_say_what_predict_says(run, tmp_path, capsys, m
         ("preact_resnet18", {}, (28, 28, 1), 20, False),
         ("preact_resnet18", {"residual": False, "stem": "small"}, (9, 8, 1), None, False),
         ("resnet18", {"residual": False, "stem": "small"}, (9, 8, 1), 5, True),
+        ("resnet20", {}, (11, 9, 3), None, False),
+        ("resnet26d", {"widening": 2, "groups": 8}, (33, 47, 3), None, False),
+        ("preact_resnet164", {"stage_sizes": (1, 1)}, (9, 8, 1), None, False),
+        ("wide_resnet16_4", {"shortcut": "projection-all"}, (9, 8, 1), None, False),
     ],
 )
 def test_onnx_has_one_conv_for_each_convolution_and_the_models_logits(
@@ -169,6 +174,8 @@ def test_onnx_has_one_conv_for_each_convolution_and_the_models_logits(
     content = to_onnx(Network(model, variables, preprocessing, "abcde"))
     nodes = load(content).graph.node
     convolutions = {"/".join(p[1:-1]) for p in flat if p[-1] == "kernel" and p[1] != "head"}
+    # Option A is the identity's kernel with a stride.
+    convolutions |= {f"stage{k}_unit1/pad" for k in (2, 3) if model.shortcut == "pad"}
     assert sorted(node.name for node in nodes if node.op_type == "Conv") == sorted(convolutions)
 
     images = random.randint(0, 256, (3, *shape)).astype(np.uint8)
@@ -205,12 +212,19 @@ def test_a_missing_package_is_named(run, monkeypatch):
         run.export("onnx")
 
 
-def test_preactivation_is_no_torchvision_network(make_run, tmp_path, capsys):
-    run = make_run(name="preact_resnet18")
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ({"name": "preact_resnet18"}, "no pre-activation"),
+        ({"name": "resnet20"}, "no shortcut pad: export as stablehlo or onnx"),
+    ],
+)
+def test_what_torchvision_has_no_network_for(make_run, tmp_path, capsys, model, reason):
+    run = make_run(**model)
     output = tmp_path / "weights.safetensors"
     arguments = ["export", str(run.path), "--format", "torchvision", "--output", str(output)]
     assert main(arguments) == 1
-    assert "no pre-activation" in capsys.readouterr().err
+    assert reason in capsys.readouterr().err
     assert not output.exists()
 
 

@@ -8,7 +8,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from random_weights import NUM_CLASSES, SIZES, digest, random_images, random_weights
+from random_weights import (
+    NUM_CLASSES,
+    RELATIVES,
+    SIZES,
+    digest,
+    random_images,
+    random_weights,
+)
 
 import resnet_jax as rj
 from resnet_jax.interop import (
@@ -20,7 +27,11 @@ from resnet_jax.interop import (
 )
 from resnet_jax.models import VARIANTS
 
-EXPECTED = np.load(Path(__file__).with_name("torchvision_logits.npz"))
+FOLDER = Path(__file__).parent
+EXPECTED = {
+    **np.load(FOLDER / "torchvision_logits.npz"),
+    **np.load(FOLDER / "relatives_logits.npz"),
+}
 NAMES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 IN_DEFAULT_RUN = (("resnet18", (32, 32), np.float32), ("resnet50", (33, 47), np.float64))
 
@@ -46,6 +57,9 @@ PARAMETERS = {
     **{(f"preact_{name}", True): PUBLISHED[name] + PREACTIVATION for name in NAMES[:2]},
     **{(f"preact_{name}", False): PUBLISHED[name] + PREACTIVATION - KERNELS for name in NAMES[:2]},
 }
+# torchvision's "num_params", and timm's of resnet26, resnet18d and resnet50d.
+COUNTS = (25_028_904, 68_883_240, 15_995_176, 11_708_744, 25_576_264)
+PARAMETERS |= {(name, True): count for name, count in zip(RELATIVES, COUNTS, strict=True)}
 
 
 def make(name, **options):
@@ -94,6 +108,80 @@ def test_logits_are_torchvisions(name, size, dtype):
     assert relative < (1e-5 if dtype == np.float32 else 1e-10)
 
 
+@pytest.mark.parametrize("size", SIZES[:2])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if "wide" in name or "18" in name else [])
+        for name in RELATIVES
+    ],
+)
+def test_logits_of_the_relatives_are_torchvisions_and_timms(name, size):
+    """Read without naming the network: their widths, groups and stems are in the shapes."""
+    weights = random_weights(torch_shapes(make(name)), len(NAMES) + RELATIVES.index(name))
+    assert digest({key: value.shape for key, value in weights.items()}) == str(
+        EXPECTED[f"{name} digest"]
+    )
+    expected = EXPECTED[f"{name} {size[0]}x{size[1]}"]
+    variables = from_torchvision(weights)
+    got = apply(make(name, lowering="reference"), variables, random_images(size))
+    assert np.abs(got - expected).max() < 1e-5 * np.abs(expected).max()
+    back = to_torchvision(variables)
+    assert back.keys() == weights.keys()
+    assert all(np.array_equal(back[key], value) for key, value in weights.items())
+
+
+@pytest.mark.parametrize("name", ["resnet20", pytest.param("resnet56", marks=pytest.mark.slow)])
+def test_logits_with_option_a_are_those_of_a_torch_network(name):
+    torch = pytest.importorskip("torch")
+    from torch_twin import CifarNet
+
+    model = make(name, lowering="reference")
+    twin = CifarNet(model.stage_sizes[0], NUM_CLASSES).double().eval()
+    shapes = {key: tuple(value.shape) for key, value in twin.state_dict().items()}
+    weights = random_weights(shapes, 0)
+    twin.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})
+    images = random_images((32, 32))
+    with torch.no_grad():
+        expected = twin(torch.from_numpy(images.transpose(0, 3, 1, 2)).double()).numpy()
+    # A plain network has the same variables, and names in torch's.
+    variables = from_torchvision(weights, model.clone(residual=False))
+    got = apply(model, variables, images)
+    assert np.abs(got - expected).max() < 1e-5 * np.abs(expected).max()
+    with pytest.raises(rj.ResNetJaxError, match="torchvision has no shortcut pad"):
+        from_torchvision(weights, model)
+
+
+@pytest.mark.parametrize(
+    ("weights", "model"),
+    [
+        ("resnext50_32x4d", "resnet50"),
+        ("wide_resnet50_2", "resnext50_32x4d"),
+        ("resnet50d", "resnet50"),
+        ("resnet26", "resnet50"),
+        ("resnet50", "resnext50_32x4d"),
+        ("resnet18", "resnet18d"),
+    ],
+)
+def test_weights_of_another_variant_are_refused_by_its_name(weights, model):
+    options = {"num_classes": 3}
+    zeros = to_torchvision(zeros_of(make(weights, **options)))
+    with pytest.raises(rj.ResNetJaxError, match=f"{model} .*look like {weights}: ") as caught:
+        from_torchvision(zeros, make(model, **options))
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_without_classes_give_features():
+    model, weights = tiny()
+    features = model.clone(num_classes=0)
+    for variables in (
+        from_torchvision(weights, features),
+        from_torchvision({n: w for n, w in weights.items() if "fc." not in n}, num_classes=0),
+    ):
+        assert "head" not in variables["params"]
+        assert apply(features, variables, random_images((32, 32))).shape == (2, 32)
+
+
 # Each kind of unit, and the deepest ones in CI: tracing takes a second of each.
 DEEPER = [
     pytest.param(name, marks=pytest.mark.slow) if name in ("resnet101", "resnet152") else name
@@ -106,18 +194,24 @@ def test_names_and_shapes_are_torchvisions(name):
     assert digest(torch_shapes(make(name))) == str(EXPECTED[f"{name} digest"])
 
 
-@pytest.mark.parametrize("residual", [True, False])
-@pytest.mark.parametrize("name", [*DEEPER, "preact_resnet18", "preact_resnet34"])
+@pytest.mark.parametrize(
+    ("name", "residual"),
+    [
+        *itertools.product([*NAMES[:3], "preact_resnet18", "preact_resnet34"], (True, False)),
+        *((name, True) for name in RELATIVES),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in PARAMETERS
+            if case[0] in NAMES[3:]
+        ),
+    ],
+)
 def test_parameter_counts(name, residual):
     model = make(name, num_classes=1000, residual=residual)
     count = sum(leaf.size for leaf in jax.tree.leaves(zeros_of(model)["params"]))
     assert count == PARAMETERS[name, residual]
-    if name in NAMES and residual:
+    if f"{name} parameters" in EXPECTED and residual:
         assert count == EXPECTED[f"{name} parameters"]
-
-
-def test_every_row_is_counted():
-    assert {name for name, _ in PARAMETERS} == set(VARIANTS)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])

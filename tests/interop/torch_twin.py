@@ -16,7 +16,7 @@ SIZES = {
 
 
 class Unit(nn.Module):
-    def __init__(self, channels, features, stride, bottleneck, residual=True):
+    def __init__(self, channels, features, stride, bottleneck, residual=True, pad=False):
         super().__init__()
         out = features * 4 if bottleneck else features
         layout = (
@@ -33,7 +33,12 @@ class Unit(nn.Module):
         self.layers = len(layout)
         self.residual = residual
         self.downsample = None
-        if residual and (stride != 1 or channels != out):
+        if pad:  # option A of the paper: every second pixel, zeros for the new channels
+            self.new_channels = out - channels
+            self.downsample = lambda x: F.pad(
+                x[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, self.new_channels)
+            )
+        elif residual and (stride != 1 or channels != out):
             conv = nn.Conv2d(channels, out, 1, stride, bias=False)
             self.downsample = nn.Sequential(conv, nn.BatchNorm2d(out))
 
@@ -69,6 +74,28 @@ class ResNet(nn.Module):
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(x.mean(dim=(2, 3)))
+
+
+class CifarNet(nn.Module):
+    """Section 4.2 of the paper: 6n + 2 layers, identity shortcuts with option A."""
+
+    def __init__(self, n, num_classes=10):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        before = 16
+        for stage, features in enumerate((16, 32, 64), start=1):
+            strides = [2 if stage > 1 else 1] + [1] * (n - 1)
+            units = []
+            for stride in strides:
+                units.append(Unit(before, features, stride, bottleneck=False, pad=True))
+                before = features
+            self.add_module(f"layer{stage}", nn.Sequential(*units))
+        self.fc = nn.Linear(64, num_classes)
+
+    def forward(self, x):
+        x = F.relu(self.bn1(self.conv1(x)))
+        return self.fc(self.layer3(self.layer2(self.layer1(x))).mean(dim=(2, 3)))
 
 
 def twin(name, **options):

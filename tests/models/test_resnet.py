@@ -17,6 +17,7 @@ from resnet_jax.models import VARIANTS, Affine, BatchNorm, Conv, PreActivationUn
 tiny = partial(
     rj.ResNet, stage_sizes=(1, 1, 1, 1), unit=rj.BasicUnit, width=8, lowering="reference"
 )
+UNITS = (rj.BasicUnit, rj.BottleneckUnit, PreActivationUnit, rj.PreActivationBottleneckUnit)
 bottleneck = partial(tiny, unit=rj.BottleneckUnit)
 preactivation = partial(tiny, unit=PreActivationUnit)
 
@@ -70,6 +71,83 @@ def test_without_batch_norm_the_parameters_are_the_same_and_there_are_no_statist
         for m in (rj.ResNet18(), rj.ResNet18(norm=Affine))
     )
     assert set(sizes) == {11_175_370}
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        # arXiv 1512.03385, table 6: 0.27 M, 0.46, 0.66, 0.85 and 1.7 M; the exact counts follow.
+        ("resnet20", 269_722),
+        ("resnet32", 464_154),
+        ("resnet44", 658_586),
+        ("resnet56", 853_018),
+        ("resnet110", 1_727_962),
+        # 1.7 M in arXiv 1603.05027, table 2; 2.7 and 36.5 M in arXiv 1605.07146, tables 4 and 5.
+        pytest.param("preact_resnet164", 1_703_258, marks=pytest.mark.slow),
+        ("wide_resnet16_4", 2_748_890),
+        ("wide_resnet28_10", 36_479_194),
+    ],
+)
+def test_networks_for_cifar_have_the_papers_counts(name, published):
+    assert count_parameters(VARIANTS[name](num_classes=10), channels=3) == published
+
+
+def test_the_counts_of_networks_for_cifar_follow_from_their_depth():
+    # Of a unit of c channels: two 3x3 kernels, two norms; the first of a stage reads c/2 channels.
+    for name, n in (("resnet20", 3), ("resnet1202", 200)):
+        units = sum(2 * n * (9 * c * c + 2 * c) for c in (16, 32, 64)) - sum(
+            9 * c * c // 2 for c in (32, 64)
+        )
+        expected = 3 * 9 * 16 + 2 * 16 + units + 64 * 10 + 10
+        assert round(expected / 1e6, 2) == {3: 0.27, 200: 19.42}[n]
+        if n == 3:
+            assert count_parameters(VARIANTS[name](num_classes=10), channels=3) == expected
+
+
+def test_option_a_keeps_every_second_pixel_and_pads_new_channels_with_zeros():
+    # Zero kernels leave the shortcut alone: of 1..9 in a 3x3 map those at even places.
+    x = jnp.arange(1.0, 10).reshape(1, 3, 3, 1)
+    unit = rj.BasicUnit(
+        features=3, conv=Conv, norm=BatchNorm, strides=2, shortcut="pad", zero_init_last=True
+    )
+    variables = unit.init(jax.random.key(0), x, train=False)
+    y = unit.apply(variables, x, train=False)
+    expected = np.zeros((2, 2, 3))
+    expected[..., 0] = [[1, 3], [7, 9]]
+    np.testing.assert_array_equal(y[0], expected)
+    assert set(variables["params"]) == {"conv1", "norm1", "conv2", "norm2"}
+
+
+def test_the_shortcuts_by_where_they_project():
+    projections = {
+        kind: {
+            name: set(layer) - {"conv1", "norm1", "conv2", "norm2"}
+            for name, layer in initialise(
+                tiny(stage_sizes=(2, 1), shortcut=kind), jnp.zeros((1, 16, 16, 1))
+            )["params"].items()
+            if name.startswith("stage")
+        }
+        for kind in ("pad", "projection", "projection-all", "average")
+    }
+    conv = {"shortcut_conv", "shortcut_norm"}
+    names = ("stage1_unit1", "stage1_unit2", "stage2_unit1")
+    assert projections == {
+        "pad": dict(zip(names, (set(), set(), set()), strict=True)),
+        "projection": dict(zip(names, (set(), set(), conv), strict=True)),
+        "projection-all": dict(zip(names, (conv, conv, conv), strict=True)),
+        "average": dict(zip(names, (set(), set(), {"average_conv", "average_norm"}), strict=True)),
+    }
+
+
+def test_without_classes_the_network_gives_the_heads_input():
+    images = jax.random.normal(jax.random.key(1), (2, 16, 16, 1))
+    model = tiny(num_classes=3)
+    variables = initialise(model, images)
+    apply = jax.jit(partial(model.clone(num_classes=0).apply, train=False))
+    pooled, head = apply(variables, images), variables["params"]["head"]
+    chex.assert_shape(pooled, (2, 64))
+    logits = jax.jit(partial(model.apply, train=False))(variables, images)
+    chex.assert_trees_all_close(pooled @ head["kernel"] + head["bias"], logits, rtol=1e-5)
 
 
 def test_the_table_of_variants_is_what_the_configuration_offers():
@@ -135,7 +213,7 @@ def normalise(x: np.ndarray, params, stats) -> np.ndarray:
 
 
 def numpy_unit(kind: type, x, params, stats, stride: int, residual: bool) -> np.ndarray:
-    """The formulas of the three units, in a few lines of numpy."""
+    """The formulas of the units, in a few lines of numpy."""
 
     def conv(name, x, stride=1):
         return convolve(x, np.asarray(params[name]["kernel"]), stride)
@@ -152,6 +230,12 @@ def numpy_unit(kind: type, x, params, stats, stride: int, residual: bool) -> np.
         y = conv("conv2", relu(norm("norm2", conv("conv1", activated, stride))))
         short = conv("shortcut_conv", activated, stride) if projected else x
         return y + short if residual else y
+    if kind is rj.PreActivationBottleneckUnit:
+        activated = relu(norm("norm1", x))
+        y = conv("conv2", relu(norm("norm2", conv("conv1", activated))), stride)
+        y = conv("conv3", relu(norm("norm3", y)))
+        short = conv("shortcut_conv", activated, stride) if projected else x
+        return y + short if residual else y
     if kind is rj.BasicUnit:
         y = norm("norm2", conv("conv2", relu(norm("norm1", conv("conv1", x, stride)))))
     else:
@@ -163,7 +247,7 @@ def numpy_unit(kind: type, x, params, stats, stride: int, residual: bool) -> np.
 
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kind", [rj.BasicUnit, rj.BottleneckUnit, PreActivationUnit])
+@pytest.mark.parametrize("kind", UNITS)
 def test_units_compute_their_formula(kind, stride, residual):
     with jax.enable_x64(True):
         conv = partial(Conv, dtype=jnp.float64, param_dtype=jnp.float64)
@@ -182,7 +266,7 @@ def test_units_compute_their_formula(kind, stride, residual):
     np.testing.assert_allclose(y, expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("kind", [rj.BasicUnit, rj.BottleneckUnit, PreActivationUnit])
+@pytest.mark.parametrize("kind", UNITS)
 def test_zero_initialised_units_begin_as_their_shortcut(kind):
     x = jax.random.uniform(jax.random.key(1), (2, 4, 4, 3 * kind.expansion))
     unit = kind(features=3, conv=Conv, norm=BatchNorm, zero_init_last=True)

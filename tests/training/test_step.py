@@ -216,3 +216,12 @@ def test_a_batch_in_parts_has_the_mean_gradient_and_batch_norm_by_part():
             np.testing.assert_allclose(getattr(metrics, name), value, rtol=1e-12)
         np.testing.assert_allclose(metrics.grad_norm, optax.tree.norm(mean), rtol=1e-12)
         assert int(moved.step) == 1
+
+
+def test_a_states_shapes_are_found_without_computing_it(monkeypatch):
+    """A compiler's options belong to the outermost jit alone; the tests' own XLA_FLAGS hid it."""
+    monkeypatch.delenv("XLA_FLAGS")
+    model = rj.ResNet((1,), rj.BasicUnit, num_classes=2, width=2, lowering="reference")
+    create = partial(rj.TrainState.create, model, optax.sgd(0.1))
+    state = jax.eval_shape(create, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    assert state.params["head"]["kernel"].shape == (2, 2)

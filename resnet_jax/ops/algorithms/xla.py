@@ -8,8 +8,9 @@ from resnet_jax.ops.geometry import Geometry
 
 def forward(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     return lax.conv_general_dilated(
-        x, kernel, geometry.stride, geometry.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+        x, kernel, geometry.stride, geometry.padding, dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1] // kernel.shape[2],
+    )  # fmt: skip
 
 
 def input_grad(grad: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:

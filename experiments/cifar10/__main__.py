@@ -1,0 +1,141 @@
+"""Figure 6 of arXiv 1512.03385 on a small machine: does depth hurt without shortcuts, and help
+with them?
+
+Command:   python -m experiments.cifar10 FOLDER     (or $CIFAR10_FOLDER; --list shows the trainings)
+           python -m experiments.cifar10.figure     (the figure, from the rows)
+Needs:     FOLDER with train/<class> and test/<class>: all 60,000 images. Ours are a copy as JPEGs,
+           lossy and made by others: errors on it are not errors on the original
+Result:    results.jsonl, a row for each finished training. Not yet run
+Machine:   2 cores; a training is meant to take at most an hour there
+
+The schedule is the paper's, 16 times shorter: 4,000 updates of 128 images at 0.1, divided by ten
+after half and three quarters, on all 50,000 training images. The test images are evaluated along
+the way for the curve, and decide nothing: the last parameters count.
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import resnet_jax as rj
+from experiments.measuring import Row, append_row, machine, read_rows
+from resnet_jax.data.dataset import Dataset, sample
+
+RESULTS = Path(__file__).with_name("results.jsonl")
+UPDATES, QUICK_UPDATES = 4_000, 10
+POINTS = 40  # of a curve
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training: what makes it different from all others."""
+
+    depth: int
+    residual: bool
+    seed: int
+    recipe: str = "short"  # or the preset `cifar10_fast`
+    shortcut: str = "pad"  # option A; "projection" is B
+
+    def __str__(self) -> str:
+        kind = "residual" if self.residual else "plain"
+        return f"{self.recipe}-{kind}-{self.depth}-{self.shortcut}-seed{self.seed}"
+
+    def config(self, updates: int | None, images: int) -> rj.TrainConfig:
+        """The recipe, over so many updates; None: as many as it has, or `UPDATES`."""
+        short = self.recipe == "short"
+        config = rj.PRESETS["resnet20_cifar10" if short else self.recipe]
+        updates = updates or (UPDATES if short else None)
+        epochs = config.epochs if updates is None else updates * config.batch_size / images
+        steps = max(1, round(epochs * images / config.batch_size) // POINTS)
+        model = rj.ModelConfig(f"resnet{self.depth}", self.residual, shortcut=self.shortcut)
+        return dataclasses.replace(
+            config, model=model, epochs=epochs, seed=self.seed, log_every=steps, eval_every=steps
+        )
+
+
+def trainings() -> list[Training]:
+    """The most telling first: any beginning of the list answers a question."""
+    seeds, both = range(3), (False, True)
+    figure = [Training(depth, kind, seed) for seed in seeds for depth in (20, 56) for kind in both]
+    option_b = [Training(20, True, seed, shortcut="projection") for seed in seeds]
+    between = [Training(depth, kind, 0) for depth in (32, 44) for kind in both]
+    fast = [Training(20, True, seed, recipe="cifar10_fast") for seed in seeds]
+    return figure + option_b + between + fast
+
+
+def load(folder: str, quick: bool) -> Dataset:
+    data = rj.load_dataset("folder", folder, validation=0)
+    if quick:
+        data = sample(data, train=512, validation=0, test=100, seed=0)
+    parts = data.train, data.test, data.test
+    return Dataset.of("cifar10 as JPEGs", *parts, class_names=data.class_names)
+
+
+def carry_out(training: Training, data: Dataset, updates: int | None, folder: Path) -> Row:
+    """Train, or go on, in ``folder``; errors are shares of images, by update."""
+    began = time.monotonic()
+    config = training.config(updates, len(data.train))
+    run = rj.train(config, folder / str(training), data=data, quiet=True)
+    metrics = run.metrics()
+
+    def curve(kind: str) -> list[tuple[int, float]]:
+        rows = metrics[metrics.kind == kind]
+        return [
+            (int(s), round(1 - float(a), 4)) for s, a in zip(rows.step, rows.accuracy, strict=True)
+        ]
+
+    tested = run.evaluate("test", "latest")
+    return {
+        "test_error": round(1 - tested.accuracy, 4),
+        "images": len(data.train),
+        "seconds": round(time.monotonic() - began),
+        "train": curve("train"),
+        "test": curve("validation"),
+        "machine": machine("jax"),
+    }
+
+
+def key(training: Training) -> dict[str, Any]:
+    return dataclasses.asdict(training)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Carry out the trainings that have no row yet, one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", default=os.environ.get("CIFAR10_FOLDER"))
+    parser.add_argument("--list", action="store_true", help="show the trainings and which are done")
+    parser.add_argument("--only", default="", help="trainings whose name contains this")
+    parser.add_argument("--quick", action="store_true", help="a few updates on a few images")
+    parser.add_argument("--results", type=Path, help="file of results, one line for each training")
+    parser.add_argument("--runs", type=Path, default=Path("runs/cifar10"), help="the runs' folders")
+    options = parser.parse_args(arguments)
+    path = options.results or (options.runs / "quick.jsonl" if options.quick else RESULTS)
+    done = [{name: row.get(name) for name in key(trainings()[0])} for row in read_rows(path)]
+    left = [t for t in trainings() if options.only in str(t) and key(t) not in done]
+    if options.list:
+        for training in trainings():
+            print("to do" if training in left else "done ", training)
+        return 0
+    if not options.folder:
+        parser.error("give the folder of images, or CIFAR10_FOLDER")
+    data = load(options.folder, options.quick)
+    updates = QUICK_UPDATES if options.quick else None
+    with tempfile.TemporaryDirectory() as scratch:
+        for training in left:
+            runs = Path(scratch) if options.quick else options.runs
+            row = carry_out(training, data, updates, runs)
+            append_row(path, key(training) | row)
+            print(
+                f"{training}: {row['test_error']:.2%} test error in {row['seconds']} s", flush=True
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""The table of networks by their published names: rows of `ResNet`, bound with `partial`."""
+
+from collections.abc import Callable
+from functools import partial
+
+from resnet_jax.models.resnet import (
+    BasicUnit,
+    BottleneckUnit,
+    PreActivationBottleneckUnit,
+    PreActivationUnit,
+    ResNet,
+)
+
+# arXiv 1512.03385, table 1.
+ResNet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2), unit=BasicUnit)
+ResNet34 = partial(ResNet, stage_sizes=(3, 4, 6, 3), unit=BasicUnit)
+ResNet50 = partial(ResNet, stage_sizes=(3, 4, 6, 3), unit=BottleneckUnit)
+ResNet101 = partial(ResNet, stage_sizes=(3, 4, 23, 3), unit=BottleneckUnit)
+ResNet152 = partial(ResNet, stage_sizes=(3, 8, 36, 3), unit=BottleneckUnit)
+_resnet26 = partial(ResNet, stage_sizes=(2, 2, 2, 2), unit=BottleneckUnit)  # timm's
+
+# Section 4.2: 6n + 2 layers for images of 32x32, and option A's shortcuts.
+_cifar = partial(ResNet, unit=BasicUnit, width=16, stem="small", shortcut="pad")
+ResNet20 = partial(_cifar, stage_sizes=(3, 3, 3))
+ResNet32 = partial(_cifar, stage_sizes=(5, 5, 5))
+ResNet44 = partial(_cifar, stage_sizes=(7, 7, 7))
+ResNet56 = partial(_cifar, stage_sizes=(9, 9, 9))
+ResNet110 = partial(_cifar, stage_sizes=(18, 18, 18))
+
+_preact = partial(ResNet, unit=PreActivationUnit)
+# Their shortcuts are arXiv 1603.05027's: option A for basic units, B for the others. There the
+# first unit's identity begins behind its norm and ReLU, here as in every unit before them.
+_preact_cifar = partial(_preact, width=16, stem="conv", stage_sizes=(18, 18, 18))
+_preact_bottleneck = partial(_preact_cifar, unit=PreActivationBottleneckUnit)
+
+_d = {"stem": "deep", "shortcut": "average"}  # arXiv 1812.01187, figure 2
+
+# What `--model.name` and `resnet-jax summary` take.
+VARIANTS: dict[str, Callable[..., ResNet]] = {
+    "resnet18": ResNet18,
+    "resnet26": _resnet26,
+    "resnet34": ResNet34,
+    "resnet50": ResNet50,
+    "resnet101": ResNet101,
+    "resnet152": ResNet152,
+    "resnet18d": partial(ResNet18, **_d),
+    "resnet26d": partial(_resnet26, **_d),
+    "resnet34d": partial(ResNet34, **_d),
+    "resnet50d": partial(ResNet50, **_d),
+    "resnet101d": partial(ResNet101, **_d),
+    "resnet152d": partial(ResNet152, **_d),
+    "resnext50_32x4d": partial(ResNet50, widening=2, groups=32),  # arXiv 1611.05431, table 1
+    "wide_resnet50_2": partial(ResNet50, widening=2),  # arXiv 1605.07146, table 9
+    "resnet20": ResNet20,
+    "resnet32": ResNet32,
+    "resnet44": ResNet44,
+    "resnet56": ResNet56,
+    "resnet110": ResNet110,
+    "resnet1202": partial(_cifar, stage_sizes=(200, 200, 200)),
+    "preact_resnet18": partial(_preact, stage_sizes=(2, 2, 2, 2)),
+    "preact_resnet34": partial(_preact, stage_sizes=(3, 4, 6, 3)),
+    "preact_resnet110": partial(_preact_cifar, shortcut="pad"),
+    "preact_resnet164": _preact_bottleneck,
+    # arXiv 1605.07146, table 1: depth 6n + 4.
+    "wide_resnet16_4": partial(_preact_cifar, stage_sizes=(2, 2, 2), widening=4),
+    "wide_resnet28_10": partial(_preact_cifar, stage_sizes=(4, 4, 4), widening=10),
+}
