@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+SLOW = pytest.mark.slow
+
 ALONE = """
 import importlib.metadata as metadata, sys, tomllib
 from packaging.requirements import Requirement
@@ -61,10 +63,12 @@ else:
     [
         ("none", "jax", "export RUN --format torchvision --output OUT/a.safetensors"),
         ("none", "flatbuffers", "export RUN --format stablehlo --output OUT/a"),
-        ("none", "matplotlib", "report RUN"),
         ("onnx", "onnxruntime", "export RUN --format onnx --output OUT/a.onnx"),
-        ("tensorboard", "tensorboardX", "train --tensorboard --run-dir OUT/run"),
-        ("demo", "gradio", "demo RUN"),
+        pytest.param("none", "matplotlib", "report RUN", marks=SLOW),
+        pytest.param("demo", "gradio", "demo RUN", marks=SLOW),
+        pytest.param(
+            "tensorboard", "tensorboardX", "train --tensorboard --run-dir OUT/run", marks=SLOW
+        ),
     ],
 )
 def test_an_extra_alone_suffices(extra, needs, words, finished_run, tiny_options, tmp_path):

@@ -105,14 +105,13 @@ def test_headless_weights_need_a_number_of_classes(weights, tmp_path, refusal):
     assert "knows no classes, mnist_5k has 10: give --init-head fresh" in line
 
 
-@pytest.mark.parametrize("classes", [0, -1])
-def test_no_classes_are_refused_in_one_line(weights, classes):
-    for call in (
-        lambda: rj.interop.from_torchvision(weights, num_classes=classes),
-        lambda: rj.interop.from_torchvision(weights, rj.ResNet18(num_classes=classes, width=4)),
-        lambda: rj.interop.with_fresh_head(rj.interop.from_torchvision(weights), classes),
+def test_less_than_no_classes_and_a_head_without_any_are_refused_in_one_line(weights):
+    for least, classes, call in (
+        (0, -1, lambda: rj.interop.from_torchvision(weights, num_classes=-1)),
+        (0, -1, lambda: rj.interop.from_torchvision(weights, rj.ResNet18(num_classes=-1, width=4))),
+        (1, 0, lambda: rj.interop.with_fresh_head(rj.interop.from_torchvision(weights), 0)),
     ):
-        assert f"num_classes must be at least 1, got {classes}" in refused(call)
+        assert f"num_classes must be at least {least}, got {classes}" in refused(call)
 
 
 # --- files of torch ------------------------------------------------------------------------------
