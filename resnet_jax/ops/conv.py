@@ -14,8 +14,10 @@ from jax import lax
 
 from resnet_jax.ops.algorithms import ALGORITHMS
 from resnet_jax.ops.geometry import Geometry
-from resnet_jax.ops.heuristics import Problem, choose
+from resnet_jax.ops.heuristics import INSTRUCTION_SETS, Problem, choose, instruction_set
 from resnet_jax.ops.primitives import pad
+
+LOWERINGS = ("auto", "reference", *INSTRUCTION_SETS)
 
 
 def conv2d(
@@ -38,9 +40,10 @@ def conv2d(
       stride: of rows and columns.
       padding: zeros added on both sides of rows and of columns.
       groups: of channels, each with kernels of its own; several take XLA's convolution everywhere.
-      lowering: ``"auto"`` uses the fastest of :mod:`resnet_jax.ops.algorithms` on a CPU and XLA's
-        convolution elsewhere; ``"reference"`` uses XLA's convolution everywhere. Forward-mode
-        differentiation (``jax.jvp``) needs ``"reference"``; ``jax.grad`` works with both.
+      lowering: ``"auto"`` uses the fastest of :mod:`resnet_jax.ops.algorithms` on a CPU, for this
+        machine's instruction set, and XLA's convolution elsewhere; ``"avx2"`` or ``"avx512"`` what
+        is fastest with that; ``"reference"`` uses XLA's convolution everywhere. Forward-mode
+        differentiation (``jax.jvp``) needs ``"reference"``; ``jax.grad`` works with all.
 
     Returns:
       ``x.dtype``[N, OH, OW, K] with ``OH = (H + 2 * padding - kh) // stride + 1``. What is not
@@ -62,12 +65,13 @@ def conv2d(
     geometry = Geometry.of(x.shape[1:3], kernel.shape[:2], stride, padding)
     if lowering == "reference" or groups > 1 or not geometry.is_static:
         return ALGORITHMS["forward"]["xla"](x, kernel.astype(x.dtype), geometry)
-    return _conv("forward", x, kernel, geometry, kernel.dtype)
+    column = instruction_set() if lowering == "auto" else lowering
+    return _conv("forward", x, kernel, geometry, kernel.dtype, column)
 
 
 def check_lowering(lowering: str) -> None:
-    if lowering not in ("auto", "reference"):
-        raise ValueError(f"lowering must be 'auto' or 'reference', got {lowering!r}")
+    if lowering not in LOWERINGS:
+        raise ValueError(f"lowering must be one of {', '.join(LOWERINGS)}, got {lowering!r}")
 
 
 # Of the three arrays of the trilinear form each pass takes two and returns the third.
@@ -79,17 +83,23 @@ _OPERANDS = {
 _PASS_THAT_RETURNS = {"grad": "forward", "x": "input_grad", "kernel": "weight_grad"}
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4, 5))
 def _conv(
-    pass_: str, a: jax.Array, b: jax.Array, geometry: Geometry, kernel_dtype: jnp.dtype
+    pass_: str,
+    a: jax.Array,
+    b: jax.Array,
+    geometry: Geometry,
+    kernel_dtype: jnp.dtype,
+    column: str,
 ) -> jax.Array:
-    return _by_platform(pass_, a, b, geometry, kernel_dtype)
+    return _by_platform(pass_, a, b, geometry, kernel_dtype, column)
 
 
 def _conv_bwd(
     pass_: str,
     geometry: Geometry,
     kernel_dtype: jnp.dtype,
+    column: str,
     kept: tuple[jax.Array, jax.Array],
     cotangent: jax.Array,
 ) -> tuple[jax.Array, ...]:
@@ -98,7 +108,7 @@ def _conv_bwd(
     arrays[returned] = cotangent
     gradients = (_PASS_THAT_RETURNS[name] for name in _OPERANDS[pass_])
     return tuple(
-        _conv(p, *(arrays[name] for name in _OPERANDS[p]), geometry, kernel_dtype)
+        _conv(p, *(arrays[name] for name in _OPERANDS[p]), geometry, kernel_dtype, column)
         for p in gradients
     )
 
@@ -110,21 +120,31 @@ _conv.defvjp(
 
 
 # Jitted in itself, so that convolutions of one shape are traced and lowered once in a network.
-@partial(jax.jit, static_argnums=(0, 3, 4))
+@partial(jax.jit, static_argnums=(0, 3, 4, 5))
 def _by_platform(
-    pass_: str, a: jax.Array, b: jax.Array, geometry: Geometry, kernel_dtype: jnp.dtype
+    pass_: str,
+    a: jax.Array,
+    b: jax.Array,
+    geometry: Geometry,
+    kernel_dtype: jnp.dtype,
+    column: str,
 ) -> jax.Array:
     dtype = kernel_dtype if pass_ == "weight_grad" else a.dtype
     return lax.platform_dependent(
         a,
         b.astype(a.dtype),
-        cpu=lambda a, b: _on_cpu(pass_, a, b, geometry, dtype),
+        cpu=lambda a, b: _on_cpu(pass_, a, b, geometry, dtype, column),
         default=lambda a, b: ALGORITHMS[pass_]["xla"](a, b, geometry).astype(dtype),
     )
 
 
 def _on_cpu(
-    pass_: str, a: jax.Array, b: jax.Array, geometry: Geometry, dtype: jnp.dtype
+    pass_: str,
+    a: jax.Array,
+    b: jax.Array,
+    geometry: Geometry,
+    dtype: jnp.dtype,
+    column: str,
 ) -> jax.Array:
     """Run one pass with the kernel cut to the taps that touch the image."""
     rows, columns = geometry.rows.taps(), geometry.columns.taps()
@@ -133,7 +153,7 @@ def _on_cpu(
     live = geometry.trimmed()
     if pass_ != "weight_grad":
         b = b[rows.start : rows.stop, columns.start : columns.stop]
-    algorithm = choose(Problem.of(pass_, a, b, live))
+    algorithm = choose(Problem.of(pass_, a, b, live), column)
     out = ALGORITHMS[pass_][algorithm](a, b, live).astype(dtype)
     if pass_ == "weight_grad":
         # Zeros for the taps that never touch the image.

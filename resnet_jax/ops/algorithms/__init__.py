@@ -10,29 +10,26 @@ slow, and pathological on small maps, where its matrix product is fast; the othe
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 
 from resnet_jax.ops.algorithms import im2col, shift_add, toeplitz, winograd, xla
 from resnet_jax.ops.geometry import Geometry
 
-_MODULES = {
-    "xla": xla,
-    "im2col": im2col,
-    "shift_add": shift_add,
-    "winograd": winograd,
-    "toeplitz": toeplitz,
-}
+_PASSES = ("forward", "input_grad", "weight_grad")
+_MODULES = {"xla": xla, "im2col": im2col, "shift_add": shift_add, "toeplitz": toeplitz}
+Algorithm = Callable[[jax.Array, jax.Array, Geometry], jax.Array]
 # By pass, then by name.
-ALGORITHMS: dict[str, dict[str, Callable[[jax.Array, jax.Array, Geometry], jax.Array]]] = {
-    "forward": {name: module.forward for name, module in _MODULES.items()},
-    "input_grad": {name: module.input_grad for name, module in _MODULES.items()},
-    "weight_grad": {name: module.weight_grad for name, module in _MODULES.items()},
+ALGORITHMS: dict[str, dict[str, Algorithm]] = {
+    pass_: {name: getattr(module, pass_) for name, module in _MODULES.items()}
+    | {f"winograd_{m}": partial(getattr(winograd, pass_), m=m) for m in (2, 4)}
+    for pass_ in _PASSES
 }
 
 
 def supports(algorithm: str, geometry: Geometry) -> bool:
     """Return whether an algorithm can compute a convolution."""
-    if algorithm == "winograd":
+    if algorithm.startswith("winograd"):
         return geometry.stride == (1, 1) and geometry.kernel == (3, 3)
     return algorithm != "shift_add" or geometry.stride == (1, 1)

@@ -1,66 +1,85 @@
-"""Winograd's minimal filtering F(2x2, 3x3), for 3x3 kernels at stride 1.
+"""Winograd's minimal filtering F(m x m, 3x3), for 3x3 kernels at stride 1.
 
-Two outputs y of three taps g, from a tile d of four inputs, take four products instead of six
-(section 4.1 of Lavin and Gray, arXiv 1509.09308):
+The m outputs of three taps g, from a tile d of m + 2 inputs, are coefficients of a product of
+polynomials. It is known by its values at m + 1 points and at infinity (Toom and Cook), each of
+which is one product:
 
     y = A^T [(G g) * (B^T d)]
 
-and 2x2 outputs, by the same along rows and columns, 16 instead of 36: for each of them one product
-of matrices, over channels, for all tiles at once. The transposed matrices give the gradients:
+where A and G evaluate at the points and B interpolates. Along rows and columns, m x m outputs take
+(m + 2)^2 products instead of 9 m^2: 16 for 36 with m = 2, and 36 for 144 with m = 4. Each is one
+product of matrices, over channels, for all tiles at once. The gradients:
 
-    input gradient   d += B [(G g) * (A dy)]      weight gradient  g += G^T [(B^T d) * (A dy)]
+    input gradient   the forward pass of dy with the kernel turned around
+    weight gradient  dg = G^T [(B^T d) * (A dy)]
+
+Source: Lavin and Gray, arXiv 1509.09308, section 4.1; for the points Barabasz, Anderson, Soodhalter
+and Gregg, arXiv 1803.10986.
 """
 
 from collections.abc import Sequence
+from fractions import Fraction
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from resnet_jax.ops.geometry import Axis, Geometry
-from resnet_jax.ops.primitives import (
-    COLUMNS,
-    ROWS,
-    col2im,
-    contract,
-    depends_on,
-    interleave,
-    shift,
-    wide,
-)
+from resnet_jax.ops.primitives import COLUMNS, ROWS, depends_on, pad, wide
 
-Grid = list[list[jax.Array]]  # one array for each pair of a product along rows and along columns
 
-BT = np.array([(1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)])
-G = np.array([(1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)])
-A = np.array([(1, 0), (1, 1), (1, -1), (0, -1)])
+class Filtering(NamedTuple):
+    """The matrices of F(m, 3) with n products: B^T of the input, G of the kernel, A of the output."""
+
+    bt: np.ndarray  # [n, m + 2]
+    g: np.ndarray  # [n, 3]
+    a: np.ndarray  # [n, m]
+
+
+def toom_cook(points: Sequence[float | Fraction], outputs: int) -> Filtering:
+    """Return the filtering that evaluates at `outputs + 1` points and at infinity."""
+    points = [Fraction(point) for point in points]
+    others = [[q for q in points if q != p] for p in points]
+    # Coefficients of the polynomials, lowest first, that are zero at all points or all but one.
+    zeros = [reduce(np.convolve, [np.array([-q, 1]) for q in roots]) for roots in [*others, points]]
+    bt = [[*row, *[0] * (len(points) + 1 - len(row))] for row in zeros]
+    values = [np.prod([p - q for q in roots]) for p, roots in zip(points, others, strict=True)]
+    g = [[p**k / value for k in range(3)] for p, value in zip(points, values, strict=True)]
+    a = [[p**k for k in range(outputs)] for p in points]
+    last = [0] * (outputs - 1)
+    return Filtering(
+        *(np.array(matrix, float) for matrix in (bt, [*g, [0, 0, 1]], [*a, [*last, 1]]))
+    )
+
+
+TWO = toom_cook((0, 1, -1), 2)
+# Of points without zero and one these have the smallest error: three times that of two outputs.
+FOUR = toom_cook((0, *(sign * Fraction(*pair) for sign in (1, -1) for pair in ((2, 3), (3, 2)))), 4)
 # Two pixels between zeros: y0 = g1 d0 + g2 d1, y1 = g0 d0 + g1 d1. Three products, as Karatsuba's,
 # instead of four.
-BT_OF_TWO = np.array([(0, 1), (1, 1), (1, 0)])
-G_OF_TWO = np.array([(0, -1, 1), (0, 1, 0), (1, -1, 0)])
-A_OF_TWO = np.array([(1, 0), (1, 1), (0, 1)])
+TWO_ALONE = Filtering(
+    np.array([(0, 1), (1, 1), (1, 0)]),
+    np.array([(0, -1, 1), (0, 1, 0), (1, -1, 0)]),
+    np.array([(1, 0), (1, 1), (0, 1)]),
+)
 
 
-class Tiles(NamedTuple):
-    """How tiles read an array along one axis, and the matrix that transforms them."""
-
-    matrix: np.ndarray  # [products, positions of a tile]
-    axis: Axis
-
-
-def _tiling(axis: Axis) -> tuple[Tiles, np.ndarray, Tiles]:
-    """Return the tiles of the input, the kernel's matrix, and the tiles of the output."""
-    count = -(-axis.out // 2)
-    outputs = Axis(axis.out, 2, 2, 0, 2 * count - axis.out)
+def _of(axis: Axis, outputs: int) -> tuple[Filtering, Axis, Axis]:
+    """Return a filtering for one axis, and how its tiles lie on the input and on the output."""
+    filtering = FOUR if outputs == 4 else TWO
     if (axis.size, axis.low, axis.high) == (2, 1, 1):
-        return Tiles(BT_OF_TWO, Axis(2, 2, 2, 0, 0)), G_OF_TWO, Tiles(A_OF_TWO, outputs)
-    inputs = Axis(axis.size, 4, 2, axis.low, 2 * count + 2 - axis.low - axis.size)
-    return Tiles(BT, inputs), G, Tiles(A, outputs)
+        return TWO_ALONE, Axis(2, 2, 2, 0, 0), Axis(2, 2, 2, 0, 0)
+    count = -(-axis.out // outputs)
+    high = outputs * count + 2 - axis.low - axis.size
+    inputs = Axis(axis.size, outputs + 2, outputs, axis.low, high)
+    return filtering, inputs, Axis(axis.out, outputs, outputs, 0, outputs * count - axis.out)
 
 
 def _apply(matrix: np.ndarray, terms: Sequence[jax.Array]) -> list[jax.Array]:
-    """Multiply a matrix of 0, 1, -1, 0.5 and -0.5 by a vector of arrays, with additions."""
+    """Multiply a matrix by a vector of arrays, without the products by 0, 1 and -1."""
 
     def row(coefficients: np.ndarray) -> jax.Array:
         total: Any = None
@@ -78,48 +97,63 @@ def _apply(matrix: np.ndarray, terms: Sequence[jax.Array]) -> list[jax.Array]:
     return [row(coefficients) for coefficients in matrix]
 
 
-def _transform(x: jax.Array, rows: Tiles, columns: Tiles) -> Grid:
-    def along(x: jax.Array, dim: int, tiles: Tiles) -> list[jax.Array]:
-        positions = range(tiles.axis.kernel)
-        return _apply(tiles.matrix, [shift(x, dim, tiles.axis, i) for i in positions])
-
-    # In bfloat16 the transforms' own sums would be rounded, to three times the error.
-    x = x.astype(wide(x.dtype))
-    return [along(row, COLUMNS, columns) for row in along(x, ROWS, rows)]
-
-
-def _transform_kernel(kernel: jax.Array, rows: np.ndarray, columns: np.ndarray) -> Grid:
-    kernel = kernel.astype(wide(kernel.dtype))
-    return [_apply(columns, list(row)) for row in _apply(rows, list(kernel))]
-
-
-def _products(a: Grid, b: Grid, over: tuple[int, ...], and_: tuple[int, ...]) -> Grid:
+def _tiles(x: jax.Array, dim: int, axis: Axis) -> list[jax.Array]:
+    """Return what all tiles read at each of their positions."""
+    x = pad(x, dim, axis.low, axis.high)
     return [
-        [contract(u, v, over, and_) for u, v in zip(*both, strict=True)]
-        for both in zip(a, b, strict=True)
+        lax.slice_in_dim(x, i, i + (axis.out - 1) * axis.stride + 1, axis.stride, dim)
+        for i in range(axis.kernel)
     ]
 
 
-def forward(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    (rows, g_rows, y_rows), (columns, g_columns, y_columns) = map(_tiling, geometry)
-    inputs = _transform(x, rows, columns)
-    grid = _products(inputs, _transform_kernel(kernel, g_rows, g_columns), (3,), (0,))
-    height, width = geometry.out
-    parts = [interleave(_apply(y_columns.matrix.T, row), COLUMNS, width) for row in grid]
-    return interleave(_apply(y_rows.matrix.T, parts), ROWS, height)
+def _transform(
+    x: jax.Array, rows: tuple[np.ndarray, Axis], columns: tuple[np.ndarray, Axis]
+) -> list[jax.Array]:
+    """Return, for each product along columns, float[products along rows, tiles, C]."""
+    # In bfloat16 the transforms' own sums would be rounded, to three times the error.
+    x = x.astype(wide(x.dtype))
+    # The one stacked and the other not: few kernels to compile, and products to run side by side.
+    x = jnp.stack(_apply(rows[0], _tiles(x, ROWS, rows[1])))
+    parts = _apply(columns[0], _tiles(x, COLUMNS + 1, columns[1]))
+    return [part.reshape(len(part), -1, part.shape[-1]) for part in parts]
 
 
-def input_grad(grad: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    (rows, g_rows, y_rows), (columns, g_columns, y_columns) = map(_tiling, geometry)
-    outputs = _transform(grad, y_rows, y_columns)
-    grid = _products(outputs, _transform_kernel(kernel, g_rows, g_columns), (3,), (1,))
-    parts = [col2im(_apply(columns.matrix.T, row), COLUMNS, columns.axis) for row in grid]
-    return col2im(_apply(rows.matrix.T, parts), ROWS, rows.axis)
+def _correlate(x: jax.Array, kernel: jax.Array, geometry: Geometry, over: int, m: int) -> jax.Array:
+    """Return the forward pass, summed over a dimension of the kernel."""
+    (rows, r_in, r_out), (columns, c_in, c_out) = (_of(axis, m) for axis in geometry)
+    inputs = _transform(x, (rows.bt, r_in), (columns.bt, c_in))
+    kernel = kernel.astype(wide(kernel.dtype))
+    kernel = jnp.stack(_apply(rows.g, list(kernel)))
+    taps = _apply(columns.g, [kernel[:, tap] for tap in range(3)])
+    products = [
+        lax.dot_general(u, v, (((2,), (over - 1,)), ((0,), (0,))))
+        for u, v in zip(inputs, taps, strict=True)
+    ]
+    tiles = r_out.out, c_out.out
+    products = [p.reshape(len(p), x.shape[0], *tiles, p.shape[-1]) for p in products]
+    # [products along rows, N, tiles, tiles, outputs, K]
+    y = jnp.stack(_apply(columns.a.T, products), 4)
+    y = y.reshape(*y.shape[:3], -1, y.shape[-1])
+    y = jnp.stack(_apply(rows.a.T, list(y)), 2)
+    y = y.reshape(y.shape[0], -1, *y.shape[3:])
+    return y[:, : geometry.out[0], : geometry.out[1]]
 
 
-def weight_grad(x: jax.Array, grad: jax.Array, geometry: Geometry) -> jax.Array:
-    (rows, g_rows, y_rows), (columns, g_columns, y_columns) = map(_tiling, geometry)
-    inputs = _transform(depends_on(x, grad), rows, columns)
-    grid = _products(inputs, _transform(grad, y_rows, y_columns), (0, 1, 2), (0, 1, 2))
-    taps = [jnp.stack(_apply(g_columns.T, row)) for row in grid]
-    return jnp.stack(_apply(g_rows.T, taps))
+def forward(x: jax.Array, kernel: jax.Array, geometry: Geometry, m: int = 2) -> jax.Array:
+    return _correlate(x, kernel, geometry, 2, m)
+
+
+def input_grad(grad: jax.Array, kernel: jax.Array, geometry: Geometry, m: int = 2) -> jax.Array:
+    return _correlate(grad, kernel[::-1, ::-1], geometry.transposed(), 3, m)
+
+
+def weight_grad(x: jax.Array, grad: jax.Array, geometry: Geometry, m: int = 2) -> jax.Array:
+    (rows, r_in, r_out), (columns, c_in, c_out) = (_of(axis, m) for axis in geometry)
+    inputs = _transform(depends_on(x, grad), (rows.bt, r_in), (columns.bt, c_in))
+    outputs = _transform(grad, (rows.a, r_out), (columns.a, c_out))
+    products = [
+        lax.dot_general(u, v, (((1,), (1,)), ((0,), (0,))))
+        for u, v in zip(inputs, outputs, strict=True)
+    ]
+    taps = jnp.stack(_apply(columns.g.T, products), 1)
+    return jnp.stack(_apply(rows.g.T, list(taps)))
