@@ -5,16 +5,17 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from resnet_jax.ops import conv2d
 from resnet_jax.ops.algorithms import ALGORITHMS
 from resnet_jax.ops.geometry import Geometry
-from resnet_jax.ops.heuristics import Problem, choose
+from resnet_jax.ops.heuristics import INSTRUCTION_SETS, Problem, choose, instruction_set
 
 SOME, MOST = 2**14 + 1, 2**19 - 1  # elements between the two bounds
 
-CASES = [
+AVX2 = [
     # pass, side, kernel, stride, padding, channels, elements, algorithm
     ("forward", 8, 1, 1, 0, (64, 64), SOME, "im2col"),
     ("input_grad", 8, 1, 2, 0, (64, 64), SOME, "im2col"),
@@ -40,11 +41,11 @@ CASES = [
     ("forward", 14, 3, 2, 1, (16, 32), SOME, "im2col"),  # 196 x 49
     ("input_grad", 15, 3, 2, 1, (32, 16), SOME, "im2col"),
     # Winograd: on 2x2 maps, and where there is much input.
-    *((pass_, 2, 3, 1, 1, (64, 64), SOME, "winograd") for pass_ in ALGORITHMS),
+    *((pass_, 2, 3, 1, 1, (64, 64), SOME, "winograd_2") for pass_ in ALGORITHMS),
     *((pass_, 8, 3, 1, 1, (64, 64), MOST, "shift_add") for pass_ in ALGORITHMS),
-    *((pass_, 8, 3, 1, 1, (64, 64), MOST + 1, "winograd") for pass_ in ("forward", "input_grad")),
+    *((pass_, 8, 3, 1, 1, (64, 64), MOST + 1, "winograd_2") for pass_ in ("forward", "input_grad")),
     ("weight_grad", 8, 3, 1, 1, (64, 64), MOST + 1, "shift_add"),
-    ("forward", 8, 3, 1, 1, (64, 64), float("inf"), "winograd"),  # a symbolic batch
+    ("forward", 8, 3, 1, 1, (64, 64), float("inf"), "winograd_2"),  # a symbolic batch
     # Tiny maps, but for what Winograd supports.
     ("forward", 2, 3, 2, 1, (64, 64), SOME, "toeplitz"),
     ("forward", 4, 4, 1, 0, (64, 64), SOME, "toeplitz"),  # 16 x 1 pairs
@@ -56,34 +57,87 @@ CASES = [
 ]
 
 
+LARGE = 2**19
+
+# What differs with AVX-512.
+AVX512 = [
+    # Images: columns of large ones are slower to copy than XLA's own convolution is.
+    ("forward", 224, 7, 2, 3, (3, 64), 2**20 - 1, "im2col"),
+    *((pass_, 224, 7, 2, 3, (3, 64), 2**20, "xla") for pass_ in ALGORITHMS),
+    # Few channels on either side.
+    *((pass_, 10, 3, 1, 1, (16, 16), SOME, "xla") for pass_ in ALGORITHMS),
+    ("weight_grad", 10, 3, 1, 1, (31, 64), SOME, "xla"),
+    ("forward", 10, 3, 1, 1, (7, 64), SOME, "shift_add"),
+    ("forward", 9, 3, 1, 1, (31, 64), SOME, "shift_add"),
+    ("forward", 15, 3, 2, 1, (16, 32), SOME, "im2col"),
+    # Winograd, by tiles of four unless the kernel is eight times the input.
+    *((pass_, 8, 3, 1, 1, (32, 64), SOME, "winograd_4") for pass_ in ALGORITHMS),
+    *((pass_, 7, 3, 1, 1, (512, 512), 9 * 2**15, "winograd_4") for pass_ in ALGORITHMS),
+    *((pass_, 7, 3, 1, 1, (512, 512), 9 * 2**15 - 1, "winograd_2") for pass_ in ALGORITHMS),
+    *((pass_, 2, 3, 1, 1, (64, 64), SOME, "winograd_2") for pass_ in ALGORITHMS),
+    ("forward", 8, 3, 1, 1, (64, 64), float("inf"), "winograd_4"),
+    # Strided convolutions: large weight gradients.
+    ("weight_grad", 8, 3, 2, 1, (32, 64), LARGE, "xla"),
+    ("weight_grad", 8, 3, 2, 1, (32, 64), LARGE - 1, "im2col"),
+    ("weight_grad", 8, 3, 2, 1, (31, 64), LARGE, "im2col"),
+    ("forward", 8, 3, 2, 1, (64, 128), LARGE, "im2col"),
+    ("forward", 2, 3, 2, 1, (64, 64), SOME, "toeplitz"),
+    ("weight_grad", 8, 5, 1, 2, (64, 64), LARGE, "shift_add"),
+]
+
+
 @pytest.mark.parametrize(
-    ("pass_", "side", "kernel", "stride", "padding", "channels", "elements", "expected"), CASES
+    ("instructions", "case"),
+    [*(("avx2", case) for case in AVX2), *(("avx512", case) for case in AVX512)],
 )
-def test_choice(pass_, side, kernel, stride, padding, channels, elements, expected) -> None:
+def test_choice(instructions: str, case: tuple) -> None:
+    pass_, side, kernel, stride, padding, channels, elements, expected = case
     geometry = Geometry.of((side, side), kernel, stride, padding).trimmed()
-    assert choose(Problem(pass_, geometry, channels, elements)) == expected
+    assert choose(Problem(pass_, geometry, channels, elements), instructions) == expected
 
 
 @pytest.mark.parametrize(
-    ("shape", "features", "stride", "used"),
+    ("found", "expected"),
     [
-        ((64, 8, 8, 64), 64, 1, ["shift_add", "shift_add", "shift_add"]),
-        ((256, 8, 8, 64), 64, 1, ["winograd", "winograd", "shift_add"]),
-        ((64, 8, 8, 64), 128, 2, ["im2col", "im2col", "im2col"]),
-        ((64, 2, 2, 256), 512, 2, ["toeplitz", "toeplitz", "toeplitz"]),
-        ((4, 2, 2, 64), 64, 1, ["im2col", "im2col", "im2col"]),
-        ((64, 28, 28, 16), 40, 1, ["xla", "winograd", "shift_add"]),
+        (["X86_V3", "X86_V4", "AVX512_ICL"], "avx512"),
+        (["X86_V3"], "avx2"),
+        (["NEON", "ASIMD"], "avx2"),
+        ([], "avx2"),
+    ],
+)
+def test_the_machine_s_instructions_choose_the_column(found: list[str], expected: str) -> None:
+    instruction_set.cache_clear()
+    config = {"SIMD Extensions": {"found": found}}
+    with mock.patch.object(np, "show_config", return_value=config):
+        assert instruction_set() == expected
+    instruction_set.cache_clear()
+    assert instruction_set() in INSTRUCTION_SETS  # numpy says it in this way
+
+
+@pytest.mark.parametrize(
+    ("shape", "features", "stride", "lowering", "used"),
+    [
+        ((64, 8, 8, 64), 64, 1, "avx2", ["shift_add", "shift_add", "shift_add"]),
+        ((256, 8, 8, 64), 64, 1, "avx2", ["winograd_2", "winograd_2", "shift_add"]),
+        ((64, 8, 8, 64), 128, 2, "avx2", ["im2col", "im2col", "im2col"]),
+        ((64, 2, 2, 256), 512, 2, "avx2", ["toeplitz", "toeplitz", "toeplitz"]),
+        ((4, 2, 2, 64), 64, 1, "avx2", ["im2col", "im2col", "im2col"]),
+        ((64, 28, 28, 16), 40, 1, "avx2", ["xla", "winograd_2", "shift_add"]),
+        ((64, 8, 8, 64), 64, 1, "avx512", ["winograd_4", "winograd_4", "winograd_4"]),
+        ((64, 28, 28, 16), 16, 1, "avx512", ["xla", "xla", "xla"]),
         # Of three columns of taps only the middle one touches a map one pixel wide.
-        ((64, 100, 1, 8), 9, 1, ["xla", "xla", "shift_add"]),
+        ((64, 100, 1, 8), 9, 1, "avx2", ["xla", "xla", "shift_add"]),
     ],
 )
 def test_each_pass_runs_what_was_chosen_for_its_operands(
-    shape: tuple[int, ...], features: int, stride: int, used: list[str]
+    shape: tuple[int, ...], features: int, stride: int, lowering: str, used: list[str]
 ) -> None:
     """At the bounds as they are; nothing is computed."""
 
     def passes(x, kernel):
-        y, pullback = jax.vjp(lambda x, k: conv2d(x, k, stride=stride, padding=1), x, kernel)
+        y, pullback = jax.vjp(
+            lambda x, k: conv2d(x, k, stride=stride, padding=1, lowering=lowering), x, kernel
+        )
         return y, *pullback(y)
 
     arrays = (shape, (3, 3, shape[3], features))
