@@ -68,6 +68,7 @@ Variant = Literal[
     "wide_resnet50_2", "wide_resnet16_4", "wide_resnet28_10",
     "preact_resnet18", "preact_resnet34", "preact_resnet110", "preact_resnet164",
 ]  # fmt: skip
+Lowering = Literal["auto", "reference", "avx2", "avx512"]
 StemKind = Literal["imagenet", "deep", "small", "conv"]
 Shortcut = Literal["projection", "projection-all", "pad", "average"]
 
@@ -92,8 +93,9 @@ class ModelConfig:
     """Initialisation of convolutions: He et al. (fan-out) or PyTorch's default."""
     zero_init_last: bool = False
     """Start every residual branch at zero."""
-    lowering: Literal["auto", "reference"] = "auto"
-    """auto: the fastest algorithm for the platform; reference: XLA's own convolution."""
+    lowering: Lowering = "auto"
+    """auto: the fastest algorithms for the platform, on a CPU those of the instruction set that the
+    run began with; avx2, avx512: those of that one; reference: XLA's own convolution."""
     remat: Annotated[bool, Effect.EXECUTION] = False
     """Compute each unit again for the gradient (`jax.checkpoint`): a third more work for less
     memory. On CPU it gains next to none."""

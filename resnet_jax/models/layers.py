@@ -34,7 +34,7 @@ class Conv(nn.Module):
         strides: step between windows, in pixels, the same in both directions.
         padding: zeros added on each side, in pixels; ``None`` keeps the size at stride 1.
         groups: of channels that are convolved apart.
-        lowering: ``"auto"`` or ``"reference"``, see `resnet_jax.ops.conv2d`.
+        lowering: see `resnet_jax.ops.conv2d`.
         kernel_init: initialiser of the kernel.
         dtype: type of the computation.
         param_dtype: type of the kernel.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from resnet_jax import ops
-from resnet_jax.config import Shortcut, StemKind
+from resnet_jax.config import Lowering, Shortcut, StemKind
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models.layers import BatchNorm, Conv, Initializer, he_fan_out, torch_default
 
@@ -230,7 +230,7 @@ class ResNet(nn.Module):
         frozen_stages: for fine-tuning: the stem and this many stages have no gradient, and their
             batch norm stays in evaluation mode; with all stages everything but the head. None:
             nothing is frozen, not even the stem.
-        lowering: ``"auto"``, or ``"reference"`` for XLA's own convolution and pooling everywhere.
+        lowering: how convolutions are computed, see `resnet_jax.ops.conv2d`.
         remat: ``True`` keeps only the input of each unit for the gradient and computes the unit a
             second time on the way back: a third more work for less memory. (XLA's CPU compiler
             does the second computation early, and gains next to nothing.)
@@ -251,7 +251,7 @@ class ResNet(nn.Module):
     zero_init_last: bool = False
     norm: Layer = BatchNorm
     frozen_stages: int | None = None
-    lowering: Literal["auto", "reference"] = "auto"
+    lowering: Lowering = "auto"
     remat: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32

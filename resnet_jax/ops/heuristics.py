@@ -29,6 +29,9 @@ TOEPLITZ_MAX_PAIRS = 4**2
 # AVX2: minimum number of elements of the input for Winograd, which is ResNet-18's first stage at
 # batch 128, its second at 256. Below it a step gains a few percent, and compiles more kernels.
 WINOGRAD_MIN_ELEMENTS = 2**19
+# AVX-512: channels on both sides from which Winograd is fastest, and XLA's own convolution for the
+# weight gradients of large strided layers.
+MIN_WIDE_CHANNELS = 32
 # AVX-512: as many times more of the kernel than of the input, and transforming the kernel takes
 # longer than the larger tiles save. ResNet-18's last stage at 224x224 and batch 8.
 TWO_TILES_MIN_RATIO = 8
@@ -100,10 +103,10 @@ def _avx512(problem: Problem) -> str:
         return "xla" if elements >= XLA_MIN_IMAGE_ELEMENTS else "im2col"
     if min(channels) in XLA_CHANNELS and problem.pairs >= XLA_MIN_PAIRS and not problem.strided:
         return "xla"
-    if supports("winograd_4", geometry) and min(channels) >= XLA_CHANNELS.stop:
+    if supports("winograd_4", geometry) and min(channels) >= MIN_WIDE_CHANNELS:
         kernel = math.prod((*geometry.kernel, *channels))
         return "winograd_2" if kernel > TWO_TILES_MIN_RATIO * elements else "winograd_4"
-    large = elements >= XLA_MIN_ELEMENTS and min(channels) >= XLA_CHANNELS.stop
+    large = elements >= XLA_MIN_ELEMENTS and min(channels) >= MIN_WIDE_CHANNELS
     if pass_ == "weight_grad" and problem.strided and large:
         return "xla"
     return _by_products(problem)

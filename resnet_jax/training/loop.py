@@ -18,6 +18,7 @@ from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop.weights import initial_variables
 from resnet_jax.models import ResNet, make_model
+from resnet_jax.ops.heuristics import instruction_set
 from resnet_jax.training.callbacks import Callback
 from resnet_jax.training.custom import Custom
 from resnet_jax.training.distributed import broadcast_from_main, is_main_process, process_count
@@ -47,8 +48,9 @@ class Training:
         stack: ExitStack,
     ) -> None:
         self.folder, devices = RunFolder(run_dir), find_devices()
-        recorded = self.folder.read_record().config if self.folder.exists else None
-        config, data, self.splits = open_data(config, recorded, custom.data, len(devices))
+        recorded = self.folder.read_record() if self.folder.exists else None
+        known = recorded.config if recorded else None
+        config, data, self.splits = open_data(config, known, custom.data, len(devices))
         self.config, self.num_train = config, len(data.train)
         self.origin = ""  # what a first state was made of, beside random numbers
         sampler = EpochSampler(self.num_train, config.batch_size, config.seed)
@@ -70,12 +72,19 @@ class Training:
         self.batches = stack.enter_context(closing(self.engine.batches(data.train, order)))
 
     def _begin(
-        self, data: Dataset, custom: Custom, recorded: TrainConfig | None, stack: ExitStack
+        self, data: Dataset, custom: Custom, recorded: Record | None, stack: ExitStack
     ) -> TrainState:
         """Lock the folder, record the configuration, and return the newest state or a first one."""
         config, folder, checkpoints = self.config, self.folder, self.folder.checkpoints
         params_key, self.augment_key = jax.random.split(jax.random.key(config.seed))
         model = custom.model or make_model(config, data.num_classes)
+        # The algorithms that the run began with, and of several processes the main one's.
+        here = broadcast_from_main(instruction_set)
+        instructions = recorded.instructions if recorded else here
+        if isinstance(model, ResNet) and model.lowering == "auto" and instructions:
+            model = model.clone(lowering=instructions)
+            if instructions != here and jax.default_backend() == "cpu":
+                self.origin = f"computes as it began on {instructions}; on {here} bits may differ"
         frozen = config.model.frozen_stages
         tx = custom.optimizer or make_optimizer(config.optim, self.schedule, frozen)
         # XLA's own convolution is quicker to trace, and here it is never computed.
@@ -87,7 +96,7 @@ class Training:
         create = partial(TrainState.create, drawn, tx, params_key, images, ema=averages)
         shapes = cache(partial(jax.eval_shape, create))
         names, parts = data.class_names, custom.describe(shapes, images, data.num_classes)
-        record = Record(config, data.fingerprint, names, data.image_shape, parts)
+        record = Record(config, data.fingerprint, names, data.image_shape, parts, instructions)
         if recorded:
             folder.check_same(record)
         read = partial(initial_variables, config, model, names, channels, params_key)
@@ -97,7 +106,7 @@ class Training:
         def lock() -> int:
             stack.enter_context(folder.opened_for_writing())
             # A run may go on with other settings of the kind that changes nothing learnt.
-            if recorded != config:
+            if recorded != record:
                 folder.write_record(record)
             return next(checkpoints.good_steps(), 0)
 
@@ -108,7 +117,7 @@ class Training:
         else:
             if config.init_from:  # or all steps are damaged
                 initial = initial or read()
-            variables, self.origin = initial or (None, "")
+            variables, self.origin = initial or (None, self.origin)
             state = self.engine.replicate(create().starting_from(variables))
         return state.replace(apply_fn=model.apply)
 
@@ -119,7 +128,8 @@ class Training:
         said = self.origin
         if self.step:
             nothing = f"{path} is finished; nothing to do"
-            said = nothing if finished else f"resumes at step {self.step} of {total}"
+            resumes = f"resumes at step {self.step} of {total}"
+            said = nothing if finished else "; ".join(filter(None, [resumes, self.origin]))
         for callback in self.callbacks if said else ():
             callback.log(said)
         if finished:

@@ -49,6 +49,8 @@ class Record:
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]  # (H, W, C), before `--data.image-size`
     parts: Mapping[str, str] = dataclasses.field(default_factory=dict)  # see `Custom`
+    # Whose algorithms "auto" is on a CPU; None for a run of version 0.1.0, which did not say.
+    instructions: str | None = None
 
     def facts(self) -> dict[str, Any]:
         """Return what is no setting, by the words that an error uses of it."""
@@ -112,6 +114,7 @@ class RunFolder:
                 "image_shape": list(record.image_shape),
             },
             **({"parts": dict(record.parts)} if record.parts else {}),
+            **({"instructions": record.instructions} if record.instructions else {}),
             "versions": began.get("versions") or {name: _version(name) for name in PACKAGES},
             "commit": began["commit"] if "commit" in began else _commit(),
         }
@@ -134,6 +137,7 @@ class RunFolder:
                 tuple(map(str, data["class_names"])),
                 (height, width, channels),
                 dict(document.get("parts", {})),
+                document.get("instructions"),
             )
         except (OSError, LookupError, TypeError, ValueError, RecursionError) as error:
             reason = " ".join(str(error).split())

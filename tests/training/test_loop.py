@@ -21,6 +21,7 @@ from resnet_jax.config import to_dict
 from resnet_jax.data.load import load_splits
 from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.training import loop
 from resnet_jax.training.engine import Engine
 from resnet_jax.training.loop import satisfied
 from resnet_jax.training.run_folder import RunFolder
@@ -176,6 +177,30 @@ def test_resuming_neither_repeats_nor_skips_an_example(tiny_config, tmp_path, mo
     for step, batch in enumerate(seen[:5] + seen[9:]):
         for found, expected in zip(batch, data.train.batch(sampler.batch(step)), strict=True):
             np.testing.assert_array_equal(found, expected)
+
+
+def test_a_run_goes_on_with_the_algorithms_that_it_began_with(
+    tiny_config, one_unit, stop_after, tmp_path, monkeypatch, capsys
+):
+    config = dataclasses.replace(tiny_config, model=rj.ModelConfig(width=2), ema=None)
+    used, train = set(), Engine.train
+
+    def looking(self, state, *args):
+        used.add(state.apply_fn.__self__.lowering)
+        return train(self, state, *args)
+
+    monkeypatch.setattr(Engine, "train", looking)
+    monkeypatch.setattr(loop, "instruction_set", lambda: "avx2")
+    with pytest.raises(ResNetJaxError):
+        rj.train(config, tmp_path / "run", should_stop=stop_after(3))
+    assert "may differ" not in capsys.readouterr().out
+    monkeypatch.setattr(loop, "instruction_set", lambda: "avx512")
+    rj.train(config, tmp_path / "run")
+    assert used == {"avx2"}
+    said = "resumes at step 3 of 12; computes as it began on avx2; on avx512 bits may differ"
+    assert said in capsys.readouterr().out.replace("\n", " ")
+    assert rj.Run.open(tmp_path / "run").config.model.lowering == "auto"
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["instructions"] == "avx2"
 
 
 def test_another_configuration_is_refused_with_every_difference(finished_run, tiny_config):
