@@ -15,7 +15,6 @@ contenders of a row take turns in one process.
 
 import argparse
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -33,7 +32,7 @@ import resnet_jax as rj
 from experiments.cpu_speed.where_time_goes import convolutions
 from experiments.measuring import Row, in_turns, write_json
 from resnet_jax.memory import restart_tuned
-from resnet_jax.ops import heuristics, pool
+from resnet_jax.ops import conv, heuristics, pool
 from resnet_jax.ops.algorithms import ALGORITHMS, im2col, shift_add, supports, winograd
 from resnet_jax.ops.geometry import Geometry
 
@@ -46,16 +45,19 @@ NETWORKS = {"width 64, 32x32": ("imagenet", 64, 32), "width 16, 28x28": ("small"
 
 
 def but_winograd(name: str, geometry: Geometry) -> bool:
-    return name != "winograd" and supports(name, geometry)
+    return not name.startswith("winograd") and supports(name, geometry)
 
 
 # What to put in the place of the heuristics' parts, or of what delays the gradients' copies.
 patch = mock.patch.object
 VARIANTS: dict[str, list[AbstractContextManager]] = {
     "the heuristics": [],
+    **{
+        f"those of {name}": [patch(conv, "instruction_set", lambda name=name: name)]
+        for name in heuristics.INSTRUCTION_SETS
+    },
     "no Winograd": [patch(heuristics, "supports", but_winograd)],
-    "Winograd on 2x2 maps alone": [patch(heuristics, "WINOGRAD_MIN_ELEMENTS", math.inf)],
-    "Winograd wherever it fits": [patch(heuristics, "WINOGRAD_MIN_ELEMENTS", 0)],
+    "Winograd by tiles of two alone": [patch(heuristics, "TWO_TILES_MIN_RATIO", 0)],
     "small inputs like others": [patch(heuristics, "IM2COL_MAX_ELEMENTS", 0)],
     "narrow layers like others": [patch(heuristics, "XLA_CHANNELS", ())],
     "images like others": [patch(im2col, "MAX_IMAGE_CHANNELS", 0)],
@@ -96,7 +98,8 @@ def alone(name: str, batch: int, shape: tuple[int, int, int, int, int]) -> list[
                 calls[choice] = partial(program, a, b)
         row = {"network": name, "batch": batch, "pass": pass_}
         row |= {"convolution": f"{side}x{side}x{channels}, {kernel}x{kernel}/{stride}, {features}"}
-        row |= {"chosen": heuristics.choose(heuristics.Problem.of(pass_, a, b, live))}
+        problem = heuristics.Problem.of(pass_, a, b, live)
+        row |= {"chosen": heuristics.choose(problem, heuristics.instruction_set())}
         rows.append(row | {"ms": milliseconds(calls, rounds=5, times=3)})
     return rows
 
