@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from experiments.tables import ROOT
+from resnet_jax.ops.heuristics import instruction_set
 
 Row = dict[str, Any]
 MISSING = "not yet measured"
@@ -38,8 +39,14 @@ def append_row(path: Path, row: Row) -> None:
         file.write("\n" * bool(torn) + json.dumps(row, separators=(",", ":")) + "\n")
 
 
+def of_processor(folder: Path, name: str) -> Path:
+    """The file of results of this machine's instruction set, beside those of others."""
+    return folder / instruction_set() / f"{name}.json"
+
+
 def write_json(path: Path, value: list[Row] | Row) -> None:
     """Write a list of rows, or a dictionary of values and such lists: a row a line."""
+    path.parent.mkdir(exist_ok=True)
     path.write_text(_lines(value) + "\n")
 
 

@@ -20,7 +20,7 @@ import pytest
 
 import resnet_jax as rj
 from resnet_jax.cli import main
-from resnet_jax.config import settings
+from resnet_jax.settings import settings
 
 ROOT = Path(__file__).parents[1]
 Function = ast.FunctionDef | ast.AsyncFunctionDef

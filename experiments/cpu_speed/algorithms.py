@@ -30,13 +30,13 @@ import optax
 
 import resnet_jax as rj
 from experiments.cpu_speed.where_time_goes import convolutions
-from experiments.measuring import Row, in_turns, write_json
+from experiments.measuring import Row, in_turns, of_processor, write_json
 from resnet_jax.memory import restart_tuned
 from resnet_jax.ops import conv, heuristics, pool
 from resnet_jax.ops.algorithms import ALGORITHMS, im2col, shift_add, supports, winograd
 from resnet_jax.ops.geometry import Geometry
 
-RESULTS = Path(__file__).with_suffix(".json")
+RESULTS = of_processor(Path(__file__).parent, "algorithms")
 BATCHES = (64, 256)
 
 

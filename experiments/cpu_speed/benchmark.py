@@ -23,11 +23,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiments.measuring import Row, machine, with_cache, write_json
+from experiments.measuring import Row, machine, of_processor, with_cache, write_json
 from experiments.tables import ROOT
 from resnet_jax.memory import tuned
 
-RESULTS = Path(__file__).with_name("results.json")
+RESULTS = of_processor(Path(__file__).parent, "results")
 TORCH = ("torch eager", "torch channels_last", "torch bf16", "torch compile")
 CONTENDERS = ("resnet_jax", "flax", *TORCH)
 SECONDS = 0.6  # of one turn
@@ -44,7 +44,10 @@ CASES = [
     *(case(f"training, batch {n}", "training", n) for n in (16, 32, 64, 128, 256, 512)),
     case("training, small stem, width 16", "training", 64, size=28, stem="small", width=16),
     case("training, 224x224x3, batch 8", "training", 8, size=224, channels=3, classes=1000),
+    case("training, batch 64, bfloat16", "training", 64, dtype="bfloat16"),
     *(case(f"inference, batch {n}", "inference", n) for n in (1, 64, 256)),
+    case("inference, small stem, width 16", "inference", 64, size=28, stem="small", width=16),
+    case("inference, 224x224x3, batch 8", "inference", 8, size=224, channels=3, classes=1000),
 ]
 
 

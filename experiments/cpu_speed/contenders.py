@@ -34,7 +34,8 @@ def with_jax(case: Row, obvious: bool) -> Call:
     from experiments.cpu_speed.obvious_flax import ResNet18
 
     network = ResNet18 if obvious else rj.ResNet18
-    model = network(num_classes=case["classes"], width=case["width"], stem=case["stem"])
+    dtype = {} if obvious else {"dtype": case.get("dtype", "float32")}
+    model = network(num_classes=case["classes"], width=case["width"], stem=case["stem"], **dtype)
     images, labels = (jax.device_put(a) for a in examples(case))
     # To predict takes no momentum.
     tx = optax.sgd(0.01, 0.9 if case["what"] == "training" else None)

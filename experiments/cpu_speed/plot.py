@@ -3,15 +3,17 @@
 Command:   python -m experiments.cpu_speed.plot     (the picture)
            python -m experiments.tables             (the tables of README.md and of the project's)
 Result:    docs/images/cpu_speed.png
-Machine:   any; that of the numbers is in results.json
+Machine:   any; that of the numbers is in results.json of its folder
 """
 
 import json
+import re
 import statistics
+from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from experiments.cpu_speed.benchmark import CASES, CONTENDERS, RESULTS, TORCH
+from experiments.cpu_speed.benchmark import CASES, CONTENDERS, TORCH
 from experiments.measuring import Row
 from experiments.plotting import BLACK, BLUE, ORANGE, logarithmic
 from experiments.tables import ROOT, table
@@ -23,18 +25,19 @@ SERIES = {
     "resnet_jax": ("resnet_jax", BLUE, "o"),
 }
 NAMES = [case["name"] for case in CASES]
+PROCESSORS = {"avx2": "AVX2", "avx512": "AVX-512"}
 
 
-def read(name: str):
-    return json.loads(RESULTS.with_name(f"{name}.json").read_text())
+def read(name: str, processor: str = "avx2"):
+    return json.loads((Path(__file__).parent / processor / f"{name}.json").read_text())
 
 
-def by_case() -> dict[str, dict[str, Row]]:
+def by_case(processor: str = "avx2") -> dict[str, dict[str, Row]]:
     """Rows by case and contender, with PyTorch's quickest setting as ``torch``."""
-    found: dict[str, dict[str, Row]] = {name: {} for name in NAMES}
-    for row in read("results")["rows"]:
-        if "median_ms" in row:
-            found[row["case"]][row["contender"]] = row
+    rows = [row for row in read("results", processor)["rows"] if "median_ms" in row]
+    found: dict[str, dict[str, Row]] = {n: {} for n in NAMES if n in {r["case"] for r in rows}}
+    for row in rows:
+        found[row["case"]][row["contender"]] = row
     for row in found.values():
         row["torch"] = min((row[n] for n in TORCH if n in row), key=lambda r: r["median_ms"])
         row["speed_up"] = row["torch"]["median_ms"] / row["resnet_jax"]["median_ms"]
@@ -42,89 +45,110 @@ def by_case() -> dict[str, dict[str, Row]]:
 
 
 def draw() -> Figure:
-    found = by_case()
-    figure = Figure((10, 3.9), layout="constrained")
+    both = {name: by_case(processor) for processor, name in PROCESSORS.items()}
+    figure = Figure((10, 5.4), layout="constrained")
     sweep, bars = figure.subplots(1, 2, width_ratios=(1, 1.15))
-    sizes = {c["name"]: c["batch"] for c in CASES if c["name"].startswith("training, batch")}
+    sizes = {
+        c["name"]: c["batch"] for c in CASES if re.fullmatch(r"training, batch \d+", c["name"])
+    }
     for name, (label, colour, marker) in SERIES.items():
-        times = [found[case][name]["median_ms"] / size for case, size in sizes.items()]
-        sweep.plot(sizes.values(), times, color=colour, marker=marker, ms=5, lw=1.5, label=label)
+        for line, (processor, found) in zip(("--", "-"), both.items(), strict=True):
+            times = [found[case][name]["median_ms"] / size for case, size in sizes.items()]
+            style = {"color": colour, "marker": marker, "ms": 5, "lw": 1.5, "ls": line}
+            sweep.plot(sizes.values(), times, **style, label=f"{label}, {processor}")
     logarithmic(sweep.xaxis, tuple(sizes.values()))
     logarithmic(sweep.yaxis, (1, 2, 5, 10, 20, 50))
     sweep.set(xlabel="batch size", ylabel="training step, ms an image")
-    sweep.set_ylim(0.8, 60)  # room for the legend above the lines
+    sweep.set_ylim(0.5, 150)  # room for the legend above the lines
     sweep.grid(alpha=0.3, lw=0.5)
     sweep.legend(frameon=False, fontsize=9, loc="upper right")
     sweep.set_title("ResNet-18, 32x32x1", fontsize=10)
 
-    ratios = [found[name]["speed_up"] for name in NAMES[::-1]]
-    colours = [BLUE if ratio >= 1 else ORANGE for ratio in ratios]
-    drawn = bars.barh(NAMES[::-1], ratios, color=colours, height=0.65)
+    names, edge = NAMES[::-1], {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    for shift, (processor, found), colour in zip(
+        (0.2, -0.2), both.items(), (ORANGE, BLUE), strict=True
+    ):
+        ratios = [found[name]["speed_up"] if name in found else 0.0 for name in names]
+        places = [place + shift for place in range(len(names))]
+        drawn = bars.barh(places, ratios, color=colour, height=0.38, label=processor)
+        labels = [f"{ratio:.2f}x" if ratio else "" for ratio in ratios]
+        bars.bar_label(drawn, labels, padding=4, fontsize=8, bbox=edge)
+    bars.set_yticks(range(len(names)), names)
     bars.axvline(1, color=BLACK, lw=1)
-    over_the_line = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-    labels = [f"{ratio:.2f}x" for ratio in ratios]
-    bars.bar_label(drawn, labels, padding=4, fontsize=9, bbox=over_the_line)
-    bars.set(xlim=(0, max(ratios) * 1.15), xlabel="PyTorch's time / resnet_jax's time")
+    bars.margins(x=0.15)
+    bars.set(xlabel="PyTorch's time / resnet_jax's time")
+    bars.legend(frameon=False, fontsize=9, loc="lower right")
     bars.set_title("how many times as fast as PyTorch at its best setting", fontsize=10)
     bars.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def speed_ups(what: str) -> str:
+def speed_ups(what: str, processor: str) -> str:
     """The range over batch sizes, for ``training`` or ``inference``."""
     usual = [
-        row["speed_up"] for name, row in by_case().items() if name.startswith(f"{what}, batch")
+        row["speed_up"]
+        for name, row in by_case(processor).items()
+        if re.fullmatch(rf"{what}, batch \d+", name)
     ]
     return f"{min(usual):.1f} to {max(usual):.1f}"
 
 
-def slower() -> str:
+def slower(processor: str) -> str:
     """The cases in which PyTorch is faster."""
-    ratios = {name: row["speed_up"] for name, row in by_case().items()}
-    return " and ".join(
-        f"{ratio:.2f} ({name.split(', ', 1)[1]})" for name, ratio in ratios.items() if ratio < 1
-    )
+    ratios = {name: row["speed_up"] for name, row in by_case(processor).items()}
+    cases = [f"{ratio:.2f} ({name})" for name, ratio in ratios.items() if ratio < 1]
+    return ", ".join(cases) or "none"
 
 
-def speed() -> str:
+def speed(processor: str) -> str:
 
     def time(row: Row) -> str:
         low, middle, high = (row[f"{key}_ms"] for key in ("quartile1", "median", "quartile3"))
         return f"{middle:.1f} ms ({low:.1f} to {high:.1f})"
 
-    lines, found = [], by_case()
-    for case in CASES:
-        row = found[case["name"]]
+    lines = []
+    for name, row in by_case(processor).items():
         torch = f"{time(row['torch'])}, {row['torch']['contender'].removeprefix('torch ')}"
-        flax = f"{row['flax']['median_ms']:.0f} ms"
+        flax = f"{row['flax']['median_ms']:.0f} ms" if "flax" in row else ""
         ratio = f"**{row['speed_up']:.2f}x**"
-        lines.append([case["name"], time(row["resnet_jax"]), torch, flax, ratio])
+        lines.append([name, time(row["resnet_jax"]), torch, flax, ratio])
     head = ["ResNet-18", "resnet_jax", "PyTorch, best setting", "Flax, obvious", "speed-up"]
-    return table(head, lines)
+    return table([f"{head[0]}, {PROCESSORS[processor]}", *head[1:]], lines)
 
 
-def settings() -> str:
+def settings(processor: str) -> str:
     cells = [
         [case, *(f"{row[name]['median_ms']:.1f}" if name in row else "" for name in CONTENDERS)]
-        for case, row in by_case().items()
+        for case, row in by_case(processor).items()
     ]
-    return table(["ms", *CONTENDERS], cells)
+    return table([f"ms, {PROCESSORS[processor]}", *CONTENDERS], cells)
 
 
-def memory() -> str:
+def memory(processor: str) -> str:
     """Peak of resident memory; this package's also where it compiles first."""
     lines = []
-    for case, row in by_case().items():
+    for case, row in by_case(processor).items():
         ours = row["resnet_jax"]
-        others = (row[name]["peak_mib"] for name in ("flax", "torch eager"))
+        others = (row[name]["peak_mib"] if name in row else "" for name in ("flax", "torch eager"))
         lines.append([case, ours["peak_mib"], ours.get("peak_compiling_mib", ""), *others])
-    return table(["peak, MiB", "resnet_jax", "the same, compiling", "Flax", "PyTorch eager"], lines)
+    return table(
+        [
+            f"peak, MiB, {PROCESSORS[processor]}",
+            "resnet_jax",
+            "the same, compiling",
+            "Flax",
+            "PyTorch eager",
+        ],
+        lines,
+    )
 
 
-def starts() -> str:
+def starts(processor: str) -> str:
     lines = []
     for state in ("cold", "warm"):
-        rows = [r for r in read("results")["rows"] if r["case"] == f"start, {state} cache"]
+        rows = [
+            r for r in read("results", processor)["rows"] if r["case"] == f"start, {state} cache"
+        ]
         seconds = [f"{row['seconds']:.1f}" for row in rows]
         lines.append([f"{state} compilation cache", ", ".join(seconds)])
     return table(["start to first step, batch 64", "seconds"], lines)
@@ -150,11 +174,11 @@ def profile() -> str:
     return table(["ms", *(f"batch {s['batch']}, {s['lowering']}" for s in steps)], lines)
 
 
-def variants() -> str:
+def variants(processor: str) -> str:
     """The networks under several heuristics; no cell where the program is another's above it."""
     found = {
         (row["heuristics"], (row["network"], row["what"], row["batch"])): row
-        for row in read("algorithms")["within"]
+        for row in read("algorithms", processor)["within"]
     }
     cases = list(dict.fromkeys(case for _, case in found))
     lines = []
@@ -165,9 +189,9 @@ def variants() -> str:
     return table(["ms, and kernels", *titles], lines)
 
 
-def algorithms() -> str:
+def algorithms(processor: str) -> str:
     """Every algorithm alone, at each batch size, the chosen ones bold."""
-    alone = read("algorithms")["alone"]
+    alone = read("algorithms", processor)["alone"]
     names = list(dict.fromkeys(name for row in alone for name in row["ms"]))
     batches = ", ".join(dict.fromkeys(str(row["batch"]) for row in alone))
     groups: dict[tuple[str, str], list[Row]] = {}

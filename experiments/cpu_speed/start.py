@@ -16,10 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from experiments.measuring import in_process, with_cache, write_json
+from experiments.measuring import in_process, of_processor, with_cache, write_json
 from resnet_jax.memory import tuned
 
-RESULTS = Path(__file__).with_suffix(".json")
+RESULTS = of_processor(Path(__file__).parent, "start")
 STARTS = 7
 
 

@@ -25,10 +25,10 @@ import numpy as np
 import optax
 
 import resnet_jax as rj
-from experiments.measuring import in_turns, write_json
+from experiments.measuring import in_turns, of_processor, write_json
 from resnet_jax.memory import restart_tuned
 
-RESULTS = Path(__file__).with_suffix(".json")
+RESULTS = of_processor(Path(__file__).parent, "where_time_goes")
 PRODUCTS = "products and convolutions"
 PARTS = (
     PRODUCTS,

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_jax.config import Effect, options_with, settings
+from resnet_jax.config import options_with
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.settings import Effect, settings
 from resnet_jax.storage import check_replaceable, write_whole
 
 if TYPE_CHECKING:

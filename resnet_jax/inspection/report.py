@@ -11,9 +11,9 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-from resnet_jax.config import settings
 from resnet_jax.inspection import plots
 from resnet_jax.inspection.predictions import Predictions, embedding, examine
+from resnet_jax.settings import settings
 from resnet_jax.storage import atomic_write, refuse_links, writing
 
 if TYPE_CHECKING:

@@ -269,20 +269,14 @@ class ResNet(nn.Module):
             ``float32[N, num_classes]``, or ``float32[N, features]`` without classes; float64 when
             ``dtype`` is float64.
         """
-        conv = partial(
-            Conv,
-            lowering=self.lowering,
-            kernel_init=torch_default if self.initializer == "torch" else he_fan_out,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-        )
-        norm = partial(self.norm, dtype=self.dtype, param_dtype=self.param_dtype)
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        kernel_init = torch_default if self.initializer == "torch" else he_fan_out
+        conv = partial(Conv, lowering=self.lowering, kernel_init=kernel_init, **types)
+        norm = partial(self.norm, **types)
 
         stages = len(self.stage_sizes)
         if self.frozen_stages is not None and not 0 <= self.frozen_stages <= stages:
-            raise ResNetJaxError(
-                f"frozen_stages must be 0 to {stages}, the stages, got {self.frozen_stages}"
-            )
+            raise ResNetJaxError(f"frozen_stages must be 0 to {stages}, got {self.frozen_stages}")
         frozen = -1 if self.frozen_stages is None else self.frozen_stages
         stem = Stem(self.stem, self.width, conv, norm, self.lowering, name="stem")
         x = stem(images, train=train and frozen < 0)

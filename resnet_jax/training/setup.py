@@ -2,11 +2,12 @@
 
 import hashlib
 
-from resnet_jax.config import Effect, TrainConfig, options_with, replaced, settings
+from resnet_jax.config import TrainConfig, options_with, replaced
 from resnet_jax.data.dataset import Dataset, Split, pixel_statistics
 from resnet_jax.data.load import load_splits
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import make_model
+from resnet_jax.settings import Effect, settings
 from resnet_jax.training.distributed import assert_equal, main_process_first
 
 

@@ -1,0 +1,103 @@
+"""What a setting is: an option with a type, bounds, and an effect that changing it has."""
+
+import dataclasses
+import math
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from resnet_jax.errors import ResNetJaxError
+
+
+@dataclass(frozen=True)
+class Within:
+    """The interval that a number must lie in; infinite ends are open, so infinity is refused."""
+
+    low: float
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = self.low < value if self.open_low else self.low <= value
+        open_high = self.open_high or self.high == math.inf
+        return above and (value < self.high if open_high else value <= self.high)
+
+    def __str__(self) -> str:
+        low = f"more than {self.low:g}" if self.open_low else f"at least {self.low:g}"
+        if self.high == math.inf:
+            return low
+        return f"{low} and {'below' if self.open_high else 'at most'} {self.high:g}"
+
+
+Count = Within(1)
+NotNegative = Within(0)
+Positive = Within(0, open_low=True)
+Fraction = Within(0, 1)
+FractionBelowOne = Within(0, 1, open_high=True)
+
+
+class Effect(Enum):
+    """What a setting changes; resuming, comparing and agreeing of processes follow from it."""
+
+    LEARNING = "what is learnt: a run continues with the same value only"
+    SELECTION = "when a run evaluates and ends, and so which parameters are its best"
+    EXECUTION = "speed, memory and what is shown, not the numbers"
+    LOCAL = "how one process reads its data: processes of one run may differ in it"
+
+
+class Setting(NamedTuple):
+    """A setting of a configuration as the command line names it."""
+
+    option: str
+    value: Any
+    type: Any
+    within: Within | None = None
+    effect: Effect = Effect.LEARNING
+
+
+def settings(config: Any, prefix: str = "") -> Iterator[Setting]:
+    """Every setting of a configuration, those of nested ones included."""
+    for name, kind in get_type_hints(type(config), include_extras=True).items():
+        value, option = getattr(config, name), prefix + name.replace("_", "-")
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            if not isinstance(value, kind):
+                raise ResNetJaxError(f"{option} must be of type {kind.__name__}, got {value!r}")
+            yield from settings(value, f"{option}.")
+            continue
+        kind, *notes = get_args(kind) if get_origin(kind) is Annotated else (kind,)
+        marks = {type(note): note for note in notes}
+        yield Setting(option, value, kind, marks.get(Within), marks.get(Effect, Effect.LEARNING))
+
+
+def check(config: Any) -> None:
+    """Refuse a value of the wrong type or out of bounds, by its option (`ResNetJaxError`)."""
+    for option, value, kind, within, _ in settings(config):
+        if not _is_of(value, kind):
+            name = kind.__name__ if isinstance(kind, type) else str(kind)
+            for choice in (kind, *get_args(kind)):
+                if get_origin(choice) is Literal:
+                    name = f"one of {', '.join(map(str, get_args(choice)))}"
+            raise ResNetJaxError(f"--{option} must be {name}, got {value!r}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if within is not None and number is not None and number not in within:
+                raise ResNetJaxError(f"--{option} must be {within}, got {number:g}")
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value has the type of a setting; an int passes as a float, a bool as neither."""
+    origin, kinds = get_origin(kind), get_args(kind)
+    if types.NoneType in kinds:
+        return any(_is_of(value, one) for one in kinds)
+    if origin is Literal:
+        return value in kinds
+    if origin is tuple:
+        if kinds[-1] is Ellipsis and isinstance(value, tuple):
+            kinds = kinds[:1] * max(1, len(value))
+        fits = isinstance(value, tuple) and len(value) == len(kinds)
+        return fits and all(map(_is_of, value, kinds))
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
