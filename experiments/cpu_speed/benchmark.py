@@ -3,10 +3,10 @@
 Command:   pip install torch==2.13.0
            python -m experiments.cpu_speed.benchmark                    (all, about an hour)
            python -m experiments.cpu_speed.benchmark --only "batch 64"  (cases that contain this)
-Result:    results.json: medians and quartiles of the calls of seven turns. Training at batch 64
-           takes 144 ms (134 to 160) and is 2.8 times as fast as PyTorch at its best setting; from
-           4.3 times at batch 16 to 0.7 times for a small stem of width 16
-Machine:   2 cores of an AMD EPYC without AVX-512, idle; the ratio depends on it
+Result:    results.json in the folder of the processor's instruction set: medians and quartiles of
+           the calls of seven turns. Training at batch 64 is 2.8 times as fast as PyTorch at its best
+           setting with AVX2, 1.5 to 1.6 times with AVX-512; a small stem of width 16 is slower
+Machine:   2 cores of an AMD EPYC, idle; the ratio depends on it
 
 Every contender runs in a process of its own; the processes take turns, a few calls each, so that a
 slow minute of the machine falls on all of them. `plot.py` shows what was measured.

@@ -33,13 +33,14 @@ def read(name: str, processor: str = "avx2"):
 
 
 def by_case(processor: str = "avx2") -> dict[str, dict[str, Row]]:
-    """Rows by case and contender, with PyTorch's quickest setting as ``torch``."""
+    """Rows by case and contender, with PyTorch's quickest setting of that type as ``torch``."""
     rows = [row for row in read("results", processor)["rows"] if "median_ms" in row]
     found: dict[str, dict[str, Row]] = {n: {} for n in NAMES if n in {r["case"] for r in rows}}
     for row in rows:
         found[row["case"]][row["contender"]] = row
-    for row in found.values():
-        row["torch"] = min((row[n] for n in TORCH if n in row), key=lambda r: r["median_ms"])
+    for case, row in found.items():
+        settings = [n for n in TORCH if n in row and (n == "torch bf16") <= ("bfloat16" in case)]
+        row["torch"] = min((row[n] for n in settings), key=lambda r: r["median_ms"])
         row["speed_up"] = row["torch"]["median_ms"] / row["resnet_jax"]["median_ms"]
     return found
 
@@ -53,9 +54,10 @@ def draw() -> Figure:
     }
     for name, (label, colour, marker) in SERIES.items():
         for line, (processor, found) in zip(("--", "-"), both.items(), strict=True):
-            times = [found[case][name]["median_ms"] / size for case, size in sizes.items()]
+            known = {case: size for case, size in sizes.items() if name in found.get(case, {})}
+            times = [found[case][name]["median_ms"] / size for case, size in known.items()]
             style = {"color": colour, "marker": marker, "ms": 5, "lw": 1.5, "ls": line}
-            sweep.plot(sizes.values(), times, **style, label=f"{label}, {processor}")
+            sweep.plot(known.values(), times, **style, label=f"{label}, {processor}")
     logarithmic(sweep.xaxis, tuple(sizes.values()))
     logarithmic(sweep.yaxis, (1, 2, 5, 10, 20, 50))
     sweep.set(xlabel="batch size", ylabel="training step, ms an image")

@@ -146,7 +146,7 @@ class Machine:
 
 def flops_of_a_core() -> float:
     """Of ResNet-18's training step at 224x224x3, batch 8, as measured by cpu_speed."""
-    measured = json.loads((ROOT / "experiments/cpu_speed/results.json").read_text())
+    measured = json.loads((ROOT / "experiments/cpu_speed/avx2/results.json").read_text())
     found = {(row["case"], row["contender"]): row for row in measured["rows"]}
     seconds = found["training, 224x224x3, batch 8", "resnet_jax"]["median_ms"] / 1e3
     return 8 * 3 * 2 * network(18).multiply_adds / seconds / measured["machine"]["cores"]
