@@ -41,10 +41,7 @@ DataDir = Annotated[
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code: 0 done, 1 failed, 75 stopped and resumable.
-
-    Wrong usage exits with 2 and the parser's own text.
-    """
+    """Return 0: done, 1: failed, or 75: stopped and resumable. Wrong usage exits with 2."""
     arguments = sys.argv[1:] if argv is None else argv
     logger = logging.getLogger("resnet_jax")
     logger.propagate = False  # libraries put handlers of their own on the root logger
@@ -77,10 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parsed(arguments: list[str], stop: Stop) -> Callable[[], int | None]:
-    """Return the call of a verb that the arguments say.
-
-    A refusal of the parser shows them as they are: it is made of escaped ones.
-    """
+    """Return the call of a verb that the arguments say; a refusal shows them escaped."""
     verbs = {"train": train_verb(arguments, stop), **VERBS}
 
     def parse(arguments: list[str]) -> Callable[[], int | None]:

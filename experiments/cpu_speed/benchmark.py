@@ -4,8 +4,8 @@ Command:   pip install torch==2.13.0
            python -m experiments.cpu_speed.benchmark                    (all, about an hour)
            python -m experiments.cpu_speed.benchmark --only "batch 64"  (cases that contain this)
 Result:    results.json in the folder of the processor's instruction set: medians and quartiles of
-           the calls of seven turns. Training at batch 64 is 2.8 times as fast as PyTorch at its best
-           setting with AVX2, 1.5 to 1.6 times with AVX-512; a small stem of width 16 is slower
+           the calls of all turns. Training at batch 64 is 2.8 times as fast as PyTorch at its
+           best setting with AVX2, 1.6 times with AVX-512; a small stem of width 16 is slower
 Machine:   2 cores of an AMD EPYC, idle; the ratio depends on it
 
 Every contender runs in a process of its own; the processes take turns, a few calls each, so that a
