@@ -84,24 +84,21 @@ class Unit(rj.BasicUnit):
             time.sleep(5)
         return super().__call__(x, train=train)
 VARIANTS["resnet18"] = functools.partial(rj.ResNet, stage_sizes=(1,), unit=Unit)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background ignores
 config = rj.TrainConfig(
     model=rj.ModelConfig(width=2, lowering="reference"),
     data=rj.DataConfig(name="mnist_5k", subset=(40, 20, 20)), batch_size=20, epochs=1,
 )
-# Python itself may drop an interrupt, in a callback of its garbage collector: then once more.
-for attempt in range(3):
-    pressed.clear()
-    folder = f"{sys.argv[1]}-{attempt}"
+try:
+    rj.train(config, sys.argv[1], quiet=True)
+    print("nothing heard")
+except KeyboardInterrupt:
     try:
-        rj.train(config, folder, quiet=True)
+        time.sleep(0.2)
     except KeyboardInterrupt:
-        try:
-            time.sleep(0.2)
-        except KeyboardInterrupt:
-            pass
-        print("interrupted", len(pressed))
-        break
-print(len(rj.train(config, folder, quiet=True).metrics()) > 0)
+        pass
+    print("interrupted", len(pressed))
+print(len(rj.train(config, sys.argv[1], quiet=True).metrics()) > 0)
 """
 
 
