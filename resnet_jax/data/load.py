@@ -58,8 +58,8 @@ def load_dataset(
         from_idx: prepare first from this folder with the four IDX files of MNIST or Fashion-MNIST.
         size: the side in pixels to which images of several sizes, and those of a folder, are
             resized.
-        validation, fit, background, skip_bad, streaming, memory_limit, workers: as in
-            `resnet_jax.DataConfig`.
+
+    The other arguments are those of `resnet_jax.DataConfig`.
 
     Raises:
         ResNetJaxError: the dataset is unknown, cannot be loaded, or is damaged, or ``validation``
