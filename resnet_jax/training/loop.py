@@ -93,8 +93,8 @@ class Training:
         size = config.data.image_size
         images = jnp.zeros((1, size or height, size or width, channels), config.model.dtype)
         averages = config.ema is not None
-        create = partial(TrainState.create, drawn, tx, params_key, images, ema=averages)
-        shapes = cache(partial(jax.eval_shape, create))
+        create = partial(TrainState.create, drawn, tx, ema=averages)
+        shapes = cache(partial(jax.eval_shape, create, params_key, images))
         names, parts = data.class_names, custom.describe(shapes, images, data.num_classes)
         record = Record(config, data.fingerprint, names, data.image_shape, parts, instructions)
         if recorded:
@@ -118,7 +118,8 @@ class Training:
             if config.init_from:  # or all steps are damaged
                 initial = initial or read()
             variables, self.origin = initial or (None, self.origin)
-            state = self.engine.replicate(create().starting_from(variables))
+            state = create(params_key, images).starting_from(variables)
+            state = self.engine.replicate(state)
         return state.replace(apply_fn=model.apply)
 
     def fit(self, should_stop: ShouldStop | None = None) -> None:

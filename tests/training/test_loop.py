@@ -182,6 +182,8 @@ def test_resuming_neither_repeats_nor_skips_an_example(tiny_config, tmp_path, mo
 def test_a_run_goes_on_with_the_algorithms_that_it_began_with(
     tiny_config, one_unit, stop_after, tmp_path, monkeypatch, capsys
 ):
+    # As outside the tests: these options hide what a compiler's options are refused for.
+    monkeypatch.delenv("XLA_FLAGS")
     config = dataclasses.replace(tiny_config, model=rj.ModelConfig(width=2), ema=None)
     used, train = set(), Engine.train
 
