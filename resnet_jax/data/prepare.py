@@ -35,6 +35,7 @@ from resnet_jax.data.tfds import (
 from resnet_jax.errors import ResNetJaxError
 
 PATIENCE = 4.0  # seconds for a host to answer
+LARGEST = 2**26  # bytes that are read of an answer: twice the largest file, and no more
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ def _download(info: DatasetInfo) -> Arrays:
             log.warning("downloading %s", url)
             try:
                 with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
-                    Path(folder, name).write_bytes(answer.read())
+                    Path(folder, name).write_bytes(answer.read(LARGEST))
             except Exception as error:  # of the network, the server or the disk
                 if isinstance(error, urllib.error.HTTPError):
                     error.close()

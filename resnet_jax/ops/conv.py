@@ -7,6 +7,7 @@ follow.
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,8 +66,8 @@ def conv2d(
     geometry = Geometry.of(x.shape[1:3], kernel.shape[:2], stride, padding)
     if lowering == "reference" or groups > 1 or not geometry.is_static:
         return ALGORITHMS["forward"]["xla"](x, kernel.astype(x.dtype), geometry)
-    column = instruction_set() if lowering == "auto" else lowering
-    return _conv("forward", x, kernel, geometry, kernel.dtype, column)
+    instructions = instruction_set() if lowering == "auto" else lowering
+    return _conv("forward", x, kernel, _Static(geometry, kernel.dtype, instructions))
 
 
 def check_lowering(lowering: str) -> None:
@@ -83,78 +84,58 @@ _OPERANDS = {
 _PASS_THAT_RETURNS = {"grad": "forward", "x": "input_grad", "kernel": "weight_grad"}
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4, 5))
-def _conv(
-    pass_: str,
-    a: jax.Array,
-    b: jax.Array,
-    geometry: Geometry,
-    kernel_dtype: jnp.dtype,
-    column: str,
-) -> jax.Array:
-    return _by_platform(pass_, a, b, geometry, kernel_dtype, column)
+class _Static(NamedTuple):
+    """What is known of a convolution before it is traced, the same for all passes."""
+
+    geometry: Geometry
+    kernel_dtype: jnp.dtype
+    instructions: str  # one of `INSTRUCTION_SETS`
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def _conv(pass_: str, a: jax.Array, b: jax.Array, static: _Static) -> jax.Array:
+    return _by_platform(pass_, a, b, static)
 
 
 def _conv_bwd(
-    pass_: str,
-    geometry: Geometry,
-    kernel_dtype: jnp.dtype,
-    column: str,
-    kept: tuple[jax.Array, jax.Array],
-    cotangent: jax.Array,
+    pass_: str, static: _Static, kept: tuple[jax.Array, jax.Array], cotangent: jax.Array
 ) -> tuple[jax.Array, ...]:
     arrays = dict(zip(_OPERANDS[pass_], kept, strict=True))
     (returned,) = _PASS_THAT_RETURNS.keys() - arrays.keys()
     arrays[returned] = cotangent
     gradients = (_PASS_THAT_RETURNS[name] for name in _OPERANDS[pass_])
-    return tuple(
-        _conv(p, *(arrays[name] for name in _OPERANDS[p]), geometry, kernel_dtype, column)
-        for p in gradients
-    )
+    return tuple(_conv(p, *(arrays[name] for name in _OPERANDS[p]), static) for p in gradients)
 
 
 _conv.defvjp(
-    lambda pass_, a, b, *static: (_conv(pass_, a, b, *static), (a, b)),
+    lambda pass_, a, b, static: (_conv(pass_, a, b, static), (a, b)),
     _conv_bwd,
 )
 
 
 # Jitted in itself, so that convolutions of one shape are traced and lowered once in a network.
-@partial(jax.jit, static_argnums=(0, 3, 4, 5))
-def _by_platform(
-    pass_: str,
-    a: jax.Array,
-    b: jax.Array,
-    geometry: Geometry,
-    kernel_dtype: jnp.dtype,
-    column: str,
-) -> jax.Array:
-    dtype = kernel_dtype if pass_ == "weight_grad" else a.dtype
+@partial(jax.jit, static_argnums=(0, 3))
+def _by_platform(pass_: str, a: jax.Array, b: jax.Array, static: _Static) -> jax.Array:
+    dtype = static.kernel_dtype if pass_ == "weight_grad" else a.dtype
     return lax.platform_dependent(
         a,
         b.astype(a.dtype),
-        cpu=lambda a, b: _on_cpu(pass_, a, b, geometry, dtype, column),
-        default=lambda a, b: ALGORITHMS[pass_]["xla"](a, b, geometry).astype(dtype),
+        cpu=lambda a, b: _on_cpu(pass_, a, b, static).astype(dtype),
+        default=lambda a, b: ALGORITHMS[pass_]["xla"](a, b, static.geometry).astype(dtype),
     )
 
 
-def _on_cpu(
-    pass_: str,
-    a: jax.Array,
-    b: jax.Array,
-    geometry: Geometry,
-    dtype: jnp.dtype,
-    column: str,
-) -> jax.Array:
+def _on_cpu(pass_: str, a: jax.Array, b: jax.Array, static: _Static) -> jax.Array:
     """Run one pass with the kernel cut to the taps that touch the image."""
+    geometry = static.geometry
     rows, columns = geometry.rows.taps(), geometry.columns.taps()
     if not rows or not columns or b.shape[-1] == 0:  # only padding is read, or no feature made
-        return ALGORITHMS[pass_]["xla"](a, b, geometry).astype(dtype)
+        return ALGORITHMS[pass_]["xla"](a, b, geometry)
     live = geometry.trimmed()
     if pass_ != "weight_grad":
         b = b[rows.start : rows.stop, columns.start : columns.stop]
-    algorithm = choose(Problem.of(pass_, a, b, live), column)
-    out = ALGORITHMS[pass_][algorithm](a, b, live).astype(dtype)
+    algorithm = choose(Problem.of(pass_, a, b, live), static.instructions)
+    out = ALGORITHMS[pass_][algorithm](a, b, live)
     if pass_ == "weight_grad":
         # Zeros for the taps that never touch the image.
         out = pad(out, 0, rows.start, geometry.rows.kernel - rows.stop)

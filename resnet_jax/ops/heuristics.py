@@ -72,7 +72,7 @@ class Problem(NamedTuple):
         return self.geometry.stride != (1, 1)
 
 
-def choose(problem: Problem, column: str) -> str:
+def choose(problem: Problem, instructions: str) -> str:
     """Return the name of the algorithm that is fastest with an instruction set."""
     if problem.geometry.kernel == (1, 1):  # a strided slice and a product
         return "im2col"
@@ -80,7 +80,7 @@ def choose(problem: Problem, column: str) -> str:
         return "im2col"
     if problem.geometry.size == (2, 2) and supports("winograd_2", problem.geometry):
         return "winograd_2"  # nine products where Toeplitz has sixteen
-    return {"avx2": _avx2, "avx512": _avx512}[column](problem)
+    return {"avx2": _avx2, "avx512": _avx512}[instructions](problem)
 
 
 def _avx2(problem: Problem) -> str:

@@ -16,6 +16,7 @@ import yaml
 
 from resnet_jax.config import MAY_CHANGE, TrainConfig, differences, from_dict, to_dict
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.ops.heuristics import INSTRUCTION_SETS
 from resnet_jax.storage import (
     VerifyReport,
     atomic_write,
@@ -131,13 +132,15 @@ class RunFolder:
             document = _load_yaml(path)
             data = document["data"]
             height, width, channels = map(int, data["image_shape"])
+            if (instructions := document.get("instructions")) not in (None, *INSTRUCTION_SETS):
+                raise ValueError(f"instructions {instructions!r} are none of {INSTRUCTION_SETS}")
             return Record(
                 from_dict(document["config"]),
                 str(data["fingerprint"]),
                 tuple(map(str, data["class_names"])),
                 (height, width, channels),
                 dict(document.get("parts", {})),
-                document.get("instructions"),
+                instructions,
             )
         except (OSError, LookupError, TypeError, ValueError, RecursionError) as error:
             reason = " ".join(str(error).split())

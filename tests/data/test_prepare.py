@@ -200,9 +200,14 @@ def test_a_download_is_verified_and_prepared(server, tiny_mnist, capsys):
     assert capsys.readouterr().out == ""  # standard output belongs to the command
 
 
-def test_a_server_that_refuses_or_sends_something_else_is_quoted_and_leaves_nothing(server):
+def test_a_server_that_refuses_or_sends_something_else_is_quoted_and_leaves_nothing(
+    server, monkeypatch
+):
     flip(server / "train-labels-idx1-ubyte.gz", -1)
     assert "lacks train-labels-idx1-ubyte of `mnist` as published" in refusal(None, "mnist")
+    with monkeypatch.context() as patched:
+        patched.setattr(preparing, "LARGEST", 100)  # of an answer that does not end
+        assert "lacks train-images-idx3-ubyte, " in refusal(None, "mnist")
     (server / "train-images-idx3-ubyte.gz").unlink()
     text = refusal(None, "mnist")
     assert "train-images-idx3-ubyte.gz cannot be downloaded (HTTP Error 404" in text

@@ -139,15 +139,15 @@ def _correlate(x: jax.Array, kernel: jax.Array, geometry: Geometry, over: int, m
     return y[:, : geometry.out[0], : geometry.out[1]]
 
 
-def forward(x: jax.Array, kernel: jax.Array, geometry: Geometry, m: int = 2) -> jax.Array:
+def forward(x: jax.Array, kernel: jax.Array, geometry: Geometry, m: int) -> jax.Array:
     return _correlate(x, kernel, geometry, 2, m)
 
 
-def input_grad(grad: jax.Array, kernel: jax.Array, geometry: Geometry, m: int = 2) -> jax.Array:
+def input_grad(grad: jax.Array, kernel: jax.Array, geometry: Geometry, m: int) -> jax.Array:
     return _correlate(grad, kernel[::-1, ::-1], geometry.transposed(), 3, m)
 
 
-def weight_grad(x: jax.Array, grad: jax.Array, geometry: Geometry, m: int = 2) -> jax.Array:
+def weight_grad(x: jax.Array, grad: jax.Array, geometry: Geometry, m: int) -> jax.Array:
     (rows, r_in, r_out), (columns, c_in, c_out) = (_of(axis, m) for axis in geometry)
     inputs = _transform(depends_on(x, grad), (rows.bt, r_in), (columns.bt, c_in))
     outputs = _transform(grad, (rows.a, r_out), (columns.a, c_out))
