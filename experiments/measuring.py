@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from experiments.tables import ROOT
@@ -125,12 +126,15 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def machine(*packages: str) -> Row:
-    """What measured times depend on: processor, cores, system, and versions of packages."""
+    """What measured times depend on: processor or accelerator, cores, system, and versions."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    used = jax.devices()[0] if "jax" in packages else None
+    accelerator = {} if used is None or used.platform == "cpu" else {"device": used.device_kind}
     return {
         "processor": names[0] if names else platform.processor(),
+        **accelerator,
         "cores": os.cpu_count(),
         "system": platform.system(),
         "python": platform.python_version(),

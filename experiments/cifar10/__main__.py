@@ -13,18 +13,16 @@ after half and three quarters, on all 50,000 training images. The test images ar
 the way for the curve, and decide nothing: the last parameters count.
 """
 
-import argparse
 import dataclasses
 import os
 import sys
-import tempfile
-import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import resnet_jax as rj
-from experiments.measuring import Row, append_row, machine, read_rows
+from experiments import units
+from experiments.measuring import Row
 from resnet_jax.data.dataset import Dataset, sample
 
 RESULTS = Path(__file__).with_name("results.jsonl")
@@ -77,11 +75,9 @@ def load(folder: str, quick: bool) -> Dataset:
     return Dataset.of("cifar10 as JPEGs", *parts, class_names=data.class_names)
 
 
-def carry_out(training: Training, data: Dataset, updates: int | None, folder: Path) -> Row:
+def train(data: Dataset, updates: int | None, training: Training, folder: Path) -> Row:
     """Train, or go on, in ``folder``; errors are shares of images, by update."""
-    began = time.monotonic()
-    config = training.config(updates, len(data.train))
-    run = rj.train(config, folder / str(training), data=data, quiet=True)
+    run = rj.train(training.config(updates, len(data.train)), folder, data=data, quiet=True)
     metrics = run.metrics()
 
     def curve(kind: str) -> list[tuple[int, float]]:
@@ -94,47 +90,21 @@ def carry_out(training: Training, data: Dataset, updates: int | None, folder: Pa
     return {
         "test_error": round(1 - tested.accuracy, 4),
         "images": len(data.train),
-        "seconds": round(time.monotonic() - began),
         "train": curve("train"),
         "test": curve("validation"),
-        "machine": machine("jax"),
     }
-
-
-def key(training: Training) -> dict[str, Any]:
-    return dataclasses.asdict(training)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Carry out the trainings that have no row yet, one after the other."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = units.parser(__doc__, "runs/cifar10")
     parser.add_argument("folder", nargs="?", default=os.environ.get("CIFAR10_FOLDER"))
-    parser.add_argument("--list", action="store_true", help="show the trainings and which are done")
-    parser.add_argument("--only", default="", help="trainings whose name contains this")
-    parser.add_argument("--quick", action="store_true", help="a few updates on a few images")
-    parser.add_argument("--results", type=Path, help="file of results, one line for each training")
-    parser.add_argument("--runs", type=Path, default=Path("runs/cifar10"), help="the runs' folders")
     options = parser.parse_args(arguments)
-    path = options.results or (options.runs / "quick.jsonl" if options.quick else RESULTS)
-    done = [{name: row.get(name) for name in key(trainings()[0])} for row in read_rows(path)]
-    left = [t for t in trainings() if options.only in str(t) and key(t) not in done]
-    if options.list:
-        for training in trainings():
-            print("to do" if training in left else "done ", training)
-        return 0
-    if not options.folder:
+    if not (options.folder or options.list):
         parser.error("give the folder of images, or CIFAR10_FOLDER")
-    data = load(options.folder, options.quick)
-    updates = QUICK_UPDATES if options.quick else None
-    with tempfile.TemporaryDirectory() as scratch:
-        for training in left:
-            runs = Path(scratch) if options.quick else options.runs
-            row = carry_out(training, data, updates, runs)
-            append_row(path, key(training) | row)
-            print(
-                f"{training}: {row['test_error']:.2%} test error in {row['seconds']} s", flush=True
-            )
-    return 0
+    data = None if options.list else load(options.folder, options.quick)
+    work = partial(train, data, QUICK_UPDATES if options.quick else None)
+    return units.carry_out(trainings(), options, RESULTS, work)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,58 @@
+"""Units of work: trainings that end with a row of results each, and are not done twice.
+
+A unit is a frozen dataclass of plain values; its `str` names it in the results. An experiment lists
+its units, the most telling first, so that any beginning of the list answers a question.
+"""
+
+import argparse
+import dataclasses
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.measuring import Row, append_row, machine, read_rows
+
+
+def parser(documentation: str, runs: str) -> argparse.ArgumentParser:
+    """The options that all such experiments have; ``runs`` is where their runs' folders lie."""
+    made = argparse.ArgumentParser(description=documentation.splitlines()[0])
+    made.add_argument("--list", action="store_true", help="show the units and which are done")
+    made.add_argument("--only", default="", help="units whose name this regular expression finds")
+    made.add_argument("--quick", action="store_true", help="a few updates on a few images")
+    made.add_argument("--results", type=Path, help="file of results, a line for each unit")
+    made.add_argument("--runs", type=Path, default=Path(runs), help="the runs' folders")
+    return made
+
+
+def carry_out(
+    units: Sequence[Any],
+    options: argparse.Namespace,
+    results: Path,
+    work: Callable[[Any, Path], Row],
+) -> int:
+    """Do the chosen units that have no row yet: ``work(unit, folder)`` gives what the row says.
+
+    A run in ``folder`` that was killed goes on. With --quick, rows and runs are kept apart.
+    """
+    path = options.results or (options.runs / "quick.jsonl" if options.quick else results)
+    done = {row["name"] for row in read_rows(path)}
+    with tempfile.TemporaryDirectory() as scratch:
+        for unit in units:
+            name = str(unit)
+            if not re.search(options.only, name):
+                continue
+            if options.list:
+                print("done " if name in done else "to do", name)
+            elif name not in done:
+                began = time.monotonic()
+                row = work(unit, Path(scratch if options.quick else options.runs) / name)
+                seconds = round(time.monotonic() - began, 1)
+                row = {"name": name} | dataclasses.asdict(unit) | row | {"seconds": seconds}
+                append_row(path, row | {"machine": machine("jax")})
+                short = {k: v for k, v in row.items() if not isinstance(v, list | dict)}
+                print(short, file=sys.stderr, flush=True)
+    return 0
