@@ -13,7 +13,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from experiments.tables import ROOT
@@ -130,8 +129,12 @@ def machine(*packages: str) -> Row:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    used = jax.devices()[0] if "jax" in packages else None
-    accelerator = {} if used is None or used.platform == "cpu" else {"device": used.device_kind}
+    accelerator = {}
+    if "jax" in packages:
+        import jax  # not where PyTorch's memory is measured
+
+        device = jax.devices()[0]
+        accelerator = {} if device.platform == "cpu" else {"device": device.device_kind}
     return {
         "processor": names[0] if names else platform.processor(),
         **accelerator,

@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.measuring import Row, in_turns, peak_mib
 
-Call = Callable[[], object]  # does one step or one prediction and waits for the result
+Call = Callable[[], object]  # does one step or one prediction, and on a GPU does not wait for it
 
 
 def examples(case: Row) -> tuple[np.ndarray, np.ndarray]:
@@ -45,32 +45,37 @@ def with_jax(case: Row, obvious: bool) -> Call:
     state = state.replace(apply_fn=model.apply)
     if case["what"] == "inference":
         predict = jax.jit(partial(model.apply, train=False))
-        return lambda: jax.block_until_ready(predict(state.variables, images))
+        return lambda: predict(state.variables, images)
 
     step = jax.jit(rj.train_step, donate_argnums=0)
     batch = rj.Batch(images, labels)
 
-    def train() -> None:
+    def train() -> object:
         nonlocal state
         state, _ = step(state, batch)
-        jax.block_until_ready(state.params)
+        return state.params
 
     return train
 
 
-def with_torch(case: Row, setting: str) -> Call:
+def with_torch(case: Row, setting: str, device: str = "cpu") -> Call:
     """The same network in PyTorch: eager, channels_last, bf16 (autocast) or compile."""
     import torch
 
     from experiments.cpu_speed.torch_resnet import resnet
 
-    model = resnet(case["channels"], case["classes"], case["width"], case["stem"])
-    images, labels = (torch.from_numpy(a) for a in examples(case))
+    model = resnet(case["channels"], case["classes"], case["width"], case["stem"]).to(device)
+    images, labels = (torch.from_numpy(a).to(device) for a in examples(case))
     images, labels = images.permute(0, 3, 1, 2).contiguous(), labels.long()
-    if setting == "channels_last":
+    if setting == "channels_last" or (setting, device) == ("compile", "cuda"):
         model = model.to(memory_format=torch.channels_last)
         images = images.to(memory_format=torch.channels_last)
-    autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=setting == "bf16")
+    autocast = partial(
+        torch.autocast,
+        device,
+        torch.bfloat16,
+        enabled=setting == "bf16" or (device == "cuda" and case["autocast"]),
+    )
     run = torch.compile(model) if setting == "compile" else model
     if case["what"] == "inference":
         model.eval()
@@ -100,7 +105,15 @@ def contender(name: str, case: Row) -> Call:
 
 
 def main() -> None:
-    call = contender(sys.argv[1], json.loads(sys.argv[2]))
+    once = contender(sys.argv[1], json.loads(sys.argv[2]))
+
+    def call() -> None:
+        result = once()
+        if sys.argv[1] in ("resnet_jax", "flax"):
+            import jax
+
+            jax.block_until_ready(result)
+
     call()
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
