@@ -6,13 +6,27 @@ import numpy as np
 import torch
 from torch import nn
 
-UNITS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+UNITS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 20: (3, 3, 3), 56: (9, 9, 9)}
+
+
+class Pad(nn.Module):
+    """Shortcut of option A (arXiv 1512.03385, section 4.1): fewer pixels, zeros as new features."""
+
+    def __init__(self, features: int, stride: int) -> None:
+        super().__init__()
+        self.features, self.stride = features, stride
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        new = self.features - x.shape[1]
+        return nn.functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, new))
 
 
 class Unit(nn.Module):
     """Basic unit: two 3x3 convolutions, and the shortcut unless it is a plain one."""
 
-    def __init__(self, inputs: int, features: int, stride: int, residual: bool) -> None:
+    def __init__(
+        self, inputs: int, features: int, stride: int, residual: bool, pad: bool = False
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, features, 3, stride, 1, bias=False)
         self.norm1 = nn.BatchNorm2d(features)
@@ -20,7 +34,9 @@ class Unit(nn.Module):
         self.norm2 = nn.BatchNorm2d(features)
         self.residual = residual
         self.shortcut: nn.Module = nn.Identity()
-        if residual and (stride != 1 or inputs != features):
+        if pad:
+            self.shortcut = Pad(features, stride)
+        elif residual and (stride != 1 or inputs != features):
             projection = nn.Conv2d(inputs, features, 1, stride, bias=False)
             self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(features))
         self.relu = nn.ReLU(inplace=True)
@@ -40,6 +56,7 @@ def resnet(
     layers: int = 18,
     residual: bool = True,
     stem_bias: bool = False,
+    pad: bool = False,
 ) -> nn.Sequential:
     """float[N, channels, H, W] -> float[N, num_classes]."""
     kernel, stride, padding = (7, 2, 3) if stem == "imagenet" else (3, 1, 1)
@@ -51,7 +68,7 @@ def resnet(
     for stage, units in enumerate(UNITS[layers]):
         for number in range(units):
             features = width * 2**stage
-            parts.append(Unit(inputs, features, 2 if stage and not number else 1, residual))
+            parts.append(Unit(inputs, features, 2 if stage and not number else 1, residual, pad))
             inputs = features
     parts += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, num_classes)]
     return nn.Sequential(*parts)
@@ -63,4 +80,4 @@ def accuracy(model: nn.Module, parts: Iterable[torch.Tensor], labels: np.ndarray
     with torch.inference_mode():
         guesses = torch.cat([model(part).argmax(1) for part in parts])
     model.train()
-    return float((guesses.numpy() == labels).mean())
+    return float((guesses.cpu().numpy() == labels).mean())
