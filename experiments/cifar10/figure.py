@@ -1,69 +1,103 @@
 """Training and test error by update, side by side, as figure 6 of arXiv 1512.03385 has them.
 
-Command:   python -m experiments.cifar10.figure
-Result:    errors.png beside the rows, results.jsonl or the file given
+Command:   python -m experiments.cifar10.figure     (the picture, from the rows)
+           python -m experiments.tables             (the tables of README.md)
+Result:    docs/images/cifar10.png
 Machine:   any
 """
 
 import statistics
-import sys
-from pathlib import Path
+from collections.abc import Iterable
 
 from matplotlib.figure import Figure
 
 from experiments.cifar10.__main__ import RESULTS
 from experiments.measuring import MISSING, Row, interval, read_rows
 from experiments.plotting import BLUE, GREEN, ORANGE, PINK, save
+from experiments.tables import ROOT, table
 
+PICTURE = ROOT / "docs/images/cifar10.png"
 COLOURS = dict(zip((20, 32, 44, 56), (BLUE, GREEN, PINK, ORANGE), strict=True))
+Key = tuple[int, bool, str]  # layers, residual, shortcut
 
 
-def grouped(rows: list[Row]) -> dict[tuple[int, bool], list[Row]]:
-    """The seeds of each network of the figure: the short schedule with option A."""
-    groups: dict[tuple[int, bool], list[Row]] = {}
+def grouped(rows: Iterable[Row]) -> dict[Key, list[Row]]:
+    """The seeds of each network that was trained by the short schedule."""
+    groups: dict[Key, list[Row]] = {}
     for row in rows:
-        if row["recipe"] == "short" and row["shortcut"] == "pad":
-            groups.setdefault((row["depth"], row["residual"]), []).append(row)
+        if row["recipe"] == "short":
+            key = (row["depth"], row["residual"], row["shortcut"])
+            groups.setdefault(key, []).append(row)
     return dict(sorted(groups.items()))
 
 
-def draw(rows: list[Row], path: Path) -> None:
+def name_of(key: Key) -> str:
+    depth, residual, shortcut = key
+    option = " with option B" * (shortcut == "projection")
+    return f"{'residual' if residual else 'plain'} {depth}{option}"
+
+
+def draw(rows: list[Row]) -> Figure:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for axis, part in zip(axes, ("train", "test"), strict=True):
-        for (depth, residual), seeds in grouped(rows).items():
+        for key, seeds in grouped(rows).items():
+            if key[2] != "pad":
+                continue
             curves = [row[part] for row in seeds]
             steps = [step for step, _ in curves[0]]
             mean = [
                 100 * statistics.fmean(error for _, error in points)
                 for points in zip(*curves, strict=True)
             ]
-            style, kind = ("-", "residual") if residual else ("--", "plain")
-            axis.plot(steps, mean, style, color=COLOURS[depth], label=f"{kind} {depth}")
+            style = "-" if key[1] else "--"
+            axis.plot(steps, mean, style, color=COLOURS[key[0]], label=name_of(key))
         axis.set(title=f"{part} error, %", xlabel="update", ylim=(0, 80))
-    axes[0].legend()
-    save(figure, path)
+        axis.grid(alpha=0.3, lw=0.5)
+    axes[0].legend(frameon=False, fontsize=9)
+    return figure
 
 
-def table_of_errors(rows: list[Row]) -> str:
-    """A line for each network: its test error after the last update, and its training error."""
-    lines = []
-    for (depth, residual), seeds in grouped(rows).items():
-        parts = [f"{'residual' if residual else 'plain'} {depth}", f"{len(seeds)} seeds"]
-        for name, errors in (
-            ("training", [row["train"][-1][1] for row in seeds]),
-            ("test", [row["test_error"] for row in seeds]),
-        ):
-            low, high = interval(errors)
-            mean = statistics.fmean(errors)
-            parts.append(f"{name} error {mean:.2%} ({low:.2%} to {high:.2%})")
-        lines.append(", ".join(parts))
-    return "\n".join(lines) or MISSING
+def percent(errors: list[float]) -> str:
+    low, high = interval(errors)
+    return f"{statistics.fmean(errors):.2%} ({low:.2%} to {high:.2%})"
+
+
+def errors() -> str:
+    """A line for each network: its training error at the end, and its test error."""
+    lines = [
+        [
+            name_of(key),
+            len(seeds),
+            percent([row["train"][-1][1] for row in seeds]),
+            percent([row["test_error"] for row in seeds]),
+        ]
+        for key, seeds in grouped(read_rows(RESULTS)).items()
+    ]
+    head = ("network", "seeds", "training error, last 100 updates", "test error")
+    return table(head, lines) if lines else MISSING
+
+
+def presets() -> str:
+    """The presets beside the recipe of `cifar10_fast` in PyTorch."""
+    groups: dict[str, list[Row]] = {}
+    for row in read_rows(RESULTS):
+        if row["recipe"] != "short":
+            in_pytorch = " in PyTorch" * ("pytorch" in row["name"])
+            groups.setdefault(f"`{row['recipe']}`{in_pytorch}", []).append(row)
+    lines = [
+        [
+            what,
+            f"**{1 - statistics.fmean(row['test_error'] for row in found):.2%}**",
+            " ".join(f"{1 - row['test_error']:.2%}" for row in found),
+            " ".join(f"{row['seconds']:.0f} s" for row in found),
+            found[0]["machine"].get("device", found[0]["machine"]["processor"]),
+        ]
+        for what, found in groups.items()
+    ]
+    head = ("preset", "test accuracy, mean", "each seed", "time of each", "on")
+    return table(head, lines) if lines else MISSING
 
 
 if __name__ == "__main__":
-    rows_file = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
-    found = read_rows(rows_file)
-    print(table_of_errors(found))
-    if found:
-        draw(found, rows_file.with_name("errors.png"))
+    save(draw(read_rows(RESULTS)), PICTURE)

@@ -1,0 +1,69 @@
+"""The figure of arXiv 1512.03385 on CIFAR-10: the trainings, and what is made of their rows."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.cifar10 import figure
+from experiments.cifar10.__main__ import UPDATES, main, trainings
+from resnet_jax.data.sampler import EpochSampler
+
+IMAGES = 50_000
+
+
+def test_every_training_is_one_of_its_own_with_the_updates_of_its_recipe():
+    names = [str(training) for training in trainings()]
+    assert len(set(names)) == len(names)
+    updates = {"short": UPDATES, "cifar10_fast": 40 * IMAGES // 128}
+    for training in trainings():
+        config = training.config(None, IMAGES)
+        expected = updates.get(training.recipe, 64_000)
+        assert EpochSampler(IMAGES, 128, 0).steps(config.epochs) == pytest.approx(
+            expected, rel=0.12 if expected == 64_000 else 1e-3
+        )
+        assert (config.model.residual, config.seed) == (training.residual, training.seed)
+
+
+@pytest.mark.slow
+def test_a_training_ends_with_a_row_and_is_not_done_twice(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 256), ("test", 50)):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "images" / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.jpg")
+    rows = tmp_path / "rows.jsonl"
+    command = [str(tmp_path / "images"), "--quick", "--only", "short-plain-20.*seed0"]
+    for _ in range(2):
+        assert main([*command, "--results", str(rows)]) == 0
+        (row,) = map(json.loads, rows.read_text().splitlines())
+    assert row["name"] == "short-plain-20-pad-seed0"
+    assert [step for step, _ in row["train"]] == list(range(1, 11))
+    assert 0 <= row["test_error"] <= 1
+    main([*command, "--results", str(rows), "--list"])
+    assert capsys.readouterr().out == "done  short-plain-20-pad-seed0\n"
+
+
+def test_tables_and_figure_show_the_mean_over_seeds(tmp_path, monkeypatch):
+    rows = tmp_path / "results.jsonl"
+    monkeypatch.setattr(figure, "RESULTS", rows)
+    assert figure.errors() == figure.presets() == figure.MISSING
+    for training in trainings():
+        error = 0.1 + 0.01 * training.seed
+        curve = [[100, 0.9], [200, error]]
+        row = {"name": str(training), **vars(training), "train": curve, "test": curve}
+        row |= {"test_error": error, "seconds": 60.4, "machine": {"processor": "a CPU"}}
+        with rows.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    lines = figure.errors().splitlines()
+    assert lines[2].startswith("| plain 20 | 3 | 11.00% (10.")
+    assert any(line.startswith("| residual 20 with option B | 3 |") for line in lines)
+    preset = "| `cifar10_fast` | **89.00%** | 90.00% 89.00% 88.00% | 60 s 60 s 60 s | a CPU |"
+    assert preset in figure.presets()
+    labels = figure.draw(figure.read_rows(rows)).axes[0].get_legend_handles_labels()[1]
+    assert labels[:2] == ["plain 20", "residual 20"]
+    assert len(labels) == 8
