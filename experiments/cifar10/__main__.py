@@ -26,7 +26,7 @@ from experiments.measuring import Row
 from resnet_jax.data.dataset import Dataset, sample
 
 RESULTS = Path(__file__).with_name("results.jsonl")
-UPDATES, QUICK_UPDATES = 4_000, 10
+UPDATES, QUICK_UPDATES = 4_000, 3
 POINTS = 40  # of a curve
 
 
