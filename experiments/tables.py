@@ -37,6 +37,7 @@ PAGES = {
     "experiments/export_speed/README.md": ("export_speed.measure",),
     "experiments/fine_tuning/README.md": ("fine_tuning.run",),
     "experiments/input_pipeline/README.md": ("input_pipeline.measure",),
+    "experiments/mnist_record/README.md": ("mnist_record.figure",),
     "experiments/photos/README.md": ("photos.measure",),
     "experiments/presets/README.md": ("presets.measure",),
     "experiments/scaling/README.md": ("scaling.plot", "scaling.decode"),
