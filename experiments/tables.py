@@ -39,6 +39,7 @@ PAGES = {
     "experiments/fine_tuning/README.md": ("fine_tuning.run",),
     "experiments/gpu_speed/README.md": ("gpu_speed.__main__",),
     "experiments/input_pipeline/README.md": ("input_pipeline.measure",),
+    "experiments/mnist_record/README.md": ("mnist_record.figure",),
     "experiments/photos/README.md": ("photos.measure",),
     "experiments/presets/README.md": ("presets.measure",),
     "experiments/scaling/README.md": ("scaling.plot", "scaling.decode"),

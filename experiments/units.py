@@ -28,6 +28,11 @@ def parser(documentation: str, runs: str) -> argparse.ArgumentParser:
     return made
 
 
+def rows_file(options: argparse.Namespace, results: Path) -> Path:
+    """Where the rows are: with --quick beside the runs, unless --results says."""
+    return options.results or (options.runs / "quick.jsonl" if options.quick else results)
+
+
 def carry_out(
     units: Sequence[Any],
     options: argparse.Namespace,
@@ -38,7 +43,7 @@ def carry_out(
 
     A run in ``folder`` that was killed goes on. With --quick, rows and runs are kept apart.
     """
-    path = options.results or (options.runs / "quick.jsonl" if options.quick else results)
+    path = rows_file(options, results)
     done = {row["name"] for row in read_rows(path)}
     with tempfile.TemporaryDirectory() as scratch:
         for unit in units:

@@ -140,6 +140,9 @@ class AugmentConfig:
     """Relative change of size; 0.1 is 90 % to 110 %."""
     shear: Annotated[float, Within(0, 90, open_high=True)] = 0.0
     """Shear in degrees."""
+    elastic: Annotated[float, NotNegative] = 0.0
+    """Elastic distortion by a smooth random field, in each direction of this root mean square in
+    pixels (Simard, Steinkraus, Platt, ICDAR 2003; theirs about 1.4 on digits)."""
     erase: Annotated[float, Fraction] = 0.0
     """Probability that a random rectangle is erased (arXiv 1708.04896)."""
 

@@ -102,6 +102,25 @@ PRESETS: dict[str, TrainConfig] = {
         label_smoothing=0.1,
         ema=0.999,
     ),
+    # The most accurate: chosen on the validation images alone, which it then trains on as well, see
+    # experiments/mnist_record. About an hour on two cores.
+    "record": TrainConfig(
+        data=DataConfig(
+            name="mnist",
+            validation=0,
+            image_size=32,
+            mean=(0.1307,),
+            std=(0.3081,),
+            find_digit=True,
+        ),
+        augment=AugmentConfig(
+            shift=2.0, rotation=12.0, scale=0.12, shear=8.0, elastic=0.8, erase=0.1
+        ),
+        optim=_one_cycle(0.1),
+        epochs=40,
+        label_smoothing=0.1,
+        ema=0.999,
+    ),
     # The least time to 99.0 % of the test digits on two cores: no augmentation, which one epoch
     # does not repay, and a stop as soon as the validation accuracy passes that by a margin.
     "fast": TrainConfig(

@@ -199,8 +199,9 @@ MEMBERS: dict[str, tuple[Callable[[rj.Run], Any], str]] = {
 # Of each command: its options in shell blocks and in the text.
 OPTIONS = {
     "train": """
-        --accumulate --augment.crop --augment.cutmix --augment.erase --augment.flip
-        --augment.magnitude --augment.mixup --augment.randaugment --augment.resized-crop
+        --accumulate --augment.crop --augment.cutmix --augment.elastic --augment.erase
+        --augment.flip --augment.magnitude --augment.mixup --augment.randaugment
+        --augment.resized-crop
         --augment.rotation --augment.scale --augment.shear --augment.shift --batch-size
         --compilation-cache --coordinator --data.background --data.center-crop --data.dir --data.fit
         --data.from-idx --data.image-size --data.mean --data.memory-limit --data.name

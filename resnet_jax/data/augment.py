@@ -17,6 +17,9 @@ ERASED_AREA = (0.02, 0.33)
 ERASED_ASPECT = (0.3, 1 / 0.3)
 # Width to height of a random resized crop (arXiv 1409.4842, section 6).
 CROP_ASPECT = (3 / 4, 4 / 3)
+# Standard deviation in pixels of the Gaussian that smooths elastic displacements (Simard,
+# Steinkraus and Platt, ICDAR 2003, section 2).
+ELASTIC_SMOOTHING = 4.0
 
 
 def augment(
@@ -33,14 +36,15 @@ def augment(
     rotation: float = 0.0,
     scale: float = 0.0,
     shear: float = 0.0,
+    elastic: float = 0.0,
     erase: float = 0.0,
     fill: float = 0.0,
 ) -> jax.Array:
     """Return the images, each cropped, flipped, moved, recoloured and partly erased at random.
 
     `resnet_jax.AugmentConfig` describes the settings, in the order in which they are applied. Those
-    from ``shift`` to ``shear`` make one affine map about the image's centre. A setting of 0 costs
-    nothing. Whatever the others are, a setting draws the same.
+    from ``shift`` to ``shear`` make one affine map about the image's centre, and with ``elastic``
+    one resampling. A setting of 0 costs nothing. Whatever the others are, a setting draws the same.
 
     Args:
         images: float32[N, H, W, C]; in [0, 255] for ``randaugment``.
@@ -68,9 +72,11 @@ def augment(
     if randaugment:
         operations_key = jax.random.fold_in(key, 5)
         images = draw_operations(images, operations_key, randaugment, magnitude, fill=fill)
-    if shift or rotation or scale or shear:
+    if shift or rotation or scale or shear or elastic:
         inverse, translation = _draw_affine(images.shape[0], key, shift, rotation, scale, shear)
-        images = warp(images, inverse, translation, fill=fill)
+        elastic_key = jax.random.fold_in(key, 7)
+        moves = _draw_elastic(images.shape[:3], elastic_key, elastic) if elastic else None
+        images = warp(images, inverse, translation, moves, fill=fill)
     if erase:
         mask = _draw_erased(images.shape[:3], jax.random.fold_in(key, 1), erase)
         images = jnp.where(mask[..., None], jnp.asarray(fill, images.dtype), images)
@@ -183,6 +189,23 @@ def _draw_affine(
     # The rotation's matrix times that of the shear, [[1, 0], [slant, 1]].
     inverse = jnp.asarray([[cos - sin * slant, -sin], [sin + cos * slant, cos]]) / factor
     return jnp.moveaxis(inverse, -1, 0), shift * draws[3:].T
+
+
+def _draw_elastic(shape: tuple[int, ...], key: jax.Array, pixels: float) -> jax.Array:
+    """Draw a smooth field of displacements for each image: float32[N, 2, H, W], in pixels."""
+
+    def smoothing(side: int) -> jax.Array:
+        """Weigh noise at knots one deviation apart, up to three beyond the rim: [side, knots]."""
+        last = math.ceil((side - 1) / ELASTIC_SMOOTHING)
+        knots = jnp.arange(-3, last + 4, dtype=jnp.float32)
+        distance = jnp.arange(side, dtype=jnp.float32)[:, None] / ELASTIC_SMOOTHING - knots
+        weights = jnp.exp(-(distance**2) / 2)
+        return weights / jnp.linalg.norm(weights, axis=1, keepdims=True)  # keeps noise's variance
+
+    count, height, width = shape
+    rows, columns = smoothing(height), smoothing(width)
+    noise = jax.random.normal(key, (count, 2, rows.shape[1], columns.shape[1]), jnp.float32)
+    return pixels * (rows @ noise @ columns.T)
 
 
 def _draw_erased(shape: tuple[int, ...], key: jax.Array, probability: float) -> jax.Array:

@@ -126,23 +126,32 @@ def _smooth(images: jax.Array) -> jax.Array:
 
 
 def warp(
-    images: jax.Array, inverse: jax.Array, translation: jax.Array, *, fill: float = 0.0
+    images: jax.Array,
+    inverse: jax.Array,
+    translation: jax.Array,
+    moves: jax.Array | None = None,
+    *,
+    fill: float = 0.0,
 ) -> jax.Array:
-    """Resample each image bilinearly: ``output[p] = image[inverse @ p + translation]``.
+    """Resample bilinearly: ``output[p] = image[inverse @ p + translation + moves[p]]``.
 
     Points are (row, column) from the image's centre, in pixels; what lies outside the image is
-    ``fill``. ``inverse`` is float32[N, 2, 2], ``translation`` float32[N, 2].
+    ``fill``. ``inverse`` is float32[N, 2, 2], ``translation`` float32[N, 2], ``moves``
+    float32[N, 2, H, W] or zero.
     """
     _, height, width, _ = images.shape
     centre = jnp.asarray([(height - 1) / 2, (width - 1) / 2], jnp.float32)
     rows = jnp.arange(height, dtype=jnp.float32)[:, None] - centre[0]
     columns = jnp.arange(width, dtype=jnp.float32)[None, :] - centre[1]
 
-    def warp_one(image: jax.Array, matrix: jax.Array, offset: jax.Array) -> jax.Array:
+    def warp_one(
+        image: jax.Array, matrix: jax.Array, offset: jax.Array, move: jax.Array | None
+    ) -> jax.Array:
         # Written out rather than as a matrix product: exact in float32 on every platform.
         source = [matrix[i, 0] * rows + matrix[i, 1] * columns + offset[i] for i in (0, 1)]
         at = [source[i] + centre[i] for i in (0, 1)]
+        at = at if move is None else [at[i] + move[i] for i in (0, 1)]
         sample = partial(map_coordinates, coordinates=at, order=1, mode="constant", cval=fill)
         return jax.vmap(sample, in_axes=-1, out_axes=-1)(image)
 
-    return jax.vmap(warp_one)(images, inverse, translation)
+    return jax.vmap(warp_one)(images, inverse, translation, moves)

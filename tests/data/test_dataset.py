@@ -148,3 +148,7 @@ def test_a_streamed_dataset_of_one_s_own_gives_what_identifies_it():
     again = sample(data, train=10, validation=5, test=5)
     assert small.fingerprint == again.fingerprint
     assert len({data.fingerprint, other.fingerprint, small.fingerprint}) == 3
+    # The same source cut elsewhere gives other examples to the same draw.
+    elsewhere = Dataset.of("own", *parts, ["a", "b", "c"], source="version 1", cut="elsewhere")
+    drawn = sample(elsewhere, train=10, validation=5, test=5)
+    assert drawn.fingerprint != small.fingerprint

@@ -39,6 +39,20 @@ def test_the_two_newest_and_the_best_are_kept(finished_run):
     assert list(checkpoints.good_steps()) == checkpoints.steps()[::-1]
 
 
+def test_the_best_has_the_highest_accuracy_then_the_smallest_loss_then_comes_first(monkeypatch):
+    found = {5: (0.9, 0.5), 10: (0.95, 0.4), 15: (0.95, 0.2), 20: (0.95, 0.2), 25: (0.8, 0.1)}
+    checkpoints = Checkpoints(Path("none"))
+
+    def manifest(step):
+        return SimpleNamespace(validation=dict(zip(("accuracy", "loss"), found[step], strict=True)))
+
+    monkeypatch.setattr(checkpoints, "manifest", manifest)
+    for steps in (list(found), list(found)[::-1]):
+        assert checkpoints.best_of(steps) == 15
+    assert checkpoints.best_of([5, 10, 25]) == 10
+    assert checkpoints.best_of([]) is None
+
+
 def test_manifest_survives_a_round_trip_and_nothing_else():
     manifest = Manifest(5, {"accuracy": 0.5, "loss": 1.25}, {"state/a": "0" * 64})
     text = manifest.to_json()

@@ -1,0 +1,162 @@
+"""What the rows of the MNIST record say: tables for its page, and three figures.
+
+Command:   python -m experiments.mnist_record.figure     (the figures that there are rows for)
+           python -m experiments.tables                  (the tables of README.md)
+Needs:     the full MNIST, for the digits that are wrong
+Result:    wrong.png, reliability.png and time.png beside the rows
+Machine:   any
+"""
+
+import statistics
+
+import numpy as np
+from matplotlib.figure import Figure
+
+import resnet_jax as rj
+from experiments.measuring import MISSING, Row, read_rows
+from experiments.mnist_record.__main__ import ABLATIONS, RESULTS, VALIDATED
+from experiments.plotting import BLUE, ORANGE, logarithmic, save
+from experiments.presets import measure
+from experiments.tables import table
+from resnet_jax.inspection import Calibration, plots
+
+TITLES = {
+    ("plain", "mnist"): "preset `mnist` on all 60,000 images",
+    ("final", "mnist"): "preset `record`",
+    ("ensemble", "mnist"): "`record`: **mean of the seeds' probabilities**",
+    ("final", "fashion_mnist"): "`record` on Fashion-MNIST",
+}
+
+
+def rows_of(part: str, recipe: str) -> list[Row]:
+    found = [r for r in read_rows(RESULTS) if (r["part"], r["recipe"]) == (part, recipe)]
+    return sorted(found, key=lambda row: row["seed"])
+
+
+def mean(rows: list[Row], name: str, digits: int) -> str:
+    return f"{statistics.fmean(row[name] for row in rows):.{digits}f}"
+
+
+def results() -> str:
+    """Test accuracy: of single models, with test-time averaging, and of the ensemble."""
+    lines = []
+    for (part, recipe), title in TITLES.items():
+        if rows := rows_of(part, recipe):
+            each = " ".join(f"{100 * row['accuracy']:.2f}" for row in rows)
+            averaged = [100 * r["test_time_averaging"]["accuracy"] for r in rows if r.get("steps")]
+            accuracy = measure.accuracy_of([100 * row["accuracy"] for row in rows])
+            line = [title, len(rows), accuracy, each, mean(rows, "loss", 4), mean(rows, "ece", 4)]
+            lines.append([*line, measure.accuracy_of(averaged) if averaged else ""])
+    head = ["what", "seeds", "test accuracy, mean ± sd", "each", "cross-entropy, nats"]
+    head += ["calibration error", "accuracy with test-time averaging"]
+    return table(head, lines) if lines else MISSING
+
+
+def against(rows: list[Row], base: list[Row]) -> tuple[str, str]:
+    """Differences of accuracy, in points, and of the loss, over the seeds that both have."""
+    before = {row["seed"]: row for row in base}
+    pairs = [(row, before[row["seed"]]) for row in rows if row["seed"] in before]
+    if not pairs or rows == base:
+        return "", ""
+    points = [100 * (row["accuracy"] - other["accuracy"]) for row, other in pairs]
+    losses = [row["loss"] - other["loss"] for row, other in pairs]
+    each = " ".join(f"{point:+.2f}" for point in points)
+    return f"{statistics.fmean(points):+.2f} ({each})", f"{statistics.fmean(losses):+.4f}"
+
+
+def choices(part: str) -> str:
+    """Validation accuracy of the `ablation`s, beside the base's, or of the `validated`."""
+    lines, base = [], rows_of(part, "base")
+    for recipe in ABLATIONS if part == "ablation" else VALIDATED:
+        if rows := rows_of(part, recipe):
+            accuracy = measure.accuracy_of([100 * row["accuracy"] for row in rows])
+            line = [recipe, len(rows), accuracy, mean(rows, "loss", 4), *against(rows, base)]
+            lines.append(line if base else line[:4])
+    head = ["recipe", "seeds", "validation accuracy, mean ± sd", "cross-entropy, nats"]
+    head += ["accuracy less the base's, points (each seed)", "cross-entropy less the base's"]
+    return table(head if base else head[:4], lines) if lines else MISSING
+
+
+def weights() -> str:
+    """The command that makes each model again, and what tells whether it did."""
+    lines = []
+    for row in rows_of("final", "mnist"):
+        where = row["machine"]
+        machine = f"{where.get('device', where['processor'])}, {where['cores']} cores"
+        command = f"`resnet-jax train record --seed {row['seed']}`"
+        lines.append([command, f"`{row['sha256']}`", machine, where["jax"]])
+    head = ["command", "SHA-256 of the parameters", "machine", "jax"]
+    return table(head, lines) if lines else MISSING
+
+
+def draw_wrong(row: Row, images: np.ndarray) -> Figure:
+    """Show each digit that a model has wrong, with its answer and its label."""
+    wrong = sorted(row["wrong"], key=lambda digit: -digit["probability"])
+    columns = 8
+    lines = -(-len(wrong) // columns)
+    figure = Figure((10, 1.6 * lines + 0.5), layout="constrained")
+    figure.suptitle(f"{len(wrong)} of the test digits: label, and what the network says")
+    for axes in figure.subplots(lines, columns, squeeze=False).flat:
+        axes.set_axis_off()
+    for axes, digit in zip(figure.axes, wrong, strict=False):
+        axes.imshow(images[digit["index"], :, :, 0], cmap="gray_r")
+        label, answer = (
+            f"{digit[what]} ({digit[probability]:.0%})"
+            for what, probability in (("label", "of_label"), ("answer", "probability"))
+        )
+        axes.set_title(f"is {label}\nsays {answer}", fontsize=8)
+    return figure
+
+
+def record_seconds() -> float | None:
+    """Time of a training of `record` on two cores: its updates by the measured time of one."""
+    final, timed = rows_of("final", "mnist"), rows_of("time", "record")
+    timed = [r for r in timed if "device" not in r["machine"] and r["machine"]["cores"] == 2]
+    return timed[-1]["step_ms"] / 1000 * final[0]["steps"] if timed and final else None
+
+
+def draw_time() -> Figure:
+    """Test error of the presets by the time that they take on two cores."""
+    points: dict[str, tuple[float, float]] = {}
+    for name, question in measure.QUESTIONS.items():
+        rows = [row for row in read_rows(measure.RESULTS) if row["question"] == name]
+        accuracies = [
+            test["accuracy"]
+            for row in rows
+            for test in row["tests"]
+            if (test["split"], test["checkpoint"]) == (question.split, "latest")
+        ]
+        times = [row["seconds"] for row in rows if row["seconds"]]
+        if times and name != "book_plain":
+            points[name] = statistics.median(times), statistics.fmean(accuracies)
+    if (seconds := record_seconds()) is not None:
+        final = rows_of("final", "mnist")
+        points["record"] = seconds, statistics.fmean(row["accuracy"] for row in final)
+    figure = Figure((6, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, (seconds, accuracy) in points.items():
+        colour = ORANGE if name == "record" else BLUE
+        axes.plot(seconds, 100 * (1 - accuracy), "o", color=colour)
+        where = {"textcoords": "offset points", "xytext": (6, 4)}
+        axes.annotate(f"{name} {accuracy:.2%}", (seconds, 100 * (1 - accuracy)), **where)
+    axes.set(xlabel="seconds on two cores", xlim=(50, 20_000), ylabel="wrong, % of test digits")
+    logarithmic(axes.xaxis)
+    logarithmic(axes.yaxis, subs=(1, 2, 5))
+    axes.grid(alpha=0.3, which="both", lw=0.5)
+    return figure
+
+
+def main() -> None:
+    save(draw_time(), RESULTS.with_name("time.png"))
+    for row in rows_of("final", "mnist")[:1]:
+        save(plots.reliability(calibration_of(row)), RESULTS.with_name("reliability.png"))
+        images = rj.load_dataset("mnist").test.images
+        save(draw_wrong(row, images), RESULTS.with_name("wrong.png"))
+
+
+def calibration_of(row: Row) -> Calibration:
+    return Calibration(**{name: np.array(column) for name, column in row["reliability"].items()})
+
+
+if __name__ == "__main__":
+    main()
