@@ -36,6 +36,7 @@ PAGES = {
     "experiments/cpu_speed/README.md": ("cpu_speed.plot",),
     "experiments/export_speed/README.md": ("export_speed.measure",),
     "experiments/fine_tuning/README.md": ("fine_tuning.run",),
+    "experiments/folder_preset/README.md": ("folder_preset.summary",),
     "experiments/input_pipeline/README.md": ("input_pipeline.measure",),
     "experiments/photos/README.md": ("photos.measure",),
     "experiments/presets/README.md": ("presets.measure",),

@@ -60,6 +60,7 @@ CANDIDATES = (
     replace(BASE, crop=0.08),
     replace(BASE, crop=0.6),
     replace(BASE, crop=0.0),
+    replace(BASE, flip=False),
     replace(BASE, epochs=60),
     replace(BASE, epochs=15),
 )
