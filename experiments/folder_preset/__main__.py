@@ -67,7 +67,7 @@ CANDIDATES = (
 # For weights from elsewhere alone, which may be learnt anew more slowly and not for long.
 WITH_WEIGHTS = tuple(replace(BASE, body=0.1, epochs=epochs) for epochs in (30, 15))
 SCRATCH = (("cifar", 200), ("cifar", 2_000), ("fashion", 2_000), ("digits", 1_200))
-LARGE = ("cifar", 20_000)  # a training is a minute on an H100, an hour or more on two cores
+LARGE = ("cifar", 20_000)  # of the longest trainings, for the most telling candidates
 LARGE_CANDIDATES = (*CANDIDATES[:6], CANDIDATES[-1])
 FROM_WEIGHTS = (("last5", 200), ("last5", 2_000))
 
@@ -151,6 +151,7 @@ class Training:
         except rj.ResNetJaxError as error:
             if "not finite" not in str(error):
                 raise
+            shutil.rmtree(folder)
             return {"best": 0.0, "last": 0.0, "diverged": str(error)}
         if self == first:
             weights.parent.mkdir(exist_ok=True)

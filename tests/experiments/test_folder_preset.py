@@ -1,5 +1,6 @@
 """The experiment behind the preset `folder`: its folders of pictures, its units, a miniature."""
 
+import dataclasses
 import re
 from collections import Counter
 
@@ -9,8 +10,9 @@ from PIL import Image
 
 import resnet_jax as rj
 from experiments.folder_preset import __main__ as command
+from experiments.folder_preset import summary
 from experiments.folder_preset.pictures import folder_of
-from experiments.measuring import read_rows
+from experiments.measuring import append_row, read_rows
 
 CLASSES = ["airplane", "bird", "car", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -82,3 +84,27 @@ def test_quick_trains_from_scratch_and_from_weights_each_unit_once(cifar, tmp_pa
         assert row["recipe"]["rate"] == 0.05
     assert (scratch["weights"], weights["weights"]) == (False, True)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_a_recipe_is_measured_against_the_best_of_each_set(tmp_path, monkeypatch):
+    path = tmp_path / "results.jsonl"
+    monkeypatch.setattr(command, "RESULTS", path)
+    present, base = command.PRESENT, command.BASE
+    for data, recipe, weights, accuracies in (
+        ("cifar", present, False, (0.30, 0.34)),  # 32 and 40: 8 behind
+        ("cifar", base, False, (0.40, 0.40)),
+        ("last5", present, True, (0.70,)),
+        ("last5", base, True, (0.67,)),  # 3 behind
+        ("last5", base, False, (0.50,)),
+    ):
+        for seed, best in enumerate(accuracies):
+            unit = command.Training(data, 200, recipe, weights, seed)
+            append_row(path, dataclasses.asdict(unit) | {"best": best})
+    append_row(path, dataclasses.asdict(command.Baseline("cifar", 200)) | {"best": 0.29})
+    cells = [[c.strip() for c in line.split("|")] for line in summary.accuracies().splitlines()[2:]]
+    assert [[name, *filter(None, rest)] for _, name, *rest in cells] == [
+        ["logistic regression", "29.0"],
+        [str(present), "32.0 ± 2.8", "70.0", "8.0 (CIFAR-10 200)"],
+        [str(base), "40.0 ± 0.0", "67.0", "3.0 (weights 200)"],
+        [f"{base}, without weights", "40.0 ± 0.0", "50.0"],
+    ]
