@@ -38,6 +38,7 @@ PAGES = {
     "experiments/export_speed/README.md": ("export_speed.measure",),
     "experiments/fine_tuning/README.md": ("fine_tuning.run",),
     "experiments/gpu_speed/README.md": ("gpu_speed.__main__",),
+    "experiments/folder_preset/README.md": ("folder_preset.summary",),
     "experiments/input_pipeline/README.md": ("input_pipeline.measure",),
     "experiments/mnist_record/README.md": ("mnist_record.figure",),
     "experiments/photos/README.md": ("photos.measure",),

@@ -1,0 +1,203 @@
+"""Which settings of the preset `folder` work from 200 to 20,000 pictures, from scratch as well as
+from weights?
+
+Command:   python -m experiments.folder_preset FOLDER   (or $CIFAR10_FOLDER; --list shows the units)
+Needs:     FOLDER with train/<class>: CIFAR-10 as JPEGs; Fashion-MNIST prepared: $TFDS_DATA_DIR
+Result:    results.jsonl, a row for each training and for each set of pictures' baseline
+Machine:   each row names it
+
+Trained on folders of pictures as a user has them, judged by validation pictures alone. Products are
+of the accelerator's default precision, unlike the preset's: three digits are asked for.
+"""
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+
+import resnet_jax as rj
+from experiments import units
+from experiments.folder_preset.pictures import HELD_OUT, folder_of
+from experiments.measuring import Row
+
+RESULTS = Path(__file__).with_name("results.jsonl")
+POINTS = 10  # of a run, at which it is validated
+SEEDS = range(2)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is chosen, at first as the preset had it when this was asked."""
+
+    flip: bool = False
+    crop: float = 0.0  # least area of a resized crop
+    rate: float = 0.1
+    body: float = 1.0  # the body's share of the rate
+    epochs: int = 30
+    batch: int = 64
+    size: int | None = None  # to which pictures are read; None: as they are
+
+    def __str__(self) -> str:
+        changes = f"{'flip' * self.flip}{f'crop{self.crop:g}' if self.crop else ''}" or "none"
+        body = f"-body{self.body:g}" if self.body != 1 else ""
+        return f"{changes}-{self.rate:g}{body}-{self.epochs}x{self.batch}-at{self.size or 'own'}"
+
+
+PRESENT = Recipe()
+BASE = Recipe(flip=True, crop=0.35, rate=0.05, size=64)
+# The most telling first.
+CANDIDATES = (
+    PRESENT,
+    BASE,
+    *(replace(BASE, rate=rate) for rate in (0.02, 0.1, 0.01)),
+    replace(BASE, flip=False, crop=0.0),
+    replace(BASE, size=None),
+    replace(BASE, batch=32),
+    replace(BASE, crop=0.08),
+    replace(BASE, crop=0.6),
+    replace(BASE, crop=0.0),
+    replace(BASE, flip=False),
+    replace(BASE, epochs=60),
+    replace(BASE, epochs=15),
+)
+# For weights from elsewhere alone, which may be learnt anew more slowly and not for long.
+WITH_WEIGHTS = tuple(replace(BASE, body=0.1, epochs=epochs) for epochs in (30, 15))
+SCRATCH = (("cifar", 200), ("cifar", 2_000), ("fashion", 2_000), ("digits", 1_200))
+LARGE = ("cifar", 20_000)  # of the longest trainings, for the most telling candidates
+LARGE_CANDIDATES = (*CANDIDATES[:6], CANDIDATES[-1])
+FROM_WEIGHTS = (("last5", 200), ("last5", 2_000))
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Logistic regression on pixels."""
+
+    data: str
+    pictures: int
+
+    def __str__(self) -> str:
+        return f"baseline-{self.data}-{self.pictures}"
+
+    def carry_out(self, folder: Path, cifar: Path | None, quick: bool) -> Row:
+        """Fit it, and give its validation accuracy."""
+        count, held_out = (20, 20) if quick else (self.pictures, HELD_OUT[self.data])
+        pictures = folder_of(self.data, count, held_out, folder.parent / "pictures", cifar)
+        data = rj.load_dataset("folder", pictures, fit="crop")
+        splits = [split.batch(np.arange(len(split))) for split in (data.train, data.validation)]
+        train, held = (np.float32(images.reshape(len(images), -1)) / 255 for images, _ in splits)
+        mean = train.mean(0)
+        found = LogisticRegression(C=0.01, tol=1e-3, max_iter=1_000)
+        found.fit(train - mean, splits[0][1])
+        return {"best": round(float(found.score(held - mean, splits[1][1])), 4)}
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training on so many pictures."""
+
+    data: str
+    pictures: int
+    recipe: Recipe
+    weights: bool = False  # from a run on CIFAR's other classes
+    seed: int = 0
+
+    def __str__(self) -> str:
+        weights = "-weights" * self.weights
+        return f"{self.data}-{self.pictures}{weights}-{self.recipe}-seed{self.seed}"
+
+    @property
+    def before(self) -> "Training":
+        """The training whose weights start this one: all that it has in common is the size."""
+        return Training("first5", 10_000, replace(BASE, size=self.recipe.size))
+
+    def config(self, place: Path, cifar: Path | None, weights: Path, quick: bool) -> rj.TrainConfig:
+        preset, recipe, count = rj.PRESETS["folder"], self.recipe, self.pictures
+        model, held_out = preset.model, HELD_OUT[self.data]
+        if quick:
+            recipe, count, held_out = replace(recipe, epochs=1, batch=8), 20, 20
+            model = rj.ModelConfig(width=4, lowering="reference")
+        folder = folder_of(self.data, count, held_out, place, cifar)
+        every = max(1, round(recipe.epochs * count / recipe.batch / POINTS))
+        return replace(
+            preset,
+            model=model,
+            data=replace(preset.data, dir=str(folder), image_size=recipe.size),
+            augment=rj.AugmentConfig(flip=recipe.flip, resized_crop=recipe.crop),
+            optim=replace(preset.optim, learning_rate=recipe.rate, body_rate=recipe.body),
+            init_from=str(weights) if self.weights else None,
+            epochs=recipe.epochs,
+            batch_size=recipe.batch,
+            seed=self.seed,
+            eval_every=every,
+            log_every=every,
+            matmul_precision="default",
+        )
+
+    def carry_out(self, folder: Path, cifar: Path | None, quick: bool) -> Row:
+        """Train, or go on, in ``folder``, which is removed unless its weights are for others."""
+        first, runs = self.before, folder.parent
+        weights = runs / "weights" / str(first)
+        if self.weights and not weights.exists():
+            first.carry_out(runs / str(first), cifar, quick)
+        if self == first and weights.exists():
+            folder = weights
+        config = self.config(runs / "pictures", cifar, weights, quick)
+        try:
+            metrics = rj.train(config, folder, quiet=True).metrics()
+        except rj.ResNetJaxError as error:
+            if "not finite" not in str(error):
+                raise
+            shutil.rmtree(folder)
+            return {"best": 0.0, "last": 0.0, "diverged": str(error)}
+        if self == first:
+            weights.parent.mkdir(exist_ok=True)
+            folder.rename(weights)  # to itself, where it is there
+        else:
+            shutil.rmtree(folder)
+        found, trained = (metrics[metrics.kind == kind] for kind in ("validation", "train"))
+        return {
+            "steps": int(found.step.max()),
+            "best": round(float(found.accuracy.max()), 4),
+            "last": round(float(found.accuracy.iloc[-1]), 4),
+            "train": round(float(trained.accuracy.iloc[-1]), 4),
+            "by_step": [
+                [int(s), round(float(a), 4)]
+                for s, a in zip(found.step, found.accuracy, strict=True)
+            ],
+        }
+
+
+def all_units() -> list[Baseline | Training]:
+    """The most telling first: the present preset on everything, then candidate after candidate."""
+    sets = [*SCRATCH, LARGE, *FROM_WEIGHTS]
+    found: list[Baseline | Training] = [Baseline(*pictures) for pictures in sets]
+    for recipe in (*CANDIDATES, *WITH_WEIGHTS):
+        scratch = SCRATCH if recipe in CANDIDATES else ()
+        large = (LARGE,) if recipe in LARGE_CANDIDATES else ()
+        for seed in SEEDS:
+            found += [Training(*s, recipe, seed=seed) for s in (*scratch, *large)]
+            found += [Training(*s, recipe, weights=True, seed=seed) for s in FROM_WEIGHTS]
+    # What the weights are worth.
+    found += [Training(*s, BASE, seed=seed) for s in FROM_WEIGHTS for seed in SEEDS]
+    starts = list(dict.fromkeys(u.before for u in found if isinstance(u, Training) and u.weights))
+    return [*found[: len(sets)], *starts, *found[len(sets) :]]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Carry out the units that have no row yet, one after the other."""
+    parser = units.parser(__doc__, "runs/folder_preset")
+    parser.add_argument("folder", nargs="?", type=Path, default=os.environ.get("CIFAR10_FOLDER"))
+    options = parser.parse_args(arguments)
+
+    def work(unit: Baseline | Training, folder: Path) -> Row:
+        return unit.carry_out(folder, options.folder, options.quick)
+
+    return units.carry_out(all_units(), options, RESULTS, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
