@@ -87,6 +87,9 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 # Of the whole training images, each also a change of `BASE`: a line for each.
 VALIDATED: dict[str, dict[str, Any]] = {
     "first guess": {"augment.erase": 0.1, "epochs": 40},
+    "size 40": {"augment.erase": 0.1, "epochs": 40, "data.image-size": 40},
+    "affine x1.5": {"augment.erase": 0.1, "epochs": 40} | _affine(1.5),
+    "ema 0.9995": {"augment.erase": 0.1, "epochs": 40, "ema": 0.9995},
 }
 # The preset as it is, on another dataset with that one's mean and deviation.
 FASHION = {"data.name": "fashion_mnist", "data.mean": None, "data.std": None}
