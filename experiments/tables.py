@@ -39,6 +39,7 @@ PAGES = {
     "experiments/input_pipeline/README.md": ("input_pipeline.measure",),
     "experiments/photos/README.md": ("photos.measure",),
     "experiments/presets/README.md": ("presets.measure",),
+    "experiments/saliency/README.md": ("saliency.measure",),
     "experiments/scaling/README.md": ("scaling.plot", "scaling.decode"),
 }
 
