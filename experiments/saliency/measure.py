@@ -168,7 +168,7 @@ def main() -> None:
     results: Row = {"runs": [], "maps": []}
     for path in options.runs:
         run = rj.Run.open(path)
-        if run.config.data.name == "cifar10" and options.cifar10:
+        if options.cifar10 and run.config.data.name.startswith("cifar10"):
             run = rj.Run.open(path, data=load(options.cifar10, quick=False))
         with run.jax_settings():
             facts, rows = measure(run)
