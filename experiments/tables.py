@@ -43,6 +43,7 @@ PAGES = {
     "experiments/mnist_record/README.md": ("mnist_record.figure",),
     "experiments/photos/README.md": ("photos.measure",),
     "experiments/presets/README.md": ("presets.measure",),
+    "experiments/saliency/README.md": ("saliency.measure",),
     "experiments/scaling/README.md": ("scaling.plot", "scaling.decode"),
 }
 

@@ -135,3 +135,28 @@ def one_unit(monkeypatch) -> None:
     """Have `resnet18` be a network of one unit, where a run is looked at and not its network."""
     network = functools.partial(rj.ResNet, stage_sizes=(1,), unit=rj.BasicUnit)
     monkeypatch.setitem(VARIANTS, "resnet18", network)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, by playwright."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs the extra dev")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+    if found is None:
+        pytest.skip("needs chromium")
+    with sync_api.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def serious():
+    """Finds what axe has against a page, as serious or critical."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs the extra dev")
+
+    def serious(page) -> list[str]:
+        found = axe.Axe().run(page).response["violations"]
+        return [v["id"] for v in found if v["impact"] in ("serious", "critical")]
+
+    return serious

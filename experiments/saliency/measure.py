@@ -1,22 +1,18 @@
-"""Which saliency map means something on digits: Grad-CAM, Grad-CAM++ or LayerCAM, of which stage?
+"""Which saliency map means something, on digits and on photographs?
 
-    resnet-jax train quickstart --run-dir runs/quickstart-seed0
-    python -m experiments.saliency.measure runs/quickstart-seed0
-
-For 200 test digits and the predicted class:
-
-- *empty*: share of the maps that are zero everywhere, so that there is nothing to draw;
-- *on ink*: share of the others whose peak is on the digit or next to it;
-- *deletion*: mean probability of the class while the pixels are blackened, the map's highest
-  first (arXiv 1806.07421): lower is better; *insertion*: the same while they are put in.
-
-Empty maps take part in the curves with pixels in random order, the order that means nothing.
+Command:   python -m experiments.saliency.measure RUN [RUN] [--cifar10 FOLDER]
+           python -m experiments.tables
+Needs:     runs of `quickstart` or `mnist` and of `folder` (or of experiments/cifar10, whose FOLDER
+           of images is given then), with test images
+Result:    results.json and README.md, which says what is measured
+Machine:   any; half an hour on 2 cores for two runs
 """
 
+import argparse
 import json
-import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,28 +20,19 @@ import numpy as np
 from scipy.ndimage import maximum_filter
 
 import resnet_jax as rj
-from resnet_jax.inspection.saliency import forward, map_names
+from experiments.cifar10.__main__ import load
+from experiments.measuring import Row, write_json
+from experiments.tables import table
+from resnet_jax.inspection.saliency import DEFAULT_METHOD, default_stage, forward, map_names
 
-HERE = Path(__file__).parent
-COUNT = 200
+RESULTS = Path(__file__).with_name("results.json")
+COUNT = 500
 STEPS = 28  # of the curves, as many pixels each
-METHODS = ("Grad-CAM", "Grad-CAM++", "LayerCAM")
-PAGE = """# Which saliency map means something
-
-*Written by `measure.py`, which says what is measured; not by hand.*
-
-{count} test digits, one run of `quickstart` with {epochs} epochs (accuracy {accuracy:.1%}). The
-largest insertion less deletion: **{best[method]} of {best[stage]}**, the default: the deepest stage
-whose map is at least 7x7. A digit's ink is all that there is to delete, so that a map of the ink
-alone would do well too; photographs were not measured.
-
-| stage | map | method | empty | on ink | deletion | insertion |
-| --- | --- | --- | --- | --- | --- | --- |
-{lines}
-"""
+BATCH = 50  # images explained at a time
+SAMPLES = 32  # of noise, along integrated gradients
 
 
-def maps_by_method(model, variables, stage: int, pixels: jax.Array) -> dict[str, jax.Array]:
+def maps_by_method(model, stage: int, variables, pixels: jax.Array) -> dict[str, Any]:
     """Compute the three maps of a stage for the predicted classes, float32[N, h, w]."""
 
     def top_logits(shift: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -60,76 +47,134 @@ def maps_by_method(model, variables, stage: int, pixels: jax.Array) -> dict[str,
     below = 2 * gradient**2 + total * gradient**3
     alpha = jnp.where(below != 0, gradient**2 / jnp.where(below != 0, below, 1), 0)
     weights = {
-        "Grad-CAM": gradient.mean((1, 2), keepdims=True),
-        "Grad-CAM++": (alpha * positive).sum((1, 2), keepdims=True),
-        "LayerCAM": positive,  # doi 10.1109/TIP.2021.3089943, equation 3
+        "grad-cam": gradient.mean((1, 2), keepdims=True),
+        "grad-cam++": (alpha * positive).sum((1, 2), keepdims=True),
+        "layer-cam": positive,  # doi 10.1109/TIP.2021.3089943, equation 3
     }
     return {name: jax.nn.relu((w * activation).sum(-1)) for name, w in weights.items()}
 
 
-def main() -> None:
-    run = rj.Run.open(sys.argv[1])
-    images = run.split("test").images[:COUNT]
-    pixels, variables, random = run.preprocess(images), run.variables(), np.random.default_rng(0)
-    count, height, width, _ = images.shape
-    everyone = np.arange(count)[:, None]
+def smoothed_integrated_gradients(model, blank, variables, pixels: jax.Array) -> dict[str, Any]:
+    """Compute arXiv 1703.01365 from ``blank`` to noisy images (1706.03825), float32[N, h, w].
+
+    The gradient is that of one random place on the way to each of ``SAMPLES`` noisy images.
+    """
+    classes = model.apply(variables, pixels, train=False).argmax(-1)[:, None]
+    noise = 0.15 * jnp.ptp(pixels, (1, 2, 3), keepdims=True)
+
+    def logits(images: jax.Array) -> jax.Array:
+        found = model.apply(variables, images, train=False)
+        return jnp.take_along_axis(found, classes, 1).sum()
+
+    def one_way(key: jax.Array) -> jax.Array:
+        end, place = jax.random.split(key)
+        way = pixels + noise * jax.random.normal(end, pixels.shape) - blank
+        share = jax.random.uniform(place, (len(pixels), 1, 1, 1))
+        return way * jax.grad(logits)(blank + share * way)
+
+    ways = jax.lax.map(one_way, jax.random.split(jax.random.key(0), SAMPLES))
+    return {"smoothed integrated gradients": jax.nn.relu(ways.mean(0).sum(-1))}
+
+
+def measure(run: rj.Run) -> tuple[Row, list[Row]]:
+    """Return what was measured on, and a row for each stage and method."""
+    rng, test = np.random.default_rng(0), run.split("test")
+    images, _ = test.batch(np.sort(rng.permutation(len(test))[:COUNT]))
+    count, height, width, channels = images.shape
+    everyone, grey = np.arange(count)[:, None], channels == 1
     classes = run.predict(images).argmax(-1)
+    blank = np.broadcast_to(0 if grey else images.mean((0, 1, 2)), images.shape).astype(np.uint8)
     near_ink = maximum_filter(images[..., 0] > 64, size=(1, 3, 3)).reshape(count, -1)
 
     def curve(order: np.ndarray, start: np.ndarray, end: np.ndarray) -> float:
         """Return the mean probability while pixels of ``start`` become those of ``end``."""
-        found, now = [], start.reshape(count, -1).copy()
+        found, now = [], start.reshape(count, -1, channels).copy()
         for part in np.array_split(order, STEPS, axis=1):
-            now[everyone, part] = end.reshape(count, -1)[everyone, part]
+            now[everyone, part] = end.reshape(now.shape)[everyone, part]
             found.append(run.predict(now.reshape(images.shape))[everyone[:, 0], classes].mean())
         return round(float(np.mean(found)), 3)
 
-    rows = []
-    for stage, name in enumerate(map_names(run.model)[1:], start=1):
-        maps = jax.jit(partial(maps_by_method, run.model), static_argnums=1)(
-            variables, stage, pixels
-        )
-        for method in METHODS:
-            enlarged = jax.image.resize(maps[method], (count, height, width), "bilinear")
-            flat = np.asarray(enlarged).reshape(count, -1)
-            drawn = flat.max(1) > 0
-            # Where the map is flat, pixels come in random order.
-            order = np.lexsort((random.random(flat.shape), -flat))
-            rows.append(
-                {
-                    "stage": name,
-                    "size": f"{maps[method].shape[1]}x{maps[method].shape[2]}",
-                    "method": method,
-                    "empty": round(float(1 - drawn.mean()), 3),
-                    "on_ink": round(float(near_ink[everyone, order[:, :1]][drawn].mean()), 3),
-                    "deletion": curve(order, images, np.zeros_like(images)),
-                    "insertion": curve(order, np.zeros_like(images), images),
-                }
-            )
-            print(rows[-1], flush=True)
-    order = random.random((count, height * width)).argsort(1)
-    rows.append(
-        {
-            "stage": "-",
-            "size": "-",
-            "method": "random order",
-            "empty": 0.0,
-            "on_ink": round(float(near_ink.mean()), 3),
-            "deletion": curve(order, images, np.zeros_like(images)),
-            "insertion": curve(order, np.zeros_like(images), images),
+    def row(stage: str, method: str, maps: np.ndarray) -> Row:
+        enlarged = jax.image.resize(maps, (count, height, width), "bilinear")
+        flat = np.asarray(enlarged).reshape(count, -1)
+        drawn = flat.max(1) > 0
+        # Where the map is flat, pixels come in random order.
+        order = np.lexsort((rng.random(flat.shape), -flat))
+        peaks = near_ink[everyone, order[:, :1]][drawn]
+        deletion, insertion = curve(order, images, blank), curve(order, blank, images)
+        found = {
+            "run": run.path.name,
+            "stage": stage,
+            "map": f"{maps.shape[1]}x{maps.shape[2]}",
+            "method": method,
+            "empty": round(float(1 - drawn.mean()), 3),
+            "on ink": round(float(peaks.mean()), 3) if grey else "-",
+            "deletion": deletion,
+            "insertion": insertion,
+            "difference": round(insertion - deletion, 3),
         }
+        print(found, flush=True)
+        return found
+
+    variables, pixels = run.variables(), run.preprocess(images)
+    names = map_names(run.model)
+    ways = [(name, partial(maps_by_method, run.model, k)) for k, name in enumerate(names) if k]
+    empty = run.preprocess(blank[:1])
+    ways.append(("input", partial(smoothed_integrated_gradients, run.model, empty)))
+    rows = []
+    for name, way in ways:
+        parts = np.array_split(pixels, -(-count // BATCH))
+        found = [jax.device_get(jax.jit(way)(variables, part)) for part in parts]
+        for method in found[0]:
+            whole = np.concatenate([maps[method] for maps in found])
+            rows.append(row(name, method, run.preprocessing.uncrop(whole)))
+    shapes = jax.eval_shape(partial(forward, run.model), variables, pixels).maps
+    default = f"{DEFAULT_METHOD} of {names[default_stage(shapes)]}"
+    differences = {f"{r['method']} of {r['stage']}": r["difference"] for r in rows}
+    best = max(differences, key=differences.__getitem__)
+    stages = {name: value for name, value in differences.items() if "of stage" in name}
+    best_stage = max(stages, key=stages.__getitem__)
+    # What needs no network: how far a pixel is from a deleted one, and no order at all.
+    far = np.abs(images.astype(np.float32) - blank).mean(-1)
+    rows.append(row("-", "the image itself", far))
+    rows.append(row("-", "random order", np.ones_like(far)))
+    facts = {
+        "run": run.path.name,
+        "network": f"{run.model_name} at {pixels.shape[1]}x{pixels.shape[2]}",
+        "epochs": f"{run.config.epochs:g}",
+        "accuracy": round(run.evaluate("test").accuracy, 4),
+        "images": count,
+        "deleted pixels are": "black" if grey else "the mean colour",
+        "best": f"{best}: {differences[best]}",
+        "best of a stage": f"{best_stage}: {stages[best_stage]}",
+        "default": f"{default}: {differences[default]}",
+    }
+    return facts, rows
+
+
+def table_of(part: str) -> str:
+    """The ``runs``, or the ``maps``, of results.json."""
+    rows = json.loads(RESULTS.read_text())[part]
+    return table(rows[0], [row.values() for row in rows])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    facts = {"accuracy": run.evaluate("test").accuracy, "epochs": run.config.epochs}
-    (HERE / "results.json").write_text(json.dumps({"rows": rows, **facts}, indent=1) + "\n")
-    write_page({"rows": rows, **facts})
-
-
-def write_page(results: dict) -> None:
-    named = [row for row in results["rows"] if row["method"] in METHODS]
-    best = max(named, key=lambda row: row["insertion"] - row["deletion"])
-    lines = [f"| {' | '.join(map(str, row.values()))} |" for row in results["rows"]]
-    page = PAGE.format(**results, lines="\n".join(lines), count=COUNT, best=best)
-    (HERE / "README.md").write_text(page)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    parser.add_argument("--cifar10", metavar="FOLDER", help="images of a run of cifar10")
+    options = parser.parse_args()
+    results: Row = {"runs": [], "maps": []}
+    for path in options.runs:
+        run = rj.Run.open(path)
+        if options.cifar10 and run.config.data.name.startswith("cifar10"):
+            run = rj.Run.open(path, data=load(options.cifar10, quick=False))
+        with run.jax_settings():
+            facts, rows = measure(run)
+        results["runs"].append(facts)
+        results["maps"] += rows
+        write_json(RESULTS, results)
 
 
 if __name__ == "__main__":

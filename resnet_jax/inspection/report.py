@@ -179,7 +179,7 @@ th, td { padding: .15rem .6rem .15rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid #8886; font-variant-numeric: tabular-nums; }
 td + td + td, th { white-space: nowrap; }
 </style></head>
-<body><h1>$title</h1><main>
+<body><header><h1>$title</h1></header><main>
 $result
 $figures
 $classes

@@ -3,6 +3,7 @@
 The model has no code for this: Linen lets a caller stand between a module and its output.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
     from resnet_jax.run import Checkpoint, Run
 
 # A coarser map says little about where: 7x7 is stage 1 of a digit and stage 4 of a photograph.
-# Stage and method were chosen by experiments/saliency.
+# The method and this side are the default, chosen by experiments/saliency.
 MIN_MAP_SIDE = 7
 Method = Literal["grad-cam", "grad-cam++"]
+DEFAULT_METHOD: Method = "grad-cam++"
 BATCH = 64  # images explained at a time
 
 
@@ -63,21 +65,25 @@ def forward(
     return Forward(logits, inside["head"], tuple(inside[path] for path in paths))
 
 
+def default_stage(maps: Sequence[Any]) -> int:
+    """Choose the stage to explain by the shapes of a network's feature maps, the stem's first."""
+    fine = [k for k, x in enumerate(maps) if k and min(x.shape[1:3]) >= MIN_MAP_SIDE]
+    return max(fine, default=1)
+
+
 def forward_and_saliency(
     model: ResNet,
     variables: Any,
     images: jax.Array,
     labels: jax.Array | None = None,
     stage: int | None = None,
-    method: Method = "grad-cam++",
+    method: Method = DEFAULT_METHOD,
 ) -> tuple[Forward, jax.Array]:
     """Compute `forward` and `grad_cam` in one pass; pure, to be jitted by the caller."""
     # What is frozen has no gradient in training; here it must have one.
     model = model.clone(frozen_stages=None)
     shapes = jax.eval_shape(partial(forward, model), variables, images).maps
-    if stage is None:
-        fine = [k for k, x in enumerate(shapes) if k and min(x.shape[1:3]) >= MIN_MAP_SIDE]
-        stage = max(fine, default=1)
+    stage = default_stage(shapes) if stage is None else stage
 
     def logits_of(shift: jax.Array) -> tuple[jax.Array, Forward]:
         passed = forward(model, variables, images, stage, shift)
@@ -111,7 +117,7 @@ def grad_cam(
     labels: ArrayLike | None = None,
     *,
     stage: int | None = None,
-    method: Method = "grad-cam++",
+    method: Method = DEFAULT_METHOD,
 ) -> jax.Array:
     """Compute where the evidence for a class is.
 

@@ -21,12 +21,8 @@ from PIL import Image
 import resnet_jax as rj
 from experiments.photos.photograph import photograph
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra dev")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs the extra dev")
-
 pytestmark = pytest.mark.slow
 
-CHROMIUM = Path("/usr/bin/chromium")
 # A hundred digits by five simulated hands, in thousandths of a page's side: for each digit two
 # skeletons with slant, size, speed, tremor and lifts of the pen. No network was asked.
 DRAWINGS = json.loads((Path(__file__).parent / "strokes.json").read_text())
@@ -48,16 +44,6 @@ def address(tmp_path_factory):
     yield re.search(r"http://[\d.:]+", process.stdout.readline())[0]
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 0
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not CHROMIUM.exists():
-        pytest.skip(f"there is no browser at {CHROMIUM}")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -152,7 +138,9 @@ def test_a_finger_draws(open_page):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
-def test_everything_is_in_sight_and_axe_has_nothing_serious(size, scheme, open_page, tmp_path):
+def test_everything_is_in_sight_and_axe_has_nothing_serious(
+    size, scheme, open_page, serious, tmp_path
+):
     viewport = dict(zip(("width", "height"), size, strict=True))
     page = open_page(viewport=viewport, color_scheme=scheme)
     assert page.title() == page.inner_text("h1") == "Recognises handwritten digits"
@@ -175,8 +163,7 @@ def test_everything_is_in_sight_and_axe_has_nothing_serious(size, scheme, open_p
         assert box["x"] + box["width"] <= size[0]
         assert box["y"] + box["height"] <= size[1]
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    found = axe.Axe().run(page).response["violations"]
-    assert not [v["id"] for v in found if v["impact"] in ("serious", "critical")]
+    assert serious(page) == []
 
 
 def test_the_caption_says_where_there_is_no_positive_evidence(open_page):

@@ -15,6 +15,7 @@ from flax import linen as nn
 import resnet_jax as rj
 from experiments.measuring import append_row, read_rows
 from experiments.residual_study import __main__ as command
+from experiments.residual_study import torchvision
 from experiments.residual_study.analysis import Study
 from experiments.residual_study.figures import FIGURES
 from experiments.residual_study.measure import (
@@ -191,3 +192,15 @@ def test_the_notebook_runs_top_to_bottom(quick_results, tmp_path, monkeypatch):
     nbclient.NotebookClient(book, timeout=300, resources=place).execute()
     outputs = [output for cell in book.cells for output in cell.get("outputs", ())]
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 7
+
+
+@pytest.mark.slow
+def test_the_comparison_with_torchvision_is_the_one_on_the_page(monkeypatch):
+    """Of its smallest image; the command does all sizes."""
+    monkeypatch.setattr(torchvision, "SIZES", torchvision.SIZES[:1])
+    (found,) = torchvision.compare()["rows"]
+    expected = json.loads(torchvision.RESULTS.read_text())["rows"][0]
+    assert found["largest_difference"] < 1e-5 * found["largest_logit"]
+    for name in ("size", "torchvision", "largest_logit", "same_class"):
+        assert found[name] == expected[name]
+    np.testing.assert_allclose(found["ours"], expected["ours"], rtol=1e-4)

@@ -41,18 +41,38 @@ def test_with_all_stages_frozen_only_the_head_learns(tiny_config, tmp_path, monk
     assert moved == {("params", "head")}
 
 
-def test_rates_of_a_float64_run_are_float64(one_unit, tmp_path):
-    """A warm-up of a third was 0.05 / 3 to six digits only."""
-    config = rj.TrainConfig(
-        model=rj.ModelConfig(width=2, lowering="reference", dtype="float64"),
-        data=rj.DataConfig(name="mnist_5k", subset=(40, 20, 20), mean=(0.1307,), std=(0.3081,)),
-        optim=rj.OptimConfig(learning_rate=0.05, schedule="cosine", warmup=0.5),
-        epochs=2, batch_size=20, log_every=1,
-    )  # fmt: skip
-    run = rj.train(config, tmp_path / "run", quiet=True)
-    rates = run.metrics().query("kind == 'train'")["learning_rate"].tolist()
-    assert len(rates) == 4
-    assert rates[:3] == pytest.approx([0.05 / 3, 0.05 / 3 * 2, 0.05], rel=1e-14)
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.05 / 3, 0.05 / 3 * 2, 0.05, 0.05]),
+        ("cosine", [0.05 / 3, 0.05 / 3 * 2, 0.05, 0.025]),
+        ("one_cycle", [0.002, 0.026, 0.05, 0.0250001]),
+    ],
+)
+def test_rates_of_a_float64_run_are_float64(schedule, expected):
+    """A step counts in int32, by which the warm-up was divided in float32."""
+    config = rj.OptimConfig(learning_rate=0.05, schedule=schedule, warmup=0.5)
+    with jax.enable_x64(True):
+        rates = jax.jit(make_schedule(config, 4))
+        found = [float(rates(jnp.int32(step))) for step in range(4)]
+    assert found == pytest.approx(expected, rel=1e-14)
+
+
+def test_averages_of_a_float64_run_are_float64(one_unit, tmp_path):
+    """After step k they decay by (1 + k) / (10 + k), which was divided in float32."""
+
+    def weights(epochs, ema):
+        config = rj.TrainConfig(
+            model=rj.ModelConfig(width=2, lowering="reference", dtype="float64"),
+            data=rj.DataConfig(name="mnist_5k", subset=(20, 20, 20), mean=(0.1,), std=(0.3,)),
+            optim=rj.OptimConfig(learning_rate=0.05),
+            epochs=epochs, batch_size=20, ema=ema,
+        )  # fmt: skip
+        run = rj.train(config, tmp_path / f"{epochs}-{ema}", quiet=True)
+        return np.asarray(run.variables("latest")["params"]["head"]["kernel"])
+
+    expected = 2 / 11 * weights(1, 0.9) + 9 / 11 * weights(2, None)
+    np.testing.assert_allclose(weights(2, 0.9), expected, rtol=1e-13)
 
 
 @pytest.mark.parametrize("total", [3, 4, 40])

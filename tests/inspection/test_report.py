@@ -121,33 +121,26 @@ def test_train_makes_the_report_once_and_stands_without_matplotlib(
 
 
 @pytest.mark.slow
-def test_a_browser_shows_it_without_overflow(hostile_page):
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-    if browser is None:
-        pytest.skip("needs chromium")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        for width in (1280, 390):
-            for scheme in ("light", "dark"):
-                page = chromium.new_page(
-                    viewport={"width": width, "height": 800}, color_scheme=scheme
-                )
-                asked, said = [], []
-                page.on("request", lambda request, asked=asked: asked.append(request.url))
-                page.on("console", lambda message, said=said: said.append(message.text))
-                page.goto(hostile_page.as_uri())
-                assert page.evaluate("document.documentElement.scrollWidth") <= width
-                assert [url for url in asked if not url.startswith("data:")] == [
-                    hostile_page.as_uri()
-                ]
-                assert not said
-                ink, paper = (
-                    sum(map(int, re.findall(r"\d+", colour)))
-                    for colour in page.evaluate(
-                        "[getComputedStyle(document.body).color,"
-                        " getComputedStyle(document.body).backgroundColor]"
-                    )
-                )
-                assert (ink > paper) == (scheme == "dark")
-        chromium.close()
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_it_and_axe_has_nothing_serious(
+    width, scheme, hostile_page, browser, serious
+):
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    asked, said = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: said.append(message.text))
+    page.goto(hostile_page.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert [url for url in asked if not url.startswith("data:")] == [hostile_page.as_uri()]
+    assert not said
+    ink, paper = (
+        sum(map(int, re.findall(r"\d+", colour)))
+        for colour in page.evaluate(
+            "[getComputedStyle(document.body).color,"
+            " getComputedStyle(document.body).backgroundColor]"
+        )
+    )
+    assert (ink > paper) == (scheme == "dark")
+    assert serious(page) == []
+    page.close()
