@@ -108,16 +108,15 @@ PRESETS: dict[str, TrainConfig] = {
         data=DataConfig(
             name="mnist",
             validation=0,
-            image_size=32,
+            image_size=48,
             mean=(0.1307,),
             std=(0.3081,),
             find_digit=True,
         ),
-        augment=AugmentConfig(
-            shift=2.0, rotation=12.0, scale=0.12, shear=8.0, elastic=0.8, erase=0.1
-        ),
+        augment=AugmentConfig(shift=2.0, rotation=12.0, scale=0.12, shear=8.0, elastic=0.4),
         optim=_one_cycle(0.1),
-        epochs=40,
+        epochs=30,
+        batch_size=128,
         label_smoothing=0.1,
         ema=0.999,
     ),

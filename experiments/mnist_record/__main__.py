@@ -61,6 +61,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no affine": _affine(0.0),
     "affine x1.5": _affine(1.5),
     "no elastic": {"augment.elastic": 0.0},
+    "elastic 0.4": {"augment.elastic": 0.4},
     "elastic 1.4": {"augment.elastic": 1.4},
     "erase 0.1": {"augment.erase": 0.1},
     "erase 0.3": {"augment.erase": 0.3},
