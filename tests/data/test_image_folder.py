@@ -4,6 +4,7 @@ import hashlib
 import logging
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -204,7 +205,7 @@ def test_of_twins_in_two_splits_the_tests_one_stays(tmp_path):
     for split, seeds in (("train", range(6)), ("test", range(4, 8))):
         for seed in seeds:
             picture(tmp_path / split / f"{seed % 2}" / f"{seed}.png", seed)
-    left_out = {file.path for file in image_folder.scan(tmp_path).files if file.problem}
+    left_out = {Path(file.path) for file in image_folder.scan(tmp_path).files if file.problem}
     assert left_out == {tmp_path / "train" / f"{k % 2}" / f"{k}.png" for k in (4, 5)}
 
 
