@@ -71,33 +71,32 @@ def cached_facts(
     ``refresh`` looks at all again.
     """
     place = _cache_file(name, folder, "facts")
-    loaded = None if refresh else _load(place, "facts")
-    stored = json.loads(loaded[0].tobytes()) if loaded else {}
+    loaded = None if refresh else _load(place, "stamps and facts")
+    old_stamps, old_facts = json.loads(loaded[0].tobytes()) if loaded else ({}, {})
     prefix = os.path.join(folder, "")
-    names = {path: os.fspath(path).removeprefix(prefix) for path in paths}
-    known: dict[PathT, list[Any]] = {}  # of each path its stamp and fact; no stamp beside an error
-    for path in paths:
-        with contextlib.suppress(OSError, KeyError):
-            if stored[names[path]][0] == _stamp(path):
-                known[path] = stored[names[path]]
+    names = [os.fspath(path).removeprefix(prefix) for path in paths]
+    # Before any file is read: a change while it is read is noticed the next time.
+    stamps = [_stamp(path) for path in paths]
+    facts = [old_facts.get(name) for name in names]
+    new = [i for i, name in enumerate(names) if not stamps[i] or stamps[i] != old_stamps.get(name)]
 
-    def find(part: list[PathT]) -> None:
-        for path in part:
-            try:  # The stamp is taken first: a change while the file is read is noticed next time.
-                known[path] = [_stamp(path), look(path)]
+    def find(part: list[int]) -> None:
+        for i in part:
+            try:
+                facts[i] = look(paths[i])
             except OSError as error:
-                known[path] = [None, error]
+                facts[i], stamps[i] = error, ""
 
-    new = [path for path in paths if path not in known]
     workers = workers or os.cpu_count() or 1
     # In parts: a task for each small file takes longer than the file.
     size = max(1, min(20, len(new) // (4 * workers)))
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(find, (new[start : start + size] for start in range(0, len(new), size))))
-    if new or len(known) < len(stored):
-        found = {names[path]: known[path] for path in paths if known[path][0]}
-        _store(place, "facts", (np.frombuffer(json.dumps(found).encode(), np.uint8),))
-    return [known[path][1] for path in paths]
+    if any(stamps[i] for i in new) or len(old_stamps) > len(names):
+        kept = [i for i, stamp in enumerate(stamps) if stamp]
+        content = json.dumps([{names[i]: what[i] for i in kept} for what in (stamps, facts)])
+        _store(place, "stamps and facts", (np.frombuffer(content.encode(), np.uint8),))
+    return facts
 
 
 def _stamp(path: str | Path) -> str:
@@ -106,7 +105,10 @@ def _stamp(path: str | Path) -> str:
     The modification time can be set by any program. The time of change cannot, and a file that
     was moved in the place of another brings its own inode.
     """
-    found = os.stat(path)
+    try:
+        found = os.stat(path)
+    except OSError:  # whoever reads the file is told why
+        return ""
     if stat.S_ISDIR(found.st_mode):
         return str([(file.name, _stamp(file)) for file in sorted(Path(path).glob("*"))])
     return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"

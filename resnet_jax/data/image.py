@@ -159,8 +159,11 @@ def read_bytes(path: str | Path) -> bytes:
         raise OSError(errno.EINVAL, "no regular file")
     if found.st_size > MAX_BYTES:
         raise OSError(errno.EFBIG, f"more than {MAX_BYTES:,} bytes")
-    with open(path, "rb") as file:
-        return file.read(found.st_size)
+    with open(path, "rb", buffering=0) as file:
+        content = file.read(found.st_size)
+    if len(content) != found.st_size:
+        raise OSError(errno.EIO, "it changed while it was read")
+    return content
 
 
 def _without_metadata(content: bytes) -> bytes:
