@@ -246,3 +246,12 @@ def test_what_is_no_folder_of_images_is_one_line(names, message, tmp_path):
     assert "\n" not in str(error.value)
     with pytest.raises(ResNetJaxError, match=r"--data\.dir DIR"):
         load_dataset("folder")
+
+
+def test_small_files_are_read_by_one_thread_and_others_by_one_a_core(tmp_path):
+    paths = [str(tmp_path / f"{number}.jpg") for number in range(3)]  # the last is not there
+    for path, size in zip(paths, (2000, 5000), strict=False):
+        Path(path).write_bytes(bytes(size))
+    assert image_folder._threads(paths) == 1
+    assert image_folder._threads(paths[1:]) is None
+    assert image_folder._threads(paths[2:]) is None
