@@ -106,7 +106,7 @@ class DataConfig:
     memory_limit: Annotated[float, Positive, Effect.EXECUTION] = 2.0
     """GiB that the images of all splits may take in memory, one byte a value."""
     workers: Annotated[int | None, Count, Effect.LOCAL] = None
-    """Threads that decode images. None: one for each core."""
+    """Threads that decode images. None: one for each core, but one to open small files."""
     mean: Annotated[tuple[float, ...] | None, Fraction] = None
     """Mean to subtract from pixels in [0, 1]: one, or one a channel. None: the images' own."""
     std: Annotated[tuple[float, ...] | None, Within(0, 1, open_low=True)] = None

@@ -12,13 +12,15 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import PIL
 import platformdirs
 
 from resnet_jax.errors import ResNetJaxError
+
+PathT = TypeVar("PathT", str, Path)
 
 # Raise the number whenever a picture may be decoded to other pixels, or judged differently.
 DECODING_VERSION = f"3, Pillow {PIL.__version__}"
@@ -56,8 +58,8 @@ def cached_arrays(
 def cached_facts(
     name: str,
     folder: Path,
-    paths: Sequence[Path],
-    look: Callable[[Path], Any],
+    paths: Sequence[PathT],
+    look: Callable[[PathT], Any],
     *,
     workers: int | None = None,
     refresh: bool = False,
@@ -69,40 +71,47 @@ def cached_facts(
     ``refresh`` looks at all again.
     """
     place = _cache_file(name, folder, "facts")
-    loaded = None if refresh else _load(place, "facts")
-    stored = json.loads(loaded[0].tobytes()) if loaded else {}
-    names = {path: str(path.relative_to(folder)) for path in paths}
-    known: dict[Path, list[Any]] = {}  # of each path its stamp and fact; no stamp beside an error
-    for path in paths:
-        with contextlib.suppress(OSError, KeyError):
-            if stored[names[path]][0] == _stamp(path):
-                known[path] = stored[names[path]]
+    loaded = None if refresh else _load(place, "stamps and facts")
+    old_stamps, old_facts = json.loads(loaded[0].tobytes()) if loaded else ({}, {})
+    prefix = os.path.join(folder, "")
+    names = [os.fspath(path).removeprefix(prefix) for path in paths]
+    # Before any file is read: a change while it is read is noticed the next time.
+    stamps = [_stamp(path) for path in paths]
+    facts = [old_facts.get(name) for name in names]
+    new = [i for i, name in enumerate(names) if not stamps[i] or stamps[i] != old_stamps.get(name)]
 
-    def find(path: Path) -> list[Any]:
-        try:  # The stamp is taken first: a change while the file is read is noticed the next time.
-            return [_stamp(path), look(path)]
-        except OSError as error:
-            return [None, error]
+    def find(part: list[int]) -> None:
+        for i in part:
+            try:
+                facts[i] = look(paths[i])
+            except OSError as error:
+                facts[i], stamps[i] = error, ""
 
-    new = [path for path in paths if path not in known]
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        known.update(zip(new, pool.map(find, new), strict=True))
-    found = {names[path]: known[path] for path in paths if known[path][0]}
-    if found != stored:
-        _store(place, "facts", (np.frombuffer(json.dumps(found).encode(), np.uint8),))
-    return [known[path][1] for path in paths]
+    workers = workers or os.cpu_count() or 1
+    # In parts: a task for each small file takes longer than the file.
+    size = max(1, min(20, len(new) // (4 * workers)))
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(find, (new[start : start + size] for start in range(0, len(new), size))))
+    if any(stamps[i] for i in new) or len(old_stamps) > len(names):
+        kept = [i for i, stamp in enumerate(stamps) if stamp]
+        content = json.dumps([{names[i]: what[i] for i in kept} for what in (stamps, facts)])
+        _store(place, "stamps and facts", (np.frombuffer(content.encode(), np.uint8),))
+    return facts
 
 
-def _stamp(path: Path) -> list[Any]:
+def _stamp(path: str | Path) -> str:
     """Return what changes whenever content may have: size, times and inode, or those of its files.
 
     The modification time can be set by any program. The time of change cannot, and a file that
     was moved in the place of another brings its own inode.
     """
-    found = path.stat()
+    try:
+        found = os.stat(path)
+    except OSError:  # whoever reads the file is told why
+        return ""
     if stat.S_ISDIR(found.st_mode):
-        return [[file.name, *_stamp(file)] for file in sorted(path.glob("*"))]
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+        return str([(file.name, _stamp(file)) for file in sorted(Path(path).glob("*"))])
+    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
 
 
 def _cache_file(name: str, folder: Path, suffix: str) -> Path:

@@ -87,6 +87,7 @@ class Examples:
     validation: int | None  # how many are held out unless asked otherwise; None: a tenth
     folder: Path = Path()
     digest: str = ""  # over the files and how they are decoded; "" of mnist_5k
+    workers: int | None = None  # threads that read all of it fastest; None: one for each core
 
 
 def read_all(split: Split, workers: int | None = None) -> tuple[np.ndarray, np.ndarray]:

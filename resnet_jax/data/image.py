@@ -21,6 +21,8 @@ MAX_PIXELS = 100_000_000
 MAX_BYTES = 2**30
 # Formats of pictures alone. Pillow knows more, some of which it hands to other programs (EPS).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+# Where a picture's metadata may say which way up it is, but in a TIFF file's tags.
+ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 PNG = b"\x89PNG\r\n\x1a\n"
 # The tags that say how a TIFF file's pixels lie, and which way up (also by XMP, 700).
 TIFF_LAYOUT = {*range(254, 267), 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 332, 338, 339}
@@ -58,7 +60,12 @@ class DecodeSpec:
 
 
 def read_image(
-    source: Path | bytes, spec: DecodeSpec, *, invert: bool = False, name: str = "", **limits: Any
+    source: str | Path | bytes,
+    spec: DecodeSpec,
+    *,
+    invert: bool = False,
+    name: str = "",
+    **limits: Any,
 ) -> np.ndarray:
     """Read an image file, given by its path or content, as ``uint8`` of ``spec.shape``.
 
@@ -95,7 +102,7 @@ def box_of(size: tuple[int, int], spec: DecodeSpec) -> Box:
 
 
 def open_image(
-    source: Path | bytes,
+    source: str | Path | bytes,
     *,
     background: int | None = None,
     side: int | None = None,
@@ -112,7 +119,7 @@ def open_image(
     ``name`` is what errors call the file.
     """
     try:
-        content = read_bytes(source) if isinstance(source, Path) else source
+        content = source if isinstance(source, bytes) else read_bytes(source)
         if not content:
             raise ResNetJaxError("is an empty file: give an image")
         content = _without_metadata(content)
@@ -130,7 +137,7 @@ def open_image(
             upright = _upright(image)
             return _opaque(_to_8_bits(upright, image, content), background)
     except Exception as error:  # a refusal, or whatever a decoder makes of damage
-        name = name or (str(source) if isinstance(source, Path) else "the image")
+        name = name or ("the image" if isinstance(source, bytes) else str(source))
         words = " ".join(str(error).split())[:160] or type(error).__name__
         known = {
             ResNetJaxError: str(error),
@@ -143,17 +150,20 @@ def open_image(
         raise ResNetJaxError(f"{name} {reason}") from error
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: str | Path) -> bytes:
     """Return a file's content. A device, a pipe or a giant raises OSError and is not opened."""
-    found = path.stat()
+    found = os.stat(path)
     if stat.S_ISDIR(found.st_mode):
         os.listdir(path)  # of a folder that could not be walked: raises why
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "no regular file")
     if found.st_size > MAX_BYTES:
         raise OSError(errno.EFBIG, f"more than {MAX_BYTES:,} bytes")
-    with path.open("rb") as file:
-        return file.read(found.st_size)
+    with open(path, "rb", buffering=0) as file:
+        content = file.read(found.st_size)
+    if len(content) != found.st_size:
+        raise OSError(errno.EIO, "it changed while it was read")
+    return content
 
 
 def _without_metadata(content: bytes) -> bytes:
@@ -190,13 +200,15 @@ def _with_tags(tiff: bytes, tags: set[int]) -> bytes:
 
 def _upright(image: Image.Image) -> Image.Image:
     """Turn a loaded picture by its orientation; unreadable metadata leave it as stored."""
+    if image.format != "TIFF" and image.info.keys().isdisjoint(ORIENTED):
+        return image
     with contextlib.suppress(Exception):
         exif = image.getexif()
         orientation = ExifTags.Base.Orientation
         if orientation not in exif and (stored := image.info.get("exif")):
             exif.load(_with_tags(stored.removeprefix(b"Exif\0\0"), {orientation}))
     # Pillow would write them again, and fail on values of other types than usual.
-    for key in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"):
+    for key in ORIENTED:
         image.info.pop(key, None)
     image.load()
     return ImageOps.exif_transpose(image)
@@ -208,7 +220,7 @@ def _to_8_bits(upright: Image.Image, image: Image.Image, content: bytes) -> Imag
     transparent = image.info.get("transparency")
     # Pillow scales the levels of a PGM file to 16 bits, whatever the file's range.
     deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
-    signed = 2 in np.ravel(tags.get(ExifTags.Base.SampleFormat, 1))
+    signed = tags and 2 in np.ravel(tags.get(ExifTags.Base.SampleFormat, 1))
     if (image.mode in ("I", "F") and not deep) or signed:
         what = "signed levels" if signed else f"mode {image.mode}"
         raise ResNetJaxError(f"has {what}, whose range is not fixed: save it with 8 or 16 bits")

@@ -7,6 +7,7 @@ import os
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +24,18 @@ log = logging.getLogger(__name__)
 
 # Of a folder that is not split, the share of each class that is held back for the test.
 TEST_SHARE = 0.1
+# Bytes below which a file's pixels take less time than the Python around them, which runs one
+# thread at a time: two threads that take turns need twice the time of one.
+SMALL_FILE = 4_000
 # Lines that a command shows; `resnet-jax verify` shows all.
 SHOWN = 20
 
 
-@dataclass
+@dataclass(slots=True)
 class ImageFile:
     """What is known of an image file without its pixels."""
 
-    path: Path
+    path: str
     split: str  # "" where the folder is not split
     class_name: str
     sha256: str  # of the content
@@ -55,10 +59,11 @@ class ImageFolder:
 
     def report(self) -> VerifyReport:
         """Count usable files by class, and list those that are broken, empty, or duplicates."""
-        counts = Counter(str(Path(f.split, f.class_name)) for f in self.files if not f.problem)
-        good = tuple(f"{name} ({count} images)" for name, count in sorted(counts.items()))
-        bad = sorted((file for file in self.files if file.problem), key=lambda file: file.path)
-        damaged = tuple(f"{file.path}: {file.problem}" for file in bad)
+        counts = Counter((f.split, f.class_name) for f in self.files if not f.problem)
+        named = sorted((str(Path(*kind)), count) for kind, count in counts.items())
+        good = tuple(f"{name} ({count} images)" for name, count in named)
+        bad = sorted((Path(file.path), file.problem) for file in self.files if file.problem)
+        damaged = tuple(f"{path}: {problem}" for path, problem in bad)
         usable = f"{counts.total()} images" if damaged or self.left_out else "all of it"
         usable += ", without the others by --data.skip-bad" if damaged else ""
         return VerifyReport(self.root, good, damaged, usable, self.left_out)
@@ -97,7 +102,9 @@ def open_image_folder(settings: DataConfig) -> Examples:
 
     images = DiskSplit(read, np.arange(len(paths)), spec.shape)
     test, held_out = len(splits["test"]), len(splits["validation"]) or None
-    return Examples(folder.class_names, images, test, held_out, root, digest.hexdigest())
+    return Examples(
+        folder.class_names, images, test, held_out, root, digest.hexdigest(), _threads(paths)
+    )
 
 
 def _usable(folder: ImageFolder, skip_bad: bool) -> list[ImageFile]:
@@ -112,7 +119,7 @@ def _usable(folder: ImageFolder, skip_bad: bool) -> list[ImageFile]:
         log.warning("%s%s", "left out: " if skip_bad else "", line)
     if len(problems) > SHOWN:
         log.warning("and %d more: `resnet-jax verify %s` lists all", len(problems) - SHOWN, root)
-    broken = [file.path for file in folder.files if file.broken]
+    broken = [Path(file.path) for file in folder.files if file.broken]
     if broken and not skip_bad:
         raise ResNetJaxError(
             f"{len(broken)} of {len(folder.files)} image files in {root} cannot be used, first "
@@ -135,14 +142,15 @@ def _splits(files: list[ImageFile]) -> dict[str, list[ImageFile]]:
     """
     totals = Counter((file.split, file.class_name) for file in files)
     seen: Counter[tuple[str, str]] = Counter()
-    shares = {}  # of its class in its split that come before a file
-    for file in sorted(files, key=lambda f: (f.sha256, str(f.path))):
+    files = sorted(sorted(files, key=attrgetter("class_name")), key=attrgetter("sha256"))
+    shares = []  # of its class in its split that come before a file
+    for file in files:
         kind = (file.split, file.class_name)
-        shares[file.path] = (seen[kind] + 0.5) / totals[kind]
+        shares.append((seen[kind] + 0.5) / totals[kind])
         seen[kind] += 1
     splits: dict[str, list[ImageFile]] = {split: [] for split in (*SPLITS, "")}
-    for file in sorted(files, key=lambda f: (shares[f.path], f.sha256, f.class_name)):
-        splits[file.split].append(file)
+    for i in np.argsort(shares, kind="stable"):
+        splits[files[i].split].append(files[i])
     if everything := splits.pop(""):
         cut = len(everything) - round(TEST_SHARE * len(everything))
         splits |= {"train": everything[:cut], "test": everything[cut:]}
@@ -161,12 +169,13 @@ def scan(
     if not root.is_dir():
         raise ResNetJaxError(f"{root} is no folder: expected one with a folder for each class")
     rows, class_names, left_out = find_classes(root)
+    paths = [path for path, *_ in rows]
     facts = cached_facts(
         f"folder{'' if background is None else background}",
         root,
-        [path for path, *_ in rows],
+        paths,
         partial(_look, background=background),
-        workers=workers,
+        workers=workers or _threads(paths),
         refresh=refresh,
     )
     files = []
@@ -179,7 +188,13 @@ def scan(
     return ImageFolder(root, class_names, files, left_out)
 
 
-def _look(path: Path, background: int | None) -> list[object]:
+def _threads(paths: list[str]) -> int | None:
+    """Return how many threads read files fastest: one if they are small, else None, the default."""
+    some = [path for path in paths[:: len(paths) // 100 + 1] if os.path.isfile(path)]
+    return 1 if sum(map(os.path.getsize, some)) < SMALL_FILE * len(some) else None
+
+
+def _look(path: str, background: int | None) -> list[object]:
     """Return SHA-256, height, width, whether grey, and the problem of an image file."""
     content = read_bytes(path)
     sha256 = hashlib.sha256(content).hexdigest()
@@ -201,9 +216,10 @@ def _mark_duplicates(files: list[ImageFile]) -> None:
     """
     equal = defaultdict(list)
     order = ("test", "validation", "train", "")
-    for file in sorted(files, key=lambda f: (order.index(f.split), str(f.path))):
-        if not file.problem:
-            equal[file.sha256].append(file)
+    counts = Counter(file.sha256 for file in files)
+    twins = [file for file in files if counts[file.sha256] > 1 and not file.problem]
+    for file in sorted(twins, key=lambda f: (order.index(f.split), f.path)):
+        equal[file.sha256].append(file)
     for first, *others in equal.values():
         problem = f"the same picture as {first.path}"
         if len(classes := {file.class_name for file in (first, *others)}) > 1:

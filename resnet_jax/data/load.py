@@ -103,7 +103,7 @@ def _load(settings: DataConfig) -> Dataset:
     gibibytes = len(images) * math.prod(images.image_shape) / 2**30
     fits = settings.streaming == "auto" and gibibytes <= settings.memory_limit
     if opened.digest and (fits or settings.streaming == "never"):
-        read = partial(read_all, images, settings.workers)
+        read = partial(read_all, images, settings.workers or opened.workers)
         images = ArraySplit(*cached_arrays(name, opened.folder, opened.digest, read))
     cut = len(images) - opened.test
     held_out = opened.validation if settings.validation is None else settings.validation

@@ -1,5 +1,6 @@
 """Finding image files in folders, by the endings of their names."""
 
+import functools
 import glob
 import logging
 import os
@@ -44,7 +45,7 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
                 log.warning("left out by ending: %s in %s", by_ending(others), match)
             if not images and match == path:
                 raise no_images(f"folder {path}", others)
-            found += images
+            found += map(Path, images)
     return list(dict.fromkeys(found))  # a pattern's folders and the files in them
 
 
@@ -57,20 +58,20 @@ def by_ending(endings: Counter[str]) -> str:
     return ", ".join(f"{count} {ending or 'without'}" for ending, count in endings.most_common())
 
 
-def walk(folder: Path) -> tuple[list[Path], Counter[str], bool]:
+def walk(folder: Path) -> tuple[list[str], Counter[str], bool]:
     """Return the image files at any depth, the others' endings, and whether a run is among them.
 
     Links are followed, hidden names are not. A folder that cannot be listed is among the images:
     whoever reads it is told why.
     """
-    images: list[Path] = []
+    images: list[str] = []
     others: Counter[str] = Counter()
     has_run = False
     # A link to a folder above would make all classes one.
     seen = {str(place) for place in (folder.resolve(), *folder.resolve().parents)}
 
     def note(error: OSError) -> None:
-        images.append(Path(error.filename))
+        images.append(error.filename)
 
     for place, below, names in os.walk(folder, followlinks=True, onerror=note):
         visible = [Path(place, name) for name in sorted(below) if not name.startswith(".")]
@@ -81,12 +82,14 @@ def walk(folder: Path) -> tuple[list[Path], Counter[str], bool]:
             elif (real := os.path.realpath(path)) not in seen:
                 seen.add(real)
                 below.append(path.name)
-        for path in (Path(place, name) for name in names if not name.startswith(".")):
-            if _is_image(path):
-                images.append(path)
-            else:
-                others[path.suffix.lower()] += 1
-    return sorted(images), others, has_run
+        prefix = os.path.join(place, "")
+        for name in names:
+            if _is_image(name):
+                images.append(prefix + name)
+            elif not name.startswith("."):
+                others[Path(name).suffix.lower()] += 1
+    # In the order of `Path`, where "cat/1.png" comes before "cat-2/0.png".
+    return sorted(images, key=lambda path: path.replace(os.sep, "\0")), others, has_run
 
 
 def _is_run(folder: Path) -> bool:
@@ -95,13 +98,19 @@ def _is_run(folder: Path) -> bool:
     return any(all(os.path.exists(folder / name) for name in names) for names in signs)
 
 
-def _is_image(path: Path) -> bool:
-    return Image.registered_extensions().get(path.suffix.lower()) in FORMATS
+def _is_image(name: str) -> bool:
+    return name[0] != "." and name.lower().endswith(_endings())
+
+
+@functools.cache
+def _endings() -> tuple[str, ...]:
+    known = Image.registered_extensions().items()
+    return tuple(ending for ending, image_format in known if image_format in FORMATS)
 
 
 def find_classes(
     root: Path,
-) -> tuple[list[tuple[Path, str, str]], tuple[str, ...], tuple[str, ...]]:
+) -> tuple[list[tuple[str, str, str]], tuple[str, ...], tuple[str, ...]]:
     """Return path, split and class of each image file, the classes, and lines on what is left out.
 
     The split is "" where the root holds the classes themselves.
@@ -109,7 +118,7 @@ def find_classes(
     folders, left_out = _class_folders(root)
     # One name may be spelled in two ways: "é" is one character, or two.
     spelling: dict[str, str] = {}
-    rows: list[tuple[Path, str, str]] = []
+    rows: list[tuple[str, str, str]] = []
     endings: Counter[str] = Counter()
     for split, folder in folders:
         images, others, has_run = walk(folder)
@@ -168,5 +177,5 @@ def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
     except OSError as error:
         raise ResNetJaxError(f"folder {folder} cannot be read: {error.strerror}") from error
     folders = [path for path in entries if os.path.isdir(path)]
-    images = [path for path in entries if _is_image(path) and not os.path.isdir(path)]
+    images = [path for path in entries if _is_image(path.name) and not os.path.isdir(path)]
     return [path for path in folders if not _is_run(path)], images

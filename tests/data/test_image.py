@@ -133,3 +133,8 @@ def test_folders_give_their_images_and_an_empty_one_is_named(tmp_path):
     assert find_images([tmp_path / "notes.txt"]) == [tmp_path / "notes.txt"]
     with pytest.raises(ResNetJaxError, match="empty holds no image"):
         find_images([other])
+    for name in ("b/2.png", "b-1/1.png", "b/1/0.png", "b/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert (found := find_images([tmp_path])) == sorted(found)  # as paths, not as texts
+    assert len(found) == 6

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -204,7 +205,7 @@ def test_of_twins_in_two_splits_the_tests_one_stays(tmp_path):
     for split, seeds in (("train", range(6)), ("test", range(4, 8))):
         for seed in seeds:
             picture(tmp_path / split / f"{seed % 2}" / f"{seed}.png", seed)
-    left_out = {file.path for file in image_folder.scan(tmp_path).files if file.problem}
+    left_out = {Path(file.path) for file in image_folder.scan(tmp_path).files if file.problem}
     assert left_out == {tmp_path / "train" / f"{k % 2}" / f"{k}.png" for k in (4, 5)}
 
 
@@ -245,3 +246,12 @@ def test_what_is_no_folder_of_images_is_one_line(names, message, tmp_path):
     assert "\n" not in str(error.value)
     with pytest.raises(ResNetJaxError, match=r"--data\.dir DIR"):
         load_dataset("folder")
+
+
+def test_small_files_are_read_by_one_thread_and_others_by_one_a_core(tmp_path):
+    paths = [str(tmp_path / f"{number}.jpg") for number in range(3)]  # the last is not there
+    for path, size in zip(paths, (2000, 5000), strict=False):
+        Path(path).write_bytes(bytes(size))
+    assert image_folder._threads(paths) == 1
+    assert image_folder._threads(paths[1:]) is None
+    assert image_folder._threads(paths[2:]) is None

@@ -21,14 +21,14 @@ from resnet_jax.errors import ResNetJaxError
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """120 digits as PNG files, a folder for each class."""
+    """120 digits as PNG and JPEG files, a folder for each class."""
     root = tmp_path_factory.mktemp("digits")
     train = load_dataset("mnist_5k").train
     for label in range(10):
         (root / str(label)).mkdir()
         for number, index in enumerate(np.flatnonzero(train.labels == label)[:12]):
             image = Image.fromarray(train.images[index, :, :, 0])
-            image.save(root / str(label) / f"{number}.png")
+            image.save(root / str(label) / f"{number}.{'png' if number % 2 else 'jpg'}")
     return root
 
 
