@@ -38,7 +38,12 @@ if "TFDS_DATA_DIR" not in os.environ:
 import dataclasses  # noqa: E402
 import functools  # noqa: E402
 
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+
+# The shapes that signatures state are checked in every call, within tests alone.
+_CHECKED = ("data.augment", "data.randaugment", "models.resnet", "training.step")
+jaxtyping.install_import_hook([f"resnet_jax.{name}" for name in _CHECKED], "beartype.beartype")
 
 import resnet_jax as rj  # noqa: E402
 from resnet_jax.cli import main  # noqa: E402

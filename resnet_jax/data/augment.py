@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
 
 from resnet_jax.data.randaugment import randaugment as draw_operations
 from resnet_jax.data.randaugment import warp
@@ -23,7 +24,7 @@ ELASTIC_SMOOTHING = 4.0
 
 
 def augment(
-    images: jax.Array,
+    images: Float[Array, "n h w c"],
     key: jax.Array,
     *,
     flip: bool = False,
@@ -39,7 +40,7 @@ def augment(
     elastic: float = 0.0,
     erase: float = 0.0,
     fill: float = 0.0,
-) -> jax.Array:
+) -> Float[Array, "n new_h new_w c"]:
     """Return the images, each cropped, flipped, moved, recoloured and partly erased at random.
 
     `resnet_jax.AugmentConfig` describes the settings, in the order in which they are applied. Those
@@ -84,14 +85,14 @@ def augment(
 
 
 def mix(
-    images: jax.Array,
-    labels: jax.Array,
+    images: Float[Array, "n h w c"],
+    labels: Int[Array, " n"],
     key: jax.Array,
     *,
     num_classes: int,
     mixup: float = 0.0,
     cutmix: float = 0.0,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, "n h w c"], Int[Array, " n"] | Float[Array, "n k"]]:
     """Mix each image with the one before it in the batch, and their labels in the same shares.
 
     The share that an image keeps of itself is drawn for each image from Beta(a, a): ``mixup`` is
@@ -118,10 +119,12 @@ def mix(
     return mixed, share * one_hot + (1 - share) * jnp.roll(one_hot, 1, axis=0)
 
 
-def cut_out(images: jax.Array, boxes: jax.Array, size: tuple[int, ...]) -> jax.Array:
+def cut_out(
+    images: Float[Array, "n h w c"], boxes: Float[Array, "n 4"], size: tuple[int, ...]
+) -> Float[Array, "n new_h new_w c"]:
     """Resize a rectangle of each image, bilinearly and low-passed where it shrinks.
 
-    ``boxes`` are float32[N, 4]: top, left, height and width in pixels, within the image.
+    ``boxes`` are top, left, height and width in pixels, within the image.
     """
 
     def one(image: jax.Array, box: jax.Array) -> jax.Array:
@@ -235,7 +238,7 @@ def preprocess(
     center_crop: bool = False,
     mean: ArrayLike = 0,
     std: ArrayLike = 1,
-) -> jax.Array:
+) -> Float[Array, "n new_h new_w c"]:
     """Return the network's input: resized, scaled from [0, 255] to [0, 1], normalised.
 
     Args:

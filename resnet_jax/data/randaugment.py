@@ -8,6 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
+from jaxtyping import Array, Float
 
 # Section 3.1's list. The first nine change pixels where they are, the others move them.
 OPERATIONS = (
@@ -126,18 +127,17 @@ def _smooth(images: jax.Array) -> jax.Array:
 
 
 def warp(
-    images: jax.Array,
-    inverse: jax.Array,
-    translation: jax.Array,
-    moves: jax.Array | None = None,
+    images: Float[Array, "n h w c"],
+    inverse: Float[Array, "n 2 2"],
+    translation: Float[Array, "n 2"],
+    moves: Float[Array, "n 2 h w"] | None = None,
     *,
     fill: float = 0.0,
-) -> jax.Array:
+) -> Float[Array, "n h w c"]:
     """Resample bilinearly: ``output[p] = image[inverse @ p + translation + moves[p]]``.
 
     Points are (row, column) from the image's centre, in pixels; what lies outside the image is
-    ``fill``. ``inverse`` is float32[N, 2, 2], ``translation`` float32[N, 2], ``moves``
-    float32[N, 2, H, W] or zero.
+    ``fill``.
     """
     _, height, width, _ = images.shape
     centre = jnp.asarray([(height - 1) / 2, (width - 1) / 2], jnp.float32)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float, Shaped
 
 from resnet_jax import ops
 from resnet_jax.config import Lowering, Shortcut, StemKind
@@ -257,7 +258,7 @@ class ResNet(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, images: Shaped[Array, "n h w c"], *, train: bool) -> Float[Array, "n ..."]:
         """Computes logits.
 
         Args:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from resnet_jax.ops.algorithms import ALGORITHMS
 from resnet_jax.ops.geometry import Geometry
@@ -22,14 +23,14 @@ LOWERINGS = ("auto", "reference", *INSTRUCTION_SETS)
 
 
 def conv2d(
-    x: jax.Array,
-    kernel: jax.Array,
+    x: Float[Array, "n h w c"],
+    kernel: Float[Array, "kh kw c_per_group k"],
     *,
     stride: int | tuple[int, int] = 1,
     padding: int | tuple[int, int] = 0,
     groups: int = 1,
     lowering: str = "auto",
-) -> jax.Array:
+) -> Float[Array, "n oh ow k"]:
     """Cross-correlate images with a kernel, as ``torch.nn.functional.conv2d`` does.
 
     Args:

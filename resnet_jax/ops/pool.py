@@ -5,6 +5,7 @@ from functools import partial, reduce
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from resnet_jax.ops.conv import check_lowering
 from resnet_jax.ops.geometry import Axis, Geometry
@@ -12,13 +13,13 @@ from resnet_jax.ops.primitives import COLUMNS, ROWS, col2im, depends_on, shift
 
 
 def max_pool(
-    x: jax.Array,
+    x: Float[Array, "n h w c"],
     *,
     window: int | tuple[int, int] = 3,
     stride: int | tuple[int, int] = 2,
     padding: int | tuple[int, int] = 1,
     lowering: str = "auto",
-) -> jax.Array:
+) -> Float[Array, "n oh ow c"]:
     """Take the maximum of each window, as ``torch.nn.functional.max_pool2d`` does.
 
     The gradient of a window goes to the first of its largest values, row by row.

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int
 
 from resnet_jax.training.state import Batch, TrainState
 
@@ -35,7 +36,11 @@ class Counts(NamedTuple):
     top5: jax.Array  # int32[], examples whose label is one of the five most probable classes
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+def cross_entropy(
+    logits: Float[Array, "n k"],
+    labels: Int[Array, " n"] | Float[Array, "n k"],
+    label_smoothing: float = 0.0,
+) -> Float[Array, " n"]:
     """Return the cross-entropy of each example against its smoothed label, float[N] in nats.
 
     Args:

@@ -5,6 +5,7 @@ from functools import partial
 import chex
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -23,7 +24,7 @@ from resnet_jax.data.augment import (
 from resnet_jax.data.augment import warp as warp_each
 
 warp = jax.jit(warp_each, static_argnames="fill")
-draw_erased = jax.jit(_draw_erased, static_argnums=0)
+draw_erased = jax.jit(_draw_erased, static_argnums=(0, 2))
 IDENTITY = jnp.eye(2)[None]
 ALL = {
     "flip": True,
@@ -374,3 +375,8 @@ def test_both_mixtures_take_turns():
     mixed, _ = both(images, jnp.zeros(200, jnp.int32), jax.random.key(0))
     blended = (np.asarray(mixed) % 1 != 0).any((1, 2, 3))
     assert 65 < blended.sum() < 135
+
+
+def test_shapes_that_signatures_state_are_checked_within_tests():
+    with pytest.raises(jaxtyping.TypeCheckError, match="labels"):
+        mix(jnp.zeros((2, 4, 4, 1)), jnp.zeros(3, int), jax.random.key(0), num_classes=2, mixup=1)

@@ -3,12 +3,14 @@
 import chex
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
+from beartype import beartype
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnet_jax.ops import conv2d
+from resnet_jax.ops import conv2d, max_pool
 
 
 def normal(seed: int, *shape: int, dtype: object = np.float64) -> jax.Array:
@@ -126,3 +128,11 @@ def test_the_kernel_is_cast_to_the_images_dtype() -> None:
 def test_what_does_not_fit_is_named(x, kernel, options, message) -> None:
     with pytest.raises(ValueError, match=message):
         conv2d(jnp.ones(x), jnp.ones(kernel), **options)
+
+
+def test_what_is_returned_has_the_shape_that_the_signature_states():
+    checked = jaxtyping.jaxtyped(typechecker=beartype)
+    x, kernel = jnp.ones((2, 7, 6, 4), jnp.bfloat16), jnp.ones((3, 2, 2, 6))
+    out = jax.eval_shape(lambda x, k: checked(conv2d)(x, k, groups=2, padding=1), x, kernel)
+    assert (out.shape, out.dtype) == ((2, 7, 7, 6), x.dtype)
+    assert jax.eval_shape(checked(max_pool), x).shape == (2, 4, 3, 4)
