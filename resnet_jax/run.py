@@ -21,13 +21,13 @@ from resnet_jax.interop import EXPORTS, Format, Network
 from resnet_jax.models import BatchNorm, has_parameters, make_model
 from resnet_jax.storage import VerifyReport, check_replaceable
 from resnet_jax.training.callbacks import Callback
-from resnet_jax.training.custom import Custom
 from resnet_jax.training.distributed import is_main_process
 from resnet_jax.training.engine import Engine
 from resnet_jax.training.jax_settings import configured_jax
-from resnet_jax.training.loop import ShouldStop, Training, explained_memory
+from resnet_jax.training.loop import ShouldStop, Training
 from resnet_jax.training.metrics import Evaluation
 from resnet_jax.training.run_folder import RunFolder
+from resnet_jax.training.setup import Custom
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.step import Loss
 
@@ -85,8 +85,15 @@ def train(
             momentum = BatchNorm.momentum if model is None and not config.init_from else 0.0
             callbacks = (stack.enter_context(Display(momentum=momentum)), *callbacks)
         stack.enter_context(configured_jax(config))
-        stack.enter_context(explained_memory(config))
-        Training(config, Path(run_dir), callbacks, custom, stack).fit(should_stop)
+        try:
+            Training(config, Path(run_dir), callbacks, custom, stack).fit(should_stop)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise ResNetJaxError(
+                f"--batch-size {config.batch_size} does not fit in the device's memory: give a "
+                f"smaller one, --accumulate 2, --model.remat or --model.dtype bfloat16"
+            ) from error
     return Run.open(run_dir, model=model, data=data)
 
 

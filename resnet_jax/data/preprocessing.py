@@ -1,6 +1,5 @@
 """How pictures become a network's input: one value, shared by runs and by exported files."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
@@ -89,11 +88,3 @@ class Preprocessing:
         images = "uint8[N, {}, {}, {}]".format(*self.image_shape)
         resize = {"images": images, "resize": fields.pop("image_size"), "scale": 255}
         return {**resize, "filter": "bilinear", **fields}  # Pillow's, over what a pixel covers
-
-    @classmethod
-    def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
-        """Return the preprocessing of an exported file; the inverse of `to_metadata`."""
-        known = {"image_size": metadata["resize"], **metadata}  # version 0.1.0 has no fit
-        values = {field.name: known[field.name] for field in fields(cls) if field.name in known}
-        lists = {name: tuple(value) for name, value in values.items() if type(value) is list}
-        return cls(**{**values, **lists})

@@ -4,9 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from resnet_jax.interop.network import Network
+from resnet_jax.interop.network import Network, export_stablehlo
 from resnet_jax.interop.onnx import export_onnx
-from resnet_jax.interop.stablehlo import export_stablehlo
 from resnet_jax.interop.torchvision import (
     from_torchvision,
     to_torchvision,

@@ -50,27 +50,16 @@ class Engine:
         self._share_threads = mesh.size > 1 and ordered[0].platform == "cpu"
         self.replicated = NamedSharding(mesh, PartitionSpec())
         self.sharded = NamedSharding(mesh, PartitionSpec("data"))
-        everywhere, split = self.replicated, self.sharded
+        all_, split = self.replicated, self.sharded
+
+        def program(function: Any, inputs: Any, outputs: Any, **options: Any) -> Any:
+            return jax.jit(function, in_shardings=inputs, out_shardings=outputs, **options)
+
         quick = compiler_options(optimization_level=1)
-        self._train = jax.jit(
-            self._train_on_batch,
-            donate_argnums=0,
-            in_shardings=(everywhere, everywhere, split),
-            out_shardings=everywhere,
-        )
-        self._evaluate = jax.jit(
-            self._evaluate_batch,
-            in_shardings=(everywhere, split),
-            out_shardings=everywhere,
-            compiler_options=quick,
-        )
-        self._predict = jax.jit(
-            self._probabilities,
-            in_shardings=(everywhere, split),
-            out_shardings=split,
-            compiler_options=quick,
-        )
-        self._any = jax.jit(jnp.any, in_shardings=split, out_shardings=everywhere)
+        self._train = program(self._train_on_batch, (all_, all_, split), all_, donate_argnums=0)
+        self._evaluate = program(self._count, (all_, split), all_, compiler_options=quick)
+        self._predict = program(self._probabilities, (all_, split), split, compiler_options=quick)
+        self._any = program(jnp.any, split, all_)
 
     def train(self, state: TrainState, key: jax.Array, batch: Batch) -> tuple[TrainState, Metrics]:
         """Take one step on a batch; ``state`` is donated, ``key`` is the run's for augmentation."""
@@ -173,7 +162,7 @@ class Engine:
             loss=self.loss,
         )
 
-    def _evaluate_batch(self, state: TrainState, batch: Batch) -> Counts:
+    def _count(self, state: TrainState, batch: Batch) -> Counts:
         return eval_step(state, Batch(self.preprocessing(batch.images), batch.labels))
 
     def _probabilities(self, state: TrainState, images: jax.Array) -> jax.Array:
