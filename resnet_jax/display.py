@@ -227,7 +227,6 @@ class Display(Callback):
         self._note = f"BN {initial:.0%} initial" if young else ""
 
     def on_metrics(self, row: dict[str, Any]) -> None:
-        """Show training metrics in the bar, and a line for each evaluation."""
         where = f"epoch {row['epoch']:5.2f}  step {row['step']:5d}"
         if row["kind"] == "train":
             self._last_train = row
@@ -256,7 +255,6 @@ class Display(Callback):
 
 
 def test_result(row: dict[str, Any]) -> str:
-    """Return the line for a row of tests in ``metrics.jsonl``."""
     return (
         f"{row['split']}, {row['checkpoint']} parameters (step {row['step']}): "
         f"loss {row['loss']:.4f}  accuracy {row['accuracy']:.2%}  {_top5(row)}".rstrip()

@@ -17,7 +17,9 @@ from resnet_jax.data.load import load_splits
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.display import Display
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.interop import EXPORTS, Format, Network
+from resnet_jax.interop.network import Network, export_stablehlo
+from resnet_jax.interop.onnx import export_onnx
+from resnet_jax.interop.weights import export_torchvision
 from resnet_jax.models import BatchNorm, has_parameters, make_model
 from resnet_jax.storage import VerifyReport, check_replaceable
 from resnet_jax.training.callbacks import Callback
@@ -37,6 +39,13 @@ if TYPE_CHECKING:
     from flax import linen as nn
 
 Checkpoint = Literal["best", "latest"]
+Format = Literal["torchvision", "stablehlo", "onnx"]
+# The writer of each format, and the file's ending.
+EXPORTS = {
+    "torchvision": (export_torchvision, ".safetensors"),
+    "stablehlo": (export_stablehlo, ".stablehlo"),
+    "onnx": (export_onnx, ".onnx"),
+}
 
 
 def train(
@@ -119,11 +128,9 @@ class Run:
         self, folder: RunFolder, model: "nn.Module | None" = None, data: Dataset | None = None
     ) -> None:
         self._folder, self._model, self._data = folder, model, data
-        self._record = folder.read_record()
-        self.path, self.config = folder.path, self._record.config
-        self.class_names = self._record.class_names
-        self.image_shape = self._record.image_shape
-        self.fingerprint = self._record.fingerprint
+        record = self._record = folder.read_record()
+        self.path, self.config, self.fingerprint = folder.path, record.config, record.fingerprint
+        self.class_names, self.image_shape = record.class_names, record.image_shape
         self._states: dict[Checkpoint, TrainState] = {}
 
     @classmethod
@@ -308,8 +315,7 @@ class Run:
 
     def split(self, name: str = "test", data_dir: str | None = None) -> Split:
         """The images and labels of a split of the run's data, see `evaluate`."""
-        folder = data_dir or self.config.data.dir
-        settings = dataclasses.replace(self.config.data, dir=folder)
+        settings = dataclasses.replace(self.config.data, dir=data_dir or self.config.data.dir)
         data, splits = load_splits(settings, self._data)
         usable = [split for split in splits if len(splits[split])]
         if name not in usable:

@@ -67,7 +67,6 @@ def find_digit(picture: Image.Image) -> FoundDigit:
 
 
 def _bounds(ink: np.ndarray) -> tuple[slice, slice]:
-    """Return the rows and the columns that hold ink."""
     rows, columns = ndimage.find_objects((ink > 0).astype(int))[0]
     return rows, columns
 

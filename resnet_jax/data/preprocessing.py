@@ -42,7 +42,6 @@ class Preprocessing:
 
     @classmethod
     def of(cls, settings: DataConfig, image_shape: tuple[int, int, int]) -> Self:
-        """Return the preprocessing that a run's settings describe."""
         given = {field.name: getattr(settings, field.name) for field in fields(cls)[1:]}
         # Only a run knows its images' own mean and deviation.
         return cls(image_shape, **{name: v for name, v in given.items() if v is not None})

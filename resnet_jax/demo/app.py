@@ -82,7 +82,6 @@ class Classifier:
 
 
 def make_server(run: Run, checkpoint: Checkpoint = "best") -> "Server":
-    """Make the server of a run's page."""
     classifier = Classifier(run, checkpoint)
     lock = asyncio.Lock()  # one image takes all cores, and memory if it is large
 

@@ -257,7 +257,6 @@ def _figure(height: float, width: float = 5) -> Figure:  # inches
 
 
 def _show(ax: Axes, image: np.ndarray) -> None:
-    """Show an image, uint8[H, W, C], pixel by pixel."""
     grey: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
     ax.imshow(image[..., 0] if image.shape[-1] == 1 else image, **grey)
     ax.set_axis_off()

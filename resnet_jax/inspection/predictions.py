@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from numpy.typing import ArrayLike
 
-from resnet_jax.data.prefetch import padded_order, read_batches
+from resnet_jax.data.dataset import padded_order, read_batches
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.inspection.saliency import BATCH, Forward, forward_and_saliency, map_names
 from resnet_jax.models import ResNet

@@ -13,8 +13,8 @@ from flax import linen as nn
 from jax.typing import ArrayLike
 from PIL import Image
 
+from resnet_jax.data.dataset import padded_order
 from resnet_jax.data.image import Box
-from resnet_jax.data.prefetch import padded_order
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import ResNet
 

@@ -48,7 +48,6 @@ def export_onnx(path: Path, network: Network) -> None:
 
 
 def to_onnx(network: Network) -> bytes:
-    """Return the network as a serialised ONNX model, see `export_onnx`."""
     graph = _Graph(network.variables)
     x = graph.preprocess("images", network.preprocessing)
     x = graph.network(network.model, x)

@@ -167,7 +167,6 @@ def _of_run(folder: Path, config: TrainConfig) -> tuple[dict[str, Any], tuple[st
 def _of_file(
     path: Path, config: TrainConfig, model: ResNet, num_classes: int
 ) -> tuple[dict[str, Any], int | None, tuple[str, ...] | None]:
-    """Return variables, and the number and the names of their classes."""
     weights = load_weights(path)
     try:
         count = StateDict.of(weights).num_classes

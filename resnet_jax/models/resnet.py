@@ -25,7 +25,8 @@ Layer = Callable[..., Any]
 class Unit(nn.Module):
     """What every unit takes.
 
-    A unit maps ``[N, H, W, C]`` to ``[N, ceil(H/strides), ceil(W/strides), expansion * features]``.
+    A unit maps ``[N, H, W, C]`` to ``[N, ceil(H/strides), ceil(W/strides), expansion * features]``,
+    called with ``train``, batch norm's mode.
 
     Attributes:
         features: channels of the unit's 3x3 convolutions.
@@ -72,7 +73,6 @@ class BasicUnit(Unit):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Applies the unit; ``train`` is batch norm's mode."""
         y = self.conv(self.features, 3, self.strides, name="conv1")(x)
         y = nn.relu(self.norm(name="norm1")(y, train=train))
         y = self.conv(self.features, 3, name="conv2")(y)
@@ -90,7 +90,6 @@ class BottleneckUnit(Unit):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Applies the unit; ``train`` is batch norm's mode."""
         y = self.conv(self.features, 1, name="conv1")(x)
         y = nn.relu(self.norm(name="norm1")(y, train=train))
         y = self.conv(self.features, 3, self.strides, groups=self.groups, name="conv2")(y)
@@ -135,7 +134,6 @@ class PreActivationUnit(Unit):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Applies the unit; ``train`` is batch norm's mode."""
         activated = nn.relu(self.norm(name="norm1")(x, train=train))
         y = self.conv(self.features, 3, self.strides, name="conv1")(activated)
         y = nn.relu(self.norm(name="norm2")(y, train=train))
@@ -151,7 +149,6 @@ class PreActivationBottleneckUnit(Unit):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Applies the unit; ``train`` is batch norm's mode."""
         activated = nn.relu(self.norm(name="norm1")(x, train=train))
         y = self.conv(self.features, 1, name="conv1")(activated)
         y = nn.relu(self.norm(name="norm2")(y, train=train))

@@ -50,7 +50,6 @@ class Manifest:
     metrics: str | None = None  # SHA-256 of the rows of metrics.jsonl up to this step, if known
 
     def to_json(self) -> str:
-        """Return the manifest as text, with a checksum over it."""
         return json.dumps({**vars(self), "sha256": json_sha256(vars(self))}, indent=1)
 
     @classmethod
@@ -146,7 +145,6 @@ class Checkpoints:
         return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
     def manifest(self, step: int) -> Manifest:
-        """Read the manifest of a step, or raise `DamagedCheckpointError`."""
         path = self.directory / str(step) / "manifest.json"
         try:
             manifest = Manifest.from_json(path.read_text())
@@ -233,7 +231,6 @@ class Checkpoints:
             shutil.rmtree(gone)
 
     def remove_unfinished(self) -> None:
-        """Remove what killed processes left of steps."""
         for path in self.directory.glob(f"{UNFINISHED}*"):
             shutil.rmtree(path)
 

@@ -11,8 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from resnet_jax.config import TrainConfig
 from resnet_jax.data.augment import augment, mix
-from resnet_jax.data.dataset import ArraySplit, Split
-from resnet_jax.data.prefetch import padded_order, read_batches
+from resnet_jax.data.dataset import ArraySplit, Split, padded_order, read_batches
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.training.jax_settings import compiler_options, find_devices
 from resnet_jax.training.metrics import Evaluation

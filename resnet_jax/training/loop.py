@@ -184,7 +184,6 @@ class Training:
         return self.step == self.total_steps or satisfied(self.config, self.accuracies)
 
     def _tests(self) -> Iterator[tuple[str, str]]:
-        """Yield (split, checkpoint) for each test at the end of the run."""
         for checkpoint in ("latest", "best"):
             for split in ("test", "test_all"):
                 if len(self.splits.get(split, ())):

@@ -147,7 +147,6 @@ class RunFolder:
             raise ResNetJaxError(f"{path} is damaged: {reason}") from error
 
     def read_variables(self, checkpoint: Literal["best", "latest"] = "best") -> dict[str, Any]:
-        """Read the parameters and running statistics of a checkpoint that verifies."""
         if checkpoint not in ("best", "latest"):
             raise ResNetJaxError(f"checkpoint {checkpoint} is not known: give best or latest")
         good = self.checkpoints.good_steps()
@@ -235,7 +234,6 @@ class RunFolder:
         return kept
 
     def verify(self) -> VerifyReport:
-        """Read the metrics and every file of every checkpoint, and report which are whole."""
         good, damaged, whole = ["config.yaml"], [], []
         for step in self.checkpoints.steps():
             try:
