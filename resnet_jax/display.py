@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from resnet_jax.errors import printable
-from resnet_jax.inspection.compare import as_typed
+from resnet_jax.settings import as_typed
 from resnet_jax.training.callbacks import Callback
 
 if TYPE_CHECKING:

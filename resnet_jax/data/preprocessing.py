@@ -24,14 +24,9 @@ class Preprocessing:
     >>> grey = Preprocessing((28, 28, 1), image_size=32, mean=(0.5,), std=(0.5,))
     >>> grey(np.full((2, 28, 28, 1), 255, np.uint8)).shape
     (2, 32, 32, 1)
-
-    Attributes:
-        image_shape: ``(H, W, C)`` of the pictures as they are read.
-        image_size, center_crop, mean, std, fit, background: as in `resnet_jax.DataConfig`.
-        find_digit: the digit in a picture was looked for first, see `resnet_jax.data.digit`.
     """
 
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, int, int]  # (H, W, C) as pictures are read; the others: `DataConfig`
     image_size: int | None = None
     center_crop: bool = False
     mean: tuple[float, ...] = (0.0,)

@@ -8,10 +8,11 @@ Matplotlib's own font has no Chinese, Japanese or Korean letters: see `shown_nam
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unicodedata import bidirectional
 
 import numpy as np
+import pandas as pd
 from matplotlib import color_sequences
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
@@ -23,16 +24,13 @@ from matplotlib.ticker import LogLocator
 from resnet_jax.inspection.predictions import Calibration, Predictions
 from resnet_jax.inspection.saliency import overlay
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 BLUE, ORANGE = "#0072B2", "#D55E00"
 OKABE_ITO = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 PETROFF = color_sequences["petroff10"]
 MAX_NAMED_CLASSES = 30  # more names than this do not fit
 
 
-def curves(metrics: "pd.DataFrame") -> Figure:
+def curves(metrics: pd.DataFrame) -> Figure:
     """Plot loss, error, learning rate and speed over the epochs, from `Run.metrics`."""
     figure = _figure(7.2)
     axes = figure.subplots(4, 1, sharex=True, height_ratios=(1.4, 1.4, 1, 1))
@@ -60,7 +58,7 @@ def curves(metrics: "pd.DataFrame") -> Figure:
     return figure
 
 
-def compared_curves(groups: Mapping[str, Sequence["pd.DataFrame"]]) -> Figure:
+def compared_curves(groups: Mapping[str, Sequence[pd.DataFrame]]) -> Figure:
     """Plot error and loss of several runs: `Run.metrics` of each seed, by the name to show."""
     figure = _figure(6, 7)
     error, loss = figure.subplots(2, 1, sharex=True)
@@ -300,7 +298,7 @@ def _plain_numbers(ax: Axes) -> None:
     ax.yaxis.set_minor_formatter("")
 
 
-def _train_and_validation(metrics: "pd.DataFrame") -> tuple["pd.DataFrame", "pd.DataFrame"]:
+def _train_and_validation(metrics: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return metrics[metrics["kind"] == "train"], metrics[metrics["kind"] == "validation"]
 
 

@@ -33,12 +33,7 @@ class Unit(nn.Module):
         conv: makes a convolution from ``(features, kernel_size, strides, name=...)``.
         norm: makes a normalisation from ``(name=...)``.
         strides: step of the unit's strided convolution, in pixels.
-        residual: ``False`` leaves out the shortcut, and its projection with it: a plain unit.
-        zero_init_last: starts the residual branch at zero, so that the unit begins as its
-            shortcut (arXiv 1706.02677, section 5.1).
-        shortcut: what the shortcut is where the shapes differ, see `ResNet`.
-        widening: by which a bottleneck's output has fewer channels, see `ResNet`.
-        groups: of the 3x3 convolution of a bottleneck, see `ResNet`.
+        residual, zero_init_last, shortcut, widening, groups: see `ResNet`.
     """
 
     expansion: ClassVar[int] = 1
@@ -222,7 +217,8 @@ class ResNet(nn.Module):
         groups: of a bottleneck's 3x3 convolution (arXiv 1611.05431).
         initializer: convolutions start by ``"he"`` (fan-out, as torchvision's networks) or by
             ``"torch"`` (PyTorch's default). The head always starts by PyTorch's default.
-        zero_init_last: starts each residual branch at zero, see `Unit`.
+        zero_init_last: starts each residual branch at zero, so that a unit begins as its shortcut
+            (arXiv 1706.02677, section 5.1).
         norm: the class of the normalisation: `BatchNorm`, or `Affine` for a network without one.
         frozen_stages: for fine-tuning: the stem and this many stages have no gradient, and their
             batch norm stays in evaluation mode; with all stages everything but the head. None:
