@@ -150,14 +150,13 @@ def _result(name: str, row: dict[str, Any]) -> str:
 
 
 def print_layers(layers: "list[LayerSummary]", title: str) -> None:
+    total = ("total", "", (), *(sum(one[k] for one in layers) for k in (3, 4)))
     rows = [
-        (one.name, one.kind, _shape(one.output_shape), one.parameters, one.multiply_adds)
-        for one in layers
+        (name, kind, _shape(shape), *(f"{n:,}" if n else "" for n in counts))
+        for name, kind, shape, *counts in [*layers, total]
     ]
-    rows.append(("total", "", "", sum(row[3] for row in rows), sum(row[4] for row in rows)))
     headings = ("layer", "kind", "output shape", "parameters", "multiply-adds")
-    cells = [(*row[:3], *(f"{n:,}" if n else "" for n in row[3:])) for row in rows]
-    _print_table(headings, cells, title, left=2)
+    _print_table(headings, rows, title, left=2)
 
 
 def _shape(sides: Iterable[int]) -> str:

@@ -76,9 +76,8 @@ def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
     index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     counts = np.bincount(index, minlength=bins)
     with np.errstate(invalid="ignore"):
-        return Calibration(
-            counts, *(np.bincount(index, of, bins) / counts for of in (confidence, right))
-        )
+        means = [np.bincount(index, of, bins) / counts for of in (confidence, right)]
+    return Calibration(counts, *means)
 
 
 def embedding(features: ArrayLike, *, seed: int = 0) -> np.ndarray:

@@ -107,9 +107,8 @@ class Checkpoints:
     ) -> None:
         """Add the manifest, move the step into place and remove those that it replaces."""
         with self._explained(unfinished):
-            files = {
-                name: file_sha256(unfinished / name, synced=True) for name in _files(unfinished)
-            }
+            names = _files(unfinished)
+            files = {name: file_sha256(unfinished / name, synced=True) for name in names}
             manifest = unfinished / "manifest.json"
             manifest.write_text(Manifest(step, validation, files, metrics).to_json())
             sync(manifest)

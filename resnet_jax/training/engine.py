@@ -91,9 +91,8 @@ class Engine:
         size = self._shareable(min(self.config.batch_size, few))
         split = ArraySplit(images, np.zeros(len(images), np.int32))
         order = padded_order(len(images), size)
-        found = [
-            np.asarray(self._predict(state, batch.images)) for batch in self.batches(split, order)
-        ]
+        batches = self.batches(split, order)
+        found = [np.asarray(self._predict(state, batch.images)) for batch in batches]
         empty = np.zeros((0, len(self.class_names)), np.float32)
         return np.concatenate([empty, *found])[: len(images)]
 
@@ -116,13 +115,6 @@ class Engine:
     def replicate(self, tree: Any) -> Any:
         """Put a tree on every device; every process gives the same values."""
         return self._in_turn(jax.make_array_from_process_local_data(self.replicated, tree))
-
-    def abstract(self, tree: Any) -> Any:
-        """Return shapes and types as those of arrays on every device, to restore into."""
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.replicated),
-            tree,
-        )
 
     def any_process(self, flag: bool) -> jax.Array:
         """Return whether any process gave True, bool[]; not waited for."""
@@ -149,9 +141,8 @@ class Engine:
         key = jax.random.fold_in(key, state.step)
         size, classes = self.config.data.image_size, len(self.class_names)
         pixels = augment(batch.images.astype(jnp.float32), key, image_size=size, **settings)
-        inputs, targets = mix(
-            self.preprocessing(pixels), batch.labels, key, num_classes=classes, **mixing
-        )
+        pixels = self.preprocessing(pixels)
+        inputs, targets = mix(pixels, batch.labels, key, num_classes=classes, **mixing)
         return train_step(
             state,
             Batch(inputs, targets),

@@ -109,7 +109,9 @@ class Training:
             return next(checkpoints.good_steps(), 0)
 
         if step := broadcast_from_main(lock):
-            state = checkpoints.restore(self.engine.abstract(shapes()), step)
+            everywhere = partial(jax.ShapeDtypeStruct, sharding=self.engine.replicated)
+            target = jax.tree.map(lambda leaf: everywhere(leaf.shape, leaf.dtype), shapes())
+            state = checkpoints.restore(target, step)
             # Not among what is saved: what is in a checkpoint was finite.
             state = state.replace(first_bad_step=self.engine.replicate(jnp.full((), -1, jnp.int32)))
         else:
@@ -142,9 +144,8 @@ class Training:
         measured: list[Metrics] = []
         since = time.perf_counter()
         while not ended:
-            self.state, metrics = self.engine.train(
-                self.state, self.augment_key, next(self.batches)
-            )
+            batch = next(self.batches)
+            self.state, metrics = self.engine.train(self.state, self.augment_key, batch)
             self.step += 1
             measured.append(metrics)
             if len(measured) > 2:

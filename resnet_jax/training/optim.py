@@ -66,16 +66,15 @@ def make_optimizer(
     SGD follows PyTorch's definition: weight decay is added to the gradient before momentum, and
     momentum is ``v = m v + g``. Adam too adds it to the gradient. All decay kernels alone.
     """
+    weight_decay = config.weight_decay
     # Scaling what the optimiser wants to do is the same as scaling its rate.
     usual = config.body_rate == 1 and frozen_stages is None
     shares = [] if usual else [_scale_by_layer(config.body_rate, frozen_stages)]
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm is not None else []
     if make := DECOUPLED.get(config.name):
-        decoupled = make(
-            schedule, b1=config.momentum, weight_decay=config.weight_decay, mask=kernels
-        )
-        return optax.chain(*clip, decoupled, *shares)
-    decay = [optax.add_decayed_weights(config.weight_decay, kernels)] if config.weight_decay else []
+        rule = make(schedule, b1=config.momentum, weight_decay=weight_decay, mask=kernels)
+        return optax.chain(*clip, rule, *shares)
+    decay = [optax.add_decayed_weights(weight_decay, kernels)] if weight_decay else []
     if config.name == "adam":
         rule = optax.adam(schedule, b1=config.momentum)
     else:
