@@ -150,7 +150,7 @@ def _result(name: str, row: dict[str, Any]) -> str:
 
 
 def print_layers(layers: "list[LayerSummary]", title: str) -> None:
-    total = ("total", "", (), *(sum(one[k] for one in layers) for k in (3, 4)))
+    total: Any = ("total", "", (), *map(sum, [*zip(*layers, strict=True)][3:]))
     rows = [
         (name, kind, _shape(shape), *(f"{n:,}" if n else "" for n in counts))
         for name, kind, shape, *counts in [*layers, total]

@@ -106,8 +106,8 @@ def _write_explanation(
     picture = open_image(path, background=spec.background)
     box = box or box_of(picture.size, spec)
     if max(picture.size) < SMALL:
-        size = [ENLARGED * side for side in picture.size]
-        picture = picture.resize(size, Image.Resampling.NEAREST)
+        enlarged = [ENLARGED * side for side in picture.size]
+        picture = picture.resize(enlarged, Image.Resampling.NEAREST)
     picture = draw_map(picture, evidence, box)
     if not evidence.any():
         style: Any = {"fill": "white", "stroke_width": 1, "stroke_fill": "black"}
