@@ -194,7 +194,8 @@ def explain(
     Args:
         run: an opened run.
         images: ``uint8[N, H, W, C]``, as for `Run.predict`.
-        labels, stage: as for `grad_cam`.
+        labels: as for `grad_cam`.
+        stage: as for `grad_cam`.
         checkpoint: whose parameters.
 
     Raises:

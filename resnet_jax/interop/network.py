@@ -43,6 +43,7 @@ class Network:
     made_by: Mapping[str, str] = field(default_factory=dict)
 
     def apply(self, variables: Any, images: jax.Array) -> Outputs:
+        """Map ``uint8[N, H, W, C]`` images to ``logits`` and ``probabilities``."""
         logits = self.model.apply(variables, self.preprocessing(images), train=False)
         assert isinstance(logits, jax.Array)
         outputs = {"logits": logits, "probabilities": jax.nn.softmax(logits)}
