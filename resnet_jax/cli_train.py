@@ -128,11 +128,7 @@ def train(
 
 
 def _planned(
-    preset: str,
-    config: TrainConfig,
-    run_dir: Path | None,
-    seeds: int | None,
-    axes: tuple[str, ...],
+    preset: str, config: TrainConfig, run_dir: Path | None, seeds: int | None, axes: tuple[str, ...]
 ) -> list[tuple[TrainConfig, Path]]:
     if seeds is not None and seeds < 1:
         raise ResNetJaxError(f"--seeds must be at least 1, got {seeds}")

@@ -92,7 +92,9 @@ def train(
     with ExitStack() as stack:
         if not quiet and is_main_process():
             momentum = BatchNorm.momentum if model is None and not config.init_from else 0.0
-            callbacks = (stack.enter_context(Display(momentum=momentum)), *callbacks)
+            display = Display(momentum=momentum)
+            stack.enter_context(display.bar)
+            callbacks = (display, *callbacks)
         stack.enter_context(configured_jax(config))
         try:
             Training(config, Path(run_dir), callbacks, custom, stack).fit(should_stop)
@@ -135,11 +137,7 @@ class Run:
 
     @classmethod
     def open(
-        cls,
-        run_dir: str | Path,
-        *,
-        model: "nn.Module | None" = None,
-        data: Dataset | None = None,
+        cls, run_dir: str | Path, *, model: "nn.Module | None" = None, data: Dataset | None = None
     ) -> Self:
         """Open a run.
 
@@ -230,11 +228,7 @@ class Run:
             )
 
     def export(
-        self,
-        format: Format,
-        output: str | Path | None = None,
-        *,
-        checkpoint: Checkpoint = "best",
+        self, format: Format, output: str | Path | None = None, *, checkpoint: Checkpoint = "best"
     ) -> Path:
         """Write the network to a file, with class names and preprocessing, and return its path.
 

@@ -171,10 +171,7 @@ Findings = Predictions  # its name in 0.1.0
 
 
 def examine(
-    run: Run,
-    split: str = "test",
-    checkpoint: Checkpoint = "best",
-    data_dir: str | None = None,
+    run: Run, split: str = "test", checkpoint: Checkpoint = "best", data_dir: str | None = None
 ) -> Predictions:
     """Evaluate a run's network image by image, for the first 10,000 images or 512 MiB of them.
 

@@ -27,10 +27,7 @@ PAGE = Template(files(__package__).joinpath("report.html").read_text())
 
 
 def write_report(
-    run: Run,
-    split: str = "test",
-    checkpoint: Checkpoint = "best",
-    data_dir: str | None = None,
+    run: Run, split: str = "test", checkpoint: Checkpoint = "best", data_dir: str | None = None
 ) -> Path:
     """Write ``report/index.html`` and its figures into the run's folder; return the page's path.
 

@@ -120,10 +120,7 @@ class Custom:
     tag: str | None = None
 
     def describe(
-        self,
-        shapes: Callable[[], TrainState],
-        images: jax.Array,
-        num_classes: int,
+        self, shapes: Callable[[], TrainState], images: jax.Array, num_classes: int
     ) -> dict[str, str]:
         """Return what a run's folder records of the parts, to compare when the run goes on.
 
