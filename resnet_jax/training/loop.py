@@ -144,8 +144,9 @@ class Training:
         measured: list[Metrics] = []
         since = time.perf_counter()
         while not ended:
-            batch = next(self.batches)
-            self.state, metrics = self.engine.train(self.state, self.augment_key, batch)
+            self.state, metrics = self.engine.train(
+                self.state, self.augment_key, next(self.batches)
+            )
             self.step += 1
             measured.append(metrics)
             if len(measured) > 2:
