@@ -120,10 +120,7 @@ def read_batch(split: Split, indices: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def read_batches(
     split: Split, order: Iterable[np.ndarray], workers: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the batch of each array of indices, in order, read by threads ahead of its use.
-
-    ``workers`` threads; None: one for each core.
-    """
+    """Yield the batch of each array of indices, in order, read ahead by threads (one a core)."""
     workers = workers or os.cpu_count() or 1
     order = iter(order)
     pool = ThreadPoolExecutor(workers)

@@ -154,10 +154,7 @@ class Checkpoints:
         return manifest
 
     def verify(self, step: int) -> Manifest:
-        """Read every file of a step and compare it with the manifest.
-
-        `DamagedCheckpointError` names the first file that is missing, surplus or changed.
-        """
+        """Compare every file of a step with the manifest; `DamagedCheckpointError` names one."""
         manifest, folder = self.manifest(step), self.directory / str(step)
         present = set(_files(folder)) - {"manifest.json"}
         if surplus := sorted(present - set(manifest.files)):
@@ -203,10 +200,9 @@ class Checkpoints:
             return state.replace(**orbax.restore(self._state(step), args=args))
 
     def restore_variables(self, step: int) -> dict[str, Any]:
-        """Read the parameters and running statistics of a verified step, as numpy arrays.
+        """Read a verified step's parameters and running statistics, averaged ones where there are.
 
-        They are the averaged ones where the run averages its weights; the optimiser's state is
-        not read, and no setting of JAX matters.
+        As numpy arrays, so that no setting of JAX matters; the optimiser's state is not read.
         """
         import orbax.checkpoint as ocp
 

@@ -279,10 +279,7 @@ def _load_yaml(path: Path) -> Any:
 
 @contextmanager
 def _log_to(path: Path) -> Iterator[None]:
-    """Write the events of a run and the package's warnings to a file.
-
-    The user's own logging is left as it is: events do not reach it, warnings still do.
-    """
+    """Write the run's events and the package's warnings to a file; the user's logging stays."""
     handler = logging.FileHandler(path, errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     # On a full disk the run fails by what it cannot save, not by traceback after traceback here.

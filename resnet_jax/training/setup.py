@@ -124,9 +124,8 @@ class Custom:
     ) -> dict[str, str]:
         """Return what a run's folder records of the parts, to compare when the run goes on.
 
-        Qualified names, and digests of the shapes of parameters and of the optimiser's state, at
-        step 0. What is inside of a function (a rate, a constant) is seen by none of them. A network
-        that does not give a logit for each class is refused.
+        Qualified names, and digests of the shapes at step 0: none sees what is inside of a
+        function. A network that does not give a logit for each class is refused.
         """
         named = {
             "model": self.model and type(self.model),
