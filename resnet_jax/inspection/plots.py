@@ -32,8 +32,7 @@ MAX_NAMED_CLASSES = 30  # more names than this do not fit
 
 def curves(metrics: pd.DataFrame) -> Figure:
     """Plot loss, error, learning rate and speed over the epochs, from `Run.metrics`."""
-    figure = _figure(7.2)
-    axes = figure.subplots(4, 1, sharex=True, height_ratios=(1.4, 1.4, 1, 1))
+    figure, axes = _axes(7.2, 4, sharex=True, height_ratios=(1.4, 1.4, 1, 1))
     loss, error, rate, speed = axes
     train, validation = _train_and_validation(metrics)
     line = {"linewidth": 1.5, "markersize": 4}
@@ -60,8 +59,7 @@ def curves(metrics: pd.DataFrame) -> Figure:
 
 def compared_curves(groups: Mapping[str, Sequence[pd.DataFrame]]) -> Figure:
     """Plot error and loss of several runs: `Run.metrics` of each seed, by the name to show."""
-    figure = _figure(6, 7)
-    error, loss = figure.subplots(2, 1, sharex=True)
+    figure, (error, loss) = _axes(6, 2, width=7, sharex=True)
     _loss_axis(loss, "training loss, nats")
     for number, (name, tables) in enumerate(groups.items()):
         # After the colours have all been used, the lines differ.
@@ -91,9 +89,8 @@ def compared_curves(groups: Mapping[str, Sequence[pd.DataFrame]]) -> Figure:
 
 def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
     """Draw `confusion_matrix`, ``int[K, K]``; colour is the share of the label's examples."""
-    classes, figure = len(matrix), _figure(4.6)
+    classes, (figure, ax) = len(matrix), _axes(4.6)
     shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    ax = figure.subplots()
     norm = PowerNorm(0.4, 0, 100)  # stretched at its low end, where the mistakes are
     image = ax.imshow(shares, cmap="cividis", norm=norm)
     ax.set(xlabel="prediction", ylabel="label")
@@ -118,8 +115,7 @@ def reliability(calibration: Calibration) -> Figure:
     bins = len(calibration.counts)
     centres, width = 100 * (np.arange(bins) + 0.5) / bins, 92 / bins
     confidence = 100 * calibration.confidence
-    figure = _figure(4.8)
-    ax, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    figure, (ax, counts) = _axes(4.8, 2, sharex=True, height_ratios=(3, 1))
     ax.bar(centres, 100 * calibration.accuracy, width, color=BLUE, label="accuracy")
     ax.plot(confidence, confidence, "o", color=ORANGE, ms=5, label="mean confidence")
     ax.plot([0, 100], [0, 100], "--", color="0.5", linewidth=1, label="calibrated")
@@ -139,13 +135,13 @@ def mistakes(predictions: Predictions, count: int = 12) -> Figure:
     """Show the most confident mistakes, each as it is and with the evidence for what was said."""
     chosen = predictions.mistakes()[:count]
     if not len(chosen):
-        figure = _figure(1)
-        figure.text(0.5, 0.5, "no mistakes", ha="center", va="center")
+        figure, ax = _axes(1)
+        ax.set_axis_off()
+        ax.text(0.5, 0.5, "no mistakes", ha="center", va="center")
         return figure
     columns = 4
     rows = -(-len(chosen) // columns)
-    figure = _figure(2.9 * rows)
-    axes = figure.subplots(2 * rows, columns, squeeze=False)
+    figure, axes = _axes(2.9 * rows, 2 * rows, columns)
     for ax in axes.flat:
         ax.set_axis_off()
     maps = predictions.saliency[chosen]
@@ -172,8 +168,7 @@ def filters(kernel: np.ndarray) -> Figure:
     shown = np.moveaxis(np.asarray(kernel, np.float32), 3, 0)
     shown = shown if shown.shape[3] == 3 else shown.sum(3)
     largest = float(np.abs(shown).max()) or 1.0
-    figure = _figure(4.4)
-    ax = figure.subplots()
+    figure, ax = _axes(4.4)
     ax.set_axis_off()
     if shown.ndim == 4:
         ax.imshow(_mosaic(0.5 + shown / (2 * largest), gap=1.0))
@@ -189,8 +184,7 @@ def feature_maps(maps: Mapping[str, np.ndarray], image: np.ndarray, channels: in
 
     Yellow is the largest value of those shown in a row, dark blue the smallest.
     """
-    figure = _figure(0.72 * (len(maps) + 1) + 0.3)
-    top, *rows = figure.subplots(len(maps) + 1, 1)
+    figure, (top, *rows) = _axes(0.72 * (len(maps) + 1) + 0.3, len(maps) + 1)
     _show(top, image)
     top.set_anchor("W")
     top.set_title("image", fontsize=8, loc="left")
@@ -207,8 +201,7 @@ def feature_maps(maps: Mapping[str, np.ndarray], image: np.ndarray, channels: in
 
 def embedding(points: np.ndarray, predictions: Predictions) -> Figure:
     """Plot the first M examples at `embedding`'s ``float[M, 2]``; mistakes are crossed."""
-    figure = _figure(4.6)
-    ax = figure.subplots()
+    figure, ax = _axes(4.6)
     labels = predictions.labels[: len(points)]
     wrong = predictions.predictions[: len(points)] != labels
     box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "0.6", "alpha": 0.9}
@@ -250,8 +243,10 @@ def _short(name: str, longest: int) -> str:
     return short.replace("$", r"\$")
 
 
-def _figure(height: float, width: float = 5) -> Figure:  # inches
-    return Figure((width, height), layout=ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06))
+def _axes(height: float, *grid: int, width: float = 5, **options: Any) -> tuple[Figure, Any]:
+    """Return a figure, of inches, and its axes in a grid of rows and columns."""
+    figure = Figure((width, height), layout=ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06))
+    return figure, figure.subplots(*grid, **options)
 
 
 def _show(ax: Axes, image: np.ndarray) -> None:
