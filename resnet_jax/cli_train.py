@@ -183,8 +183,10 @@ def _with_settings_of_its_dataset(
 
 
 def make_report(run: "Run", *arguments: Any) -> None:
-    from resnet_jax.inspection.report import write_report
-
+    try:
+        from resnet_jax.inspection.report import write_report
+    except ImportError as error:
+        raise ResNetJaxError(f"a report needs {error.name}: pip install {error.name}") from error
     display.print_line(f"report: {write_report(run, *arguments)}")
 
 
