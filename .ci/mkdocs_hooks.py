@@ -46,3 +46,9 @@ class Examples(griffe.Extension):
                 lambda match: f"{match[1]}```python\n{match[0]}\n{match[1]}```",
                 re.sub(r" *# doctest: .*", "", obj.docstring.value),
             )
+
+    def on_package(self, *, pkg, **_):
+        """Make public what a lazy module's stub imports: its `__all__` is not written out."""
+        for module in (pkg["inspection"], pkg["interop"]):
+            names = module.members.items()
+            module.exports = [n for n, m in names if m.is_alias and n != "lazy_loader"]

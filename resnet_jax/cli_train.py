@@ -98,18 +98,25 @@ def train(
         )
     processes.meet()
     if from_idx is not None:
-        _prepare(config, from_idx)
+        from resnet_jax.data.prepare import prepare
+        from resnet_jax.training.distributed import main_process_first
+
+        main_process_first(lambda: prepare(config.data.name, config.data.dir, from_idx))
     config = _with_settings_of_its_dataset(config, default, arguments)
     runs = []
     for settings, folder in _planned(preset, config, run_dir, seeds, grid):
-        display.print_line(_announcement(settings, folder))
+        display.print_line(
+            f"{settings.model.title} on {settings.data.name}, seed {settings.seed}: "
+            f"{settings.epochs:g} epochs in batches of {settings.batch_size}, run folder {folder}"
+        )
         from resnet_jax import run as library
         from resnet_jax.training.distributed import failing_together
 
         with failing_together(folder):
             run = library.train(settings, folder, should_stop=stop, callbacks=[stop])
         if not stop.training:  # it was finished
-            _print_tests(run)
+            for row in run.metrics().query("kind == 'test'").to_dict("records"):
+                display.print_line(display.test_result(row))
         stop.training = False
         if report and not processes.distributed:
             _report_if_new(run)
@@ -120,33 +127,9 @@ def train(
         display.print_comparison(compare_runs(runs))
 
 
-def _prepare(config: TrainConfig, from_idx: Path) -> None:
-    from resnet_jax.data.prepare import prepare
-    from resnet_jax.training.distributed import main_process_first
-
-    main_process_first(lambda: prepare(config.data.name, config.data.dir, from_idx))
-
-
-def _print_tests(run: "Run") -> None:
-    for row in run.metrics().query("kind == 'test'").to_dict("records"):
-        display.print_line(display.test_result(row))
-
-
-def _announcement(config: TrainConfig, folder: Path) -> str:
-    return (
-        f"{config.model.title} on {config.data.name}, seed {config.seed}: {config.epochs:g} epochs "
-        f"in batches of {config.batch_size}, run folder {folder}"
-    )
-
-
 def _planned(
-    preset: str,
-    config: TrainConfig,
-    run_dir: Path | None,
-    seeds: int | None,
-    axes: tuple[str, ...],
+    preset: str, config: TrainConfig, run_dir: Path | None, seeds: int | None, axes: tuple[str, ...]
 ) -> list[tuple[TrainConfig, Path]]:
-    """Return the configuration and the folder of each run to train."""
     if seeds is not None and seeds < 1:
         raise ResNetJaxError(f"--seeds must be at least 1, got {seeds}")
     if seeds is not None and config.seed:
@@ -200,7 +183,6 @@ def _with_settings_of_its_dataset(
 
 
 def make_report(run: "Run", *arguments: Any) -> None:
-    """Write a run's report, see `write_report`, and print where it is."""
     try:
         from resnet_jax.inspection.report import write_report
     except ImportError as error:

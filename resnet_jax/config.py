@@ -216,7 +216,6 @@ class TrainConfig:
     """Keep compiled programs in the user's cache folder: a second start compiles nothing."""
 
     def __post_init__(self) -> None:
-        """Refuse a value of the wrong type or out of bounds, by its option (`ResNetJaxError`)."""
         check(self)
         crop, resized_crop = self.augment.crop, self.augment.resized_crop
         if self.optim.nesterov and (self.optim.name != "sgd" or not self.optim.momentum):
@@ -267,7 +266,6 @@ def differences(one: TrainConfig, other: TrainConfig) -> dict[str, tuple[Any, An
 
 
 def options_with(*effects: Effect) -> set[str]:
-    """The options whose change has one of these effects."""
     return {setting.option for setting in settings(TrainConfig()) if setting.effect in effects}
 
 
@@ -276,7 +274,6 @@ MAY_CHANGE = options_with(Effect.SELECTION, Effect.EXECUTION, Effect.LOCAL)
 
 
 def replaced(config: Any, values: Mapping[str, Any]) -> Any:
-    """A configuration with other values for some options."""
     document = to_dict(config)
     for option, value in values.items():
         group, _, name = option.replace("-", "_").rpartition(".")

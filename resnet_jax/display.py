@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from rich import box, progress
 from rich.console import Console
@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from resnet_jax.errors import printable
-from resnet_jax.inspection.compare import as_typed
+from resnet_jax.settings import as_typed
 from resnet_jax.training.callbacks import Callback
 
 if TYPE_CHECKING:
@@ -150,14 +150,13 @@ def _result(name: str, row: dict[str, Any]) -> str:
 
 
 def print_layers(layers: "list[LayerSummary]", title: str) -> None:
+    total: Any = ("total", "", (), *map(sum, [*zip(*layers, strict=True)][3:]))
     rows = [
-        (one.name, one.kind, _shape(one.output_shape), one.parameters, one.multiply_adds)
-        for one in layers
+        (name, kind, _shape(shape), *(f"{n:,}" if n else "" for n in counts))
+        for name, kind, shape, *counts in [*layers, total]
     ]
-    rows.append(("total", "", "", sum(row[3] for row in rows), sum(row[4] for row in rows)))
     headings = ("layer", "kind", "output shape", "parameters", "multiply-adds")
-    cells = [(*row[:3], *(f"{n:,}" if n else "" for n in row[3:])) for row in rows]
-    _print_table(headings, cells, title, left=2)
+    _print_table(headings, rows, title, left=2)
 
 
 def _shape(sides: Iterable[int]) -> str:
@@ -185,12 +184,13 @@ def print_datasets(datasets: "Iterable[DatasetInfo]") -> None:
 class Display(Callback):
     """Shows a run on a console: a moving bar in a terminal, and a line for each evaluation.
 
-    ``momentum`` is batch norm's: the share of its running statistics that a step keeps.
+    ``bar`` is entered by ``with``. ``momentum`` is batch norm's: the share of its running
+    statistics that a step keeps.
     """
 
     def __init__(self, console: Console | None = None, momentum: float = 0.0) -> None:
         self.console = console or PatientConsole(highlight=False)
-        self._bar = progress.Progress(
+        self.bar = progress.Progress(
             progress.SpinnerColumn(),
             progress.BarColumn(bar_width=16),
             progress.MofNCompleteColumn(),
@@ -201,23 +201,16 @@ class Display(Callback):
             disable=not self.console.is_terminal,
             transient=True,
         )
-        self._task = self._bar.add_task("", total=None, metrics="opening the data")
+        self._task = self.bar.add_task("", total=None, metrics="opening the data")
         self._last_train: dict[str, Any] = {}
         self._momentum, self._note = momentum, ""
         self._last_line = time.monotonic()
 
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
     def on_start(self, step: int, total_steps: int) -> None:
-        self._bar.reset(self._task, total=total_steps, completed=step, metrics="compiling")
+        self.bar.reset(self._task, total=total_steps, completed=step, metrics="compiling")
 
     def on_step(self, step: int) -> None:
-        self._bar.update(self._task, completed=step)
+        self.bar.update(self._task, completed=step)
 
     def on_evaluate(self, step: int, split: str, evaluation: "Evaluation") -> None:
         """Note how much of the statistics is the start's, beside an accuracy near chance."""
@@ -227,7 +220,6 @@ class Display(Callback):
         self._note = f"BN {initial:.0%} initial" if young else ""
 
     def on_metrics(self, row: dict[str, Any]) -> None:
-        """Show training metrics in the bar, and a line for each evaluation."""
         where = f"epoch {row['epoch']:5.2f}  step {row['step']:5d}"
         if row["kind"] == "train":
             self._last_train = row
@@ -235,7 +227,7 @@ class Display(Callback):
                 f"loss {row['loss']:.3f}  accuracy {row['accuracy']:.1%}  "
                 f"{row['images_per_s']:,.0f} images/s"
             )
-            self._bar.update(self._task, metrics=metrics)
+            self.bar.update(self._task, metrics=metrics)
             silent = time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES
             if silent and not self.console.is_terminal:
                 self.log(f"{where}  {metrics}")
@@ -256,7 +248,6 @@ class Display(Callback):
 
 
 def test_result(row: dict[str, Any]) -> str:
-    """Return the line for a row of tests in ``metrics.jsonl``."""
     return (
         f"{row['split']}, {row['checkpoint']} parameters (step {row['step']}): "
         f"loss {row['loss']:.4f}  accuracy {row['accuracy']:.2%}  {_top5(row)}".rstrip()

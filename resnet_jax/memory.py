@@ -44,11 +44,7 @@ def tuned(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def restart_tuned() -> None:
-    """Start this program again, as the same process, with the environment of `tuned`.
-
-    Must be called before anything slow is imported. Does nothing where ``GLIBC_TUNABLES`` is set,
-    by this function or the user.
-    """
+    """Start this program again, as the same process, in `tuned`'s environment, unless it is set."""
     if sys.platform.startswith("linux") and "GLIBC_TUNABLES" not in os.environ:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], tuned(os.environ))
 

@@ -17,17 +17,19 @@ from resnet_jax.data.load import load_splits
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.display import Display
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.interop import EXPORTS, Format, Network
+from resnet_jax.interop.network import Network, export_stablehlo
+from resnet_jax.interop.onnx import export_onnx
+from resnet_jax.interop.weights import export_torchvision
 from resnet_jax.models import BatchNorm, has_parameters, make_model
 from resnet_jax.storage import VerifyReport, check_replaceable
 from resnet_jax.training.callbacks import Callback
-from resnet_jax.training.custom import Custom
 from resnet_jax.training.distributed import is_main_process
 from resnet_jax.training.engine import Engine
 from resnet_jax.training.jax_settings import configured_jax
-from resnet_jax.training.loop import ShouldStop, Training, explained_memory
+from resnet_jax.training.loop import ShouldStop, Training
 from resnet_jax.training.metrics import Evaluation
 from resnet_jax.training.run_folder import RunFolder
+from resnet_jax.training.setup import Custom
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.step import Loss
 
@@ -37,6 +39,13 @@ if TYPE_CHECKING:
     from flax import linen as nn
 
 Checkpoint = Literal["best", "latest"]
+Format = Literal["torchvision", "stablehlo", "onnx"]
+# The writer of each format, and the file's ending.
+EXPORTS = {
+    "torchvision": (export_torchvision, ".safetensors"),
+    "stablehlo": (export_stablehlo, ".stablehlo"),
+    "onnx": (export_onnx, ".onnx"),
+}
 
 
 def train(
@@ -83,10 +92,19 @@ def train(
     with ExitStack() as stack:
         if not quiet and is_main_process():
             momentum = BatchNorm.momentum if model is None and not config.init_from else 0.0
-            callbacks = (stack.enter_context(Display(momentum=momentum)), *callbacks)
+            display = Display(momentum=momentum)
+            stack.enter_context(display.bar)
+            callbacks = (display, *callbacks)
         stack.enter_context(configured_jax(config))
-        stack.enter_context(explained_memory(config))
-        Training(config, Path(run_dir), callbacks, custom, stack).fit(should_stop)
+        try:
+            Training(config, Path(run_dir), callbacks, custom, stack).fit(should_stop)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise ResNetJaxError(
+                f"--batch-size {config.batch_size} does not fit in the device's memory: give a "
+                f"smaller one, --accumulate 2, --model.remat or --model.dtype bfloat16"
+            ) from error
     return Run.open(run_dir, model=model, data=data)
 
 
@@ -112,20 +130,14 @@ class Run:
         self, folder: RunFolder, model: "nn.Module | None" = None, data: Dataset | None = None
     ) -> None:
         self._folder, self._model, self._data = folder, model, data
-        self._record = folder.read_record()
-        self.path, self.config = folder.path, self._record.config
-        self.class_names = self._record.class_names
-        self.image_shape = self._record.image_shape
-        self.fingerprint = self._record.fingerprint
+        record = self._record = folder.read_record()
+        self.path, self.config, self.fingerprint = folder.path, record.config, record.fingerprint
+        self.class_names, self.image_shape = record.class_names, record.image_shape
         self._states: dict[Checkpoint, TrainState] = {}
 
     @classmethod
     def open(
-        cls,
-        run_dir: str | Path,
-        *,
-        model: "nn.Module | None" = None,
-        data: Dataset | None = None,
+        cls, run_dir: str | Path, *, model: "nn.Module | None" = None, data: Dataset | None = None
     ) -> Self:
         """Open a run.
 
@@ -216,11 +228,7 @@ class Run:
             )
 
     def export(
-        self,
-        format: Format,
-        output: str | Path | None = None,
-        *,
-        checkpoint: Checkpoint = "best",
+        self, format: Format, output: str | Path | None = None, *, checkpoint: Checkpoint = "best"
     ) -> Path:
         """Write the network to a file, with class names and preprocessing, and return its path.
 
@@ -301,8 +309,7 @@ class Run:
 
     def split(self, name: str = "test", data_dir: str | None = None) -> Split:
         """The images and labels of a split of the run's data, see `evaluate`."""
-        folder = data_dir or self.config.data.dir
-        settings = dataclasses.replace(self.config.data, dir=folder)
+        settings = dataclasses.replace(self.config.data, dir=data_dir or self.config.data.dir)
         data, splits = load_splits(settings, self._data)
         usable = [split for split in splits if len(splits[split])]
         if name not in usable:

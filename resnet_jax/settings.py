@@ -72,6 +72,11 @@ def settings(config: Any, prefix: str = "") -> Iterator[Setting]:
         yield Setting(option, value, kind, marks.get(Within), marks.get(Effect, Effect.LEARNING))
 
 
+def as_typed(value: Any) -> str:
+    """Write a setting's value as the command takes it."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def check(config: Any) -> None:
     """Refuse a value of the wrong type or out of bounds, by its option (`ResNetJaxError`)."""
     for option, value, kind, within, _ in settings(config):

@@ -55,11 +55,7 @@ def writing(path: Path | str, remedy: str = MAKE_ROOM) -> Iterator[None]:
 
 
 def atomic_write(path: Path, content: str | bytes, remedy: str = MAKE_ROOM) -> None:
-    """Replace a file in one step; a kill leaves the old content or the new one.
-
-    Raises:
-        ResNetJaxError: the file cannot be written; the ``remedy`` is named.
-    """
+    """Replace a file in one step; a kill leaves the old content or the new one."""
     unfinished = path.with_name(f".{path.name}{UNFINISHED}")
     with writing(path, remedy):
         unfinished.unlink(missing_ok=True)  # which a kill has left, or a link to elsewhere

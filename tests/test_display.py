@@ -24,13 +24,14 @@ TEST = {
 
 def show(*, terminal: bool, width: int = 80) -> str:
     file = io.StringIO()
-    with Display(Console(file=file, force_terminal=terminal, width=width)) as shown:
+    shown = Display(Console(file=file, force_terminal=terminal, width=width))
+    with shown.bar:
         shown.on_start(0, 8)
         for step in range(1, 5):
             shown.on_step(step)
         for row in (TRAIN, VALIDATION, TEST):
             shown.on_metrics(row)
-        shown._bar.refresh()
+        shown.bar.refresh()
     return file.getvalue()
 
 

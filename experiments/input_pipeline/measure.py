@@ -28,8 +28,8 @@ from PIL import Image
 import resnet_jax as rj
 from experiments.measuring import in_process, in_turns, machine, median_and_quartiles, write_json
 from experiments.tables import table
+from resnet_jax.data.dataset import read_batches
 from resnet_jax.data.load import load_dataset, load_splits
-from resnet_jax.data.prefetch import read_batches
 from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.models import make_model
 from resnet_jax.training.engine import Engine

@@ -1,4 +1,4 @@
-"""Datasets: splits of labelled images, in memory or read from disk when they are asked for."""
+"""Datasets: splits of labelled images, in memory or on disk, read in batches ahead of their use."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ import dataclasses
 import hashlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from resnet_jax.data.prefetch import in_parts, read_batches
 from resnet_jax.data.sampler import permutation
 from resnet_jax.errors import ResNetJaxError
 
 VALIDATION_FRACTION = 0.1  # of the training examples, where a dataset has none for validation
 STATISTICS_IMAGES = 10_000  # that decide the mean and deviation of a larger training split
+PADDING = -1  # the index and the label of what fills up a batch
+AHEAD_PER_WORKER = 2  # batches that are read or wait to be used
 
 
 class Split(Protocol):
@@ -88,6 +92,48 @@ class Examples:
     folder: Path = Path()
     digest: str = ""  # over the files and how they are decoded; "" of mnist_5k
     workers: int | None = None  # threads that read all of it fastest; None: one for each core
+
+
+def padded_order(count: int, batch_size: int) -> np.ndarray:
+    """Return 0 to ``count - 1``, then `PADDING`, in full batches: int32[batches, batch_size]."""
+    order = np.full((-(-count // batch_size), batch_size), PADDING, np.int32)
+    order.reshape(-1)[:count] = np.arange(count)
+    return order
+
+
+def in_parts(count: int, size: int) -> list[np.ndarray]:
+    """Return 0 to ``count - 1`` in parts of ``size``, the last of which may be shorter."""
+    return np.split(np.arange(count), range(size, count, size))
+
+
+def read_batch(split: Split, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Read one batch; at an index of `PADDING` the image is black and the label is `PADDING`."""
+    present = indices >= 0
+    if present.all():
+        return split.batch(indices)
+    images = np.zeros((len(indices), *split.image_shape), np.uint8)
+    labels = np.full(len(indices), PADDING, np.int32)
+    if present.any():
+        images[present], labels[present] = split.batch(indices[present])
+    return images, labels
+
+
+def read_batches(
+    split: Split, order: Iterable[np.ndarray], workers: int | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the batch of each array of indices, in order, read ahead by threads (one a core)."""
+    workers = workers or os.cpu_count() or 1
+    order = iter(order)
+    pool = ThreadPoolExecutor(workers)
+    try:
+        ahead = islice(order, AHEAD_PER_WORKER * workers)
+        pending = deque(pool.submit(read_batch, split, indices) for indices in ahead)
+        while pending:
+            batch = pending.popleft().result()
+            pending.extend(pool.submit(read_batch, split, indices) for indices in islice(order, 1))
+            yield batch
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def read_all(split: Split, workers: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -245,7 +291,6 @@ def _checked(images: ArrayLike, labels: ArrayLike) -> ArraySplit:
 
 
 def cut_validation(name: str, pool: Split, validation: int | None) -> tuple[Split, Split]:
-    """Cut the validation examples off the end of the training examples."""
     held_out = round(VALIDATION_FRACTION * len(pool)) if validation is None else validation
     kept = len(pool) - held_out
     if held_out < 0 or kept < 1:

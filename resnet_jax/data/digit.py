@@ -1,4 +1,4 @@
-"""Find a digit in a photograph of paper and write it as MNIST's digits were made.
+"""Find a digit in a photograph, or draw one from strokes, as MNIST's digits were made.
 
 MNIST's digits are light ink on black, scaled to 20 pixels and centred by mass in 28x28 (LeCun et
 al., Proc. IEEE 86(11), 1998, section III.A).
@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from resnet_jax.data.image import Box, DecodeSpec, open_image, read_image
+from resnet_jax.errors import ResNetJaxError
 
-SIDE, BOX, OVERSAMPLING = 28, 20, 8
+SIDE, BOX, OVERSAMPLING, FINE = 28, 20, 8, 16
+MAX_POINTS = 10_000  # of strokes
 PEN = 2.5  # pixels: the median width of the strokes of MNIST's digits
 WORKING_SIDE = 320  # pixels of a photograph's longer side: enough for strokes, little for noise
 LEAST_CONTRAST = 0.1  # of ink with paper, as the logarithm of their ratio
@@ -65,7 +67,6 @@ def find_digit(picture: Image.Image) -> FoundDigit:
 
 
 def _bounds(ink: np.ndarray) -> tuple[slice, slice]:
-    """Return the rows and the columns that hold ink."""
     rows, columns = ndimage.find_objects((ink > 0).astype(int))[0]
     return rows, columns
 
@@ -143,3 +144,36 @@ def centre(ink: np.ndarray) -> np.ndarray:
         top, left = np.clip(start, 0, SIDE - np.array(ink.shape)).astype(int)
         image[top : top + ink.shape[0], left : left + ink.shape[1]] = ink
     return image
+
+
+def parse_strokes(value: Any) -> list[np.ndarray]:
+    """Check strokes that came as JSON: a list of strokes, each a list of points ``[x, y]``."""
+    try:
+        strokes = [np.asarray(stroke) for stroke in value]
+        points = np.concatenate(strokes)
+    except (TypeError, ValueError):  # no lists, or points of several lengths
+        points = np.empty(0)
+    whole = points.ndim == 2 and points.shape[1] == 2 and points.dtype.kind in "iuf"
+    if not whole or len(points) > MAX_POINTS or not (abs(points.astype(float)) < 1e6).all():
+        raise ResNetJaxError(
+            f"strokes must be lists of [x, y] below 1e6, {MAX_POINTS:,} points at most"
+        )
+    return strokes
+
+
+def draw_strokes(strokes: list[np.ndarray]) -> np.ndarray:
+    """Draw strokes as ``uint8[28, 28]``, light ink on 0; their size and place do not matter."""
+    points = np.concatenate(strokes)
+    low, extent = points.min(axis=0), np.ptp(points, axis=0).max()
+    # The ink reaches half a pen's width beyond the points. Dots alone have no size to scale.
+    scale = (BOX - PEN) / extent if extent > 0 else 0.0
+    radius = PEN / 2 * FINE
+    picture = Image.new("L", (BOX * FINE, BOX * FINE))
+    pen = ImageDraw.Draw(picture)
+    for stroke in strokes:
+        # Pillow's coordinates are those of the pixels' centres.
+        line = [tuple(xy) for xy in (stroke - low) * scale * FINE + radius - 0.5]
+        pen.line(line, fill=255, width=round(2 * radius))
+        for x, y in line:  # round ends and joints
+            pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
+    return centre(np.asarray(picture.reduce(FINE)))

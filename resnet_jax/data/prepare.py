@@ -14,15 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from resnet_jax.data.mnist import (
-    DATASETS,
-    IDX_FILES,
-    Arrays,
-    DatasetInfo,
-    mnist_5k,
-    mnist_5k_file,
-    read_idx_files,
-)
+from resnet_jax.data import mnist
 from resnet_jax.data.tfds import (
     DamagedFileError,
     PathLike,
@@ -49,16 +41,16 @@ def prepare(name: str, data_dir: PathLike | None = None, from_idx: PathLike | No
     ``from_idx``, a folder with the published IDX files of MNIST or Fashion-MNIST, no network is
     used.
     """
-    info, root, arrays = DATASETS.get(name), tfds_root(data_dir), None
+    info, root, arrays = mnist.DATASETS.get(name), tfds_root(data_dir), None
     if from_idx is not None:
         if info is None or not info.idx_sha256:
             raise ResNetJaxError(f"`{name}` does not come as IDX files: leave --data.from-idx out")
         # Before anything else, so that faulty files are never passed over.
         folder = Path(from_idx).expanduser()
-        arrays = read_idx_files(folder.glob("*ubyte*"), info, folder)
+        arrays = mnist.read_idx_files(folder.glob("*ubyte*"), info, folder)
     if name == "mnist_5k":
-        mnist_5k()
-        return mnist_5k_file()
+        mnist.mnist_5k()
+        return mnist.mnist_5k_file()
     found = find_prepared(name, root)
     if found is not None:
         with contextlib.suppress(DamagedFileError):
@@ -85,7 +77,7 @@ def prepare(name: str, data_dir: PathLike | None = None, from_idx: PathLike | No
         ) from error
 
 
-def _build(name: str, root: Path, replaces: Path | None, arrays: Arrays | None) -> Path:
+def _build(name: str, root: Path, replaces: Path | None, arrays: mnist.Arrays | None) -> Path:
     """Prepare in a temporary folder below ``root`` and move the result into its place."""
     import tensorflow_datasets as tfds
 
@@ -123,7 +115,7 @@ def _build(name: str, root: Path, replaces: Path | None, arrays: Arrays | None) 
     return target
 
 
-def _idx_builder(name: str, arrays: Arrays) -> Any:
+def _idx_builder(name: str, arrays: mnist.Arrays) -> Any:
     """Return TFDS's builder without its two calls of TensorFlow: to read IDX and to encode PNG."""
     import tensorflow_datasets as tfds
 
@@ -142,13 +134,13 @@ def _idx_builder(name: str, arrays: Arrays) -> Any:
     return FromIdx
 
 
-def _download(info: DatasetInfo) -> Arrays:
+def _download(info: mnist.DatasetInfo) -> mnist.Arrays:
     """Download a dataset's IDX files; TFDS would try for 200 s without a network."""
     import urllib.error  # here: slow to import and seldom needed
     import urllib.request
 
     with tempfile.TemporaryDirectory() as folder:
-        for name in IDX_FILES:
+        for name in mnist.IDX_FILES:
             url = f"{info.source}{name}.gz"
             log.warning("downloading %s", url)
             try:
@@ -161,4 +153,4 @@ def _download(info: DatasetInfo) -> Arrays:
                     f"{url} cannot be downloaded ({error}): give a folder with `{info.name}` "
                     "(--data.dir DIR or TFDS_DATA_DIR) or its IDX files (--data.from-idx DIR)"
                 ) from error
-        return read_idx_files(Path(folder).iterdir(), info, info.source)
+        return mnist.read_idx_files(Path(folder).iterdir(), info, info.source)

@@ -1,6 +1,5 @@
 """How pictures become a network's input: one value, shared by runs and by exported files."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
@@ -25,14 +24,9 @@ class Preprocessing:
     >>> grey = Preprocessing((28, 28, 1), image_size=32, mean=(0.5,), std=(0.5,))
     >>> grey(np.full((2, 28, 28, 1), 255, np.uint8)).shape
     (2, 32, 32, 1)
-
-    Attributes:
-        image_shape: ``(H, W, C)`` of the pictures as they are read.
-        image_size, center_crop, mean, std, fit, background: as in `resnet_jax.DataConfig`.
-        find_digit: the digit in a picture was looked for first, see `resnet_jax.data.digit`.
     """
 
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, int, int]  # (H, W, C) as pictures are read; the others: `DataConfig`
     image_size: int | None = None
     center_crop: bool = False
     mean: tuple[float, ...] = (0.0,)
@@ -43,7 +37,6 @@ class Preprocessing:
 
     @classmethod
     def of(cls, settings: DataConfig, image_shape: tuple[int, int, int]) -> Self:
-        """Return the preprocessing that a run's settings describe."""
         given = {field.name: getattr(settings, field.name) for field in fields(cls)[1:]}
         # Only a run knows its images' own mean and deviation.
         return cls(image_shape, **{name: v for name, v in given.items() if v is not None})
@@ -89,11 +82,3 @@ class Preprocessing:
         images = "uint8[N, {}, {}, {}]".format(*self.image_shape)
         resize = {"images": images, "resize": fields.pop("image_size"), "scale": 255}
         return {**resize, "filter": "bilinear", **fields}  # Pillow's, over what a pixel covers
-
-    @classmethod
-    def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
-        """Return the preprocessing of an exported file; the inverse of `to_metadata`."""
-        known = {"image_size": metadata["resize"], **metadata}  # version 0.1.0 has no fit
-        values = {field.name: known[field.name] for field in fields(cls) if field.name in known}
-        lists = {name: tuple(value) for name, value in values.items() if type(value) is list}
-        return cls(**{**values, **lists})

@@ -21,10 +21,9 @@ from PIL import Image
 
 from resnet_jax.config import DataConfig
 from resnet_jax.data.cache import cached_facts, user_folder
-from resnet_jax.data.dataset import DiskSplit, Examples
+from resnet_jax.data.dataset import DiskSplit, Examples, in_parts
 from resnet_jax.data.image import FORMATS, MAX_PIXELS, DecodeSpec, read_image
 from resnet_jax.data.mnist import DATASETS, mnist_5k, mnist_5k_file
-from resnet_jax.data.prefetch import in_parts
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.storage import VerifyReport, file_sha256
 
@@ -49,12 +48,6 @@ class Prepared:
     keys: tuple[str, str]  # the names of the features with the image and the label
     splits: dict[str, dict[str, int]]  # split -> file name -> number of records
 
-    def spec(self, settings: DataConfig) -> DecodeSpec:
-        """Return how images are decoded: as they are, or to a square if their sizes differ."""
-        if None not in self.shape:
-            return DecodeSpec(self.shape)  # type: ignore[arg-type]
-        return DecodeSpec.of(f"images in {self.folder}", self.shape, settings)
-
 
 # To check records by: any size will do, since what does not decode fails at each.
 ANY_SIZE = DataConfig(image_size=8, background=0)
@@ -64,7 +57,11 @@ class Records:
     """The records of some files of a prepared dataset."""
 
     def __init__(self, prepared: Prepared, files: dict[str, int], settings: DataConfig) -> None:
-        self.prepared, self.spec = prepared, prepared.spec(settings)
+        self.prepared = prepared
+        if None in prepared.shape:
+            self.spec = DecodeSpec.of(f"images in {prepared.folder}", prepared.shape, settings)
+        else:
+            self.spec = DecodeSpec(prepared.shape)  # type: ignore[arg-type]
         self._files = list(files.items())
         self._starts = np.cumsum([0, *files.values()])
         self._readers: dict[Path, Any] = {}
@@ -137,7 +134,6 @@ def _name(folder: Path, root: Path) -> str:
 
 
 def tfds_root(data_dir: PathLike | None = None) -> Path:
-    """Return the folder of TFDS's datasets: the argument, $TFDS_DATA_DIR, or TFDS's default."""
     return user_folder("TFDS_DATA_DIR", lambda: "~/tensorflow_datasets", data_dir)
 
 
@@ -175,7 +171,6 @@ def not_prepared(name: str, root: Path) -> ResNetJaxError:
 
 
 def check_known(name: str) -> None:
-    """Refuse the name of a dataset that neither `DATASETS` nor TFDS holds."""
     import tensorflow_datasets as tfds
 
     known = [*DATASETS, *tfds.list_builders(with_community_datasets=False)]

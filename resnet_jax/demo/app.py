@@ -21,9 +21,8 @@ from fastapi.responses import JSONResponse, Response
 from PIL import Image
 from starlette.requests import ClientDisconnect
 
-from resnet_jax.data.digit import FoundDigit, read_digit_or_image
+from resnet_jax.data.digit import FoundDigit, draw_strokes, parse_strokes, read_digit_or_image
 from resnet_jax.data.image import DecodeSpec
-from resnet_jax.demo.strokes import draw, parse_strokes
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.inspection import overlay
 from resnet_jax.inspection.saliency import forward_and_saliency
@@ -58,7 +57,7 @@ class Classifier:
             strokes = json.loads(body)["strokes"]
         except (ValueError, RecursionError, LookupError, TypeError) as error:
             raise ResNetJaxError('send JSON like {"strokes": [[[x, y], ...]]}') from error
-        return FoundDigit(draw(parse_strokes(strokes))[..., None], "")
+        return FoundDigit(draw_strokes(parse_strokes(strokes))[..., None], "")
 
     def answer(self, image: np.ndarray, how: str = "", explain: bool = True) -> dict[str, Any]:
         """Classify ``uint8[H, W, C]``; docs/inspection.md describes the answer."""
@@ -83,7 +82,6 @@ class Classifier:
 
 
 def make_server(run: Run, checkpoint: Checkpoint = "best") -> "Server":
-    """Make the server of a run's page."""
     classifier = Classifier(run, checkpoint)
     lock = asyncio.Lock()  # one image takes all cores, and memory if it is large
 

@@ -4,7 +4,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, PngImagePlugin
@@ -14,18 +14,16 @@ from resnet_jax.data.image import Box, DecodeSpec, box_of, open_image
 from resnet_jax.data.walk import find_images
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.inspection.saliency import draw_map, explain
-
-if TYPE_CHECKING:
-    from resnet_jax.run import Checkpoint, Run
+from resnet_jax.run import Checkpoint, Run
 
 EXPLAINED = "resnet-jax predict --explain"  # marks a picture that it wrote
 ENLARGED, SMALL = 8, 64  # times, an image smaller than so many pixels
 
 
 def classify_files(
-    run: "Run",
+    run: Run,
     paths: Iterable[Path],
-    checkpoint: "Checkpoint",
+    checkpoint: Checkpoint,
     on_error: Callable[[ResNetJaxError], None],
     *,
     topk: int = 1,
@@ -108,9 +106,8 @@ def _write_explanation(
     picture = open_image(path, background=spec.background)
     box = box or box_of(picture.size, spec)
     if max(picture.size) < SMALL:
-        picture = picture.resize(
-            [ENLARGED * side for side in picture.size], Image.Resampling.NEAREST
-        )
+        enlarged = [ENLARGED * side for side in picture.size]
+        picture = picture.resize(enlarged, Image.Resampling.NEAREST)
     picture = draw_map(picture, evidence, box)
     if not evidence.any():
         style: Any = {"fill": "white", "stroke_width": 1, "stroke_fill": "black"}

@@ -3,25 +3,18 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from resnet_jax.config import options_with
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.settings import Effect, settings
+from resnet_jax.run import Checkpoint, Run
+from resnet_jax.settings import Effect, as_typed, settings
 from resnet_jax.storage import check_replaceable, write_whole
 
-if TYPE_CHECKING:
-    import pandas as pd
 
-    from resnet_jax.run import Checkpoint, Run
-
-
-def as_typed(value: Any) -> str:
-    """Write a setting's value as the command takes it."""
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def group_by_settings(runs: Sequence["Run"]) -> list[tuple[dict[str, Any], list["Run"]]]:
+def group_by_settings(runs: Sequence[Run]) -> list[tuple[dict[str, Any], list[Run]]]:
     """Runs that differ in the seed alone together, with the settings that tell groups apart."""
     telling = options_with(Effect.LEARNING, Effect.SELECTION) - {"seed"}
     described = [
@@ -36,7 +29,7 @@ def group_by_settings(runs: Sequence["Run"]) -> list[tuple[dict[str, Any], list[
     return [(dict(zip(differing, key, strict=True)), members) for key, members in groups.items()]
 
 
-def _names(groups: Sequence[tuple[dict[str, Any], list["Run"]]]) -> list[str]:
+def _names(groups: Sequence[tuple[dict[str, Any], list[Run]]]) -> list[str]:
     """Name each group by its folders: ``book-seed*``, or all of them."""
     folders = [[run.path.name for run in members] for _, members in groups]
     stems = [{name.rstrip("0123456789") for name in names} for names in folders]
@@ -49,7 +42,7 @@ def _names(groups: Sequence[tuple[dict[str, Any], list["Run"]]]) -> list[str]:
     return names
 
 
-def compare_runs(runs: Sequence["Run"], checkpoint: "Checkpoint" = "best") -> "pd.DataFrame":
+def compare_runs(runs: Sequence[Run], checkpoint: Checkpoint = "best") -> pd.DataFrame:
     """Results of several runs, one row for all that differ in the seed alone.
 
     Args:
@@ -65,8 +58,6 @@ def compare_runs(runs: Sequence["Run"], checkpoint: "Checkpoint" = "best") -> "p
     Raises:
         ResNetJaxError: there are no runs, the same one twice, or a damaged one.
     """
-    import pandas as pd
-
     if not runs:
         raise ResNetJaxError("there is nothing to compare: give the folders of some runs")
     paths = [run.path.resolve() for run in runs]
@@ -95,7 +86,7 @@ def compare_runs(runs: Sequence["Run"], checkpoint: "Checkpoint" = "best") -> "p
     return pd.DataFrame(rows, index=_names(groups))
 
 
-def write_curves(runs: Sequence["Run"], output: Path) -> None:
+def write_curves(runs: Sequence[Run], output: Path) -> None:
     """Write the curves of several runs into a picture, in one colour those of one setting."""
     from resnet_jax.inspection.plots import compared_curves
 

@@ -8,10 +8,11 @@ Matplotlib's own font has no Chinese, Japanese or Korean letters: see `shown_nam
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unicodedata import bidirectional
 
 import numpy as np
+import pandas as pd
 from matplotlib import color_sequences
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
@@ -23,19 +24,15 @@ from matplotlib.ticker import LogLocator
 from resnet_jax.inspection.predictions import Calibration, Predictions
 from resnet_jax.inspection.saliency import overlay
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 BLUE, ORANGE = "#0072B2", "#D55E00"
 OKABE_ITO = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 PETROFF = color_sequences["petroff10"]
 MAX_NAMED_CLASSES = 30  # more names than this do not fit
 
 
-def curves(metrics: "pd.DataFrame") -> Figure:
+def curves(metrics: pd.DataFrame) -> Figure:
     """Plot loss, error, learning rate and speed over the epochs, from `Run.metrics`."""
-    figure = _figure(7.2)
-    axes = figure.subplots(4, 1, sharex=True, height_ratios=(1.4, 1.4, 1, 1))
+    figure, axes = _axes(7.2, 4, sharex=True, height_ratios=(1.4, 1.4, 1, 1))
     loss, error, rate, speed = axes
     train, validation = _train_and_validation(metrics)
     line = {"linewidth": 1.5, "markersize": 4}
@@ -60,10 +57,9 @@ def curves(metrics: "pd.DataFrame") -> Figure:
     return figure
 
 
-def compared_curves(groups: Mapping[str, Sequence["pd.DataFrame"]]) -> Figure:
+def compared_curves(groups: Mapping[str, Sequence[pd.DataFrame]]) -> Figure:
     """Plot error and loss of several runs: `Run.metrics` of each seed, by the name to show."""
-    figure = _figure(6, 7)
-    error, loss = figure.subplots(2, 1, sharex=True)
+    figure, (error, loss) = _axes(6, 2, width=7, sharex=True)
     _loss_axis(loss, "training loss, nats")
     for number, (name, tables) in enumerate(groups.items()):
         # After the colours have all been used, the lines differ.
@@ -93,9 +89,8 @@ def compared_curves(groups: Mapping[str, Sequence["pd.DataFrame"]]) -> Figure:
 
 def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
     """Draw `confusion_matrix`, ``int[K, K]``; colour is the share of the label's examples."""
-    classes, figure = len(matrix), _figure(4.6)
+    classes, (figure, ax) = len(matrix), _axes(4.6)
     shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    ax = figure.subplots()
     norm = PowerNorm(0.4, 0, 100)  # stretched at its low end, where the mistakes are
     image = ax.imshow(shares, cmap="cividis", norm=norm)
     ax.set(xlabel="prediction", ylabel="label")
@@ -120,8 +115,7 @@ def reliability(calibration: Calibration) -> Figure:
     bins = len(calibration.counts)
     centres, width = 100 * (np.arange(bins) + 0.5) / bins, 92 / bins
     confidence = 100 * calibration.confidence
-    figure = _figure(4.8)
-    ax, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    figure, (ax, counts) = _axes(4.8, 2, sharex=True, height_ratios=(3, 1))
     ax.bar(centres, 100 * calibration.accuracy, width, color=BLUE, label="accuracy")
     ax.plot(confidence, confidence, "o", color=ORANGE, ms=5, label="mean confidence")
     ax.plot([0, 100], [0, 100], "--", color="0.5", linewidth=1, label="calibrated")
@@ -141,13 +135,13 @@ def mistakes(predictions: Predictions, count: int = 12) -> Figure:
     """Show the most confident mistakes, each as it is and with the evidence for what was said."""
     chosen = predictions.mistakes()[:count]
     if not len(chosen):
-        figure = _figure(1)
-        figure.text(0.5, 0.5, "no mistakes", ha="center", va="center")
+        figure, ax = _axes(1)
+        ax.set_axis_off()
+        ax.text(0.5, 0.5, "no mistakes", ha="center", va="center")
         return figure
     columns = 4
     rows = -(-len(chosen) // columns)
-    figure = _figure(2.9 * rows)
-    axes = figure.subplots(2 * rows, columns, squeeze=False)
+    figure, axes = _axes(2.9 * rows, 2 * rows, columns)
     for ax in axes.flat:
         ax.set_axis_off()
     maps = predictions.saliency[chosen]
@@ -174,8 +168,7 @@ def filters(kernel: np.ndarray) -> Figure:
     shown = np.moveaxis(np.asarray(kernel, np.float32), 3, 0)
     shown = shown if shown.shape[3] == 3 else shown.sum(3)
     largest = float(np.abs(shown).max()) or 1.0
-    figure = _figure(4.4)
-    ax = figure.subplots()
+    figure, ax = _axes(4.4)
     ax.set_axis_off()
     if shown.ndim == 4:
         ax.imshow(_mosaic(0.5 + shown / (2 * largest), gap=1.0))
@@ -191,8 +184,7 @@ def feature_maps(maps: Mapping[str, np.ndarray], image: np.ndarray, channels: in
 
     Yellow is the largest value of those shown in a row, dark blue the smallest.
     """
-    figure = _figure(0.72 * (len(maps) + 1) + 0.3)
-    top, *rows = figure.subplots(len(maps) + 1, 1)
+    figure, (top, *rows) = _axes(0.72 * (len(maps) + 1) + 0.3, len(maps) + 1)
     _show(top, image)
     top.set_anchor("W")
     top.set_title("image", fontsize=8, loc="left")
@@ -209,8 +201,7 @@ def feature_maps(maps: Mapping[str, np.ndarray], image: np.ndarray, channels: in
 
 def embedding(points: np.ndarray, predictions: Predictions) -> Figure:
     """Plot the first M examples at `embedding`'s ``float[M, 2]``; mistakes are crossed."""
-    figure = _figure(4.6)
-    ax = figure.subplots()
+    figure, ax = _axes(4.6)
     labels = predictions.labels[: len(points)]
     wrong = predictions.predictions[: len(points)] != labels
     box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "0.6", "alpha": 0.9}
@@ -252,12 +243,13 @@ def _short(name: str, longest: int) -> str:
     return short.replace("$", r"\$")
 
 
-def _figure(height: float, width: float = 5) -> Figure:  # inches
-    return Figure((width, height), layout=ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06))
+def _axes(height: float, *grid: int, width: float = 5, **options: Any) -> tuple[Figure, Any]:
+    """Return a figure, of inches, and its axes in a grid of rows and columns."""
+    figure = Figure((width, height), layout=ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06))
+    return figure, figure.subplots(*grid, **options)
 
 
 def _show(ax: Axes, image: np.ndarray) -> None:
-    """Show an image, uint8[H, W, C], pixel by pixel."""
     grey: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
     ax.imshow(image[..., 0] if image.shape[-1] == 1 else image, **grey)
     ax.set_axis_off()
@@ -301,7 +293,7 @@ def _plain_numbers(ax: Axes) -> None:
     ax.yaxis.set_minor_formatter("")
 
 
-def _train_and_validation(metrics: "pd.DataFrame") -> tuple["pd.DataFrame", "pd.DataFrame"]:
+def _train_and_validation(metrics: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return metrics[metrics["kind"] == "train"], metrics[metrics["kind"] == "validation"]
 
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +11,13 @@ import numpy as np
 import optax
 from numpy.typing import ArrayLike
 
-from resnet_jax.data.prefetch import padded_order, read_batches
+from resnet_jax.data.dataset import padded_order, read_batches
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.inspection.saliency import BATCH, Forward, forward_and_saliency, map_names
 from resnet_jax.models import ResNet
+from resnet_jax.run import Checkpoint, Run
 from resnet_jax.training.jax_settings import compiler_options
 from resnet_jax.training.metrics import Evaluation
-
-if TYPE_CHECKING:
-    from resnet_jax.run import Checkpoint, Run
 
 MAX_IMAGES = 10_000  # whose maps and features are kept in memory
 MAX_BYTES = 2**29  # of the images themselves
@@ -78,9 +76,8 @@ def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
     index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     counts = np.bincount(index, minlength=bins)
     with np.errstate(invalid="ignore"):
-        return Calibration(
-            counts, *(np.bincount(index, of, bins) / counts for of in (confidence, right))
-        )
+        means = [np.bincount(index, of, bins) / counts for of in (confidence, right)]
+    return Calibration(counts, *means)
 
 
 def embedding(features: ArrayLike, *, seed: int = 0) -> np.ndarray:
@@ -174,21 +171,11 @@ Findings = Predictions  # its name in 0.1.0
 
 
 def examine(
-    run: "Run",
-    split: str = "test",
-    checkpoint: "Checkpoint" = "best",
-    data_dir: str | None = None,
+    run: Run, split: str = "test", checkpoint: Checkpoint = "best", data_dir: str | None = None
 ) -> Predictions:
     """Evaluate a run's network image by image, for the first 10,000 images or 512 MiB of them.
 
-    Args:
-        run: an opened run.
-        split: as for `Run.evaluate`.
-        checkpoint: whose parameters.
-        data_dir: where the prepared dataset is now, if not where it was.
-
-    Raises:
-        ResNetJaxError: as `Run.evaluate`.
+    The other arguments, and the errors, are those of `Run.evaluate`.
     """
     model, examples = run.model, run.split(split, data_dir)
     most = min(MAX_IMAGES, max(1, MAX_BYTES // math.prod(examples.image_shape)))

@@ -3,9 +3,10 @@
 import base64
 from collections.abc import Iterable, Iterator
 from html import escape
+from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -13,34 +14,26 @@ from matplotlib.figure import Figure
 
 from resnet_jax.inspection import plots
 from resnet_jax.inspection.predictions import Predictions, embedding, examine
+from resnet_jax.run import Checkpoint, Run
 from resnet_jax.settings import settings
 from resnet_jax.storage import atomic_write, refuse_links, writing
 
-if TYPE_CHECKING:
-    from resnet_jax.run import Checkpoint, Run
-
 # Neighbours are looked for among this many images: a second of work, and points that can be seen.
 EMBEDDED = 500
+FIGURE = """<section><h2>{title}</h2>
+<p>{note}</p>
+<img src="data:image/png;base64,{png}" alt="{title}, as the text above says"></section>"""
+PAGE = Template(files(__package__).joinpath("report.html").read_text())
 
 
 def write_report(
-    run: "Run",
-    split: str = "test",
-    checkpoint: "Checkpoint" = "best",
-    data_dir: str | None = None,
+    run: Run, split: str = "test", checkpoint: Checkpoint = "best", data_dir: str | None = None
 ) -> Path:
     """Write ``report/index.html`` and its figures into the run's folder; return the page's path.
 
     The page needs no network and no other file; it follows the reader's choice of light or dark.
-
-    Args:
-        run: an opened run.
-        split: whose images are looked at; as for `Run.evaluate`.
-        checkpoint: whose parameters.
-        data_dir: where the prepared dataset is now, if not where it was.
-
-    Raises:
-        ResNetJaxError: as `Run.evaluate`; the folder cannot be written.
+    The other arguments, and the errors, are those of `Run.evaluate`; a folder that cannot be
+    written is one more (`ResNetJaxError`).
     """
     refuse_links(run.path)
     predictions = examine(run, split, checkpoint, data_dir)
@@ -78,7 +71,7 @@ def write_report(
 
 
 def _figures(
-    run: "Run", predictions: Predictions, checkpoint: "Checkpoint"
+    run: Run, predictions: Predictions, checkpoint: Checkpoint
 ) -> Iterator[tuple[str, str, str, Figure]]:
     """Yield the name, title, explanation and figure of each section."""
     smoothed = " and smoothed labels" if run.config.label_smoothing else ""
@@ -133,7 +126,7 @@ def _figures(
         yield "filters", "First filters", "Of the first convolution.", plots.filters(kernel)
 
 
-def _result(run: "Run", predictions: Predictions, of: str) -> Iterator[tuple[str, str]]:
+def _result(run: Run, predictions: Predictions, of: str) -> Iterator[tuple[str, str]]:
     evaluation, metrics = predictions.evaluation, run.metrics()
     yield "accuracy", f"{evaluation.accuracy:.2%} ({evaluation.correct} of {evaluation.count})"
     if evaluation.top5 is not None:
@@ -151,43 +144,3 @@ def _table(title: str, rows: Iterable[tuple[Any, ...]], columns: str = "") -> st
         table = pd.DataFrame(shown, columns=columns.split() or None)
         html = table.to_html(index=False, header=bool(columns), border=0)
     return f"<section><h2>{title}</h2>\n{html}</section>"
-
-
-FIGURE = """<section><h2>{title}</h2>
-<p>{note}</p>
-<img src="data:image/png;base64,{png}" alt="{title}, as the text above says"></section>"""
-PAGE = Template("""\
-<!doctype html>
-<html lang="en"><head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>$title</title>
-<style>
-:root { color-scheme: light dark; }
-body { margin: 0 auto; padding: 1rem; max-width: 74rem; font: 16px/1.5 system-ui, sans-serif;
-  color: light-dark(#1a1a1a, #e8e8e8); background: light-dark(#fff, #151719);
-  overflow-wrap: anywhere; }
-h1, h2 { font-size: 1.2rem; margin: .2rem 0; }
-p { margin: .2rem 0 .6rem; font-size: .9rem; opacity: .8; }
-main { columns: 2 22rem; column-gap: 2.5rem; }
-section { break-inside: avoid; margin: 0 0 2rem; }
-.long section { break-inside: auto; }
-img { display: block; width: 100%; max-width: 34rem; background: #fff; border-radius: .3rem; }
-table { width: 100%; max-width: 34rem; border-collapse: collapse; font-size: .9rem; }
-th, td { padding: .15rem .6rem .15rem 0; text-align: left; vertical-align: top;
-  border-bottom: 1px solid #8886; font-variant-numeric: tabular-nums; }
-td + td + td, th { white-space: nowrap; }
-</style></head>
-<body><header><h1>$title</h1></header><main>
-$result
-$figures
-$classes
-<div class="long">
-$settings
-$facts
-</div>
-</main>
-</body>
-</html>
-""")

@@ -14,8 +14,8 @@ from flax import linen as nn
 from jax.typing import ArrayLike
 from PIL import Image
 
+from resnet_jax.data.dataset import padded_order
 from resnet_jax.data.image import Box
-from resnet_jax.data.prefetch import padded_order
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import ResNet
 
@@ -200,7 +200,8 @@ def explain(
     Args:
         run: an opened run.
         images: ``uint8[N, H, W, C]``, as for `Run.predict`.
-        labels, stage: as for `grad_cam`.
+        labels: as for `grad_cam`.
+        stage: as for `grad_cam`.
         checkpoint: whose parameters.
 
     Raises:

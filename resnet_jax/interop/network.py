@@ -1,7 +1,9 @@
-"""A trained network as exported files hold it: uint8 images in, probabilities out."""
+"""A trained network as files hold it: uint8 images in, probabilities out. Here as StableHLO."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,10 +14,12 @@ from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop.torchvision import row_of
 from resnet_jax.models import ResNet
+from resnet_jax.storage import write_whole
 
 # Largest difference: of logits relative to the largest, of probabilities.
 TOLERANCE = 1e-5
 CHECKED_IMAGES = 16
+PLATFORMS = ("cpu", "cuda", "tpu")  # of a StableHLO file
 
 Outputs = dict[str, Any]  # "logits" and "probabilities", float32[N, K]
 
@@ -89,3 +93,29 @@ def noise(image_shape: tuple[int, int, int], count: int = CHECKED_IMAGES) -> np.
     random = np.random.default_rng(0)
     bright = np.linspace(32, 256, count, dtype=int)[:, None, None, None]
     return random.integers(0, bright, (count, *image_shape)).astype(np.uint8)
+
+
+def export_stablehlo(path: Path, network: Network) -> None:
+    """Write a network for cpu, cuda and tpu, compared with itself before the file is in place.
+
+    ``jax.export.deserialize(file).call(images)`` maps ``uint8[N, H, W, C]`` images to ``logits``
+    and ``probabilities``. ``jax.export`` keeps no texts beside a function: the network's metadata
+    are therefore a key of what it returns, ``json.loads(*outputs["about"])``.
+    """
+    try:
+        import flatbuffers  # noqa: F401  (what jax.export writes and reads files with)
+    except ImportError as error:
+        raise ResNetJaxError(
+            "export to StableHLO needs the package flatbuffers: `pip install flatbuffers`"
+        ) from error
+    about = json.dumps(network.metadata())
+
+    def call(images: jax.Array) -> Outputs:
+        return {**network.apply(network.variables, images), "about": {about: None}}
+
+    (count,) = jax.export.symbolic_shape("n")
+    images = jax.ShapeDtypeStruct((count, *network.preprocessing.image_shape), jnp.uint8)
+    exported = jax.export.export(jax.jit(call), platforms=PLATFORMS)(images)
+    content = exported.serialize()
+    network.check("stablehlo", jax.export.deserialize(content).call)
+    write_whole(path, bytes(content))

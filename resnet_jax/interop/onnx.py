@@ -17,20 +17,13 @@ from flax import traverse_util
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop.network import Network
-from resnet_jax.models import (
-    BasicUnit,
-    BatchNorm,
-    BottleneckUnit,
-    PreActivationBottleneckUnit,
-    PreActivationUnit,
-    ResNet,
-)
+from resnet_jax.models import VARIANTS, BatchNorm, ResNet
 from resnet_jax.storage import write_whole
 
 # Both old enough for any runtime of the last years.
 OPSET, IR_VERSION = 17, 8
 OUTPUTS = ("logits", "probabilities")
-UNITS = (BasicUnit, BottleneckUnit, PreActivationUnit, PreActivationBottleneckUnit)
+UNITS = {row().unit for row in VARIANTS.values()}
 
 
 def export_onnx(path: Path, network: Network) -> None:
@@ -48,7 +41,6 @@ def export_onnx(path: Path, network: Network) -> None:
 
 
 def to_onnx(network: Network) -> bytes:
-    """Return the network as a serialised ONNX model, see `export_onnx`."""
     graph = _Graph(network.variables)
     x = graph.preprocess("images", network.preprocessing)
     x = graph.network(network.model, x)

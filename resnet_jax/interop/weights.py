@@ -19,15 +19,9 @@ import numpy as np
 
 from resnet_jax.config import TrainConfig
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.interop import torchvision
 from resnet_jax.interop.network import Network
 from resnet_jax.interop.state_dict import StateDict, as_array
-from resnet_jax.interop.torchvision import (
-    check_named,
-    from_torchvision,
-    to_torchvision,
-    with_fresh_head,
-    with_input_channels,
-)
 from resnet_jax.models import ResNet, make_model
 from resnet_jax.storage import write_whole
 from resnet_jax.training.run_folder import RunFolder
@@ -104,9 +98,9 @@ def export_torchvision(path: Path, network: Network) -> None:
 
     Its metadata are the network's, as JSON.
     """
-    check_named(network.model)
+    torchvision.check_named(network.model)
     metadata = {key: json.dumps(value) for key, value in network.metadata().items()}
-    save_weights(path, to_torchvision(network.variables), metadata)
+    save_weights(path, torchvision.to_torchvision(network.variables), metadata)
 
 
 def initial_variables(
@@ -137,10 +131,10 @@ def initial_variables(
     # In the run's own precision, so that a fresh head is drawn as in the run's network.
     variables = jax.tree.map(lambda leaf: leaf.astype(model.param_dtype), variables)
     given = variables["params"]["stem"]["conv"]["kernel"].shape[2]
-    variables = with_input_channels(variables, channels)
+    variables = torchvision.with_input_channels(variables, channels)
     head = stem = "kept"
     if config.init_head == "fresh" or (config.init_head == "auto" and not same):
-        variables = with_fresh_head(variables, len(class_names), key)
+        variables = torchvision.with_fresh_head(variables, len(class_names), key)
         head = f"drawn fresh for {len(class_names)} classes"
     if given != channels:
         stem = "summed to grey" if channels == 1 else f"spread to {channels} channels"
@@ -167,11 +161,10 @@ def _of_run(folder: Path, config: TrainConfig) -> tuple[dict[str, Any], tuple[st
 def _of_file(
     path: Path, config: TrainConfig, model: ResNet, num_classes: int
 ) -> tuple[dict[str, Any], int | None, tuple[str, ...] | None]:
-    """Return variables, and the number and the names of their classes."""
     weights = load_weights(path)
     try:
         count = StateDict.of(weights).num_classes
-        variables = from_torchvision(weights, model, num_classes=count or num_classes)
+        variables = torchvision.from_torchvision(weights, model, num_classes=count or num_classes)
     except ResNetJaxError as error:
         raise ResNetJaxError(f"{path}: {error}") from error
     try:

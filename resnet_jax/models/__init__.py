@@ -1,5 +1,6 @@
-"""The networks: layers, units, the table of variants, and a summary of any of them."""
+"""The networks: the table of their published names, as rows of `ResNet` bound with `partial`."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -13,25 +14,67 @@ from resnet_jax.config import ModelConfig, TrainConfig
 from resnet_jax.models.layers import Affine as Affine
 from resnet_jax.models.layers import BatchNorm as BatchNorm
 from resnet_jax.models.layers import Conv as Conv
-from resnet_jax.models.resnet import BasicUnit as BasicUnit
-from resnet_jax.models.resnet import BottleneckUnit as BottleneckUnit
-from resnet_jax.models.resnet import PreActivationBottleneckUnit as PreActivationBottleneckUnit
-from resnet_jax.models.resnet import PreActivationUnit as PreActivationUnit
-from resnet_jax.models.resnet import ResNet as ResNet
+from resnet_jax.models.resnet import (
+    BasicUnit,
+    BottleneckUnit,
+    PreActivationBottleneckUnit,
+    PreActivationUnit,
+    ResNet,
+)
 from resnet_jax.models.resnet import Unit as Unit
-from resnet_jax.models.summary import LayerSummary as LayerSummary
 from resnet_jax.models.summary import summarize as summarize
-from resnet_jax.models.variants import VARIANTS as VARIANTS
-from resnet_jax.models.variants import ResNet18 as ResNet18
-from resnet_jax.models.variants import ResNet20 as ResNet20
-from resnet_jax.models.variants import ResNet32 as ResNet32
-from resnet_jax.models.variants import ResNet34 as ResNet34
-from resnet_jax.models.variants import ResNet44 as ResNet44
-from resnet_jax.models.variants import ResNet50 as ResNet50
-from resnet_jax.models.variants import ResNet56 as ResNet56
-from resnet_jax.models.variants import ResNet101 as ResNet101
-from resnet_jax.models.variants import ResNet110 as ResNet110
-from resnet_jax.models.variants import ResNet152 as ResNet152
+
+# arXiv 1512.03385, table 1.
+ResNet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2), unit=BasicUnit)
+ResNet34 = partial(ResNet, stage_sizes=(3, 4, 6, 3), unit=BasicUnit)
+ResNet50 = partial(ResNet, stage_sizes=(3, 4, 6, 3), unit=BottleneckUnit)
+ResNet101 = partial(ResNet, stage_sizes=(3, 4, 23, 3), unit=BottleneckUnit)
+ResNet152 = partial(ResNet, stage_sizes=(3, 8, 36, 3), unit=BottleneckUnit)
+_resnet26 = partial(ResNet, stage_sizes=(2, 2, 2, 2), unit=BottleneckUnit)  # timm's
+
+# Section 4.2: 6n + 2 layers for images of 32x32, and option A's shortcuts.
+_cifar = partial(ResNet, unit=BasicUnit, width=16, stem="small", shortcut="pad")
+ResNet20 = partial(_cifar, stage_sizes=(3, 3, 3))
+ResNet32 = partial(_cifar, stage_sizes=(5, 5, 5))
+ResNet44 = partial(_cifar, stage_sizes=(7, 7, 7))
+ResNet56 = partial(_cifar, stage_sizes=(9, 9, 9))
+ResNet110 = partial(_cifar, stage_sizes=(18, 18, 18))
+
+_preact = partial(ResNet, unit=PreActivationUnit)
+# Their shortcuts are arXiv 1603.05027's: option A for basic units, B for the others. There the
+# first unit's identity begins behind its norm and ReLU, here as in every unit before them.
+_preact_cifar = partial(_preact, width=16, stem="conv", stage_sizes=(18, 18, 18))
+_preact_bottleneck = partial(_preact_cifar, unit=PreActivationBottleneckUnit)
+
+# What `--model.name` and `resnet-jax summary` take.
+VARIANTS: dict[str, Callable[..., ResNet]] = {
+    "resnet18": ResNet18,
+    "resnet26": _resnet26,
+    "resnet34": ResNet34,
+    "resnet50": ResNet50,
+    "resnet101": ResNet101,
+    "resnet152": ResNet152,
+    "resnext50_32x4d": partial(ResNet50, widening=2, groups=32),  # arXiv 1611.05431, table 1
+    "wide_resnet50_2": partial(ResNet50, widening=2),  # arXiv 1605.07146, table 9
+    "resnet20": ResNet20,
+    "resnet32": ResNet32,
+    "resnet44": ResNet44,
+    "resnet56": ResNet56,
+    "resnet110": ResNet110,
+    "resnet1202": partial(_cifar, stage_sizes=(200, 200, 200)),
+    "preact_resnet18": partial(_preact, stage_sizes=(2, 2, 2, 2)),
+    "preact_resnet34": partial(_preact, stage_sizes=(3, 4, 6, 3)),
+    "preact_resnet110": partial(_preact_cifar, shortcut="pad"),
+    "preact_resnet164": _preact_bottleneck,
+    # arXiv 1605.07146, table 1: depth 6n + 4.
+    "wide_resnet16_4": partial(_preact_cifar, stage_sizes=(2, 2, 2), widening=4),
+    "wide_resnet28_10": partial(_preact_cifar, stage_sizes=(4, 4, 4), widening=10),
+}
+# arXiv 1812.01187, figure 2.
+VARIANTS |= {
+    f"resnet{depth}d": partial(VARIANTS[f"resnet{depth}"], stem="deep", shortcut="average")
+    for depth in (18, 26, 34, 50, 101, 152)
+}
 
 
 def make_model(config: ModelConfig | TrainConfig, num_classes: int) -> ResNet:

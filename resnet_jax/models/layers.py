@@ -126,12 +126,7 @@ def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @jax.jit
 def _normalise(
-    x: jax.Array,
-    mean: jax.Array,
-    var: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    epsilon: float,
+    x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> jax.Array:
     return (x - mean) * (scale * jax.lax.rsqrt(var + epsilon)) + bias
 

@@ -26,19 +26,15 @@ Layer = Callable[..., Any]
 class Unit(nn.Module):
     """What every unit takes.
 
-    A unit maps ``[N, H, W, C]`` to ``[N, ceil(H/strides), ceil(W/strides), expansion * features]``.
+    A unit maps ``[N, H, W, C]`` to ``[N, ceil(H/strides), ceil(W/strides), expansion * features]``,
+    called with ``train``, batch norm's mode.
 
     Attributes:
         features: channels of the unit's 3x3 convolutions.
         conv: makes a convolution from ``(features, kernel_size, strides, name=...)``.
         norm: makes a normalisation from ``(name=...)``.
         strides: step of the unit's strided convolution, in pixels.
-        residual: ``False`` leaves out the shortcut, and its projection with it: a plain unit.
-        zero_init_last: starts the residual branch at zero, so that the unit begins as its
-            shortcut (arXiv 1706.02677, section 5.1).
-        shortcut: what the shortcut is where the shapes differ, see `ResNet`.
-        widening: by which a bottleneck's output has fewer channels, see `ResNet`.
-        groups: of the 3x3 convolution of a bottleneck, see `ResNet`.
+        residual, zero_init_last, shortcut, widening, groups: see `ResNet`.
     """
 
     expansion: ClassVar[int] = 1
@@ -73,7 +69,6 @@ class BasicUnit(Unit):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Applies the unit; ``train`` is batch norm's mode."""
         y = self.conv(self.features, 3, self.strides, name="conv1")(x)
         y = nn.relu(self.norm(name="norm1")(y, train=train))
         y = self.conv(self.features, 3, name="conv2")(y)
@@ -91,7 +86,6 @@ class BottleneckUnit(Unit):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Applies the unit; ``train`` is batch norm's mode."""
         y = self.conv(self.features, 1, name="conv1")(x)
         y = nn.relu(self.norm(name="norm1")(y, train=train))
         y = self.conv(self.features, 3, self.strides, groups=self.groups, name="conv2")(y)
@@ -136,7 +130,6 @@ class PreActivationUnit(Unit):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Applies the unit; ``train`` is batch norm's mode."""
         activated = nn.relu(self.norm(name="norm1")(x, train=train))
         y = self.conv(self.features, 3, self.strides, name="conv1")(activated)
         y = nn.relu(self.norm(name="norm2")(y, train=train))
@@ -152,7 +145,6 @@ class PreActivationBottleneckUnit(Unit):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Applies the unit; ``train`` is batch norm's mode."""
         activated = nn.relu(self.norm(name="norm1")(x, train=train))
         y = self.conv(self.features, 1, name="conv1")(activated)
         y = nn.relu(self.norm(name="norm2")(y, train=train))
@@ -226,7 +218,8 @@ class ResNet(nn.Module):
         groups: of a bottleneck's 3x3 convolution (arXiv 1611.05431).
         initializer: convolutions start by ``"he"`` (fan-out, as torchvision's networks) or by
             ``"torch"`` (PyTorch's default). The head always starts by PyTorch's default.
-        zero_init_last: starts each residual branch at zero, see `Unit`.
+        zero_init_last: starts each residual branch at zero, so that a unit begins as its shortcut
+            (arXiv 1706.02677, section 5.1).
         norm: the class of the normalisation: `BatchNorm`, or `Affine` for a network without one.
         frozen_stages: for fine-tuning: the stem and this many stages have no gradient, and their
             batch norm stays in evaluation mode; with all stages everything but the head. None:

@@ -1,9 +1,8 @@
 """A network's layers in the order in which they run, with what each one holds and computes."""
 
 import math
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,23 +13,14 @@ from resnet_jax.models.layers import Affine, BatchNorm, Conv
 LAYERS = (Conv, BatchNorm, Affine, nn.Dense)
 
 
-@dataclass(frozen=True)
-class LayerSummary:
-    """One layer on one image.
+class LayerSummary(NamedTuple):
+    """One layer on one image."""
 
-    Attributes:
-        name: its path in the parameter tree, ``stage1_unit1/conv1``.
-        kind: ``Conv 3x3/2 x32`` (kernel, stride, groups), ``BatchNorm``, ``Affine`` or ``Dense``.
-        output_shape: without the batch.
-        parameters: trained numbers; running statistics are not counted, as in torchvision.
-        multiply_adds: of convolutions and dense layers, padding included, as the papers count.
-    """
-
-    name: str
-    kind: str
-    output_shape: tuple[int, ...]
-    parameters: int
-    multiply_adds: int
+    name: str  # its path in the parameter tree, `stage1_unit1/conv1`
+    kind: str  # `Conv 3x3/2 x32` (kernel, stride, groups), `BatchNorm`, `Affine` or `Dense`
+    output_shape: tuple[int, ...]  # without the batch
+    parameters: int  # trained numbers; running statistics are not counted, as in torchvision
+    multiply_adds: int  # of convolutions and dense layers, padding included, as the papers count
 
 
 def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> list[LayerSummary]:

@@ -50,7 +50,6 @@ class Manifest:
     metrics: str | None = None  # SHA-256 of the rows of metrics.jsonl up to this step, if known
 
     def to_json(self) -> str:
-        """Return the manifest as text, with a checksum over it."""
         return json.dumps({**vars(self), "sha256": json_sha256(vars(self))}, indent=1)
 
     @classmethod
@@ -108,9 +107,8 @@ class Checkpoints:
     ) -> None:
         """Add the manifest, move the step into place and remove those that it replaces."""
         with self._explained(unfinished):
-            files = {
-                name: file_sha256(unfinished / name, synced=True) for name in _files(unfinished)
-            }
+            names = _files(unfinished)
+            files = {name: file_sha256(unfinished / name, synced=True) for name in names}
             manifest = unfinished / "manifest.json"
             manifest.write_text(Manifest(step, validation, files, metrics).to_json())
             sync(manifest)
@@ -146,7 +144,6 @@ class Checkpoints:
         return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
     def manifest(self, step: int) -> Manifest:
-        """Read the manifest of a step, or raise `DamagedCheckpointError`."""
         path = self.directory / str(step) / "manifest.json"
         try:
             manifest = Manifest.from_json(path.read_text())
@@ -157,10 +154,7 @@ class Checkpoints:
         return manifest
 
     def verify(self, step: int) -> Manifest:
-        """Read every file of a step and compare it with the manifest.
-
-        `DamagedCheckpointError` names the first file that is missing, surplus or changed.
-        """
+        """Compare every file of a step with the manifest; `DamagedCheckpointError` names one."""
         manifest, folder = self.manifest(step), self.directory / str(step)
         present = set(_files(folder)) - {"manifest.json"}
         if surplus := sorted(present - set(manifest.files)):
@@ -206,10 +200,9 @@ class Checkpoints:
             return state.replace(**orbax.restore(self._state(step), args=args))
 
     def restore_variables(self, step: int) -> dict[str, Any]:
-        """Read the parameters and running statistics of a verified step, as numpy arrays.
+        """Read a verified step's parameters and running statistics, averaged ones where there are.
 
-        They are the averaged ones where the run averages its weights; the optimiser's state is
-        not read, and no setting of JAX matters.
+        As numpy arrays, so that no setting of JAX matters; the optimiser's state is not read.
         """
         import orbax.checkpoint as ocp
 
@@ -233,7 +226,6 @@ class Checkpoints:
             shutil.rmtree(gone)
 
     def remove_unfinished(self) -> None:
-        """Remove what killed processes left of steps."""
         for path in self.directory.glob(f"{UNFINISHED}*"):
             shutil.rmtree(path)
 

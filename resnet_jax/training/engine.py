@@ -11,8 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from resnet_jax.config import TrainConfig
 from resnet_jax.data.augment import augment, mix
-from resnet_jax.data.dataset import ArraySplit, Split
-from resnet_jax.data.prefetch import padded_order, read_batches
+from resnet_jax.data.dataset import ArraySplit, Split, padded_order, read_batches
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.training.jax_settings import compiler_options, find_devices
 from resnet_jax.training.metrics import Evaluation
@@ -50,27 +49,16 @@ class Engine:
         self._share_threads = mesh.size > 1 and ordered[0].platform == "cpu"
         self.replicated = NamedSharding(mesh, PartitionSpec())
         self.sharded = NamedSharding(mesh, PartitionSpec("data"))
-        everywhere, split = self.replicated, self.sharded
+        all_, split = self.replicated, self.sharded
+
+        def program(function: Any, inputs: Any, outputs: Any, **options: Any) -> Any:
+            return jax.jit(function, in_shardings=inputs, out_shardings=outputs, **options)
+
         quick = compiler_options(optimization_level=1)
-        self._train = jax.jit(
-            self._train_on_batch,
-            donate_argnums=0,
-            in_shardings=(everywhere, everywhere, split),
-            out_shardings=everywhere,
-        )
-        self._evaluate = jax.jit(
-            self._evaluate_batch,
-            in_shardings=(everywhere, split),
-            out_shardings=everywhere,
-            compiler_options=quick,
-        )
-        self._predict = jax.jit(
-            self._probabilities,
-            in_shardings=(everywhere, split),
-            out_shardings=split,
-            compiler_options=quick,
-        )
-        self._any = jax.jit(jnp.any, in_shardings=split, out_shardings=everywhere)
+        self._train = program(self._train_on_batch, (all_, all_, split), all_, donate_argnums=0)
+        self._evaluate = program(self._count, (all_, split), all_, compiler_options=quick)
+        self._predict = program(self._probabilities, (all_, split), split, compiler_options=quick)
+        self._any = program(jnp.any, split, all_)
 
     def train(self, state: TrainState, key: jax.Array, batch: Batch) -> tuple[TrainState, Metrics]:
         """Take one step on a batch; ``state`` is donated, ``key`` is the run's for augmentation."""
@@ -103,9 +91,8 @@ class Engine:
         size = self._shareable(min(self.config.batch_size, few))
         split = ArraySplit(images, np.zeros(len(images), np.int32))
         order = padded_order(len(images), size)
-        found = [
-            np.asarray(self._predict(state, batch.images)) for batch in self.batches(split, order)
-        ]
+        batches = self.batches(split, order)
+        found = [np.asarray(self._predict(state, batch.images)) for batch in batches]
         empty = np.zeros((0, len(self.class_names)), np.float32)
         return np.concatenate([empty, *found])[: len(images)]
 
@@ -128,13 +115,6 @@ class Engine:
     def replicate(self, tree: Any) -> Any:
         """Put a tree on every device; every process gives the same values."""
         return self._in_turn(jax.make_array_from_process_local_data(self.replicated, tree))
-
-    def abstract(self, tree: Any) -> Any:
-        """Return shapes and types as those of arrays on every device, to restore into."""
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.replicated),
-            tree,
-        )
 
     def any_process(self, flag: bool) -> jax.Array:
         """Return whether any process gave True, bool[]; not waited for."""
@@ -161,9 +141,8 @@ class Engine:
         key = jax.random.fold_in(key, state.step)
         size, classes = self.config.data.image_size, len(self.class_names)
         pixels = augment(batch.images.astype(jnp.float32), key, image_size=size, **settings)
-        inputs, targets = mix(
-            self.preprocessing(pixels), batch.labels, key, num_classes=classes, **mixing
-        )
+        pixels = self.preprocessing(pixels)
+        inputs, targets = mix(pixels, batch.labels, key, num_classes=classes, **mixing)
         return train_step(
             state,
             Batch(inputs, targets),
@@ -173,7 +152,7 @@ class Engine:
             loss=self.loss,
         )
 
-    def _evaluate_batch(self, state: TrainState, batch: Batch) -> Counts:
+    def _count(self, state: TrainState, batch: Batch) -> Counts:
         return eval_step(state, Batch(self.preprocessing(batch.images), batch.labels))
 
     def _probabilities(self, state: TrainState, images: jax.Array) -> jax.Array:

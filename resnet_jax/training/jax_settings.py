@@ -18,7 +18,6 @@ COMPILATION_CACHE_BYTES = 2 * 2**30
 
 
 def find_devices(*, local: bool = False) -> list[jax.Device]:
-    """Return the devices of all processes, or of this one; none is a `ResNetJaxError`."""
     try:
         return jax.local_devices() if local else jax.devices()
     except RuntimeError as error:  # the platform asked for has no device here, or no plugin

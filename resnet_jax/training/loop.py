@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,16 @@ from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop.weights import initial_variables
 from resnet_jax.models import ResNet, make_model
 from resnet_jax.ops.heuristics import instruction_set
-from resnet_jax.training.callbacks import Callback
-from resnet_jax.training.custom import Custom
+from resnet_jax.training.callbacks import Callback, Events
 from resnet_jax.training.distributed import broadcast_from_main, is_main_process, process_count
 from resnet_jax.training.engine import Engine
 from resnet_jax.training.jax_settings import find_devices
 from resnet_jax.training.metrics import Evaluation
 from resnet_jax.training.optim import make_optimizer, make_schedule
 from resnet_jax.training.run_folder import Record, RunFolder, events_log
-from resnet_jax.training.setup import open_data
+from resnet_jax.training.setup import Custom, open_data
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.step import Metrics
-from resnet_jax.training.tensorboard import Events
 
 # Asked after each step: None, or the reason to stop in a word.
 ShouldStop = Callable[[], str | None]
@@ -111,7 +109,9 @@ class Training:
             return next(checkpoints.good_steps(), 0)
 
         if step := broadcast_from_main(lock):
-            state = checkpoints.restore(self.engine.abstract(shapes()), step)
+            everywhere = partial(jax.ShapeDtypeStruct, sharding=self.engine.replicated)
+            target = jax.tree.map(lambda leaf: everywhere(leaf.shape, leaf.dtype), shapes())
+            state = checkpoints.restore(target, step)
             # Not among what is saved: what is in a checkpoint was finite.
             state = state.replace(first_bad_step=self.engine.replicate(jnp.full((), -1, jnp.int32)))
         else:
@@ -186,7 +186,6 @@ class Training:
         return self.step == self.total_steps or satisfied(self.config, self.accuracies)
 
     def _tests(self) -> Iterator[tuple[str, str]]:
-        """Yield (split, checkpoint) for each test at the end of the run."""
         for checkpoint in ("latest", "best"):
             for split in ("test", "test_all"):
                 if len(self.splits.get(split, ())):
@@ -307,17 +306,3 @@ def _agreed(engine: Engine, should_stop: ShouldStop | None) -> ShouldStop:
         return None
 
     return ask
-
-
-@contextmanager
-def explained_memory(config: TrainConfig) -> Iterator[None]:
-    """Turn the devices' lack of memory into one line that says what needs less."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise ResNetJaxError(
-            f"--batch-size {config.batch_size} does not fit in the device's memory: give a "
-            f"smaller one, --accumulate 2, --model.remat or --model.dtype bfloat16"
-        ) from error

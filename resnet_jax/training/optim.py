@@ -1,7 +1,6 @@
 """Learning-rate schedules and optimisers, from optax."""
 
 import re
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -67,16 +66,15 @@ def make_optimizer(
     SGD follows PyTorch's definition: weight decay is added to the gradient before momentum, and
     momentum is ``v = m v + g``. Adam too adds it to the gradient. All decay kernels alone.
     """
+    weight_decay = config.weight_decay
     # Scaling what the optimiser wants to do is the same as scaling its rate.
     usual = config.body_rate == 1 and frozen_stages is None
     shares = [] if usual else [_scale_by_layer(config.body_rate, frozen_stages)]
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm is not None else []
     if make := DECOUPLED.get(config.name):
-        decoupled = make(
-            schedule, b1=config.momentum, weight_decay=config.weight_decay, mask=kernels
-        )
-        return optax.chain(*clip, decoupled, *shares)
-    decay = [optax.add_decayed_weights(config.weight_decay, kernels)] if config.weight_decay else []
+        rule = make(schedule, b1=config.momentum, weight_decay=weight_decay, mask=kernels)
+        return optax.chain(*clip, rule, *shares)
+    decay = [optax.add_decayed_weights(weight_decay, kernels)] if weight_decay else []
     if config.name == "adam":
         rule = optax.adam(schedule, b1=config.momentum)
     else:
@@ -85,30 +83,24 @@ def make_optimizer(
 
 
 def _scale_by_layer(body_rate: float, frozen_stages: int | None) -> optax.GradientTransformation:
+    frozen_to = -1 if frozen_stages is None else frozen_stages
+
     def scale(updates: Any, _: Any) -> Any:
-        trained = {layer for layer in updates if not _is_frozen(layer, updates, frozen_stages)}
+        names = {name: re.match(r"stage(\d+)_", name) for name in updates}
+        stages = {"stem": 0} | {name: int(found[1]) for name, found in names.items() if found}
+        # The norm that a pre-activation network has after its last stage belongs to it.
+        last = max(stages.values())
 
         def scaled(path: Any, update: jax.Array) -> jax.Array:
             layer = path[0].key
-            if layer not in trained:
-                return jnp.zeros_like(update)
-            return update if layer == "head" else body_rate * update
+            if layer == "head":
+                return update
+            frozen = stages.get(layer, last) <= frozen_to
+            return jnp.zeros_like(update) if frozen else body_rate * update
 
         return jax.tree_util.tree_map_with_path(scaled, updates)
 
     return optax.stateless(scale)
-
-
-def _is_frozen(layer: str, layers: Iterable[str], frozen_stages: int | None) -> bool:
-    if frozen_stages is None or layer == "head":
-        return False
-    stage_of = {
-        name: int(number[1]) for name in layers if (number := re.match(r"stage(\d+)_", name))
-    }
-    if layer in stage_of:
-        return stage_of[layer] <= frozen_stages
-    # The norm that a pre-activation network has after its last stage belongs to it.
-    return layer == "stem" or frozen_stages >= max(stage_of.values(), default=0)
 
 
 def kernels(params: Any) -> Any:

@@ -14,18 +14,10 @@ from typing import Any, Literal
 
 import yaml
 
+from resnet_jax import storage
 from resnet_jax.config import MAY_CHANGE, TrainConfig, differences, from_dict, to_dict
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.ops.heuristics import INSTRUCTION_SETS
-from resnet_jax.storage import (
-    VerifyReport,
-    atomic_write,
-    check_utf8,
-    json_sha256,
-    refuse_links,
-    remove_unfinished,
-    writing,
-)
 from resnet_jax.training.checkpoint import Checkpoints
 
 log = logging.getLogger(__name__)
@@ -53,21 +45,12 @@ class Record:
     # Whose algorithms "auto" is on a CPU; None for a run of version 0.1.0, which did not say.
     instructions: str | None = None
 
-    def facts(self) -> dict[str, Any]:
-        """Return what is no setting, by the words that an error uses of it."""
-        return {
-            "data with fingerprint": self.fingerprint[:12],
-            "class names": self.class_names,
-            "image shape": self.image_shape,
-            **self.parts,
-        }
-
 
 class RunFolder:
     """``runs/<preset>-seed<N>/`` and the files in it."""
 
     def __init__(self, path: Path) -> None:
-        check_utf8(path)
+        storage.check_utf8(path)
         self.path = path
         self.checkpoints = Checkpoints(path / "checkpoints")
 
@@ -84,9 +67,9 @@ class RunFolder:
         """
         remedy = "free space or permissions there, or give another --run-dir"
         with ExitStack() as stack:
-            with writing(f"run folder {self.path}", remedy):
+            with storage.writing(f"run folder {self.path}", remedy):
                 self.path.mkdir(parents=True, exist_ok=True)
-                refuse_links(self.path)
+                storage.refuse_links(self.path)
                 lock = stack.enter_context((self.path / ".lock").open("a+"))
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -99,7 +82,7 @@ class RunFolder:
                 lock.truncate(0)
                 print(os.getpid(), "on", os.uname().nodename, file=lock, flush=True)
                 # Here and not at the next save: a run may have nothing left to save.
-                remove_unfinished(self.path)
+                storage.remove_unfinished(self.path)
                 self.checkpoints.remove_unfinished()
                 stack.enter_context(_log_to(self.path / "run.log"))
             yield
@@ -119,7 +102,7 @@ class RunFolder:
             "versions": began.get("versions") or {name: _version(name) for name in PACKAGES},
             "commit": began["commit"] if "commit" in began else _commit(),
         }
-        atomic_write(self.path / "config.yaml", yaml.safe_dump(document, sort_keys=False))
+        storage.atomic_write(self.path / "config.yaml", yaml.safe_dump(document, sort_keys=False))
 
     def read_record(self) -> Record:
         path = self.path / "config.yaml"
@@ -147,15 +130,12 @@ class RunFolder:
             raise ResNetJaxError(f"{path} is damaged: {reason}") from error
 
     def read_variables(self, checkpoint: Literal["best", "latest"] = "best") -> dict[str, Any]:
-        """Read the parameters and running statistics of a checkpoint that verifies."""
         if checkpoint not in ("best", "latest"):
             raise ResNetJaxError(f"checkpoint {checkpoint} is not known: give best or latest")
         good = self.checkpoints.good_steps()
         step = self.checkpoints.best_of(good) if checkpoint == "best" else next(good, None)
         if step is None:
-            raise ResNetJaxError(
-                f"{self.path} has no usable checkpoint: run its training command again"
-            )
+            raise ResNetJaxError(f"{self.path} has no usable checkpoint: train it again")
         return self.checkpoints.restore_variables(step)
 
     def check_same(self, new: Record) -> None:
@@ -168,7 +148,14 @@ class RunFolder:
             allowed.add("epochs")
         settings = differences(before.config, new.config)
         changed = {f"--{name}": settings[name] for name in settings if name not in allowed}
-        old, now = before.facts(), new.facts()
+        names = ("data with fingerprint", "class names", "image shape")
+        old, now = (
+            dict(
+                zip(names, (r.fingerprint[:12], r.class_names, r.image_shape), strict=True),
+                **r.parts,
+            )
+            for r in (before, new)
+        )
         changed |= {n: (old.get(n), now.get(n)) for n in old | now if old.get(n) != now.get(n)}
         listing = ", ".join(f"{name} {one} -> {other}" for name, (one, other) in changed.items())
         if listing:
@@ -180,7 +167,7 @@ class RunFolder:
     def append_metrics(self, *rows: dict[str, Any]) -> None:
         """Add lines to ``metrics.jsonl`` and sync them to the disk."""
         path = self.path / "metrics.jsonl"
-        with writing(path), path.open("a") as file:
+        with storage.writing(path), path.open("a") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
             file.flush()
             os.fsync(file.fileno())
@@ -208,7 +195,7 @@ class RunFolder:
     def metrics_digest(self, step: int) -> str:
         """Return the SHA-256 of the rows up to a step; tests come after the last step is saved."""
         rows = [row for row in self.read_metrics() if row["kind"] != "test"]
-        return json_sha256([row for row in rows if row["step"] <= step])
+        return storage.json_sha256([row for row in rows if row["step"] <= step])
 
     def check_metrics(self, step: int) -> None:
         """Refuse rows that were changed, added or removed since a step was saved."""
@@ -226,7 +213,7 @@ class RunFolder:
         kept = [row for row in rows if _measured_at(row) <= step]
         text = "".join(json.dumps(row) + "\n" for row in kept)
         if path.is_file() and path.read_text(errors="replace") != text:
-            atomic_write(path, text)
+            storage.atomic_write(path, text)
         if step:
             try:
                 self.check_metrics(step)
@@ -234,8 +221,7 @@ class RunFolder:
                 log.warning("%s; the run goes on with them", error)
         return kept
 
-    def verify(self) -> VerifyReport:
-        """Read the metrics and every file of every checkpoint, and report which are whole."""
+    def verify(self) -> storage.VerifyReport:
         good, damaged, whole = ["config.yaml"], [], []
         for step in self.checkpoints.steps():
             try:
@@ -254,7 +240,7 @@ class RunFolder:
         usable = "nothing"
         if whole:
             usable = f"latest: step {whole[-1]}, best: step {self.checkpoints.best_of(whole)}"
-        return VerifyReport(self.path, tuple(good), tuple(damaged), usable)
+        return storage.VerifyReport(self.path, tuple(good), tuple(damaged), usable)
 
 
 def _row(line: str, before: list[dict[str, Any]]) -> dict[str, Any]:
@@ -275,8 +261,7 @@ def _row(line: str, before: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _measured_at(row: dict[str, Any]) -> int:
     """The step at which a row was written: a test of the best parameters carries their step."""
-    step: int = row.get("last", row["step"])
-    return step
+    return int(row.get("last", row["step"]))
 
 
 def _load_yaml(path: Path) -> Any:
@@ -294,10 +279,7 @@ def _load_yaml(path: Path) -> Any:
 
 @contextmanager
 def _log_to(path: Path) -> Iterator[None]:
-    """Write the events of a run and the package's warnings to a file.
-
-    The user's own logging is left as it is: events do not reach it, warnings still do.
-    """
+    """Write the run's events and the package's warnings to a file; the user's logging stays."""
     handler = logging.FileHandler(path, errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     # On a full disk the run fails by what it cannot save, not by traceback after traceback here.

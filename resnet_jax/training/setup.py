@@ -1,6 +1,14 @@
-"""The data of a run, and a configuration that fits them and the devices."""
+"""What a run is made of: its data, a configuration that fits them, and parts of the user's own."""
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import optax
+from flax import linen as nn
 
 from resnet_jax.config import TrainConfig, options_with, replaced
 from resnet_jax.data.dataset import Dataset, Split, pixel_statistics
@@ -9,6 +17,8 @@ from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import make_model
 from resnet_jax.settings import Effect, settings
 from resnet_jax.training.distributed import assert_equal, main_process_first
+from resnet_jax.training.state import TrainState
+from resnet_jax.training.step import Loss
 
 
 def open_data(
@@ -97,3 +107,58 @@ def _check_batch(config: TrainConfig, side: int, num_devices: int) -> None:
             f"maps of images of {side}x{side} are 1x1: give at least {2 * parts}, or a larger "
             "--data.image-size"
         )
+
+
+@dataclass(frozen=True)
+class Custom:
+    """The parts that `resnet_jax.train` takes; None leaves one to the configuration."""
+
+    model: nn.Module | None = None
+    optimizer: optax.GradientTransformation | None = None
+    loss: Loss | None = None
+    data: Dataset | None = None
+    tag: str | None = None
+
+    def describe(
+        self, shapes: Callable[[], TrainState], images: jax.Array, num_classes: int
+    ) -> dict[str, str]:
+        """Return what a run's folder records of the parts, to compare when the run goes on.
+
+        Qualified names, and digests of the shapes at step 0: none sees what is inside of a
+        function. A network that does not give a logit for each class is refused.
+        """
+        named = {
+            "model": self.model and type(self.model),
+            "optimizer": self.optimizer and self.optimizer.update,
+            "loss": self.loss,
+        }
+        found = {name: _qualified(part) for name, part in named.items() if part is not None}
+        if self.tag is not None:
+            found["tag"] = self.tag
+        if self.model or self.optimizer:
+            state = shapes()
+            found["parameters"] = _digest(state.params)
+            found["optimizer state"] = _digest(state.opt_state)
+        if self.model:
+            variables = {"params": state.params, "batch_stats": state.batch_stats}
+            logits = jax.eval_shape(partial(self.model.apply, train=False), variables, images)
+            if getattr(logits, "shape", None) != (1, num_classes):
+                raise ResNetJaxError(
+                    f"model returns {logits}: expected logits of shape {(1, num_classes)}, one for "
+                    f"each of {num_classes} classes"
+                )
+        return found
+
+
+def _qualified(part: Any) -> str:
+    part = getattr(part, "func", part)  # of a `functools.partial`
+    part = part if hasattr(part, "__qualname__") else type(part)
+    return f"{part.__module__}.{part.__qualname__}"
+
+
+def _digest(tree: Any) -> str:
+    text = "".join(
+        f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}\n"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

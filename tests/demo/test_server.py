@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 import resnet_jax as rj
 from resnet_jax.cli import main
-from resnet_jax.demo.strokes import draw
+from resnet_jax.data.digit import draw_strokes
 
 pytest.importorskip("gradio", reason="needs the extra demo")
 from starlette.testclient import TestClient
@@ -64,7 +64,7 @@ def test_strokes_get_the_probabilities_of_their_image(client, finished_run):
     reply = client.post("/api/predict", json={"strokes": SEVEN})
     assert reply.status_code == 200
     answer = reply.json()
-    image = draw([np.array(stroke, float) for stroke in SEVEN])
+    image = draw_strokes([np.array(stroke, float) for stroke in SEVEN])
     expected = finished_run.predict(image[None, ..., None])[0]
     assert list(answer["probabilities"]) == list("0123456789")
     np.testing.assert_allclose(list(answer["probabilities"].values()), expected, atol=1e-5)

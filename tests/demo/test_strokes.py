@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import resnet_jax as rj
-from resnet_jax.data.digit import PEN, centre
-from resnet_jax.demo.strokes import MAX_POINTS, draw, parse_strokes
+from resnet_jax.data.digit import MAX_POINTS, PEN, centre, draw_strokes, parse_strokes
 
 
 def strokes(*lines):
@@ -56,7 +55,7 @@ def test_the_pen_is_as_wide_as_those_of_real_digits(digits):
 
 
 def test_a_vertical_line():
-    image = draw(strokes([(40, 10), (40, 90)]))
+    image = draw_strokes(strokes([(40, 10), (40, 90)]))
     assert box(image) == (20, 3)
     # 2.5 pixels wide: two full columns and half of one, the first of them at
     # floor(14 - (0 * 255 + 1 * 255 + 2 * 128) / 638 + 0.5) = 13.
@@ -66,7 +65,7 @@ def test_a_vertical_line():
 
 
 def test_the_outline_of_a_square():
-    image = draw(strokes([(0, 0), (9, 0), (9, 9), (0, 9), (0, 0)])).astype(int)
+    image = draw_strokes(strokes([(0, 0), (9, 0), (9, 9), (0, 9), (0, 0)])).astype(int)
     assert box(image) == (20, 20)
     assert (image[8:21, 8:20] == 0).all()  # nothing but the sides' 2.5 pixels
     # A square of 20 with round corners, without one of 15.
@@ -77,12 +76,12 @@ def test_the_outline_of_a_square():
 @pytest.mark.parametrize("scale", [1, 0.01, 300])
 def test_proportions_are_kept_whatever_the_size(scale):
     # 100 by 50: the points span 17.5 by 8.75 pixels, the ink 20 by 11.25.
-    image = draw(strokes(np.array([(0, 0), (100, 50), (0, 50)]) * scale))
+    image = draw_strokes(strokes(np.array([(0, 0), (100, 50), (0, 50)]) * scale))
     assert box(image) == (12, 20)
 
 
 def test_an_l_is_centred_by_mass_and_not_by_its_box():
-    image = draw(strokes([(0, 0), (0, 10), (4, 10)]))
+    image = draw_strokes(strokes([(0, 0), (0, 10), (4, 10)]))
     rows, columns = (np.flatnonzero(image.any(axis=axis)) for axis in (1, 0))
     # Bars of 17.5 and 7 pixels: 2/7 of the mass is in the foot. Downwards from the ink's edge it
     # lies at 10 + 2/7 * 8.75 = 12.5, to the right at 1.25 + 2/7 * 3.5 = 2.25. That point goes to
@@ -103,7 +102,7 @@ def test_ink_stays_in_the_image():
 
 
 def test_a_dot_is_as_large_as_the_pen():
-    image = draw(strokes([(812.0, 3.0)]))
+    image = draw_strokes(strokes([(812.0, 3.0)]))
     assert image.sum() / 255 == pytest.approx(math.pi * (PEN / 2) ** 2, rel=0.05)
     np.testing.assert_allclose(middle(image), 14, atol=0.5)
 
@@ -118,8 +117,8 @@ points = st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 1000)), min_siz
 @given(st.lists(points, min_size=1, max_size=3), st.sampled_from([0.5, 4]), st.integers(-50, 50))
 def test_size_and_place_do_not_matter(lines, scale, shift):
     given_strokes = strokes(*lines)
-    image = draw(given_strokes)
-    moved = draw([scale * stroke + shift for stroke in given_strokes])
+    image = draw_strokes(given_strokes)
+    moved = draw_strokes([scale * stroke + shift for stroke in given_strokes])
     np.testing.assert_array_equal(moved, image)
     extent = np.ptp(np.concatenate(given_strokes), axis=0).max()
     assert max(box(image)) == (20 if extent else 3)

@@ -85,7 +85,7 @@ def test_events_are_the_metrics_that_are_left(tmp_path):
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.record_writer import masked_crc32c  # noqa: F401  (the format's checksum)
 
-    from resnet_jax.training.tensorboard import Events
+    from resnet_jax.training.callbacks import Events
 
     def scalars() -> dict[tuple[str, int], float]:
         (file,) = tmp_path.glob("events*")

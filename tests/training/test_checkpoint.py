@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import resnet_jax as rj
+from resnet_jax import storage
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.storage import atomic_write
 from resnet_jax.training import run_folder
@@ -142,7 +143,7 @@ def test_a_file_that_finds_no_room_is_one_line(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", [".lock", pytest.param("metrics.jsonl", marks=pytest.mark.slow)])
 def test_a_full_disk_is_one_line(name, unaveraged_config, tmp_path, monkeypatch):
     """/dev/full takes nothing, as a full disk does; else a link in a run's folder is refused."""
-    monkeypatch.setattr(run_folder, "refuse_links", lambda path: None)
+    monkeypatch.setattr(storage, "refuse_links", lambda path: None)
     (tmp_path / name).symlink_to("/dev/full")
     if name == "metrics.jsonl":  # written anew at a start; here the disk fills up after it
         monkeypatch.setattr(RunFolder, "rewind_metrics", lambda self, step: [])
@@ -168,7 +169,7 @@ def test_too_little_space_for_a_checkpoint_is_noticed_before_it_is_written(
 
 
 def test_a_log_that_cannot_be_written_loses_nothing_else(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(run_folder, "refuse_links", lambda path: None)
+    monkeypatch.setattr(storage, "refuse_links", lambda path: None)
     (tmp_path / "run.log").symlink_to("/dev/full")
     with RunFolder(tmp_path).opened_for_writing():
         run_folder.events_log.info("begins")

@@ -12,9 +12,8 @@ import pytest
 from PIL import Image
 
 import resnet_jax as rj
-from resnet_jax.data.dataset import ArraySplit
+from resnet_jax.data.dataset import ArraySplit, padded_order, read_batches
 from resnet_jax.data.load import load_dataset
-from resnet_jax.data.prefetch import padded_order, read_batches
 from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.errors import ResNetJaxError
 

@@ -1,0 +1,11 @@
+from .network import Network as Network
+from .network import export_stablehlo as export_stablehlo
+from .onnx import export_onnx as export_onnx
+from .torchvision import from_torchvision as from_torchvision
+from .torchvision import to_torchvision as to_torchvision
+from .torchvision import with_fresh_head as with_fresh_head
+from .torchvision import with_input_channels as with_input_channels
+from .weights import export_torchvision as export_torchvision
+from .weights import load_metadata as load_metadata
+from .weights import load_weights as load_weights
+from .weights import save_weights as save_weights
