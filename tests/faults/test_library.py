@@ -1,5 +1,6 @@
 """What calls of the library leave behind in the process of who calls them."""
 
+import json
 import subprocess
 import sys
 
@@ -41,6 +42,7 @@ folder = sys.argv[1]
 calls = {
     "train": lambda n: rj.train(config, f"{folder}/{n}", quiet=True),
     "predict": lambda n: rj.Run.open(f"{folder}/{n}").predict(np.zeros((2, 28, 28, 1), np.uint8)),
+    "evaluate": lambda n: rj.Run.open(f"{folder}/{n}").evaluate("test"),
     "load_dataset": lambda n: rj.load_dataset("mnist_5k"),
     "export": lambda n: rj.Run.open(f"{folder}/{n}").export("stablehlo", f"{folder}/{n}.exported"),
 }
@@ -63,46 +65,63 @@ def test_calls_of_the_library_leave_the_process_as_it_was(tmp_path):
     """JAX's settings, warnings, loggers, signals, hooks, the environment and malloc."""
     command = [sys.executable, "-c", LEAVES, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert "trains from step 0" in (tmp_path / "1/run.log").read_text()
 
 
-# In the middle of tracing: two signals, two hundredths of a second apart. Then the run again.
-TWICE = """
-import functools, os, signal, sys, threading, time
+# Three cells of a notebook: one that is interrupted twice, a fiftieth of a second apart, while JAX
+# traces; one that is interrupted at work; and one that stops by itself.
+INTERRUPTED = """
+import contextlib, functools, json, os, signal, sys, threading, time
 import resnet_jax as rj
 from resnet_jax.models import VARIANTS
-pressed = []
-def press():
-    for _ in range(2):
+pressed, own = [], []
+def press(times):
+    for _ in range(times):
         os.kill(os.getpid(), signal.SIGINT)
         pressed.append(1)
         time.sleep(0.02)
 class Unit(rj.BasicUnit):
     def __call__(self, x, *, train):
         if train and not pressed:
-            threading.Thread(target=press).start()
+            threading.Thread(target=press, args=(2,)).start()
             time.sleep(5)
         return super().__call__(x, train=train)
 VARIANTS["resnet18"] = functools.partial(rj.ResNet, stage_sizes=(1,), unit=Unit)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background ignores
+handler = signal.default_int_handler
+signal.signal(signal.SIGINT, handler)  # which a shell's background ignores
 config = rj.TrainConfig(
     model=rj.ModelConfig(width=2, lowering="reference"),
-    data=rj.DataConfig(name="mnist_5k", subset=(40, 20, 20)), batch_size=20, epochs=1,
+    data=rj.DataConfig(name="mnist_5k", subset=(60, 20, 20)),
+    batch_size=20, epochs=10_000, log_every=1, eval_every=20,
 )
-try:
-    rj.train(config, sys.argv[1], quiet=True)
-    print("nothing heard")
-except KeyboardInterrupt:
+def at_work():
+    own.append(signal.getsignal(signal.SIGINT) is handler)
+    if len(own) == 25:
+        threading.Thread(target=press, args=(1,)).start()
+for should_stop in (None, at_work, lambda: "enough"):
     try:
-        time.sleep(0.2)
+        rj.train(config, sys.argv[1], quiet=True, should_stop=should_stop)
     except KeyboardInterrupt:
-        pass
-    print("interrupted", len(pressed))
-print(len(rj.train(config, sys.argv[1], quiet=True).metrics()) > 0)
+        with contextlib.suppress(KeyboardInterrupt):
+            time.sleep(0.2)
+        print("interrupted", len(pressed), signal.getsignal(signal.SIGINT) is handler)
+    except rj.ResNetJaxError as error:
+        print(json.dumps([str(error), error.exit_code]))
+print(all(own))
 """
 
 
-def test_two_interrupts_while_a_network_is_traced_reach_the_caller(tmp_path):
-    command = [sys.executable, "-c", TWICE, str(tmp_path / "run")]
+def test_interrupts_reach_the_notebook_and_the_run_goes_on_after(tmp_path):
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stdout) == (0, "interrupted 2\nTrue\n"), done.stderr
+    assert done.returncode == 0, done.stderr
+    tracing, working, stopped, own = done.stdout.splitlines()
+    assert (tracing, working) == ("interrupted 2 True", "interrupted 3 True")
+    assert own == "True"  # at each step the handler of signals was the notebook's
+    # The folder was free again each time, and the last start went on from a checkpoint, of which
+    # there is one every 20 steps: it did a single step more.
+    said, code = json.loads(stopped)
+    saved = max(int(path.name) for path in tmp_path.glob("checkpoints/[0-9]*"))
+    assert said.startswith(f"enough: saved step {saved} of 30000 in {tmp_path}")
+    assert (saved % 20, code) == (1, 75)

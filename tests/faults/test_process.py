@@ -2,15 +2,11 @@
 
 import dataclasses
 import json
-import logging
 import os
-import signal
 import subprocess
 import sys
-import warnings
 
 import jax
-import numpy as np
 import pytest
 
 import resnet_jax as rj
@@ -73,22 +69,6 @@ def test_runs_in_one_process_after_any_other_are_what_they_are_alone(tmp_path):
     assert runs(tmp_path / "x64", a, b, JAX_ENABLE_X64="1") == [alone[a], alone[b]]
 
 
-def state_of_the_process():
-    loggers = map(logging.getLogger, ("root", "resnet_jax", "asyncio", "absl", "orbax"))
-    return {
-        "jax": dict(jax.config.values),
-        "warnings": list(warnings.filters),
-        "loggers": [
-            (each.level, each.propagate, each.disabled, list(each.filters)) for each in loggers
-        ],
-        "handlers": list(logging.getLogger("resnet_jax").handlers),
-        "signals": [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)],
-        "wakeup": signal.set_wakeup_fd(signal.set_wakeup_fd(-1)),
-        "environment": dict(os.environ),
-        "hook": sys.unraisablehook,
-    }
-
-
 @pytest.fixture
 def own_programs(tmp_path, monkeypatch):
     """Takes the compilation cache that the tests share away: runs set up their own."""
@@ -97,34 +77,6 @@ def own_programs(tmp_path, monkeypatch):
     jax.config.update("jax_compilation_cache_dir", None)
     yield tmp_path / "cache/compiled"
     jax.config.update("jax_compilation_cache_dir", cache)
-
-
-def test_a_library_leaves_its_users_process_as_it_was(
-    tiny_config, one_unit, own_programs, tmp_path, capfd
-):
-    config = dataclasses.replace(
-        tiny_config, model=rj.ModelConfig(width=2, lowering="reference", dtype="float64"), epochs=1,
-        matmul_precision="high", ema=None, eval_every=None,
-    )  # fmt: skip
-    logging.basicConfig(level=logging.WARNING, force=True)
-    # What the package imports comes first: a library's own import is not ours to undo.
-    rj.train(config, tmp_path / "warm", quiet=True).predict(np.zeros((1, 28, 28, 1), np.uint8))
-    capfd.readouterr()
-    before = state_of_the_process()
-    run = rj.train(config, tmp_path / "run", quiet=True)
-    assert state_of_the_process() == before
-    opened = rj.Run.open(run.path)
-    opened.predict(np.zeros((2, 28, 28, 1), np.uint8))
-    opened.evaluate("test")
-    assert state_of_the_process() == before
-    rj.load_dataset("mnist_5k")
-    assert state_of_the_process() == before
-    shown = capfd.readouterr()
-    assert shown.out == shown.err == ""
-    assert any(own_programs.iterdir())
-    log = (tmp_path / "run/run.log").read_text()
-    assert "trains from step 0" in log
-    assert "finished at step" in log
 
 
 def test_the_compilation_cache_does_not_grow_without_bound(tiny_config, own_programs, tmp_path):
