@@ -6,6 +6,8 @@ import gc
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 import tempfile
 from importlib.metadata import version
 
@@ -121,6 +123,20 @@ def refusal(command):
         (line,) = errors.splitlines()
         assert (code, line[:12]) == (1, "resnet-jax: "), line
         return line
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def python():
+    """Runs Python in another process, which must end with this code: what it said."""
+
+    def run(*words: object, code: int = 0, cwd: object = None, **environment: str):
+        command = [sys.executable, *map(str, words)]
+        settings = {"cwd": cwd, "env": os.environ | environment, "timeout": 300, "text": True}
+        done = subprocess.run(command, capture_output=True, **settings)
+        assert done.returncode == code, done.stderr
+        return done
 
     return run
 

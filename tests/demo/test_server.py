@@ -13,7 +13,6 @@ import pytest
 from PIL import Image, ImageOps
 
 import resnet_jax as rj
-from resnet_jax.cli import main
 from resnet_jax.demo.strokes import draw
 
 pytest.importorskip("gradio", reason="needs the extra demo")
@@ -191,25 +190,6 @@ def test_a_flag_that_is_none(client):
     assert "explain must be 0 or 1, got 0 and maybe" in reply.json()["detail"]
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [
-        ("GET", "/api/predict", 404),
-        ("PUT", "/api/predict", 404),
-        ("POST", "/api/run", 404),
-        ("POST", "/gradio_api/upload", 404),
-        ("POST", "/gradio_api/queue/join", 404),
-        ("POST", "/", 404),
-        ("GET", "/docs", 404),
-        ("GET", "/gradio_api/file=/etc/passwd", 404),
-        ("GET", "/gradio_api/info", 404),
-        ("GET", "/nothing", 404),
-    ],
-)
-def test_there_is_one_door(method, path, status, client):
-    assert client.request(method, path).status_code == status
-
-
 def test_the_page_says_what_it_recognises(client, finished_run):
     assert "Recognises handwritten digits" in client.get("/").text
     names = ("<img src=//a.example>", "cat", *"23456789")
@@ -239,19 +219,16 @@ def test_another_name_for_this_machine_is_refused(client):
         (["RUN", "--port", "BUSY"], ["--port BUSY", "in use", "give another"]),
     ],
 )
-def test_errors_of_the_command(arguments, names, finished_run, capsys):
+def test_errors_of_the_command(arguments, names, finished_run, refusal):
     with socket.create_server(("127.0.0.1", 0)) as busy:
         places = {"RUN": str(finished_run.path), "BUSY": str(busy.getsockname()[1])}
-        assert main(["demo", *(places.get(word, word) for word in arguments)]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
+        line = refusal("demo", *(places.get(word, word) for word in arguments))
     for name in names:
         assert name.replace("BUSY", places["BUSY"]) in line
 
 
-def test_without_gradio(finished_run, monkeypatch, capsys):
+def test_without_gradio(finished_run, monkeypatch, refusal):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "resnet_jax.demo.app", raising=False)
-    assert main(["demo", str(finished_run.path)]) == 1
-    assert capsys.readouterr().err == (
-        "resnet-jax: the demo needs gradio: pip install 'resnet_jax[demo]'\n"
-    )
+    needs = "resnet-jax: the demo needs gradio: pip install 'resnet_jax[demo]'"
+    assert refusal("demo", finished_run.path) == needs

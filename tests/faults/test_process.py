@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 
 import jax
 import pytest
@@ -40,24 +38,24 @@ print(json.dumps(found))
 """
 
 
-def runs(folder, *names, **environment):
+@pytest.fixture
+def runs(python):
     """The digests of runs in one new process: the first is what that run is alone."""
-    done = subprocess.run(
-        [sys.executable, "-c", RUNS, str(folder), *names],
-        capture_output=True, text=True, env=os.environ | environment, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+
+    def run(folder, *names, **environment):
+        return json.loads(python("-c", RUNS, folder, *names, **environment).stdout.splitlines()[-1])
+
+    return run
 
 
-def test_a_float32_run_after_a_float64_run_is_what_it_is_alone(tmp_path):
+def test_a_float32_run_after_a_float64_run_is_what_it_is_alone(tmp_path, runs):
     alone, other, after = runs(tmp_path, "float32", "float64", "float32")
     assert other.endswith("float64")
     assert after == alone
 
 
 @pytest.mark.slow
-def test_runs_in_one_process_after_any_other_are_what_they_are_alone(tmp_path):
+def test_runs_in_one_process_after_any_other_are_what_they_are_alone(tmp_path, runs):
     """Two types and two matmul precisions, and an environment that sets x64."""
     a, b, c = "float32", "float64", "default"
     alone = {c: runs(tmp_path / "alone", c)[0]}

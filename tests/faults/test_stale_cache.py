@@ -3,8 +3,6 @@
 import builtins
 import io
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -94,14 +92,11 @@ print(len(opened))
 """
 
 
-def decoded(*arguments, cwd=None):
-    """How often another process decodes an image to open the folder."""
-    command = [sys.executable, "-c", COUNTING, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=cwd)
-    return int(done.stdout)
+def test_a_folder_has_one_cache_however_it_is_spelt_and_for_each_decoder_another(folder, python):
+    def decoded(*arguments, cwd=None):
+        """How often another process decodes an image to open the folder."""
+        return int(python("-c", COUNTING, *arguments, cwd=cwd).stdout)
 
-
-def test_a_folder_has_one_cache_however_it_is_spelt_and_for_each_decoder_another(folder):
     assert decoded(folder) >= 12
     assert decoded(folder.name, cwd=folder.parent) == 0
     (folder.parent / "link").symlink_to(folder)

@@ -41,20 +41,6 @@ def test_with_all_stages_frozen_only_the_head_learns(tiny_config, tmp_path, monk
     assert moved == {("params", "head")}
 
 
-def test_rates_of_a_float64_run_are_float64(one_unit, tmp_path):
-    """A warm-up of a third was 0.05 / 3 to six digits only."""
-    config = rj.TrainConfig(
-        model=rj.ModelConfig(width=2, lowering="reference", dtype="float64"),
-        data=rj.DataConfig(name="mnist_5k", subset=(40, 20, 20), mean=(0.1307,), std=(0.3081,)),
-        optim=rj.OptimConfig(learning_rate=0.05, schedule="cosine", warmup=0.5),
-        epochs=2, batch_size=20, log_every=1,
-    )  # fmt: skip
-    run = rj.train(config, tmp_path / "run", quiet=True)
-    rates = run.metrics().query("kind == 'train'")["learning_rate"].tolist()
-    assert len(rates) == 4
-    assert rates[:3] == pytest.approx([0.05 / 3, 0.05 / 3 * 2, 0.05], rel=1e-14)
-
-
 @pytest.mark.parametrize("total", [3, 4, 40])
 def test_one_cycle_rises_however_long_its_warm_up(total):
     """A warm-up that rounded to the whole run stayed at a 25th of the rate."""

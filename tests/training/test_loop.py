@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -120,15 +119,6 @@ def test_best_is_the_best_validation_accuracy(finished_run):
     counts = [row["count"] for row in found.per_class.values()]
     assert found.confusion.sum(axis=1).tolist() == counts
     assert sum(counts) == found.count == 50
-
-
-def test_a_finished_run_says_so_and_stays_as_it_is(finished_run, tiny_config, tmp_path):
-    run_dir = shutil.copytree(finished_run.path, tmp_path / "run")  # it is locked meanwhile
-    before = (run_dir / "metrics.jsonl").read_bytes()
-    heard = Heard()
-    rj.train(tiny_config, run_dir, quiet=True, callbacks=[heard])
-    assert "finished" in heard.text
-    assert (run_dir / "metrics.jsonl").read_bytes() == before
 
 
 @pytest.fixture(scope="module")
@@ -308,16 +298,13 @@ def test_an_update_that_overflows_is_not_saved(
     assert RunFolder(tmp_path).checkpoints.steps() == [5]
 
 
-def test_other_ways_to_look_are_recorded_and_the_beginning_is_kept(
-    finished_run, tiny_config, tmp_path
-):
-    shutil.copytree(finished_run.path, tmp_path / "run")
-    path = tmp_path / "run" / "config.yaml"
+def test_other_ways_to_look_are_recorded_and_the_beginning_is_kept(own_run, tiny_config):
+    path = own_run / "config.yaml"
     document = yaml.safe_load(path.read_text())
     document["versions"]["jax"], document["commit"] = "0.0.1", "abc"
     path.write_text(yaml.safe_dump(document))
     other = dataclasses.replace(tiny_config, log_every=3)
-    assert rj.train(other, tmp_path / "run", quiet=True).config == other
+    assert rj.train(other, own_run, quiet=True).config == other
     after = yaml.safe_load(path.read_text())
     assert (after["versions"]["jax"], after["commit"]) == ("0.0.1", "abc")
 
