@@ -307,9 +307,3 @@ def test_other_ways_to_look_are_recorded_and_the_beginning_is_kept(own_run, tiny
     assert rj.train(other, own_run, quiet=True).config == other
     after = yaml.safe_load(path.read_text())
     assert (after["versions"]["jax"], after["commit"]) == ("0.0.1", "abc")
-
-
-def test_a_batch_larger_than_the_data_is_refused_before_anything_is_written(tiny_config, tmp_path):
-    with pytest.raises(ResNetJaxError, match="200"):
-        rj.train(dataclasses.replace(tiny_config, batch_size=200), tmp_path / "run", quiet=True)
-    assert not (tmp_path / "run").exists()
