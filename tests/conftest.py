@@ -142,6 +142,17 @@ def python():
 
 
 @pytest.fixture(scope="session")
+def client_of():
+    """Makes a client of the demo's server for a run; gradio is imported only where it is used."""
+    pytest.importorskip("gradio", reason="needs the extra demo")
+    from starlette.testclient import TestClient
+
+    from resnet_jax.demo.app import make_server
+
+    return lambda run: TestClient(make_server(run).config.app, base_url="http://127.0.0.1:7860")
+
+
+@pytest.fixture(scope="session")
 def unaveraged_config() -> rj.TrainConfig:
     return dataclasses.replace(TINY, ema=None, optim=rj.OptimConfig(learning_rate=0.05))
 

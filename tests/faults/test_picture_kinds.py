@@ -124,15 +124,9 @@ def own_cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def page(finished_run):
+def page(finished_run, client_of):
     """The demo's address for pictures, by path; one that ends a test is raised in it."""
-    pytest.importorskip("gradio", reason="needs the extra demo")
-    from starlette.testclient import TestClient
-
-    from resnet_jax.demo.app import make_server
-
-    app = make_server(finished_run).config.app
-    with TestClient(app, base_url="http://127.0.0.1:7860") as client:
+    with client_of(finished_run) as client:
         yield lambda path: client.post("/api/predict", content=path.read_bytes())
 
 

@@ -35,16 +35,15 @@ KEY = jax.random.key(7)
 
 def starting_from(source, class_names=DIGITS, **changes):
     config = dataclasses.replace(CONFIG, init_from=str(source), **changes)
-    model = rj.ResNet18(num_classes=len(class_names), width=config.model.width)
-    return initial_variables(config, model, class_names, 1, KEY)[0]
+    return initial_variables(config, make_model(config, len(class_names)), class_names, 1, KEY)[0]
 
 
 @functools.cache
 def fresh_head(num_classes):
     """The kernel of a new network's head."""
-    model = rj.ResNet18(num_classes=num_classes, width=4)
-    init = jax.jit(lambda key: model.init(key, jnp.zeros((1, 32, 32, 1)), train=False))
-    return np.asarray(init(KEY)["params"]["head"]["kernel"])
+    init = partial(make_model(CONFIG, num_classes).init, train=False)
+    images = jnp.zeros((1, 32, 32, 1))
+    return np.asarray(jax.jit(lambda key: init(key, images)["params"]["head"]["kernel"])(KEY))
 
 
 def is_fresh(variables, num_classes):

@@ -174,7 +174,8 @@ def test_a_run_goes_on_with_the_algorithms_that_it_began_with(
 ):
     # As outside the tests: these options hide what a compiler's options are refused for.
     monkeypatch.delenv("XLA_FLAGS")
-    config = dataclasses.replace(tiny_config, model=rj.ModelConfig(width=2), ema=None)
+    plain = {"model": rj.ModelConfig(width=2), "augment": rj.AugmentConfig(), "ema": None}
+    config = dataclasses.replace(tiny_config, **plain)
     used, train = set(), Engine.train
 
     def looking(self, state, *args):
