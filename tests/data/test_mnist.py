@@ -14,12 +14,7 @@ from tensorflow_datasets.core.hashing import Hasher
 
 from resnet_jax.data import mnist
 from resnet_jax.data.load import load_dataset
-from resnet_jax.data.mnist import (
-    DATASETS,
-    IDX_FILES,
-    mnist_5k,
-    read_idx_files,
-)
+from resnet_jax.data.mnist import DATASETS, IDX_FILES, mnist_5k, read_idx_files
 from resnet_jax.data.prepare import prepare
 from resnet_jax.data.tfds import verify_prepared
 from resnet_jax.errors import ResNetJaxError

@@ -7,20 +7,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from random_weights import (
-    NUM_CLASSES,
-    RELATIVES,
-    SIZES,
-    digest,
-    random_images,
-    random_weights,
-)
+from random_weights import NUM_CLASSES, RELATIVES, SIZES, digest, random_images, random_weights
 
 import resnet_jax as rj
-from resnet_jax.interop import (
-    from_torchvision,
-    to_torchvision,
-)
+from resnet_jax.interop import from_torchvision, to_torchvision
 from resnet_jax.models import VARIANTS
 
 FOLDER = Path(__file__).parent
