@@ -9,19 +9,15 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+import worker
 
 import resnet_jax as rj
 from resnet_jax.models import VARIANTS
 
 COMMAND = f"{sys.executable} -m resnet_jax"
-WORKER = Path(__file__).parents[1] / "reliability/worker.py"  # the command on a network of one unit
-TRAIN = [
-    *("train", "--model.width", "2", "--model.lowering", "reference", "--no-report"),
-    *("--data.subset", "60", "20", "20", "--batch-size", "20", "--epochs", "1"),
-]
+TRAIN = ["train", *worker.OPTIONS]
 
 
 def shell(script, *arguments, **environment):
@@ -51,8 +47,8 @@ def test_a_closed_descriptor_changes_nothing(closed):
 
 def test_what_is_printed_to_closed_descriptors_reaches_no_file(tmp_path):
     """Else the first file that is opened gets the number of standard output, or of input."""
-    words = [sys.executable, WORKER, *TRAIN]
-    done = shell(f"{' '.join(map(str, words))} --run-dir $1 <&- >&- 2>&-", tmp_path / "run")
+    words = " ".join([sys.executable, worker.__file__, *TRAIN])
+    done = shell(f"{words} --run-dir $1 <&- >&- 2>&-", tmp_path / "run")
     assert done.returncode == 0
     run = rj.Run.open(tmp_path / "run")
     assert run.verify().ok

@@ -7,14 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+import worker
 
 import resnet_jax as rj
-
-# The command on a network of one unit.
-WORKER = Path(__file__).parents[1] / "reliability/worker.py"
 
 
 def test_a_run_opened_by_a_relative_path_is_the_same_in_another_folder(own_run, monkeypatch):
@@ -130,7 +127,7 @@ def test_tests_of_which_lines_are_missing_are_made_again(own_run, tiny_config):
 
 @pytest.fixture
 def train(tiny_options, tmp_path):
-    program = [sys.executable, WORKER, "train", *tiny_options]
+    program = [sys.executable, worker.__file__, "train", *tiny_options]
     return [*program, "--log-every", "1", "--run-dir", str(tmp_path / "run")]
 
 

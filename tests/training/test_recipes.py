@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-import sys
-from pathlib import Path
 
 import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from make_datasets import build, encoded
 from PIL import Image
 
 import resnet_jax as rj
@@ -16,9 +15,6 @@ from resnet_jax.data.image import DecodeSpec, read_image
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import VARIANTS
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
-from make_datasets import build, encoded
 
 NETWORK = ["--model.width", "2", "--model.lowering", "reference"]
 
