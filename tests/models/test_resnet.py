@@ -27,6 +27,11 @@ def count_parameters(model: rj.ResNet, channels: int) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
 
 
+def shapes_of(model: rj.ResNet):
+    init = partial(model.init, train=False)
+    return jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+
+
 def initialise(model: rj.ResNet, images: jax.Array, seed: int = 0):
     return jax.jit(partial(model.init, train=False))(jax.random.key(seed), images)
 
@@ -101,9 +106,7 @@ def test_the_shortcuts_by_where_they_project():
     projections = {
         kind: {
             name: set(layer) - {"conv1", "norm1", "conv2", "norm2"}
-            for name, layer in initialise(
-                tiny(stage_sizes=(2, 1), shortcut=kind), jnp.zeros((1, 16, 16, 1))
-            )["params"].items()
+            for name, layer in shapes_of(tiny(stage_sizes=(2, 1), shortcut=kind))["params"].items()
             if name.startswith("stage")
         }
         for kind in ("pad", "projection", "projection-all", "average")
@@ -151,11 +154,7 @@ def test_multiply_adds_are_torchvisions(variant, multiply_adds):
 
 
 def test_parameter_tree_has_the_documented_names():
-    def shapes(model):
-        init = partial(model.init, train=False)
-        return jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
-
-    variables = shapes(tiny())
+    variables = shapes_of(tiny())
     unit = {"conv1", "norm1", "conv2", "norm2"}
     projected = unit | {"shortcut_conv", "shortcut_norm"}
     names = {name: set(below) for name, below in variables["params"].items()}
@@ -167,7 +166,7 @@ def test_parameter_tree_has_the_documented_names():
         "stage4_unit1": projected,
         "head": {"kernel", "bias"},
     }
-    third = set(shapes(bottleneck())["params"]["stage1_unit1"])
+    third = set(shapes_of(bottleneck())["params"]["stage1_unit1"])
     assert third == projected | {"conv3", "norm3"}
     assert set(variables["batch_stats"]["stem"]["norm"]) == {"mean", "var"}
 

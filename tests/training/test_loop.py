@@ -188,7 +188,8 @@ def test_a_run_goes_on_with_the_algorithms_that_it_began_with(
         rj.train(config, tmp_path / "run", should_stop=stop_after(3))
     assert "may differ" not in capsys.readouterr().out
     monkeypatch.setattr(loop, "instruction_set", lambda: "avx512")
-    rj.train(config, tmp_path / "run")
+    with pytest.raises(ResNetJaxError, match="enough: saved step 4"):
+        rj.train(config, tmp_path / "run", should_stop=stop_after(1))
     assert used == {"avx2"}
     said = "resumes at step 3 of 12; computes as it began on avx2; on avx512 bits may differ"
     assert said in capsys.readouterr().out.replace("\n", " ")
