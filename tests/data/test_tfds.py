@@ -3,8 +3,6 @@
 import hashlib
 import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -67,7 +65,9 @@ def test_the_fingerprint_is_that_of_earlier_versions(digits):
     assert data.fingerprint == hashlib.sha256(expected.encode()).hexdigest()
 
 
-def test_listing_imports_nothing_heavy_loading_no_tensorflow_and_from_the_cache_no_tfds(digits):
+def test_listing_imports_nothing_heavy_loading_no_tensorflow_and_from_the_cache_no_tfds(
+    digits, python
+):
     code = """
 import sys
 from resnet_jax.data.mnist import DATASETS
@@ -76,11 +76,7 @@ from resnet_jax.data.load import load_dataset
 load_dataset("digits", sys.argv[1])
 print(*{"jax", "tensorflow", "tensorflow_datasets", "array_record"} & set(sys.modules))
 """
-    command = [sys.executable, "-c", code, str(digits)]
-    first, second = (
-        subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-        for _ in range(2)
-    )
+    first, second = (python("-c", code, digits).stdout.splitlines() for _ in range(2))
     assert first[0] == second[0] == "mnist_5k mnist fashion_mnist set()"
     assert sorted(first[1].split()) == ["array_record", "tensorflow_datasets"]
     assert second[1] == ""
@@ -259,13 +255,13 @@ def test_damaged_descriptions_are_named_and_harmless(copy, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg"])
-def test_a_record_of_another_size_is_refused_and_named(tmp_path, kind, capsys):
+def test_a_record_of_another_size_is_refused_and_named(tmp_path, kind, command):
     noise = np.random.default_rng(0).integers(0, 256, (8, 9), np.uint8)
     pairs = [(encoded(noise[:, :8], kind), k % 10) for k in range(20)]
     pairs[7] = (encoded(noise, kind), 7)
     folder = build(tmp_path, {"train": pairs}, shape=(8, 8, 1))
-    assert main(["verify", "digits", "--data.dir", str(tmp_path)]) == 1
-    assert "9x8 pixels, not 8x8" in " ".join(capsys.readouterr().out.split())
+    code, out, _ = command("verify", "digits", "--data.dir", tmp_path)
+    assert (code, "9x8 pixels, not 8x8" in " ".join(out.split())) == (1, True)
     for streaming in ("never", "always"):
         with pytest.raises(ResNetJaxError, match=r"record \d+: .*9x8.*8x8") as error:
             read_all(tmp_path, streaming)
@@ -279,7 +275,7 @@ def test_transparency_in_a_record_is_refused_as_in_a_file(tmp_path):
     assert "transparent pixels" in refusal(tmp_path)
 
 
-def test_verify_reports_each_file(copy, capsys):
+def test_verify_reports_each_file(copy):
     root, folder = copy
     load_dataset("digits", root)  # and cached: verifying must not look there
     report = verify_prepared("digits", root)
@@ -289,7 +285,6 @@ def test_verify_reports_each_file(copy, capsys):
     shard = folder / SHARD.format("validation", 0)
     flip(shard, 5_000)
     (folder / SHARD.format("test", 1)).unlink()
-    assert main(["verify", "digits", "--data.dir", str(root)]) == 1
     report = verify_prepared("digits", root)
     assert len(report.damaged) == 2
     assert shard.name in report.damaged[0]

@@ -17,7 +17,6 @@ from experiments.measuring import append_row, read_rows
 from experiments.residual_study import __main__ as command
 from experiments.residual_study import torchvision
 from experiments.residual_study.analysis import Study
-from experiments.residual_study.figures import FIGURES
 from experiments.residual_study.measure import (
     Laboratory,
     carry_out,
@@ -176,6 +175,8 @@ def test_a_run_of_the_study_is_a_run_of_the_package(tmp_path):
 
 @pytest.mark.slow
 def test_figures_are_drawn_from_any_results(quick_results):
+    from experiments.residual_study.figures import FIGURES  # Matplotlib takes a second
+
     for name, draw in FIGURES.items():
         assert [a for a in draw(Study(quick_results)).axes if a.lines], f"{name} shows nothing"
 

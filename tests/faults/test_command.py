@@ -11,16 +11,13 @@ import sys
 import time
 
 import pytest
+import worker
 
 import resnet_jax as rj
 from resnet_jax.models import VARIANTS
-from resnet_jax.signals import Stop
 
 COMMAND = f"{sys.executable} -m resnet_jax"
-TRAIN = [
-    *("train", "--model.width", "2", "--model.lowering", "reference", "--no-report"),
-    *("--data.subset", "60", "20", "20", "--batch-size", "20", "--epochs", "1"),
-]
+TRAIN = ["train", *worker.OPTIONS]
 
 
 def shell(script, *arguments, **environment):
@@ -50,7 +47,8 @@ def test_a_closed_descriptor_changes_nothing(closed):
 
 def test_what_is_printed_to_closed_descriptors_reaches_no_file(tmp_path):
     """Else the first file that is opened gets the number of standard output, or of input."""
-    done = shell(f"$0 {' '.join(TRAIN)} --run-dir $1 <&- >&- 2>&-", tmp_path / "run")
+    words = " ".join([sys.executable, worker.__file__, *TRAIN])
+    done = shell(f"{words} --run-dir $1 <&- >&- 2>&-", tmp_path / "run")
     assert done.returncode == 0
     run = rj.Run.open(tmp_path / "run")
     assert run.verify().ok
@@ -104,22 +102,6 @@ def test_under_nohup_the_command_outlives_its_terminal():
     assert done.stdout == "lives\n"
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         assert shell(f'exec {sys.executable} -c "{program}"').returncode in (75, -signal.SIGHUP)
-
-
-def test_a_signal_interrupts_until_training_begins_and_is_acknowledged_then(capfd):
-    stop = Stop()
-    with pytest.raises(KeyboardInterrupt), stop.handling():
-        signal.raise_signal(signal.SIGTERM)
-    assert stop() is None
-    with stop.handling():
-        stop.on_start(0, 10)
-        signal.raise_signal(signal.SIGTERM)
-        end = time.monotonic() + 5
-        while not stop():
-            assert time.monotonic() < end
-        assert stop() == "SIGTERM"
-    said = "resnet-jax: SIGTERM: stopping after this step; again to end now\n"
-    assert capfd.readouterr().err == said
 
 
 # Names

@@ -72,24 +72,33 @@ HALF_A_HEAD = b"POST /api/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "
 FILE = '{"path": "http://example.com/a.png", "url": "http://example.com/a.png"}'
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        ("GET", "/gradio_api/file=http://example.com/a.png"),
-        ("HEAD", "/gradio_api/file=https://example.com/a.png"),
-        ("GET", "//gradio_api/file=http://example.com/a.png"),
-        ("GET", "/gradio_api%2ffile=http://example.com/a.png"),
-        ("GET", "/gradio_api/proxy=https://gradio.hf.space/a.png"),
-        ("GET", "/file=http://example.com/a.png"),
-        ("POST", "/gradio_api/queue/join"),
-        ("POST", "/gradio_api/upload"),
-        ("POST", "/gradio_api/run/predict"),
-    ],
-)
-def test_no_address_is_fetched_for_anyone(method, path, demo):
-    body = f'{{"data": [{FILE}], "fn_index": 0}}' if method == "POST" else None
+DOORS = """
+    GET /gradio_api/file=http://example.com/a.png
+    HEAD /gradio_api/file=https://example.com/a.png
+    GET //gradio_api/file=http://example.com/a.png
+    GET /gradio_api%2ffile=http://example.com/a.png
+    GET /gradio_api/proxy=https://gradio.hf.space/a.png
+    GET /file=http://example.com/a.png
+    GET /gradio_api/file=/etc/passwd
+    GET /gradio_api/info
+    POST /gradio_api/queue/join
+    POST /gradio_api/upload
+    POST /gradio_api/run/predict
+    GET /api/predict
+    PUT /api/predict
+    POST /api/run
+    POST /
+    GET /docs
+    GET /nothing
+"""
+
+
+def test_there_is_one_door_and_no_address_is_fetched_for_anyone(demo):
     before = demo.asked.read_text()
-    demo.get(path, method, body, {"Content-Type": "application/json"})
+    for method, path in map(str.split, DOORS.split("\n")[1:-1]):
+        body = f'{{"data": [{FILE}], "fn_index": 0}}' if method == "POST" else None
+        reply = demo.get(path, method, body, {"Content-Type": "application/json"})
+        assert reply[0] == 404, (method, path, reply)
     assert demo.asked.read_text() == before
 
 

@@ -1,21 +1,44 @@
-"""What calls of the library leave behind in the process of who calls them."""
+"""What calls of the library leave in the process of who calls them, and what they find there."""
 
-import subprocess
-import sys
+import dataclasses
+import json
+import os
+
+import jax
+import pytest
+
+import resnet_jax as rj
+
+# How each program here begins. One unit has all that a type or a precision may change.
+PRELUDE = """
+import contextlib, functools, hashlib, json, logging, os, resource, signal, sys, threading, time
+import warnings
+import jax, numpy as np
+import resnet_jax as rj
+from resnet_jax.config import replaced
+from resnet_jax.models import VARIANTS
+VARIANTS["resnet18"] = functools.partial(rj.ResNet, stage_sizes=(1,), unit=rj.BasicUnit)
+BASE = rj.TrainConfig(
+    model=rj.ModelConfig(width=2, lowering="reference"),
+    data=rj.DataConfig(name="mnist_5k", subset=(40, 20, 20), mean=(0.1307,), std=(0.3081,)),
+    augment=rj.AugmentConfig(shift=2, rotation=10, erase=0.5),
+    optim=rj.OptimConfig(learning_rate=0.05), epochs=1, batch_size=20,
+)
+folder = sys.argv[1]
+def digest(config, name):
+    run = rj.train(config, f"{folder}/{name}", quiet=True)
+    leaves = jax.tree.leaves(run.variables("latest"))
+    content = b"".join(np.asarray(a).tobytes() for a in leaves)
+    return hashlib.sha256(content).hexdigest() + str(leaves[0].dtype)
+"""
 
 # Each call once to import what it needs, which is not ours to undo, then again between two looks.
 LEAVES = """
-import functools, logging, os, resource, signal, sys, threading, warnings
-import jax, numpy as np
-import resnet_jax as rj
-from resnet_jax.models import VARIANTS
-VARIANTS["resnet18"] = functools.partial(rj.ResNet, stage_sizes=(1,), unit=rj.BasicUnit)
 jax.config.update("jax_compilation_cache_dir", None)
-config = rj.TrainConfig(
-    model=rj.ModelConfig(width=2, lowering="reference", dtype="float64"), matmul_precision="high",
-    data=rj.DataConfig(name="mnist_5k", subset=(40, 20, 20), mean=(0.1307,), std=(0.3081,)),
-    optim=rj.OptimConfig(learning_rate=0.05), epochs=1, batch_size=20,
-)
+config = replaced(BASE, {
+    "model.dtype": "float64", "matmul-precision": "high", "epochs": 2.0, "log-every": 1,
+    "optim.schedule": "cosine", "optim.warmup": 0.5,
+})
 def state():
     loggers = map(logging.getLogger, (None, "resnet_jax", "asyncio", "absl", "orbax", "PIL"))
     return {
@@ -37,14 +60,14 @@ def kept():  # of a quarter of a GiB that its user has freed: settings of malloc
         arrays = [np.ones(side, np.uint8) for _ in range(2**28 // side)]
         del arrays
     return resident() - before
-folder = sys.argv[1]
 calls = {
     "train": lambda n: rj.train(config, f"{folder}/{n}", quiet=True),
     "predict": lambda n: rj.Run.open(f"{folder}/{n}").predict(np.zeros((2, 28, 28, 1), np.uint8)),
+    "evaluate": lambda n: rj.Run.open(f"{folder}/{n}").evaluate("test"),
     "load_dataset": lambda n: rj.load_dataset("mnist_5k"),
     "export": lambda n: rj.Run.open(f"{folder}/{n}").export("stablehlo", f"{folder}/{n}.exported"),
 }
-begun = dict(jax.config.values)
+begun, alone = dict(jax.config.values), digest(BASE, "alone")
 for name, call in calls.items():
     call(0)
     if changed := [key for key in begun if jax.config.values[key] != begun[key]]:
@@ -54,55 +77,120 @@ for name, call in calls.items():
     for part, value in state().items():
         if value != before[part]:
             print(name, "changes", part)
+if digest(BASE, "after") != alone:
+    print("a float32 run after one in float64 is not what it is alone")
 if sys.platform == "linux" and (mebibytes := kept()) > 64:
     print("malloc keeps", mebibytes)
 """
 
 
-def test_calls_of_the_library_leave_the_process_as_it_was(tmp_path):
+def test_calls_of_the_library_leave_the_process_as_it_was(tmp_path, python):
     """JAX's settings, warnings, loggers, signals, hooks, the environment and malloc."""
-    command = [sys.executable, "-c", LEAVES, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    done = python("-c", PRELUDE + LEAVES, tmp_path)
+    assert done.stdout == done.stderr == ""
+    assert "trains from step 0" in (tmp_path / "1/run.log").read_text()
+    # And rates of a float64 run are float64: one of this warm-up was 0.05 / 3 to six digits only.
+    rows = map(json.loads, (tmp_path / "1/metrics.jsonl").read_text().splitlines())
+    rates = [row["learning_rate"] for row in rows if row["kind"] == "train"]
+    assert rates[:3] == pytest.approx([0.05 / 3, 0.05 / 3 * 2, 0.05], rel=1e-14)
 
 
-# In the middle of tracing: two signals, two hundredths of a second apart. Then the run again.
-TWICE = """
-import functools, os, signal, sys, threading, time
-import resnet_jax as rj
-from resnet_jax.models import VARIANTS
-pressed = []
-def press():
-    for _ in range(2):
+# Three cells of a notebook: one that is interrupted twice, a fiftieth of a second apart, while JAX
+# traces; one that is interrupted at work; and one that stops by itself.
+INTERRUPTED = """
+pressed, own = [], []
+def press(times):
+    for _ in range(times):
         os.kill(os.getpid(), signal.SIGINT)
         pressed.append(1)
         time.sleep(0.02)
 class Unit(rj.BasicUnit):
     def __call__(self, x, *, train):
         if train and not pressed:
-            threading.Thread(target=press).start()
+            threading.Thread(target=press, args=(2,)).start()
             time.sleep(5)
         return super().__call__(x, train=train)
 VARIANTS["resnet18"] = functools.partial(rj.ResNet, stage_sizes=(1,), unit=Unit)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background ignores
-config = rj.TrainConfig(
-    model=rj.ModelConfig(width=2, lowering="reference"),
-    data=rj.DataConfig(name="mnist_5k", subset=(40, 20, 20)), batch_size=20, epochs=1,
-)
-try:
-    rj.train(config, sys.argv[1], quiet=True)
-    print("nothing heard")
-except KeyboardInterrupt:
+handler = signal.default_int_handler
+signal.signal(signal.SIGINT, handler)  # which a shell's background ignores
+config = replaced(BASE, {"epochs": 10_000.0, "log-every": 1, "eval-every": 20})
+def at_work():
+    own.append(signal.getsignal(signal.SIGINT) is handler)
+    if len(own) == 25:
+        threading.Thread(target=press, args=(1,)).start()
+for should_stop in (None, at_work, lambda: "enough"):
     try:
-        time.sleep(0.2)
+        rj.train(config, sys.argv[1], quiet=True, should_stop=should_stop)
     except KeyboardInterrupt:
-        pass
-    print("interrupted", len(pressed))
-print(len(rj.train(config, sys.argv[1], quiet=True).metrics()) > 0)
+        with contextlib.suppress(KeyboardInterrupt):
+            time.sleep(0.2)
+        print("interrupted", len(pressed), signal.getsignal(signal.SIGINT) is handler)
+    except rj.ResNetJaxError as error:
+        print(json.dumps([str(error), error.exit_code]))
+print(all(own))
 """
 
 
-def test_two_interrupts_while_a_network_is_traced_reach_the_caller(tmp_path):
-    command = [sys.executable, "-c", TWICE, str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stdout) == (0, "interrupted 2\nTrue\n"), done.stderr
+def test_interrupts_reach_the_notebook_and_the_run_goes_on_after(tmp_path, python):
+    tracing, working, stopped, own = python(
+        "-c", PRELUDE + INTERRUPTED, tmp_path
+    ).stdout.splitlines()
+    assert (tracing, working) == ("interrupted 2 True", "interrupted 3 True")
+    assert own == "True"  # at each step the handler of signals was the notebook's
+    # The folder was free again each time, and the last start went on from a checkpoint, of which
+    # there is one every 20 steps: it did a single step more.
+    said, code = json.loads(stopped)
+    saved = max(int(path.name) for path in tmp_path.glob("checkpoints/[0-9]*"))
+    assert said.startswith(f"enough: saved step {saved} of 20000 in {tmp_path}")
+    assert (saved % 20, code) == (1, 75)
+
+
+# Runs of two types and two matmul precisions, in an order that is given.
+RUNS = """
+CONFIGS = {
+    "float32": BASE,
+    "float64": replaced(BASE, {"model.dtype": "float64"}),
+    "default": replaced(BASE, {"matmul-precision": "default"}),
+}
+print(json.dumps([digest(CONFIGS[name], number) for number, name in enumerate(sys.argv[2:])]))
+"""
+
+
+@pytest.mark.slow
+def test_runs_in_one_process_after_any_other_are_what_they_are_alone(tmp_path, python):
+    """Two types and two matmul precisions, and an environment that sets x64."""
+
+    def runs(folder, *names, **environment):
+        """The digests of runs in one new process: the first is what that run is alone."""
+        return json.loads(python("-c", PRELUDE + RUNS, folder, *names, **environment).stdout)
+
+    a, b, c = "float32", "float64", "default"
+    alone = {c: runs(tmp_path / "alone", c)[0]}
+    # Each follows each other one, and begins a process.
+    first, second = runs(tmp_path / "0", a, b, c, a), runs(tmp_path / "1", b, a, c, b)
+    alone |= {a: first[0], b: second[0]}
+    assert first == [alone[name] for name in (a, b, c, a)]
+    assert second == [alone[name] for name in (b, a, c, b)]
+    assert runs(tmp_path / "x64", a, b, JAX_ENABLE_X64="1") == [alone[a], alone[b]]
+
+
+@pytest.fixture
+def own_programs(tmp_path, monkeypatch):
+    """Takes the compilation cache that the tests share away: runs set up their own."""
+    cache = jax.config.values["jax_compilation_cache_dir"]
+    monkeypatch.setenv("RESNET_JAX_CACHE_DIR", str(tmp_path / "cache"))
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield tmp_path / "cache/compiled"
+    jax.config.update("jax_compilation_cache_dir", cache)
+
+
+def test_the_compilation_cache_does_not_grow_without_bound(tiny_config, own_programs, tmp_path):
+    """At 2 GiB the oldest programs make room."""
+    own_programs.mkdir(parents=True)
+    for number in range(4):
+        with (own_programs / f"old-{number}").open("wb") as file:
+            file.truncate(2**30)  # takes no room on the disk
+        os.utime(file.name, (1000 + number, 1000 + number))
+    with pytest.raises(rj.ResNetJaxError):
+        rj.train(dataclasses.replace(tiny_config, batch_size=7, accumulate=2), tmp_path / "run")
+    assert {path.name for path in own_programs.glob("old-*")} == {"old-2", "old-3"}

@@ -1,14 +1,11 @@
 """Pictures as people have them: each is read right, named in one line, or counted as left out."""
 
-import base64
 import csv
 import io
 import json
 import os
 import shutil
 import struct
-import subprocess
-import sys
 import tempfile
 import tracemalloc
 import unicodedata
@@ -17,8 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from raw_png import png
 
@@ -32,19 +27,6 @@ RAMP = np.tile(17 * np.arange(16, dtype=np.uint8), (16, 1))
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("RESNET_JAX_CACHE_DIR", str(tmp_path / "own-cache"))
-
-
-@pytest.fixture
-def answers(monkeypatch) -> list[int]:
-    """Has every run answer its first class, at once; the number of pictures of each call."""
-    calls = []
-
-    def predict(self: rj.Run, images: np.ndarray, checkpoint: str = "best") -> np.ndarray:
-        calls.append(len(images))
-        return np.eye(len(self.class_names), dtype=np.float32)[np.zeros(len(images), int)]
-
-    monkeypatch.setattr(rj.Run, "predict", predict)
-    return calls
 
 
 def picture(path: Path, seed: int, **options: object) -> Path:
@@ -84,17 +66,6 @@ def test_a_run_among_the_pictures_is_no_class(pets, finished_run, command, monke
     for name in (".lock", "run.log"):
         (run / name).touch()
     assert rj.load_dataset("folder", pets).fingerprint == before
-
-
-@pytest.mark.slow
-def test_the_same_command_continues_among_the_pictures(pets, command, monkeypatch):
-    monkeypatch.chdir(pets)
-    again = ("train", "folder", "--data.dir", ".", "--data.image-size", "16", "--epochs", "1")
-    again += ("--batch-size", "4", "--model.width", "4", "--model.lowering", "reference")
-    assert command(*again)[0] == 0
-    code, out, err = command(*again)
-    assert (code, err) == (0, "")
-    assert "finished" in out
 
 
 def test_linked_folders_are_followed_and_end(pets, tmp_path, command):
@@ -167,12 +138,10 @@ def test_predict_walks_as_training_does(pets, finished_run, command, answers):
     assert (code, len(json.loads(out))) == (0, 13)
 
 
-def test_only_regular_files_are_opened(pets):
+def test_only_regular_files_are_opened(pets, python):
     os.mkfifo(pets / "cat" / "pipe.png")
     (pets / "dog" / "device.png").symlink_to("/dev/null")
-    verify = [sys.executable, "-m", "resnet_jax", "verify", pets]
-    done = subprocess.run(verify, capture_output=True, text=True, timeout=40)
-    assert done.returncode == 1
+    done = python("-m", "resnet_jax", "verify", pets, code=1)
     for name in ("cat/pipe.png", "dog/device.png"):
         assert f"{pets}/{name}: it cannot be read: no regular file" in done.stdout
 
@@ -279,14 +248,13 @@ def test_predict_holds_a_batch_of_pictures(large_run, command, answers, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["--json", "--csv", "--topk=1"])
-def test_memory_of_twenty_thousand_is_that_of_two_hundred(large_run, tmp_path, how):
+def test_memory_of_twenty_thousand_is_that_of_two_hundred(large_run, tmp_path, how, python):
     peaks = {}
     program = "import sys, resource; from resnet_jax.cli import main; main(sys.argv[1:]); "
     program += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
     for count in (200, 20_000):
         folder = copies(tmp_path / str(count), count)
-        command = [sys.executable, "-c", program, "predict", str(large_run), str(folder), how]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = python("-c", program, "predict", large_run, folder, how)
         assert f"{count - 1}.png" in done.stdout
         peaks[count] = int(done.stderr.split()[-1]) / 1024
     assert peaks[20_000] < peaks[200] + 100, peaks
@@ -373,189 +341,3 @@ def test_one_name_in_two_spellings_is_one_class(tmp_path, command):
     data = rj.load_dataset("folder", tmp_path / "flat", validation=0)
     assert len(data.class_names) == 2
     assert data.train.labels.tolist().count(0) == 3
-
-
-# Every kind that Pillow writes, with metadata of every type
-
-UPRIGHT = {
-    1: lambda a: a,
-    2: np.fliplr,
-    3: lambda a: np.rot90(a, 2),
-    4: np.flipud,
-    5: np.transpose,
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: np.rot90(a, 2).T,
-    8: np.rot90,
-}
-MODES = {
-    "png": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
-    "jpg": ("L", "RGB", "CMYK"),
-    "webp": ("L", "RGB", "RGBA"),
-    "gif": ("1", "L", "P", "RGB"),
-    "bmp": ("1", "L", "P", "RGB"),
-    "tif": ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I;16", "I", "F"),
-    "ppm": ("1", "L", "RGB", "I", "F"),
-}
-KINDS = [(ending, mode) for ending, modes in MODES.items() for mode in modes]
-REFUSED = dict.fromkeys([("tif", "I"), ("tif", "F"), ("ppm", "F")], "range is not fixed")
-TAGS = (256, 257, 258, 259, 270, 282, 296, 305, 306, 315, 700, 33432, 34665, 34853, 36867, 40961)
-
-
-def entries(tags: list[tuple[int, int, int, bytes]]) -> dict[int, bytes]:
-    """Of a TIFF directory, by tag: a type, a count and a value of four bytes."""
-    return {tag: struct.pack("<HHI", tag, *rest) + value for tag, *rest, value in tags}
-
-
-def directory(entries: dict[int, bytes]) -> bytes:
-    return struct.pack("<H", len(entries)) + b"".join(map(entries.get, sorted(entries))) + bytes(4)
-
-
-def exif(orientation: int, tags: list[tuple[int, int, int, bytes]]) -> bytes:
-    upright = entries([(274, 3, 1, struct.pack("<HH", orientation, 0))])
-    return b"Exif\0\0II*\0" + struct.pack("<I", 8) + directory(entries(tags) | upright)
-
-
-def with_tags(tiff: bytes, tags: list[tuple[int, int, int, bytes]]) -> bytes:
-    """A TIFF file with further tags; those that say how its pixels lie stay as they are."""
-    (start,) = struct.unpack_from("<I", tiff, 4)
-    (count,) = struct.unpack_from("<H", tiff, start)
-    places = range(start + 2, start + 2 + 12 * count, 12)
-    whole = {struct.unpack_from("<H", tiff, at)[0]: tiff[at : at + 12] for at in places}
-    odd = entries([tag for tag in tags if tag[0] > 259])
-    tiff += bytes(len(tiff) % 2)
-    return tiff[:4] + struct.pack("<I", len(tiff)) + tiff[8:] + directory(odd | whole)
-
-
-odd_tag = st.tuples(
-    st.sampled_from(TAGS), st.integers(0, 14), st.integers(0, 5), st.binary(min_size=4, max_size=4)
-)
-one_picture = st.tuples(
-    st.sampled_from(KINDS),
-    st.integers(1, 8),
-    st.booleans(),  # with a transparent pixel, where the mode has any
-    st.none() | st.lists(odd_tag, max_size=4),
-    st.sampled_from([None, "raw", "tiff_lzw", "tiff_deflate", "packbits"]),
-)
-pictures = st.lists(one_picture, min_size=8, max_size=8)
-
-
-def written(path: Path, seed: int, kind, orientation, clear, tags, compression):
-    """Writes a picture; returns its levels upright, or the reason for which it is refused."""
-    ending, mode = kind
-    # Large steps between flat squares, which a lossy format keeps.
-    coarse = np.random.default_rng(seed).permutation(16).reshape(4, 4).astype(np.uint8)
-    levels = np.kron(17 * coarse, np.ones((8, 8), np.uint8))
-    if mode in ("1", "LAB"):  # lightness is no level, but for black and white
-        levels = np.where(levels > 127, 255, 0).astype(np.uint8)
-    image = Image.fromarray(levels)
-    if mode == "I;16" or kind == ("ppm", "I"):
-        image = Image.fromarray(levels.astype(np.uint16) * 257)
-    if mode == "LAB":
-        neutral = Image.new("L", image.size, 128)
-        image = Image.merge("LAB", [image, neutral, neutral])
-    elif mode != image.mode:
-        image = image.convert(mode)
-    refused = REFUSED.get(kind)
-    if clear and mode in ("LA", "RGBA"):
-        image.putpixel((0, 0), (0,) * len(mode))
-        refused = "transparent pixels"
-    options: dict[str, object] = {}
-    turned = 1
-    if ending == "tif":
-        options["tiffinfo"], turned = {274: orientation}, orientation
-        # Pillow does not read what it writes without compression.
-        options["compression"] = "tiff_lzw" if mode == "YCbCr" else compression
-    elif tags is not None and ending in ("png", "jpg", "webp"):
-        options["exif"], turned = exif(orientation, tags), orientation
-    if ending in ("jpg", "webp"):
-        options |= {"quality": 100, "lossless": True}
-    try:
-        image.save(path, **options)
-    except (OSError, RuntimeError):  # nor does libtiff write everything
-        image.save(path)
-        turned = 1
-    if ending == "tif" and tags:
-        path.write_bytes(with_tags(path.read_bytes(), tags))
-    return UPRIGHT[turned](levels), refused
-
-
-@pytest.fixture(scope="module")
-def page(finished_run):
-    """The demo's address for pictures, by path; one that ends a test is raised in it."""
-    pytest.importorskip("gradio", reason="needs the extra demo")
-    from starlette.testclient import TestClient
-
-    from resnet_jax.demo.app import make_server
-
-    app = make_server(finished_run).config.app
-    with TestClient(app, base_url="http://127.0.0.1:7860") as client:
-        yield lambda path: client.post("/api/predict", content=path.read_bytes())
-
-
-def check(kinds, root: Path, run: rj.Run, command, page) -> None:
-    """Each picture is right, or named in one line, by verify, train, predict and demo alike."""
-    shutil.rmtree(root, ignore_errors=True)
-    expected = []
-    for number, (kind, *rest) in enumerate(kinds):
-        folder = root / f"{number}"
-        folder.mkdir(parents=True)
-        Image.new("L", (32, 32), number).save(folder / "plain.bmp")
-        path = folder / f"odd.{kind[0]}"
-        expected.append((path, kind, *written(path, number, kind, *rest)))
-    code, out, err = command("verify", root)
-    named = {path for path, *_ in expected if f"damaged  {path}: " in out}
-    assert (code, len(err.splitlines())) == (bool(named), bool(named)), err
-    data = rj.load_dataset("folder", root, skip_bad=True, validation=0)
-    images = np.concatenate([data.train.images, data.test.images]).astype(int)
-    labels = np.concatenate([data.train.labels, data.test.labels])
-    for number, (path, kind, levels, refused) in enumerate(expected):
-        line = next((line for line in out.splitlines() if str(path) in line), "")
-        label = data.class_names.index(str(number))
-        mine = [image for image in images[labels == label] if np.ptp(image) > 0]
-        if refused is not None:
-            assert refused in line, (kind, line)
-        # Sound pixels are read, whatever is beside them.
-        assert (path in named) == (refused is not None), (kind, line)
-        assert len(mine) == (refused is None), kind
-        for image in mine:
-            lossy = kind[0] in ("jpg", "webp") or kind[1] in ("CMYK", "YCbCr", "LAB")
-            assert np.abs(image - levels[..., None]).max() <= (3 if lossy else 1), kind
-        reply = page(path)
-        known = kind[0] in ("png", "jpg", "webp", "bmp")  # of the others it starts no decoder
-        why = refused if known else "no image of the formats read"
-        assert reply.status_code == (200 if why is None else 400), (kind, reply.text)
-        if why is not None:
-            assert why in reply.json()["detail"], kind
-        else:
-            shown = Image.open(io.BytesIO(base64.b64decode(reply.json()["image"].split(",")[1])))
-            spec = DecodeSpec(run.image_shape, run.config.data.fit)
-            assert np.array_equal(shown, read_image(path, spec)[..., 0]), kind
-    code, out, err = command("predict", run.path, root, "--json")
-    answered = {row["path"] for row in json.loads(out)}
-    assert {str(path) for path, *_ in expected} - answered == {str(path) for path in named}
-    assert (code, len(err.splitlines())) == (bool(named), len(named) + bool(named))
-
-
-at_any_pace = settings(
-    deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
-)
-
-
-@settings(at_any_pace, max_examples=3, derandomize=True)
-@given(kinds=pictures)
-def test_pictures_of_every_kind(kinds, tmp_path, finished_run, command, answers, page):
-    check(kinds, tmp_path / "kinds", finished_run, command, page)
-
-
-@pytest.mark.slow
-@settings(at_any_pace, max_examples=100)
-@given(kinds=pictures)
-def test_pictures_of_every_kind_at_length(kinds, tmp_path, finished_run, command, answers, page):
-    check(kinds, tmp_path / "kinds", finished_run, command, page)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_container_and_mode(orientation, tmp_path, finished_run, command, answers, page):
-    """Each once, with the pictures split over the eight orientations."""
-    kinds = [(kind, orientation, False, [], None) for kind in KINDS[orientation - 1 :: 8]]
-    check(kinds, tmp_path / "kinds", finished_run, command, page)

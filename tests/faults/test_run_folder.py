@@ -3,19 +3,15 @@
 import dataclasses
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+import worker
 
 import resnet_jax as rj
-
-# The command on a network of one unit.
-WORKER = Path(__file__).parents[1] / "reliability/worker.py"
 
 
 def test_a_run_opened_by_a_relative_path_is_the_same_in_another_folder(own_run, monkeypatch):
@@ -35,6 +31,14 @@ def test_a_link_in_a_runs_folder_changes_nothing_outside(name, own_run, tiny_con
     with pytest.raises(rj.ResNetJaxError, match=r"is a link to .*remove it"):
         rj.train(dataclasses.replace(tiny_config, log_every=7), own_run, quiet=True)
     assert outside.read_text() == "precious"
+
+
+def test_a_damaged_configuration_is_named(own_run):
+    for text in ("config: [", "a: 1", "", "config: !!python/object:os.system {}", "{}"):
+        (own_run / "config.yaml").write_text(text)
+        with pytest.raises(rj.ResNetJaxError, match=r"config\.yaml is damaged") as error:
+            rj.Run.open(own_run)
+        assert "\n" not in str(error.value)
 
 
 def aliases_that_multiply(config):
@@ -66,6 +70,9 @@ def test_a_configuration_that_would_fill_the_memory_is_refused_at_once(
 
 
 DAMAGE = {
+    "no JSON": lambda row: "}",
+    "no object": lambda row: "null",
+    "nothing in it": lambda row: "{}",
     "deep nesting": lambda row: "[" * 100_000 + "]" * 100_000,
     "null for a step": lambda row: json.dumps({**row, "step": None}),
     "text for a loss": lambda row: json.dumps({**row, "loss": "0.5"}),
@@ -75,15 +82,15 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("what", DAMAGE)
-def test_a_line_that_is_no_row_is_named(what, own_run, command, tiny_config):
+def test_a_line_that_is_no_row_is_named(own_run, command, tiny_config):
     """By `verify`, and by the command that would go on."""
     path = own_run / "metrics.jsonl"
     lines = path.read_text().splitlines()
-    lines[2] = DAMAGE[what](json.loads(lines[2]))
-    path.write_text("\n".join(lines) + "\n")
-    code, out, _ = command("verify", own_run)
-    assert (code, "line 3" in out) == (1, True)
+    for what, damaged in DAMAGE.items():
+        text = [*lines[:2], damaged(json.loads(lines[2])), *lines[3:]]
+        path.write_text("\n".join(text) + "\n")
+        code, out, _ = command("verify", own_run)
+        assert (code, "line 3" in out) == (1, True), what
     with pytest.raises(rj.ResNetJaxError, match="line 3"):
         rj.train(tiny_config, own_run, quiet=True)
 
@@ -100,6 +107,7 @@ def test_a_changed_number_and_a_line_cut_short_are_noticed(own_run, command):
         path.write_text(text)
         code, out, _ = command("verify", own_run)
         assert (code, said in out) == (1, True)
+    assert len(rj.Run.open(own_run).metrics()) == len(lines) - 1  # as a kill cuts the last one
 
 
 def test_tests_of_which_lines_are_missing_are_made_again(own_run, tiny_config):
@@ -119,7 +127,7 @@ def test_tests_of_which_lines_are_missing_are_made_again(own_run, tiny_config):
 
 @pytest.fixture
 def train(tiny_options, tmp_path):
-    program = [sys.executable, WORKER, "train", *tiny_options]
+    program = [sys.executable, worker.__file__, "train", *tiny_options]
     return [*program, "--log-every", "1", "--run-dir", str(tmp_path / "run")]
 
 
@@ -158,23 +166,16 @@ def test_a_terminal_that_goes_away_stops_the_run_saved(train, tmp_path):
 
 
 @pytest.mark.parametrize("verb", ["evaluate", pytest.param("train", marks=pytest.mark.slow)])
-def test_a_device_that_is_not_there_is_one_line(verb, finished_run, tmp_path):
+def test_a_device_that_is_not_there_is_one_line(verb, finished_run, tmp_path, python):
     place = {"evaluate": [finished_run.path], "train": ["--run-dir", tmp_path / "run"]}[verb]
-    done = subprocess.run(
-        [sys.executable, "-m", "resnet_jax", verb, *place],
-        capture_output=True, text=True, timeout=100, env=os.environ | {"JAX_PLATFORMS": "rocm"},
-    )  # fmt: skip
-    assert done.returncode == 1
+    done = python("-m", "resnet_jax", verb, *place, code=1, JAX_PLATFORMS="rocm")
     assert "Traceback" not in done.stderr
     assert "JAX_PLATFORMS" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("change", ["a value", "one fewer", "one more"])
-def test_a_run_that_goes_on_says_that_its_lines_were_changed(
-    change, finished_run, tmp_path, caplog
-):
-    run_dir = shutil.copytree(finished_run.path, tmp_path / "run")
-    path = run_dir / "metrics.jsonl"
+def test_a_run_that_goes_on_says_that_its_lines_were_changed(change, own_run, tiny_config, caplog):
+    path = own_run / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     changed = {
         "a value": [rows[0] | {"loss": rows[0]["loss"] / 2}, *rows[1:]],
@@ -182,6 +183,6 @@ def test_a_run_that_goes_on_says_that_its_lines_were_changed(
         "one more": [rows[0], *rows],
     }[change]
     path.write_text("".join(json.dumps(row) + "\n" for row in changed))
-    rj.train(finished_run.config, run_dir, quiet=True)
+    rj.train(tiny_config, own_run, quiet=True)
     assert "metrics.jsonl was changed: its lines up to step 12 are not" in caplog.text
     assert [json.loads(line) for line in path.read_text().splitlines()] == changed

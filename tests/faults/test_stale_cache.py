@@ -3,8 +3,6 @@
 import builtins
 import io
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -32,7 +30,7 @@ def labels_by_level(folder, **options):
     data = rj.load_dataset("folder", folder, validation=0, **options)
     found = {}
     for part in (data.train, data.test):
-        images, labels = (getattr(part, "batch", None) or part.read)(np.arange(len(part)))
+        images, labels = part.batch(np.arange(len(part)))
         found |= dict(zip(images[:, 0, 0, 0].tolist(), labels.tolist(), strict=True))
     return found, data.fingerprint
 
@@ -86,24 +84,21 @@ def counting(*args, **kwargs):
     opened.append(args)
     return original(*args, **kwargs)
 PIL.Image.open = counting
-if len(sys.argv) > 2:
-    PIL.__version__ = sys.argv[2]
+version, *folders = sys.argv[1:]
+PIL.__version__ = version or PIL.__version__
 import resnet_jax as rj
-rj.load_dataset("folder", sys.argv[1])
+for folder in folders:
+    rj.load_dataset("folder", folder)
 print(len(opened))
 """
 
 
-def decoded(*arguments, cwd=None):
-    """How often another process decodes an image to open the folder."""
-    command = [sys.executable, "-c", COUNTING, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=cwd)
-    return int(done.stdout)
+def test_a_folder_has_one_cache_however_it_is_spelt_and_for_each_decoder_another(folder, python):
+    def decoded(*folders, version=""):
+        """How often another process decodes an image to open the folders."""
+        return int(python("-c", COUNTING, version, *folders, cwd=folder.parent).stdout)
 
-
-def test_a_folder_has_one_cache_however_it_is_spelt_and_for_each_decoder_another(folder):
-    assert decoded(folder) >= 12
-    assert decoded(folder.name, cwd=folder.parent) == 0
     (folder.parent / "link").symlink_to(folder)
-    assert decoded(folder.parent / "link") == 0
-    assert decoded(folder, "99.0") >= 12  # a version of Pillow
+    assert decoded(folder) >= 12
+    assert decoded(folder.name, folder.parent / "link") == 0
+    assert decoded(folder, version="99.0") >= 12  # of Pillow

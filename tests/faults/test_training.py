@@ -1,18 +1,23 @@
-"""Frozen stages, schedules and types at their edges."""
+"""Training at its edges: frozen stages, schedules, and numbers that are not finite."""
 
 import dataclasses
+import json
+import math
+import shutil
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import traverse_util
+from PIL import Image
 
 import resnet_jax as rj
 from resnet_jax.models import VARIANTS
 from resnet_jax.training.checkpoint import Checkpoints
-from resnet_jax.training.optim import make_schedule
+from resnet_jax.training.optim import make_optimizer, make_schedule
 
 
 @pytest.mark.parametrize(("stages", "frozen"), [(4, 5), (4, 6), (2, 3), (2, -1)])
@@ -25,11 +30,11 @@ def test_more_stages_than_there_are_cannot_be_frozen(stages, frozen):
 
 def test_with_all_stages_frozen_only_the_head_learns(tiny_config, tmp_path, monkeypatch):
     """Of a pre-activation network the last norm went on learning."""
-    network = partial(rj.ResNet, stage_sizes=(1, 1), unit=rj.PreActivationUnit)
+    network = partial(rj.ResNet, stage_sizes=(1,), unit=rj.PreActivationUnit)
     monkeypatch.setitem(VARIANTS, "preact_resnet18", network)
     config = dataclasses.replace(
         tiny_config,
-        model=rj.ModelConfig("preact_resnet18", width=2, lowering="reference", frozen_stages=2),
+        model=rj.ModelConfig("preact_resnet18", width=2, lowering="reference", frozen_stages=1),
         optim=rj.OptimConfig(learning_rate=0.1, weight_decay=0.1),
         ema=None, epochs=0.5, eval_every=1,
     )  # fmt: skip
@@ -79,6 +84,46 @@ def test_averages_of_a_float64_run_are_float64(one_unit, tmp_path):
 def test_one_cycle_rises_however_long_its_warm_up(total):
     """A warm-up that rounded to the whole run stayed at a 25th of the rate."""
     config = rj.OptimConfig(learning_rate=0.05, schedule="one_cycle", warmup=0.99)
-    rates = [float(make_schedule(config, total)(step)) for step in range(total)]
+    rates = jax.vmap(make_schedule(config, total))(jnp.arange(total)).tolist()
     assert max(rates) == pytest.approx(0.05)
     assert rates == sorted(rates)
+
+
+@pytest.fixture(scope="module")
+def run_dir(finished_run, tmp_path_factory):
+    """A run whose only checkpoint, before its end, has running statistics that are NaN."""
+    folder = shutil.copytree(finished_run.path, tmp_path_factory.mktemp("nan") / "run")
+    shutil.rmtree(folder / "checkpoints")
+    tx = make_optimizer(finished_run.config.optim, optax.constant_schedule(0.1))
+    images = jnp.zeros((1, 28, 28, 1))
+    state = rj.TrainState.create(finished_run.model, tx, jax.random.key(0), images, ema=True)
+    stats = jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), state.batch_stats)
+    averages = {**state.ema, "batch_stats": stats}
+    state = state.replace(step=jnp.asarray(10), batch_stats=stats, ema=averages)
+    Checkpoints(folder / "checkpoints").save(state, {"accuracy": 0.5, "loss": 1.0})
+    return folder
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("evaluate RUN --json", "predict RUN DIGIT --json", "predict RUN DIGIT --csv"),
+        *(pytest.param(w, marks=pytest.mark.slow) for w in ("evaluate RUN", "predict RUN DIGIT")),
+    ],
+)
+def test_the_command_says_so(words, run_dir, tmp_path, command):
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / "digit.png")
+    places = {"RUN": run_dir, "DIGIT": tmp_path / "digit.png"}
+    code, out, err = command(*(places.get(word, word) for word in words.split()))
+    assert code == 1
+    assert "not finite" in err
+    assert "nan" not in out.lower()
+
+
+def test_a_validation_that_is_not_finite_ends_the_run_and_is_not_recorded(run_dir):
+    config = rj.Run.open(run_dir).config
+    assert config.eval_every
+    with pytest.raises(rj.ResNetJaxError, match="not finite"):
+        rj.train(config, run_dir, quiet=True)
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(row["loss"]) for row in rows)

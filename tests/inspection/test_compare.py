@@ -1,16 +1,13 @@
 """Comparisons of stored metrics, TensorBoard's events, and images named by patterns."""
 
-import dataclasses
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 import resnet_jax as rj
-from resnet_jax.cli import main
-from resnet_jax.config import to_dict
+from resnet_jax.config import replaced
 from resnet_jax.training.run_folder import Record, RunFolder
 
 
@@ -30,25 +27,25 @@ def stored(path: Path, config: rj.TrainConfig, accuracy: float | None) -> Path:
     return path
 
 
+HOW_IMAGES_ARE_READ = {"data.workers": 3, "data.streaming": "never", "data.memory-limit": 1.0}
+
+
 @pytest.fixture
 def four(tmp_path) -> list[str]:
     plain = rj.TrainConfig()
-    fast = dataclasses.replace(plain, optim=rj.OptimConfig(learning_rate=0.2), log_every=7)
+    fast = replaced(plain, {"optim.learning-rate": 0.2, "log-every": 7})
     made = [
         stored(tmp_path / "a0", plain, 0.90),
-        stored(tmp_path / "a1", dataclasses.replace(plain, seed=1), 0.94),
+        stored(tmp_path / "a1", replaced(plain, {"seed": 1, **HOW_IMAGES_ARE_READ}), 0.94),
         stored(tmp_path / "b0", fast, 0.80),
-        stored(tmp_path / "b3", dataclasses.replace(fast, seed=3), None),
+        stored(tmp_path / "b3", replaced(fast, {"seed": 3}), None),
     ]
-    assert to_dict(fast)["log_every"] == 7
     return list(map(str, made))
 
 
-@pytest.mark.slow
-def test_runs_that_differ_in_the_seed_are_one_row(four, tmp_path, capsys):
-    assert main(["compare", *four, "--json"]) == 0
-    slow, fast = json.loads(capsys.readouterr().out)
-    # Nothing but the rate tells them apart: the lines of metrics change nothing.
+def test_runs_that_differ_in_the_seed_are_one_row(four, command):
+    slow, fast = json.loads(command("compare", *four, "--json")[1])
+    # Nothing but the rate tells them apart: other lines of metrics and ways to read change nothing.
     assert set(slow) == {
         "optim.learning-rate", "runs", "seeds", "test accuracy", "test accuracy sd", "test loss",
         "test loss sd", "seconds",
@@ -58,26 +55,25 @@ def test_runs_that_differ_in_the_seed_are_one_row(four, tmp_path, capsys):
     assert slow["test accuracy"] == pytest.approx(0.92)
     assert slow["test accuracy sd"] == pytest.approx(0.04 / 2**0.5)  # n - 1
     assert (fast["runs"], fast["seeds"], fast["test accuracy sd"]) == (1, "0 3", None)
-    # The table shows mean and spread, and the picture is written.
-    assert main(["compare", *four, "--output", str(tmp_path / "curves.png")]) == 0
-    out = capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_table_shows_mean_and_spread_and_the_picture_is_written(four, tmp_path, command):
+    _, out, _ = command("compare", *four, "--output", tmp_path / "curves.png")
     assert "92.00% ± 2.83%" in out
     assert "80.00%" in out
     assert Image.open(tmp_path / "curves.png").width > 500
 
 
 @pytest.mark.slow
-def test_bad_comparisons_are_one_line(four, capsys):
+def test_bad_comparisons_are_one_line(four, refusal):
     for arguments, names in (
         ([four[0], four[0]], "twice"),
         ([four[0], "nowhere"], "is not a run"),
         ([four[0], "--output", __file__ + "/x.png"], "x.png cannot be written"),
         ([four[0], "--output", "x.nonsense"], "x.nonsense cannot be written"),
     ):
-        assert main(["compare", *arguments]) == 1
-        err = capsys.readouterr().err
-        assert names in err
-        assert err.count("\n") == 1
+        assert names in refusal("compare", *arguments)
 
 
 def test_events_are_the_metrics_that_are_left(tmp_path):
@@ -115,20 +111,18 @@ def test_events_are_the_metrics_that_are_left(tmp_path):
 
 
 @pytest.mark.slow
-def test_patterns_and_explanations(finished_run, tmp_path, capsys):
+def test_patterns_and_explanations(finished_run, tmp_path, command):
     images = rj.load_dataset("mnist_5k").test.images
     for name in ("a/1.png", "b/1.png", "b/2.png"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(images[len(name), :, :, 0]).save(path)
-    pattern, out = str(tmp_path / "*" / "*.png"), tmp_path / "out"
-    assert main(["predict", str(finished_run.path), pattern, "--explain", str(out), "--csv"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 4
+    pattern, out = tmp_path / "*" / "*.png", tmp_path / "out"
+    code, table, _ = command("predict", finished_run.path, pattern, "--explain", out, "--csv")
+    assert (code, len(table.splitlines())) == (0, 4)
     assert sorted(path.name for path in out.iterdir()) == ["1-2.png", "1.png", "2.png"]
-    picture = np.asarray(Image.open(out / "2.png"))
-    assert picture.shape == (224, 224, 3)
-    assert main(["predict", str(finished_run.path), str(tmp_path / "*.jpg")]) == 1
-    assert "no file fits" in capsys.readouterr().err
+    assert Image.open(out / "2.png").size == (224, 224)
+    assert "no file fits" in command("predict", finished_run.path, tmp_path / "*.jpg")[2]
 
 
 def test_a_run_shows_itself(finished_run):

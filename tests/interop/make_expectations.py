@@ -17,14 +17,7 @@ import numpy as np
 import timm
 import torch
 import torchvision
-from random_weights import (
-    NUM_CLASSES,
-    RELATIVES,
-    SIZES,
-    digest,
-    random_images,
-    random_weights,
-)
+from random_weights import NUM_CLASSES, RELATIVES, SIZES, digest, random_images, random_weights
 from torch_twin import twin
 
 FOLDER = Path(__file__).parent

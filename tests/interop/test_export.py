@@ -15,7 +15,6 @@ from flax import traverse_util
 from PIL import ExifTags, Image
 
 import resnet_jax as rj
-from resnet_jax.cli import main
 from resnet_jax.data.image import DecodeSpec, read_image
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.interop import Network, from_torchvision, load_metadata, load_weights, onnx
@@ -105,18 +104,9 @@ def test_stablehlo_runs_with_jax_and_flatbuffers_alone_for_any_number_of_images(
     assert np.abs(results["in_parts"] - results["logits"]).max() < 1e-5 * scale
 
 
-def test_onnx_is_checked_and_carries_what_it_needs(run):
-    load = pytest.importorskip("onnx").load
-    pytest.importorskip("onnxruntime")
-    path = run.export("onnx")
-    images = noise(run.image_shape, 7)
-    got = runner(path.read_bytes())(images)
-    np.testing.assert_allclose(got["probabilities"], run.predict(images), rtol=0, atol=1e-5)
-    metadata = {entry.key: entry.value for entry in load(path).metadata_props}
-    assert json.loads(metadata["class_names"]) == list(run.class_names)
-
-
-def test_the_programs_of_the_docs_say_what_predict_says(run, tmp_path, capsys, monkeypatch):
+def test_the_programs_of_the_docs_say_what_predict_says(
+    run, tmp_path, command, capsys, monkeypatch
+):
     """Of a large JPEG that lies on its side; and they read pictures of any shape as it does."""
     pytest.importorskip("onnxruntime")
     page = (Path(__file__).parents[2] / "docs/weights.md").read_text()
@@ -130,8 +120,7 @@ def test_the_programs_of_the_docs_say_what_predict_says(run, tmp_path, capsys, m
     photo.save("digit.jpg", exif=exif)
     run.export("stablehlo", "network.stablehlo")
     run.export("onnx", "resnet18.onnx")
-    assert main(["predict", str(run.path), "digit.jpg", "--topk", "10", "--json"]) == 0
-    (expected,) = json.loads(capsys.readouterr().out)
+    (expected,) = json.loads(command("predict", run.path, "digit.jpg", "--topk", 10, "--json")[1])
     for program in programs:
         names = {}
         exec(reader + program, names)
@@ -227,25 +216,21 @@ def test_a_missing_package_is_named(run, monkeypatch):
         ({"name": "resnet20"}, "no shortcut pad: export as stablehlo or onnx"),
     ],
 )
-def test_what_torchvision_has_no_network_for(make_run, tmp_path, capsys, model, reason):
-    run = make_run(**model)
+def test_what_torchvision_has_no_network_for(make_run, tmp_path, refusal, model, reason):
     output = tmp_path / "weights.safetensors"
-    arguments = ["export", str(run.path), "--format", "torchvision", "--output", str(output)]
-    assert main(arguments) == 1
-    assert reason in capsys.readouterr().err
+    words = ["export", make_run(**model).path, "--format", "torchvision", "--output", output]
+    assert reason in refusal(*words)
     assert not output.exists()
 
 
-def test_the_command(run, tmp_path, capsys):
+def test_the_command(run, tmp_path, command, refusal):
     output = tmp_path / "new" / "weights.safetensors"
-    arguments = ["export", str(run.path), "--format", "torchvision", "--output", str(output)]
-    assert main(arguments) == 0
-    assert str(output) in capsys.readouterr().out
+    words = ["export", run.path, "--format", "torchvision", "--output"]
+    code, out, _ = command(*words, output)
+    assert (code, str(output) in out) == (0, True)
     assert load_weights(output)["conv1.weight"].shape == (4, 1, 7, 7)
     for place in ("/proc/weights.safetensors", output / "below.safetensors"):
-        arguments[-1] = str(place)
-        assert main(arguments) == 1
-        assert "give another --output" in capsys.readouterr().err
+        assert "give another --output" in refusal(*words, place)
 
 
 @pytest.mark.slow

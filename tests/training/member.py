@@ -1,13 +1,15 @@
-"""One of two processes that agree, and that fail in a chosen way; prints JSON.
+"""One of two processes that agree, say on what as JSON, and fail in a chosen way.
 
-``python member.py PORT PROCESS_ID RUN_DIR agree|fail|bug|interrupt|hang``
+``python member.py PORT PROCESS_ID FOLDER fail|bug|interrupt|hang``
 """
 
 import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.training import distributed
@@ -15,10 +17,8 @@ from resnet_jax.training.distributed import (
     assert_equal,
     broadcast_from_main,
     failing_together,
-    initialize,
     is_main_process,
     main_process_first,
-    process_count,
 )
 
 
@@ -26,16 +26,14 @@ def refuse() -> None:
     raise ResNetJaxError("the main process refuses", 7)
 
 
-def agree(folder: Path) -> dict:
-    found = {"processes": process_count(), "main": is_main_process()}
-    text, pid = broadcast_from_main(lambda: ["é" * 100_000, os.getpid()])
-    found["long"] = [len(text), set(text) == {"é"}, pid]
-    found["none"] = broadcast_from_main(lambda: None)
+def refusal(call: Callable[..., object], *arguments: Any) -> list[Any]:
     try:
-        broadcast_from_main(refuse)
+        return ["nothing", call(*arguments)]
     except ResNetJaxError as error:
-        found["refused"] = [str(error), error.exit_code]
+        return [str(error), error.exit_code]
 
+
+def agree(folder: Path) -> dict[str, Any]:
     def cached() -> str:
         place = folder / "cached"
         if not place.exists():
@@ -44,29 +42,27 @@ def agree(folder: Path) -> dict:
         return place.read_text()
 
     distributed.WAIT_INTERVAL = 0.1  # not one collective for all of the second
-    found["cached"] = main_process_first(cached)
-    try:
-        main_process_first(refuse)
-    except ResNetJaxError as error:
-        found["refused first"] = [str(error), error.exit_code]
     assert_equal("settings", "ab" * 32, "never said")
-    try:
-        assert_equal("data", f"{'ab' * 31}{'cd' if is_main_process() else 'ef'}", "give the same")
-    except ResNetJaxError as error:
-        found["differs"] = str(error)
-    return found
+    data = f"{'ab' * 31}{'cd' if is_main_process() else 'ef'}"
+    text, of = broadcast_from_main(lambda: ["é" * 100_000, os.getpid()])
+    return {
+        "processes": distributed.process_count(),
+        "main": is_main_process(),
+        "long": [text == "é" * 100_000, of],
+        "none": broadcast_from_main(lambda: None),
+        "refused": refusal(broadcast_from_main, refuse),
+        "cached": main_process_first(cached),
+        "refused first": refusal(main_process_first, refuse),
+        "differs": refusal(assert_equal, "data", data, "give the same")[0],
+    }
 
 
 def main() -> None:
     port, process_id, folder, what = sys.argv[1:]
-    initialize(f"127.0.0.1:{port}", 2, int(process_id), 300)
+    distributed.initialize(f"127.0.0.1:{port}", 2, int(process_id), 300)
     with failing_together(Path(folder, "run")):
-        if what == "agree":
-            print(json.dumps(agree(Path(folder))))
-            return
-        broadcast_from_main(lambda: None)
+        print(json.dumps(agree(Path(folder))), flush=True)
         if not is_main_process():
-            print("told", flush=True)
             match what:
                 case "fail":
                     raise ResNetJaxError("row 3 is rotten")

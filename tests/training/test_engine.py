@@ -2,7 +2,7 @@
 
 import dataclasses
 import traceback
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 
 import jax
@@ -28,8 +28,9 @@ PACKAGE = str(Path(rj.__file__).parent)
 
 
 def test_a_whole_run_traces_each_step_once_three_frames_below_the_library(
-    tiny_config, one_unit, tmp_path, monkeypatch
+    tiny_config, tmp_path, monkeypatch
 ):
+    model = rj.ResNet((1,), rj.BasicUnit, width=2, stem="small", lowering="reference")
     traced, frames, train = [], [], Engine.train
 
     def looking(self, *args):
@@ -40,12 +41,13 @@ def test_a_whole_run_traces_each_step_once_three_frames_below_the_library(
     monkeypatch.setattr(Engine, "train", looking)
     for step in (module.train_step, module.eval_step):
 
+        @wraps(step)
         def counted(*args, step=step, **kwargs):
             traced.append(step.__name__)
             return step(*args, **kwargs)
 
         monkeypatch.setattr(module, step.__name__, counted)
-    rj.train(tiny_config, tmp_path, quiet=True)
+    rj.train(tiny_config, tmp_path, quiet=True, model=model)
     # Validation, test and test_all are 50, 30 and 500 images long.
     assert sorted(traced) == ["eval_step", "train_step"]
     assert frames == [["train", "fit"]] * 12  # and the step, `Engine.train`

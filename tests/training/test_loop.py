@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -122,15 +121,6 @@ def test_best_is_the_best_validation_accuracy(finished_run):
     assert sum(counts) == found.count == 50
 
 
-def test_a_finished_run_says_so_and_stays_as_it_is(finished_run, tiny_config, tmp_path):
-    run_dir = shutil.copytree(finished_run.path, tmp_path / "run")  # it is locked meanwhile
-    before = (run_dir / "metrics.jsonl").read_bytes()
-    heard = Heard()
-    rj.train(tiny_config, run_dir, quiet=True, callbacks=[heard])
-    assert "finished" in heard.text
-    assert (run_dir / "metrics.jsonl").read_bytes() == before
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tiny_config, tmp_path_factory):
     """The run of the script, whole."""
@@ -184,7 +174,8 @@ def test_a_run_goes_on_with_the_algorithms_that_it_began_with(
 ):
     # As outside the tests: these options hide what a compiler's options are refused for.
     monkeypatch.delenv("XLA_FLAGS")
-    config = dataclasses.replace(tiny_config, model=rj.ModelConfig(width=2), ema=None)
+    plain = {"model": rj.ModelConfig(width=2), "augment": rj.AugmentConfig(), "ema": None}
+    config = dataclasses.replace(tiny_config, **plain)
     used, train = set(), Engine.train
 
     def looking(self, state, *args):
@@ -197,7 +188,8 @@ def test_a_run_goes_on_with_the_algorithms_that_it_began_with(
         rj.train(config, tmp_path / "run", should_stop=stop_after(3))
     assert "may differ" not in capsys.readouterr().out
     monkeypatch.setattr(loop, "instruction_set", lambda: "avx512")
-    rj.train(config, tmp_path / "run")
+    with pytest.raises(ResNetJaxError, match="enough: saved step 4"):
+        rj.train(config, tmp_path / "run", should_stop=stop_after(1))
     assert used == {"avx2"}
     said = "resumes at step 3 of 12; computes as it began on avx2; on avx512 bits may differ"
     assert said in capsys.readouterr().out.replace("\n", " ")
@@ -308,21 +300,12 @@ def test_an_update_that_overflows_is_not_saved(
     assert RunFolder(tmp_path).checkpoints.steps() == [5]
 
 
-def test_other_ways_to_look_are_recorded_and_the_beginning_is_kept(
-    finished_run, tiny_config, tmp_path
-):
-    shutil.copytree(finished_run.path, tmp_path / "run")
-    path = tmp_path / "run" / "config.yaml"
+def test_other_ways_to_look_are_recorded_and_the_beginning_is_kept(own_run, tiny_config):
+    path = own_run / "config.yaml"
     document = yaml.safe_load(path.read_text())
     document["versions"]["jax"], document["commit"] = "0.0.1", "abc"
     path.write_text(yaml.safe_dump(document))
     other = dataclasses.replace(tiny_config, log_every=3)
-    assert rj.train(other, tmp_path / "run", quiet=True).config == other
+    assert rj.train(other, own_run, quiet=True).config == other
     after = yaml.safe_load(path.read_text())
     assert (after["versions"]["jax"], after["commit"]) == ("0.0.1", "abc")
-
-
-def test_a_batch_larger_than_the_data_is_refused_before_anything_is_written(tiny_config, tmp_path):
-    with pytest.raises(ResNetJaxError, match="200"):
-        rj.train(dataclasses.replace(tiny_config, batch_size=200), tmp_path / "run", quiet=True)
-    assert not (tmp_path / "run").exists()

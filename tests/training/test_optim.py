@@ -1,5 +1,6 @@
 """Schedules and optimisers against numbers worked out by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,8 +10,7 @@ from resnet_jax.training.optim import make_optimizer, make_schedule
 
 
 def rates(config: OptimConfig, total: int, steps: list[int]) -> np.ndarray:
-    schedule = make_schedule(config, total)
-    return np.array([float(schedule(step)) for step in steps])
+    return np.asarray(jax.vmap(make_schedule(config, total))(jnp.array(steps)))
 
 
 @pytest.mark.parametrize(

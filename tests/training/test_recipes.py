@@ -2,24 +2,19 @@
 
 import dataclasses
 import json
-import sys
-from pathlib import Path
 
 import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from make_datasets import build, encoded
 from PIL import Image
 
 import resnet_jax as rj
-from resnet_jax.cli import main
 from resnet_jax.data.image import DecodeSpec, read_image
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import VARIANTS
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
-from make_datasets import build, encoded
 
 NETWORK = ["--model.width", "2", "--model.lowering", "reference"]
 
@@ -58,29 +53,27 @@ def prepared(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_cifar10_trains_by_its_preset(prepared, one_unit, tmp_path, capsys):
-    options = ["--data.dir", str(prepared), "--batch-size", "20", "--epochs", "1", "--no-report"]
+def test_cifar10_trains_by_its_preset(prepared, one_unit, tmp_path, command):
+    options = ["--data.dir", prepared, "--batch-size", 20, "--epochs", 1, "--no-report"]
     run_dir = tmp_path / "run"
-    assert main(["train", "cifar10", "--run-dir", str(run_dir), *options, *NETWORK]) == 0
+    assert command("train", "cifar10", "--run-dir", run_dir, *options, *NETWORK)[0] == 0
     run = rj.Run.open(run_dir)
     assert run.image_shape == (32, 32, 3)
     assert run.class_names[3] == "cat"
     assert run.metrics()["step"].max() == 3  # 54 images, a tenth held out
-    capsys.readouterr()
-    assert main(["evaluate", str(run_dir), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(command("evaluate", run_dir, "--json")[1])
     assert found["count"] == 12
     assert "top5" not in found  # of ten classes five say little
 
 
 @pytest.mark.slow
-def test_imagenet_trains_by_its_preset(prepared, one_unit, tmp_path, capsys, monkeypatch):
+def test_imagenet_trains_by_its_preset(prepared, one_unit, tmp_path, command, monkeypatch):
     monkeypatch.setitem(VARIANTS, "resnet50", VARIANTS["resnet18"])
     run_dir = tmp_path / "run"
-    options = ["--data.dir", str(prepared), "--batch-size", "4", "--epochs", "1"]
-    options += ["--data.streaming", "always"]
-    assert main(["train", "imagenet", "--run-dir", str(run_dir), *options, *NETWORK]) == 0
-    shown = capsys.readouterr().out
+    options = ["--data.dir", prepared, "--data.streaming", "always", "--batch-size", 4]
+    options += ["--epochs", 1]
+    code, shown, _ = command("train", "imagenet", "--run-dir", run_dir, *options, *NETWORK)
+    assert code == 0
     assert "BN 81% initial" in shown  # in the place of top-5, after two steps
     assert "report: " in shown  # of the validation images: the test's labels are not published
     run = rj.Run.open(run_dir)
@@ -90,8 +83,7 @@ def test_imagenet_trains_by_its_preset(prepared, one_unit, tmp_path, capsys, mon
     assert metrics["step"].max() == 2
     assert set(metrics["kind"]) == {"train", "validation"}
     row = metrics[metrics["kind"] == "validation"].iloc[-1]
-    assert main(["evaluate", str(run_dir), "--split", "validation", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(command("evaluate", run_dir, "--split", "validation", "--json")[1])
     assert found["count"] == 4
     assert found["top5"] == row["top5"]
     assert found["accuracy"] <= found["top5"]

@@ -1,0 +1,19 @@
+"""What tests of pictures share."""
+
+import numpy as np
+import pytest
+
+import resnet_jax as rj
+
+
+@pytest.fixture
+def answers(monkeypatch) -> list[int]:
+    """Has every run answer its first class, at once; the number of pictures of each call."""
+    calls = []
+
+    def predict(self: rj.Run, images: np.ndarray, checkpoint: str = "best") -> np.ndarray:
+        calls.append(len(images))
+        return np.eye(len(self.class_names), dtype=np.float32)[np.zeros(len(images), int)]
+
+    monkeypatch.setattr(rj.Run, "predict", predict)
+    return calls
