@@ -45,7 +45,7 @@ import pytest  # noqa: E402
 
 # The shapes that signatures state are checked in every call, within tests alone.
 _CHECKED = ("data.augment", "data.randaugment", "models.resnet", "training.step")
-jaxtyping.install_import_hook([f"resnet_jax.{name}" for name in _CHECKED], "beartype.beartype")
+jaxtyping.install_import_hook([f"resnet_jax.{name}" for name in _CHECKED], "type_checker.check")
 
 import resnet_jax as rj  # noqa: E402
 from resnet_jax.cli import main  # noqa: E402

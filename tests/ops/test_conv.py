@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from beartype import beartype
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from type_checker import check
 
 from resnet_jax.ops import conv2d, max_pool
 
@@ -131,7 +131,7 @@ def test_what_does_not_fit_is_named(x, kernel, options, message) -> None:
 
 
 def test_what_is_returned_has_the_shape_that_the_signature_states():
-    checked = jaxtyping.jaxtyped(typechecker=beartype)
+    checked = jaxtyping.jaxtyped(typechecker=check)
     x, kernel = jnp.ones((2, 7, 6, 4), jnp.bfloat16), jnp.ones((3, 2, 2, 6))
     out = jax.eval_shape(lambda x, k: checked(conv2d)(x, k, groups=2, padding=1), x, kernel)
     assert (out.shape, out.dtype) == ((2, 7, 7, 6), x.dtype)

@@ -1,0 +1,5 @@
+"""What checks the types and shapes of arguments and results; an int will do for a float."""
+
+from beartype import BeartypeConf, beartype
+
+check = beartype(conf=BeartypeConf(is_pep484_tower=True))
