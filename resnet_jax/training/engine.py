@@ -1,7 +1,9 @@
 """Where jit, donation and the device mesh are applied."""
 
 from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import asdict
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -59,11 +61,30 @@ class Engine:
         self._evaluate = program(self._count, (all_, split), all_, compiler_options=quick)
         self._predict = program(self._probabilities, (all_, split), split, compiler_options=quick)
         self._any = program(jnp.any, split, all_)
+        self._compiled: Future[Any] | None = None
 
     def train(self, state: TrainState, key: jax.Array, batch: Batch) -> tuple[TrainState, Metrics]:
         """Take one step on a batch; ``state`` is donated, ``key`` is the run's for augmentation."""
         # The key is an argument and no constant: runs of several seeds are one compiled program.
-        return self._in_turn(self._train(state, key, batch))
+        step = self._compiled.result() if self._compiled else self._train
+        return self._in_turn(step(state, key, batch))
+
+    def compile_ahead(
+        self, pool: Executor, state: TrainState, key: jax.Array, examples: Sequence[np.ndarray]
+    ) -> None:
+        """Compile the step in another thread, for batches of examples like these."""
+
+        def whole(rows: np.ndarray) -> Any:
+            shape, dtype = (self.config.batch_size, *rows.shape[1:]), jnp.asarray(rows).dtype
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=self.sharded)
+
+        lowered = self._train.lower(self.abstract(state), key, Batch(*map(whole, examples)))
+        self._compiled = pool.submit(lowered.compile)
+
+    def abstract(self, tree: Any) -> Any:
+        """Return shapes and types as those of arrays on every device."""
+        everywhere = partial(jax.ShapeDtypeStruct, sharding=self.replicated)
+        return jax.tree.map(lambda leaf: everywhere(leaf.shape, leaf.dtype), tree)
 
     def evaluate(self, state: TrainState, split: Split) -> Evaluation:
         """Evaluate every example of a split exactly once."""

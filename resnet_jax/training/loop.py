@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from functools import cache, partial
 from pathlib import Path
@@ -53,16 +54,15 @@ class Training:
         self.origin = ""  # what a first state was made of, beside random numbers
         sampler = EpochSampler(self.num_train, config.batch_size, config.seed)
         self.total_steps = sampler.steps(config.epochs)
-        self.schedule = None if custom.optimizer else make_schedule(config.optim, self.total_steps)
+        # Jitted, since one by one its operations are as many programs.
+        schedule = jax.jit(make_schedule(config.optim, self.total_steps))
+        self.schedule = None if custom.optimizer else schedule
         self.engine = Engine(config, data.class_names, data.image_shape, devices, custom.loss)
-        self.state = self._begin(data, custom, recorded, stack)
-        self.step = int(self.state.step)
-        rows = broadcast_from_main(lambda: self.folder.rewind_metrics(self.step))
+        self.state, rows = self._begin(data, custom, recorded, stack)
         self.callbacks = tuple(callbacks) if is_main_process() else ()
         if config.tensorboard and is_main_process():
             events = Events(self.folder.path / "tensorboard", rows)
             self.callbacks += (stack.enter_context(closing(events)),)
-        self.accuracies = [row["accuracy"] for row in rows if row["kind"] == "validation"]
         self.tested = {(r["split"], r["checkpoint"]) for r in rows if r.get("last") == self.step}
         # So that the time of earlier starts counts.
         self.began = time.perf_counter() - max((row["seconds"] for row in rows), default=0.0)
@@ -71,8 +71,9 @@ class Training:
 
     def _begin(
         self, data: Dataset, custom: Custom, recorded: Record | None, stack: ExitStack
-    ) -> TrainState:
-        """Lock the folder, record the configuration, and return the newest state or a first one."""
+    ) -> tuple[TrainState, list[dict[str, Any]]]:
+        """Lock the folder, record the configuration, and return the newest state or a first one,
+        with the rows of metrics up to it."""
         config, folder, checkpoints = self.config, self.folder, self.folder.checkpoints
         params_key, self.augment_key = jax.random.split(jax.random.key(config.seed))
         model = custom.model or make_model(config, data.num_classes)
@@ -108,10 +109,16 @@ class Training:
                 folder.write_record(record)
             return next(checkpoints.good_steps(), 0)
 
-        if step := broadcast_from_main(lock):
-            everywhere = partial(jax.ShapeDtypeStruct, sharding=self.engine.replicated)
-            target = jax.tree.map(lambda leaf: everywhere(leaf.shape, leaf.dtype), shapes())
-            state = checkpoints.restore(target, step)
+        self.step = broadcast_from_main(lock)
+        rows = broadcast_from_main(lambda: folder.rewind_metrics(self.step))
+        self.accuracies = [row["accuracy"] for row in rows if row["kind"] == "validation"]
+        if not self._is_over():  # while it is compiled, the parameters are drawn or read
+            state = shapes().replace(apply_fn=model.apply)
+            pool = stack.enter_context(ThreadPoolExecutor(1))
+            example = data.train.batch(np.zeros(1, int))
+            self.engine.compile_ahead(pool, state, self.augment_key, example)
+        if self.step:
+            state = checkpoints.restore(self.engine.abstract(shapes()), self.step)
             # Not among what is saved: what is in a checkpoint was finite.
             state = state.replace(first_bad_step=self.engine.replicate(jnp.full((), -1, jnp.int32)))
         else:
@@ -120,7 +127,7 @@ class Training:
             variables, self.origin = initial or (None, self.origin)
             state = create(params_key, images).starting_from(variables)
             state = self.engine.replicate(state)
-        return state.replace(apply_fn=model.apply)
+        return state.replace(apply_fn=model.apply), rows
 
     def fit(self, should_stop: ShouldStop | None = None) -> None:
         """Train until the configuration is fulfilled, then test; or until `should_stop`."""
