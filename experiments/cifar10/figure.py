@@ -60,7 +60,8 @@ def draw(rows: list[Row]) -> Figure:
 
 def percent(errors: list[float]) -> str:
     low, high = interval(errors)
-    return f"{statistics.fmean(errors):.2%} ({low:.2%} to {high:.2%})"
+    between = f" ({low:.2%} to {high:.2%})" if len(errors) > 1 else ""
+    return f"{statistics.fmean(errors):.2%}{between}"
 
 
 def errors() -> str:
