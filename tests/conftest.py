@@ -136,10 +136,13 @@ def refusal(command):
 def python():
     """Runs Python in another process, which must end with this code: what it said."""
 
-    def run(*words: object, code: int = 0, cwd: object = None, **environment: str):
+    def run(*words: object, code: int = 0, cwd: object = None, **environment: str | None):
         command = [sys.executable, *map(str, words)]
-        settings = {"cwd": cwd, "env": os.environ | environment, "timeout": 300, "text": True}
-        done = subprocess.run(command, capture_output=True, **settings)
+        changed = (os.environ | environment).items()  # None takes a variable away
+        env = {name: value for name, value in changed if value is not None}
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=cwd, env=env, timeout=300
+        )
         assert done.returncode == code, done.stderr
         return done
 

@@ -7,6 +7,12 @@ import resnet_jax as rj
 
 
 @pytest.fixture
+def own_cache(tmp_path, monkeypatch) -> None:
+    """An empty cache of what was read."""
+    monkeypatch.setenv("RESNET_JAX_CACHE_DIR", str(tmp_path / "own-cache"))
+
+
+@pytest.fixture
 def answers(monkeypatch) -> list[int]:
     """Has every run answer its first class, at once; the number of pictures of each call."""
     calls = []

@@ -11,11 +11,10 @@ import resnet_jax as rj
 
 # How each program here begins. One unit has all that a type or a precision may change.
 PRELUDE = """
-import contextlib, functools, hashlib, json, logging, os, resource, signal, sys, threading, time
-import warnings
+import contextlib, dataclasses, functools, hashlib, json, logging, os, resource, signal, sys
+import threading, time, warnings
 import jax, numpy as np
 import resnet_jax as rj
-from resnet_jax.config import replaced
 from resnet_jax.models import VARIANTS
 VARIANTS["resnet18"] = functools.partial(rj.ResNet, stage_sizes=(1,), unit=rj.BasicUnit)
 BASE = rj.TrainConfig(
@@ -24,6 +23,7 @@ BASE = rj.TrainConfig(
     augment=rj.AugmentConfig(shift=2, rotation=10, erase=0.5),
     optim=rj.OptimConfig(learning_rate=0.05), epochs=1, batch_size=20,
 )
+DOUBLE = dataclasses.replace(BASE.model, dtype="float64")
 folder = sys.argv[1]
 def digest(config, name):
     run = rj.train(config, f"{folder}/{name}", quiet=True)
@@ -35,10 +35,10 @@ def digest(config, name):
 # Each call once to import what it needs, which is not ours to undo, then again between two looks.
 LEAVES = """
 jax.config.update("jax_compilation_cache_dir", None)
-config = replaced(BASE, {
-    "model.dtype": "float64", "matmul-precision": "high", "epochs": 2.0, "log-every": 1,
-    "optim.schedule": "cosine", "optim.warmup": 0.5,
-})
+config = dataclasses.replace(
+    BASE, model=DOUBLE, matmul_precision="high", epochs=2, log_every=1,
+    optim=rj.OptimConfig(learning_rate=0.05, schedule="cosine", warmup=0.5),
+)
 def state():
     loggers = map(logging.getLogger, (None, "resnet_jax", "asyncio", "absl", "orbax", "PIL"))
     return {
@@ -77,20 +77,35 @@ for name, call in calls.items():
     for part, value in state().items():
         if value != before[part]:
             print(name, "changes", part)
-if digest(BASE, "after") != alone:
-    print("a float32 run after one in float64 is not what it is alone")
 if sys.platform == "linux" and (mebibytes := kept()) > 64:
     print("malloc keeps", mebibytes)
+print(alone, digest(BASE, "after"))
 """
 
 
-def test_calls_of_the_library_leave_the_process_as_it_was(tmp_path, python):
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory, python):
+    """The folder of that process, and what it said."""
+    folder = tmp_path_factory.mktemp("guest")
+    return folder, python("-c", PRELUDE + LEAVES, folder)
+
+
+def test_calls_of_the_library_leave_the_process_as_it_was(guest):
     """JAX's settings, warnings, loggers, signals, hooks, the environment and malloc."""
-    done = python("-c", PRELUDE + LEAVES, tmp_path)
-    assert done.stdout == done.stderr == ""
-    assert "trains from step 0" in (tmp_path / "1/run.log").read_text()
-    # And rates of a float64 run are float64: one of this warm-up was 0.05 / 3 to six digits only.
-    rows = map(json.loads, (tmp_path / "1/metrics.jsonl").read_text().splitlines())
+    folder, done = guest
+    assert done.stdout.splitlines()[:-1] == []
+    assert done.stderr == ""
+    assert "trains from step 0" in (folder / "1/run.log").read_text()
+
+
+def test_a_float32_run_after_a_float64_run_is_what_it_is_alone(guest):
+    alone, after = guest[1].stdout.splitlines()[-1].split()
+    assert after == alone
+
+
+def test_rates_of_a_float64_run_are_float64(guest):
+    """A warm-up of a third was 0.05 / 3 to six digits only."""
+    rows = map(json.loads, (guest[0] / "1/metrics.jsonl").read_text().splitlines())
     rates = [row["learning_rate"] for row in rows if row["kind"] == "train"]
     assert rates[:3] == pytest.approx([0.05 / 3, 0.05 / 3 * 2, 0.05], rel=1e-14)
 
@@ -113,14 +128,14 @@ class Unit(rj.BasicUnit):
 VARIANTS["resnet18"] = functools.partial(rj.ResNet, stage_sizes=(1,), unit=Unit)
 handler = signal.default_int_handler
 signal.signal(signal.SIGINT, handler)  # which a shell's background ignores
-config = replaced(BASE, {"epochs": 10_000.0, "log-every": 1, "eval-every": 20})
+config = dataclasses.replace(BASE, epochs=10_000, log_every=1, eval_every=20)
 def at_work():
     own.append(signal.getsignal(signal.SIGINT) is handler)
     if len(own) == 25:
         threading.Thread(target=press, args=(1,)).start()
-for should_stop in (None, at_work, lambda: "enough"):
+for more in ({}, {"should_stop": at_work}, {"should_stop": lambda: "enough"}):
     try:
-        rj.train(config, sys.argv[1], quiet=True, should_stop=should_stop)
+        rj.train(config, folder, quiet=True, **more)
     except KeyboardInterrupt:
         with contextlib.suppress(KeyboardInterrupt):
             time.sleep(0.2)
@@ -149,8 +164,8 @@ def test_interrupts_reach_the_notebook_and_the_run_goes_on_after(tmp_path, pytho
 RUNS = """
 CONFIGS = {
     "float32": BASE,
-    "float64": replaced(BASE, {"model.dtype": "float64"}),
-    "default": replaced(BASE, {"matmul-precision": "default"}),
+    "float64": dataclasses.replace(BASE, model=DOUBLE),
+    "default": dataclasses.replace(BASE, matmul_precision="default"),
 }
 print(json.dumps([digest(CONFIGS[name], number) for number, name in enumerate(sys.argv[2:])]))
 """

@@ -16,6 +16,8 @@ from PIL import Image
 import resnet_jax as rj
 from resnet_jax.data.image import DecodeSpec, read_image
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 UPRIGHT = {
     1: lambda a: a,
     2: np.fliplr,
@@ -116,11 +118,6 @@ def written(path: Path, seed: int, kind, orientation, clear, tags, compression):
     if ending == "tif" and tags:
         path.write_bytes(with_tags(path.read_bytes(), tags))
     return UPRIGHT[turned](levels), refused
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("RESNET_JAX_CACHE_DIR", str(tmp_path / "own-cache"))
 
 
 @pytest.fixture(scope="module")

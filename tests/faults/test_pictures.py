@@ -20,13 +20,10 @@ from raw_png import png
 import resnet_jax as rj
 from resnet_jax.data.image import DecodeSpec, read_image
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 CASES = Path(__file__).parents[1] / "data" / "cases"
 RAMP = np.tile(17 * np.arange(16, dtype=np.uint8), (16, 1))
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("RESNET_JAX_CACHE_DIR", str(tmp_path / "own-cache"))
 
 
 def picture(path: Path, seed: int, **options: object) -> Path:

@@ -1,5 +1,7 @@
 """Configurations that cannot be meant, and the mean and deviation that a dataset is given."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -55,6 +57,25 @@ def test_one_value_for_each_channel_is_refused_before_training(
     line = refusal(*train, "--accumulate", accumulate, "--batch-size", accumulate)
     assert "--batch-size" in line
     assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_seeds_that_differ_in_how_images_are_read_are_compared_as_one(
+    finished_run, tmp_path, command
+):
+    config = (finished_run.path / "config.yaml").read_text()
+    folders = []
+    for seed, changes in enumerate([{}, {"workers": 3, "streaming": "never", "memory_limit": 1.0}]):
+        document = yaml.safe_load(config)
+        document["config"]["seed"] = seed
+        document["config"]["data"] |= changes
+        folder = tmp_path / f"run{seed}"
+        folder.mkdir()
+        (folder / "config.yaml").write_text(yaml.safe_dump(document))
+        (folder / "metrics.jsonl").write_text((finished_run.path / "metrics.jsonl").read_text())
+        folders.append(folder)
+    code, out, _ = command("compare", *folders, "--json")
+    assert code == 0
+    assert [row["runs"] for row in json.loads(out)] == [2]
 
 
 def test_the_help_states_each_default_once(capsys):

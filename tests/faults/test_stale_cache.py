@@ -12,9 +12,8 @@ import resnet_jax as rj
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, own_cache):
     """Six BMPs, all of one size and time, in a folder for each of two classes; an empty cache."""
-    monkeypatch.setenv("RESNET_JAX_CACHE_DIR", str(tmp_path / "cache"))
     root = tmp_path / "pictures"
     for k, name in enumerate(("dark", "light")):
         (root / name).mkdir(parents=True)

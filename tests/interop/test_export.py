@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -89,12 +88,13 @@ np.savez(
 """
 
 
-def test_stablehlo_runs_with_jax_and_flatbuffers_alone_for_any_number_of_images(run, tmp_path):
+def test_stablehlo_runs_with_jax_and_flatbuffers_alone_for_any_number_of_images(
+    run, tmp_path, python
+):
     images = noise(run.image_shape, 7)
     np.save(tmp_path / "images.npy", images)
     path = run.export("stablehlo", tmp_path / "network.stablehlo")
-    files = [str(tmp_path / name) for name in ("images.npy", "results.npz")]
-    subprocess.run([sys.executable, "-c", WITH_JAX_ALONE, str(path), *files], check=True)
+    python("-c", WITH_JAX_ALONE, path, tmp_path / "images.npy", tmp_path / "results.npz")
     results = np.load(tmp_path / "results.npz")
     assert results["platforms"].tolist() == ["cpu", "cuda", "tpu"]
     about = json.loads(str(results["about"]))

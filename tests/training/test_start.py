@@ -27,23 +27,20 @@ print(json.dumps({"code": code, **found}))
 OPTIONS = "--model.width 4 --data.subset 60 20 20 --batch-size 20 --epochs 1 --no-report"
 
 
-def start(run_dir: Path, cache: Path, *options: str) -> dict[str, int]:
+@pytest.fixture
+def start(python):
     """Trains a tiny network, lowered as the command does by default, and counts."""
-    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    command = ["train", "quickstart", "--run-dir", str(run_dir), *OPTIONS.split(), *options]
-    done = subprocess.run(
-        [sys.executable, "-c", COUNTING, *command],
-        env=environment | {"RESNET_JAX_CACHE_DIR": str(cache)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+
+    def run(run_dir: Path, cache: Path, *options: str) -> dict[str, int]:
+        words = ["train", "quickstart", "--run-dir", run_dir, *OPTIONS.split(), *options]
+        caches = {"JAX_COMPILATION_CACHE_DIR": None, "RESNET_JAX_CACHE_DIR": str(cache)}
+        return json.loads(python("-c", COUNTING, *words, **caches).stdout.splitlines()[-1])
+
+    return run
 
 
 @pytest.mark.slow
-def test_a_second_start_compiles_nothing(tmp_path: Path) -> None:
+def test_a_second_start_compiles_nothing(tmp_path, start) -> None:
     cache = tmp_path / "cache"
     first = start(tmp_path / "first", cache)
     assert first["code"] == 0
@@ -57,7 +54,7 @@ def test_a_second_start_compiles_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_without_the_cache_nothing_is_kept(tmp_path: Path) -> None:
+def test_without_the_cache_nothing_is_kept(tmp_path, start) -> None:
     found = start(
         tmp_path / "run", tmp_path / "cache", "--no-compilation-cache", "--model.lowering=reference"
     )
@@ -65,7 +62,7 @@ def test_without_the_cache_nothing_is_kept(tmp_path: Path) -> None:
     assert not (tmp_path / "cache/compiled").exists()
 
 
-def test_help_imports_nothing_heavy_and_is_quick() -> None:
+def test_help_imports_nothing_heavy_and_is_quick(python) -> None:
     code = """
 import sys
 from resnet_jax.cli import main
@@ -74,8 +71,7 @@ try:
 finally:
     print({"jax", "numpy", "pandas", "tensorflow_datasets"} & set(sys.modules))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == "set()"
+    assert python("-c", code).stdout.splitlines()[-1] == "set()"
     # By the processor's clock, the better of two: the one on the wall measures what else the
     # machine does. On a machine that is slow, importing the parser's library is the measure.
     ours, library = (
