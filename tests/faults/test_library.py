@@ -103,13 +103,6 @@ def test_a_float32_run_after_a_float64_run_is_what_it_is_alone(guest):
     assert after == alone
 
 
-def test_rates_of_a_float64_run_are_float64(guest):
-    """A warm-up of a third was 0.05 / 3 to six digits only."""
-    rows = map(json.loads, (guest[0] / "1/metrics.jsonl").read_text().splitlines())
-    rates = [row["learning_rate"] for row in rows if row["kind"] == "train"]
-    assert rates[:3] == pytest.approx([0.05 / 3, 0.05 / 3 * 2, 0.05], rel=1e-14)
-
-
 # Three cells of a notebook: one that is interrupted twice, a fiftieth of a second apart, while JAX
 # traces; one that is interrupted at work; and one that stops by itself.
 INTERRUPTED = """
