@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Shaped
 
@@ -251,7 +252,9 @@ class ResNet(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: Shaped[Array, "n h w c"], *, train: bool) -> Float[Array, "n ..."]:
+    def __call__(
+        self, images: Shaped[Array | np.ndarray, "n h w c"], *, train: bool
+    ) -> Float[Array, "n ..."]:
         """Computes logits.
 
         Args:
@@ -273,7 +276,7 @@ class ResNet(nn.Module):
             raise ResNetJaxError(f"frozen_stages must be 0 to {stages}, got {self.frozen_stages}")
         frozen = -1 if self.frozen_stages is None else self.frozen_stages
         stem = Stem(self.stem, self.width, conv, norm, self.lowering, name="stem")
-        x = stem(images, train=train and frozen < 0)
+        x = stem(jnp.asarray(images), train=train and frozen < 0)
         for stage, size in enumerate(self.stage_sizes):
             if stage == frozen:
                 x = jax.lax.stop_gradient(x)
