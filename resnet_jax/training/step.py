@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -38,7 +39,7 @@ class Counts(NamedTuple):
 
 def cross_entropy(
     logits: Float[Array, "n k"],
-    labels: Int[Array, " n"] | Float[Array, "n k"],
+    labels: Int[Array | np.ndarray, " n"] | Float[Array, "n k"],
     label_smoothing: float = 0.0,
 ) -> Float[Array, " n"]:
     """Return the cross-entropy of each example against its smoothed label, float[N] in nats.
