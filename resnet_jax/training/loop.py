@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.config import TrainConfig
-from resnet_jax.data.dataset import Dataset
+from resnet_jax.data.dataset import Dataset, Split
 from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop.weights import initial_variables
@@ -58,7 +58,7 @@ class Training:
         schedule = jax.jit(make_schedule(config.optim, self.total_steps))
         self.schedule = None if custom.optimizer else schedule
         self.engine = Engine(config, data.class_names, data.image_shape, devices, custom.loss)
-        self.state, rows = self._begin(data, custom, recorded, stack)
+        self._first_state, rows = self._begin(data, custom, recorded, stack)
         self.callbacks = tuple(callbacks) if is_main_process() else ()
         if config.tensorboard and is_main_process():
             events = Events(self.folder.path / "tensorboard", rows)
@@ -71,9 +71,9 @@ class Training:
 
     def _begin(
         self, data: Dataset, custom: Custom, recorded: Record | None, stack: ExitStack
-    ) -> tuple[TrainState, list[dict[str, Any]]]:
-        """Lock the folder, record the configuration, and return the newest state or a first one,
-        with the rows of metrics up to it."""
+    ) -> tuple[Callable[[], TrainState], list[dict[str, Any]]]:
+        """Lock the folder and record the configuration; return what draws or restores the state to
+        go on from, and the rows of metrics up to it."""
         config, folder, checkpoints = self.config, self.folder, self.folder.checkpoints
         params_key, self.augment_key = jax.random.split(jax.random.key(config.seed))
         model = custom.model or make_model(config, data.num_classes)
@@ -93,8 +93,8 @@ class Training:
         images = jnp.zeros((1, size or height, size or width, channels), config.model.dtype)
         averages = config.ema is not None
         create = partial(TrainState.create, drawn, tx, ema=averages)
-        shapes = cache(partial(jax.eval_shape, create, params_key, images))
-        names, parts = data.class_names, custom.describe(shapes, images, data.num_classes)
+        abstract = cache(partial(jax.eval_shape, create, params_key, images))
+        names, parts = data.class_names, custom.describe(abstract, images, data.num_classes)
         record = Record(config, data.fingerprint, names, data.image_shape, parts, instructions)
         if recorded:
             folder.check_same(record)
@@ -112,22 +112,36 @@ class Training:
         self.step = broadcast_from_main(lock)
         rows = broadcast_from_main(lambda: folder.rewind_metrics(self.step))
         self.accuracies = [row["accuracy"] for row in rows if row["kind"] == "validation"]
-        if not self._is_over():  # while it is compiled, the parameters are drawn or read
-            state = shapes().replace(apply_fn=model.apply)
+        if config.init_from and not self.step:  # or all steps are damaged
+            initial = initial or read()
+        variables, self.origin = initial or (None, self.origin)
+
+        def draw() -> TrainState:
+            return create(params_key, images).starting_from(variables)
+
+        shapes = cache(lambda: abstract().replace(apply_fn=model.apply))
+        return partial(self._draw_or_restore, shapes, draw, data.train, stack), rows
+
+    def _draw_or_restore(
+        self,
+        shapes: Callable[[], TrainState],
+        draw: Callable[[], TrainState],
+        train: Split,
+        stack: ExitStack,
+    ) -> TrainState:
+        """Return the state to go on from; meanwhile the step is compiled."""
+        engine = self.engine
+        if not self._is_over():
             pool = stack.enter_context(ThreadPoolExecutor(1))
-            example = data.train.batch(np.zeros(1, int))
-            self.engine.compile_ahead(pool, state, self.augment_key, example)
+            example = train.batch(np.zeros(1, int))
+            engine.compile_ahead(pool, shapes(), self.augment_key, example)
         if self.step:
-            state = checkpoints.restore(self.engine.abstract(shapes()), self.step)
+            state = self.folder.checkpoints.restore(engine.abstract(shapes()), self.step)
             # Not among what is saved: what is in a checkpoint was finite.
-            state = state.replace(first_bad_step=self.engine.replicate(jnp.full((), -1, jnp.int32)))
+            state = state.replace(first_bad_step=engine.replicate(jnp.full((), -1, jnp.int32)))
         else:
-            if config.init_from:  # or all steps are damaged
-                initial = initial or read()
-            variables, self.origin = initial or (None, self.origin)
-            state = create(params_key, images).starting_from(variables)
-            state = self.engine.replicate(state)
-        return state.replace(apply_fn=model.apply), rows
+            state = engine.replicate(draw())
+        return state.replace(apply_fn=shapes().apply_fn)
 
     def fit(self, should_stop: ShouldStop | None = None) -> None:
         """Train until the configuration is fulfilled, then test; or until `should_stop`."""
@@ -148,6 +162,7 @@ class Training:
         for callback in self.callbacks:
             callback.on_start(self.step, total)
         stop_reason = _agreed(self.engine, should_stop)
+        self.state = self._first_state()
         measured: list[Metrics] = []
         since = time.perf_counter()
         while not ended:
