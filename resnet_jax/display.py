@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from rich import box, progress
+import lazy_loader
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from resnet_jax.data.mnist import DatasetInfo
     from resnet_jax.models.summary import LayerSummary
     from resnet_jax.training.metrics import Evaluation
+
+# A fortieth of a second, which `--help` need not take.
+progress = lazy_loader.load("rich.progress", suppress_warning=True)
 
 # Without a bar, a line at least this often shows that something happens.
 SECONDS_BETWEEN_LINES = 10.0
