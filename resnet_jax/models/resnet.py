@@ -22,6 +22,7 @@ from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models.layers import BatchNorm, Conv, Initializer, he_fan_out, torch_default
 
 Layer = Callable[..., Any]
+Images = Shaped[Array | np.ndarray, "n h w c"]
 
 
 class Unit(nn.Module):
@@ -252,9 +253,7 @@ class ResNet(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, images: Shaped[Array | np.ndarray, "n h w c"], *, train: bool
-    ) -> Float[Array, "n ..."]:
+    def __call__(self, images: Images, *, train: bool) -> Float[Array, "n ..."]:
         """Computes logits.
 
         Args:
