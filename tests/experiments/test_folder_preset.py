@@ -72,6 +72,7 @@ def test_units_are_named_apart_and_the_present_preset_comes_first(capsys):
     assert not any("-none-0.1-30x64-atown" in name for name in trained[14:])
 
 
+@pytest.mark.slow
 def test_quick_trains_from_scratch_and_from_weights_each_unit_once(cifar, tmp_path, one_unit):
     only = "^(baseline-cifar-200|(cifar-200|last5-200-weights)-flipcrop0.35-0.05-30x64-at64-seed0)$"
     arguments = ["--quick", "--runs", str(tmp_path), "--only", only, str(cifar)]

@@ -76,6 +76,7 @@ def test_what_has_a_row_is_not_done_again(tmp_path, capsys):
     assert done == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_quick_training_leaves_one_row_of_its_last_parameters(tmp_path):
     quick = ["--quick", "--runs", str(tmp_path), "--only", "final-mnist-seed0"]
     record.main(quick)
