@@ -30,7 +30,12 @@ MARK = re.compile(
 )
 # The modules whose functions the marks of a page call; `values()` where they are no module's own.
 PAGES = {
-    "README.md": ("presets.measure", "residual_study.analysis", "cpu_speed.plot"),
+    "README.md": (
+        "presets.measure",
+        "residual_study.analysis",
+        "cpu_speed.plot",
+        "cifar10.figure",
+    ),
     "docs/scaling.md": ("scaling.paper", "scaling.decode"),
     "experiments/README.md": ("residual_study.analysis", "residual_study.torchvision"),
     "experiments/cifar10/README.md": ("cifar10.figure",),

@@ -79,7 +79,13 @@ def errors() -> str:
     return table(head, lines) if lines else MISSING
 
 
-def presets() -> str:
+def test_error(depth: int, residual: bool) -> str:
+    """The mean over the seeds of a network with option A."""
+    seeds = grouped(read_rows(RESULTS))[depth, residual, "pad"]
+    return f"{statistics.fmean(row['test_error'] for row in seeds):.0%}"
+
+
+def recipes() -> str:
     """The presets beside the recipe of `cifar10_fast` in PyTorch."""
     groups: dict[str, list[Row]] = {}
     for row in read_rows(RESULTS):

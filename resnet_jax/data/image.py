@@ -159,7 +159,7 @@ def read_bytes(path: str | Path) -> bytes:
         raise OSError(errno.EINVAL, "no regular file")
     if found.st_size > MAX_BYTES:
         raise OSError(errno.EFBIG, f"more than {MAX_BYTES:,} bytes")
-    with open(path, "rb", buffering=0) as file:
+    with open(path, "rb") as file:  # buffered, which reads on after a short answer of a network
         content = file.read(found.st_size)
     if len(content) != found.st_size:
         raise OSError(errno.EIO, "it changed while it was read")

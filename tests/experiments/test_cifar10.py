@@ -51,7 +51,7 @@ def test_a_training_ends_with_a_row_and_is_not_done_twice(tmp_path, capsys):
 def test_tables_and_figure_show_the_mean_over_seeds(tmp_path, monkeypatch):
     rows = tmp_path / "results.jsonl"
     monkeypatch.setattr(figure, "RESULTS", rows)
-    assert figure.errors() == figure.presets() == figure.MISSING
+    assert figure.errors() == figure.recipes() == figure.MISSING
     for training in trainings():
         error = 0.1 + 0.01 * training.seed
         curve = [[100, 0.9], [200, error]]
@@ -63,7 +63,7 @@ def test_tables_and_figure_show_the_mean_over_seeds(tmp_path, monkeypatch):
     assert lines[2].startswith("| plain 20 | 3 | 11.00% (10.")
     assert any(line.startswith("| residual 20 with option B | 3 |") for line in lines)
     preset = "| `cifar10_fast` | **89.00%** | 90.00% 89.00% 88.00% | 60 s 60 s 60 s | a CPU |"
-    assert preset in figure.presets()
+    assert preset in figure.recipes()
     labels = figure.draw(figure.read_rows(rows)).axes[0].get_legend_handles_labels()[1]
     assert labels[:2] == ["plain 20", "residual 20"]
     assert len(labels) == 8
