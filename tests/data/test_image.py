@@ -1,6 +1,7 @@
 """Image files of every kind that people have, and of kinds that cannot be read."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from make_datasets import encoded
 from PIL import Image, PngImagePlugin
 from raw_png import png
 
-from resnet_jax.data.image import MAX_BYTES, DecodeSpec, read_image
+from resnet_jax.data.image import MAX_BYTES, DecodeSpec, read_bytes, read_image
 from resnet_jax.data.walk import find_images
 from resnet_jax.errors import ResNetJaxError
 
@@ -122,3 +123,14 @@ def test_folders_give_their_images_and_an_empty_one_is_named(tmp_path):
         (tmp_path / name).write_bytes(b"")
     assert (found := find_images([tmp_path])) == sorted(found)  # as paths, not as texts
     assert len(found) == 6
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read_is_no_broken_picture(tmp_path, monkeypatch):
+    path = save(Image.fromarray(GREY), tmp_path / "a.png")
+    found = path.stat()
+    longer = SimpleNamespace(st_mode=found.st_mode, st_size=found.st_size + 1)
+    with monkeypatch.context() as patched:
+        patched.setattr("resnet_jax.data.image.os.stat", lambda _: longer)
+        with pytest.raises(OSError, match="it changed while it was read"):
+            read_bytes(path)
+    assert read_bytes(path) == path.read_bytes()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial, wraps
 from pathlib import Path
 
@@ -66,6 +67,22 @@ def test_seeds_share_one_program(tiny_config, one_unit):
         batch = rj.Batch(*data.train.batch(np.arange(20)))
         texts.add(engine._train.lower(state, key, batch).as_text())
     assert len(texts) == 1
+
+
+def test_the_step_that_was_compiled_ahead_is_the_one_that_is_taken(tiny_config, one_unit):
+    config = dataclasses.replace(tiny_config, ema=None)
+    data, _ = load_splits(config.data)
+    engine = Engine(config, data.class_names, data.image_shape)
+    key, images = jax.random.key(0), jnp.zeros((1, 28, 28, 1))
+    state = rj.TrainState.create(make_model(config, 10), optax.sgd(0.1), key, images)
+    with ThreadPoolExecutor(1) as pool:
+        engine.compile_ahead(pool, state, key, data.train.batch(np.zeros(1, int)))
+    engine._train = None  # cannot be called
+    state = engine.replicate(state)
+    for batch in engine.batches(data.train, np.arange(40).reshape(2, 20)):
+        state, metrics = engine.train(state, key, batch)
+    assert int(state.step) == 2
+    assert np.isfinite(metrics.loss)
 
 
 PARTS = r"--batch-size {} cannot be split over one device in {} parts \(--accumulate\): give {}$"
