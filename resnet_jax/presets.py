@@ -116,7 +116,7 @@ PRESETS: dict[str, TrainConfig] = {
         ),
         augment=AugmentConfig(shift=2.0, rotation=12.0, scale=0.12, shear=8.0, elastic=0.4),
         optim=_one_cycle(0.1),
-        epochs=30,
+        epochs=20,
         batch_size=128,
         label_smoothing=0.1,
         ema=0.999,
