@@ -16,10 +16,11 @@ What stands between the marks is the script's; nobody types it:
 
 import argparse
 import ast
+import difflib
 import importlib
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -59,56 +60,43 @@ def table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def numbers(page: Path) -> dict[str, str]:
-    """Compute the text behind every mark of a page, by the mark's name."""
-    modules = PAGES[str(page.relative_to(ROOT))]
-    functions, texts = {}, {}
-    for module in (importlib.import_module(f"experiments.{name}") for name in modules):
-        functions |= module.values() if hasattr(module, "values") else vars(module)
-    for mark in MARK.finditer(page.read_text()):
-        if mark["function"] not in functions:
-            raise ValueError(f"{page}: none of {', '.join(modules)} computes {mark['name']}")
-        arguments = ast.literal_eval(f"({mark['arguments']},)") if mark["arguments"] else ()
-        texts[mark["name"]] = functions[mark["function"]](*arguments)
-    return texts
+def functions_of(page: Path) -> dict[str, Callable[..., str]]:
+    found: dict[str, Callable[..., str]] = {}
+    for name in PAGES[str(page.relative_to(ROOT))]:
+        module = importlib.import_module(f"experiments.{name}")
+        found |= module.values() if hasattr(module, "values") else vars(module)
+    return found
 
 
-def replaced(content: str, name: str, text: str) -> str:
-    """The content of a page with this text behind the mark, a table on lines of its own."""
-    line = "\n" if text.startswith("|") else ""
+def filled(content: str, functions: Mapping[str, Callable[..., str]]) -> str:
+    """The content of a page with what the functions say behind the marks, a table on own lines."""
 
     def between(mark: re.Match[str]) -> str:
-        return (
-            f"<!-- {name} -->{line}{text}{line}{mark['end']}" if mark["name"] == name else mark[0]
-        )
+        arguments = ast.literal_eval(f"({mark['arguments']},)") if mark["arguments"] else ()
+        text = functions[mark["function"]](*arguments)
+        line = "\n" if text.startswith("|") else ""
+        return f"<!-- {mark['name']} -->{line}{text}{line}{mark['end']}"
 
     return MARK.sub(between, content)
 
 
-def write(page: Path, name: str, text: str) -> None:
-    page.write_text(replaced(page.read_text(), name, text))
-
-
-def differing(page: Path) -> list[str]:
-    """The marks of a page behind which stands something else than the results have."""
-    content = page.read_text()
-    return [n for n, text in numbers(page).items() if replaced(content, n, text) != content]
-
-
 def main() -> int:
-    """Write the pages; with --check say what differs, and return 1 if anything does."""
+    """Write the pages; with --check show what differs, and return 1 if anything does."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if a page differs")
-    options = parser.parse_args()
-    code = 0
-    for page in (ROOT / name for name in PAGES):
-        for name in differing(page):
-            if options.check:
-                print(f"{page}: {name} differs; run python -m experiments.tables")
-                code = 1
-            else:
-                write(page, name, numbers(page)[name])
-    return code
+    check = parser.parse_args().check
+    differences: list[str] = []
+    for name in PAGES:
+        page = ROOT / name
+        old = page.read_text()
+        new = filled(old, functions_of(page))
+        differences += difflib.unified_diff(
+            old.splitlines(True), new.splitlines(True), name, "the results", n=0
+        )
+        if not check:
+            page.write_text(new)
+    print(*differences, sep="", end="")
+    return int(check and bool(differences))
 
 
 if __name__ == "__main__":
