@@ -96,14 +96,21 @@ def with_cache(folder: Path | str) -> dict[str, str]:
     }
 
 
-def in_process(module: str, *arguments: object, **environment: str) -> Any:
-    """Run ``python -m experiments.MODULE`` and return the JSON of its last line."""
-    command = [sys.executable, "-m", f"experiments.{module}", *map(str, arguments)]
+def in_process(module: str, function: str, *arguments: Any, **environment: str) -> Any:
+    """Call a function of an experiment in a process of its own: what it returns, through JSON."""
+    code = f"""import json, sys; from experiments.{module} import {function}
+print(json.dumps({function}(*json.loads(sys.argv[1]))))"""
     done = subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT,
-        env=os.environ | environment,
+        [sys.executable, "-c", code, json.dumps(arguments)],
+        check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | environment,
     )  # fmt: skip
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def mean_and_sd(values: Sequence[float], digits: int, unit: str = "") -> str:
+    """``98.27 % ± 0.31``; of one value itself, and of none nothing."""
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{unit}{spread}" if len(values) else ""
 
 
 def median_and_quartiles(values: Sequence[float], digits: int, unit: str = "") -> str:

@@ -41,23 +41,25 @@ def carry_out(
 ) -> int:
     """Do the chosen units that have no row yet: ``work(unit, folder)`` gives what the row says.
 
-    A run in ``folder`` that was killed goes on. With --quick, rows and runs are kept apart.
+    It may say its seconds, which are measured here otherwise. A run in ``folder`` that was killed
+    goes on. With --quick, rows and runs are kept apart.
     """
     path = rows_file(options, results)
-    done = {row["name"] for row in read_rows(path)}
+    rows = read_rows(path)
     with tempfile.TemporaryDirectory() as scratch:
-        for unit in units:
-            name = str(unit)
-            if not re.search(options.only, name):
-                continue
+        for unit in (unit for unit in units if re.search(options.only, str(unit))):
+            name, values = str(unit), dataclasses.asdict(unit)
+            # The oldest rows have no name.
+            named = (row for row in rows if row.get("name", name) == name)
+            done = any(values.items() <= row.items() for row in named)
             if options.list:
-                print("done " if name in done else "to do", name)
-            elif name not in done:
+                print("done " if done else "to do", name)
+            elif not done:
                 began = time.monotonic()
                 row = work(unit, Path(scratch if options.quick else options.runs) / name)
-                seconds = round(time.monotonic() - began, 1)
-                row = {"name": name} | dataclasses.asdict(unit) | row | {"seconds": seconds}
+                row.setdefault("seconds", round(time.monotonic() - began, 1))
+                row = {"name": name} | values | row
                 append_row(path, row | {"machine": machine("jax")})
-                short = {k: v for k, v in row.items() if not isinstance(v, list | dict)}
+                short = {k: v for k, v in row.items() if len(str(v)) < 80}
                 print(short, file=sys.stderr, flush=True)
     return 0

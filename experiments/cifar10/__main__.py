@@ -4,7 +4,8 @@ with them?
 Command:   python -m experiments.cifar10 FOLDER     (or $CIFAR10_FOLDER; --list shows the trainings)
            python -m experiments.cifar10.figure     (the figure, from the rows)
 Needs:     FOLDER with train/<class> and test/<class>: all 60,000 images. Ours are a copy as JPEGs,
-           lossy and made by others: errors on it are not errors on the original
+           lossy and made by others: errors on it are not errors on the original. For the last
+           training, PyTorch's, torch==2.13.0
 Result:    results.jsonl, a row for each finished training (README.md)
 Machine:   any; each row names its own
 
@@ -28,6 +29,7 @@ from resnet_jax.data.dataset import Dataset, sample
 RESULTS = Path(__file__).with_name("results.jsonl")
 UPDATES, QUICK_UPDATES = 4_000, 3
 POINTS = 40  # of a curve
+IN_PYTORCH = " in PyTorch"
 
 
 @dataclass(frozen=True)
@@ -37,17 +39,18 @@ class Training:
     depth: int
     residual: bool
     seed: int
-    recipe: str = "short"  # or a preset
+    recipe: str = "short"  # or a preset, or one in PyTorch
     shortcut: str = "pad"  # option A; "projection" is B
 
     def __str__(self) -> str:
         kind = "residual" if self.residual else "plain"
-        return f"{self.recipe}-{kind}-{self.depth}-{self.shortcut}-seed{self.seed}"
+        name = f"{self.recipe}-{kind}-{self.depth}-{self.shortcut}-seed{self.seed}"
+        return name.replace(" ", "_")
 
     def config(self, updates: int | None, images: int) -> rj.TrainConfig:
         """The recipe, over so many updates; None: as many as it has, or `UPDATES`."""
         short = self.recipe == "short"
-        config = rj.PRESETS["resnet20_cifar10" if short else self.recipe]
+        config = rj.PRESETS["resnet20_cifar10" if short else self.recipe.removesuffix(IN_PYTORCH)]
         updates = updates or (UPDATES if short else None)
         epochs = config.epochs if updates is None else updates * config.batch_size / images
         steps = max(1, round(epochs * images / config.batch_size) // POINTS)
@@ -67,7 +70,8 @@ def trainings() -> list[Training]:
     between = [Training(depth, kind, 0) for depth in (32, 44) for kind in both]
     fast = [Training(20, True, seed, recipe="cifar10_fast") for seed in seeds]
     paper = [Training(depth, True, 0, recipe=f"resnet{depth}_cifar10") for depth in (20, 56)]
-    return figure + option_b + between + fast + paper
+    pytorch = [Training(20, True, 0, recipe=f"cifar10_fast{IN_PYTORCH}")]
+    return figure + option_b + between + fast + paper + pytorch
 
 
 def load(folder: str, quick: bool) -> Dataset:
@@ -80,7 +84,13 @@ def load(folder: str, quick: bool) -> Dataset:
 
 def train(data: Dataset, updates: int | None, training: Training, folder: Path) -> Row:
     """Train, or go on, in ``folder``; errors are shares of images, by update."""
-    run = rj.train(training.config(updates, len(data.train)), folder, data=data, quiet=True)
+    config = training.config(updates, len(data.train))
+    if training.recipe.endswith(IN_PYTORCH):
+        from experiments import pytorch
+
+        found = pytorch.train(config, data)
+        return {"test_error": round(1 - found["accuracy"], 4), "images": len(data.train)} | found
+    run = rj.train(config, folder, data=data, quiet=True)
     metrics = run.metrics()
 
     def curve(kind: str) -> list[tuple[int, float]]:

@@ -90,8 +90,8 @@ def recipes() -> str:
     groups: dict[str, list[Row]] = {}
     for row in read_rows(RESULTS):
         if row["recipe"] != "short":
-            in_pytorch = " in PyTorch" * ("pytorch" in row["name"])
-            groups.setdefault(f"`{row['recipe']}`{in_pytorch}", []).append(row)
+            recipe, *in_pytorch = row["recipe"].split(" ", 1)
+            groups.setdefault(" ".join([f"`{recipe}`", *in_pytorch]), []).append(row)
     lines = [
         [
             what,

@@ -9,9 +9,7 @@ ResNet-18 at 32x32, batch 64. It does what `contenders.py` does, one phase after
 and in the command the parameters are drawn while the step is traced.
 """
 
-import json
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -58,14 +56,11 @@ def start(began: float) -> dict[str, float]:
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        print(json.dumps(start(float(sys.argv[1]))))
-        return
     rows = []
     with tempfile.TemporaryDirectory() as cache:
         environment = tuned(os.environ) | with_cache(cache)
         for _ in range(1 + STARTS):
-            rows.append(in_process("cpu_speed.start", time.time(), **environment))
+            rows.append(in_process("cpu_speed.start", "start", time.time(), **environment))
             print(rows[-1], flush=True)
     write_json(RESULTS, rows[1:])
 

@@ -1,12 +1,7 @@
 """ResNet in PyTorch, layer for layer the network of this package, for the comparisons."""
 
-from collections.abc import Iterable
-
-import numpy as np
 import torch
 from torch import nn
-
-UNITS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 20: (3, 3, 3), 56: (9, 9, 9)}
 
 
 class Pad(nn.Module):
@@ -53,7 +48,7 @@ def resnet(
     width: int = 64,
     stem: str = "imagenet",
     *,
-    layers: int = 18,
+    stages: tuple[int, ...] = (2, 2, 2, 2),
     residual: bool = True,
     stem_bias: bool = False,
     pad: bool = False,
@@ -65,19 +60,10 @@ def resnet(
     if stem == "imagenet":
         parts.append(nn.MaxPool2d(3, 2, 1))
     inputs = width
-    for stage, units in enumerate(UNITS[layers]):
+    for stage, units in enumerate(stages):
         for number in range(units):
             features = width * 2**stage
             parts.append(Unit(inputs, features, 2 if stage and not number else 1, residual, pad))
             inputs = features
     parts += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, num_classes)]
     return nn.Sequential(*parts)
-
-
-def accuracy(model: nn.Module, parts: Iterable[torch.Tensor], labels: np.ndarray) -> float:
-    """Share of images, given in parts, whose class the model guesses in evaluation mode."""
-    model.eval()
-    with torch.inference_mode():
-        guesses = torch.cat([model(part).argmax(1) for part in parts])
-    model.train()
-    return float((guesses.cpu().numpy() == labels).mean())

@@ -140,7 +140,7 @@ def readers(folder: Path) -> dict[str, list[float]]:
     return images_a_second(steps, count, size)
 
 
-def memory(folder: Path) -> dict[str, float]:
+def memory(folder: str) -> dict[str, float]:
     """Resident memory over two epochs, in MiB; in a process of its own."""
     gigabytes = JPEGS * 224 * 224 * 3 / 2**30
     limit = LIMIT * gigabytes
@@ -163,7 +163,7 @@ def memory(folder: Path) -> dict[str, float]:
 def measure() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         make_jpegs(Path(scratch))
-        used, measured = in_process("input_pipeline.measure", "--memory", scratch), {}
+        used, measured = in_process("input_pipeline.measure", "memory", scratch), {}
         for name, (_, config, count) in CASES.items():
             if config.data.name == "folder":
                 data = dataclasses.replace(config.data, dir=scratch)
@@ -207,16 +207,12 @@ def where() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--memory", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--readers", action="store_true", help="only threads beside Grain")
-    arguments = parser.parse_args()
-    if arguments.readers:
+    if parser.parse_args().readers:
         with tempfile.TemporaryDirectory() as scratch:
             make_jpegs(Path(scratch))
             for name, found in readers(Path(scratch)).items():
                 print(f"{name}: {median_and_quartiles(found, 0, ' images/s')}")
-    elif arguments.memory:
-        print(json.dumps(memory(arguments.memory)))
     else:
         measure()
 

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import resnet_jax as rj
-from experiments.measuring import MISSING, Row, read_rows
+from experiments.measuring import MISSING, Row, mean_and_sd, read_rows
 from experiments.mnist_record.__main__ import ABLATIONS, RESULTS, VALIDATED
 from experiments.plotting import BLUE, ORANGE, logarithmic, save
 from experiments.presets import measure
@@ -44,9 +44,9 @@ def results() -> str:
         if rows := rows_of(part, recipe):
             each = " ".join(f"{100 * row['accuracy']:.2f}" for row in rows)
             averaged = [100 * r["test_time_averaging"]["accuracy"] for r in rows if r.get("steps")]
-            accuracy = measure.accuracy_of([100 * row["accuracy"] for row in rows])
+            accuracy = mean_and_sd([100 * row["accuracy"] for row in rows], 2, " %")
             line = [title, len(rows), accuracy, each, mean(rows, "loss", 4), mean(rows, "ece", 4)]
-            lines.append([*line, measure.accuracy_of(averaged) if averaged else ""])
+            lines.append([*line, mean_and_sd(averaged, 2, " %")])
     head = ["what", "seeds", "test accuracy, mean ± sd", "each", "cross-entropy, nats"]
     head += ["calibration error", "accuracy with test-time averaging"]
     return table(head, lines) if lines else MISSING
@@ -69,7 +69,7 @@ def choices(part: str) -> str:
     lines, base = [], rows_of(part, "base")
     for recipe in ABLATIONS if part == "ablation" else VALIDATED:
         if rows := rows_of(part, recipe):
-            accuracy = measure.accuracy_of([100 * row["accuracy"] for row in rows])
+            accuracy = mean_and_sd([100 * row["accuracy"] for row in rows], 2, " %")
             line = [recipe, len(rows), accuracy, mean(rows, "loss", 4), *against(rows, base)]
             lines.append(line if base else line[:4])
     head = ["recipe", "seeds", "validation accuracy, mean ± sd", "cross-entropy, nats"]
@@ -118,17 +118,9 @@ def record_seconds() -> float | None:
 def draw_time() -> Figure:
     """Test error of the presets by the time that they take on two cores."""
     points: dict[str, tuple[float, float]] = {}
-    for name, question in measure.QUESTIONS.items():
-        rows = [row for row in read_rows(measure.RESULTS) if row["question"] == name]
-        accuracies = [
-            test["accuracy"]
-            for row in rows
-            for test in row["tests"]
-            if (test["split"], test["checkpoint"]) == (question.split, "latest")
-        ]
-        times = [row["seconds"] for row in rows if row["seconds"]]
-        if times and name != "book_plain":
-            points[name] = statistics.median(times), statistics.fmean(accuracies)
+    for name in ("quickstart", "fast", "mnist", "book"):
+        accuracy = statistics.fmean(measure.accuracies_of(name)) / 100
+        points[name] = statistics.median(measure.seconds_of(name)), accuracy
     if (seconds := record_seconds()) is not None:
         final = rows_of("final", "mnist")
         points["record"] = seconds, statistics.fmean(row["accuracy"] for row in final)

@@ -1,112 +1,143 @@
-"""What do the presets reach, and in which time?
+"""What do the presets reach, and in which time, and does PyTorch reach the same?
 
-Command:   python -m experiments.presets.measure            (all; an hour on 2 cores)
-           python -m experiments.presets.measure mnist      (one)
-Needs:     the full MNIST prepared: $TFDS_DATA_DIR, or `resnet-jax data prepare mnist`
+Command:   python -m experiments.presets.measure    (all; an hour on 2 cores without PyTorch's)
+           python -m experiments.presets.measure --only mnist
+Needs:     the full MNIST prepared: $TFDS_DATA_DIR, or `resnet-jax data prepare mnist`; for what is
+           compared with PyTorch torch==2.13.0
 Result:    results.jsonl, a line for each run. Test accuracy, mean ± sd: quickstart 98.27 ± 0.31 %
            (3 seeds), fast 99.22 ± 0.07 % (5), mnist 99.55 ± 0.03 % (3), book 92.51 ± 0.18 % and
-           plain 92.03 ± 0.80 % (10)
+           plain 92.03 ± 0.80 % (10). In PyTorch fast 99.22 ± 0.09 % (5) in 479 s (457 to 608),
+           here 194 s (167 to 235); book 91.98 % and plain 91.85 % (1), of 34 layers 92.95 ± 0.36 %
+           (5)
 Machine:   2 cores, 24 GiB, no accelerator; each line of results.jsonl names its processor
 
-Each run is the user's own command in a process of its own, timed from start to exit. What is done
-is skipped, and a run that was killed resumes. PyTorch's figures are of the same recipe on the same
-images, by `book_pytorch.py` and `fast_pytorch.py`; those on other images are of the same protocol
-on the first 1,000 digits of MNIST in the book's order, 5 seeds.
+Each run is the user's own command in a process of its own, timed from start to exit, and one of
+`experiments.pytorch` where PyTorch does the same with the same images.
 """
 
-import argparse
-import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.measuring import Row, append_row, machine, read_rows
+from experiments import units
+from experiments.measuring import Row, in_process, mean_and_sd, read_rows
 from experiments.tables import table
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results.jsonl"
-RUNS = Path("runs/presets")
+RESULTS = Path(__file__).with_name("results.jsonl")
+QUICK = ("--epochs", "0.01", "--model.width", "4", "--model.lowering", "reference")
 
 
 class Question(NamedTuple):
-    """One row of the table: a command, and the result that is asked for."""
+    """A command, and the result that is asked for."""
 
-    title: str
     arguments: tuple[str, ...]
     seeds: int
     split: str = "test"
-    on_other_images: str = ""  # PyTorch's accuracy
-    pytorch: str = ""  # the file with PyTorch's on these, and what its rows must say
-    rows_of_pytorch: Row = {}  # noqa: RUF012
+    title: str = ""  # of its line in the table; none: not shown
+    on_other_images: str = ""  # PyTorch's accuracy on the book's first 1,000 digits, 5 seeds
 
 
+PLAIN, DEEP = ("--model.no-residual",), ("--model.name", "resnet34")
 QUESTIONS = {
-    "quickstart": Question("`quickstart`: 4,000 digits, 500 test images", ("quickstart",), 3),
-    "fast": Question(
-        "`fast`: 55,000 digits until validation passes 99.1 %, 10,000 test images",
-        ("fast", "--no-report"), 5, pytorch="fast_pytorch.jsonl",
+    "quickstart": Question(
+        ("quickstart",), 3, title="`quickstart`: 4,000 digits, 500 test images"
     ),
-    "mnist": Question("`mnist`: 55,000 digits, 5 epochs, 10,000 test images", ("mnist",), 3),
+    "fast": Question(
+        ("fast", "--no-report"), 5,
+        title="`fast`: 55,000 digits until validation passes 99.1 %, 10,000 test images",
+    ),
+    "mnist": Question(
+        ("mnist",), 3, title="`mnist`: 55,000 digits, 5 epochs, 10,000 test images"
+    ),
     "book": Question(
-        "`book`, residual: 1,000 digits, 10,000 test images", ("book",), 10, "test_all",
-        "91.19 %", "book_pytorch.jsonl", {"layers": 18, "residual": True},
+        ("book",), 10, "test_all", "`book`, residual: 1,000 digits, 10,000 test images", "91.19 %"
     ),
     "book_plain": Question(
-        "`book --model.no-residual`, plain: the same", ("book", "--model.no-residual"), 10,
-        "test_all", "90.56 %", "book_pytorch.jsonl", {"layers": 18, "residual": False},
+        ("book", *PLAIN), 10, "test_all", "`book --model.no-residual`, plain: the same", "90.56 %"
     ),
+    "fast_pytorch": Question(("fast",), 5),
+    "book_pytorch": Question(("book",), 10, "test_all"),
+    "book_plain_pytorch": Question(("book", *PLAIN), 10, "test_all"),
+    "book34_pytorch": Question(("book", *DEEP), 10, "test_all"),
+    "book34_plain_pytorch": Question(("book", *DEEP, *PLAIN), 10, "test_all"),
 }  # fmt: skip
 
 
-def measure(name: str, seeds: Iterable[int], runs: Path) -> None:
-    question = QUESTIONS[name]
-    done = {(row["question"], row["seed"]) for row in read_rows(RESULTS)}
-    for seed in seeds:
-        if (name, seed) in done:
-            continue
-        folder = runs / f"{name}-seed{seed}"
-        command = [sys.executable, "-m", "resnet_jax", "train", *question.arguments]
-        command += ["--seed", str(seed), "--run-dir", str(folder)]
-        resumed, began = folder.exists(), time.perf_counter()
-        subprocess.run(command, check=True)
-        seconds = time.perf_counter() - began
-        tests = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "test"]
-        kept = ("split", "checkpoint", "step", "accuracy", "loss")
-        where = machine()
-        row = {"question": name, "seed": seed}
-        # A run that went on after a kill has no time of its own.
-        row |= {"seconds": None if resumed else round(seconds, 1), "cores": where["cores"]}
-        row |= {"processor": where["processor"], "load": round(os.getloadavg()[1], 1)}
-        row |= {"tests": [{key: test[key] for key in kept} for test in tests]}
-        append_row(RESULTS, row)
+@dataclass(frozen=True)
+class Measurement:
+    """One run of a command; a question's name says whether it is PyTorch's."""
+
+    question: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.question}-seed{self.seed}"
 
 
-def accuracy_of(accuracies: list[float]) -> str:
-    spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
-    return f"{statistics.mean(accuracies):.2f} %{spread}"
+def measurements() -> list[Measurement]:
+    """A command and PyTorch take turns, so that a slow hour falls on both."""
+    found = {
+        Measurement(name, seed): None
+        for one in QUESTIONS
+        for seed in range(QUESTIONS[one].seeds)
+        for name in (one, f"{one}_pytorch")
+        if name in QUESTIONS and (find_spec("torch") or not name.endswith("_pytorch"))
+    }
+    return list(found)
 
 
-def time_of(rows: list[Row], in_full: bool) -> str:
-    """Median of the runs' seconds, of those that have any, and their range."""
-    times = [row["seconds"] for row in rows if row.get("seconds")]
-    if not times:
+def measure(quick: bool, unit: Measurement, folder: Path) -> Row:
+    question = QUESTIONS[unit.question]
+    arguments = [*question.arguments, "--seed", str(unit.seed), *QUICK * quick]
+    if unit.question.endswith("_pytorch"):
+        found = in_process("pytorch", "main", arguments)
+        return {"tests": [{"split": question.split, "checkpoint": "latest", **found}]}
+    resumed, began = folder.exists(), time.monotonic()
+    command = [sys.executable, "-m", "resnet_jax", "train", *arguments, "--run-dir", str(folder)]
+    subprocess.run(command, check=True)
+    # A run that went on after a kill has no time of its own.
+    seconds = None if resumed else round(time.monotonic() - began, 1)
+    tests = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "test"]
+    kept = ("split", "checkpoint", "step", "accuracy", "loss")
+    return {"seconds": seconds, "tests": [{key: test[key] for key in kept} for test in tests]}
+
+
+def rows_of(question: str) -> list[Row]:
+    rows = (row for row in read_rows(RESULTS) if row["question"] == question)
+    return sorted(rows, key=lambda row: row["seed"])
+
+
+def accuracies_of(question: str) -> list[float]:
+    """Those of the last parameters of each seed, in percent."""
+    wanted = (QUESTIONS[question].split, "latest")
+    tests = (test for row in rows_of(question) for test in row["tests"])
+    return [100 * t["accuracy"] for t in tests if (t["split"], t["checkpoint"]) == wanted]
+
+
+def seconds_of(question: str) -> list[float]:
+    return [row["seconds"] for row in rows_of(question) if row["seconds"]]
+
+
+def _time(question: str, in_full: bool) -> str:
+    if not (times := seconds_of(question)):
         return ""
     spread = f" ({min(times):.0f} to {max(times):.0f})" if in_full else ""
     return f"{statistics.median(times):.0f} s{spread}"
 
 
-def of_pytorch(question: Question, in_full: bool) -> str:
-    rows = read_rows(HERE / question.pytorch) if question.pytorch else []
-    rows = [row for row in rows if question.rows_of_pytorch.items() <= row.items()]
-    found = [f"{question.on_other_images} on other images"] if question.on_other_images else []
-    if rows:
-        seeds = f"{len(rows)} seed{'s' * (len(rows) > 1)}"
-        here = f"{accuracy_of([100 * row['accuracy'] for row in rows])} ({seeds})"
-        found.append(", ".join(filter(None, (here, time_of(rows, in_full)))))
+def _in_pytorch(name: str, in_full: bool) -> str:
+    elsewhere, twin = QUESTIONS[name].on_other_images, f"{name}_pytorch"
+    found = [f"{elsewhere} on other images"] if elsewhere else []
+    if accuracies := accuracies_of(twin) if twin in QUESTIONS else []:
+        seeds = f"{len(accuracies)} seed{'s' * (len(accuracies) > 1)}"
+        here = f"{mean_and_sd(accuracies, 2, ' %')} ({seeds})"
+        found.append(", ".join(filter(None, (here, _time(twin, in_full)))))
     return "; ".join(found)
 
 
@@ -114,32 +145,17 @@ def presets(in_full: bool = False) -> str:
     """The results; in full with the accuracy of each seed and the range of times."""
     lines = []
     for name, question in QUESTIONS.items():
-        found = [row for row in read_rows(RESULTS) if row["question"] == name]
-        found.sort(key=lambda row: row["seed"])
-        accuracies = [
-            100 * test["accuracy"]
-            for row in found
-            for test in row["tests"]
-            if (test["split"], test["checkpoint"]) == (question.split, "latest")
-        ]
-        line = [question.title, len(found), f"**{accuracy_of(accuracies)}**"]
-        line += [" ".join(f"{a:.2f}" for a in accuracies)] * in_full
-        lines.append([*line, time_of(found, in_full), of_pytorch(question, in_full)])
+        if question.title:
+            accuracies = accuracies_of(name)
+            each = [" ".join(f"{a:.2f}" for a in accuracies)] * in_full
+            mean = f"**{mean_and_sd(accuracies, 2, ' %')}**"
+            times = _time(name, in_full), _in_pytorch(name, in_full)
+            lines.append([question.title, len(accuracies), mean, *each, *times])
     each = ["each"] * in_full
     head = ["what", "seeds", "accuracy, mean ± sd", *each, "time of the command", "PyTorch"]
     return table(head, lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("questions", nargs="*", help=", ".join(QUESTIONS))
-    parser.add_argument("--runs", type=Path, default=RUNS)
-    arguments = parser.parse_args()
-    if unknown := set(arguments.questions) - set(QUESTIONS):
-        parser.error(f"not known: {', '.join(unknown)}; give some of {', '.join(QUESTIONS)}")
-    for name in arguments.questions or QUESTIONS:
-        measure(name, range(QUESTIONS[name].seeds), arguments.runs)
-
-
 if __name__ == "__main__":
-    main()
+    options = units.parser(__doc__, "runs/presets").parse_args()
+    units.carry_out(measurements(), options, RESULTS, partial(measure, options.quick))

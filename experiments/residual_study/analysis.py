@@ -5,6 +5,7 @@ Result:    the numbers of experiments/README.md and of the project's
 Machine:   any
 """
 
+import dataclasses
 import json
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,8 @@ import pandas as pd
 from scipy.stats import bootstrap
 
 from experiments.measuring import MISSING, interval, read_rows
-from experiments.residual_study.study import Network, keeps_shape, runs
+from experiments.presets.measure import accuracies_of
+from experiments.residual_study.study import keeps_shape, runs, units_of
 from experiments.tables import table
 
 HERE = Path(__file__).parent
@@ -101,7 +103,7 @@ class Study:
     def shortcut_share(self, setting: str, layers: int, rate: float, unit: str, look: int) -> str:
         """Share of the shortcut in the sum of a unit, or of all with an "identity" shortcut."""
         found = self.select(setting, "residual", layers, rate)
-        units = Network(layers, True).units
+        units = units_of(layers)
         chosen = [n == unit or (unit == "identity" and keeps_shape(n)) for n in units]
         shares = [np.mean(np.array(s["share"][look])[chosen]) for s in found.get("shortcut", ())]
         return f"{100 * np.mean(shares):.0f} %" if shares else MISSING
@@ -112,8 +114,7 @@ class Study:
         found = found.dropna()
         if found.empty:
             return MISSING
-        units = Network(layers, kind == "residual").units
-        kept = [number for number, unit in enumerate(units) if keeps_shape(unit)]
+        kept = [number for number, unit in enumerate(units_of(layers)) if keeps_shape(unit)]
         left = np.array([[result["without"][number] for number in kept] for result in found])
         lost = 100 * (np.array([[result["whole"]] for result in found]) - left).mean(axis=0)
         return (
@@ -140,7 +141,7 @@ class Study:
         return f"{usable.min():g} to {usable.max():g} (best {means.idxmax():g})"
 
     def done(self) -> str:
-        wanted = [run.key for run in runs()]
+        wanted = list(map(dataclasses.asdict, runs()))
         keys = self.frame[list(wanted[0])].to_dict("records")
         count = sum(key in keys for key in wanted)
         return f"{'' if count == len(wanted) else 'partial: '}{count} of {len(wanted)} runs"
@@ -179,9 +180,11 @@ def pytorch() -> pd.DataFrame:
         for row in json.loads((HERE / "pytorch.json").read_text())["accuracy"]
         for accuracy in row["seeds"]
     ]
+    networks = {"": (18, True), "_plain": (18, False), "34": (34, True), "34_plain": (34, False)}
     rows += [
-        {**row, "images": "the same", "rate": 0.005, "accuracy": 100 * row["accuracy"]}
-        for row in read_rows(HERE.parent / "presets/book_pytorch.jsonl")
+        {"layers": layers, "residual": residual, "images": "the same", "rate": 0.005, "accuracy": a}
+        for name, (layers, residual) in networks.items()
+        for a in accuracies_of(f"book{name}_pytorch")
     ]
     frame = pd.DataFrame(rows)
     return frame.assign(kind=np.where(frame["residual"], "residual", "plain"))

@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from experiments.measuring import MISSING
 from experiments.plotting import BLUE, ORANGE, SKY, logarithmic
 from experiments.residual_study.analysis import HERE, SMALLEST_NORM, Study
-from experiments.residual_study.study import Network, keeps_shape
+from experiments.residual_study.study import keeps_shape, units_of
 
 STYLE = {
     "residual": {"color": BLUE, "marker": "o", "linestyle": "-", "label": "residual"},
@@ -186,7 +186,7 @@ def shortcut(study: Study) -> Figure:
         for look, color, mark, line in ((0, SKY, "o", ":"), (-1, BLUE, "D", "-")):
             label = f"at step {steps[look]}" if look else "at initialisation"
             axes.plot(at, shares[look], color=color, marker=mark, ls=line, label=label, **SMALL)
-        for i, unit in zip(at, Network(n, True).units, strict=True):
+        for i, unit in zip(at, units_of(n), strict=True):
             if not keeps_shape(unit):
                 axes.axvline(i, color="#999999", linewidth=0.8, linestyle="--", zorder=0)
     figure.axes[0].set_ylabel("share of the shortcut in the sum, %")

@@ -5,7 +5,6 @@ network is compiled once for all its runs. The steps are the package's own.
 """
 
 import dataclasses
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,7 +17,8 @@ from flax import linen as nn
 from flax import traverse_util
 
 import resnet_jax as rj
-from experiments.residual_study.study import Network, Run, keeps_shape
+from experiments.measuring import Row
+from experiments.residual_study.study import Run, keeps_shape
 from resnet_jax.data.augment import preprocess
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.sampler import EpochSampler
@@ -84,11 +84,11 @@ def shortcut_shares(model: rj.ResNet, variables: Any, images: jax.Array, units: 
 
 
 class Laboratory:
-    """The programs of one network, jitted: initialisation, step, evaluation and a look inside."""
+    """The programs of a run's network, jitted: initialisation, step, evaluation, a look inside."""
 
-    def __init__(self, network: Network, config: rj.TrainConfig) -> None:
-        data, side, units = config.data, config.data.image_size, network.units
-        model = network.module(config)
+    def __init__(self, run: Run, config: rj.TrainConfig) -> None:
+        data, side, units = config.data, config.data.image_size, run.units
+        model = run.module(config)
         mean, std = jnp.asarray(data.mean), jnp.asarray(data.std)
         normalise = partial(preprocess, image_size=side, mean=mean, std=std)
         sgd = optax.inject_hyperparams(optax.sgd, hyperparam_dtype=jnp.float32)
@@ -111,7 +111,7 @@ class Laboratory:
         def shares(state: rj.TrainState, images: jax.Array) -> jax.Array:
             return shortcut_shares(model, state.variables, normalise(images), units)
 
-        self.network = network
+        self.config, self.units = config, units
         # One program for all seeds; optimising it gains nothing.
         self.draw = jax.jit(draw, compiler_options=compiler_options(optimization_level=1))
         self.step = jax.jit(step, donate_argnums=0)
@@ -124,7 +124,7 @@ class Laboratory:
 
     def evaluate(self, state: rj.TrainState, examples: rj.Batch, removed: int | None = None):
         """Mean loss and accuracy in evaluation mode, without the unit of number ``removed``."""
-        kept = (np.arange(len(self.network.units)) != removed).astype(np.float32)
+        kept = (np.arange(len(self.units)) != removed).astype(np.float32)
         total = len(examples.labels)
         assert total % EVALUATED_AT_ONCE == 0
         parts = (np.split(np.asarray(a), total // EVALUATED_AT_ONCE) for a in examples)
@@ -134,10 +134,9 @@ class Laboratory:
         return sum(float(part.loss) for part in counts) / total, correct / total
 
 
-def carry_out(run: Run, lab: Laboratory, data: Dataset) -> dict[str, Any]:
-    """Trains and measures: the line of results, without the run's key."""
-    began = time.perf_counter()
-    config = run.config
+def carry_out(run: Run, lab: Laboratory, data: Dataset) -> Row:
+    """Train and measure."""
+    config = lab.config
     sampler = EpochSampler(len(data.train), config.batch_size, run.seed)
     total = sampler.steps(config.epochs)
     optim = dataclasses.replace(config.optim, learning_rate=run.rate)
@@ -151,7 +150,7 @@ def carry_out(run: Run, lab: Laboratory, data: Dataset) -> dict[str, Any]:
     gradients, shares, evaluations, metrics = [], [], [], []
     for step in range(total):
         batch = rj.Batch(*data.train.batch(sampler.batch(step)))
-        if step in looks and run.network.residual:
+        if step in looks and run.residual:
             shares.append(lab.shares(state, batch.images))
         rate = np.float32(schedule(step))
         state, measured = lab.step(state, batch, rate, momentum)
@@ -159,7 +158,7 @@ def carry_out(run: Run, lab: Laboratory, data: Dataset) -> dict[str, Any]:
         if step in looks:
             # Read now: the next step takes the buffers over.
             flat = traverse_util.flatten_dict(jax.device_get(state.opt_state[0]))
-            gradients.append([float(flat[*path, "kernel"]) for path in run.network.kernels])
+            gradients.append([float(flat[*path, "kernel"]) for path in run.kernels])
         if (step + 1) % (config.eval_every or total) == 0 or step + 1 == total:
             evaluations.append((step + 1, *lab.evaluate(state, validation)))
     loss, accuracy = lab.evaluate(state, test)
@@ -173,15 +172,13 @@ def carry_out(run: Run, lab: Laboratory, data: Dataset) -> dict[str, Any]:
     }
     if shares:
         result["shortcut"] = {"step": sorted(looks), "share": [s.tolist() for s in shares]}
-    if run.removal:
+    if run.without_units:
         few = rj.Batch(test.images[:REMOVAL_IMAGES], test.labels[:REMOVAL_IMAGES])
         # A plain unit that changes the shape cannot be left out.
-        can = [run.network.residual or keeps_shape(unit) for unit in run.network.units]
+        can = [run.residual or keeps_shape(unit) for unit in run.units]
         without = [lab.evaluate(state, few, n)[1] if ok else None for n, ok in enumerate(can)]
         result["removal"] = {"whole": lab.evaluate(state, few)[1], "without": without}
-    result = rounded(result)
-    result["seconds"] = round(time.perf_counter() - began, 1)
-    return result
+    return rounded(result)
 
 
 def _thinned(metrics: list[Any]) -> dict[str, list[float]]:

@@ -1,9 +1,9 @@
 """What is measured: the settings, the networks, and the list of runs, the most telling first."""
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import product
+from typing import Literal
 
 import resnet_jax as rj
 from resnet_jax.models import Affine, BatchNorm
@@ -13,40 +13,9 @@ Norm = Literal["batch", "none"]
 STAGE_SIZES = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (6, 6, 6, 6)}
 
 
-@dataclass(frozen=True)
-class Network:
-    """One architecture: all its runs share the compiled programs."""
-
-    layers: int  # convolutions and the head, without projections
-    residual: bool  # with shortcuts
-    norm: Norm = "batch"  # or its scale and bias alone
-    width: int = 64  # features of the stem and of the first stage
-
-    def __str__(self) -> str:
-        kind = "residual" if self.residual else "plain"
-        return f"{kind}-{self.layers}" + ("" if self.norm == "batch" else "-without-norm")
-
-    @property
-    def units(self) -> list[str]:
-        sizes = enumerate(STAGE_SIZES[self.layers], 1)
-        return [f"stage{s}_unit{u + 1}" for s, size in sizes for u in range(size)]
-
-    @property
-    def kernels(self) -> list[tuple[str, ...]]:
-        """Paths of the layers that ``layers`` counts, from the image to the logits."""
-        inner = [(unit, conv) for unit in self.units for conv in ("conv1", "conv2")]
-        return [("stem", "conv"), *inner, ("head",)]
-
-    def module(self, config: rj.TrainConfig) -> rj.ResNet:
-        return rj.ResNet(
-            stage_sizes=STAGE_SIZES[self.layers],
-            unit=rj.BasicUnit,
-            width=self.width,
-            residual=self.residual,
-            norm=BatchNorm if self.norm == "batch" else Affine,
-            initializer=config.model.initializer,
-            lowering=config.model.lowering,
-        )
+def units_of(layers: int) -> list[str]:
+    sizes = enumerate(STAGE_SIZES[layers], 1)
+    return [f"stage{s}_unit{u + 1}" for s, size in sizes for u in range(size)]
 
 
 def keeps_shape(unit: str) -> bool:
@@ -58,33 +27,45 @@ def keeps_shape(unit: str) -> bool:
 class Run:
     """One training: what makes it different from all others."""
 
-    setting: str  # name of a row of `SETTINGS`, or of `QUICK_SETTINGS`
-    network: Network
+    setting: str  # name of a row of `SETTINGS`
+    layers: int  # convolutions and the head, without projections
+    residual: bool  # with shortcuts
+    norm: Norm  # "none": its scale and bias alone
+    width: int  # features of the stem and of the first stage
     rate: float  # the (highest) learning rate
     seed: int  # of the parameters and of the order of the images
-    removal: bool = False  # measure the trained network without each of its units
-    quick: bool = False  # part of the miniature
 
     def __str__(self) -> str:
-        return f"{self.setting}/{self.network}/{self.rate:g}/seed{self.seed}"
+        kind = "residual" if self.residual else "plain"
+        network = f"{kind}-{self.layers}" + ("" if self.norm == "batch" else "-without-norm")
+        return f"{self.setting}/{network}/{self.rate:g}/seed{self.seed}"
 
     @property
-    def key(self) -> dict[str, Any]:
-        network = dataclasses.asdict(self.network)
-        return {"setting": self.setting, **network, "rate": self.rate, "seed": self.seed}
+    def units(self) -> list[str]:
+        return units_of(self.layers)
 
     @property
-    def config(self) -> rj.TrainConfig:
-        """The setting, but for network, rate and seed."""
-        return (QUICK_SETTINGS if self.quick else SETTINGS)[self.setting]
+    def kernels(self) -> list[tuple[str, ...]]:
+        """Paths of the layers that ``layers`` counts, from the image to the logits."""
+        inner = [(unit, conv) for unit in self.units for conv in ("conv1", "conv2")]
+        return [("stem", "conv"), *inner, ("head",)]
 
     @property
-    def cost(self) -> float:
-        """Seconds on two idle cores, roughly."""
-        images, _, tested = self.config.data.subset
-        passes = 3 * images * self.config.epochs + tested  # backward costs twice the way forward
-        passes += 1000 * len(self.network.units) * self.removal
-        return passes * self.network.layers * (self.network.width / 64) ** 2 * 2.8e-5
+    def without_units(self) -> bool:
+        """Whether the trained network is measured without each of its units, too."""
+        swept = self.setting == "book" and self.rate in SWEEP_RATES
+        return self.seed < 3 and not swept
+
+    def module(self, config: rj.TrainConfig) -> rj.ResNet:
+        return rj.ResNet(
+            stage_sizes=STAGE_SIZES[self.layers],
+            unit=rj.BasicUnit,
+            width=self.width,
+            residual=self.residual,
+            norm=BatchNorm if self.norm == "batch" else Affine,
+            initializer=config.model.initializer,
+            lowering=config.model.lowering,
+        )
 
 
 BOOK = rj.PRESETS["book"]
@@ -118,44 +99,34 @@ QUICK_SETTINGS = {
 BOOK_RATES = (0.005, 0.01)
 SWEEP_RATES = (0.001, 0.02, 0.05, 0.1)
 STRONGER_RATES: dict[Norm, tuple[float]] = {"batch": (0.02,), "none": (0.005,)}
-# Setting, layers, norm, rates, seeds, and how many of them get the measurement without a unit.
-Grid = tuple[str, tuple[int, ...], Norm, tuple[float, ...], range, int]
+# Setting, layers, norm, rates and seeds.
+Grid = tuple[str, tuple[int, ...], Norm, tuple[float, ...], range]
 GRIDS: list[Grid] = [
-    ("book", (18, 34), "batch", BOOK_RATES, range(5), 3),
-    ("book", (50,), "batch", BOOK_RATES, range(5), 3),
-    ("book", (18, 34), "batch", BOOK_RATES[:1], range(5, 10), 3),
-    ("stronger", (18, 34), "none", STRONGER_RATES["none"], range(3), 3),
-    ("stronger", (18, 34), "batch", STRONGER_RATES["batch"], range(3), 3),
-    ("book", (18, 34), "batch", SWEEP_RATES, range(3), 0),
-    ("book", (18, 34, 50), "none", BOOK_RATES, range(5), 3),
-    ("stronger", (50,), "batch", STRONGER_RATES["batch"], range(3), 3),
-    ("stronger", (50,), "none", STRONGER_RATES["none"], range(3), 3),
-    ("book", (18,), "none", SWEEP_RATES, range(3), 0),
+    ("book", (18, 34), "batch", BOOK_RATES, range(5)),
+    ("book", (50,), "batch", BOOK_RATES, range(5)),
+    ("book", (18, 34), "batch", BOOK_RATES[:1], range(5, 10)),
+    ("stronger", (18, 34), "none", STRONGER_RATES["none"], range(3)),
+    ("stronger", (18, 34), "batch", STRONGER_RATES["batch"], range(3)),
+    ("book", (18, 34), "batch", SWEEP_RATES, range(3)),
+    ("book", (18, 34, 50), "none", BOOK_RATES, range(5)),
+    ("stronger", (50,), "batch", STRONGER_RATES["batch"], range(3)),
+    ("stronger", (50,), "none", STRONGER_RATES["none"], range(3)),
+    ("book", (18,), "none", SWEEP_RATES, range(3)),
 ]
 # The same questions asked of networks of width 8 on a few images: numbers without meaning.
 QUICK_GRIDS: list[Grid] = [
-    ("book", (10, 18), "batch", BOOK_RATES, range(2), 1),
-    ("book", (10,), "batch", SWEEP_RATES, range(2), 0),
-    ("stronger", (10,), "batch", STRONGER_RATES["batch"], range(1), 1),
-    ("book", (10,), "none", BOOK_RATES, range(2), 1),
-    ("stronger", (10,), "none", STRONGER_RATES["none"], range(1), 1),
+    ("book", (10, 18), "batch", BOOK_RATES, range(2)),
+    ("book", (10,), "batch", SWEEP_RATES, range(2)),
+    ("stronger", (10,), "batch", STRONGER_RATES["batch"], range(1)),
+    ("book", (10,), "none", BOOK_RATES, range(2)),
+    ("stronger", (10,), "none", STRONGER_RATES["none"], range(1)),
 ]
 
 
-def runs() -> list[Run]:
-    """The study, each run once, the most telling first."""
-    return list(dict.fromkeys(run for grid in GRIDS for run in _runs_of(grid)))
-
-
-def quick_runs() -> list[Run]:
-    return [run for grid in QUICK_GRIDS for run in _runs_of(grid, width=8, quick=True)]
-
-
-def _runs_of(grid: Grid, width: int = 64, quick: bool = False) -> Iterator[Run]:
-    setting, layers, norm, rates, seeds, removal = grid
-    for depth in layers:
-        for residual in (True, False):
-            network = Network(depth, residual, norm, width)
-            for seed in seeds:
-                for rate in rates:
-                    yield Run(setting, network, rate, seed, seed < removal, quick)
+def runs(quick: bool = False) -> list[Run]:
+    """The study, or its miniature, each run once, the most telling first."""
+    return [
+        Run(setting, depth, residual, norm, 8 if quick else 64, rate, seed)
+        for setting, layers, norm, rates, seeds in (QUICK_GRIDS if quick else GRIDS)
+        for depth, residual, seed, rate in product(layers, (True, False), seeds, rates)
+    ]

@@ -1,9 +1,8 @@
 """How do the time and the memory of a training step grow with depth and with the image's size?
 
-Command:   python -m experiments.scaling.cost compile    (fills the cache; 20 minutes of CPU time)
-           python -m experiments.scaling.cost steps      (6 minutes)
-           python -m experiments.scaling.cost            (both, for the cells that are not done)
-           --only 50x112 chooses cells by name, --quick a tiny one
+Command:   python -m experiments.scaling.cost                  (half an hour; --list, --quick)
+           python -m experiments.scaling.cost --only compile   (fills the cache in --runs)
+           python -m experiments.scaling.cost --only steps
 Result:    costs.jsonl, two lines for each cell, medians of 3 to 20 steps: from 42 ms (39 to 44) for
            ResNet-18 at 28x28 to 17 s for ResNet-152 at 224x224, batch 8
 Machine:   2 cores of an AMD EPYC, no accelerator, idle
@@ -13,15 +12,11 @@ momentum. One process compiles it; another takes the program from the cache, as 
 program but its first one does, makes a step, and times the next ones.
 """
 
-import argparse
-import json
-import os
 import statistics
 import sys
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 
 import jax
@@ -29,8 +24,9 @@ import numpy as np
 import optax
 
 import resnet_jax as rj
+from experiments import units
 from experiments.cpu_speed.contenders import examples
-from experiments.measuring import Row, append_row, in_process, peak_mib, read_rows, with_cache
+from experiments.measuring import Row, in_process, peak_mib, with_cache
 from resnet_jax.models import VARIANTS, summarize
 
 COSTS = Path(__file__).with_name("costs.jsonl")
@@ -42,8 +38,9 @@ LONG_ENOUGH = 2.0  # seconds of timed steps, of which there are 3 to 20
 
 @dataclass(frozen=True)
 class Cell:
-    """A network, a size of image and a batch."""
+    """One of `PARTS`, of a network, a size of image and a batch."""
 
+    part: str
     depth: int
     size: int
     batch: int = 8
@@ -51,15 +48,17 @@ class Cell:
     lowering: str = "auto"
 
     def __str__(self) -> str:
-        return f"{self.depth}x{self.size}"
+        return f"{self.part}-{self.depth}x{self.size}"
 
 
-CELLS = [Cell(depth, size) for size in SIZES for depth in DEPTHS]
-QUICK = [Cell(18, 28, batch=2, width=2, lowering="reference")]
+# What is compiled is in the cache when its steps are timed.
+CELLS = [Cell(part, depth, size) for size in SIZES for depth in DEPTHS for part in PARTS]
+QUICK = [Cell(part, 18, 28, batch=2, width=2, lowering="reference") for part in PARTS]
 
 
-def measure(part: str, cell: Cell) -> Row:
-    """One part of one cell, in this process; ``program_mib`` is by XLA's account."""
+def measure(values: Row) -> Row:
+    """Measure a cell in this process; ``program_mib`` is by XLA's account."""
+    cell = Cell(**values)
     settings = {"width": cell.width, "lowering": cell.lowering}
     model = VARIANTS[f"resnet{cell.depth}"](num_classes=1000, **settings)
     case = {"batch": cell.batch, "size": cell.size, "channels": 3, "classes": 1000}
@@ -75,9 +74,9 @@ def measure(part: str, cell: Cell) -> Row:
     step = lowered.compile()
     seconds = time.process_time() - began
     found = "/jax/compilation_cache/cache_hits" in events
-    if part == "compile":
+    if cell.part == "compile":
         if found:
-            sys.exit(f"{cell}: the cache holds this step: give another --cache to time compiling")
+            sys.exit(f"{cell}: the cache holds this step: give other --runs to time compiling")
         return {"compile_cpu_s": round(seconds, 1), "peak_mib": round(peak_mib())}
     if not found:
         sys.exit(f"{cell}: the cache does not hold this step: remove its line, to compile again")
@@ -110,30 +109,15 @@ def measure(part: str, cell: Cell) -> Row:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", nargs="?", choices=PARTS, help="default: both")
-    parser.add_argument("--quick", action="store_true", help="one tiny cell, for tests")
-    parser.add_argument("--only", default="", help="cells whose name, DEPTHxSIZE, contains this")
-    parser.add_argument("--results", type=Path, default=COSTS)
-    parser.add_argument("--cache", type=Path, default=Path("runs/scaling_programs"))
-    parser.add_argument("--cell", type=json.loads, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.cell:
-        print(json.dumps(measure(options.part, Cell(**options.cell))))
-        return
-    cache = with_cache(options.cache.absolute())
-    machine = {"cores": os.cpu_count(), "jax": metadata.version("jax")}
-    for cell in QUICK if options.quick else CELLS:
-        for part in (options.part,) if options.part else PARTS:
-            key = {"part": part, **asdict(cell)}
-            done = any(key.items() <= row.items() for row in read_rows(options.results))
-            if not done and options.only in str(cell):
-                row = in_process("scaling.cost", part, "--cell", json.dumps(asdict(cell)), **cache)
-                row = key | row | machine
-                append_row(options.results, row)
-                print(json.dumps(row), flush=True)
+def main(arguments: list[str] | None = None) -> int:
+    options = units.parser(__doc__, "runs/scaling").parse_args(arguments)
+    cache = with_cache(options.runs.absolute())
+
+    def work(cell: Cell, _: Path) -> Row:
+        return in_process("scaling.cost", "measure", asdict(cell), **cache)
+
+    return units.carry_out(QUICK if options.quick else CELLS, options, COSTS, work)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -25,8 +25,9 @@ from experiments.residual_study.measure import (
     shortcut_shares,
     without_units,
 )  # fmt: skip
-from experiments.residual_study.study import Network, Run, quick_runs, runs
+from experiments.residual_study.study import QUICK_SETTINGS, Run, runs
 from experiments.tables import ROOT
+from resnet_jax.data.load import load_splits
 from resnet_jax.models import Affine
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 12, 12, 1)).astype(np.float32)
@@ -95,8 +96,8 @@ def test_gradient_norms_are_kept_and_the_gradient_passes():
 
 
 def test_names_of_a_network_are_those_of_its_parameters():
-    network = Network(34, residual=True, width=4)
-    init = partial(network.module(quick_runs()[0].config).init, train=False)
+    network = Run("book", 34, True, "batch", width=4, rate=0.005, seed=0)
+    init = partial(network.module(QUICK_SETTINGS["book"]).init, train=False)
     shapes = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 32, 32, 1)))["params"]
     assert len(network.kernels) == 34
     assert set(network.units) == set(shapes) - {"stem", "head"}
@@ -128,7 +129,7 @@ def test_differences_are_paired_by_seed(tmp_path):
 
 
 def test_results_are_of_runs_of_the_study_each_once():
-    wanted = [run.key for run in runs()]
+    wanted = list(map(dataclasses.asdict, runs()))
     keys = [{name: row[name] for name in wanted[0]} for row in read_rows(command.RESULTS)]
     assert len({json.dumps(key, sort_keys=True) for key in keys}) == len(keys)
     assert all(key in wanted for key in keys)
@@ -151,23 +152,24 @@ def test_quick_gives_the_same_numbers_twice_also_after_a_kill(quick_results, tmp
     first, second = (
         [row | {"seconds": 0} for row in read_rows(path)] for path in (quick_results, again)
     )
-    assert len(second) == sum(network in str(run) for run in quick_runs()) > 8
+    assert len(second) == sum(network in str(run) for run in runs(quick=True)) > 8
     assert all(row in first for row in second)
 
 
 @pytest.mark.slow
 def test_a_run_of_the_study_is_a_run_of_the_package(tmp_path):
-    run = Run("book", Network(18, True, "batch", 4), 0.005, seed=3, quick=True)
-    lab, data = Laboratory(run.network, run.config), command.load(run.config)
+    run = Run("book", 18, True, "batch", width=4, rate=0.005, seed=3)
+    config = QUICK_SETTINGS["book"]
+    lab, data = Laboratory(run, config), load_splits(config.data)[0]
     result = carry_out(run, lab, data)
     compiled: list[str] = []
     listen = jax.monitoring.register_event_duration_secs_listener
     listen(lambda name, *_, **__: compiled.append(name))
-    carry_out(Run("book", run.network, 0.01, seed=4, quick=True), lab, data)
+    carry_out(dataclasses.replace(run, rate=0.01, seed=4), lab, data)
     # Learning rate and seed are no constants: one program.
     assert not [name for name in compiled if "backend_compile" in name]
-    model = dataclasses.replace(run.config.model, width=4)
-    config = dataclasses.replace(run.config, model=model, seed=3, log_every=1)
+    model = dataclasses.replace(config.model, width=4)
+    config = dataclasses.replace(config, model=model, seed=3, log_every=1)
     metrics = rj.train(config, tmp_path / "run", quiet=True).metrics()
     losses = metrics[metrics["kind"] == "train"]["loss"]
     np.testing.assert_allclose(result["train"]["loss"], losses, rtol=1e-3)

@@ -107,16 +107,15 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_quick_measures_and_does_not_measure_again(tmp_path):
-    command = ("-m", "experiments.scaling.cost", "--quick", "--cache", tmp_path / "cache")
-    results = ("--results", tmp_path / "costs.jsonl")
-    assert run(*command, *results).returncode == 0
-    compiled, steps = read_rows(tmp_path / "costs.jsonl")
-    assert compiled["part"] == "compile"
+    command = ("-m", "experiments.scaling.cost", "--quick", "--runs", tmp_path)
+    assert run(*command).returncode == 0
+    compiled, steps = read_rows(tmp_path / "quick.jsonl")
+    assert (compiled["part"], steps["part"]) == ("compile", "steps")
     assert compiled["compile_cpu_s"] > 0.1
     assert steps["step_ms"] > 0.1
-    assert run(*command, *results).stdout == ""
-    (tmp_path / "costs.jsonl").write_text(json.dumps(steps))
-    assert "the cache holds this step" in run(*command, *results).stderr
+    assert run(*command).stderr == ""
+    (tmp_path / "quick.jsonl").write_text(json.dumps(steps))
+    assert "the cache holds this step" in run(*command).stderr
 
 
 COUNT = """

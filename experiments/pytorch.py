@@ -1,0 +1,118 @@
+"""Train by a recipe of this package in PyTorch.
+
+Command:   pip install torch==2.13.0; python -m experiments.pytorch PRESET [OPTIONS]
+           with the options of `resnet-jax train`; `experiments.presets.measure` and
+           `experiments.cifar10` run it
+Result:    updates and test accuracy of the last parameters, as JSON
+Machine:   any; a GPU where PyTorch finds one
+
+The same images in the same order, network, initialisation, loss, optimiser, rate by step,
+evaluations and stop, with PyTorch's channels_last (see experiments/cpu_speed for its settings).
+Padded crops and flips are drawn anew; there are no other augmentations.
+"""
+
+import json
+import math
+import sys
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+
+import resnet_jax as rj
+from experiments.cpu_speed.torch_resnet import resnet
+from experiments.measuring import Row
+from resnet_jax.data.dataset import Split
+from resnet_jax.data.load import load_splits
+from resnet_jax.data.sampler import EpochSampler
+from resnet_jax.models import make_model
+from resnet_jax.training.optim import make_schedule
+
+
+def crops(images: torch.Tensor, pixels: int) -> torch.Tensor:
+    """Cut each image's size out of the padded image anywhere, and mirror half of them."""
+    count, _, height, width = images.shape
+    padded = F.pad(images, (pixels,) * 4)
+    down, right = torch.randint(2 * pixels + 1, (2, count, 1), device=images.device)
+    columns = right + torch.arange(width, device=images.device)
+    mirrored = torch.rand(count, 1, device=images.device) < 0.5
+    columns = torch.where(mirrored, columns.flip(1), columns)[:, None]
+    rows = (down + torch.arange(height, device=images.device))[:, :, None]
+    each = torch.arange(count, device=images.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[each, rows, columns].permute(0, 3, 1, 2)
+
+
+def network(config: rj.TrainConfig, data: rj.Dataset) -> torch.nn.Module:
+    """The network of a configuration, freshly drawn."""
+    ours, default = make_model(config, data.num_classes), config.model.initializer == "torch"
+    model = resnet(
+        data.image_shape[-1], data.num_classes, ours.width, ours.stem, stages=ours.stage_sizes,
+        residual=ours.residual, stem_bias=default, pad=ours.shortcut == "pad",
+    )  # fmt: skip
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Conv2d) and not default:
+            torch.nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return model
+
+
+def train(config: rj.TrainConfig, data: rj.Dataset | None = None) -> Row:
+    data, splits = load_splits(config.data, data)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(config.seed)
+    model = network(config, data).to(device, memory_format=torch.channels_last)
+    settings = config.optim
+    kernels = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": kernels, "weight_decay": settings.weight_decay}, {"params": others}]
+    optimizer = torch.optim.SGD(
+        groups, settings.learning_rate, settings.momentum, nesterov=settings.nesterov
+    )
+    mean, std = (
+        torch.tensor(v, device=device)[:, None, None] for v in (config.data.mean, config.data.std)
+    )
+
+    def as_input(images: np.ndarray, crop: int = 0) -> torch.Tensor:
+        pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float()
+        if size := config.data.image_size:
+            pixels = F.interpolate(pixels, size=(size, size), mode="bilinear")
+        pixels = crops(pixels, crop) if crop else pixels
+        return ((pixels / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    def accuracy(split: Split) -> float:
+        model.eval()
+        parts = np.array_split(np.arange(len(split)), math.ceil(len(split) / config.batch_size))
+        right = 0
+        for images, labels in map(split.batch, parts):
+            with torch.inference_mode():
+                right += int((model(as_input(images)).argmax(1).cpu().numpy() == labels).sum())
+        model.train()
+        return right / len(split)
+
+    sampler = EpochSampler(len(data.train), config.batch_size, config.seed)
+    total = sampler.steps(config.epochs)
+    schedule = make_schedule(settings, total)
+    rates = [float(schedule(step)) for step in range(total)]
+    for step, rate in enumerate(rates):
+        images, labels = data.train.batch(sampler.batch(step))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+        logits, labels = model(as_input(images, config.augment.crop)), torch.from_numpy(labels)
+        smoothing = config.label_smoothing
+        F.cross_entropy(logits, labels.to(device).long(), label_smoothing=smoothing).backward()
+        optimizer.step()
+        evaluates = config.target and (step + 1) % config.eval_every == 0
+        if evaluates and accuracy(data.validation) >= config.target:
+            break
+    tested = accuracy(splits.get("test_all", data.test))
+    return {"step": step + 1, "accuracy": tested, "torch": torch.__version__}
+
+
+def main(arguments: list[str]) -> Row:
+    preset, *options = arguments
+    return train(tyro.cli(rj.TrainConfig, args=options, default=rj.PRESETS[preset]))
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1:])))
