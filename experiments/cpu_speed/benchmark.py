@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,13 @@ from resnet_jax.memory import tuned
 RESULTS = of_processor(Path(__file__).parent, "results")
 TORCH = ("torch eager", "torch channels_last", "torch bf16", "torch compile")
 CONTENDERS = ("resnet_jax", "flax", *TORCH)
+QUARTILES = ("quartile1_ms", "median_ms", "quartile3_ms")
 SECONDS = 0.6  # of one turn
 TOO_LONG = 3  # times its share of a case's time, and a contender's turns are over
 
 
 def case(name: str, what: str, batch: int, **other: Any) -> Row:
-    """A row of the table of cases: 32x32x1 and the imagenet stem unless it says otherwise."""
+    """32x32x1 and the imagenet stem unless it says otherwise."""
     base = {"size": 32, "channels": 1, "classes": 10, "width": 64, "stem": "imagenet"}
     return {"name": name, "what": what, "batch": batch, **base, **other}
 
@@ -57,6 +59,7 @@ class Contender:
     def __init__(self, name: str, case: Row, cache: str) -> None:
         command = [sys.executable, "-m", "experiments.cpu_speed.contenders", name, json.dumps(case)]
         environment = (tuned if name == "resnet_jax" else dict)(os.environ) | with_cache(cache)
+        environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # others are on the same GPU
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         began = time.perf_counter()
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
@@ -72,7 +75,7 @@ class Contender:
         self.process.communicate()
 
 
-def measure(case: Row, names: list[str], rounds: int) -> list[Row]:
+def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
     contenders, rows, compiling = {}, [], {}
     with tempfile.TemporaryDirectory() as cache:
         for name in names:
@@ -104,8 +107,7 @@ def measure(case: Row, names: list[str], rounds: int) -> list[Row]:
                 peaks[name] = answer["peak_mib"]
     for name, contender in contenders.items():
         contender.stop()
-        keys = ("quartile1_ms", "median_ms", "quartile3_ms")
-        quartiles = zip(keys, statistics.quantiles(times[name], n=4), strict=True)
+        quartiles = zip(QUARTILES, statistics.quantiles(times[name], n=4), strict=True)
         row = {"case": case["name"], "contender": name, "calls": len(times[name])}
         row |= {key: round(1e3 * value, 3) for key, value in quartiles}
         row |= {"min_ms": round(1e3 * min(times[name]), 3), "peak_mib": round(peaks[name])}
@@ -133,7 +135,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7, help="turns of every contender")
     parser.add_argument("--only", default="", help="cases whose name contains this")
-    parser.add_argument("--skip", choices=CONTENDERS, help="whose rows are kept, not measured")
     options = parser.parse_args()
 
     old = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
@@ -141,12 +142,12 @@ def main() -> None:
     for chosen in [*(c for c in CASES if options.only in c["name"]), None]:
         if chosen is None and options.only not in "start, cold cache":
             continue
-        names = [name for name in CONTENDERS if name != options.skip]
-        rows = measure(chosen, names, options.rounds) if chosen else measure_start(options.rounds)
+        rows = (
+            measure(chosen, CONTENDERS, options.rounds) if chosen else measure_start(options.rounds)
+        )
         print(*rows, sep="\n", flush=True)
         again = {row["case"] for row in rows}
-        kept = [row for row in old if row["case"] not in again or row["contender"] == options.skip]
-        old = kept + rows
+        old = [row for row in old if row["case"] not in again] + rows
         old.sort(key=lambda row: order.index(row["case"]) if row["case"] in order else len(order))
         packages = ("jax", "flax", "optax", "torch")
         write_json(RESULTS, {"machine": machine(*packages), "rows": old})

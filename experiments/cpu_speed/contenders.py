@@ -2,7 +2,7 @@
 
 Command:   python -m experiments.cpu_speed.contenders CONTENDER CASE     (`benchmark.py` does)
 Result:    for each number read from stdin, the seconds of so many calls; CASE is a row of
-           `benchmark.CASES` as JSON
+           `benchmark.CASES`, or of those of gpu_speed, as JSON
 """
 
 import json
@@ -14,7 +14,8 @@ import numpy as np
 
 from experiments.measuring import Row, in_turns, peak_mib
 
-Call = Callable[[], object]  # does one step or one prediction, and on a GPU does not wait for it
+# Does one step or prediction, and may return before its result is there.
+Call = Callable[[], object]
 
 
 def examples(case: Row) -> tuple[np.ndarray, np.ndarray]:
@@ -34,7 +35,12 @@ def with_jax(case: Row, obvious: bool) -> Call:
     from experiments.cpu_speed.obvious_flax import ResNet18
 
     network = ResNet18 if obvious else rj.ResNet18
-    dtype = {} if obvious else {"dtype": case.get("dtype", "float32")}
+    kind = case.get("dtype", "float32")
+    if case.get("device"):
+        jax.config.update(
+            "jax_default_matmul_precision", "tensorfloat32" if kind == "tf32" else "highest"
+        )
+    dtype = {} if obvious else {"dtype": "bfloat16" if kind == "bfloat16" else "float32"}
     model = network(num_classes=case["classes"], width=case["width"], stem=case["stem"], **dtype)
     images, labels = (jax.device_put(a) for a in examples(case))
     # To predict takes no momentum.
@@ -58,24 +64,23 @@ def with_jax(case: Row, obvious: bool) -> Call:
     return train
 
 
-def with_torch(case: Row, setting: str, device: str = "cpu") -> Call:
+def with_torch(case: Row, setting: str) -> Call:
     """The same network in PyTorch: eager, channels_last, bf16 (autocast) or compile."""
     import torch
 
     from experiments.cpu_speed.torch_resnet import resnet
 
+    device, kind = case.get("device", "cpu"), case.get("dtype")
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = kind == "tf32"
     model = resnet(case["channels"], case["classes"], case["width"], case["stem"]).to(device)
     images, labels = (torch.from_numpy(a).to(device) for a in examples(case))
     images, labels = images.permute(0, 3, 1, 2).contiguous(), labels.long()
     if setting == "channels_last" or (setting, device) == ("compile", "cuda"):
         model = model.to(memory_format=torch.channels_last)
         images = images.to(memory_format=torch.channels_last)
-    autocast = partial(
-        torch.autocast,
-        device,
-        torch.bfloat16,
-        enabled=setting == "bf16" or (device == "cuda" and case["autocast"]),
-    )
+    half = setting == "bf16" or (device == "cuda" and kind == "bfloat16")
+    autocast = partial(torch.autocast, device, torch.bfloat16, enabled=half)
     run = torch.compile(model) if setting == "compile" else model
     if case["what"] == "inference":
         model.eval()
@@ -98,26 +103,33 @@ def with_torch(case: Row, setting: str, device: str = "cpu") -> Call:
     return train
 
 
-def contender(name: str, case: Row) -> Call:
+def contender(name: str, case: Row) -> tuple[Call, Callable[[object], object]]:
+    """One call, and what waits for its result."""
     if name.startswith("torch "):
-        return with_torch(case, name.removeprefix("torch "))
-    return with_jax(case, obvious=name == "flax")
+        import torch
+
+        on_gpu = case.get("device") == "cuda"
+        waits = (lambda _: torch.cuda.synchronize()) if on_gpu else (lambda _: None)
+        return with_torch(case, name.removeprefix("torch ")), waits
+    import jax
+
+    return with_jax(case, obvious=name == "flax"), jax.block_until_ready
 
 
 def main() -> None:
-    once = contender(sys.argv[1], json.loads(sys.argv[2]))
+    case = json.loads(sys.argv[2])
+    once, wait = contender(sys.argv[1], case)
+    steps = case.get("steps", 1)  # without waiting in between, as in training on a GPU
 
     def call() -> None:
-        result = once()
-        if sys.argv[1] in ("resnet_jax", "flax"):
-            import jax
-
-            jax.block_until_ready(result)
+        for _ in range(steps):
+            result = once()
+        wait(result)
 
     call()
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
-        seconds = in_turns({"call": call}, rounds=int(line))["call"]
+        seconds = [s / steps for s in in_turns({"call": call}, rounds=int(line))["call"]]
         print(json.dumps({"seconds": seconds, "peak_mib": peak_mib()}), flush=True)
 
 

@@ -9,35 +9,35 @@ Machine:   any; that of the numbers is in results.json of its folder
 import json
 import re
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from experiments.cpu_speed.benchmark import CASES, CONTENDERS, TORCH
+from experiments.cpu_speed.benchmark import CASES, CONTENDERS, QUARTILES, TORCH
 from experiments.measuring import Row
 from experiments.plotting import BLACK, BLUE, ORANGE, logarithmic
 from experiments.tables import ROOT, table
 
-PICTURE = ROOT / "docs/images/cpu_speed.png"
 SERIES = {
     "flax": ("Flax, the obvious way", BLACK, "s"),
     "torch": ("PyTorch at its best setting", ORANGE, "^"),
     "resnet_jax": ("resnet_jax", BLUE, "o"),
 }
-NAMES = [case["name"] for case in CASES]
 PROCESSORS = {"avx2": "AVX2", "avx512": "AVX-512"}
+USUAL = r"{}, batch \d+"  # cases of 32x32x1
 
 
 def read(name: str, processor: str = "avx2"):
     return json.loads((Path(__file__).parent / processor / f"{name}.json").read_text())
 
 
-def by_case(processor: str = "avx2") -> dict[str, dict[str, Row]]:
+def by_case(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
     """Rows by case and contender, with PyTorch's quickest setting of that type as ``torch``."""
-    rows = [row for row in read("results", processor)["rows"] if "median_ms" in row]
-    found: dict[str, dict[str, Row]] = {n: {} for n in NAMES if n in {r["case"] for r in rows}}
+    found: dict[str, dict[str, Row]] = {}
     for row in rows:
-        found[row["case"]][row["contender"]] = row
+        if "median_ms" in row:
+            found.setdefault(row["case"], {})[row["contender"]] = row
     for case, row in found.items():
         settings = [n for n in TORCH if n in row and (n == "torch bf16") <= ("bfloat16" in case)]
         row["torch"] = min((row[n] for n in settings), key=lambda r: r["median_ms"])
@@ -45,13 +45,16 @@ def by_case(processor: str = "avx2") -> dict[str, dict[str, Row]]:
     return found
 
 
+def measured(processor: str) -> dict[str, dict[str, Row]]:
+    return by_case(read("results", processor)["rows"])
+
+
 def draw() -> Figure:
-    both = {name: by_case(processor) for processor, name in PROCESSORS.items()}
+    both = {name: measured(processor) for processor, name in PROCESSORS.items()}
     figure = Figure((10, 5.4), layout="constrained")
     sweep, bars = figure.subplots(1, 2, width_ratios=(1, 1.15))
-    sizes = {
-        c["name"]: c["batch"] for c in CASES if re.fullmatch(r"training, batch \d+", c["name"])
-    }
+    usual = re.compile(USUAL.format("training"))
+    sizes = {case["name"]: case["batch"] for case in CASES if usual.fullmatch(case["name"])}
     for name, (label, colour, marker) in SERIES.items():
         for line, (processor, found) in zip(("--", "-"), both.items(), strict=True):
             known = {case: size for case, size in sizes.items() if name in found.get(case, {})}
@@ -66,7 +69,8 @@ def draw() -> Figure:
     sweep.legend(frameon=False, fontsize=9, loc="upper right")
     sweep.set_title("ResNet-18, 32x32x1", fontsize=10)
 
-    names, edge = NAMES[::-1], {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    names = [case["name"] for case in CASES][::-1]
+    edge = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     for shift, (processor, found), colour in zip(
         (0.2, -0.2), both.items(), (ORANGE, BLUE), strict=True
     ):
@@ -89,39 +93,43 @@ def speed_ups(what: str, processor: str) -> str:
     """The range over batch sizes, for ``training`` or ``inference``."""
     usual = [
         row["speed_up"]
-        for name, row in by_case(processor).items()
-        if re.fullmatch(rf"{what}, batch \d+", name)
+        for name, row in measured(processor).items()
+        if re.fullmatch(USUAL.format(what), name)
     ]
     return f"{min(usual):.1f} to {max(usual):.1f}"
 
 
 def slower(processor: str) -> str:
     """The cases in which PyTorch is faster."""
-    ratios = {name: row["speed_up"] for name, row in by_case(processor).items()}
+    ratios = {name: row["speed_up"] for name, row in measured(processor).items()}
     cases = [f"{ratio:.2f} ({name})" for name, ratio in ratios.items() if ratio < 1]
     return ", ".join(cases) or "none"
 
 
-def speed(processor: str) -> str:
+def comparison(title: str, found: dict[str, dict[str, Row]], digits: int = 1) -> str:
+    """Time of each case here, in PyTorch's best setting and, where measured, in obvious Flax."""
 
     def time(row: Row) -> str:
-        low, middle, high = (row[f"{key}_ms"] for key in ("quartile1", "median", "quartile3"))
-        return f"{middle:.1f} ms ({low:.1f} to {high:.1f})"
+        low, middle, high = (f"{row[k]:.{digits}f}" for k in QUARTILES)
+        return f"{middle} ms ({low} to {high})"
 
     lines = []
-    for name, row in by_case(processor).items():
+    for name, row in found.items():
         torch = f"{time(row['torch'])}, {row['torch']['contender'].removeprefix('torch ')}"
         flax = f"{row['flax']['median_ms']:.0f} ms" if "flax" in row else ""
-        ratio = f"**{row['speed_up']:.2f}x**"
-        lines.append([name, time(row["resnet_jax"]), torch, flax, ratio])
-    head = ["ResNet-18", "resnet_jax", "PyTorch, best setting", "Flax, obvious", "speed-up"]
-    return table([f"{head[0]}, {PROCESSORS[processor]}", *head[1:]], lines)
+        lines.append([name, time(row["resnet_jax"]), torch, flax, f"**{row['speed_up']:.2f}x**"])
+    head = [title, "resnet_jax", "PyTorch, best setting", "Flax, obvious", "speed-up"]
+    return table(head, lines)
+
+
+def speed(processor: str) -> str:
+    return comparison(f"ResNet-18, {PROCESSORS[processor]}", measured(processor))
 
 
 def settings(processor: str) -> str:
     cells = [
         [case, *(f"{row[name]['median_ms']:.1f}" if name in row else "" for name in CONTENDERS)]
-        for case, row in by_case(processor).items()
+        for case, row in measured(processor).items()
     ]
     return table([f"ms, {PROCESSORS[processor]}", *CONTENDERS], cells)
 
@@ -129,29 +137,18 @@ def settings(processor: str) -> str:
 def memory(processor: str) -> str:
     """Peak of resident memory; this package's also where it compiles first."""
     lines = []
-    for case, row in by_case(processor).items():
+    for case, row in measured(processor).items():
         ours = row["resnet_jax"]
         others = (row[name]["peak_mib"] if name in row else "" for name in ("flax", "torch eager"))
         lines.append([case, ours["peak_mib"], ours.get("peak_compiling_mib", ""), *others])
-    return table(
-        [
-            f"peak, MiB, {PROCESSORS[processor]}",
-            "resnet_jax",
-            "the same, compiling",
-            "Flax",
-            "PyTorch eager",
-        ],
-        lines,
-    )
+    head = ["resnet_jax", "the same, compiling", "Flax", "PyTorch eager"]
+    return table([f"peak, MiB, {PROCESSORS[processor]}", *head], lines)
 
 
 def starts(processor: str) -> str:
-    lines = []
+    rows, lines = read("results", processor)["rows"], []
     for state in ("cold", "warm"):
-        rows = [
-            r for r in read("results", processor)["rows"] if r["case"] == f"start, {state} cache"
-        ]
-        seconds = [f"{row['seconds']:.1f}" for row in rows]
+        seconds = [f"{r['seconds']:.1f}" for r in rows if r["case"] == f"start, {state} cache"]
         lines.append([f"{state} compilation cache", ", ".join(seconds)])
     return table(["start to first step, batch 64", "seconds"], lines)
 
@@ -210,4 +207,4 @@ def algorithms(processor: str) -> str:
 
 
 if __name__ == "__main__":
-    draw().savefig(PICTURE, dpi=110)
+    draw().savefig(ROOT / "docs/images/cpu_speed.png", dpi=110)
