@@ -5,11 +5,12 @@ Command:   pip install torch==2.13.0
            python -m experiments.cpu_speed.benchmark --only "batch 64"  (cases that contain this)
 Result:    results.json in the folder of the processor's instruction set: medians and quartiles of
            the calls of all turns. Training at batch 64 is 2.8 times as fast as PyTorch at its
-           best setting with AVX2, 1.6 times with AVX-512; a small stem of width 16 is slower
+           best setting with AVX2, 1.7 times with AVX-512; a small stem of width 16 is slower
 Machine:   2 cores of an AMD EPYC, idle; the ratio depends on it
 
 Every contender runs in a process of its own; the processes take turns, a few calls each, so that a
-slow minute of the machine falls on all of them. `plot.py` shows what was measured.
+slow minute of the machine falls on all of them. Turns in which the two cores have no cache in
+common (`cores.py`) have rows of their own. `plot.py` shows what was measured.
 """
 
 import argparse
@@ -21,19 +22,25 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from experiments.cpu_speed.cores import APART
 from experiments.measuring import Row, machine, of_processor, with_cache, write_json
 from experiments.tables import ROOT
 from resnet_jax.memory import tuned
 
 RESULTS = of_processor(Path(__file__).parent, "results")
 TORCH = ("torch eager", "torch channels_last", "torch bf16", "torch compile")
-CONTENDERS = ("resnet_jax", "flax", *TORCH)
+# Two devices of one core each, which share a batch and exchange sums and gradients.
+DEVICES = "resnet_jax, 2 devices"
+TWO = "--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false"
+CONTENDERS = ("resnet_jax", DEVICES, "flax", *TORCH)
 QUARTILES = ("quartile1_ms", "median_ms", "quartile3_ms")
 SECONDS = 0.6  # of one turn
-TOO_LONG = 3  # times its share of a case's time, and a contender's turns are over
+TRIES = 3  # times the turns asked for, until so many had cores with a cache in common
+TOO_LONG = 3  # times a contender's share of a case's time for two calls, and it has no turns
 
 
 def case(name: str, what: str, batch: int, **other: Any) -> Row:
@@ -58,7 +65,8 @@ class Contender:
 
     def __init__(self, name: str, case: Row, cache: str) -> None:
         command = [sys.executable, "-m", "experiments.cpu_speed.contenders", name, json.dumps(case)]
-        environment = (tuned if name == "resnet_jax" else dict)(os.environ) | with_cache(cache)
+        environment = (tuned if "resnet_jax" in name else dict)(os.environ) | with_cache(cache)
+        environment |= {"XLA_FLAGS": TWO} if name == DEVICES else {}
         environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # others are on the same GPU
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         began = time.perf_counter()
@@ -75,6 +83,12 @@ class Contender:
         self.process.communicate()
 
 
+def apart() -> bool:
+    """Whether two cores have no cache in common at this moment."""
+    command = [sys.executable, "-m", "experiments.cpu_speed.cores"]
+    return int(subprocess.check_output(command, cwd=ROOT)) > APART
+
+
 def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
     contenders, rows, compiling = {}, [], {}
     with tempfile.TemporaryDirectory() as cache:
@@ -82,7 +96,7 @@ def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
             if name not in TORCH:
                 # Compiled by a process before it, as all starts but a program's first one are.
                 before = Contender(name, case, cache)
-                compiling[name] = before.time(1)["peak_mib"]
+                compiling[name] = before.time(1)["peak_mib"] if before.alive else 0
                 before.stop()
             contender = Contender(name, case, cache)
             if contender.alive:
@@ -90,30 +104,37 @@ def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
             else:
                 failure = f"exit code {contender.process.wait()}"
                 rows.append({"case": case["name"], "contender": name, "failure": failure})
-    times, peaks, calls = {}, {}, {}
+    calls, peaks = {}, {}
+    turns: dict[tuple[str, bool], list[list[float]]] = {}
     for name, contender in contenders.items():
         contender.time(1)
         warm = contender.time(2)
-        times[name], peaks[name] = warm["seconds"], warm["peak_mib"]
-        # As many calls a turn as fill the turn; a hopeless contender gets none.
-        if sum(warm["seconds"]) <= TOO_LONG * rounds * SECONDS:
-            calls[name] = max(2, round(SECONDS / min(warm["seconds"])))
-            times[name] = []
-    for _ in range(rounds):
-        for name, count in calls.items():
-            if sum(times[name]) <= TOO_LONG * rounds * SECONDS:  # else its few calls say enough
-                answer = contenders[name].time(count)
-                times[name] += answer["seconds"]
+        turns[name, False], turns[name, True], peaks[name] = [], [], warm["peak_mib"]
+        # As many calls a turn as fill the turn; a hopeless contender has these two alone.
+        calls[name] = max(2, round(SECONDS / min(warm["seconds"])))
+        if sum(warm["seconds"]) > TOO_LONG * rounds * SECONDS:
+            turns[name, False] = [warm["seconds"]] * rounds
+    for _ in range(TRIES * rounds):
+        for name, contender in contenders.items():
+            before = apart()
+            if max(len(turns[name, False]), len(turns[name, before])) < rounds:
+                answer = contender.time(calls[name])
                 peaks[name] = answer["peak_mib"]
-    for name, contender in contenders.items():
+                if before == apart():
+                    turns[name, before].append(answer["seconds"])
+    for contender in contenders.values():
         contender.stop()
-        quartiles = zip(QUARTILES, statistics.quantiles(times[name], n=4), strict=True)
-        row = {"case": case["name"], "contender": name, "calls": len(times[name])}
-        row |= {key: round(1e3 * value, 3) for key, value in quartiles}
-        row |= {"min_ms": round(1e3 * min(times[name]), 3), "peak_mib": round(peaks[name])}
-        rows.append(row)
-        if name in compiling:
-            rows[-1]["peak_compiling_mib"] = round(compiling[name])
+    for (name, far), measured in turns.items():
+        times = list(chain.from_iterable(measured))
+        if times:
+            quartiles = zip(QUARTILES, statistics.quantiles(times, n=4), strict=True)
+            row = {"case": case["name"], "contender": name, "calls": len(times)}
+            row |= {"cores": "apart"} if far else {}
+            row |= {key: round(1e3 * value, 3) for key, value in quartiles}
+            row |= {"min_ms": round(1e3 * min(times), 3), "peak_mib": round(peaks[name])}
+            rows.append(row)
+            if name in compiling:
+                rows[-1]["peak_compiling_mib"] = round(compiling[name])
     return rows
 
 

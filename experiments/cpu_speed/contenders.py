@@ -30,6 +30,7 @@ def with_jax(case: Row, obvious: bool) -> Call:
     """This package as its command sets it up, or Flax written the obvious way."""
     import jax
     import optax
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
     import resnet_jax as rj
     from experiments.cpu_speed.obvious_flax import ResNet18
@@ -42,13 +43,16 @@ def with_jax(case: Row, obvious: bool) -> Call:
         )
     dtype = {} if obvious else {"dtype": "bfloat16" if kind == "bfloat16" else "float32"}
     model = network(num_classes=case["classes"], width=case["width"], stem=case["stem"], **dtype)
-    images, labels = (jax.device_put(a) for a in examples(case))
+    mesh = Mesh(jax.devices(), ("data",))
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    images, labels = jax.device_put(examples(case), split)
     # To predict takes no momentum.
     tx = optax.sgd(0.01, 0.9 if case["what"] == "training" else None)
     # Drawn by what is quickest to trace, as the command does.
     drawn = model if obvious else model.clone(lowering="reference")
-    state = rj.TrainState.create(drawn, tx, jax.random.key(0), images[:1])
-    state = state.replace(apply_fn=model.apply)
+    state = rj.TrainState.create(drawn, tx, jax.random.key(0), examples(case)[0][:1])
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    state = jax.device_put(state.replace(apply_fn=model.apply), everywhere)
     if case["what"] == "inference":
         predict = jax.jit(partial(model.apply, train=False))
         return lambda: predict(state.variables, images)

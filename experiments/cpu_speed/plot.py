@@ -14,7 +14,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from experiments.cpu_speed.benchmark import CASES, CONTENDERS, QUARTILES, TORCH
+from experiments.cpu_speed.benchmark import CASES, CONTENDERS, DEVICES, QUARTILES, TORCH
 from experiments.measuring import Row
 from experiments.plotting import BLACK, BLUE, ORANGE, logarithmic
 from experiments.tables import ROOT, table
@@ -32,11 +32,14 @@ def read(name: str, processor: str = "avx2"):
     return json.loads((Path(__file__).parent / processor / f"{name}.json").read_text())
 
 
-def by_case(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
-    """Rows by case and contender, with PyTorch's quickest setting of that type as ``torch``."""
+def by_case(rows: Iterable[Row], cores: str | None = None) -> dict[str, dict[str, Row]]:
+    """Rows by case and contender, with PyTorch's quickest setting of that type as ``torch``.
+
+    ``cores`` is None where they have a cache in common, else "apart".
+    """
     found: dict[str, dict[str, Row]] = {}
     for row in rows:
-        if "median_ms" in row:
+        if "median_ms" in row and row.get("cores") == cores:
             found.setdefault(row["case"], {})[row["contender"]] = row
     for case, row in found.items():
         settings = [n for n in TORCH if n in row and (n == "torch bf16") <= ("bfloat16" in case)]
@@ -45,8 +48,8 @@ def by_case(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
     return found
 
 
-def measured(processor: str) -> dict[str, dict[str, Row]]:
-    return by_case(read("results", processor)["rows"])
+def measured(processor: str, cores: str | None = None) -> dict[str, dict[str, Row]]:
+    return by_case(read("results", processor)["rows"], cores)
 
 
 def draw() -> Figure:
@@ -124,6 +127,21 @@ def comparison(title: str, found: dict[str, dict[str, Row]], digits: int = 1) ->
 
 def speed(processor: str) -> str:
     return comparison(f"ResNet-18, {PROCESSORS[processor]}", measured(processor))
+
+
+def apart(processor: str) -> str:
+    """Times where the two cores have no cache in common, beside those where they have."""
+    names = {"resnet_jax": "resnet_jax", DEVICES: DEVICES, "torch": "PyTorch, best setting"}
+    together, lines = measured(processor), []
+    for case, row in measured(processor, "apart").items():
+        cells = [
+            f"{places[case][name]['median_ms']:.1f}" if name in places[case] else ""
+            for name in names
+            for places in (together, {case: row})
+        ]
+        lines.append([case, *cells])
+    head = [f"{title}, {cores}" for title in names.values() for cores in ("one cache", "apart")]
+    return table([f"ms, {PROCESSORS[processor]}", *head], lines)
 
 
 def settings(processor: str) -> str:
