@@ -40,6 +40,7 @@ CONTENDERS = ("resnet_jax", DEVICES, "flax", *TORCH)
 QUARTILES = ("quartile1_ms", "median_ms", "quartile3_ms")
 SECONDS = 0.6  # of one turn
 TRIES = 3  # times the turns asked for, until so many had cores with a cache in common
+LEAST = 3  # turns, below which a row would say nothing
 TOO_LONG = 3  # times a contender's share of a case's time for two calls, and it has no turns
 
 
@@ -126,7 +127,7 @@ def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
         contender.stop()
     for (name, far), measured in turns.items():
         times = list(chain.from_iterable(measured))
-        if times:
+        if len(measured) >= min(rounds, LEAST):
             quartiles = zip(QUARTILES, statistics.quantiles(times, n=4), strict=True)
             row = {"case": case["name"], "contender": name, "calls": len(times)}
             row |= {"cores": "apart"} if far else {}

@@ -41,11 +41,14 @@ def by_case(rows: Iterable[Row], cores: str | None = None) -> dict[str, dict[str
     for row in rows:
         if "median_ms" in row and row.get("cores") == cores:
             found.setdefault(row["case"], {})[row["contender"]] = row
+    compared = {}
     for case, row in found.items():
         settings = [n for n in TORCH if n in row and (n == "torch bf16") <= ("bfloat16" in case)]
-        row["torch"] = min((row[n] for n in settings), key=lambda r: r["median_ms"])
-        row["speed_up"] = row["torch"]["median_ms"] / row["resnet_jax"]["median_ms"]
-    return found
+        if settings and "resnet_jax" in row:
+            row["torch"] = min((row[n] for n in settings), key=lambda r: r["median_ms"])
+            row["speed_up"] = row["torch"]["median_ms"] / row["resnet_jax"]["median_ms"]
+            compared[case] = row
+    return compared
 
 
 def measured(processor: str, cores: str | None = None) -> dict[str, dict[str, Row]]:
