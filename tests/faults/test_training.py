@@ -4,7 +4,9 @@ import dataclasses
 import json
 import math
 import shutil
+import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -130,3 +132,28 @@ def test_a_validation_that_is_not_finite_ends_the_run_and_is_not_recorded(run_di
         rj.train(config, run_dir, quiet=True)
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert all(math.isfinite(row["loss"]) for row in rows)
+
+
+def test_a_step_looks_at_no_line_of_a_long_history(unaveraged_config, one_unit, tmp_path):
+    """By the lines of the package that ten steps more execute, which a busy machine changes not."""
+    config = dataclasses.replace(unaveraged_config, epochs=1, eval_every=100)
+    metrics = rj.train(config, tmp_path / "run", quiet=True).path / "metrics.jsonl"
+    first, *others = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join([first] * 3000 + others))
+    package, executed = str(Path(rj.__file__).parent), []
+
+    def count(frame, event, _):
+        if frame.f_code.co_filename.startswith(package):
+            executed[-1] += event == "line"
+            return count
+        return None
+
+    for steps in (1, 11):
+        folder = shutil.copytree(tmp_path / "run", tmp_path / f"{steps}")
+        executed.append(0)
+        sys.settrace(count)
+        try:
+            rj.train(dataclasses.replace(config, epochs=1 + steps / 6), folder, quiet=True)
+        finally:
+            sys.settrace(None)
+    assert executed[1] - executed[0] < 3000
