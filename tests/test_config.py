@@ -13,11 +13,11 @@ nan, infinity = float("nan"), float("inf")
 
 
 REFUSED = {
-    "batch-size": (0, 64.5, "64", True),
+    "batch-size": (64.5, "64", True, 0),
     "epochs": (0, infinity),
     "seed": (-1,),
     "label-smoothing": (1,),
-    "ema": (1.0, "0.9"),
+    "ema": ("0.9", 1.0),
     "eval-every": (0,),
     "patience": (0,),
     "optim.learning-rate": (0, nan),
@@ -36,7 +36,7 @@ REFUSED = {
     "augment.magnitude": (11,),
     "data.validation": (-5,),
     "data.mean": ((33.0,), (nan,), ()),  # of 0 to 255
-    "data.std": ((0.5, 0), (78.0,), 0.3),
+    "data.std": ((78.0,), (0.5, 0), 0.3),
     "data.subset": ((100, 10),),
 }
 
@@ -48,8 +48,9 @@ def test_settings_that_make_no_sense_are_refused_by_name(option):
         changes = {field: value}
         for group in groups:
             changes = {group: dataclasses.replace(getattr(rj.TrainConfig(), group), **changes)}
-        with pytest.raises(rj.ResNetJaxError, match=rf"^--{option} must be .* got .+$") as refusal:
+        with pytest.raises(Exception, match=rf"^--{option} must be .* got .+$") as refusal:
             rj.TrainConfig(**changes)
+        assert refusal.type is rj.ResNetJaxError
         assert str(refusal.value).rpartition("got ")[2].strip("'") in str(value)
 
 
@@ -63,8 +64,9 @@ def test_settings_that_do_not_fit_together_are_refused_by_name():
         ("--augment.crop 4 and --augment.resized-crop 0.08 .*give", {"augment": crops}),
         ("--data.center-crop .*give", {"data": rj.DataConfig(center_crop=True)}),
     ):
-        with pytest.raises(rj.ResNetJaxError, match=f"^{said}"):
+        with pytest.raises(Exception, match=f"^{said}") as refusal:
             rj.TrainConfig(**changes)
+        assert refusal.type is rj.ResNetJaxError
 
 
 def test_yaml_brings_a_configuration_back():

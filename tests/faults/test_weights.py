@@ -153,6 +153,7 @@ def test_a_training_scripts_file_is_read(weights, expected, kind, tmp_path):
     assert list(content) == KINDS
     torch.save(content[kind], tmp_path / "checkpoint.pth.tar")
     arrays = answer(rj.interop.load_weights, tmp_path / "checkpoint.pth.tar")
+    assert isinstance(arrays, dict), arrays
     assert_same(answer(rj.interop.from_torchvision, arrays), expected)
 
 
