@@ -142,7 +142,8 @@ def test_predict_walks_as_training_does(pets, finished_run, command, answers):
 def test_only_regular_files_are_opened(pets, python):
     os.mkfifo(pets / "cat" / "pipe.png")
     (pets / "dog" / "device.png").symlink_to("/dev/null")
-    done = python("-m", "resnet_jax", "verify", pets, code=1)
+    program = "import sys, signal; signal.alarm(60); from resnet_jax.cli import main; "
+    done = python("-c", f"{program}sys.exit(main(sys.argv[1:]))", "verify", pets, code=1)
     for name in ("cat/pipe.png", "dog/device.png"):
         assert f"{pets}/{name}: it cannot be read: no regular file" in done.stdout
 

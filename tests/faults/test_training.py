@@ -143,10 +143,8 @@ def test_a_step_looks_at_no_line_of_a_long_history(unaveraged_config, one_unit, 
     package, executed = str(Path(rj.__file__).parent), []
 
     def count(frame, event, _):
-        if frame.f_code.co_filename.startswith(package):
-            executed[-1] += event == "line"
-            return count
-        return None
+        executed[-1] += event == "line"
+        return count if frame.f_code.co_filename.startswith(package) else None
 
     for steps in (1, 11):
         folder = shutil.copytree(tmp_path / "run", tmp_path / f"{steps}")
