@@ -116,9 +116,8 @@ def command(capsys):
         capsys.readouterr()
         try:
             code = main([str(word) for word in words])
-        except Exception:  # a fault, which a process would end with in this way
-            code = 1
-            traceback.print_exc()
+        except Exception:  # a fault: a process would end in this way
+            return 1, capsys.readouterr().out, traceback.format_exc()
         return code, *capsys.readouterr()
 
     return run

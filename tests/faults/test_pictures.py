@@ -151,9 +151,10 @@ def test_only_regular_files_are_opened(pets, python):
 # What their pixels are
 
 
-def test_a_line_of_pixels_is_a_line(tmp_path):
+def test_a_line_of_pixels_is_a_line(tmp_path, finished_run, command, answers):
     for size in ((400, 1), (1, 400)):
         Image.new("L", size, 255).save(tmp_path / "line.png")
+        assert command("predict", finished_run.path, tmp_path / "line.png")[0] == 0
         found = read(tmp_path / "line.png")
         found = found if size[1] == 1 else found.T
         assert sorted(found.sum(1).tolist()) == [0] * 15 + [16 * 255]
