@@ -87,13 +87,6 @@ def test_one_bad_file_or_folder_does_not_stop_the_others(run_dir, digits, tmp_pa
         assert re.search(said, err)
 
 
-def test_brackets_in_a_name_are_shown(run_dir, digits, monkeypatch, command):
-    monkeypatch.chdir(digits[0].parent)
-    digits[0].rename("digit[copy].png")
-    code, out, _ = command("predict", run_dir, "digit[copy].png")
-    assert (code, "digit[copy].png" in out) == (0, True)
-
-
 def test_the_same_command_says_that_the_run_is_finished_and_its_result(
     own_run, tiny_options, command
 ):

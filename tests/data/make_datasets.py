@@ -10,8 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from resnet_jax.data.load import load_dataset
-from resnet_jax.errors import ResNetJaxError
+import resnet_jax as rj
 
 
 def encoded(pixels: np.ndarray, kind: str = "png", **options) -> bytes:
@@ -69,8 +68,8 @@ def flip(path, position, bit=1):
 
 
 def refusal(root, name="digits", **kwargs):
-    with pytest.raises(ResNetJaxError) as error:
-        load_dataset(name, root, **kwargs)
+    with pytest.raises(rj.ResNetJaxError) as error:
+        rj.load_dataset(name, root, **kwargs)
     text = str(error.value)
     assert "\n" not in text
     return text

@@ -9,7 +9,6 @@ import pytest
 import tensorflow_datasets as tfds
 from make_datasets import build, encoded, flip, refusal
 
-from resnet_jax.cli import main
 from resnet_jax.data.load import load_dataset
 from resnet_jax.data.mnist import DATASETS
 from resnet_jax.data.tfds import find_prepared, verify_prepared
@@ -102,22 +101,6 @@ def test_images_of_several_sizes_need_one_to_be_brought_to(tmp_path):
     build(tmp_path, {"train": pairs}, shape=(None, None, 1))
     assert "several sizes: give the side" in refusal(tmp_path)
     assert load_dataset("digits", tmp_path, size=8).image_shape == (8, 8, 1)
-
-
-def test_a_split_without_labels_is_left_out_and_another_label_is_refused(tmp_path):
-    """A label that is not published, -1, ended in a traceback."""
-    image = encoded(np.zeros((28, 28), np.uint8))
-    build(tmp_path, {"train": [(image, 0)] * 9, "test": [(image, -1)] * 5}, name="mnist")
-    assert "label -1, not 0 to 9" in refusal(tmp_path, "mnist")
-    labelled = [(image, k % 10) for k in range(20)]
-    build(tmp_path, {"train": labelled, "test": [(image, -1)] * 5})
-    data = load_dataset("digits", tmp_path)
-    assert (len(data.train) + len(data.validation), len(data.test)) == (20, 0)
-    assert main(["verify", "digits", "--data.dir", str(tmp_path)]) == 0
-    folder = build(tmp_path, {"train": labelled}, name="larger")
-    text = (folder / "features.json").read_text()
-    (folder / "features.json").write_text(text.replace('"10"', '"9"'))
-    assert "label 9, not 0 to 8" in refusal(tmp_path, "larger")
 
 
 def test_configurations_are_named_where_there_are_several(tmp_path):
@@ -252,21 +235,6 @@ def test_damaged_descriptions_are_named_and_harmless(copy, tmp_path, monkeypatch
             verify_prepared("digits", root)
         path.write_bytes(good)
     load_dataset("digits", root)
-
-
-@pytest.mark.parametrize("kind", ["png", "jpeg"])
-def test_a_record_of_another_size_is_refused_and_named(tmp_path, kind, command):
-    noise = np.random.default_rng(0).integers(0, 256, (8, 9), np.uint8)
-    pairs = [(encoded(noise[:, :8], kind), k % 10) for k in range(20)]
-    pairs[7] = (encoded(noise, kind), 7)
-    folder = build(tmp_path, {"train": pairs}, shape=(8, 8, 1))
-    code, out, _ = command("verify", "digits", "--data.dir", tmp_path)
-    assert (code, "9x8 pixels, not 8x8" in " ".join(out.split())) == (1, True)
-    for streaming in ("never", "always"):
-        with pytest.raises(ResNetJaxError, match=r"record \d+: .*9x8.*8x8") as error:
-            read_all(tmp_path, streaming)
-        assert str(folder / "digits-train.array_record-00000-of-00001") in str(error.value)
-        assert "\n" not in str(error.value)
 
 
 def test_transparency_in_a_record_is_refused_as_in_a_file(tmp_path):

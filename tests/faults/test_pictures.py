@@ -18,7 +18,6 @@ from PIL import Image
 from raw_png import png
 
 import resnet_jax as rj
-from resnet_jax.data.image import DecodeSpec, read_image
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -42,8 +41,13 @@ def pets(tmp_path) -> Path:
 
 
 def read(path: Path, **options: object) -> np.ndarray:
-    """The pixels of a picture as training on 16x16 grey pictures reads them: int[16, 16]."""
-    return read_image(path, DecodeSpec((16, 16, 1), **options))[..., 0].astype(int)
+    """The pixels of a grey picture as training on 16x16 pixels reads them: int[16, 16]."""
+    with tempfile.TemporaryDirectory() as folder:
+        picture(Path(folder, "b", "another.png"), 0)
+        Path(folder, "a").mkdir()
+        shutil.copy(path, Path(folder, "a"))
+        train = rj.load_dataset("folder", folder, size=16, validation=0, **options).train
+        return train.images[train.labels == 0][0, ..., 0].astype(int)
 
 
 # Which files are pictures
@@ -138,7 +142,8 @@ def test_predict_walks_as_training_does(pets, finished_run, command, answers):
 def test_only_regular_files_are_opened(pets, python):
     os.mkfifo(pets / "cat" / "pipe.png")
     (pets / "dog" / "device.png").symlink_to("/dev/null")
-    done = python("-m", "resnet_jax", "verify", pets, code=1)
+    program = "import sys, signal; signal.alarm(60); from resnet_jax.cli import main; "
+    done = python("-c", f"{program}sys.exit(main(sys.argv[1:]))", "verify", pets, code=1)
     for name in ("cat/pipe.png", "dog/device.png"):
         assert f"{pets}/{name}: it cannot be read: no regular file" in done.stdout
 
@@ -146,9 +151,10 @@ def test_only_regular_files_are_opened(pets, python):
 # What their pixels are
 
 
-def test_a_line_of_pixels_is_a_line(tmp_path):
+def test_a_line_of_pixels_is_a_line(tmp_path, finished_run, command, answers):
     for size in ((400, 1), (1, 400)):
         Image.new("L", size, 255).save(tmp_path / "line.png")
+        assert command("predict", finished_run.path, tmp_path / "line.png")[0] == 0
         found = read(tmp_path / "line.png")
         found = found if size[1] == 1 else found.T
         assert sorted(found.sum(1).tolist()) == [0] * 15 + [16 * 255]
@@ -180,7 +186,7 @@ def test_sound_files_that_others_misread_are_read(pets, finished_run, command, a
     ("bits", "colour"),
     [(1, False), (2, False), (4, False), (8, False), (16, False), (8, True), (16, True)],
 )
-def test_a_transparent_level_is_one_whatever_the_depth(bits, colour, tmp_path):
+def test_a_transparent_level_is_one_whatever_the_depth(bits, colour, tmp_path, caplog):
     highest, path = 2**bits - 1, tmp_path / "a.png"
     samples = 3 if colour else 1
 
@@ -194,8 +200,9 @@ def test_a_transparent_level_is_one_whatever_the_depth(bits, colour, tmp_path):
 
     levels = np.round(np.linspace(0, highest, 16)).astype(int) * np.ones((16, 1), int)
     write(levels)
-    with pytest.raises(rj.ResNetJaxError, match="transparent pixels"):
+    with pytest.raises(rj.ResNetJaxError, match="cannot be used"):
         read(path)
+    assert "transparent pixels" in caplog.text
     hidden = np.where(levels == highest, 100, levels * 255 // highest)
     np.testing.assert_allclose(read(path, background=100), hidden, atol=1)
     write(np.minimum(levels, highest - 2 ** max(0, bits - 8)))  # compared as they are read

@@ -33,12 +33,14 @@ def test_a_link_in_a_runs_folder_changes_nothing_outside(name, own_run, tiny_con
     assert outside.read_text() == "precious"
 
 
-def test_a_damaged_configuration_is_named(own_run):
-    for text in ("config: [", "a: 1", "", "config: !!python/object:os.system {}", "{}"):
+def test_a_damaged_configuration_is_named_and_builds_no_object(own_run):
+    evil = f"config: !!python/object/apply:os.mkdir ['{own_run}/made']"
+    for text in ("config: [", "a: 1", "", evil, "{}"):
         (own_run / "config.yaml").write_text(text)
         with pytest.raises(rj.ResNetJaxError, match=r"config\.yaml is damaged") as error:
             rj.Run.open(own_run)
         assert "\n" not in str(error.value)
+    assert not (own_run / "made").exists()
 
 
 def aliases_that_multiply(config):

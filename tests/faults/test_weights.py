@@ -15,11 +15,14 @@ TINY = ["--model.width", "4", "--model.lowering", "reference", "--no-report"]
 TINY += ["--data.subset", "8", "4", "4", "--batch-size", "8"]
 
 
-def refused(call, *arguments, **keywords):
-    """What a call says when it refuses."""
-    with pytest.raises(rj.ResNetJaxError) as caught:
-        call(*arguments, **keywords)
-    return str(caught.value)
+def answer(call, *arguments, **keywords):
+    """What a call returns, or what it says when it refuses."""
+    try:
+        return call(*arguments, **keywords)
+    except rj.ResNetJaxError as error:
+        return str(error)
+    except Exception as error:
+        pytest.fail(f"no refusal in a line: {error!r}")
 
 
 def state_dict(network, channels=3, fill=np.zeros):
@@ -50,8 +53,9 @@ def without_head(weights):
     return {name: value for name, value in weights.items() if not name.startswith("fc.")}
 
 
-def assert_same(got, expected):
-    jax.tree.map(np.testing.assert_array_equal, got, expected)
+def assert_same(got, expected, rtol=0.0):
+    assert jax.tree.structure(got) == jax.tree.structure(expected), got
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol), got, expected)
 
 
 # --- prefixes, nesting, heads --------------------------------------------------------------------
@@ -62,8 +66,7 @@ PREFIXES = ["module.", "model.", "_orig_mod.", "module._orig_mod.", "backbone.",
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_a_prefix_is_left_out_and_said(weights, expected, prefix, caplog):
     prefixed = {f"{prefix}{name}": value for name, value in weights.items()}
-    read = rj.interop.from_torchvision(prefixed)
-    assert_same(read, expected)
+    assert_same(answer(rj.interop.from_torchvision, prefixed), expected)
     assert f"begin with {prefix}," in caplog.text
 
 
@@ -95,10 +98,10 @@ def test_the_command_reads_prefixed_weights_without_a_head_and_goes_on_without_t
 
 def test_headless_weights_need_a_number_of_classes(weights, tmp_path, refusal):
     body = without_head(weights)
-    read = rj.interop.from_torchvision(body, num_classes=7)
+    read = answer(rj.interop.from_torchvision, body, num_classes=7)
+    assert "params" in read, read
     assert read["params"]["head"]["kernel"].shape == (32, 7)
-    with pytest.raises(rj.ResNetJaxError, match="give num_classes for a fresh head"):
-        rj.interop.from_torchvision(body)
+    assert "give num_classes for a fresh head" in answer(rj.interop.from_torchvision, body)
     file = tmp_path / "weights.safetensors"
     rj.interop.save_weights(file, body)
     words = ["train", "--run-dir", tmp_path / "run", *TINY, "--init-from", file]
@@ -112,7 +115,7 @@ def test_less_than_no_classes_and_a_head_without_any_are_refused_in_one_line(wei
         (0, -1, lambda: rj.interop.from_torchvision(weights, rj.ResNet18(num_classes=-1, width=4))),
         (1, 0, lambda: rj.interop.with_fresh_head(rj.interop.from_torchvision(weights), 0)),
     ):
-        assert f"num_classes must be at least {least}, got {classes}" in refused(call)
+        assert f"num_classes must be at least {least}, got {classes}" in answer(call)
 
 
 # --- files of torch ------------------------------------------------------------------------------
@@ -140,17 +143,14 @@ def wrapped(tensors):
     }
 
 
-KINDS = ["torchvision", "timm", "example", "tutorial", "deeper", "averaged alone"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_training_scripts_file_is_read(weights, expected, kind, tmp_path):
+def test_a_training_scripts_file_is_read(weights, expected, tmp_path):
     torch = pytest.importorskip("torch")
-    content = wrapped(tensors_of(weights))
-    assert list(content) == KINDS
-    torch.save(content[kind], tmp_path / "checkpoint.pth.tar")
-    arrays = rj.interop.load_weights(tmp_path / "checkpoint.pth.tar")
-    assert_same(rj.interop.from_torchvision(arrays), expected)
+    for kind, content in wrapped(tensors_of(weights)).items():
+        file = tmp_path / ("checkpoint.pth.tar" if kind == "example" else "checkpoint.pth")
+        torch.save(content, file)
+        arrays = answer(rj.interop.load_weights, file)
+        assert isinstance(arrays, dict), (kind, arrays)
+        assert_same(answer(rj.interop.from_torchvision, arrays), expected)
 
 
 @pytest.mark.parametrize(
@@ -165,28 +165,25 @@ def test_averaged_weights_beside_others_are_said(weights, plain, averaged, tmp_p
     assert f"{plain} is read; it also holds {averaged}" in caplog.text
     other = rj.interop.load_weights(tmp_path / "checkpoint.pth", key=averaged)
     np.testing.assert_array_equal(other["fc.bias"], 2 * weights["fc.bias"])
-    with pytest.raises(rj.ResNetJaxError, match=f"{averaged}, {plain} and no swa"):
-        rj.interop.load_weights(tmp_path / "checkpoint.pth", key="swa")
+    said = answer(rj.interop.load_weights, tmp_path / "checkpoint.pth", key="swa")
+    assert f"{averaged}, {plain} and no swa" in said
 
 
 def test_tensors_of_every_kind_are_read(weights, expected):
     tensors = tensors_of(weights)
     for name in ("fc.weight", "bn1.bias"):
         tensors[name].requires_grad_()
-    read = rj.interop.from_torchvision(tensors)
-    assert_same(read, expected)
-    assert_same(rj.interop.from_torchvision(tensors.items()), expected)
     halves = {n: t.bfloat16() if t.is_floating_point() else t for n, t in tensors.items()}
-    read = rj.interop.from_torchvision(halves)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2**-8), read, expected)
+    for given, rtol in ((tensors, 0), (tensors.items(), 0), (halves, 2**-8)):
+        assert_same(answer(rj.interop.from_torchvision, given), expected, rtol)
 
 
 def test_parameters_alone_lack_statistics_and_a_network_is_no_state_dict(weights):
     torch = pytest.importorskip("torch")
     parameters = ((n, torch.nn.Parameter(t)) for n, t in tensors_of(weights).items() if t.ndim)
     named = ((n, p) for n, p in parameters if "running" not in n)
-    assert "40 missing: bn1.running_mean" in refused(rj.interop.from_torchvision, named)
-    error = refused(rj.interop.from_torchvision, torch.nn.Linear(2, 2))
+    assert "40 missing: bn1.running_mean" in answer(rj.interop.from_torchvision, named)
+    error = answer(rj.interop.from_torchvision, torch.nn.Linear(2, 2))
     assert "must be a state_dict, arrays by name, got Linear" in error
 
 
@@ -208,7 +205,7 @@ RELATIVES = {
 
 @pytest.mark.parametrize("name", RELATIVES)
 def test_a_relative_is_named_in_one_short_line(name):
-    error = refused(rj.interop.from_torchvision, RELATIVES[name]())
+    error = answer(rj.interop.from_torchvision, RELATIVES[name]())
     assert f"they look like {name}" in error
     assert len(error) < 700
     assert "\n" not in error
@@ -216,7 +213,7 @@ def test_a_relative_is_named_in_one_short_line(name):
 
 def test_any_depth_is_read_with_its_model():
     weights = RELATIVES["resnet10"]()
-    error = refused(rj.interop.from_torchvision, weights)
+    error = answer(rj.interop.from_torchvision, weights)
     assert "model=rj.ResNet((1, 1, 1, 1), rj.BasicUnit, num_classes=...)" in error
     model = rj.ResNet((1, 1, 1, 1), rj.BasicUnit, num_classes=10, width=1)
     read = rj.interop.from_torchvision(weights, model)
@@ -227,10 +224,10 @@ def test_a_part_of_a_larger_network_is_refused():
     """FCN's and DeepLab's ResNet-50 has torchvision's shapes and is dilated."""
     body = {f"backbone.{n}": v for n, v in without_head(resnet50()).items()}
     fcn = body | {"classifier.0.weight": np.zeros((2, 32, 3, 3)), "classifier.4.bias": np.zeros(2)}
-    error = refused(rj.interop.from_torchvision, fcn, num_classes=10)
+    error = answer(rj.interop.from_torchvision, fcn, num_classes=10)
     assert "resnet50 under backbone. and of a larger network (2 entries" in error
     twins = {f"{part}.{n}": v for part in ("encoder_q", "encoder_k") for n, v in body.items()}
-    error = refused(rj.interop.from_torchvision, twins)
+    error = answer(rj.interop.from_torchvision, twins)
     assert "several networks, under encoder_q.backbone., encoder_k.backbone.: give one" in error
 
 
@@ -251,7 +248,7 @@ def test_timms_config_names_a_network_that_computes_something_else(
     rj.interop.save_weights(tmp_path / "model.safetensors", weights)
     (tmp_path / "config.json").write_text(json.dumps(OTHERS[name]))
     file = tmp_path / "model.safetensors"
-    assert name in refused(rj.interop.load_weights, file)
+    assert name in answer(rj.interop.load_weights, file)
     words = ["train", "--run-dir", tmp_path / "run", *TINY, "--init-from", file]
     assert name in refusal(*words)
 
@@ -283,5 +280,5 @@ def test_a_training_scripts_file_names_one_too(weights, tmp_path):
         ({"state_dict": tensors, "args": dilated}, "resnet50 with output_stride 8"),
     ):
         torch.save(content, tmp_path / "checkpoint.pth")
-        error = refused(rj.interop.load_weights, tmp_path / "checkpoint.pth")
+        error = answer(rj.interop.load_weights, tmp_path / "checkpoint.pth")
         assert name in error

@@ -106,14 +106,3 @@ def test_nothing_read_from_a_file_may_run_code():
     loads = [p.read_text() for p in package.rglob("*.py") if "torch.load(" in p.read_text()]
     assert loads
     assert all("weights_only=True" in text for text in loads)
-
-
-def test_a_configuration_that_would_build_an_object_is_refused(tmp_path):
-    run = Path(shutil.copytree(STORED, tmp_path / "run"))
-    mark = tmp_path / "made"
-    text = (run / "config.yaml").read_text()
-    evil = f"!!python/object/apply:os.mkdir [{json.dumps(str(mark))}]"
-    (run / "config.yaml").write_text(text.replace("commit:", f"other: {evil}\ncommit:"))
-    with pytest.raises(rj.ResNetJaxError, match=r"config\.yaml"):
-        rj.Run.open(run)
-    assert not mark.exists()
