@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -47,22 +48,9 @@ def of_processor(folder: Path, name: str) -> Path:
 def write_json(path: Path, value: list[Row] | Row) -> None:
     """Write a list of rows, or a dictionary of values and such lists: a row a line."""
     path.parent.mkdir(exist_ok=True)
-    path.write_text(_lines(value) + "\n")
-
-
-def _lines(value: Any) -> str:
-    if isinstance(value, list):
-        return "[\n" + ",\n".join("  " + json.dumps(row) for row in value) + "\n]"
-    parts = (
-        f" {json.dumps(name)}: "
-        + (
-            _lines(part)
-            if isinstance(part, list) and part[:1] and isinstance(part[0], dict)
-            else json.dumps(part)
-        )
-        for name, part in value.items()
-    )
-    return "{\n" + ",\n".join(parts) + "\n}"
+    row = 1 if isinstance(value, list) else 2  # how deep its line is indented
+    inside = rf"\n( {{{row + 1},}}| {{{row}}}(?=[]}}]))"
+    path.write_text(re.sub(inside, " ", json.dumps(value, indent=1)) + "\n")
 
 
 def in_turns(

@@ -16,16 +16,18 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+from experiments.cpu_speed.contenders import start, timed
 from experiments.measuring import Row, machine, of_processor, with_cache, write_json
-from experiments.tables import ROOT
 from resnet_jax.memory import tuned
 
 RESULTS = of_processor(Path(__file__).parent, "results")
@@ -54,25 +56,22 @@ CASES = [
 
 
 class Contender:
-    """A process that times calls when asked to."""
+    """A process of its own that times calls when asked to."""
 
     def __init__(self, name: str, case: Row, cache: str) -> None:
-        command = [sys.executable, "-m", "experiments.cpu_speed.contenders", name, json.dumps(case)]
         environment = (tuned if name == "resnet_jax" else dict)(os.environ) | with_cache(cache)
         environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # others are on the same GPU
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        began = time.perf_counter()
-        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
-        self.alive = self.process.stdout.readline() != ""
+        began, self.steps = time.perf_counter(), case.get("steps", 1)
+        with mock.patch.dict(os.environ, environment):
+            self.process = ProcessPoolExecutor(1, get_context("spawn"), start, (name, case))
+            self.process.submit(int).result()
         self.first_s = time.perf_counter() - began  # from the start of Python to the first result
 
     def time(self, calls: int) -> Row:
-        """Seconds of each call and the peak of resident memory since the start, in MiB."""
-        print(calls, file=self.process.stdin, flush=True)
-        return json.loads(self.process.stdout.readline())
+        return self.process.submit(timed, calls, self.steps).result()
 
     def stop(self) -> None:
-        self.process.communicate()
+        self.process.shutdown()
 
 
 def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
@@ -84,12 +83,10 @@ def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
                 before = Contender(name, case, cache)
                 compiling[name] = before.time(1)["peak_mib"]
                 before.stop()
-            contender = Contender(name, case, cache)
-            if contender.alive:
-                contenders[name] = contender
-            else:
-                failure = f"exit code {contender.process.wait()}"
-                rows.append({"case": case["name"], "contender": name, "failure": failure})
+            try:
+                contenders[name] = Contender(name, case, cache)
+            except BrokenProcessPool as error:
+                rows.append({"case": case["name"], "contender": name, "failure": str(error)})
     times, peaks, calls = {}, {}, {}
     for name, contender in contenders.items():
         contender.time(1)

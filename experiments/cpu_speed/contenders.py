@@ -1,12 +1,8 @@
-"""How long do calls of one contender take, in a process of its own?
+"""What a process of a contender does: one training step or prediction, again and again.
 
-Command:   python -m experiments.cpu_speed.contenders CONTENDER CASE     (`benchmark.py` does)
-Result:    for each number read from stdin, the seconds of so many calls; CASE is a row of
-           `benchmark.CASES`, or of those of gpu_speed, as JSON
+`benchmark.py` and gpu_speed start the processes; a case is a row of their `CASES`.
 """
 
-import json
-import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -103,22 +99,19 @@ def with_torch(case: Row, setting: str) -> Call:
     return train
 
 
-def contender(name: str, case: Row) -> tuple[Call, Callable[[object], object]]:
-    """One call, and what waits for its result."""
+def start(name: str, case: Row) -> None:
+    """Make the contender of this process, and call it once."""
+    global _call
+    wait: Callable[[object], object]
     if name.startswith("torch "):
         import torch
 
-        on_gpu = case.get("device") == "cuda"
-        waits = (lambda _: torch.cuda.synchronize()) if on_gpu else (lambda _: None)
-        return with_torch(case, name.removeprefix("torch ")), waits
-    import jax
+        once = with_torch(case, name.removeprefix("torch "))
+        wait = lambda _: torch.cuda.is_available() and torch.cuda.synchronize()  # noqa: E731
+    else:
+        import jax
 
-    return with_jax(case, obvious=name == "flax"), jax.block_until_ready
-
-
-def main() -> None:
-    case = json.loads(sys.argv[2])
-    once, wait = contender(sys.argv[1], case)
+        once, wait = with_jax(case, obvious=name == "flax"), jax.block_until_ready
     steps = case.get("steps", 1)  # without waiting in between, as in training on a GPU
 
     def call() -> None:
@@ -126,12 +119,11 @@ def main() -> None:
             result = once()
         wait(result)
 
+    _call = call
     call()
-    print(json.dumps({"ready": True}), flush=True)
-    for line in sys.stdin:
-        seconds = [s / steps for s in in_turns({"call": call}, rounds=int(line))["call"]]
-        print(json.dumps({"seconds": seconds, "peak_mib": peak_mib()}), flush=True)
 
 
-if __name__ == "__main__":
-    main()
+def timed(calls: int, steps: int = 1) -> Row:
+    """Seconds of each step, and the peak of resident memory since the start, in MiB."""
+    seconds = in_turns({"call": _call}, rounds=calls)["call"]
+    return {"seconds": [s / steps for s in seconds], "peak_mib": peak_mib()}
