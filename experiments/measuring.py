@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -16,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from experiments.tables import ROOT
-from resnet_jax.ops.heuristics import instruction_set
 
 Row = dict[str, Any]
 MISSING = "not yet measured"
@@ -41,28 +41,17 @@ def append_row(path: Path, row: Row) -> None:
 
 def of_processor(folder: Path, name: str) -> Path:
     """The file of results of this machine's instruction set, beside those of others."""
+    from resnet_jax.ops.heuristics import instruction_set  # JAX, which no process of PyTorch loads
+
     return folder / instruction_set() / f"{name}.json"
 
 
 def write_json(path: Path, value: list[Row] | Row) -> None:
     """Write a list of rows, or a dictionary of values and such lists: a row a line."""
     path.parent.mkdir(exist_ok=True)
-    path.write_text(_lines(value) + "\n")
-
-
-def _lines(value: Any) -> str:
-    if isinstance(value, list):
-        return "[\n" + ",\n".join("  " + json.dumps(row) for row in value) + "\n]"
-    parts = (
-        f" {json.dumps(name)}: "
-        + (
-            _lines(part)
-            if isinstance(part, list) and part[:1] and isinstance(part[0], dict)
-            else json.dumps(part)
-        )
-        for name, part in value.items()
-    )
-    return "{\n" + ",\n".join(parts) + "\n}"
+    row = 1 if isinstance(value, list) else 2  # how deep its line is indented
+    inside = rf"\n( {{{row + 1},}}| {{{row}}}(?=[]}}]))"
+    path.write_text(re.sub(inside, " ", json.dumps(value, indent=1)) + "\n")
 
 
 def in_turns(
@@ -119,16 +108,21 @@ def median_and_quartiles(values: Sequence[float], digits: int, unit: str = "") -
     return f"{middle}{unit} ({low} to {high})"
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % percentile interval of the mean, by resampling; somewhat too narrow for five values."""
+def interval(*samples: Sequence[float]) -> tuple[float, float]:
+    """95 % percentile interval of a mean, or of one mean less another, by resampling.
+
+    It is somewhat too narrow for five values.
+    """
     from scipy.stats import bootstrap
 
-    mean = statistics.fmean(values)
-    if len(values) < 2 or min(values) == max(values):
-        return mean, mean
-    found = bootstrap((values,), np.mean, n_resamples=10_000, method="percentile", rng=0)
-    found = found.confidence_interval
-    return float(found.low), float(found.high)
+    def statistic(*drawn: np.ndarray, axis: int) -> np.ndarray:
+        return np.subtract.reduce([np.mean(sample, axis=axis) for sample in drawn])
+
+    if all(min(sample) == max(sample) for sample in samples):
+        found = statistic(*samples, axis=0)
+        return float(found), float(found)
+    found = bootstrap(samples, statistic, n_resamples=10_000, method="percentile", rng=0)
+    return tuple(map(float, found.confidence_interval))
 
 
 def machine(*packages: str) -> Row:
@@ -138,7 +132,7 @@ def machine(*packages: str) -> Row:
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     accelerator = {}
     if "jax" in packages:
-        import jax  # not where PyTorch's memory is measured
+        import jax
 
         device = jax.devices()[0]
         accelerator = {} if device.platform == "cpu" else {"device": device.device_kind}

@@ -1,8 +1,11 @@
 """What the figures share: colours, axes with plain numbers, and files."""
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
@@ -23,6 +26,20 @@ def logarithmic(axis: Axis, ticks: tuple[float, ...] = (), subs: tuple[int, ...]
     axis.set_minor_formatter(NullFormatter())
     if ticks:
         axis.set_minor_locator(NullLocator())
+
+
+def panels(
+    size: tuple[float, float], titles: Iterable[str], rows: int = 1, **shared: Any
+) -> tuple[Figure, np.ndarray]:
+    """A figure of ``rows`` rows of axes with a column for each title."""
+    titles = list(titles)
+    figure = Figure(size, layout="constrained")
+    grid = figure.subplots(rows, len(titles), squeeze=False, **shared)
+    for axes in grid.flat:
+        axes.grid(alpha=0.3, lw=0.5)
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title, fontsize=10)
+    return figure, grid
 
 
 def save(figure: Figure, path: Path) -> None:

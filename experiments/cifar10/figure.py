@@ -9,11 +9,12 @@ Machine:   any
 import statistics
 from collections.abc import Iterable
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.cifar10.__main__ import RESULTS
 from experiments.measuring import MISSING, Row, interval, read_rows
-from experiments.plotting import BLUE, GREEN, ORANGE, PINK, save
+from experiments.plotting import BLUE, GREEN, ORANGE, PINK, panels, save
 from experiments.tables import ROOT, table
 
 PICTURE = ROOT / "docs/images/cifar10.png"
@@ -38,22 +39,15 @@ def name_of(key: Key) -> str:
 
 
 def draw(rows: list[Row]) -> Figure:
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
+    figure, (axes,) = panels((9, 3.6), ("train error, %", "test error, %"), sharey=True)
     for axis, part in zip(axes, ("train", "test"), strict=True):
         for key, seeds in grouped(rows).items():
-            if key[2] != "pad":
-                continue
-            curves = [row[part] for row in seeds]
-            steps = [step for step, _ in curves[0]]
-            mean = [
-                100 * statistics.fmean(error for _, error in points)
-                for points in zip(*curves, strict=True)
-            ]
-            style = "-" if key[1] else "--"
-            axis.plot(steps, mean, style, color=COLOURS[key[0]], label=name_of(key))
-        axis.set(title=f"{part} error, %", xlabel="update", ylim=(0, 80))
-        axis.grid(alpha=0.3, lw=0.5)
+            depth, residual, shortcut = key
+            if shortcut == "pad":
+                steps, errors = np.mean([row[part] for row in seeds], 0).T
+                style = "-" if residual else "--"
+                axis.plot(steps, 100 * errors, style, color=COLOURS[depth], label=name_of(key))
+        axis.set(xlabel="update", ylim=(0, 80))
     axes[0].legend(frameon=False, fontsize=9)
     return figure
 

@@ -13,6 +13,7 @@ import json
 import os
 import statistics
 import sys
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,18 +28,16 @@ from resnet_jax.interop.onnx import runner
 
 RESULTS = Path(__file__).with_name("results.json")
 BATCHES = (1, 64, 256)
-ROUNDS = 15
 
 
 def contenders(run: rj.Run) -> dict:
     variables = jax.device_put(run.variables())
     ours = jax.jit(Network(run.model, variables, run.preprocessing, run.class_names).apply)
-    files = {name: run.export(name).read_bytes() for name in ("stablehlo", "onnx")}
-    stablehlo = jax.jit(jax.export.deserialize(bytearray(files["stablehlo"])).call)
+    stablehlo, onnx = (run.export(name).read_bytes() for name in ("stablehlo", "onnx"))
     return {
-        "resnet_jax": lambda images: ours(variables, images),
-        "StableHLO file in JAX": stablehlo,
-        "ONNX file in onnxruntime": runner(files["onnx"]),
+        "resnet_jax": partial(ours, variables),
+        "StableHLO file in JAX": jax.jit(jax.export.deserialize(bytearray(stablehlo)).call),
+        "ONNX file in onnxruntime": runner(onnx),
     }
 
 
@@ -51,7 +50,7 @@ def main() -> None:
             name: lambda call=call, images=images: jax.block_until_ready(call(images))
             for name, call in by_name.items()
         }
-        for name, seconds in in_turns(calls, ROUNDS, warm_rounds=2).items():
+        for name, seconds in in_turns(calls, rounds=15, warm_rounds=2).items():
             milliseconds = round(1e3 * statistics.median(seconds), 2)
             rows.append({"batch": batch, "what": name, "milliseconds": milliseconds})
             print(rows[-1], flush=True)
@@ -60,11 +59,10 @@ def main() -> None:
 
 
 def speeds() -> str:
-    rows = json.loads(RESULTS.read_text())["rows"]
-    found = {(row["what"], row["batch"]): f"{row['milliseconds']:.1f}" for row in rows}
-    names = dict.fromkeys(name for name, _ in found)
-    lines = [[name, *(found[name, batch] for batch in BATCHES)] for name in names]
-    return table(["", *(f"batch {batch}" for batch in BATCHES)], lines)
+    lines: dict[str, list[str]] = {}
+    for row in json.loads(RESULTS.read_text())["rows"]:
+        lines.setdefault(row["what"], [row["what"]]).append(f"{row['milliseconds']:.1f}")
+    return table(["", *(f"batch {batch}" for batch in BATCHES)], lines.values())
 
 
 def machine() -> str:

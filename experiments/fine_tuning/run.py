@@ -1,26 +1,23 @@
 """Does a network that has learnt clothes learn digits from fewer examples?
 
-Command:   python -m experiments.fine_tuning.run     (ten minutes; resumes what was interrupted)
-Result:    results.json, a row for each run: 95.21 ± 0.29 % from scratch and 95.46 ± 0.26 %
-           fine-tuned, mean ± sd of 5 seeds
+Command:   python -m experiments.fine_tuning.run     (ten minutes; --list, --only, --quick)
+Result:    results.jsonl, a row for each run: 95.21 ± 0.29 % from scratch and 95.46 ± 0.26 %
+           fine-tuned, mean ± sd of 5 seeds. Nothing was tuned for either of the two
 Machine:   2 CPU cores
-
-A ResNet-18 of width 16 trained on Fashion-MNIST is fine-tuned on 1,000 MNIST digits and compared
-with one trained from random weights on the same 1,000: same recipe, same number of steps, five
-draws of digits. Tested on all 10,000 test digits. Nothing was tuned for either of the two.
 """
 
-import json
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 import resnet_jax as rj
-from experiments.measuring import Row, interval, write_json
+from experiments import units
+from experiments.measuring import Row, interval, read_rows
 from experiments.tables import table
 
-RESULTS = Path(__file__).with_name("results.json")
-RUNS = Path("runs/fine_tuning")
+RESULTS = Path(__file__).with_name("results.jsonl")
 SEEDS = range(5)
 ARMS = ("scratch", "fine-tuned")
 
@@ -35,42 +32,50 @@ PRETRAINING = rj.TrainConfig(
 )
 
 
-def config_of(arm: str, seed: int) -> rj.TrainConfig:
-    mean, std = PRETRAINING.data.mean, PRETRAINING.data.std
-    return rj.TrainConfig(
-        model=PRETRAINING.model,
-        data=rj.DataConfig(
-            name="mnist", subset=(1000, 0, 1000), subset_seed=seed, mean=mean, std=std
-        ),
-        optim=PRETRAINING.optim,
-        epochs=10,
-        seed=seed,
-        eval_every=10_000,  # at the end alone
-        # A fresh head: the names of the classes differ.
-        init_from=str(RUNS / "pretrained") if arm == "fine-tuned" else None,
-    )
+@dataclass(frozen=True)
+class Training:
+    """On Fashion-MNIST ("pretrained"), or on 1,000 digits from scratch or fine-tuned."""
+
+    arm: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.arm}-seed{self.seed}"
+
+    def config(self, runs: Path) -> rj.TrainConfig:
+        if self == PRETRAINED:
+            return PRETRAINING
+        digits = {"name": "mnist", "subset": (1000, 0, 1000), "subset_seed": self.seed}
+        return replace(
+            PRETRAINING,
+            data=replace(PRETRAINING.data, **digits),
+            epochs=10,
+            batch_size=64,
+            seed=self.seed,
+            eval_every=10_000,  # at the end alone
+            # A fresh head: the names of the classes differ.
+            init_from=str(runs / str(PRETRAINED)) if self.arm == "fine-tuned" else None,
+        )
 
 
-def train(config: rj.TrainConfig, arm: str, seed: int, folder: str, split: str) -> Row:
-    metrics = rj.train(config, RUNS / folder, quiet=True).metrics()
-    tested = metrics[(metrics["kind"] == "test") & (metrics["split"] == split)]
-    row = tested[tested["checkpoint"] == "latest"].iloc[-1]
-    found = {"accuracy": round(float(row["accuracy"]), 6), "loss": round(float(row["loss"]), 6)}
-    return {"arm": arm, "seed": seed, **found, "seconds": round(float(row["seconds"]), 1)}
+PRETRAINED = Training("pretrained", 0)
 
 
-def main() -> None:
-    rows = [train(PRETRAINING, "pretrained", 0, "pretrained", "test")]
-    for seed in SEEDS:
-        for arm in ARMS:
-            rows.append(train(config_of(arm, seed), arm, seed, f"{arm}-seed{seed}", "test_all"))
-            print(rows[-1], flush=True)
-    write_json(RESULTS, sorted(rows, key=lambda row: (row["arm"], row["seed"])))
+def train(quick: bool, training: Training, folder: Path) -> Row:
+    config = training.config(folder.parent)
+    if quick:
+        small = rj.ModelConfig(width=4, lowering="reference")
+        config = replace(config, model=small, epochs=0.1)
+    metrics = rj.train(config, folder, quiet=True).metrics()
+    split = "test" if training == PRETRAINED else "test_all"
+    tested = metrics[(metrics.kind == "test") & (metrics.split == split)]
+    row = tested[tested.checkpoint == "latest"].iloc[-1]
+    return {name: round(float(row[name]), 6) for name in ("accuracy", "loss")}
 
 
 def accuracies(arm: str) -> np.ndarray:
     """Of one kind of run, in percent, by seed."""
-    rows = json.loads(RESULTS.read_text())
+    rows = sorted(read_rows(RESULTS), key=lambda row: row["seed"])
     return 100 * np.array([row["accuracy"] for row in rows if row["arm"] == arm])
 
 
@@ -98,4 +103,6 @@ def pretrained() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    trainings = [PRETRAINED, *(Training(arm, seed) for seed in SEEDS for arm in ARMS)]
+    options = units.parser(__doc__, "runs/fine_tuning").parse_args()
+    units.carry_out(trainings, options, RESULTS, partial(train, options.quick))

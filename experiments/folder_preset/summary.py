@@ -1,65 +1,49 @@
 """The table of the page, from the rows of results."""
 
 import dataclasses
-import statistics
+
+import pandas as pd
 
 from experiments.folder_preset import __main__ as trainings
-from experiments.folder_preset.__main__ import BASE, CANDIDATES, WITH_WEIGHTS, Recipe
-from experiments.measuring import read_rows
+from experiments.folder_preset.__main__ import BASE, CANDIDATES, WITH_WEIGHTS
+from experiments.measuring import mean_and_sd, read_rows
 from experiments.tables import table
 
-Set = tuple[str, int]
 SETS = (*trainings.SCRATCH[:2], trainings.LARGE, *trainings.SCRATCH[2:], *trainings.FROM_WEIGHTS)
 TITLES = {"cifar": "CIFAR-10", "fashion": "Fashion-MNIST", "digits": "digits", "last5": "weights"}
+REGRESSION, UNAIDED = "logistic regression", f"{BASE}, without weights"
 
 
-def title(pictures: Set) -> str:
-    return f"{TITLES[pictures[0]]} {pictures[1]:,}"
-
-
-def best_of(recipe: Recipe | None, weights: bool = True) -> dict[Set, list[float]]:
-    """Return the best validation accuracy of each seed, in percent, on the sets measured.
-
-    Without a recipe it is the baseline's. ``weights`` counts for the last five classes alone.
-    """
-    found: dict[Set, list[float]] = {}
-    wanted = None if recipe is None else dataclasses.asdict(recipe)
+def measured() -> pd.Series:
+    """The best validation accuracies of the seeds, in percent, by line of the table and set."""
+    names = {str(r): dataclasses.asdict(r) for r in (*CANDIDATES, *WITH_WEIGHTS)}
+    rows = []
     for row in read_rows(trainings.RESULTS):
-        started = recipe is not None and weights and row["data"] == "last5"
-        if row.get("recipe") == wanted and row.get("weights", False) == started:
-            found.setdefault((row["data"], row["pictures"]), []).append(100 * row["best"])
-    return found
+        found = {"set": (row["data"], row["pictures"]), "best": 100 * row["best"]}
+        lines = [name for name, values in names.items() if values == row.get("recipe", {})]
+        if "recipe" not in row:
+            lines = [REGRESSION]
+        elif row["data"] == "last5" and not row["weights"]:
+            lines = [UNAIDED]
+        elif lines == [str(BASE)] and row["data"] != "last5":
+            lines.append(UNAIDED)
+        rows += [found | {"line": line} for line in lines]
+    return pd.DataFrame(rows).groupby(["line", "set"])["best"].agg(list)
 
 
 def accuracies() -> str:
     """The validation accuracy of every recipe on every set, and where it is furthest behind."""
-    measured = {str(recipe): best_of(recipe) for recipe in (*CANDIDATES, *WITH_WEIGHTS)}
-    means = {
-        name: {pictures: statistics.mean(best) for pictures, best in found.items()}
-        for name, found in measured.items()
-    }
-    behind = {
-        name: [
-            (max(other.get(pictures, 0) for other in means.values()) - mean, title(pictures))
-            for pictures, mean in found.items()
-            if pictures in SETS
-        ]
-        for name, found in means.items()
-    }
-    rows = {"logistic regression": best_of(None), **measured}
-    rows |= {f"{BASE}, without weights": best_of(BASE, weights=False)}
-    lines = [
-        [
-            name,
-            *(_cell(found.get(pictures, [])) for pictures in SETS),
-            "{:.1f} ({})".format(*max(behind[name])) if behind.get(name) else "",
-        ]
-        for name, found in rows.items()
-        if found
-    ]
-    return table(["recipe", *map(title, SETS), "furthest behind"], lines)
-
-
-def _cell(best: list[float]) -> str:
-    spread = f" ± {statistics.stdev(best):.1f}" if len(best) > 1 else ""
-    return f"{statistics.mean(best):.1f}{spread}" if best else ""
+    best, order = measured(), [REGRESSION, *map(str, (*CANDIDATES, *WITH_WEIGHTS)), UNAIDED]
+    titles = {pictures: f"{TITLES[pictures[0]]} {pictures[1]:,}" for pictures in SETS}
+    means = best.map(lambda values: sum(values) / len(values))
+    recipes = means.drop([REGRESSION, UNAIDED], errors="ignore")
+    behind = recipes.groupby("set").transform("max") - recipes
+    lines = []
+    for line in (line for line in order if line in best.index):
+        cells = [mean_and_sd(best.get((line, pictures), []), 1) for pictures in SETS]
+        furthest = ""
+        if line in behind.index:
+            gaps = ((gap, titles[at]) for at, gap in behind[line].items() if at in titles)
+            furthest = "{:.1f} ({})".format(*max(gaps))
+        lines.append([line, *cells, furthest])
+    return table(["recipe", *titles.values(), "furthest behind"], lines)

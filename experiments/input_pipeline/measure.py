@@ -22,11 +22,10 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from PIL import Image
 
 import resnet_jax as rj
 from experiments.measuring import in_process, in_turns, machine, median_and_quartiles, write_json
+from experiments.scaling.decode import photograph
 from experiments.tables import table
 from resnet_jax.data.dataset import read_batches
 from resnet_jax.data.load import load_dataset, load_splits
@@ -62,15 +61,11 @@ CASES: dict[str, tuple[str, rj.TrainConfig, int]] = {
 
 
 def make_jpegs(folder: Path) -> None:
-    """Photograph-like files, 224x224 in two classes: coarse colours with fine grain, quality 90."""
-    rng = np.random.default_rng(0)
+    """Photograph-like files, 224x224 in two classes."""
     for number in range(JPEGS):
         place = folder / "ab"[number % 2]
         place.mkdir(exist_ok=True)
-        coarse = Image.fromarray(rng.integers(0, 256, (14, 14, 3), np.uint8))
-        smooth = np.asarray(coarse.resize((224, 224), Image.Resampling.BICUBIC), np.float32)
-        pixels = np.clip(smooth + rng.normal(0, 8, smooth.shape), 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(place / f"{number}.jpg", quality=90)
+        (place / f"{number}.jpg").write_bytes(photograph(number, 224, 224))
 
 
 def images_a_second(
@@ -93,16 +88,14 @@ def rates(config: rj.TrainConfig, count: int) -> dict[str, list[float]]:
     for how in ("never", "always"):
         dataset, of_run = load_splits(dataclasses.replace(config.data, streaming=how))
         splits[how] = of_run["train"]
-    sampler = EpochSampler(len(dataset.train), size, seed=0)
-    engine = Engine(config, dataset.class_names, dataset.image_shape)
-    batches = read_batches(splits["always"], map(sampler.batch, itertools.count()))
+    order = EpochSampler(len(dataset.train), size, seed=0)
+    batches = read_batches(splits["always"], map(order.batch, itertools.count()))
     found = images_a_second({"pipeline": partial(next, batches)}, count, size)
     batches.close()
+    engine = Engine(config, dataset.class_names, dataset.image_shape)
     params_key, augment_key = jax.random.split(jax.random.key(0))
     tx = make_optimizer(config.optim, make_schedule(config.optim, 1000))
-    model = make_model(config, dataset.num_classes)
-    height, width, channels = dataset.image_shape
-    images = jnp.zeros((1, height, width, channels))
+    model, images = make_model(config, dataset.num_classes), jnp.zeros((1, *dataset.image_shape))
     state = engine.replicate(rj.TrainState.create(model, tx, params_key, images))
 
     def train(batches: Iterator[rj.Batch]) -> None:
@@ -110,11 +103,10 @@ def rates(config: rj.TrainConfig, count: int) -> dict[str, list[float]]:
         state, metrics = engine.train(state, augment_key, next(batches))
         metrics.loss.block_until_ready()
 
-    held, streamed = (
-        engine.batches(splits[how], map(sampler.batch, itertools.count()))
-        for how in ("never", "always")
-    )
-    steps = {"step": partial(train, held), "together": partial(train, streamed)}
+    steps = {
+        name: partial(train, engine.batches(splits[how], map(order.batch, itertools.count())))
+        for name, how in (("step", "never"), ("together", "always"))
+    }
     return found | images_a_second(steps, count // 10, size)
 
 
@@ -160,31 +152,29 @@ def memory(folder: str) -> dict[str, float]:
     }
 
 
-def measure() -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        make_jpegs(Path(scratch))
-        used, measured = in_process("input_pipeline.measure", "memory", scratch), {}
-        for name, (_, config, count) in CASES.items():
-            if config.data.name == "folder":
-                data = dataclasses.replace(config.data, dir=scratch)
-                config = dataclasses.replace(config, data=data)
-            with configured_jax(config):
-                measured[name] = rates(config, count)
-            print(name, {k: round(statistics.median(v), 1) for k, v in measured[name].items()})
+def measure(folder: Path) -> None:
+    used, measured = in_process("input_pipeline.measure", "memory", str(folder)), {}
+    for name, (_, config, count) in CASES.items():
+        if config.data.name == "folder":
+            data = dataclasses.replace(config.data, dir=str(folder))
+            config = dataclasses.replace(config, data=data)
+        with configured_jax(config):
+            measured[name] = rates(config, count)
+        print(name, {k: round(statistics.median(v), 1) for k, v in measured[name].items()})
     where = machine("jax", "pillow")
     write_json(RESULTS, {"machine": where, "memory": used, "rates": measured})
 
 
 def table_of_rates() -> str:
-    lines = []
+    lines, rates = [], json.loads(RESULTS.read_text())["rates"]
     for name, (title, *_) in CASES.items():
-        found = json.loads(RESULTS.read_text())["rates"][name]
-        middle = {kind: statistics.median(values) for kind, values in found.items()}
+        kinds = {kind: rates[name][kind] for kind in ("pipeline", "step", "together")}
+        _, step, together = middle = [statistics.median(values) for values in kinds.values()]
         cells = (
-            median_and_quartiles(found[kind], 0 if middle[kind] > 100 else 1)
-            for kind in ("pipeline", "step", "together")
+            median_and_quartiles(values, 0 if m > 100 else 1)
+            for values, m in zip(kinds.values(), middle, strict=True)
         )
-        lines.append([title, *cells, f"{middle['together'] / middle['step']:.2f}"])
+        lines.append([title, *cells, f"{together / step:.2f}"])
     head = ["images/s, median (quartiles)", "pipeline alone", "step alone", "both", "both / step"]
     return table(head, lines)
 
@@ -208,13 +198,14 @@ def where() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--readers", action="store_true", help="only threads beside Grain")
-    if parser.parse_args().readers:
-        with tempfile.TemporaryDirectory() as scratch:
-            make_jpegs(Path(scratch))
-            for name, found in readers(Path(scratch)).items():
-                print(f"{name}: {median_and_quartiles(found, 0, ' images/s')}")
-    else:
-        measure()
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        make_jpegs(Path(scratch))
+        if not options.readers:
+            measure(Path(scratch))
+            return
+        for name, found in readers(Path(scratch)).items():
+            print(f"{name}: {median_and_quartiles(found, 0, ' images/s')}")
 
 
 if __name__ == "__main__":

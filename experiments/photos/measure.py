@@ -10,10 +10,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 import resnet_jax as rj
-from experiments.measuring import write_json
+from experiments.measuring import Row, write_json
 from experiments.photos.photograph import photograph
 from experiments.tables import table
 from resnet_jax.data.digit import find_digit
@@ -21,29 +21,24 @@ from resnet_jax.data.digit import find_digit
 RESULTS = Path(__file__).with_name("results.json")
 
 
-def whole(picture: Image.Image) -> np.ndarray:
-    """The picture as it is read without the finder, ``uint8[28, 28, 1]``."""
-    return np.asarray(ImageOps.pad(picture.convert("L"), (28, 28)))[..., None]
-
-
-def measure(run: rj.Run, split: str, count: int, seed: int) -> dict[str, object]:
+def measure(run: rj.Run, split: str, count: int = 100, seed: int = 0) -> Row:
     rng, digits = np.random.default_rng(seed), run.split(split)
     images, labels = digits.batch(rng.choice(len(digits), count, replace=False))
     photographs = [photograph(image[..., 0], rng) for image in images]
+    # Without the finder.
+    whole = [np.asarray(ImageOps.pad(p.convert("L"), (28, 28)))[..., None] for p in photographs]
     ways = {
         "the digit is found": [find_digit(picture).image for picture in photographs],
-        "the whole picture": [whole(picture) for picture in photographs],
-        "the whole picture, inverted": [255 - whole(picture) for picture in photographs],
+        "the whole picture": whole,
+        "the whole picture, inverted": [255 - picture for picture in whole],
         "MNIST's own image": list(images),
     }
-    right = {name: run.predict(np.stack(read)).argmax(1) == labels for name, read in ways.items()}
-    return {
-        "preset": run.path.name,
-        "split": split,
-        "count": count,
-        "seed": seed,
-        "right": {name: int(hits.sum()) for name, hits in right.items()},
+    right = {
+        name: int((run.predict(np.stack(read)).argmax(1) == labels).sum())
+        for name, read in ways.items()
     }
+    what = {"preset": run.path.name, "split": split, "count": count, "seed": seed}
+    return what | {"right": right}
 
 
 def recognised() -> str:
@@ -53,17 +48,12 @@ def recognised() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--split", default="test", choices=("train", "test"))
-    parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", action="store_true", help="write results.json")
     arguments = parser.parse_args()
-    run = rj.Run.open(arguments.run)
-    row = measure(run, arguments.split, arguments.count, arguments.seed)
+    row = measure(rj.Run.open(arguments.run), arguments.split)
     print(json.dumps(row, indent=1))
     if arguments.save:
         write_json(RESULTS, row)

@@ -1,4 +1,4 @@
-"""Pictures of digits on paper as a phone takes them, from MNIST's digits or from strokes.
+"""Pictures of digits on paper as a phone takes them.
 
 Nothing here is shared with `resnet_jax.data.digit`, which has to find the digit again.
 """
@@ -28,23 +28,6 @@ def photograph(digit: np.ndarray, rng: np.random.Generator) -> Image.Image:
         case 1:
             ink = ink.filter(ImageFilter.MaxFilter(2 * step + 1))
     return on_paper(ink.rotate(rng.uniform(-10, 10), Image.Resampling.BICUBIC), rng)
-
-
-def write(strokes: list[list[list[float]]], rng: np.random.Generator) -> Image.Image:
-    """Write strokes, lists of points ``[x, y]``, on paper and take their picture, RGB."""
-    points = np.concatenate([np.asarray(s, float) for s in strokes])
-    size = int(HEIGHT * rng.choice(SIZES) * 0.7)
-    scale = size / max(np.ptp(points, axis=0).max(), 1e-6)
-    width = max(2, int(size * rng.choice((0.03, 0.06, 0.12))))
-    margin = width + 2
-    ink = Image.new("L", tuple((np.ptp(points, axis=0) * scale + 2 * margin).astype(int).tolist()))
-    pen = ImageDraw.Draw(ink)
-    for stroke in strokes:
-        line = (np.asarray(stroke, float) - points.min(axis=0)) * scale + margin
-        pen.line([tuple(p) for p in line], fill=255, width=width, joint="curve")
-        for x, y in (line[0], line[-1]):
-            pen.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=255)
-    return on_paper(ink.rotate(rng.uniform(-10, 10), expand=True), rng)
 
 
 def on_paper(ink: Image.Image, rng: np.random.Generator) -> Image.Image:

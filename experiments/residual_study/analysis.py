@@ -9,12 +9,12 @@ import dataclasses
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
 
-from experiments.measuring import MISSING, interval, read_rows
+from experiments.measuring import MISSING, interval, mean_and_sd, read_rows
 from experiments.presets.measure import accuracies_of
 from experiments.residual_study.study import keeps_shape, runs, units_of
 from experiments.tables import table
@@ -40,25 +40,19 @@ class Study:
         )
         return found.set_index("seed").sort_index()
 
-    def accuracy(self, setting: str, kind: str, layers: int, rate: float, norm: str = "batch"):
+    def accuracy(self, *which: Any) -> str:
         """``92.5 ± 0.2 % (10 seeds)``: mean and standard deviation."""
-        values = self.select(setting, kind, layers, rate, norm)["accuracy"]
-        if not len(values):
-            return MISSING
-        spread = f" ± {values.std():.1f}" if len(values) > 1 else ""
-        return f"{values.mean():.1f}{spread} % ({_seeds(len(values))})"
+        values = self.select(*which)["accuracy"]
+        return f"{mean_and_sd(values, 1)} % ({_seeds(len(values))})" if len(values) else MISSING
 
-    def gain(self, setting: str, layers: int, rate: float, norm: str = "batch") -> str:
-        """Residual minus plain, at the same rate."""
-        residual, plain = (
-            self.select(setting, kind, layers, rate, norm) for kind in ("residual", "plain")
-        )
-        return _difference(residual, plain)
+    def gain(self, setting: str, *which: Any) -> str:
+        """Residual minus plain, of the same layers, rate and norm."""
+        kinds = ("residual", "plain")
+        return _difference(*(self.select(setting, kind, *which) for kind in kinds))
 
     def rate_effect(self, kind: str, layers: int) -> str:
         """What 0.01 instead of 0.005 does to a network in the book's setting."""
-        high, low = (self.select("book", kind, layers, rate) for rate in (0.01, 0.005))
-        return _difference(high, low)
+        return _difference(*(self.select("book", kind, layers, rate) for rate in (0.01, 0.005)))
 
     def books_comparison(self, layers: int) -> str:
         """The residual network at 0.01 minus the plain one at 0.005: two causes in one number."""
@@ -66,31 +60,24 @@ class Study:
         return _difference(residual, self.select("book", "plain", layers, 0.005))
 
     def deepening(self, setting: str, kind: str, deep: int, shallow: int, rate: float) -> str:
-        deeper, shallower = (self.select(setting, kind, n, rate) for n in (deep, shallow))
-        return _difference(deeper, shallower)
+        return _difference(*(self.select(setting, kind, n, rate) for n in (deep, shallow)))
 
     def against_pytorch(self, kind: str, layers: int, rate: float, images: str = "another draw"):
         """Our mean minus PyTorch's, with an interval of the difference of two means."""
-        ours = self.select("book", kind, layers, rate)["accuracy"].to_numpy()
+        ours = self.select("book", kind, layers, rate)["accuracy"]
         theirs = pytorch().query(
             "kind == @kind and layers == @layers and rate == @rate and images == @images"
         )["accuracy"]
         if not len(ours) or not len(theirs):
             return MISSING
-        difference = f"{ours.mean() - theirs.mean():+.1f} points"
         seeds = f"{_seeds(len(ours))} here, {len(theirs)} in PyTorch"
-        if min(len(ours), len(theirs)) < 2:
-            return f"{difference} ({seeds})"
-        found = bootstrap(
-            (ours, theirs.to_numpy()),
-            lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis),
-            n_resamples=10_000, method="percentile", vectorized=True, rng=0,
-        ).confidence_interval  # fmt: skip
-        return f"{difference} ({found.low:+.1f} to {found.high:+.1f}, {seeds})"
+        if min(len(ours), len(theirs)) > 1:
+            seeds = "{:+.1f} to {:+.1f}, ".format(*interval(ours, theirs)) + seeds
+        return f"{ours.mean() - theirs.mean():+.1f} points ({seeds})"
 
-    def gradient_ratio(self, setting: str, kind: str, layers: int, rate: float, norm="batch"):
+    def gradient_ratio(self, *which: Any) -> str:
         """Gradient norm at initialisation, first unit's first layer over last unit's last layer."""
-        found = self.select(setting, kind, layers, rate, norm)
+        found = self.select(*which)
         if found.empty:
             return MISSING
         norms = np.array([gradient["norm"][0] for gradient in found["gradient"]], float)
@@ -98,29 +85,25 @@ class Study:
             return f"not to be told (norms below {SMALLEST_NORM:g})"
         logs = np.log(norms[:, 1] / norms[:, -2])
         mean, low, high = map(_short, np.exp([logs.mean(), *interval(logs)]))
-        return f"{mean} ({low} to {high})" if len(logs) > 1 else f"{mean} (1 seed)"
+        return f"{mean} ({low} to {high})"
 
     def shortcut_share(self, setting: str, layers: int, rate: float, unit: str, look: int) -> str:
         """Share of the shortcut in the sum of a unit, or of all with an "identity" shortcut."""
         found = self.select(setting, "residual", layers, rate)
-        units = units_of(layers)
-        chosen = [n == unit or (unit == "identity" and keeps_shape(n)) for n in units]
+        chosen = [n == unit or (unit == "identity" and keeps_shape(n)) for n in units_of(layers)]
         shares = [np.mean(np.array(s["share"][look])[chosen]) for s in found.get("shortcut", ())]
         return f"{100 * np.mean(shares):.0f} %" if shares else MISSING
 
     def removal(self, setting: str, kind: str, layers: int, rate: float) -> str:
         """Accuracy lost by leaving out one unit that keeps the shape: median, least and most."""
-        found = self.select(setting, kind, layers, rate).get("removal", pd.Series(dtype=object))
-        found = found.dropna()
+        found = self.select(setting, kind, layers, rate).get("removal", pd.Series()).dropna()
         if found.empty:
             return MISSING
-        kept = [number for number, unit in enumerate(units_of(layers)) if keeps_shape(unit)]
-        left = np.array([[result["without"][number] for number in kept] for result in found])
+        kept = list(map(keeps_shape, units_of(layers)))
+        left = np.array([result["without"] for result in found])[:, kept].astype(float)
         lost = 100 * (np.array([[result["whole"]] for result in found]) - left).mean(axis=0)
-        return (
-            f"{np.median(lost):.1f} points in the median unit ({lost.min():.1f} to "
-            f"{lost.max():.1f}, {_seeds(len(found))})"
-        )
+        between = f"{lost.min():.1f} to {lost.max():.1f}, {_seeds(len(found))}"
+        return f"{np.median(lost):.1f} points in the median unit ({between})"
 
     def sweep(self, kind: str, layers: int) -> pd.DataFrame:
         """Accuracy by rate in the book's setting, the seeds that every rate has."""
@@ -153,8 +136,7 @@ class Study:
         return f"{self.frame['seconds'].max() / 60:.0f} minutes"
 
     def table_of_accuracy(self, setting: str, norm: str = "batch") -> str:
-        lines = []
-        chosen = self.frame.query("setting == @setting and norm == @norm")
+        lines, chosen = [], self.frame.query("setting == @setting and norm == @norm")
         for (layers, rate), _ in chosen.groupby(["layers", "rate"]):
             cells = [self.accuracy(setting, k, layers, rate, norm) for k in ("plain", "residual")]
             lines.append([layers, f"{rate:g}", *cells, self.gain(setting, layers, rate, norm)])
@@ -197,12 +179,11 @@ def values() -> dict:
 
 def _difference(one: pd.DataFrame, other: pd.DataFrame) -> str:
     """Mean difference in points, over the seeds that both have."""
-    differences = (one["accuracy"] - other["accuracy"]).dropna()
-    if not len(differences):
+    found = (one["accuracy"] - other["accuracy"]).dropna()
+    if found.empty:
         return MISSING
-    low, high = interval(differences.to_numpy())
-    spread = f"{low:+.1f} to {high:+.1f}, " if len(differences) > 1 else ""
-    return f"{differences.mean():+.1f} points ({spread}{_seeds(len(differences))})"
+    spread = "{:+.1f} to {:+.1f}, ".format(*interval(found)) if len(found) > 1 else ""
+    return f"{found.mean():+.1f} points ({spread}{_seeds(len(found))})"
 
 
 def _short(value: float) -> str:

@@ -6,7 +6,8 @@ Machine:   any
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.measuring import MISSING
-from experiments.plotting import BLUE, ORANGE, SKY, logarithmic
+from experiments.plotting import BLUE, ORANGE, SKY, logarithmic, panels
 from experiments.residual_study.analysis import HERE, SMALLEST_NORM, Study
 from experiments.residual_study.study import keeps_shape, units_of
 
@@ -31,15 +32,9 @@ ACCURACY = "accuracy on 10,000 test images, %"
 
 
 def _panels(titles: list[str], rows: int = 1, **shared: Any) -> tuple[Figure, np.ndarray]:
-    """A column for each title, at least one, which says so where there is nothing to show."""
-    columns = max(len(titles), 1)
-    figure = Figure((3.4 * columns, 0.4 + 2.8 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, **shared)
-    for axes in grid.flat:
-        axes.grid(alpha=0.3, linewidth=0.5)
-    for axes, title in zip(grid[0], titles or [MISSING], strict=True):
-        axes.set_title(title, fontsize=10)
-    return figure, grid
+    """A column for each title, or one which says that there is nothing to show."""
+    titles = titles or [MISSING]
+    return panels((3.4 * len(titles), 0.4 + 2.8 * rows), titles, rows, **shared)
 
 
 def _logarithmic(axes: Axes) -> None:
@@ -56,6 +51,16 @@ def _legend(axes: Axes, **settings: Any) -> None:
 def _layers(study: Study, setting: str = "book", norm: str = "batch") -> list[int]:
     found = study.frame.query("setting == @setting and norm == @norm")
     return sorted(found["layers"].unique())
+
+
+def _book(
+    study: Study, row: Iterable[Axes], norm: str = "batch"
+) -> Iterator[tuple[Axes, int, str, dict[str, Any], pd.DataFrame]]:
+    """The runs of the book's setting at one rate, axes by number of layers: residual and plain."""
+    for (axes, n), (kind, style) in product(zip(row, _layers(study), strict=False), STYLE.items()):
+        found = study.select("book", kind, n, RATE, norm)
+        if len(found):
+            yield axes, n, kind, style, found
 
 
 def _band(axes: Axes, at: Any, values: np.ndarray, style: dict[str, Any]) -> None:
@@ -106,19 +111,16 @@ def norm(study: Study) -> Figure:
 
 
 def curves(study: Study) -> Figure:
-    layers = _layers(study)
-    titles = [f"{n} layers, rate {RATE:g}" for n in layers]
+    titles = [f"{n} layers, rate {RATE:g}" for n in _layers(study)]
     figure, grid = _panels(titles, 2, sharex=True, sharey="row")
-    parts = {"train": "training loss, nats", "validation": "validation loss, nats"}
-    for (part, label), row in zip(parts.items(), grid, strict=True):
-        for axes, n in zip(row, layers, strict=False):
-            for kind, style in STYLE.items():
-                found = study.select("book", kind, n, RATE)[part]
-                if len(found):
-                    loss = np.array([curve["loss"] for curve in found])
-                    _band(axes, found.iloc[0]["step"], loss, style)
+    names = {"train": "training", "validation": "validation"}
+    for (part, name), row in zip(names.items(), grid, strict=True):
+        for axes, _, _, style, found in _book(study, row):
+            loss = np.array([curve["loss"] for curve in found[part]])
+            _band(axes, found[part].iloc[0]["step"], loss, style)
+        for axes in row:
             _logarithmic(axes)
-        row[0].set_ylabel(label)
+        row[0].set_ylabel(f"{name} loss, nats")
     for axes in grid[1]:
         axes.set_xlabel("step")
     _legend(grid[0, 0])
@@ -136,24 +138,21 @@ def gradient(study: Study) -> Figure:
     """Norm of the gradient of every layer: at initialisation, and while training."""
     layers = _layers(study)
     figure, grid = _panels([f"{n} layers, at initialisation" for n in layers], 2)
+    for norm_kind, line in (("batch", "-"), ("none", ":")):
+        for first, n, _, style, found in _book(study, grid[0], norm_kind):
+            norms, label = _norms(found), style["label"]
+            shown = {"color": style["color"], "marker": style["marker"], "linestyle": line}
+            shown["label"] = label + ("" if norm_kind == "batch" else ", no batch norm")
+            at = np.arange(1, norms.shape[1] + 1)
+            first.plot(at, norms[0], markersize=2.5, linewidth=1.2, **shown)
+            if norm_kind == "none":
+                continue
+            steps = found["gradient"].iloc[0]["step"]
+            for layer, mark, what in ((1, "o", "first unit"), (-2, "^", "last unit")):
+                shown = {"marker": mark, "markersize": 4, "linestyle": style["linestyle"]}
+                shown |= {"color": style["color"], "label": f"{label}, {what}"}
+                grid[1, layers.index(n)].plot(steps, norms[:, layer], **shown)
     for n, first, later in zip(layers, *grid, strict=False):
-        for norm_kind, line in (("batch", "-"), ("none", ":")):
-            for kind, style in STYLE.items():
-                found = study.select("book", kind, n, RATE, norm_kind)
-                if found.empty:
-                    continue
-                norms = _norms(found)
-                at, label = np.arange(1, norms.shape[1] + 1), style["label"]
-                shown = {"color": style["color"], "marker": style["marker"], "linestyle": line}
-                shown["label"] = label + ("" if norm_kind == "batch" else ", no batch norm")
-                first.plot(at, norms[0], markersize=2.5, linewidth=1.2, **shown)
-                if norm_kind == "none":
-                    continue
-                steps = found["gradient"].iloc[0]["step"]
-                for layer, mark, what in ((1, "o", "first unit"), (-2, "^", "last unit")):
-                    shown = {"marker": mark, "markersize": 4, "linestyle": style["linestyle"]}
-                    shown |= {"color": style["color"], "label": f"{label}, {what}"}
-                    later.plot(steps, norms[:, layer], **shown)
         later.set_title(f"{n} layers, while training", fontsize=10)
         later.set_xlabel("step")
         first.set_xlabel("layer, from the image to the logits")
@@ -165,21 +164,19 @@ def gradient(study: Study) -> Figure:
     return figure
 
 
-def _by_unit(study: Study, label: str) -> tuple[Figure, list[tuple[Axes, int]]]:
-    layers = _layers(study)
-    figure, grid = _panels([f"{n} layers" for n in layers], sharey=True)
+def _by_unit(study: Study, label: str) -> tuple[Figure, np.ndarray]:
+    figure, grid = _panels([f"{n} layers" for n in _layers(study)], sharey=True)
     for axes in grid[0]:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(label)
-    return figure, list(zip(grid[0], layers, strict=False))
+    return figure, grid[0]
 
 
 def shortcut(study: Study) -> Figure:
     """What the shortcut contributes to each unit's sum: at initialisation and after training."""
-    figure, panels = _by_unit(study, "unit (dashed: its shortcut is a projection)")
-    for axes, n in panels:
-        found = study.select("book", "residual", n, RATE)
-        if found.empty:
+    figure, row = _by_unit(study, "unit (dashed: its shortcut is a projection)")
+    for axes, n, kind, _, found in _book(study, row):
+        if kind == "plain":
             continue
         shares = 100 * np.array([s["share"] for s in found["shortcut"]]).mean(axis=0)
         at, steps = np.arange(1, shares.shape[1] + 1), found["shortcut"].iloc[0]["step"]
@@ -189,27 +186,23 @@ def shortcut(study: Study) -> Figure:
         for i, unit in zip(at, units_of(n), strict=True):
             if not keeps_shape(unit):
                 axes.axvline(i, color="#999999", linewidth=0.8, linestyle="--", zorder=0)
-    figure.axes[0].set_ylabel("share of the shortcut in the sum, %")
-    _legend(figure.axes[0])
+    row[0].set_ylabel("share of the shortcut in the sum, %")
+    _legend(row[0])
     return figure
 
 
 def removal(study: Study) -> Figure:
-    figure, panels = _by_unit(study, "unit left out")
-    for axes, n in panels:
-        for kind, style in STYLE.items():
-            found = study.select("book", kind, n, RATE).get("removal", pd.Series()).dropna()
-            if found.empty:
-                continue
-            without = 100 * np.array([result["without"] for result in found], float)
-            at = np.arange(1, without.shape[1] + 1)
-            axes.plot(at, without.mean(axis=0), **style, **SMALL)
-            whole = 100 * np.mean([result["whole"] for result in found])
-            axes.axhline(whole, color=style["color"], linewidth=0.8, linestyle=":")
+    figure, row = _by_unit(study, "unit left out")
+    for axes, _, _, style, found in _book(study, row):
+        results = found["removal"].dropna()
+        without = 100 * np.array([result["without"] for result in results], float)
+        at = np.arange(1, without.shape[1] + 1)
+        axes.plot(at, without.mean(axis=0), **style, **SMALL)
+        whole = 100 * np.mean([result["whole"] for result in results])
+        axes.axhline(whole, color=style["color"], linewidth=0.8, linestyle=":")
         axes.set_ylim(0, 100)
-    label = "accuracy on 1,000 test images, %\n(dotted: the whole network)"
-    figure.axes[0].set_ylabel(label)
-    _legend(figure.axes[0], loc="center right", bbox_to_anchor=(1, 0.36))
+    row[0].set_ylabel("accuracy on 1,000 test images, %\n(dotted: the whole network)")
+    _legend(row[0], loc="center right", bbox_to_anchor=(1, 0.36))
     return figure
 
 
@@ -219,8 +212,7 @@ def rates(study: Study) -> Figure:
     for axes, n in zip(grid[0], layers, strict=False):
         for kind, style in STYLE.items():
             found = study.sweep(kind, n)
-            if len(found):
-                _band(axes, found.index, found.to_numpy().T, style)
+            _band(axes, found.index, found.to_numpy().T, style)
         axes.set_xscale("log")
         axes.set_xlabel("learning rate")
         axes.set_ylim(0, 100)

@@ -9,14 +9,13 @@ included. torchvision's logits are those that `tests/interop/make_expectations.p
 """
 
 import json
-from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 
 import resnet_jax as rj
-from experiments.measuring import Row
+from experiments.measuring import Row, write_json
 from experiments.tables import ROOT, table
 from resnet_jax.interop import from_torchvision, to_torchvision
 from tests.interop.random_weights import NUM_CLASSES, SIZES, random_images, random_weights
@@ -28,10 +27,8 @@ SEED = 0  # of the stored weights of resnet18
 def compare() -> Row:
     stored = np.load(ROOT / "tests/interop/torchvision_logits.npz")
     model = rj.ResNet18(num_classes=NUM_CLASSES)
-    init = partial(model.init, train=False)
-    drawn = jax.eval_shape(init, jax.random.key(0), np.zeros((1, 32, 32, 3)))
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), drawn)
-    shapes = {name: value.shape for name, value in to_torchvision(zeros).items()}
+    drawn = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3)), train=False)
+    shapes = {name: value.shape for name, value in to_torchvision(drawn).items()}
     variables = from_torchvision(random_weights(shapes, SEED))
     logits = jax.jit(lambda images: model.apply(variables, images, train=False))
     rows = []
@@ -39,17 +36,17 @@ def compare() -> Row:
         name = f"{size[0]}x{size[1]}"
         ours = np.asarray(logits(random_images(size)), np.float64)
         theirs = stored[f"resnet18 {name}"]
-        rows.append(
-            {
-                "size": name,
-                "ours": ours[0, :3].round(6).tolist(),
-                "torchvision": theirs[0, :3].round(6).tolist(),
-                "largest_difference": float(f"{np.abs(ours - theirs).max():.2g}"),
-                "largest_logit": float(f"{np.abs(theirs).max():.4g}"),
-                "same_class": bool((ours.argmax(1) == theirs.argmax(1)).all()),
-            }
-        )
+        row: Row = {"size": name}
+        row |= {"ours": ours[0, :3].round(6).tolist()}
+        row |= {"torchvision": theirs[0, :3].round(6).tolist()}
+        row |= {"largest_difference": float(f"{np.abs(ours - theirs).max():.2g}")}
+        row |= {"largest_logit": float(f"{np.abs(theirs).max():.4g}")}
+        rows.append(row | {"same_class": bool((ours.argmax(1) == theirs.argmax(1)).all())})
     return {"torchvision": str(stored["versions"][1]), "rows": rows}
+
+
+def relative(row: Row) -> str:
+    return f"{row['largest_difference'] / row['largest_logit']:.1e}"
 
 
 def table_of_torchvision() -> str:
@@ -57,21 +54,18 @@ def table_of_torchvision() -> str:
     lines = []
     for row in found["rows"]:
         logits = [" ".join(f"{v:.5f}" for v in row[side]) for side in ("ours", "torchvision")]
-        relative = f"{row['largest_difference'] / row['largest_logit']:.1e}"
         same = "yes" if row["same_class"] else "no"
-        lines.append([row["size"], *logits, f"{row['largest_difference']:.1e}", relative, same])
+        difference = f"{row['largest_difference']:.1e}"
+        lines.append([row["size"], *logits, difference, relative(row), same])
     release = found["torchvision"].split("+")[0]
-    logits = ("first logits, here (float32)", f"torchvision {release} (float64)")
-    return table(
-        ["image", *logits, "largest difference", "of the largest logit", "same class"], lines
-    )
+    head = ["image", "first logits, here (float32)", f"torchvision {release} (float64)"]
+    return table([*head, "largest difference", "of the largest logit", "same class"], lines)
 
 
 def torchvision_difference() -> str:
-    rows = json.loads(RESULTS.read_text())["rows"]
-    return f"{max(row['largest_difference'] / row['largest_logit'] for row in rows):.1e}"
+    return max(map(relative, json.loads(RESULTS.read_text())["rows"]), key=float)
 
 
 if __name__ == "__main__":
-    RESULTS.write_text(json.dumps(compare(), indent=1) + "\n")
+    write_json(RESULTS, compare())
     print(table_of_torchvision())

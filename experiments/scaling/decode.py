@@ -23,20 +23,19 @@ from experiments.measuring import in_turns
 from resnet_jax.data.image import DecodeSpec, read_image
 
 DECODE = Path(__file__).with_name("decode.json")
-WIDTH, HEIGHT, QUALITY = 500, 375, 95
 ROUNDS = 150
 
 
-def photograph(seed: int) -> bytes:
+def photograph(seed: int, width: int = 500, height: int = 375) -> bytes:
     """A JPEG with detail at every scale, as photographs have it."""
     generator = np.random.default_rng(seed)
-    picture = np.full((HEIGHT, WIDTH, 3), 128.0)
+    picture = np.full((height, width, 3), 128.0)
     for side in (3, 6, 12, 25, 50, 100, 200, 400):
-        noise = generator.integers(0, 256, (side * HEIGHT // WIDTH + 1, side, 3), dtype=np.uint8)
-        layer = Image.fromarray(noise).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+        noise = generator.integers(0, 256, (side * height // width + 1, side, 3), dtype=np.uint8)
+        layer = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
         picture += (np.asarray(layer, np.float64) - 128) * 0.6 * side**-0.25
     file = io.BytesIO()
-    Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=QUALITY)
+    Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=95)
     return file.getvalue()
 
 

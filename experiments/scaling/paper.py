@@ -22,7 +22,7 @@ from functools import cache
 
 from matplotlib.figure import Figure
 
-from experiments.plotting import BLUE, GREEN, ORANGE, PINK, logarithmic, save
+from experiments.plotting import BLUE, GREEN, ORANGE, PINK, logarithmic, panels, save
 from experiments.scaling.decode import decoded_per_s
 from experiments.tables import ROOT, table
 from resnet_jax.models import VARIANTS, summarize
@@ -215,10 +215,10 @@ def table_of_steps() -> str:
 
 
 def draw() -> Figure:
-    figure = Figure((12, 5.4), layout="constrained")
-    grid = figure.subplots(2, len(machines()), sharex=True, sharey="row")
+    titles = (machine.title for machine in machines().values())
+    figure, grid = panels((12, 5.4), titles, 2, sharex=True, sharey="row")
     for batch, row in zip(("grows", "stays"), grid, strict=True):
-        for (name, machine), axes in zip(machines().items(), row, strict=True):
+        for name, axes in zip(machines(), row, strict=True):
             steps = [step_of(name, batch, n) for n in DEVICES]
             whole = [1e3 * step.seconds for step in steps]
             axes.plot(DEVICES, whole, color="#BBBBBB", lw=7, label="the step")
@@ -228,8 +228,6 @@ def draw() -> Figure:
                 axes.plot(DEVICES, times, **style, label=key)
             logarithmic(axes.xaxis, SHOWN)
             logarithmic(axes.yaxis)
-            axes.grid(alpha=0.3, lw=0.5)
-            axes.set_title(machine.title if batch == "grows" else "", fontsize=10)
         row[0].set_ylim(0.1, 200_000 if batch == "stays" else 1_500)
         row[0].set_ylabel(f"the batch {batch}\nms a step")
     figure.supxlabel("devices", fontsize=10)

@@ -11,7 +11,7 @@ from functools import cache, partial
 from matplotlib.figure import Figure
 
 from experiments.measuring import Row, read_rows
-from experiments.plotting import BLUE, GREEN, ORANGE, PINK, logarithmic, save
+from experiments.plotting import BLUE, GREEN, ORANGE, PINK, logarithmic, panels, save
 from experiments.scaling.cost import COSTS, DEPTHS, SIZES
 from experiments.tables import table
 
@@ -46,8 +46,11 @@ def rate(depth: int, size: int) -> str:
 
 
 def draw() -> Figure:
-    figure = Figure((10, 4.4), layout="constrained")
-    time, memory = figure.subplots(1, 2)
+    titles = (
+        "time, from 18 to 152 layers, batch 8",
+        "memory: of the step (filled), peak of the process (open)",
+    )
+    figure, ((time, memory),) = panels((10, 4.4), titles)
     styles = ((PINK, "D"), (GREEN, "^"), (ORANGE, "s"), (BLUE, "o"))
     for size, (colour, marker) in zip(SIZES, styles, strict=True):
         rows = [costs("steps")[depth, size] for depth in DEPTHS]
@@ -70,12 +73,9 @@ def draw() -> Figure:
     for axes in (time, memory):
         logarithmic(axes.xaxis)
         logarithmic(axes.yaxis, subs=(1, 2, 5))
-        axes.grid(alpha=0.3, lw=0.5)
         axes.set_xlabel("multiply-adds of one image's forward pass, billions")
     time.set_ylabel("training step, ms an image")
     memory.set_ylabel("MiB")
-    time.set_title("time, from 18 to 152 layers, batch 8", fontsize=10)
-    memory.set_title("memory: of the step (filled), peak of the process (open)", fontsize=10)
     memory.legend(frameon=False)
     return figure
 

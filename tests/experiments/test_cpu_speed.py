@@ -1,0 +1,53 @@
+"""The benchmark beside PyTorch: which turns count as what, and what its processes load."""
+
+import os
+import subprocess
+import sys
+from itertools import cycle
+
+import pytest
+
+from experiments.cpu_speed import benchmark
+from experiments.cpu_speed.cores import round_trip_ns
+
+
+def test_turns_are_told_by_where_the_cores_are_before_and_after(monkeypatch):
+    places = cycle([True, True, False, True, False, False])  # apart; moved meanwhile; together
+    now = [False]
+
+    class Contender:
+        alive = True
+
+        def __init__(self, *_):
+            pass
+
+        def time(self, calls):
+            return {"seconds": [2.0 if now[0] else 1.0] * calls, "peak_mib": 10}
+
+        def stop(self):
+            pass
+
+    def apart():
+        now[0] = next(places)
+        return now[0]
+
+    monkeypatch.setattr(benchmark, "Contender", Contender)
+    monkeypatch.setattr(benchmark, "apart", apart)
+    case = benchmark.case("a case", "training", 64)
+    rows = benchmark.measure(case, ("resnet_jax",), rounds=3)
+    found = [(row.get("cores"), row["calls"], row["median_ms"]) for row in rows]
+    assert found == [(None, 6, 1000.0), ("apart", 6, 2000.0)]  # of nine turns three moved
+
+
+def test_two_cores_hand_a_byte_to_each_other():
+    cores = os.sched_getaffinity(0)
+    if len(cores) < 2:
+        pytest.skip("there is one core")
+    assert 10 < round_trip_ns() < 1e8  # ten nanoseconds to a scheduler's turns
+    assert os.sched_getaffinity(0) == cores
+
+
+def test_pytorch_is_measured_without_jax():
+    code = """import sys; from experiments.cpu_speed import contenders, torch_resnet
+print({"jax", "flax"} & set(sys.modules))"""
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
