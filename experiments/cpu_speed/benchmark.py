@@ -3,13 +3,12 @@
 Command:   pip install torch==2.13.0
            python -m experiments.cpu_speed.benchmark                    (all, about an hour)
            python -m experiments.cpu_speed.benchmark --only "batch 64"  (cases that contain this)
-Result:    results.json in the folder of the processor's instruction set: medians and quartiles of
-           the calls of all turns. Training at batch 64 is 2.8 times as fast as PyTorch at its
-           best setting with AVX2, 1.6 times with AVX-512; a small stem of width 16 is slower
+Result:    results.json in the folder of the instruction set: medians and quartiles of all calls.
+           Training at batch 64 is 2.8 times as fast as PyTorch at its best setting with AVX2, 1.6
+           times with AVX-512; a small stem of width 16 is slower
 Machine:   2 cores of an AMD EPYC, idle; the ratio depends on it
 
-Every contender runs in a process of its own; the processes take turns, a few calls each, so that a
-slow minute of the machine falls on all of them. `plot.py` shows what was measured.
+The contenders' processes take turns, so that a slow minute of the machine falls on all of them.
 """
 
 import argparse
@@ -17,7 +16,6 @@ import json
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -61,11 +59,10 @@ class Contender:
     def __init__(self, name: str, case: Row, cache: str) -> None:
         environment = (tuned if name == "resnet_jax" else dict)(os.environ) | with_cache(cache)
         environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # others are on the same GPU
-        began, self.steps = time.perf_counter(), case.get("steps", 1)
+        self.steps = case.get("steps", 1)
         with mock.patch.dict(os.environ, environment):
             self.process = ProcessPoolExecutor(1, get_context("spawn"), start, (name, case))
             self.process.submit(int).result()
-        self.first_s = time.perf_counter() - began  # from the start of Python to the first result
 
     def time(self, calls: int) -> Row:
         return self.process.submit(timed, calls, self.steps).result()
@@ -81,7 +78,7 @@ def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
             if name not in TORCH:
                 # Compiled by a process before it, as all starts but a program's first one are.
                 before = Contender(name, case, cache)
-                compiling[name] = before.time(1)["peak_mib"]
+                compiling[name] = {"peak_compiling_mib": before.time(1)["peak_mib"]}
                 before.stop()
             try:
                 contenders[name] = Contender(name, case, cache)
@@ -90,16 +87,13 @@ def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
     times, peaks, calls = {}, {}, {}
     for name, contender in contenders.items():
         contender.time(1)
-        warm = contender.time(2)
-        times[name], peaks[name] = warm["seconds"], warm["peak_mib"]
-        # As many calls a turn as fill the turn; a hopeless contender gets none.
-        if sum(warm["seconds"]) <= TOO_LONG * rounds * SECONDS:
-            calls[name] = max(2, round(SECONDS / min(warm["seconds"])))
-            times[name] = []
+        answer = contender.time(2)
+        times[name], peaks[name] = answer["seconds"], answer["peak_mib"]
+        calls[name] = max(2, round(SECONDS / min(times[name])))  # as many as fill a turn
     for _ in range(rounds):
-        for name, count in calls.items():
+        for name, contender in contenders.items():
             if sum(times[name]) <= TOO_LONG * rounds * SECONDS:  # else its few calls say enough
-                answer = contenders[name].time(count)
+                answer = contender.time(calls[name])
                 times[name] += answer["seconds"]
                 peaks[name] = answer["peak_mib"]
     for name, contender in contenders.items():
@@ -108,23 +102,7 @@ def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
         row = {"case": case["name"], "contender": name, "calls": len(times[name])}
         row |= {key: round(1e3 * value, 3) for key, value in quartiles}
         row |= {"min_ms": round(1e3 * min(times[name]), 3), "peak_mib": round(peaks[name])}
-        rows.append(row)
-        if name in compiling:
-            rows[-1]["peak_compiling_mib"] = round(compiling[name])
-    return rows
-
-
-def measure_start(rounds: int) -> list[Row]:
-    """Seconds from the start of Python to the end of the first training step, batch 64."""
-    rows = []
-    batch64 = next(c for c in CASES if c["name"] == "training, batch 64")
-    with tempfile.TemporaryDirectory() as cache:
-        for name in ["cold", *["warm"] * rounds]:
-            contender = Contender("resnet_jax", batch64, cache)
-            peak = contender.time(1)["peak_mib"]
-            contender.stop()
-            rows.append({"case": f"start, {name} cache", "contender": "resnet_jax"})
-            rows[-1] |= {"seconds": round(contender.first_s, 2), "peak_mib": round(peak)}
+        rows.append(row | {k: round(v) for k, v in compiling.get(name, {}).items()})
     return rows
 
 
@@ -136,16 +114,11 @@ def main() -> None:
 
     old = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     order = [case["name"] for case in CASES]
-    for chosen in [*(c for c in CASES if options.only in c["name"]), None]:
-        if chosen is None and options.only not in "start, cold cache":
-            continue
-        rows = (
-            measure(chosen, CONTENDERS, options.rounds) if chosen else measure_start(options.rounds)
-        )
+    for chosen in (case for case in CASES if options.only in case["name"]):
+        rows = measure(chosen, CONTENDERS, options.rounds)
         print(*rows, sep="\n", flush=True)
-        again = {row["case"] for row in rows}
-        old = [row for row in old if row["case"] not in again] + rows
-        old.sort(key=lambda row: order.index(row["case"]) if row["case"] in order else len(order))
+        old = [row for row in old if row["case"] != chosen["name"]] + rows
+        old.sort(key=lambda row: order.index(row["case"]))
         packages = ("jax", "flax", "optax", "torch")
         write_json(RESULTS, {"machine": machine(*packages), "rows": old})
 

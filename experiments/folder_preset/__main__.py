@@ -6,8 +6,7 @@ Needs:     FOLDER with train/<class>: CIFAR-10 as JPEGs; Fashion-MNIST prepared:
 Result:    results.jsonl, a row for each training and for each set of pictures' baseline
 Machine:   each row names it
 
-Trained on folders of pictures as a user has them, judged by validation pictures alone. Products are
-of the accelerator's default precision, unlike the preset's: three digits are asked for.
+Products are of the accelerator's default precision, unlike the preset's.
 """
 
 import os
@@ -159,15 +158,13 @@ class Training:
         else:
             shutil.rmtree(folder)
         found, trained = (metrics[metrics.kind == kind] for kind in ("validation", "train"))
+        points = zip(found.step.tolist(), found.accuracy.round(4).tolist(), strict=True)
         return {
             "steps": int(found.step.max()),
             "best": round(float(found.accuracy.max()), 4),
             "last": round(float(found.accuracy.iloc[-1]), 4),
             "train": round(float(trained.accuracy.iloc[-1]), 4),
-            "by_step": [
-                [int(s), round(float(a), 4)]
-                for s, a in zip(found.step, found.accuracy, strict=True)
-            ],
+            "by_step": list(points),
         }
 
 
