@@ -106,7 +106,6 @@ def train(data: Dataset, updates: int | None, training: Training, folder: Path) 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Carry out the trainings that have no row yet, one after the other."""
     parser = units.parser(__doc__, "runs/cifar10")
     parser.add_argument("folder", nargs="?", default=os.environ.get("CIFAR10_FOLDER"))
     options = parser.parse_args(arguments)

@@ -22,7 +22,6 @@ Key = tuple[int, bool, str]  # layers, residual, shortcut
 
 
 def grouped(rows: Iterable[Row]) -> dict[Key, list[Row]]:
-    """The seeds of each network that was trained by the short schedule."""
     groups: dict[Key, list[Row]] = {}
     for row in rows:
         if row["recipe"] == "short":
@@ -68,13 +67,11 @@ def errors() -> str:
 
 
 def test_error(depth: int, residual: bool) -> str:
-    """The mean over the seeds of a network with option A."""
     seeds = grouped(read_rows(RESULTS))[depth, residual, "pad"]
     return f"{statistics.fmean(row['test_error'] for row in seeds):.0%}"
 
 
 def recipes() -> str:
-    """The presets beside the recipe of `cifar10_fast` in PyTorch."""
     groups: dict[str, list[Row]] = {}
     for row in read_rows(RESULTS):
         if row["recipe"] != "short":

@@ -54,8 +54,6 @@ CASES = [
 
 
 class Contender:
-    """A process of its own that times calls when asked to."""
-
     def __init__(self, name: str, case: Row, cache: str) -> None:
         environment = (tuned if name == "resnet_jax" else dict)(os.environ) | with_cache(cache)
         environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # others are on the same GPU

@@ -90,7 +90,6 @@ def draw() -> Figure:
 
 
 def speed_ups(what: str, processor: str) -> str:
-    """The range over batch sizes, for ``training`` or ``inference``."""
     usual = [
         row["speed_up"]
         for name, row in measured(processor).items()
@@ -100,7 +99,6 @@ def speed_ups(what: str, processor: str) -> str:
 
 
 def slower(processor: str) -> str:
-    """The cases in which PyTorch is faster."""
     ratios = {name: row["speed_up"] for name, row in measured(processor).items()}
     cases = [f"{ratio:.2f} ({name})" for name, ratio in ratios.items() if ratio < 1]
     return ", ".join(cases) or "none"
@@ -135,7 +133,6 @@ def settings(processor: str) -> str:
 
 
 def memory(processor: str) -> str:
-    """Peak of resident memory; this package's also where it compiles first."""
     lines = []
     for case, row in measured(processor).items():
         ours = row["resnet_jax"]
@@ -154,7 +151,6 @@ def starts(processor: str) -> str:
 
 
 def phases() -> str:
-    """Where a warm start's time goes: medians, and the median of the sums."""
     columns = pd.DataFrame(read("start")["phases"])
     columns["**all**"] = columns.sum(axis=1)
     lines = [
@@ -185,7 +181,6 @@ def variants(processor: str) -> str:
 
 
 def algorithms(processor: str) -> str:
-    """Every algorithm alone, at each batch size, the chosen ones bold."""
     alone = read("algorithms", processor)["alone"]
     names = list(dict.fromkeys(name for row in alone for name in row["ms"]))
     batches = ", ".join(dict.fromkeys(str(row["batch"]) for row in alone))

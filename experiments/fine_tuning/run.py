@@ -64,7 +64,6 @@ def train(quick: bool, training: Training, folder: Path) -> Row:
 
 
 def accuracies(arm: str) -> np.ndarray:
-    """Of one kind of run, in percent, by seed."""
     rows = sorted(read_rows(RESULTS), key=lambda row: row["seed"])
     return 100 * np.array([row["accuracy"] for row in rows if row["arm"] == arm])
 

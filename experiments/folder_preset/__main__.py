@@ -73,8 +73,6 @@ FROM_WEIGHTS = (("last5", 200), ("last5", 2_000))
 
 @dataclass(frozen=True)
 class Baseline:
-    """Logistic regression on pixels."""
-
     data: str
     pictures: int
 
@@ -82,7 +80,6 @@ class Baseline:
         return f"baseline-{self.data}-{self.pictures}"
 
     def carry_out(self, folder: Path, cifar: Path | None, quick: bool) -> Row:
-        """Fit it, and give its validation accuracy."""
         count, held_out = (20, 20) if quick else (self.pictures, HELD_OUT[self.data])
         pictures = folder_of(self.data, count, held_out, folder.parent / "pictures", cifar)
         data = rj.load_dataset("folder", pictures, fit="crop")
@@ -96,8 +93,6 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Training:
-    """One training on so many pictures."""
-
     data: str
     pictures: int
     recipe: Recipe
@@ -185,7 +180,6 @@ def all_units() -> list[Baseline | Training]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Carry out the units that have no row yet, one after the other."""
     parser = units.parser(__doc__, "runs/folder_preset")
     parser.add_argument("folder", nargs="?", type=Path, default=os.environ.get("CIFAR10_FOLDER"))
     options = parser.parse_args(arguments)

@@ -31,8 +31,6 @@ QUICK = ("--epochs", "0.01", "--model.width", "4", "--model.lowering", "referenc
 
 
 class Question(NamedTuple):
-    """A command, and the result that is asked for."""
-
     arguments: tuple[str, ...]
     seeds: int
     split: str = "test"

@@ -77,7 +77,6 @@ def smoothed_integrated_gradients(model, blank, variables, pixels: jax.Array) ->
 
 
 def measure(run: rj.Run) -> tuple[Row, list[Row]]:
-    """Return what was measured on, and a row for each stage and method."""
     rng, test = np.random.default_rng(0), run.split("test")
     images, _ = test.batch(np.sort(rng.permutation(len(test))[:COUNT]))
     count, height, width, channels = images.shape
@@ -144,7 +143,6 @@ def measure(run: rj.Run) -> tuple[Row, list[Row]]:
 
 
 def table_of(part: str) -> str:
-    """The ``runs``, or the ``maps``, of results.json."""
     rows = json.loads(RESULTS.read_text())[part]
     return table(rows[0], [row.values() for row in rows])
 

@@ -41,8 +41,6 @@ STYLES = {
 
 @dataclass(frozen=True)
 class Network:
-    """What a network asks of the machines, for one image."""
-
     parameters: int
     multiply_adds: int
     norms: tuple[int, ...]  # channels of each batch norm
@@ -191,7 +189,6 @@ def time(seconds: float) -> str:
 
 
 def term(name: str, machine: str, batch: str, n: int) -> str:
-    """One term of a step, or its ``seconds``."""
     return time(getattr(step_of(machine, batch, n), name))
 
 
