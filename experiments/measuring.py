@@ -128,8 +128,7 @@ def interval(*samples: Sequence[float]) -> tuple[float, float]:
 def machine(*packages: str) -> Row:
     """What measured times depend on: processor or accelerator, cores, system, and versions."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
     accelerator = {}
     if "jax" in packages:
         import jax

@@ -44,7 +44,6 @@ def crops(images: torch.Tensor, pixels: int) -> torch.Tensor:
 
 
 def network(config: rj.TrainConfig, data: rj.Dataset) -> torch.nn.Module:
-    """The network of a configuration, freshly drawn."""
     ours, default = make_model(config, data.num_classes), config.model.initializer == "torch"
     model = resnet(
         data.image_shape[-1], data.num_classes, ours.width, ours.stem, stages=ours.stage_sizes,

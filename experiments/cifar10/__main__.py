@@ -10,8 +10,7 @@ Result:    results.jsonl, a row for each finished training (README.md)
 Machine:   any; each row names its own
 
 The schedule is the paper's, 16 times shorter: 4,000 updates of 128 images at 0.1, divided by ten
-after half and three quarters, on all 50,000 training images. The test images are evaluated along
-the way for the curve, and decide nothing: the last parameters count.
+after half and three quarters. The test images decide nothing: the last parameters count.
 """
 
 import dataclasses
@@ -95,9 +94,7 @@ def train(data: Dataset, updates: int | None, training: Training, folder: Path) 
 
     def curve(kind: str) -> list[tuple[int, float]]:
         rows = metrics[metrics.kind == kind]
-        return [
-            (int(s), round(1 - float(a), 4)) for s, a in zip(rows.step, rows.accuracy, strict=True)
-        ]
+        return list(zip(rows.step.tolist(), (1 - rows.accuracy).round(4).tolist(), strict=True))
 
     tested = run.evaluate("test", "latest")
     return {
@@ -109,7 +106,6 @@ def train(data: Dataset, updates: int | None, training: Training, folder: Path) 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Carry out the trainings that have no row yet, one after the other."""
     parser = units.parser(__doc__, "runs/cifar10")
     parser.add_argument("folder", nargs="?", default=os.environ.get("CIFAR10_FOLDER"))
     options = parser.parse_args(arguments)

@@ -17,18 +17,15 @@ from experiments.measuring import MISSING, Row, interval, read_rows
 from experiments.plotting import BLUE, GREEN, ORANGE, PINK, panels, save
 from experiments.tables import ROOT, table
 
-PICTURE = ROOT / "docs/images/cifar10.png"
 COLOURS = dict(zip((20, 32, 44, 56), (BLUE, GREEN, PINK, ORANGE), strict=True))
 Key = tuple[int, bool, str]  # layers, residual, shortcut
 
 
 def grouped(rows: Iterable[Row]) -> dict[Key, list[Row]]:
-    """The seeds of each network that was trained by the short schedule."""
     groups: dict[Key, list[Row]] = {}
     for row in rows:
         if row["recipe"] == "short":
-            key = (row["depth"], row["residual"], row["shortcut"])
-            groups.setdefault(key, []).append(row)
+            groups.setdefault((row["depth"], row["residual"], row["shortcut"]), []).append(row)
     return dict(sorted(groups.items()))
 
 
@@ -60,45 +57,36 @@ def percent(errors: list[float]) -> str:
 
 def errors() -> str:
     """A line for each network: its training error at the end, and its test error."""
-    lines = [
-        [
-            name_of(key),
-            len(seeds),
-            percent([row["train"][-1][1] for row in seeds]),
-            percent([row["test_error"] for row in seeds]),
-        ]
-        for key, seeds in grouped(read_rows(RESULTS)).items()
-    ]
+    lines = []
+    for key, seeds in grouped(read_rows(RESULTS)).items():
+        trained = percent([row["train"][-1][1] for row in seeds])
+        tested = percent([row["test_error"] for row in seeds])
+        lines.append([name_of(key), len(seeds), trained, tested])
     head = ("network", "seeds", "training error, last 100 updates", "test error")
     return table(head, lines) if lines else MISSING
 
 
 def test_error(depth: int, residual: bool) -> str:
-    """The mean over the seeds of a network with option A."""
     seeds = grouped(read_rows(RESULTS))[depth, residual, "pad"]
     return f"{statistics.fmean(row['test_error'] for row in seeds):.0%}"
 
 
 def recipes() -> str:
-    """The presets beside the recipe of `cifar10_fast` in PyTorch."""
     groups: dict[str, list[Row]] = {}
     for row in read_rows(RESULTS):
         if row["recipe"] != "short":
             recipe, *in_pytorch = row["recipe"].split(" ", 1)
             groups.setdefault(" ".join([f"`{recipe}`", *in_pytorch]), []).append(row)
-    lines = [
-        [
-            what,
-            f"**{1 - statistics.fmean(row['test_error'] for row in found):.2%}**",
-            " ".join(f"{1 - row['test_error']:.2%}" for row in found),
-            " ".join(f"{row['seconds']:.0f} s" for row in found),
-            found[0]["machine"].get("device", found[0]["machine"]["processor"]),
-        ]
-        for what, found in groups.items()
-    ]
+    lines = []
+    for what, found in groups.items():
+        accuracies, where = [1 - row["test_error"] for row in found], found[0]["machine"]
+        mean, each = f"**{statistics.fmean(accuracies):.2%}**", (f"{a:.2%}" for a in accuracies)
+        times = " ".join(f"{row['seconds']:.0f} s" for row in found)
+        device = where.get("device", where["processor"])
+        lines.append([what, mean, " ".join(each), times, device])
     head = ("preset", "test accuracy, mean", "each seed", "time of each", "on")
     return table(head, lines) if lines else MISSING
 
 
 if __name__ == "__main__":
-    save(draw(read_rows(RESULTS)), PICTURE)
+    save(draw(read_rows(RESULTS)), ROOT / "docs/images/cifar10.png")

@@ -2,15 +2,13 @@
 
 Command:   python -m experiments.cpu_speed.algorithms                     (all, twenty minutes)
            python -m experiments.cpu_speed.algorithms --only "width 16" --batches 64
-Result:    algorithms.json: milliseconds of every algorithm in every pass of every convolution of
-           two networks, medians of 15 calls; and of the networks under several heuristics, medians
-           of 40, also seconds to compile, kernels and MiB of temporaries. The heuristics are within
-           7 % of the best of them
+Result:    algorithms.json: every algorithm in every pass of every convolution of two networks,
+           medians of 15 calls, and the networks under several heuristics, medians of 40. The
+           heuristics are within 7 % of the best
 Machine:   2 cores of an AMD EPYC, idle
 
-`resnet_jax/ops/heuristics.py` rests on it. Alone an algorithm shows its products; within the
-network its shifts and sums fuse with what is around them, which is why both are measured. All
-contenders of a row take turns in one process.
+Within the network an algorithm's shifts and sums fuse with what is around them, which is why both
+are measured.
 """
 
 import argparse
@@ -20,6 +18,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
+from itertools import product
 from pathlib import Path
 from unittest import mock
 
@@ -68,13 +67,9 @@ VARIANTS: dict[str, list[AbstractContextManager]] = {
 }
 
 
-def wait_for(call: Callable) -> None:
-    jax.block_until_ready(call())
-
-
 def milliseconds(calls: dict[str, Callable], rounds: int, times: int) -> dict[str, float]:
     """Median milliseconds of each call; the first of each turn does not count."""
-    waiting = {name: partial(wait_for, call) for name, call in calls.items()}
+    waiting = {n: lambda call=call: jax.block_until_ready(call()) for n, call in calls.items()}
     seconds = in_turns(waiting, rounds, times, warm_calls=1)
     return {name: round(1e3 * statistics.median(s), 3) for name, s in seconds.items()}
 
@@ -141,21 +136,21 @@ def main() -> None:
     options = parser.parse_args()
 
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"within": [], "alone": []}
-    for name, (stem, width, side) in NETWORKS.items():
+    chosen = {name: of for name, of in NETWORKS.items() if options.only in name}
+    for (name, (stem, width, side)), batch in product(chosen.items(), options.batches):
         # Larger than 1x1, each once, without the last stage's: at 32x32 its map is a single pixel.
-        shapes = [shape for shape in convolutions(side, stem, width) if shape[1] > 1]
-        shapes = list(dict.fromkeys(shapes))[:-1]
-        for batch in options.batches if options.only in name else ():
-            whats = ("training", "inference")
-            new = {
-                "within": [row for what in whats for row in within(name, batch, what)],
-                "alone": [row for shape in shapes for row in alone(name, batch, shape)],
-            }
-            for part, rows in new.items():
-                others = (r for r in found[part] if (r["network"], r["batch"]) != (name, batch))
-                found[part] = [*others, *rows]
-            print(*new["within"], sep="\n", flush=True)
-            write_json(RESULTS, found)
+        shapes = dict.fromkeys(s for s in convolutions(side, stem, width) if s[1] > 1)
+        new = {
+            "within": [
+                row for what in ("training", "inference") for row in within(name, batch, what)
+            ],
+            "alone": [row for shape in list(shapes)[:-1] for row in alone(name, batch, shape)],
+        }
+        for part, rows in new.items():
+            others = (r for r in found[part] if (r["network"], r["batch"]) != (name, batch))
+            found[part] = [*others, *rows]
+        print(*new["within"], sep="\n", flush=True)
+        write_json(RESULTS, found)
 
 
 if __name__ == "__main__":

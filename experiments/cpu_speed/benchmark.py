@@ -8,9 +8,8 @@ Result:    results.json in the folder of the processor's instruction set: median
            best setting with AVX2, 1.7 times with AVX-512; a small stem of width 16 is slower
 Machine:   2 cores of an AMD EPYC, idle; the ratio depends on it
 
-Every contender runs in a process of its own; the processes take turns, a few calls each, so that a
-slow minute of the machine falls on all of them. Turns in which the two cores have no cache in
-common (`cores.py`) have rows of their own. `plot.py` shows what was measured.
+The contenders' processes take turns, so that a slow minute of the machine falls on all of them. Turns in
+which the two cores have no cache in common (`cores.py`) have rows of their own.
 """
 
 import argparse
@@ -20,7 +19,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -70,10 +68,8 @@ class Contender:
         environment |= {"XLA_FLAGS": TWO} if name == DEVICES else {}
         environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # others are on the same GPU
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        began = time.perf_counter()
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
         self.alive = self.process.stdout.readline() != ""
-        self.first_s = time.perf_counter() - began  # from the start of Python to the first result
 
     def time(self, calls: int) -> Row:
         """Seconds of each call and the peak of resident memory since the start, in MiB."""
@@ -139,20 +135,6 @@ def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
     return rows
 
 
-def measure_start(rounds: int) -> list[Row]:
-    """Seconds from the start of Python to the end of the first training step, batch 64."""
-    rows = []
-    batch64 = next(c for c in CASES if c["name"] == "training, batch 64")
-    with tempfile.TemporaryDirectory() as cache:
-        for name in ["cold", *["warm"] * rounds]:
-            contender = Contender("resnet_jax", batch64, cache)
-            peak = contender.time(1)["peak_mib"]
-            contender.stop()
-            rows.append({"case": f"start, {name} cache", "contender": "resnet_jax"})
-            rows[-1] |= {"seconds": round(contender.first_s, 2), "peak_mib": round(peak)}
-    return rows
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7, help="turns of every contender")
@@ -161,16 +143,11 @@ def main() -> None:
 
     old = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     order = [case["name"] for case in CASES]
-    for chosen in [*(c for c in CASES if options.only in c["name"]), None]:
-        if chosen is None and options.only not in "start, cold cache":
-            continue
-        rows = (
-            measure(chosen, CONTENDERS, options.rounds) if chosen else measure_start(options.rounds)
-        )
+    for chosen in (case for case in CASES if options.only in case["name"]):
+        rows = measure(chosen, CONTENDERS, options.rounds)
         print(*rows, sep="\n", flush=True)
-        again = {row["case"] for row in rows}
-        old = [row for row in old if row["case"] not in again] + rows
-        old.sort(key=lambda row: order.index(row["case"]) if row["case"] in order else len(order))
+        old = [row for row in old if row["case"] != chosen["name"]] + rows
+        old.sort(key=lambda row: order.index(row["case"]))
         packages = ("jax", "flax", "optax", "torch")
         write_json(RESULTS, {"machine": machine(*packages), "rows": old})
 

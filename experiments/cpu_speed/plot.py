@@ -8,10 +8,10 @@ Machine:   any; that of the numbers is in results.json of its folder
 
 import json
 import re
-import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.cpu_speed.benchmark import CASES, CONTENDERS, DEVICES, QUARTILES, TORCH
@@ -96,7 +96,6 @@ def draw() -> Figure:
 
 
 def speed_ups(what: str, processor: str) -> str:
-    """The range over batch sizes, for ``training`` or ``inference``."""
     usual = [
         row["speed_up"]
         for name, row in measured(processor).items()
@@ -106,7 +105,6 @@ def speed_ups(what: str, processor: str) -> str:
 
 
 def slower(processor: str) -> str:
-    """The cases in which PyTorch is faster."""
     ratios = {name: row["speed_up"] for name, row in measured(processor).items()}
     cases = [f"{ratio:.2f} ({name})" for name, ratio in ratios.items() if ratio < 1]
     return ", ".join(cases) or "none"
@@ -156,7 +154,6 @@ def settings(processor: str) -> str:
 
 
 def memory(processor: str) -> str:
-    """Peak of resident memory; this package's also where it compiles first."""
     lines = []
     for case, row in measured(processor).items():
         ours = row["resnet_jax"]
@@ -167,20 +164,18 @@ def memory(processor: str) -> str:
 
 
 def starts(processor: str) -> str:
-    rows, lines = read("results", processor)["rows"], []
-    for state in ("cold", "warm"):
-        seconds = [f"{r['seconds']:.1f}" for r in rows if r["case"] == f"start, {state} cache"]
-        lines.append([f"{state} compilation cache", ", ".join(seconds)])
+    lines = [
+        [f"{state} compilation cache", ", ".join(f"{s:.1f}" for s in seconds)]
+        for state, seconds in read("start", processor)["starts"].items()
+    ]
     return table(["start to first step, batch 64", "seconds"], lines)
 
 
 def phases() -> str:
-    """Where a warm start's time goes: medians of `start.json`, and the median of the sums."""
-    starts = read("start")
-    columns = {phase: [row[phase] for row in starts] for phase in starts[0]}
-    columns["**all**"] = [sum(row.values()) for row in starts]
+    columns = pd.DataFrame(read("start")["phases"])
+    columns["**all**"] = columns.sum(axis=1)
     lines = [
-        [phase, f"{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f})"]
+        [phase, f"{times.median():.2f} ({times.min():.2f} to {times.max():.2f})"]
         for phase, times in columns.items()
     ]
     return table(["a warm start, batch 64", "seconds, median (range)"], lines)
@@ -196,21 +191,17 @@ def profile() -> str:
 
 def variants(processor: str) -> str:
     """The networks under several heuristics; no cell where the program is another's above it."""
-    found = {
-        (row["heuristics"], (row["network"], row["what"], row["batch"])): row
-        for row in read("algorithms", processor)["within"]
-    }
-    cases = list(dict.fromkeys(case for _, case in found))
-    lines = []
-    for variant in dict.fromkeys(name for name, _ in found):
-        cells = [found.get((variant, case)) for case in cases]
-        lines.append([variant, *(f"{r['ms']:.1f}, {r['kernels']}" if r else "" for r in cells)])
-    titles = [f"{network}: {what}, batch {batch}" for network, what, batch in cases]
-    return table(["ms, and kernels", *titles], lines)
+    lines: dict[str, dict[str, str]] = {}
+    rows = read("algorithms", processor)["within"]
+    title = "{network}: {what}, batch {batch}".format_map
+    titles = dict.fromkeys(map(title, rows), "")
+    for row in rows:
+        cells = lines.setdefault(row["heuristics"], titles.copy())
+        cells[title(row)] = f"{row['ms']:.1f}, {row['kernels']}"
+    return table(["ms, and kernels", *titles], ([n, *cells.values()] for n, cells in lines.items()))
 
 
 def algorithms(processor: str) -> str:
-    """Every algorithm alone, at each batch size, the chosen ones bold."""
     alone = read("algorithms", processor)["alone"]
     names = list(dict.fromkeys(name for row in alone for name in row["ms"]))
     batches = ", ".join(dict.fromkeys(str(row["batch"]) for row in alone))

@@ -7,8 +7,7 @@ Result:    where_time_goes.json: milliseconds by kind of work over ten steps, fo
 Machine:   2 cores of an AMD EPYC, idle
 
 The profiler names the instruction behind each event, and the compiled program's metadata the layer
-that it comes from. Two instructions may run at once on two cores, so that the parts of a step can
-add up to more than its time.
+that it comes from.
 """
 
 import json

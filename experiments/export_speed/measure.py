@@ -5,8 +5,7 @@ Result:    results.json: milliseconds, medians of 15 rounds. At batch 64 the run
            StableHLO file 36 and the ONNX file 35
 Machine:   2 CPU cores
 
-ResNet-18 for 28x28 grey digits, from uint8 to probabilities: the run's own jitted program, the
-StableHLO file called by JAX, the ONNX file in onnxruntime, in turns. Any weights cost the same.
+From uint8 to probabilities, in turns. Any weights cost the same.
 """
 
 import json

@@ -42,39 +42,28 @@ class Training:
     def __str__(self) -> str:
         return f"{self.arm}-seed{self.seed}"
 
-    def config(self, runs: Path) -> rj.TrainConfig:
-        if self == PRETRAINED:
-            return PRETRAINING
-        digits = {"name": "mnist", "subset": (1000, 0, 1000), "subset_seed": self.seed}
-        return replace(
-            PRETRAINING,
-            data=replace(PRETRAINING.data, **digits),
-            epochs=10,
-            batch_size=64,
-            seed=self.seed,
-            eval_every=10_000,  # at the end alone
-            # A fresh head: the names of the classes differ.
-            init_from=str(runs / str(PRETRAINED)) if self.arm == "fine-tuned" else None,
-        )
-
 
 PRETRAINED = Training("pretrained", 0)
 
 
 def train(quick: bool, training: Training, folder: Path) -> Row:
-    config = training.config(folder.parent)
+    config, split, seed = PRETRAINING, "test", training.seed
+    if training != PRETRAINED:
+        data = replace(config.data, name="mnist", subset=(1000, 0, 1000), subset_seed=seed)
+        config = replace(config, data=data, epochs=10, batch_size=64, seed=seed)
+        config, split = replace(config, eval_every=10_000), "test_all"  # evaluated at the end alone
+    if training.arm == "fine-tuned":  # with a fresh head: the names of the classes differ
+        config = replace(config, init_from=str(folder.with_name(str(PRETRAINED))))
     if quick:
-        small = rj.ModelConfig(width=4, lowering="reference")
-        config = replace(config, model=small, epochs=0.1)
+        model = replace(config.model, width=4, lowering="reference")
+        config = replace(config, model=model, epochs=0.1)
     metrics = rj.train(config, folder, quiet=True).metrics()
-    split = "test" if training == PRETRAINED else "test_all"
     tested = metrics[(metrics.kind == "test") & (metrics.split == split)]
     row = tested[tested.checkpoint == "latest"].iloc[-1]
     return {name: round(float(row[name]), 6) for name in ("accuracy", "loss")}
 
 
 def accuracies(arm: str) -> np.ndarray:
-    """Of one kind of run, in percent, by seed."""
     rows = sorted(read_rows(RESULTS), key=lambda row: row["seed"])
     return 100 * np.array([row["accuracy"] for row in rows if row["arm"] == arm])
 

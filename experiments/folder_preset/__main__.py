@@ -6,8 +6,7 @@ Needs:     FOLDER with train/<class>: CIFAR-10 as JPEGs; Fashion-MNIST prepared:
 Result:    results.jsonl, a row for each training and for each set of pictures' baseline
 Machine:   each row names it
 
-Trained on folders of pictures as a user has them, judged by validation pictures alone. Products are
-of the accelerator's default precision, unlike the preset's: three digits are asked for.
+Products are of the accelerator's default precision, unlike the preset's.
 """
 
 import os
@@ -74,8 +73,6 @@ FROM_WEIGHTS = (("last5", 200), ("last5", 2_000))
 
 @dataclass(frozen=True)
 class Baseline:
-    """Logistic regression on pixels."""
-
     data: str
     pictures: int
 
@@ -83,7 +80,6 @@ class Baseline:
         return f"baseline-{self.data}-{self.pictures}"
 
     def carry_out(self, folder: Path, cifar: Path | None, quick: bool) -> Row:
-        """Fit it, and give its validation accuracy."""
         count, held_out = (20, 20) if quick else (self.pictures, HELD_OUT[self.data])
         pictures = folder_of(self.data, count, held_out, folder.parent / "pictures", cifar)
         data = rj.load_dataset("folder", pictures, fit="crop")
@@ -97,8 +93,6 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Training:
-    """One training on so many pictures."""
-
     data: str
     pictures: int
     recipe: Recipe
@@ -159,15 +153,13 @@ class Training:
         else:
             shutil.rmtree(folder)
         found, trained = (metrics[metrics.kind == kind] for kind in ("validation", "train"))
+        points = zip(found.step.tolist(), found.accuracy.round(4).tolist(), strict=True)
         return {
             "steps": int(found.step.max()),
             "best": round(float(found.accuracy.max()), 4),
             "last": round(float(found.accuracy.iloc[-1]), 4),
             "train": round(float(trained.accuracy.iloc[-1]), 4),
-            "by_step": [
-                [int(s), round(float(a), 4)]
-                for s, a in zip(found.step, found.accuracy, strict=True)
-            ],
+            "by_step": list(points),
         }
 
 
@@ -188,7 +180,6 @@ def all_units() -> list[Baseline | Training]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Carry out the units that have no row yet, one after the other."""
     parser = units.parser(__doc__, "runs/folder_preset")
     parser.add_argument("folder", nargs="?", type=Path, default=os.environ.get("CIFAR10_FOLDER"))
     options = parser.parse_args(arguments)

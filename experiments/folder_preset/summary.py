@@ -32,7 +32,6 @@ def measured() -> pd.Series:
 
 
 def accuracies() -> str:
-    """The validation accuracy of every recipe on every set, and where it is furthest behind."""
     best, order = measured(), [REGRESSION, *map(str, (*CANDIDATES, *WITH_WEIGHTS)), UNAIDED]
     titles = {pictures: f"{TITLES[pictures[0]]} {pictures[1]:,}" for pictures in SETS}
     means = best.map(lambda values: sum(values) / len(values))

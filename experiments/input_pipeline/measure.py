@@ -61,7 +61,6 @@ CASES: dict[str, tuple[str, rj.TrainConfig, int]] = {
 
 
 def make_jpegs(folder: Path) -> None:
-    """Photograph-like files, 224x224 in two classes."""
     for number in range(JPEGS):
         place = folder / "ab"[number % 2]
         place.mkdir(exist_ok=True)
@@ -71,7 +70,6 @@ def make_jpegs(folder: Path) -> None:
 def images_a_second(
     steps: dict[str, Callable[[], object]], count: int, images: int
 ) -> dict[str, list[float]]:
-    """Images a second over blocks of so many steps, which take turns."""
 
     def block(step: Callable[[], object]) -> None:
         for _ in range(count):

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 import resnet_jax as rj
 from experiments.measuring import MISSING, Row, mean_and_sd, read_rows
 from experiments.mnist_record.__main__ import ABLATIONS, RESULTS, VALIDATED
-from experiments.plotting import BLUE, ORANGE, logarithmic, save
+from experiments.plotting import BLUE, ORANGE, logarithmic, panels, save
 from experiments.presets import measure
 from experiments.tables import table
 from resnet_jax.inspection import Calibration, plots
@@ -42,11 +42,11 @@ def results() -> str:
     lines = []
     for (part, recipe), title in TITLES.items():
         if rows := rows_of(part, recipe):
-            each = " ".join(f"{100 * row['accuracy']:.2f}" for row in rows)
+            accuracies = [100 * row["accuracy"] for row in rows]
             averaged = [100 * r["test_time_averaging"]["accuracy"] for r in rows if r.get("steps")]
-            accuracy = mean_and_sd([100 * row["accuracy"] for row in rows], 2, " %")
-            line = [title, len(rows), accuracy, each, mean(rows, "loss", 4), mean(rows, "ece", 4)]
-            lines.append([*line, mean_and_sd(averaged, 2, " %")])
+            line = [title, len(rows), mean_and_sd(accuracies, 2, " %")]
+            line += [" ".join(f"{a:.2f}" for a in accuracies), mean(rows, "loss", 4)]
+            lines.append([*line, mean(rows, "ece", 4), mean_and_sd(averaged, 2, " %")])
     head = ["what", "seeds", "test accuracy, mean ± sd", "each", "cross-entropy, nats"]
     head += ["calibration error", "accuracy with test-time averaging"]
     return table(head, lines) if lines else MISSING
@@ -124,8 +124,7 @@ def draw_time() -> Figure:
     if (seconds := record_seconds()) is not None:
         final = rows_of("final", "mnist")
         points["record"] = seconds, statistics.fmean(row["accuracy"] for row in final)
-    figure = Figure((6, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, ((axes,),) = panels((6, 4), [""])
     for name, (seconds, accuracy) in points.items():
         colour = ORANGE if name == "record" else BLUE
         axes.plot(seconds, 100 * (1 - accuracy), "o", color=colour)
@@ -134,21 +133,14 @@ def draw_time() -> Figure:
     axes.set(xlabel="seconds on two cores", xlim=(50, 20_000), ylabel="wrong, % of test digits")
     logarithmic(axes.xaxis)
     logarithmic(axes.yaxis, subs=(1, 2, 5))
-    axes.grid(alpha=0.3, which="both", lw=0.5)
     return figure
 
 
-def main() -> None:
+if __name__ == "__main__":
     save(draw_time(), RESULTS.with_name("time.png"))
     for row in rows_of("final", "mnist")[:1]:
-        save(plots.reliability(calibration_of(row)), RESULTS.with_name("reliability.png"))
+        columns = {name: np.array(column) for name, column in row["reliability"].items()}
+        reliability = plots.reliability(Calibration(**columns))
+        save(reliability, RESULTS.with_name("reliability.png"))
         images = rj.load_dataset("mnist").test.images
         save(draw_wrong(row, images), RESULTS.with_name("wrong.png"))
-
-
-def calibration_of(row: Row) -> Calibration:
-    return Calibration(**{name: np.array(column) for name, column in row["reliability"].items()})
-
-
-if __name__ == "__main__":
-    main()

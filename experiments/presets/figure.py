@@ -21,11 +21,11 @@ def draw(run: rj.Run) -> Figure:
     curves, digits = figure.subfigures(1, 2, width_ratios=(1.25, 1))
 
     loss, error = curves.subplots(2, 1, sharex=True)
-    for axes, column, scale in ((loss, "loss", 1), (error, "accuracy", 100)):
+    errors = 100 * (1 - metrics["accuracy"])
+    for axes, values in ((loss, metrics["loss"]), (error, errors)):
         for rows, colour, marker in ((train, ORANGE, ""), (validation, BLUE, "o")):
-            name = rows["kind"].iloc[0]
-            values = rows[column] * scale if column == "loss" else 100 - rows[column] * scale
-            axes.plot(rows["epoch"], values, color=colour, marker=marker, ms=3, lw=1.5, label=name)
+            style = {"color": colour, "marker": marker, "ms": 3, "lw": 1.5}
+            axes.plot(rows["epoch"], values[rows.index], **style, label=rows["kind"].iloc[0])
         logarithmic(axes.yaxis, subs=(1, 2, 5))
         axes.grid(alpha=0.3, which="both", lw=0.5)
     loss.set_ylabel("cross-entropy, nats")

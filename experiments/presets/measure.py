@@ -1,18 +1,15 @@
 """What do the presets reach, and in which time, and does PyTorch reach the same?
 
-Command:   python -m experiments.presets.measure    (all; an hour on 2 cores without PyTorch's)
-           python -m experiments.presets.measure --only mnist
-Needs:     the full MNIST prepared: $TFDS_DATA_DIR, or `resnet-jax data prepare mnist`; for what is
-           compared with PyTorch torch==2.13.0
+Command:   python -m experiments.presets.measure    (an hour on 2 cores; --list, --only, --quick)
+Needs:     the full MNIST prepared: $TFDS_DATA_DIR, or `resnet-jax data prepare mnist`; for the
+           comparison PyTorch (torch==2.13.0)
 Result:    results.jsonl, a line for each run. Test accuracy, mean ± sd: quickstart 98.27 ± 0.31 %
            (3 seeds), fast 99.22 ± 0.07 % (5), mnist 99.55 ± 0.03 % (3), book 92.51 ± 0.18 % and
-           plain 92.03 ± 0.80 % (10). In PyTorch fast 99.22 ± 0.09 % (5) in 479 s (457 to 608),
-           here 194 s (167 to 235); book 91.98 % and plain 91.85 % (1), of 34 layers 92.95 ± 0.36 %
-           (5)
+           plain 92.03 ± 0.80 % (10); in PyTorch fast 99.22 ± 0.09 % (5), book of 34 layers 92.95 ±
+           0.36 % (5)
 Machine:   2 cores, 24 GiB, no accelerator; each line of results.jsonl names its processor
 
-Each run is the user's own command in a process of its own, timed from start to exit, and one of
-`experiments.pytorch` where PyTorch does the same with the same images.
+Each run is the user's own command in a process of its own, timed from start to exit.
 """
 
 import statistics
@@ -34,8 +31,6 @@ QUICK = ("--epochs", "0.01", "--model.width", "4", "--model.lowering", "referenc
 
 
 class Question(NamedTuple):
-    """A command, and the result that is asked for."""
-
     arguments: tuple[str, ...]
     seeds: int
     split: str = "test"

@@ -1,16 +1,11 @@
-"""What does the shortcut do? The command: carries out the runs that have no line yet.
+"""What does the shortcut do, with depth, learning rate and batch norm varied?
 
-Command:   python -m experiments.residual_study              (all 248 runs, three hours)
-           python -m experiments.residual_study --quick      (a miniature, no network needed)
+Command:   python -m experiments.residual_study     (all 248 runs, three hours; --quick, --list)
 Needs:     the full MNIST prepared ($TFDS_DATA_DIR, or `resnet-jax data prepare mnist`)
 Result:    results.jsonl, a line for each finished run. In the book's setting at 0.005 the shortcut
            is worth +0.4 points (-0.1 to +1.0, 10 seeds) at 18 layers and +33.5 (+29.2 to +38.2, 10
            seeds) at 34; README.md and results.ipynb tell the rest
 Machine:   2 cores of an AMD EPYC, no accelerator
-
-The book (NNDL: Practice, section 5.4) changes the learning rate together with the shortcut. Here
-both rates are given to both networks, depth and batch norm are varied, and the networks are looked
-into: where the gradient goes, what a shortcut carries, what one unit is worth.
 """
 
 import sys

@@ -26,8 +26,6 @@ SMALLEST_NORM = 1e-15
 
 
 class Study:
-    """The finished runs, and what they say; ``frame`` has a row for each, accuracy in %."""
-
     def __init__(self, path: Path = RESULTS) -> None:
         rows = [{**row, "accuracy": 100 * row["test"]["accuracy"]} for row in read_rows(path)]
         self.frame = pd.DataFrame(rows)
@@ -46,7 +44,6 @@ class Study:
         return f"{mean_and_sd(values, 1)} % ({_seeds(len(values))})" if len(values) else MISSING
 
     def gain(self, setting: str, *which: Any) -> str:
-        """Residual minus plain, of the same layers, rate and norm."""
         kinds = ("residual", "plain")
         return _difference(*(self.select(setting, kind, *which) for kind in kinds))
 
@@ -63,7 +60,6 @@ class Study:
         return _difference(*(self.select(setting, kind, n, rate) for n in (deep, shallow)))
 
     def against_pytorch(self, kind: str, layers: int, rate: float, images: str = "another draw"):
-        """Our mean minus PyTorch's, with an interval of the difference of two means."""
         ours = self.select("book", kind, layers, rate)["accuracy"]
         theirs = pytorch().query(
             "kind == @kind and layers == @layers and rate == @rate and images == @images"
@@ -178,7 +174,6 @@ def values() -> dict:
 
 
 def _difference(one: pd.DataFrame, other: pd.DataFrame) -> str:
-    """Mean difference in points, over the seeds that both have."""
     found = (one["accuracy"] - other["accuracy"]).dropna()
     if found.empty:
         return MISSING

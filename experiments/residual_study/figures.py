@@ -72,7 +72,6 @@ def _band(axes: Axes, at: Any, values: np.ndarray, style: dict[str, Any]) -> Non
 
 
 def _by_depth(study: Study, panels: list[tuple[str, float, str]], norm: str) -> Figure:
-    """A mark for each run and a line through the means, by number of layers."""
     figure, grid = _panels([title for *_, title in panels])
     for axes, (setting, rate, _) in zip(grid[0], panels, strict=False):
         layers = _layers(study, setting, norm)

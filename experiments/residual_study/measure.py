@@ -135,7 +135,6 @@ class Laboratory:
 
 
 def carry_out(run: Run, lab: Laboratory, data: Dataset) -> Row:
-    """Train and measure."""
     config = lab.config
     sampler = EpochSampler(len(data.train), config.batch_size, run.seed)
     total = sampler.steps(config.epochs)
@@ -182,7 +181,6 @@ def carry_out(run: Run, lab: Laboratory, data: Dataset) -> Row:
 
 
 def _thinned(metrics: list[Any]) -> dict[str, list[float]]:
-    """Means over windows of equal length, by the last step of each."""
     windows = np.array_split(np.arange(len(metrics)), min(POINTS, len(metrics)))
     return {
         "step": [int(window[-1]) + 1 for window in windows],

@@ -77,7 +77,6 @@ def smoothed_integrated_gradients(model, blank, variables, pixels: jax.Array) ->
 
 
 def measure(run: rj.Run) -> tuple[Row, list[Row]]:
-    """Return what was measured on, and a row for each stage and method."""
     rng, test = np.random.default_rng(0), run.split("test")
     images, _ = test.batch(np.sort(rng.permutation(len(test))[:COUNT]))
     count, height, width, channels = images.shape
@@ -102,17 +101,11 @@ def measure(run: rj.Run) -> tuple[Row, list[Row]]:
         order = np.lexsort((rng.random(flat.shape), -flat))
         peaks = near_ink[everyone, order[:, :1]][drawn]
         deletion, insertion = curve(order, images, blank), curve(order, blank, images)
-        found = {
-            "run": run.path.name,
-            "stage": stage,
-            "map": f"{maps.shape[1]}x{maps.shape[2]}",
-            "method": method,
-            "empty": round(float(1 - drawn.mean()), 3),
-            "on ink": round(float(peaks.mean()), 3) if grey else "-",
-            "deletion": deletion,
-            "insertion": insertion,
-            "difference": round(insertion - deletion, 3),
-        }
+        found = {"run": run.path.name, "stage": stage, "map": "x".join(map(str, maps.shape[1:]))}
+        found |= {"method": method, "empty": round(float(1 - drawn.mean()), 3)}
+        found |= {"on ink": round(float(peaks.mean()), 3) if grey else "-"}
+        found |= {"deletion": deletion, "insertion": insertion}
+        found["difference"] = round(insertion - deletion, 3)
         print(found, flush=True)
         return found
 
@@ -129,11 +122,10 @@ def measure(run: rj.Run) -> tuple[Row, list[Row]]:
             whole = np.concatenate([maps[method] for maps in found])
             rows.append(row(name, method, run.preprocessing.uncrop(whole)))
     shapes = jax.eval_shape(partial(forward, run.model), variables, pixels).maps
-    default = f"{DEFAULT_METHOD} of {names[default_stage(shapes)]}"
     differences = {f"{r['method']} of {r['stage']}": r["difference"] for r in rows}
-    best = max(differences, key=differences.__getitem__)
-    stages = {name: value for name, value in differences.items() if "of stage" in name}
-    best_stage = max(stages, key=stages.__getitem__)
+    ranked = sorted(differences, key=differences.__getitem__, reverse=True)
+    named = {"best": ranked[0], "best of a stage": next(n for n in ranked if "of stage" in n)}
+    named["default"] = f"{DEFAULT_METHOD} of {names[default_stage(shapes)]}"
     # What needs no network: how far a pixel is from a deleted one, and no order at all.
     far = np.abs(images.astype(np.float32) - blank).mean(-1)
     rows.append(row("-", "the image itself", far))
@@ -145,23 +137,18 @@ def measure(run: rj.Run) -> tuple[Row, list[Row]]:
         "accuracy": round(run.evaluate("test").accuracy, 4),
         "images": count,
         "deleted pixels are": "black" if grey else "the mean colour",
-        "best": f"{best}: {differences[best]}",
-        "best of a stage": f"{best_stage}: {stages[best_stage]}",
-        "default": f"{default}: {differences[default]}",
+        **{what: f"{name}: {differences[name]}" for what, name in named.items()},
     }
     return facts, rows
 
 
 def table_of(part: str) -> str:
-    """The ``runs``, or the ``maps``, of results.json."""
     rows = json.loads(RESULTS.read_text())[part]
     return table(rows[0], [row.values() for row in rows])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("--cifar10", metavar="FOLDER", help="images of a run of cifar10")
     options = parser.parse_args()

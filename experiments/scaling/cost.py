@@ -7,9 +7,8 @@ Result:    costs.jsonl, two lines for each cell, medians of 3 to 20 steps: from 
            ResNet-18 at 28x28 to 17 s for ResNet-152 at 224x224, batch 8
 Machine:   2 cores of an AMD EPYC, no accelerator, idle
 
-A cell is ResNet-<depth> on <batch> float32 images of <size>x<size>x3 and 1,000 classes, SGD with
-momentum. One process compiles it; another takes the program from the cache, as every start of a
-program but its first one does, makes a step, and times the next ones.
+A process compiles a cell's step; another takes it from the cache, as every start of a program but
+its first one does, makes a step, and times the next ones.
 """
 
 import statistics

@@ -2,17 +2,13 @@
 
 Command:   python -m experiments.scaling.paper     (the figure; `experiments.tables` the numbers)
 Result:    docs/images/scaling.png and the last section of docs/scaling.md: input bounds hosts with
-           fast devices, then batch norm's all-reduces; the gradients' all-reduce is never the
-           longest term
+           fast devices, then batch norm's all-reduces; never the gradients'
 Machine:   none. A model on data-sheet numbers: nothing here was timed on a GPU, TPU or cluster
 
 compute     three times the multiply-adds of the forward pass, at a sustained share of the peak
 gradients   one all-reduce of every parameter, in float32
-statistics  batch norm over the global batch: at each layer four small all-reduces that wait for
-            one another and for the layer (`ALL_REDUCES`)
+statistics  batch norm over the global batch: small all-reduces that wait for one another
 input       reading and decoding the host's share of the batch; on CPU hosts a part of compute
-
-Images are read ahead: a step takes ``max(input, compute + gradients + statistics)``.
 """
 
 import json
@@ -45,8 +41,6 @@ STYLES = {
 
 @dataclass(frozen=True)
 class Network:
-    """What a network asks of the machines, for one image."""
-
     parameters: int
     multiply_adds: int
     norms: tuple[int, ...]  # channels of each batch norm
@@ -195,22 +189,21 @@ def time(seconds: float) -> str:
 
 
 def term(name: str, machine: str, batch: str, n: int) -> str:
-    """One term of a step, or its ``seconds``."""
     return time(getattr(step_of(machine, batch, n), name))
 
 
 def table_of_steps() -> str:
     """Time of a step, share of it in which the devices compute, and the bound if not that."""
-    lines = []
-    for batch in ("grows", "stays"):
-        for name, machine in machines().items():
-            cells = []
-            for n in SHOWN:
-                step = step_of(name, batch, n)
-                bound = f", {step.bound}" if step.bound != "compute" else ""
-                share = f"{100 * step.compute / step.seconds:.0f} %"
-                cells.append(f"{time(step.seconds)}, {share}{bound}")
-            lines.append([batch, machine.title, *cells])
+
+    def cell(step: Step) -> str:
+        bound = f", {step.bound}" if step.bound != "compute" else ""
+        return f"{time(step.seconds)}, {100 * step.compute / step.seconds:.0f} %{bound}"
+
+    lines = [
+        [batch, machine.title, *(cell(step_of(name, batch, n)) for n in SHOWN)]
+        for batch in ("grows", "stays")
+        for name, machine in machines().items()
+    ]
     return table(["batch", "devices", *(f"{n:,}" for n in SHOWN)], lines)
 
 

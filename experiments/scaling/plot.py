@@ -18,7 +18,6 @@ from experiments.tables import table
 
 @cache
 def costs(part: str) -> dict[tuple[int, int], Row]:
-    """The measured cells, by depth and size."""
     rows = [row for row in read_rows(COSTS) if row["part"] == part]
     return {(row["depth"], row["size"]): row for row in rows}
 
