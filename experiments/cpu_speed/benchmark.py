@@ -8,8 +8,8 @@ Result:    results.json in the folder of the processor's instruction set: median
            best setting with AVX2, 1.7 times with AVX-512; a small stem of width 16 is slower
 Machine:   2 cores of an AMD EPYC, idle; the ratio depends on it
 
-The contenders' processes take turns, so that a slow minute of the machine falls on all of them. Turns in
-which the two cores have no cache in common (`cores.py`) have rows of their own.
+The contenders' processes take turns, so that a slow minute of the machine falls on all of them.
+Turns in which the two cores have no cache in common (`cores.py`) have rows of their own.
 """
 
 import argparse
