@@ -146,11 +146,13 @@ def apart(processor: str) -> str:
 
 
 def settings(processor: str) -> str:
+    found = measured(processor)
+    names = [name for name in CONTENDERS if any(name in row for row in found.values())]
     cells = [
-        [case, *(f"{row[name]['median_ms']:.1f}" if name in row else "" for name in CONTENDERS)]
-        for case, row in measured(processor).items()
+        [case, *(f"{row[name]['median_ms']:.1f}" if name in row else "" for name in names)]
+        for case, row in found.items()
     ]
-    return table([f"ms, {PROCESSORS[processor]}", *CONTENDERS], cells)
+    return table([f"ms, {PROCESSORS[processor]}", *names], cells)
 
 
 def memory(processor: str) -> str:
