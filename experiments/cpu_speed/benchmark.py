@@ -5,7 +5,7 @@ Command:   pip install torch==2.13.0
            python -m experiments.cpu_speed.benchmark --only "batch 64"  (cases that contain this)
 Result:    results.json in the folder of the processor's instruction set: medians and quartiles of
            the calls of all turns. Training at batch 64 is 2.8 times as fast as PyTorch at its
-           best setting with AVX2, 1.7 times with AVX-512; a small stem of width 16 is slower
+           best setting with AVX2, 1.5 times with AVX-512; a small stem of width 16 is slower
 Machine:   2 cores of an AMD EPYC, idle; the ratio depends on it
 
 The contenders' processes take turns, so that a slow minute of the machine falls on all of them.
@@ -110,11 +110,11 @@ def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
         # As many calls a turn as fill the turn; a hopeless contender has these two alone.
         calls[name] = max(2, round(SECONDS / min(warm["seconds"])))
         if sum(warm["seconds"]) > TOO_LONG * rounds * SECONDS:
-            turns[name, False] = [warm["seconds"]] * rounds
+            turns[name, False], calls[name] = [warm["seconds"]], 0
     for _ in range(TRIES * rounds):
         for name, contender in contenders.items():
             before = apart()
-            if max(len(turns[name, False]), len(turns[name, before])) < rounds:
+            if calls[name] and max(len(turns[name, False]), len(turns[name, before])) < rounds:
                 answer = contender.time(calls[name])
                 peaks[name] = answer["peak_mib"]
                 if before == apart():
@@ -123,7 +123,7 @@ def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
         contender.stop()
     for (name, far), measured in turns.items():
         times = list(chain.from_iterable(measured))
-        if len(measured) >= min(rounds, LEAST):
+        if measured and len(measured) >= min(rounds, LEAST) * bool(calls[name]):
             quartiles = zip(QUARTILES, statistics.quantiles(times, n=4), strict=True)
             row = {"case": case["name"], "contender": name, "calls": len(times)}
             row |= {"cores": "apart"} if far else {}

@@ -37,6 +37,10 @@ def test_turns_are_told_by_where_the_cores_are_before_and_after(monkeypatch):
     found = [(row.get("cores"), row["calls"], row["median_ms"]) for row in rows]
     assert found == [(None, 6, 1000.0), ("apart", 6, 2000.0)]  # of nine turns three moved
 
+    monkeypatch.setattr(Contender, "time", lambda *_: {"seconds": [60.0] * 2, "peak_mib": 10})
+    (hopeless,) = benchmark.measure(case, ("flax",), rounds=3)
+    assert (hopeless["calls"], hopeless["median_ms"]) == (2, 60_000.0)
+
 
 def test_two_cores_hand_a_byte_to_each_other():
     if len(os.sched_getaffinity(0)) < 2:
