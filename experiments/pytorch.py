@@ -8,7 +8,7 @@ Machine:   any; a GPU where PyTorch finds one
 
 The same images in the same order, network, initialisation, loss, optimiser, rate by step,
 evaluations and stop, with PyTorch's channels_last (see experiments/cpu_speed for its settings).
-Padded crops and flips are drawn anew; there are no other augmentations.
+Padded crops with flips are drawn anew. A recipe with more than this is refused.
 """
 
 import json
@@ -43,6 +43,21 @@ def crops(images: torch.Tensor, pixels: int) -> torch.Tensor:
     return padded.permute(0, 2, 3, 1)[each, rows, columns].permute(0, 3, 1, 2)
 
 
+def check(config: rj.TrainConfig) -> None:
+    """Refuse what is not written here: other augmentations, averages, other units."""
+    crop, flip = config.augment.crop, config.augment.flip
+    plain = rj.AugmentConfig(crop=crop, flip=bool(crop))
+    missing = [
+        config.augment != plain and f"augmentation but --augment.crop with flips ({crop}, {flip})",
+        config.ema is not None and "--ema",
+        config.accumulate > 1 and "--accumulate",
+        config.data.mean is None and "--data.mean that is not given",
+        make_model(config, 1).unit is not rj.BasicUnit and f"--model.name {config.model.name}",
+    ]
+    if any(missing):
+        sys.exit(f"no {', '.join(filter(None, missing))} here: give another recipe")
+
+
 def network(config: rj.TrainConfig, data: rj.Dataset) -> torch.nn.Module:
     ours, default = make_model(config, data.num_classes), config.model.initializer == "torch"
     model = resnet(
@@ -56,6 +71,7 @@ def network(config: rj.TrainConfig, data: rj.Dataset) -> torch.nn.Module:
 
 
 def train(config: rj.TrainConfig, data: rj.Dataset | None = None) -> Row:
+    check(config)
     data, splits = load_splits(config.data, data)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(config.seed)

@@ -41,8 +41,8 @@ def carry_out(
 ) -> int:
     """Do the chosen units that have no row yet: ``work(unit, folder)`` gives what the row says.
 
-    It may say its seconds, which are measured here otherwise. A run in ``folder`` that was killed
-    goes on. With --quick, rows and runs are kept apart.
+    A run in ``folder`` that was killed goes on, and its row may say the ``seconds`` of all its
+    starts; they are measured here otherwise. With --quick, rows and runs are kept apart.
     """
     path = rows_file(options, results)
     rows = read_rows(path)

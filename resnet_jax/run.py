@@ -28,7 +28,7 @@ from resnet_jax.training.engine import Engine
 from resnet_jax.training.jax_settings import configured_jax
 from resnet_jax.training.loop import ShouldStop, Training
 from resnet_jax.training.metrics import Evaluation
-from resnet_jax.training.run_folder import RunFolder
+from resnet_jax.training.run_folder import COMMON, RunFolder
 from resnet_jax.training.setup import Custom
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.step import Loss
@@ -124,15 +124,17 @@ class Run:
         class_names: K names.
         image_shape: ``(H, W, C)`` of the images it was trained on.
         fingerprint: SHA-256 of the data it was trained on, see `Dataset`.
+        parts: what is recorded of a network, an optimiser and a loss of one's own, see `train`.
     """
 
     def __init__(
         self, folder: RunFolder, model: "nn.Module | None" = None, data: Dataset | None = None
     ) -> None:
         self._folder, self._model, self._data = folder, model, data
-        record = self._record = folder.read_record()
+        record = folder.read_record()
         self.path, self.config, self.fingerprint = folder.path, record.config, record.fingerprint
         self.class_names, self.image_shape = record.class_names, record.image_shape
+        self.parts = record.parts
         self._states: dict[Checkpoint, TrainState] = {}
 
     @classmethod
@@ -175,7 +177,7 @@ class Run:
     @property
     def model_name(self) -> str:
         """The network in a word or two: ``plain resnet18``, or the class of one's own."""
-        own = self._record.parts.get("model")
+        own = self.parts.get("model")
         return own.rpartition(".")[2] if own else self.config.model.title
 
     def _epochs(self) -> str:
@@ -186,7 +188,8 @@ class Run:
         """The lines of ``metrics.jsonl``: one row each; see docs/run_folder.md."""
         import pandas as pd
 
-        return pd.DataFrame(self._folder.read_metrics())
+        rows = self._folder.read_metrics()
+        return pd.DataFrame(rows, columns=None if rows else sorted(COMMON))
 
     def jax_settings(self) -> AbstractContextManager[None]:
         """Apply the precision and the compilation cache that the run asks for, by ``with``."""
@@ -217,10 +220,11 @@ class Run:
         images = self.preprocessing.checked(images)
         with configured_jax(self.config):
             probabilities = self._engine.predict(self._state(checkpoint), images)
-        self._check_finite(probabilities, checkpoint)
+        self.check_finite(probabilities, checkpoint)
         return probabilities
 
-    def _check_finite(self, outputs: ArrayLike, checkpoint: Checkpoint) -> None:
+    def check_finite(self, outputs: ArrayLike, checkpoint: Checkpoint) -> None:
+        """Refuse outputs of the network that are not finite."""
         if not np.isfinite(outputs).all():
             raise ResNetJaxError(
                 f"the outputs of the {checkpoint} parameters of {self.path} are not finite: give "
@@ -267,7 +271,7 @@ class Run:
     @cached_property
     def model(self) -> Any:
         """The network, for `variables`: a `ResNet`, or the user's own."""
-        own = self._record.parts.get("model")
+        own = self.parts.get("model")
         if own and self._model is None:
             raise ResNetJaxError(
                 f"{self.path} trained a network of one's own, {own}: open it with rj.Run.open(..., "
@@ -304,7 +308,7 @@ class Run:
         images = self.split(split, data_dir)
         with configured_jax(self.config):
             found = self._engine.evaluate(self._state(checkpoint), images)
-        self._check_finite(found.loss, checkpoint)
+        self.check_finite(found.loss, checkpoint)
         return found
 
     def split(self, name: str = "test", data_dir: str | None = None) -> Split:

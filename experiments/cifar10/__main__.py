@@ -100,6 +100,7 @@ def train(data: Dataset, updates: int | None, training: Training, folder: Path) 
     return {
         "test_error": round(1 - tested.accuracy, 4),
         "images": len(data.train),
+        "seconds": float(metrics.seconds.max()),
         "train": curve("train"),
         "test": curve("validation"),
     }

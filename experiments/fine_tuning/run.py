@@ -53,32 +53,36 @@ def train(quick: bool, training: Training, folder: Path) -> Row:
         config = replace(config, data=data, epochs=10, batch_size=64, seed=seed)
         config, split = replace(config, eval_every=10_000), "test_all"  # evaluated at the end alone
     if training.arm == "fine-tuned":  # with a fresh head: the names of the classes differ
-        config = replace(config, init_from=str(folder.with_name(str(PRETRAINED))))
+        start = folder.with_name(str(PRETRAINED))
+        train(quick, PRETRAINED, start)  # or finish it, or find it finished
+        config = replace(config, init_from=str(start))
     if quick:
         model = replace(config.model, width=4, lowering="reference")
         config = replace(config, model=model, epochs=0.1)
     metrics = rj.train(config, folder, quiet=True).metrics()
     tested = metrics[(metrics.kind == "test") & (metrics.split == split)]
     row = tested[tested.checkpoint == "latest"].iloc[-1]
-    return {name: round(float(row[name]), 6) for name in ("accuracy", "loss")}
+    return {name: round(float(row[name]), 6) for name in ("accuracy", "loss", "seconds")}
 
 
-def accuracies(arm: str) -> np.ndarray:
-    rows = sorted(read_rows(RESULTS), key=lambda row: row["seed"])
-    return 100 * np.array([row["accuracy"] for row in rows if row["arm"] == arm])
+def accuracies(arm: str) -> dict[int, float]:
+    """In percent, by seed."""
+    return {row["seed"]: 100 * row["accuracy"] for row in read_rows(RESULTS) if row["arm"] == arm}
 
 
 def by_seed() -> str:
-    found = {arm: accuracies(arm) for arm in ARMS}
-    lines = [
-        [f"{arm}, %", *(f"{v:.2f}" for v in (*values, values.mean(), values.std(ddof=1)))]
-        for arm, values in found.items()
-    ]
+    lines = []
+    for arm in ARMS:
+        found = accuracies(arm)
+        each = [f"{found[seed]:.2f}" if seed in found else "" for seed in SEEDS]
+        values = np.array(list(found.values()))
+        lines.append([f"{arm}, %", *each, f"{values.mean():.2f}", f"{values.std(ddof=1):.2f}"])
     return table(["seed", *SEEDS, "mean", "sd"], lines)
 
 
 def difference() -> str:
-    differences = accuracies("fine-tuned") - accuracies("scratch")
+    tuned, scratch = (accuracies(arm) for arm in reversed(ARMS))
+    differences = np.array([tuned[seed] - scratch[seed] for seed in tuned if seed in scratch])
     low, high = interval(differences)
     verdict = "better" if low > 0 else ("worse" if high < 0 else "not distinguishable")
     return (

@@ -156,6 +156,7 @@ class Training:
         points = zip(found.step.tolist(), found.accuracy.round(4).tolist(), strict=True)
         return {
             "steps": int(found.step.max()),
+            "seconds": float(metrics.seconds.max()),
             "best": round(float(found.accuracy.max()), 4),
             "last": round(float(found.accuracy.iloc[-1]), 4),
             "train": round(float(trained.accuracy.iloc[-1]), 4),

@@ -239,7 +239,7 @@ def train(training: Training, quick: bool, folder: Path) -> Row:
         "images": images,
         "steps": int(rows.step.max()),
         "step_ms": round(float((1000 * config.batch_size / rates).median()), 2),
-        "train_seconds": float(rows.seconds.max()),
+        "seconds": float(rows.seconds.max()),
         "settings": {
             option: value for option, (_, value) in differences(rj.TrainConfig(), config).items()
         },

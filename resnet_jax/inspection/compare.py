@@ -15,17 +15,21 @@ from resnet_jax.storage import check_replaceable, write_whole
 
 
 def group_by_settings(runs: Sequence[Run]) -> list[tuple[dict[str, Any], list[Run]]]:
-    """Runs that differ in the seed alone together, with the settings that tell groups apart."""
+    """Runs that differ in the seed alone together, with what tells the groups apart.
+
+    That is settings, the data, and the recorded names of `Run.parts`.
+    """
     telling = options_with(Effect.LEARNING, Effect.SELECTION) - {"seed"}
     described = [
         {s.option: s.value for s in settings(run.config) if s.option in telling}
-        | {"data fingerprint": run.fingerprint[:12]}
+        | {"data fingerprint": run.fingerprint[:12], **run.parts}
         for run in runs
     ]
-    differing = [k for k in described[0] if any(d[k] != described[0][k] for d in described)]
+    names = dict.fromkeys(name for values in described for name in values)
+    differing = [k for k in names if len({d.get(k) for d in described}) > 1]
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for run, values in zip(runs, described, strict=True):
-        groups.setdefault(tuple(values[k] for k in differing), []).append(run)
+        groups.setdefault(tuple(values.get(k) for k in differing), []).append(run)
     return [(dict(zip(differing, key, strict=True)), members) for key, members in groups.items()]
 
 

@@ -64,12 +64,13 @@ def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
     >>> calibration([[0.75, 0.25], [0.75, 0.25]], [0, 1], bins=2).ece  # 0.75 sure, half right
     0.25
 
-    No examples, or others than ``float[N, K]`` and ``int[N]``, are a `ResNetJaxError`.
+    No examples, or others than finite ``float[N, K]`` and ``int[N]``, are a `ResNetJaxError`.
     """
     p, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
-    if not len(p) or labels.shape != p.shape[:1]:
+    if not len(p) or labels.shape != p.shape[:1] or not np.isfinite(p).all():
         raise ResNetJaxError(
-            f"calibration needs float[N, K] and int[N], N at least 1, got {p.shape}, {labels.shape}"
+            "calibration needs finite float[N, K] and int[N], N at least 1, got "
+            f"{p.shape}{' with NaN or infinity' * (not np.isfinite(p).all())}, {labels.shape}"
         )
     confidence, right = p.max(1), p.argmax(1) == labels
     # A sum of float32 probabilities may exceed 1 by rounding.
@@ -124,6 +125,7 @@ class Predictions:
         saliency: ``float32[N, h, w]``, `grad_cam` for the predicted class, or zeros.
         maps: for the first image, the stem's and each stage's output, ``float32[h, w, features]``;
             none of a network of one's own.
+        examined: the share of the split's images that these are.
     """
 
     images: np.ndarray
@@ -133,6 +135,7 @@ class Predictions:
     features: np.ndarray
     saliency: np.ndarray
     maps: dict[str, np.ndarray]
+    examined: float = 1.0
 
     @cached_property
     def probabilities(self) -> np.ndarray:
@@ -204,5 +207,7 @@ def examine(
             parts.append((images, labels, *(np.asarray(x, np.float32) for x in outputs)))
     columns = (np.concatenate(part)[:count] for part in zip(*parts, strict=True))
     images, labels, logits, features, saliency = columns
-    maps_of_images = run.preprocessing.uncrop(saliency)
-    return Predictions(images, labels, run.class_names, logits, features, maps_of_images, maps)
+    run.check_finite(logits, checkpoint)
+    saliency, examined = run.preprocessing.uncrop(saliency), count / len(examples)
+    names = run.class_names
+    return Predictions(images, labels, names, logits, features, saliency, maps, examined)

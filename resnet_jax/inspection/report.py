@@ -37,6 +37,9 @@ def write_report(
     """
     refuse_links(run.path)
     predictions = examine(run, split, checkpoint, data_dir)
+    of = f"{checkpoint} parameters on {split} images"
+    if predictions.examined < 1:
+        of += f", the first {len(predictions.labels)} ({predictions.examined:.0%}) of them"
     folder = run.path / "report"
     sections = []
     with writing(folder):
@@ -55,12 +58,13 @@ def write_report(
     facts = {
         "run folder": run.path.resolve().name,
         "data fingerprint": run.fingerprint,
+        **run.parts,
         "commit": document.get("commit"),
         **(document.get("versions") or {}),
     }
     page = PAGE.substitute(
         title=escape(f"{run.model_name} on {config.data.name}, seed {config.seed}"),
-        result=_table("Result", _result(run, predictions, f"{checkpoint} parameters on {split}")),
+        result=_table("Result", _result(run, predictions, of)),
         figures="\n".join(sections),
         classes=_table("Classes", classes, "number class examples recall precision"),
         settings=_table("Configuration", ((s.option, s.value) for s in settings(config))),
@@ -133,7 +137,7 @@ def _result(run: Run, predictions: Predictions, of: str) -> Iterator[tuple[str, 
         yield "top-5 accuracy", f"{evaluation.top5:.2%}"
     yield "loss", f"{evaluation.loss:.4f} nats"
     yield "expected calibration error", f"{predictions.calibration.ece:.2%}"
-    yield "of", f"{of} images"
+    yield "of", of
     yield "trained for", f"{metrics['epoch'].max():.3g} epochs, {metrics['step'].max()} steps"
     yield "in", f"{metrics['seconds'].max():.0f} s"
 

@@ -47,6 +47,9 @@ def forward(
     model: ResNet, variables: Any, images: jax.Array, stage: int = 0, shift: Any = None
 ) -> Forward:
     """Evaluate the network and note what happens inside; ``shift`` is added to a stage's map."""
+    # What is frozen has no gradient in training; here it must have one. And what is computed again
+    # on the way back cannot be noted on the way there.
+    model = model.clone(frozen_stages=None, remat=False)
     paths = ["stem", *(f"stage{k}_unit{n}" for k, n in enumerate(model.stage_sizes, 1))]
     inside: dict[str, jax.Array] = {}
 
@@ -62,7 +65,7 @@ def forward(
     with nn.intercept_methods(note):
         logits = model.apply(variables, images, train=False)
     assert isinstance(logits, jax.Array)
-    return Forward(logits, inside["head"], tuple(inside[path] for path in paths))
+    return Forward(logits, inside.get("head", logits), tuple(inside[path] for path in paths))
 
 
 def default_stage(maps: Sequence[Any]) -> int:
@@ -80,8 +83,6 @@ def forward_and_saliency(
     method: Method = DEFAULT_METHOD,
 ) -> tuple[Forward, jax.Array]:
     """Compute `forward` and `grad_cam` in one pass; pure, to be jitted by the caller."""
-    # What is frozen has no gradient in training; here it must have one.
-    model = model.clone(frozen_stages=None)
     shapes = jax.eval_shape(partial(forward, model), variables, images).maps
     stage = default_stage(shapes) if stage is None else stage
 
@@ -159,15 +160,19 @@ def _checked(
 ) -> np.ndarray | None:
     if stage is not None and not 1 <= stage <= len(model.stage_sizes):
         raise ResNetJaxError(f"stage must be 1 to {len(model.stage_sizes)}, got stage {stage}")
+    if not model.num_classes:
+        raise ResNetJaxError("the network has no classes to explain: give one with num_classes")
     if labels is None:
         return None
     labels = np.asarray(labels)
     if labels.shape != np.shape(images)[:1]:
         shapes = f"{list(labels.shape)} for images {list(np.shape(images))}"
         raise ResNetJaxError(f"labels are {shapes}: give one for each image")
-    if labels.size and not 0 <= labels.min() <= labels.max() < model.num_classes:
+    whole = np.issubdtype(labels.dtype, np.integer)
+    if labels.size and not (whole and 0 <= labels.min() <= labels.max() < model.num_classes):
         raise ResNetJaxError(
-            f"labels are {labels.min()} to {labels.max()}: give 0 to {model.num_classes - 1}"
+            f"labels are {labels.dtype} from {labels.min()} to {labels.max()}: give integers, 0 to "
+            f"{model.num_classes - 1}"
         )
     return labels
 

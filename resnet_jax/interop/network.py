@@ -42,6 +42,18 @@ class Network:
     class_names: Sequence[str]
     made_by: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, ResNet):
+            raise ResNetJaxError(
+                f"a file holds one of the package's networks, and this is a "
+                f"{type(self.model).__name__}: jax.export writes any function"
+            )
+        if self.model.num_classes != len(self.class_names):
+            raise ResNetJaxError(
+                f"the network has {self.model.num_classes} classes and there are "
+                f"{len(self.class_names)} class_names: give a name for each class"
+            )
+
     def apply(self, variables: Any, images: jax.Array) -> Outputs:
         """Map ``uint8[N, H, W, C]`` images to ``logits`` and ``probabilities``."""
         logits = self.model.apply(variables, self.preprocessing(images), train=False)

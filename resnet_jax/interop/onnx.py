@@ -101,6 +101,11 @@ class _Graph:
         return x
 
     def network(self, model: ResNet, x: str) -> str:
+        norm = model.norm()
+        if model.unit not in UNITS or not isinstance(norm, BatchNorm):
+            parts = f"units {model.unit.__name__} with {type(norm).__name__}"
+            raise ResNetJaxError(f"the ONNX writer does not know {parts}: export stablehlo")
+        self.epsilon = norm.epsilon
         if model.stem == "deep":
             for k, stride in ((1, 2), (2, 1)):
                 x = self.conv(x, f"stem/conv{k}", stride)
@@ -111,10 +116,6 @@ class _Graph:
         if model.stem in ("imagenet", "deep"):
             window = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}
             x = self.add("MaxPool", [x], "stem/pool", **window)
-        if model.unit not in UNITS:
-            raise ResNetJaxError(
-                f"the ONNX writer does not know the unit {model.unit.__name__}: export stablehlo"
-            )
         for stage, size in enumerate(model.stage_sizes, start=1):
             for index in range(1, size + 1):
                 stride = 2 if stage > 1 and index == 1 else 1
@@ -171,7 +172,7 @@ class _Graph:
 
     def norm(self, x: str, name: str) -> str:
         inputs = self.stored(name, "scale", "bias", "mean", "var")
-        return self.add("BatchNormalization", [x, *inputs], name, epsilon=BatchNorm.epsilon)
+        return self.add("BatchNormalization", [x, *inputs], name, epsilon=self.epsilon)
 
     def serialize(self, network: Network) -> bytes:
         onnx, make = self.onnx, self.onnx.helper

@@ -16,7 +16,7 @@ from flax import traverse_util
 
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop.state_dict import BOOK, DEEP, TORCHVISION, StateDict, is_counter
-from resnet_jax.models import VARIANTS, BasicUnit, ResNet
+from resnet_jax.models import VARIANTS, BasicUnit, BatchNorm, ResNet
 
 log = logging.getLogger(__name__)
 
@@ -98,11 +98,13 @@ def to_torchvision(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     Raises:
         ResNetJaxError: torchvision has no names for this network (pre-activation units).
     """
-    flat = traverse_util.flatten_dict({name: variables[name] for name in ("params", "batch_stats")})
-    if ("params", "norm", "scale") in flat:
-        raise ResNetJaxError(
-            "torchvision has no pre-activation network: export this one as stablehlo or onnx"
-        )
+    kept = {name: variables[name] for name in ("params", "batch_stats") if name in variables}
+    flat = traverse_util.flatten_dict(kept)
+    what = "pre-activation network" if ("params", "norm", "scale") in flat else ""
+    if "batch_stats" not in variables:
+        what = "network without batch norm"
+    if what:
+        raise ResNetJaxError(f"torchvision has no {what}: export as stablehlo or onnx")
     names = DEEP if ("params", "stem", "conv1", "kernel") in flat else TORCHVISION
     state_dict = {}
     for path, value in flat.items():
@@ -197,6 +199,9 @@ def check_named(model: ResNet) -> None:
     what = "pre-activation network" if model.unit.preactivation else ""
     if model.residual and model.shortcut in ("pad", "projection-all"):
         what = f"shortcut {model.shortcut}"
+    norm = model.norm()
+    if not isinstance(norm, BatchNorm) or norm.epsilon != BatchNorm.epsilon:
+        what = f"norm but BatchNorm with epsilon {BatchNorm.epsilon:g}"
     if what:
         raise ResNetJaxError(
             f"torchvision has no {what}: export as stablehlo or onnx, start from a run's folder"

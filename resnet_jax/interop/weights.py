@@ -22,7 +22,7 @@ from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop import torchvision
 from resnet_jax.interop.network import Network
 from resnet_jax.interop.state_dict import StateDict, as_array
-from resnet_jax.models import ResNet, make_model
+from resnet_jax.models import ResNet, has_parameters, make_model
 from resnet_jax.storage import write_whole
 from resnet_jax.training.run_folder import RunFolder
 
@@ -117,8 +117,12 @@ def initial_variables(
             f"{type(model).__name__}: leave it out"
         )
     source = Path(config.init_from or "")
+    if not source.exists():
+        raise ResNetJaxError(
+            f"--init-from {source} is not there: give a file of weights or the folder of a run"
+        )
     if source.is_dir():
-        variables, known = _of_run(source, config)
+        variables, known = _of_run(source, config, model)
         count: int | None = len(known or ())
     else:
         variables, count, known = _of_file(source, config, model, len(class_names))
@@ -142,7 +146,9 @@ def initial_variables(
     return variables, f"starts from {source}: head {head}, stem {stem}, {rest}"
 
 
-def _of_run(folder: Path, config: TrainConfig) -> tuple[dict[str, Any], tuple[str, ...] | None]:
+def _of_run(
+    folder: Path, config: TrainConfig, model: ResNet
+) -> tuple[dict[str, Any], tuple[str, ...] | None]:
     run = RunFolder(folder)
     record = run.read_record()
     theirs = record.config
@@ -155,7 +161,14 @@ def _of_run(folder: Path, config: TrainConfig) -> tuple[dict[str, Any], tuple[st
     ]
     if different:
         raise ResNetJaxError(f"{folder} was trained with {', '.join(different)}: give the same")
-    return run.read_variables("best"), record.class_names
+    variables = run.read_variables("best")
+    same = model.clone(num_classes=len(record.class_names))
+    if not has_parameters(same, record.image_shape, variables):  # of a network of one's own
+        raise ResNetJaxError(
+            f"{folder} was trained with parameters of other names or shapes than those of "
+            f"{config.model.title}: give a run of the same network"
+        )
+    return variables, record.class_names
 
 
 def _of_file(

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple, Self
 
+import numpy as np
+
 
 class Axis(NamedTuple):
     """One spatial axis of a convolution: everything that decides which input meets which tap.
@@ -104,7 +106,7 @@ class Geometry(NamedTuple):
 
 
 def _pair(value: int | Sequence[int], name: str, least: int) -> tuple[int, int]:
-    rows, columns = (value, value) if isinstance(value, int) else value
+    rows, columns = (value, value) if isinstance(value, int | np.integer) else value
     if min(rows, columns) < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
     return rows, columns

@@ -54,6 +54,21 @@ def test_runs_that_differ_in_the_seed_are_one_row(four, command):
     assert (fast["runs"], fast["seeds"], fast["test accuracy sd"]) == (1, "0 3", None)
 
 
+def test_runs_with_other_parts_of_ones_own_are_rows_of_their_own(four):
+    runs = list(map(rj.Run.open, four[:2]))
+    for run, tag in zip(runs, ("rate 0.1", "rate 0.2"), strict=True):
+        run.parts = {"optimizer": "my.optimizer", "tag": tag}
+    table = rj.inspection.compare_runs(runs)
+    assert table["tag"].tolist() == ["rate 0.1", "rate 0.2"]
+    assert "optimizer" not in table
+
+
+def test_a_run_that_has_measured_nothing_yet_is_compared(four, tmp_path, command):
+    Path(four[1], "metrics.jsonl").unlink()
+    code, _, errors = command("compare", *four, "--output", tmp_path / "curves.png")
+    assert (code, errors) == (0, "")
+
+
 @pytest.mark.slow
 def test_a_table_shows_mean_and_spread_and_the_picture_is_written(four, tmp_path, command):
     _, out, _ = command("compare", *four, "--output", tmp_path / "curves.png")

@@ -1,5 +1,6 @@
 """Calibration by hand and against scikit-learn, and a run's findings against the run."""
 
+import jax
 import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
@@ -66,6 +67,15 @@ def test_a_mistake_without_positive_evidence_says_so(maps):
     titles = [ax.get_title() for ax in plots.mistakes(found).axes]
     assert titles.count("no positive evidence") == (1 if maps else 0)
     assert titles[4] == ("no positive evidence" if maps else "")  # below the first mistake
+
+
+def test_what_is_not_finite_is_refused(finished_run, monkeypatch):
+    with pytest.raises(rj.ResNetJaxError, match="finite"):
+        calibration([[np.nan, np.nan]], [0])
+    broken = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), finished_run.variables())
+    monkeypatch.setattr(rj.Run, "variables", lambda self, checkpoint: broken)
+    with pytest.raises(rj.ResNetJaxError, match="not finite"):
+        rj.inspection.examine(finished_run)
 
 
 @pytest.mark.slow

@@ -113,6 +113,22 @@ def test_noting_changes_nothing_and_the_default_stage_is_the_deepest_of_7x7(smal
     # What is frozen in training has a gradient here all the same.
     frozen = rj.inspection.grad_cam(model.clone(frozen_stages=4), variables, images)
     np.testing.assert_array_equal(frozen, default)
+    # And what is computed twice in training, once.
+    twice = rj.inspection.grad_cam(model.clone(remat=True), variables, images)
+    np.testing.assert_array_equal(twice, default)
+    maps = rj.inspection.feature_maps(model.clone(remat=True), variables, images)
+    np.testing.assert_allclose(maps["stage4"], found.maps[-1], atol=1e-6)
+
+
+def test_a_network_without_classes_has_features_and_nothing_to_explain(small):
+    model, variables, images = small
+    body = model.clone(num_classes=0)
+    features = rj.inspection.last_features(body, variables, images)
+    np.testing.assert_allclose(
+        features, rj.inspection.last_features(model, variables, images), atol=1e-6
+    )
+    with pytest.raises(rj.ResNetJaxError, match="no classes"):
+        rj.inspection.grad_cam(body, variables, images)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +138,8 @@ def test_noting_changes_nothing_and_the_default_stage_is_the_deepest_of_7x7(smal
         ({"stage": 0}, "stage 0"),
         ({"method": "lime"}, "grad-cam or grad-cam"),
         ({"labels": [1, 2]}, "one for each image"),
-        ({"labels": [1, 2, 5]}, "give 0 to 4"),
+        ({"labels": [1, 2, 5]}, "integers, 0 to 4"),
+        ({"labels": [1, 2, 2.5]}, "integers, 0 to 4"),
     ],
 )
 def test_what_cannot_be_explained_is_named(small, settings, names):

@@ -1,0 +1,43 @@
+"""Fine-tuning from clothes to digits: pairs of seeds, and a start made where it is missing."""
+
+import json
+
+import pytest
+
+import resnet_jax as rj
+from experiments.fine_tuning import run
+
+
+def test_pairs_are_of_one_seed(tmp_path, monkeypatch):
+    """Seed 0 is better by 2 points and seed 2 by 1; seed 1 has no other."""
+    monkeypatch.setattr(run, "RESULTS", tmp_path / "rows.jsonl")
+    found = {"fine-tuned": {0: 0.96, 1: 0.99, 2: 0.95}, "scratch": {2: 0.94, 0: 0.94}}
+    rows = [
+        {"arm": arm, "seed": seed, "accuracy": accuracy}
+        for arm, accuracies in found.items()
+        for seed, accuracy in accuracies.items()
+    ]
+    run.RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "**+1.50 points**" in run.difference()
+    assert "over the 2 pairs" in run.difference()
+    assert "| scratch, % | 94.00 |  | 94.00 |  |  | 94.00 | 0.00 |" in run.by_seed()
+
+
+@pytest.mark.slow
+def test_fine_tuning_alone_makes_its_start(tmp_path):
+    training = run.Training("fine-tuned", 0)
+    row = run.train(True, training, tmp_path / str(training))
+    assert row["seconds"] > 0
+    tuned = rj.Run.open(tmp_path / str(training))
+    assert tuned.config.init_from == str(tmp_path / str(run.PRETRAINED))
+    assert rj.Run.open(tuned.config.init_from).config.data.name == "fashion_mnist"
+
+
+def test_pytorch_trains_by_no_recipe_that_it_has_only_in_part():
+    pytest.importorskip("torch")
+    from experiments import pytorch
+
+    pytorch.check(rj.PRESETS["cifar10_fast"])
+    for name, lacks in (("mnist", "--ema"), ("imagenet", "--model.name resnet50")):
+        with pytest.raises(SystemExit, match=lacks):
+            pytorch.check(rj.PRESETS[name])
