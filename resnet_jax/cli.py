@@ -46,6 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     logger = logging.getLogger("resnet_jax")
     logger.propagate = False  # libraries put handlers of their own on the root logger
     logger.handlers = [display.Warnings(logging.WARNING)]
+    for other in ("absl", "asyncio"):  # Orbax's threads print a traceback each of a failed save
+        logging.getLogger(other).setLevel(logging.CRITICAL + 1)
     stop = Stop()
     try:
         if COMPUTE & set(arguments[:1]):

@@ -97,14 +97,9 @@ def train(
             f"preset {preset} stands after options: give it first, `resnet-jax train {preset} ...`"
         )
     processes.meet()
-    if from_idx is not None:
-        from resnet_jax.data.prepare import prepare
-        from resnet_jax.training.distributed import main_process_first
-
-        main_process_first(lambda: prepare(config.data.name, config.data.dir, from_idx))
     config = _with_settings_of_its_dataset(config, default, arguments)
-    runs = []
-    for settings, folder in _planned(preset, config, run_dir, seeds, grid):
+    runs: list[Run] = []
+    for settings, folder in _planned(preset, config, run_dir, seeds, grid, arguments):
         display.print_line(
             f"{settings.model.title} on {settings.data.name}, seed {settings.seed}: "
             f"{settings.epochs:g} epochs in batches of {settings.batch_size}, run folder {folder}"
@@ -113,6 +108,8 @@ def train(
         from resnet_jax.training.distributed import failing_together
 
         with failing_together(folder):
+            if from_idx is not None and not runs:
+                _prepare(settings, from_idx)
             run = library.train(settings, folder, should_stop=stop, callbacks=[stop])
         if not stop.training:  # it was finished
             for row in run.metrics().query("kind == 'test'").to_dict("records"):
@@ -127,8 +124,20 @@ def train(
         display.print_comparison(compare_runs(runs))
 
 
+def _prepare(config: TrainConfig, from_idx: Path) -> None:
+    from resnet_jax.data.prepare import prepare
+    from resnet_jax.training.distributed import main_process_first
+
+    main_process_first(lambda: prepare(config.data.name, config.data.dir, from_idx))
+
+
 def _planned(
-    preset: str, config: TrainConfig, run_dir: Path | None, seeds: int | None, axes: tuple[str, ...]
+    preset: str,
+    config: TrainConfig,
+    run_dir: Path | None,
+    seeds: int | None,
+    axes: tuple[str, ...],
+    arguments: list[str],
 ) -> list[tuple[TrainConfig, Path]]:
     if seeds is not None and seeds < 1:
         raise ResNetJaxError(f"--seeds must be at least 1, got {seeds}")
@@ -139,9 +148,12 @@ def _planned(
         )
     if seeds is not None:
         axes = (*axes, f"seed={','.join(map(str, range(seeds)))}")
+    if axes and run_dir is not None and run_dir.name in ("", ".."):
+        raise ResNetJaxError(f"--run-dir {run_dir} has no name for several runs: give runs/NAME")
     planned = []
     varied = {axis.removeprefix("--").partition("=")[0] for axis in axes} - {"seed"}
     for settings in grid_of(config, axes):
+        settings = _with_settings_of_its_dataset(settings, config, arguments)
         if run_dir is None:
             folder = _default_folder(preset, settings, varied)
         elif axes:
@@ -174,12 +186,12 @@ def _default_folder(preset: str, config: TrainConfig, varied: set[str]) -> Path:
 def _with_settings_of_its_dataset(
     config: TrainConfig, preset: TrainConfig, arguments: list[str]
 ) -> TrainConfig:
-    """Drop what a preset says of its dataset where the command names another one."""
+    """Drop what a preset says of its dataset where the command, or its grid, names another one."""
     if config.data.name == preset.data.name:
         return config
-    named = {argument.split("=")[0] for argument in arguments}
+    named = {argument.split("=")[0].lstrip("-").replace("_", "-") for argument in arguments}
     own = {"data.mean": None, "data.std": None, "data.find-digit": False}
-    return replaced(config, {name: own[name] for name in own if f"--{name}" not in named})
+    return replaced(config, {name: own[name] for name in own if name not in named})
 
 
 def make_report(run: "Run", *arguments: Any) -> None:

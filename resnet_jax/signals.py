@@ -59,7 +59,9 @@ class Stop(Callback):
         thread.start()
         wakeup = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
         previous = {n: signal.signal(n, self._interrupt) for n in (*SIGNALS, signal.SIGALRM)}
-        hook = sys.unraisablehook
+        # What Python cannot raise it would print: an interrupt in a destructor, or what
+        # TensorStore's threads meet when a save has failed.
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
         try:
             yield
         except Exception as error:
@@ -79,7 +81,6 @@ class Stop(Callback):
         if self.training and number in SIGNALS:
             return  # `_listen` knows of it
         self._interrupted = True
-        sys.unraisablehook = lambda _: None  # where Python cannot raise it, it would print it
         # Again each second: a library may swallow it while it is imported.
         signal.setitimer(signal.ITIMER_REAL, 1)
         raise KeyboardInterrupt

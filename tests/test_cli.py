@@ -199,6 +199,8 @@ def test_what_needs_no_data_is_shown(words, shown, command):
         (["train", "--run-dir", "RUN"], ["RUN", "--epochs", "8"]),
         (["summary", "resnet19"], ["resnet19", "resnet18"]),
         (["summary", "--channels", "0"], ["--channels", "0"]),
+        (["summary", "resnext50_32x4d", "--width", "24"], ["--model.width", "24", "16"]),
+        (["summary", "resnet18d", "--width", "1"], ["--model.width", "1", "2"]),
         (["data", "prepare"], ["NAME"]),
         (["data", "prepare", "imagnet"], ["imagnet"]),
     ],

@@ -1,6 +1,7 @@
 """What a run is called, and what a grid of settings expands to."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ from resnet_jax.training.optim import make_schedule
             "mnist-resnet34-schedule-cosine",
         ),
         ("mnist", {"data.name": "kmnist", "data.mean": None, "data.std": None}, "mnist-kmnist"),
+        ("mnist", {"data.name": "kmnist"}, "mnist-kmnist"),  # with equal mean and deviation
         ("quickstart", {"optim.learning-rate": 0.01}, "quickstart-learning-rate-0.01"),
         ("quickstart", {"augment.flip": True, "ema": None}, "quickstart-flip"),
         ("mnist", {"ema": None}, "mnist-no-ema"),
@@ -59,11 +61,58 @@ def test_each_run_of_a_grid_has_a_folder(options, names, monkeypatch):
         folders.append(folder.name)
         should_stop.training = True  # as a run that is not finished
 
+    trained_by(monkeypatch, train)
+    assert main(["train", "mnist", "--no-report", *options]) == 0
+    assert folders == names
+
+
+def trained_by(monkeypatch, train):
     monkeypatch.setattr(run, "train", train)
     monkeypatch.setattr(compare, "compare_runs", lambda runs: None)
     monkeypatch.setattr(display, "print_comparison", lambda found: None)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--data.name", "kmnist"], [("kmnist", None, False)]),
+        (["--data.name", "kmnist", "--data.find_digit"], [("kmnist", None, True)]),
+        (
+            ["--grid", "data.name=mnist,kmnist"],
+            [("mnist", (0.1307,), True), ("kmnist", None, False)],
+        ),
+    ],
+)
+def test_what_a_preset_says_of_its_dataset_is_not_said_of_another(options, expected, monkeypatch):
+    found = []
+
+    def train(config, folder, should_stop, callbacks):
+        found.append((config.data.name, config.data.mean, config.data.find_digit))
+        should_stop.training = True
+
+    trained_by(monkeypatch, train)
     assert main(["train", "mnist", "--no-report", *options]) == 0
-    assert folders == names
+    assert found == expected
+
+
+def test_the_folder_of_an_earlier_run_of_another_dataset_stays(own_run, tmp_path, monkeypatch):
+    """Its mean, which the run recorded, was taken for one that the command names."""
+    monkeypatch.chdir(tmp_path)
+    folders = []
+
+    def train(config, folder, should_stop, callbacks):
+        folders.append(str(folder))
+        should_stop.training = True
+
+    trained_by(monkeypatch, train)
+    shutil.copytree(own_run, "runs/quickstart-seed0")
+    assert main(["train", "--no-report", "--data.name", "kmnist"]) == 0
+    assert folders == ["runs/quickstart-kmnist-seed0"]
+
+
+@pytest.mark.parametrize("folder", [".", "..", "/"])
+def test_runs_are_named_after_a_folder_that_has_a_name(folder, refusal):
+    assert "give runs/NAME" in refusal("train", "--seeds", "2", "--run-dir", folder)
 
 
 def test_the_papers_recipe_is_64000_updates_with_drops_after_32000_and_48000():

@@ -1,5 +1,6 @@
 """The networks: the table of their published names, as rows of `ResNet` bound with `partial`."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -11,6 +12,7 @@ import numpy as np
 from flax import linen as nn
 
 from resnet_jax.config import ModelConfig, TrainConfig
+from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models.layers import Affine as Affine
 from resnet_jax.models.layers import BatchNorm as BatchNorm
 from resnet_jax.models.layers import Conv as Conv
@@ -78,15 +80,22 @@ VARIANTS |= {
 
 
 def make_model(config: ModelConfig | TrainConfig, num_classes: int) -> ResNet:
-    """Return the network that a configuration describes."""
+    """Return the network that a configuration describes, or refuse a width that it cannot have."""
     settings = asdict(config.model if isinstance(config, TrainConfig) else config)
-    dtype = jnp.dtype(settings.pop("dtype"))
-    return VARIANTS[settings.pop("name")](
+    dtype, name = jnp.dtype(settings.pop("dtype")), settings.pop("name")
+    network = VARIANTS[name](
         num_classes=num_classes,
         dtype=dtype,
         param_dtype=jnp.promote_types(dtype, jnp.float32),
         **{name: value for name, value in settings.items() if value is not None},
     )
+    step = network.groups // math.gcd(network.groups, network.widening)
+    step = max(step, 2 if network.stem == "deep" else 1)  # which begins with half the width
+    if network.width % step:
+        raise ResNetJaxError(
+            f"--model.width {network.width} is none for {name}: give a multiple of {step}"
+        )
+    return network
 
 
 def has_parameters(model: nn.Module, image_shape: tuple[int, ...], variables: Any) -> bool:

@@ -2,10 +2,12 @@
 
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.storage import writing
 
 if TYPE_CHECKING:
     from resnet_jax.training.metrics import Evaluation
@@ -56,6 +58,7 @@ class Events(Callback):
                 "--no-tensorboard"
             ) from error
         shutil.rmtree(folder, ignore_errors=True)
+        self._folder = folder
         self._writer = SummaryWriter(str(folder), purge_step=0)
         for row in rows:
             self.on_metrics(row)
@@ -65,9 +68,11 @@ class Events(Callback):
         kind = row["kind"]
         if kind == "test":
             kind = f"{row['split']}_{row['checkpoint']}"
-        for name in row.keys() - NOT_SCALARS:
-            self._writer.add_scalar(f"{kind}/{name}", row[name], row["step"])
-        self._writer.flush()
+        with writing(self._folder):
+            for name in row.keys() - NOT_SCALARS:
+                self._writer.add_scalar(f"{kind}/{name}", row[name], row["step"])
+            self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        with suppress(OSError):  # which `on_metrics` has said
+            self._writer.close()

@@ -92,6 +92,7 @@ class Checkpoints:
 
         def begin() -> None:
             with self._explained(unfinished):
+                self.remove_unfinished()
                 unfinished.mkdir(parents=True)
                 sync(self.directory.parent)
                 _check_room(unfinished, needed)
@@ -196,7 +197,7 @@ class Checkpoints:
 
         target = {name: getattr(state, name) for name in SAVED}
         args = ocp.args.PyTreeRestore(target, ocp.checkpoint_utils.construct_restore_args(target))
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
+        with self._reading(step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
             return state.replace(**orbax.restore(self._state(step), args=args))
 
     def restore_variables(self, step: int) -> dict[str, Any]:
@@ -206,7 +207,7 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
+        with self._reading(step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
             saved = orbax.metadata(self._state(step)).item_metadata.tree
             names = ("params", "batch_stats") if saved["ema"] is None else ("ema",)
             target = {name: saved[name] for name in names}
@@ -214,6 +215,19 @@ class Checkpoints:
             args = ocp.args.PyTreeRestore(target, restore_args=as_numpy, partial_restore=True)
             tree: dict[str, Any] = orbax.restore(self._state(step), args=args)
         return tree.get("ema", tree)
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """Turn a failure to read a step, whose files are whole, into one line."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            wait_for_heartbeat(error)
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ResNetJaxError(
+                f"step {step} in {self.directory} cannot be read ({reason[:200]}): give the "
+                "network and the optimiser that it was trained with"
+            ) from error
 
     def _state(self, step: int) -> Path:
         return (self.directory / str(step) / "state").absolute()

@@ -49,7 +49,7 @@ class Training:
         self.folder, devices = RunFolder(run_dir), find_devices()
         recorded = self.folder.read_record() if self.folder.exists else None
         known = recorded.config if recorded else None
-        config, data, self.splits = open_data(config, known, custom.data, len(devices))
+        config, data, self.splits = open_data(config, known, custom, len(devices))
         self.config, self.num_train = config, len(data.train)
         self.origin = ""  # what a first state was made of, beside random numbers
         sampler = EpochSampler(self.num_train, config.batch_size, config.seed)
@@ -104,6 +104,8 @@ class Training:
 
         def lock() -> int:
             stack.enter_context(folder.opened_for_writing())
+            if folder.exists:  # perhaps since a moment ago, and another's
+                folder.check_same(record)
             # A run may go on with other settings of the kind that changes nothing learnt.
             if recorded != record:
                 folder.write_record(record)
@@ -132,7 +134,8 @@ class Training:
         """Return the state to go on from; meanwhile the step is compiled."""
         engine = self.engine
         if not self._is_over():
-            pool = stack.enter_context(ThreadPoolExecutor(1))
+            pool = ThreadPoolExecutor(1)
+            stack.callback(pool.shutdown, wait=False)  # a failure is not kept back by the compiler
             example = train.batch(np.zeros(1, int))
             engine.compile_ahead(pool, shapes(), self.augment_key, example)
         if self.step:

@@ -125,6 +125,8 @@ class RunFolder:
                 dict(document.get("parts", {})),
                 instructions,
             )
+        except ResNetJaxError as error:
+            raise ResNetJaxError(f"{path} is of another version: {error}") from error
         except (OSError, LookupError, TypeError, ValueError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise ResNetJaxError(f"{path} is damaged: {reason}") from error
@@ -248,12 +250,15 @@ def _row(line: str, before: list[dict[str, Any]]) -> dict[str, Any]:
     row = json.loads(line)
     if not isinstance(row, dict) or not row.keys() >= COMMON:
         raise ValueError(f"no JSON object with {', '.join(sorted(COMMON))}")
-    for name in COMMON - {"kind"}:
+    for name in row.keys() & (COMMON | {"last"}) - {"kind"}:
         number = row[name]
-        if isinstance(number, bool) or not isinstance(number, int | float) or number != number:
-            raise ValueError(f"no row: its {name} is {number!r:.40}")
+        number = None if isinstance(number, bool) or not isinstance(number, int | float) else number
+        if number is None or not abs(number) < 2**63:
+            raise ValueError(f"no row: its {name} is {row[name]!r:.40}")
     if row["kind"] not in ("train", "validation", "test"):
         raise ValueError(f"no row: its kind is {row['kind']!r:.40}")
+    if row["kind"] == "test" and not row.keys() >= {"split", "checkpoint"}:
+        raise ValueError("no row: a test has a split and a checkpoint")
     if before and _measured_at(row) < _measured_at(before[-1]):
         raise ValueError(f"of step {row['step']:g}, after one of {_measured_at(before[-1]):g}")
     return row

@@ -14,7 +14,7 @@ from resnet_jax.config import TrainConfig, options_with, replaced
 from resnet_jax.data.dataset import Dataset, Split, pixel_statistics
 from resnet_jax.data.load import load_splits
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.models import make_model
+from resnet_jax.models import ResNet, make_model
 from resnet_jax.settings import Effect, settings
 from resnet_jax.training.distributed import assert_equal, main_process_first
 from resnet_jax.training.state import TrainState
@@ -22,22 +22,23 @@ from resnet_jax.training.step import Loss
 
 
 def open_data(
-    config: TrainConfig, recorded: TrainConfig | None, own: Dataset | None, num_devices: int
+    config: TrainConfig, recorded: TrainConfig | None, custom: "Custom", num_devices: int
 ) -> tuple[TrainConfig, Dataset, dict[str, Split]]:
     """Open the dataset, and return the configuration with its name and its mean and deviation.
 
     Those are as given, else as ``recorded`` in the run's folder, else those of the images. A
     configuration that does not fit is refused, and so are other data or settings of a process.
     """
-    if own is not None:
-        config = replaced(config, {"data.name": own.name})
-    data, splits = main_process_first(lambda: load_splits(config.data, own))
+    if custom.data is not None:
+        config = replaced(config, {"data.name": custom.data.name})
+    data, splits = main_process_first(lambda: load_splits(config.data, custom.data))
     given = config.data
     if None in (given.mean, given.std):
         known = recorded and (recorded.data.mean, recorded.data.std)
         mean, std = known or pixel_statistics(data.train)
         config = replaced(config, {"data.mean": given.mean or mean, "data.std": given.std or std})
-    check_against_dataset(config, data, num_devices)
+    network = custom.model or make_model(config, data.num_classes)
+    check_against_dataset(config, data, network, num_devices)
     local = options_with(Effect.LOCAL)
     shared = repr([(s.option, s.value) for s in settings(config) if s.option not in local])
     digest = hashlib.sha256(shared.encode()).hexdigest()
@@ -46,8 +47,10 @@ def open_data(
     return config, data, splits
 
 
-def check_against_dataset(config: TrainConfig, data: Dataset, num_devices: int = 1) -> None:
-    """Refuse a configuration that does not fit its images as they are read, or the devices."""
+def check_against_dataset(
+    config: TrainConfig, data: Dataset, network: nn.Module, num_devices: int = 1
+) -> None:
+    """Refuse what does not fit its images as they are read, the devices, or the network."""
     height, width, channels = data.image_shape
     smallest, size, settings = min(height, width), f"{height}x{width} pixels", config.data
     for name, values in (("mean", settings.mean or (0,)), ("std", settings.std or (1,))):
@@ -82,10 +85,10 @@ def check_against_dataset(config: TrainConfig, data: Dataset, num_devices: int =
             f"--epochs {config.epochs:g} of {len(data.train)} images in batches of "
             f"{config.batch_size} are more than 2^31 steps: give fewer"
         )
-    _check_batch(config, image_size or max(height, width), num_devices)
+    _check_batch(config, image_size or max(height, width), network, num_devices)
 
 
-def _check_batch(config: TrainConfig, side: int, num_devices: int) -> None:
+def _check_batch(config: TrainConfig, side: int, network: nn.Module, num_devices: int) -> None:
     """Refuse a batch that cannot be split, or that gives batch norm nothing to normalise."""
     batch, parts = config.batch_size, config.accumulate
     step = num_devices * parts
@@ -97,7 +100,8 @@ def _check_batch(config: TrainConfig, side: int, num_devices: int) -> None:
         raise ResNetJaxError(
             f"--batch-size {batch} cannot be split over {devices}{in_parts}: give {nearest}"
         )
-    network = make_model(config, 1)
+    if not isinstance(network, ResNet):
+        return
     stages = len(network.stage_sizes)
     halvings = stages - 1 + 2 * (network.stem in ("imagenet", "deep"))
     last_stage_learns = (config.model.frozen_stages or 0) < stages

@@ -6,12 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 import worker
 
 import resnet_jax as rj
+from resnet_jax.training.engine import Engine
+from resnet_jax.training.run_folder import RunFolder
 
 
 def test_a_run_opened_by_a_relative_path_is_the_same_in_another_folder(own_run, monkeypatch):
@@ -188,3 +191,55 @@ def test_a_run_that_goes_on_says_that_its_lines_were_changed(change, own_run, ti
     rj.train(tiny_config, own_run, quiet=True)
     assert "metrics.jsonl was changed: its lines up to step 12 are not" in caplog.text
     assert [json.loads(line) for line in path.read_text().splitlines()] == changed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"last": None},
+        {"last": [1]},
+        {"last": 1e999},
+        {"step": 1e999},
+        {"loss": "1"},
+        {"split": ...},
+    ],
+)
+def test_a_row_that_is_none_is_named(change, own_run, refusal):
+    metrics = own_run / "metrics.jsonl"
+    *lines, test, last = metrics.read_text().splitlines()
+    row = {k: v for k, v in (json.loads(test) | change).items() if v is not ...}
+    metrics.write_text("\n".join([*lines, json.dumps(row), last]) + "\n")
+    assert f"line {len(lines) + 1} is no row" in refusal("compare", own_run)
+
+
+def test_a_setting_of_another_version_is_named_with_its_file(own_run, refusal):
+    config = own_run / "config.yaml"
+    config.write_text(config.read_text().replace("batch_size:", "batch_length:"))
+    assert f"{config} is of another version: setting batch_length" in refusal("evaluate", own_run)
+
+
+def test_a_checkpoint_of_another_optimiser_is_refused_in_one_line(own_run, tiny_config):
+    """A configuration that was edited by hand, or a network of one's own under its name."""
+    other = dataclasses.replace(tiny_config, epochs=3, optim=rj.OptimConfig(name="adam"))
+    folder = RunFolder(own_run)
+    folder.write_record(dataclasses.replace(folder.read_record(), config=other))
+    with pytest.raises(rj.ResNetJaxError, match=r"step 12 in .* cannot be read") as refused:
+        rj.train(other, own_run, quiet=True)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_failure_is_not_kept_back_by_the_compiler(tiny_config, tmp_path, monkeypatch):
+    compiled = threading.Event()
+
+    def compile_ahead(engine, pool, *arguments):
+        engine._compiled = pool.submit(compiled.wait)
+
+    def fail(*arguments):
+        raise rj.ResNetJaxError("no parameters")
+
+    monkeypatch.setattr(Engine, "compile_ahead", compile_ahead)
+    monkeypatch.setattr(Engine, "replicate", fail)
+    with pytest.raises(rj.ResNetJaxError, match="no parameters"):
+        rj.train(tiny_config, tmp_path, quiet=True)
+    assert not compiled.is_set()
+    compiled.set()

@@ -1,5 +1,6 @@
 """Comparisons of stored metrics, TensorBoard's events, and images named by patterns."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -120,6 +121,22 @@ def test_events_are_the_metrics_that_are_left(tmp_path):
     resumed.on_metrics(test)
     resumed.close()
     assert scalars() == {("train/loss", 1): 2.5, ("test_best/accuracy", 9): 0.75}
+
+
+def test_events_that_cannot_be_written_are_one_line(tmp_path, monkeypatch):
+    tensorboard = pytest.importorskip("tensorboardX")
+    from resnet_jax.training.callbacks import Events
+
+    events = Events(tmp_path, [])
+
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tensorboard.SummaryWriter, "flush", fail)
+    monkeypatch.setattr(tensorboard.SummaryWriter, "close", fail)
+    with pytest.raises(rj.ResNetJaxError, match="No space left on device"):
+        events.on_metrics({"step": 1, "kind": "train", "loss": 2.5})
+    events.close()
 
 
 @pytest.mark.slow

@@ -28,7 +28,6 @@ import resnet_jax as rj
 # started with this process's environment alone: `sys.path` does not reach it.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["preloaded"])
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # as the command says it before it imports JAX
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
 )

@@ -8,8 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import chex
+import jax
 import numpy as np
 import pytest
+from flax.linen import Dense
 
 import resnet_jax as rj
 from resnet_jax import storage
@@ -88,6 +90,16 @@ def test_what_is_no_step_is_no_step(checkpoints):
         checkpoints.verify(40)
     with pytest.raises(DamagedCheckpointError, match="does not belong"):
         checkpoints.verify(12)
+
+
+def test_what_a_killed_save_left_is_in_no_ones_way(tmp_path):
+    """In a loop of one's own too, where nothing else removes it."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    state = rj.TrainState.of_variables(Dense(1), {"params": {"kernel": np.ones((1, 1))}})
+    (checkpoints.directory / ".unfinished-0" / "state").mkdir(parents=True)
+    checkpoints.save(jax.device_put(state), None)
+    assert list(checkpoints.good_steps()) == [0]
+    assert [path.name for path in checkpoints.directory.iterdir()] == ["0"]
 
 
 @pytest.mark.slow

@@ -110,8 +110,9 @@ PARTS = r"--batch-size {} cannot be split over one device in {} parts \(--accumu
     ],
 )
 def test_what_the_images_do_not_allow_is_refused(changes, said, tiny_config):
+    config = dataclasses.replace(tiny_config, **changes)
     with pytest.raises(ResNetJaxError, match=said):
-        check_against_dataset(dataclasses.replace(tiny_config, **changes), BLACK)
+        check_against_dataset(config, BLACK, make_model(config, 10))
 
 
 @pytest.mark.slow

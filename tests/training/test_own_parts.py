@@ -160,3 +160,9 @@ def test_a_network_that_does_not_fit_is_refused_before_anything(changes, model, 
     with pytest.raises(rj.ResNetJaxError, match=said):
         rj.train(config, tmp_path / "run", quiet=True, model=model, data=DATA)
     assert not (tmp_path / "run").exists()
+
+
+def test_without_batch_norm_one_image_is_a_batch(tmp_path):
+    config = dataclasses.replace(CONFIG, batch_size=1, epochs=1 / len(DATA.train))
+    run = rj.train(config, tmp_path, quiet=True, model=SqueezeExcitation(), data=DATA)
+    assert run.metrics().step.max() == 1
