@@ -19,7 +19,7 @@ from tyro.conf import Positional
 
 from resnet_jax import display
 from resnet_jax.cli_train import make_report, train_verb
-from resnet_jax.config import ModelConfig, Shortcut, StemKind, TrainConfig
+from resnet_jax.config import DataConfig, ModelConfig, Shortcut, StemKind, TrainConfig
 from resnet_jax.errors import ResNetJaxError, printable
 from resnet_jax.memory import COMPUTE, check_limits
 from resnet_jax.signals import STOPPED, Stop
@@ -329,12 +329,13 @@ def verify(
     from resnet_jax.data.mnist import DATASETS
     from resnet_jax.data.tfds import verify_prepared
 
+    settings = TrainConfig(data=DataConfig(background=background)).data  # or refuse it
     place = Path(what)
     is_run = (place / "config.yaml").exists()
     if not place.exists() or (what in DATASETS and not is_run):
         found = verify_prepared(what, data_dir)
     elif place.is_dir() and not is_run:
-        found = scan(place, background=background, refresh=True).report()
+        found = scan(place, background=settings.background, refresh=True).report()
     else:
         found = _open(place).verify()
     for name in found.good:

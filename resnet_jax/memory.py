@@ -23,6 +23,8 @@ LIMITS = {
     "bytes of memory (ulimit -v)": (resource.RLIMIT_AS, 5 * 2**29),
 }
 
+MOST_FILES = 2**16
+
 # What an older glibc than 2.35 does not know it ignores.
 TUNABLES = {
     "glibc.malloc.hugetlb": 1,  # pages of 2 MiB where the system grants them: 1/512 of the faults
@@ -50,7 +52,10 @@ def restart_tuned() -> None:
 
 
 def check_limits() -> None:
-    """Refuse to compute in a process whose limits are too low."""
+    """Refuse to compute in a process whose limits are too low, and take what files it may open."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # ImageNet has a thousand shards, and a usual limit, which any process may raise, is as many.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, MOST_FILES), most))
     for what, (limit, least) in LIMITS.items():
         current, _ = resource.getrlimit(limit)
         if current != resource.RLIM_INFINITY and current < least:

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import shutil
 import stat
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,22 @@ def remove_unfinished(folder: Path) -> None:
         path.unlink()
 
 
+def remove_abandoned(folder: Path, prefix: str) -> None:
+    """Remove temporary folders in which nothing was written for a day: of killed processes."""
+    for path in folder.glob(f"{prefix}*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > 86_400:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return a path with ``~`` and ``~user`` as that user's home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ResNetJaxError(f"{path} has no home folder: give the whole path") from error
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write what ``--output`` names as a whole, in the place of a regular file or of none."""
     check_replaceable(path)
@@ -85,7 +103,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def check_replaceable(path: Path) -> None:
     """Refuse a place that holds anything but a regular file, and the files that make up a run."""
-    place = path.absolute()
+    place = Path(os.path.realpath(path.parent), path.name)
     for folder in place.parents:
         own = place.relative_to(folder).parts[0] in RUN_FILES
         if own and (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():

@@ -19,6 +19,7 @@ import PIL
 import platformdirs
 
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.storage import expanded, remove_abandoned
 
 PathT = TypeVar("PathT", str, Path)
 
@@ -30,8 +31,10 @@ def user_folder(
     variable: str, default: Callable[[], str], given: str | os.PathLike[str] | None = None
 ) -> Path:
     """Return the folder that is given, that an environment variable names, or the default one."""
+    if given:
+        return expanded(given)
     try:
-        return Path(given or os.environ.get(variable) or default()).expanduser()
+        return Path(os.environ.get(variable) or default()).expanduser()
     except RuntimeError as error:  # neither HOME nor an entry in the list of users
         raise ResNetJaxError(
             f"your home folder cannot be located: set {variable} to a folder"
@@ -137,7 +140,9 @@ def _store(path: Path, key: str, arrays: Sequence[np.ndarray]) -> None:
     """Write a file in one step, if the folder can be written at all."""
     with contextlib.suppress(OSError):  # without a cache the data are only read again
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as work:
+        prefix = f".{path.name}-"
+        remove_abandoned(path.parent, prefix)
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=path.parent) as work:
             temporary = Path(work, path.name)
             with temporary.open("wb") as file:
                 np.savez(file, *arrays, key=np.array(_full_key(key, len(arrays))))

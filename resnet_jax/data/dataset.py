@@ -155,11 +155,14 @@ def pixel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]
     """
     if len(split) > STATISTICS_IMAGES:
         split = split.take(np.linspace(0, len(split) - 1, STATISTICS_IMAGES).astype(int))
-    pixels = read_all(split)[0].reshape(-1, split.image_shape[2])
-    # By the counts of the 256 levels: exact, and without a copy as floats.
+    # By the counts of the 256 levels: exact, and a few images at a time.
+    channels = range(split.image_shape[2])
+    counts = np.zeros((len(channels), 256), int)
+    for images, _ in read_batches(split, in_parts(len(split), 100)):
+        for channel in channels:
+            counts[channel] += np.bincount(images[..., channel].ravel(), minlength=256)
     levels, means, stds = np.arange(256) / 255, [], []
-    for channel in pixels.T:
-        shares = np.bincount(channel, minlength=256) / len(pixels)
+    for shares in counts / counts.sum(1, keepdims=True):
         means.append(round(float(shares @ levels), 4))
         deviation = math.sqrt(shares @ (levels - shares @ levels) ** 2)
         stds.append(max(round(deviation, 4), 1e-4))  # one colour has none to divide by
@@ -221,8 +224,14 @@ class Dataset:
         Without a ``source`` all examples are read once for the fingerprint. For a streamed dataset
         of one's own give what changes whenever its examples do, such as the version of a
         collection. ``cut`` is, with ``source``, what else decided which examples are in the splits.
+
+        Raises:
+            ResNetJaxError: arrays have another type or shape, or a label that is read has no name.
         """
-        splits = (train, validation, test)
+        splits, names = (train, validation, test), tuple(map(str, class_names))
+        for split in splits:
+            if isinstance(split, ArraySplit):
+                _check(split.images, split.labels)
         digest = hashlib.sha256()
         if source:
             digest.update(repr((source, cut, [len(split) for split in splits])).encode())
@@ -230,11 +239,17 @@ class Dataset:
             for split in splits:
                 digest.update(str((len(split), *split.image_shape)).encode())
                 labels = b""
-                for images, some in read_batches(split, in_parts(len(split), 1000)):
+                few = max(1, min(1000, 2**24 // math.prod(split.image_shape)))
+                for images, some in read_batches(split, in_parts(len(split), few)):
+                    if some.size and not 0 <= some.min() <= some.max() < len(names):
+                        raise ResNetJaxError(
+                            f"labels must be 0 to {len(names) - 1} for {len(names)} names, got "
+                            f"{some.min()} to {some.max()}"
+                        )
                     digest.update(np.ascontiguousarray(images).data)
                     labels += np.ascontiguousarray(some, "<i4").tobytes()
                 digest.update(labels)
-        return cls(name, *splits, tuple(class_names), digest.hexdigest(), source)
+        return cls(name, *splits, names, digest.hexdigest(), source)
 
     @classmethod
     def from_arrays(
@@ -265,20 +280,23 @@ class Dataset:
             >>> Dataset.from_arrays("black", images, np.arange(50) % 2)
             <Dataset black: 45 + 5 + 0 images of 8x8x1, 2 classes>
         """
-        pool = _checked(images, labels)
-        names = class_names or [str(label) for label in range(int(pool.labels.max(initial=0)) + 1)]
-        tested = pool.take(slice(0)) if test is None else _checked(*test)
-        for split in (pool, tested):
-            if split.image_shape != pool.image_shape:
-                raise ResNetJaxError(f"test images are {split.image_shape}, not {pool.image_shape}")
-            if not set(np.unique(split.labels)) <= set(range(len(names))):
-                raise ResNetJaxError(f"labels must be 0 to {len(names) - 1} for {len(names)} names")
+        pool = _split_of(images, labels)
+        if class_names is None:
+            class_names = list(map(str, range(int(pool.labels.max(initial=0)) + 1)))
+        tested = pool.take(slice(0)) if test is None else _split_of(*test)
+        if tested.image_shape != pool.image_shape:
+            raise ResNetJaxError(f"test images are {tested.image_shape}, not {pool.image_shape}")
         train, held_out = cut_validation(name, pool, validation)
-        return cls.of(name, train, held_out, tested, names)
+        return cls.of(name, train, held_out, tested, class_names)
 
 
-def _checked(images: ArrayLike, labels: ArrayLike) -> ArraySplit:
+def _split_of(images: ArrayLike, labels: ArrayLike) -> ArraySplit:
     images, labels = np.asarray(images), np.asarray(labels)
+    _check(images, labels)
+    return ArraySplit(images, labels.astype(np.int32))
+
+
+def _check(images: np.ndarray, labels: np.ndarray) -> None:
     if images.dtype != np.uint8 or images.ndim != 4:
         raise ResNetJaxError(
             f"images must be uint8[N, H, W, C], got {images.dtype}{list(images.shape)}"
@@ -287,7 +305,6 @@ def _checked(images: ArrayLike, labels: ArrayLike) -> ArraySplit:
         raise ResNetJaxError(
             f"labels must be integers[{len(images)}], got {labels.dtype}{list(labels.shape)}"
         )
-    return ArraySplit(images, labels.astype(np.int32))
 
 
 def cut_validation(name: str, pool: Split, validation: int | None) -> tuple[Split, Split]:

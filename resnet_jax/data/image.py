@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import io
+import logging
 import os
 import stat
 import struct
@@ -28,6 +29,8 @@ PNG = b"\x89PNG\r\n\x1a\n"
 TIFF_LAYOUT = {*range(254, 267), 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 332, 338, 339}
 TIFF_LAYOUT |= {*range(322, 326), 347, *range(512, 522), *range(529, 533), 700, 50674}
 
+log = logging.getLogger(__name__)
+
 Fit = Literal["pad", "crop"]
 # Left, top, right and bottom as fractions of a picture's sides; below 0 and above 1 is outside.
 Box = tuple[float, float, float, float]
@@ -44,6 +47,8 @@ class DecodeSpec:
     @classmethod
     def of(cls, what: str, shape: tuple[int | None, int | None, int], settings: DataConfig) -> Self:
         """Choose for images of ``shape``, None for a side that differs; an error names ``what``."""
+        if settings.center_crop and not settings.read_size:
+            log.warning("--data.center-crop crops nothing from %s: give --data.read-size", what)
         if size := settings.read_size or settings.image_size:
             shape = (size, size, shape[2])
         height, width, channels = shape

@@ -18,7 +18,7 @@ from resnet_jax.data.dataset import DiskSplit, Examples
 from resnet_jax.data.image import DecodeSpec, open_image, read_bytes, read_image
 from resnet_jax.data.walk import SPLITS, find_classes
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.storage import VerifyReport
+from resnet_jax.storage import VerifyReport, expanded
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def open_image_folder(settings: DataConfig) -> Examples:
     """Find the examples in a folder of images, which is scanned."""
     if settings.dir is None:
         raise ResNetJaxError("dataset folder needs --data.dir DIR, which holds a folder a class")
-    root = Path(settings.dir).expanduser()
+    root = expanded(settings.dir)
     folder = scan(root, background=settings.background, workers=settings.workers)
     files = _usable(folder, settings.skip_bad)
     sizes = sorted({file.size for file in files})
@@ -85,6 +85,10 @@ def open_image_folder(settings: DataConfig) -> Examples:
     label_of = {name: label for label, name in enumerate(folder.class_names)}
     digest = hashlib.sha256(f"({folder.class_names!r}, {spec.fingerprint_text})".encode())
     splits = _splits(files)
+    if untrained := set(label_of) - {file.class_name for file in splits["train"]}:
+        raise ResNetJaxError(
+            f"class {min(untrained)!r} of {root} has no usable training image: add one or remove it"
+        )
     ordered = [file for split in SPLITS for file in splits[split]]
     for split, members in splits.items():
         if members:
@@ -125,13 +129,7 @@ def _usable(folder: ImageFolder, skip_bad: bool) -> list[ImageFile]:
             f"{len(broken)} of {len(folder.files)} image files in {root} cannot be used, first "
             f"{min(broken)}: mend or remove them, or skip them and duplicates (--data.skip-bad)"
         )
-    files = [file for file in folder.files if not (skip_bad and file.problem)]
-    trained = {file.class_name for file in files if file.split in ("", "train")}
-    if untrained := set(folder.class_names) - trained:
-        raise ResNetJaxError(
-            f"class {min(untrained)!r} of {root} has no usable training image: add one or remove it"
-        )
-    return files
+    return [file for file in folder.files if not (skip_bad and file.problem)]
 
 
 def _splits(files: list[ImageFile]) -> dict[str, list[ImageFile]]:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from resnet_jax.config import DataConfig
+from resnet_jax.config import DataConfig, TrainConfig
 from resnet_jax.data.cache import cached_arrays
 from resnet_jax.data.dataset import (
     ArraySplit,
@@ -62,8 +62,8 @@ def load_dataset(
     The other arguments are those of `resnet_jax.DataConfig`.
 
     Raises:
-        ResNetJaxError: the dataset is unknown, cannot be loaded, or is damaged, or ``validation``
-            is negative or leaves nothing to train on.
+        ResNetJaxError: the dataset is unknown, cannot be loaded, or is damaged, an argument is
+            refused, or ``validation`` leaves nothing to train on.
 
     Example:
         >>> load_dataset("mnist_5k")
@@ -71,13 +71,12 @@ def load_dataset(
     """
     if from_idx is not None:
         prepare(name, data_dir, from_idx)
-    return _load(
-        DataConfig(
-            name, None if data_dir is None else os.fspath(data_dir), validation,
-            read_size=size, fit=fit, background=background, skip_bad=skip_bad,
-            streaming=streaming, memory_limit=memory_limit, workers=workers,
-        )
+    settings = DataConfig(
+        name, None if data_dir is None else os.fspath(data_dir), validation,
+        read_size=size, fit=fit, background=background, skip_bad=skip_bad,
+        streaming=streaming, memory_limit=memory_limit, workers=workers,
     )  # fmt: skip
+    return _load(TrainConfig(data=settings).data)  # which refuses what makes no sense
 
 
 def load_splits(

@@ -4,9 +4,7 @@ import contextlib
 import importlib.util
 import io
 import logging
-import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from resnet_jax.data.tfds import (
     verify_prepared,
 )
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.storage import expanded, remove_abandoned
 
 PATIENCE = 4.0  # seconds for a host to answer
 LARGEST = 2**26  # bytes that are read of an answer: twice the largest file, and no more
@@ -46,7 +45,7 @@ def prepare(name: str, data_dir: PathLike | None = None, from_idx: PathLike | No
         if info is None or not info.idx_sha256:
             raise ResNetJaxError(f"`{name}` does not come as IDX files: leave --data.from-idx out")
         # Before anything else, so that faulty files are never passed over.
-        folder = Path(from_idx).expanduser()
+        folder = expanded(from_idx)
         arrays = mnist.read_idx_files(folder.glob("*ubyte*"), info, folder)
     if name == "mnist_5k":
         mnist.mnist_5k()
@@ -83,10 +82,7 @@ def _build(name: str, root: Path, replaces: Path | None, arrays: mnist.Arrays | 
 
     root.mkdir(parents=True, exist_ok=True)
     prefix = f".{name.replace('/', '-')}-"
-    for abandoned in root.glob(f"{prefix}*"):  # by a process that was killed
-        with contextlib.suppress(OSError):
-            if time.time() - abandoned.stat().st_mtime > 86_400:
-                shutil.rmtree(abandoned, ignore_errors=True)
+    remove_abandoned(root, prefix)
     with tempfile.TemporaryDirectory(prefix=prefix, dir=root, ignore_cleanup_errors=True) as work:
         if arrays is not None:
             builder = _idx_builder(name, arrays)(data_dir=work)

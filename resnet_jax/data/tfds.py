@@ -86,6 +86,11 @@ class Records:
             except ResNetJaxError:
                 raise
             except Exception as error:  # what array_record, protobuf and Pillow make of damage
+                if isinstance(error, OSError) and error.errno:
+                    raise ResNetJaxError(
+                        f"{path} cannot be read ({error.strerror}): mend its permissions, or raise "
+                        "the limit on open files (ulimit -n)"
+                    ) from error
                 raise _damaged(path, self.prepared.root, f"{place}{error}") from error
         return images, labels
 
@@ -95,6 +100,7 @@ class Records:
         if path not in self._readers:
             if not path.is_file():
                 raise ValueError("the file is missing")
+            path.open("rb").close()  # a file that cannot be opened has no records for array_record
             # Records are read in any order: what comes next in the file is of no use.
             reader = ArrayRecordReader(str(path), "readahead_buffer_size:0")
             if reader.num_records() != count:
@@ -144,7 +150,7 @@ def find_prepared(name: str, root: Path) -> Path | None:
     only one of them is prepared.
     """
     place, found = root / name, {}
-    if not place.is_relative_to(root):
+    if place == root or ".." in place.parts or not place.is_relative_to(root):
         return None
     for folder in (place, *sorted(place.glob("*"))):
         versions = [

@@ -157,8 +157,8 @@ def _class_folders(root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
     splits = {p: s for s, names in SPLITS.items() for p in inside if p.name.lower() in names}
     train = next((path for path in splits if splits[path] == "train"), None)
     classes, images = _entries(train) if train else ([], [])
-    # A class may be called "train" as well; then there are images in it.
-    if classes and not images:
+    # A class may be called "train" as well; then there are images in it, and no "test" beside it.
+    if classes and (not images or len(splits) > 1):
         if other := [path.name for path in inside if path not in splits]:
             left_out.append(f"left out, neither train, val nor test: {', '.join(other)}")
         entries = [(split, *_entries(path)) for path, split in splits.items()]

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from unittest import mock
 
 import numpy as np
@@ -44,6 +45,17 @@ def test_arrays_are_read_once_for_each_key(tmp_path):
     assert files() == [file]  # replaced in its place
     opened(tmp_path / "elsewhere", read, key="other")
     assert read.call_count == 3
+
+
+def test_what_a_killed_process_left_goes_after_a_day(tmp_path):
+    opened(tmp_path, reader())
+    (file,) = files()
+    for age, name in ((0, "new"), (2 * 86_400, "old")):
+        left = file.with_name(f".{file.name}-{name}")
+        left.mkdir()
+        os.utime(left, (time.time() - age,) * 2)
+    opened(tmp_path, reader(), key="other")
+    assert [path.name for path in files()] == [f".{file.name}-new", file.name]
 
 
 def test_any_damage_to_the_arrays_is_noticed_and_mended(tmp_path):

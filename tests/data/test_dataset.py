@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from resnet_jax.data.dataset import ArraySplit, Dataset, sample
+from resnet_jax.data.dataset import ArraySplit, Dataset, pixel_statistics, sample
 from resnet_jax.data.load import load_dataset
 from resnet_jax.data.mnist import DATASETS
 from resnet_jax.errors import ResNetJaxError
@@ -48,7 +48,7 @@ def test_validation_is_cut_from_the_end_of_training(mnist_5k):
     assert not examples(larger.train).keys() & examples(larger.validation).keys()
 
 
-@pytest.mark.parametrize("validation", [-1, 4500, 10**9])
+@pytest.mark.parametrize("validation", [4500, 10**9])
 def test_impossible_validation_is_refused(validation):
     refusal = rf"--data\.validation must be .* 4500 .* got {validation}$"
     with pytest.raises(ResNetJaxError, match=refusal):
@@ -127,6 +127,45 @@ def test_a_dataset_is_made_from_arrays():
 def test_arrays_that_are_no_dataset_are_refused(arguments, named):
     with pytest.raises(ResNetJaxError, match=named):
         Dataset.from_arrays(**{"name": "own", "images": IMAGES, "labels": LABELS, **arguments})
+
+
+def test_splits_that_are_no_dataset_are_refused_and_names_are_text():
+    def of(images, labels):
+        none = ArraySplit(IMAGES[:0], LABELS[:0])
+        return Dataset.of("own", ArraySplit(images, labels), none, none, np.array(["a", "b", "c"]))
+
+    assert list(map(type, of(IMAGES, LABELS).class_names)) == [str] * 3
+    with pytest.raises(ResNetJaxError, match="labels must be 0 to 2 for 3 names, got 1 to 3"):
+        of(IMAGES, LABELS + 1)
+    with pytest.raises(ResNetJaxError, match="images must be uint8"):
+        of(IMAGES / 255, LABELS)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"fit": "Pad"}, {"streaming": "Always"}, {"memory_limit": float("nan")}, {"size": -5},
+        {"skip_bad": "no"}, {"size": "16"}, {"size": 16.5}, {"workers": -1}, {"validation": 2.5},
+        {"validation": -1},
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused_from_python_too(settings):
+    (name,) = settings
+    option = {"size": "read-size"}.get(name, name.replace("_", "-"))
+    with pytest.raises(ResNetJaxError, match=f"--data.{option}"):
+        load_dataset("mnist_5k", **settings)
+
+
+def test_mean_and_deviation_are_found_a_few_images_at_a_time():
+    class Counted(ArraySplit):
+        def batch(self, indices):
+            assert len(indices) <= 100
+            return super().batch(indices)
+
+    images = np.random.default_rng(0).integers(0, 256, (250, 4, 5, 3), np.uint8)
+    mean, std = pixel_statistics(Counted(images, np.zeros(250, np.int32)))
+    np.testing.assert_allclose(mean, images.mean((0, 1, 2)) / 255, atol=1e-4)
+    np.testing.assert_allclose(std, images.std((0, 1, 2)) / 255, atol=1e-4)
 
 
 class Unread(ArraySplit):

@@ -12,8 +12,9 @@ from make_datasets import flip
 from PIL import Image
 
 from resnet_jax.cli import main
+from resnet_jax.config import DataConfig, TrainConfig
 from resnet_jax.data import image_folder
-from resnet_jax.data.load import load_dataset
+from resnet_jax.data.load import load_dataset, load_splits
 from resnet_jax.errors import ResNetJaxError
 
 
@@ -255,3 +256,26 @@ def test_small_files_are_read_by_one_thread_and_others_by_one_a_core(tmp_path):
     assert image_folder._threads(paths) == 1
     assert image_folder._threads(paths[1:]) is None
     assert image_folder._threads(paths[2:]) is None
+
+
+def test_a_loose_picture_makes_no_classes_of_the_splits(flat, tmp_path, caplog):
+    for split in ("train", "val", "test"):
+        shutil.copytree(flat, tmp_path / "root" / split)
+    picture(tmp_path / "root/train/montage.png", 99)
+    data = load_dataset("folder", tmp_path / "root", size=8)
+    assert data.class_names == ("cat", "dog")
+    assert "left out, in no class folder: 1 .png" in caplog.text
+
+
+def test_each_class_has_a_training_image_or_is_named(tmp_path):
+    """Of twenty classes of one picture the last tenth was the test alone."""
+    for seed in range(20):
+        picture(tmp_path / f"{seed}/a.png", seed)
+    with pytest.raises(ResNetJaxError, match="has no usable training image"):
+        load_dataset("folder", tmp_path)
+
+
+def test_a_crop_of_nothing_is_said(flat, caplog):
+    config = TrainConfig(data=DataConfig("folder", str(flat), image_size=6, center_crop=True))
+    load_splits(config.data)
+    assert "--data.center-crop crops nothing" in caplog.text

@@ -1,8 +1,10 @@
 """Datasets of TFDS: reading them, and what happens when files are damaged."""
 
+import errno
 import hashlib
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -259,3 +261,21 @@ def test_verify_reports_each_file(copy):
     assert SHARD.format("test", 1) in report.damaged[1]
     assert "is missing" in report.damaged[1]
     assert SHARD.format("validation", 1) in report.good
+
+
+@pytest.mark.parametrize("name", ["", ".", "digits/.."])
+def test_no_name_is_no_dataset(name, digits):
+    with pytest.raises(ResNetJaxError, match="unknown dataset"):
+        load_dataset(name, digits)
+
+
+def test_too_many_open_files_are_no_damage(digits, monkeypatch):
+    data = load_dataset("digits", digits, streaming="always")
+
+    def full(*arguments):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(ResNetJaxError, match=r"Too many open files.*ulimit -n") as refused:
+        data.train.batch(np.arange(60))
+    assert "damaged" not in str(refused.value)

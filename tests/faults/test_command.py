@@ -14,6 +14,7 @@ import pytest
 import worker
 
 import resnet_jax as rj
+from resnet_jax.memory import MOST_FILES, check_limits
 from resnet_jax.models import VARIANTS
 
 COMMAND = f"{sys.executable} -m resnet_jax"
@@ -199,3 +200,27 @@ def test_a_checkpoint_without_permission_is_named(own_run):
     line = one_line(shell(f"{drop} $0 evaluate $1 --checkpoint latest", own_run))
     assert "Permission denied" in line
     assert str(file) in line
+
+
+def test_as_many_files_may_be_open_as_the_system_allows():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        check_limits()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(hard, MOST_FILES), hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_home_folder_that_is_not_there_is_one_line(tmp_path, refusal):
+    place = "~nosuchuser/x"
+    for words in (
+        ("train", "folder", "--data.dir", place),
+        ("train", "mnist", "--data.dir", place),
+        ("data", "prepare", "mnist", "--from-idx", place, "--dir", tmp_path),
+    ):
+        assert f"{place} has no home folder: give the whole path" in refusal(*words)
+
+
+def test_a_background_that_is_no_grey_level_is_refused(tmp_path, refusal):
+    assert "--data.background" in refusal("verify", tmp_path, "--data.background", "300")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import resnet_jax as rj
+from resnet_jax.storage import check_replaceable
 
 
 def export(run, format, output):
@@ -124,6 +125,11 @@ def test_the_files_of_a_run_are_not_replaced(own_run, command, refusal):
     for name in ("config.yaml", "checkpoints/12/net.onnx", "report/index.html"):
         for words in (("export", own_run, "--format", "torchvision"), ("compare", own_run)):
             assert "is part of the run in" in refusal(*words, "--output", own_run / name)
+    # By another way too: up from a folder that is not there, and through a link.
+    (own_run.parent / "link").symlink_to(own_run / "checkpoints")
+    for place in (own_run / "nowhere/../config.yaml", own_run.parent / "link/12/net.onnx"):
+        with pytest.raises(rj.ResNetJaxError, match="is part of the run in"):
+            check_replaceable(place)
     assert (own_run / "config.yaml").read_bytes() == before
     assert rj.Run.open(own_run).verify().ok
     assert command(*export(own_run, "torchvision", own_run / "export" / "config.yaml"))[0] == 0
