@@ -11,6 +11,7 @@ import os
 import resource
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 
 from resnet_jax.errors import ResNetJaxError
 
@@ -53,9 +54,12 @@ def restart_tuned() -> None:
 
 def check_limits() -> None:
     """Refuse to compute in a process whose limits are too low, and take what files it may open."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     # ImageNet has a thousand shards, and a usual limit, which any process may raise, is as many.
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, MOST_FILES), most))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    with suppress(OSError, ValueError):  # where the system has a limit beside it
+        if soft < most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     for what, (limit, least) in LIMITS.items():
         current, _ = resource.getrlimit(limit)
         if current != resource.RLIM_INFINITY and current < least:
