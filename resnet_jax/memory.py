@@ -58,7 +58,7 @@ def check_limits() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     with suppress(OSError, ValueError):  # where the system has a limit beside it
-        if soft < most:
+        if 0 <= soft < most:  # infinity is below 0
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     for what, (limit, least) in LIMITS.items():
         current, _ = resource.getrlimit(limit)
