@@ -23,6 +23,7 @@ import tyro
 import resnet_jax as rj
 from experiments.cpu_speed.torch_resnet import resnet
 from experiments.measuring import Row
+from resnet_jax.config import differences
 from resnet_jax.data.dataset import Split
 from resnet_jax.data.load import load_splits
 from resnet_jax.data.sampler import EpochSampler
@@ -43,19 +44,30 @@ def crops(images: torch.Tensor, pixels: int) -> torch.Tensor:
     return padded.permute(0, 2, 3, 1)[each, rows, columns].permute(0, 3, 1, 2)
 
 
+WRITTEN = """
+    seed epochs batch-size label-smoothing target eval-every log-every tensorboard compilation-cache
+    model.name model.width model.stem model.residual model.shortcut model.initializer
+    augment.crop augment.flip
+    optim.learning-rate optim.momentum optim.nesterov optim.weight-decay optim.schedule optim.warmup
+    optim.milestones
+"""
+
+
 def check(config: rj.TrainConfig) -> None:
-    """Refuse what is not written here: other augmentations, averages, other units."""
-    crop, flip = config.augment.crop, config.augment.flip
-    plain = rj.AugmentConfig(crop=crop, flip=bool(crop))
-    missing = [
-        config.augment != plain and f"augmentation but --augment.crop with flips ({crop}, {flip})",
-        config.ema is not None and "--ema",
-        config.accumulate > 1 and "--accumulate",
-        config.data.mean is None and "--data.mean that is not given",
-        make_model(config, 1).unit is not rj.BasicUnit and f"--model.name {config.model.name}",
-    ]
-    if any(missing):
-        sys.exit(f"no {', '.join(filter(None, missing))} here: give another recipe")
+    """Refuse a recipe with settings that are not written here."""
+    changed = differences(rj.TrainConfig(), config)
+    missing = [n for n in changed if n not in WRITTEN.split() and not n.startswith("data.")]
+    network, augment = make_model(config, 1), config.augment
+    if augment.flip != bool(augment.crop):
+        missing.append("augment.flip")
+    if config.data.mean is None:
+        missing.append("data.mean")
+    if network.unit is not rj.BasicUnit or network.shortcut not in ("projection", "pad"):
+        missing.append("model.name")
+    if network.stem == "deep":
+        missing.append("model.stem")
+    if missing:
+        sys.exit(f"not written in PyTorch here: {', '.join(f'--{name}' for name in missing)}")
 
 
 def network(config: rj.TrainConfig, data: rj.Dataset) -> torch.nn.Module:

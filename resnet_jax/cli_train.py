@@ -58,7 +58,9 @@ def train_verb(arguments: list[str], stop: Stop) -> Callable[..., None]:
     """Return `train` with the defaults of the preset that the arguments begin with."""
     name = _preset_named(arguments)
     default = find_preset(name)
-    return partial(train, preset=name, config=default, arguments=arguments, stop=stop)
+    verb = partial(train, preset=name, config=default, arguments=arguments, stop=stop)
+    verb.__doc__ = train.__doc__  # the help's text
+    return verb
 
 
 def _preset_named(arguments: list[str]) -> str:

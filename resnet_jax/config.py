@@ -62,7 +62,7 @@ class ModelConfig:
     frozen_stages: Annotated[int | None, Within(0, 4)] = None
     """Do not train the stem and this many stages, batch norm included (for --init-from)."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Type of activations and gradients. Parameters are float32 (float64 with float64)."""
+    """Type of activations and of their gradients. Parameters are float32 (float64 with float64)."""
 
     @property
     def title(self) -> str:

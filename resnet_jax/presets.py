@@ -102,9 +102,9 @@ PRESETS: dict[str, TrainConfig] = {
         label_smoothing=0.1,
         ema=0.999,
     ),
-    # Meant to be the most accurate: chosen by the ablations of experiments/mnist_record on the
-    # validation images alone, which it trains on as well. An hour or more on two cores, and not yet
-    # trained to its end by us.
+    # Meant to be the most accurate: chosen by the validation images alone, which it trains on as
+    # well, from the ablations of experiments/mnist_record. An hour or more on two cores, and not
+    # yet trained to its end by us.
     "record": TrainConfig(
         data=DataConfig(
             name="mnist",

@@ -116,7 +116,7 @@ class Run:
 
     >>> run = rj.Run.open("runs/quickstart-seed0")  # doctest: +SKIP
     >>> run.evaluate("test").accuracy  # doctest: +SKIP
-    0.99
+    0.982
 
     Attributes:
         path: the folder.

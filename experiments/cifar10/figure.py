@@ -73,7 +73,7 @@ def test_error(depth: int, residual: bool) -> str:
 
 def recipes() -> str:
     groups: dict[str, list[Row]] = {}
-    for row in read_rows(RESULTS):
+    for row in sorted(read_rows(RESULTS), key=lambda row: row["seed"]):
         if row["recipe"] != "short":
             recipe, *in_pytorch = row["recipe"].split(" ", 1)
             groups.setdefault(" ".join([f"`{recipe}`", *in_pytorch]), []).append(row)

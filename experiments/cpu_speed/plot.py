@@ -132,16 +132,17 @@ def speed(processor: str) -> str:
 
 def apart(processor: str) -> str:
     """Times where the two cores have no cache in common, beside those where they have."""
-    names = {"resnet_jax": "resnet_jax", DEVICES: DEVICES, "torch": "PyTorch, best setting"}
+    titles = ("resnet_jax", DEVICES, "PyTorch, best setting")
     together, lines = measured(processor), []
-    for case, row in measured(processor, "apart").items():
+    for case, apart in measured(processor, "apart").items():
+        best = together[case]["torch"]["contender"]
         cells = [
-            f"{places[case][name]['median_ms']:.1f}" if name in places[case] else ""
-            for name in names
-            for places in (together, {case: row})
+            f"{places[name]['median_ms']:.1f}" if name in places else ""
+            for name in ("resnet_jax", DEVICES, best)
+            for places in (together[case], apart)
         ]
         lines.append([case, *cells])
-    head = [f"{title}, {cores}" for title in names.values() for cores in ("one cache", "apart")]
+    head = [f"{title}, {cores}" for title in titles for cores in ("one cache", "apart")]
     return table([f"ms, {PROCESSORS[processor]}", *head], lines)
 
 

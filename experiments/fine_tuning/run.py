@@ -86,7 +86,7 @@ def difference() -> str:
     low, high = interval(differences)
     verdict = "better" if low > 0 else ("worse" if high < 0 else "not distinguishable")
     return (
-        f"**{differences.mean():+.2f} points**, 95 % bootstrap interval over the "
+        f"**{differences.mean():+.2f} points**, 95 % interval over the "
         f"{len(differences)} pairs {low:+.2f} to {high:+.2f}: {verdict}"
     )
 

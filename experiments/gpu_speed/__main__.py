@@ -9,7 +9,10 @@ as in `cpu_speed.benchmark`; ten steps are waited for at their end, as in traini
 """
 
 import json
+import sys
 from pathlib import Path
+
+import jax
 
 from experiments.cpu_speed.benchmark import case, measure
 from experiments.cpu_speed.plot import by_case, comparison
@@ -35,6 +38,10 @@ def gpu_speed() -> str:
 
 
 if __name__ == "__main__":
-    rows = [row for chosen in CASES for row in measure(chosen, CONTENDERS, rounds=7)]
-    write_json(RESULTS, {"machine": machine("jax", "torch"), "rows": rows})
+    if jax.default_backend() != "gpu":
+        sys.exit(f"JAX finds no GPU here but {jax.default_backend()}")
+    where, rows = machine("jax", "torch"), []
+    for chosen in CASES:
+        rows += measure(chosen, CONTENDERS, rounds=7)
+        write_json(RESULTS, {"machine": where, "rows": rows})
     print(gpu_speed())

@@ -45,7 +45,8 @@ QUESTIONS = {
     ),
     "fast": Question(
         ("fast", "--no-report"), 5,
-        title="`fast`: 55,000 digits until validation passes 99.1 %, 10,000 test images",
+        title="`fast`: 55,000 digits until validation passes 99.1 %, at most 1.5 epochs, 10,000 "
+        "test images",
     ),
     "mnist": Question(
         ("mnist",), 3, title="`mnist`: 55,000 digits, 5 epochs, 10,000 test images"

@@ -60,7 +60,7 @@ def test_tables_and_figure_show_the_mean_over_seeds(tmp_path, monkeypatch):
         with rows.open("a") as file:
             file.write(json.dumps(row) + "\n")
     lines = figure.errors().splitlines()
-    assert lines[2].startswith("| plain 20 | 3 | 11.00% (10.")
+    assert lines[2].startswith("| plain 20 | 3 | 11.00% (8.52%")
     assert any(line.startswith("| residual 20 with option B | 3 |") for line in lines)
     preset = "| `cifar10_fast` | **89.00%** | 90.00% 89.00% 88.00% | 60 s 60 s 60 s | a CPU |"
     assert preset in figure.recipes()

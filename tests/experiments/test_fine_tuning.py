@@ -6,6 +6,7 @@ import pytest
 
 import resnet_jax as rj
 from experiments.fine_tuning import run
+from resnet_jax.config import replaced
 
 
 def test_pairs_are_of_one_seed(tmp_path, monkeypatch):
@@ -37,7 +38,8 @@ def test_pytorch_trains_by_no_recipe_that_it_has_only_in_part():
     pytest.importorskip("torch")
     from experiments import pytorch
 
-    pytorch.check(rj.PRESETS["cifar10_fast"])
-    for name, lacks in (("mnist", "--ema"), ("imagenet", "--model.name resnet50")):
-        with pytest.raises(SystemExit, match=lacks):
-            pytorch.check(rj.PRESETS[name])
+    for name in ("fast", "book", "cifar10_fast"):
+        pytorch.check(rj.PRESETS[name])
+    for changes in ({"ema": 0.9}, {"optim.name": "adamw"}, {"model.name": "resnet50"}):
+        with pytest.raises(SystemExit, match=f"--{min(changes)}"):
+            pytorch.check(replaced(rj.PRESETS["book"], changes))
