@@ -157,6 +157,8 @@ def predict(
 
     if json and csv:
         raise ResNetJaxError("--json and --csv exclude each other: give one of them")
+    if not paths:
+        raise ResNetJaxError("predict needs image files or folders: give PATH...")
     failures = []
 
     def fail(error: ResNetJaxError) -> None:

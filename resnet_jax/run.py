@@ -92,7 +92,7 @@ def train(
     with ExitStack() as stack:
         if not quiet and is_main_process():
             momentum = BatchNorm.momentum if model is None and not config.init_from else 0.0
-            display = Display(momentum=momentum)
+            display = Display(momentum=momentum**config.accumulate)
             stack.enter_context(display.bar)
             callbacks = (display, *callbacks)
         stack.enter_context(configured_jax(config))

@@ -192,6 +192,7 @@ def test_what_needs_no_data_is_shown(words, shown, command):
         (["evaluate", "nowhere"], ["nowhere", "resnet-jax train"]),
         (["predict", "nowhere", "a.png"], ["nowhere", "resnet-jax train"]),
         (["evaluate", "RUN", "--split", "tset"], ["tset", "test"]),
+        (["predict", "RUN"], ["PATH"]),
         (["predict", "RUN", "EMPTY"], ["EMPTY"]),
         (["predict", "RUN", "missing.png"], ["missing.png", "No such file"]),
         (["predict", "RUN", "missing.png", "--topk", "11"], ["--topk", "11", "10"]),

@@ -229,6 +229,8 @@ class Dataset:
             ResNetJaxError: arrays have another type or shape, or a label that is read has no name.
         """
         splits, names = (train, validation, test), tuple(map(str, class_names))
+        if len(set(names)) < len(names) and not source:
+            raise ResNetJaxError(f"class names are {', '.join(names)}: give each class its own")
         for split in splits:
             if isinstance(split, ArraySplit):
                 _check(split.images, split.labels)

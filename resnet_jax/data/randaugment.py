@@ -90,7 +90,7 @@ def _grey(images: jax.Array) -> jax.Array:
     """Return the luminance (ITU-R 601), or the mean of other than three channels."""
     if images.shape[-1] != 3:
         return images.mean(-1, keepdims=True)
-    return (images * jnp.asarray([0.299, 0.587, 0.114])).sum(-1, keepdims=True)
+    return (images * jnp.asarray([0.299, 0.587, 0.114], images.dtype)).sum(-1, keepdims=True)
 
 
 def _blend(start: jax.Array, images: jax.Array, factor: jax.Array) -> jax.Array:

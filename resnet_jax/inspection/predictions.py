@@ -31,9 +31,13 @@ def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int
     >>> confusion_matrix([0, 0, 1], [0, 1, 1], 2).tolist()
     [[1, 1], [0, 1]]
 
-    Labels and predictions are ``int[N]``, 0 to K - 1.
+    Labels and predictions are ``int[N]``, 0 to K - 1; others are a `ResNetJaxError`.
     """
-    cells = np.asarray(labels, np.int64) * num_classes + np.asarray(predictions, np.int64)
+    pair = np.stack([labels, predictions]).astype(np.int64)
+    if pair.size and not 0 <= pair.min() <= pair.max() < num_classes:
+        found = f"{pair.min()} to {pair.max()}"
+        raise ResNetJaxError(f"classes are {found}: give 0 to {num_classes - 1}")
+    cells = pair[0] * num_classes + pair[1]
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
@@ -100,7 +104,7 @@ def embedding(features: ArrayLike, *, seed: int = 0) -> np.ndarray:
 
     features = np.asarray(features, np.float32)
     components = min(30, *features.shape)
-    if components < 2:
+    if components < 2 or not np.ptp(features, axis=0).any():  # all are one point
         return np.zeros((len(features), 2), np.float32)
     # Threads that wait for each other a thousand times a second stall where the cores are shared.
     with threadpool_limits(1):

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from resnet_jax.inspection import plots
 from resnet_jax.inspection.predictions import Predictions, embedding, examine
+from resnet_jax.interop.torchvision import first_convolution
 from resnet_jax.run import Checkpoint, Run
 from resnet_jax.settings import settings
 from resnet_jax.storage import atomic_write, refuse_links, writing
@@ -126,7 +127,8 @@ def _figures(
         plots.embedding(points, predictions),
     )
     if predictions.maps:
-        kernel = run.variables(checkpoint)["params"]["stem"]["conv"]["kernel"]
+        stem = run.variables(checkpoint)["params"]["stem"]
+        kernel = stem[first_convolution(stem)]["kernel"]
         yield "filters", "First filters", "Of the first convolution.", plots.filters(kernel)
 
 

@@ -96,10 +96,9 @@ def forward_and_saliency(
     # An image's logits depend on its own map alone, so that one pass gives all the gradients.
     (gradient,) = pullback(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype))
     weights, activation = gradient.astype(jnp.float32), passed.maps[stage].astype(jnp.float32)
-    if method == "grad-cam++":  # equation 19, for the exponential of the logit
-        total = nn.relu(activation.sum((1, 2), keepdims=True))
-        divisor = 2 * weights**2 + total * weights**3
-        weights = nn.relu(weights) ** 3 / jnp.where(weights > 0, divisor, 1)
+    if method == "grad-cam++":  # equation 19, for the exponential of the logit, without g^2
+        total, weights = nn.relu(activation.sum((1, 2), keepdims=True)), nn.relu(weights)
+        weights = weights / (2 + total * weights)
     evidence = nn.relu((weights.mean((1, 2), keepdims=True) * activation).sum(-1))
     largest = evidence.max((1, 2), keepdims=True)
     return passed, evidence / jnp.where(largest > 0, largest, 1)

@@ -48,7 +48,7 @@ class Network:
                 f"a file holds one of the package's networks, and this is a "
                 f"{type(self.model).__name__}: jax.export writes any function"
             )
-        if self.model.num_classes != len(self.class_names):
+        if not 0 < self.model.num_classes == len(self.class_names):
             raise ResNetJaxError(
                 f"the network has {self.model.num_classes} classes and there are "
                 f"{len(self.class_names)} class_names: give a name for each class"

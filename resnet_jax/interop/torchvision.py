@@ -143,7 +143,8 @@ def with_input_channels(variables: Mapping[str, Any], channels: int) -> dict[str
         ResNetJaxError: from several to several others there is no such rule.
     """
     stem = variables["params"]["stem"]
-    kernel = np.asarray(stem["conv"]["kernel"])
+    first = first_convolution(stem)
+    kernel = np.asarray(stem[first]["kernel"])
     given = kernel.shape[2]
     if channels == given:
         return dict(variables)
@@ -155,8 +156,13 @@ def with_input_channels(variables: Mapping[str, Any], channels: int) -> dict[str
         raise ResNetJaxError(
             f"a stem for {given} channels cannot be made one for {channels}: give {given} or 1"
         )
-    stem = {**stem, "conv": {"kernel": kernel}}
+    stem = {**stem, first: {"kernel": kernel}}
     return {**variables, "params": {**variables["params"], "stem": stem}}
+
+
+def first_convolution(stem: Mapping[str, Any]) -> str:
+    """Return the name of the convolution that sees the image: a deep stem has three."""
+    return "conv1" if "conv1" in stem else "conv"
 
 
 def translate(path: Path, names: Mapping[str, str]) -> str:
@@ -199,6 +205,8 @@ def check_named(model: ResNet) -> None:
     what = "pre-activation network" if model.unit.preactivation else ""
     if model.residual and model.shortcut in ("pad", "projection-all"):
         what = f"shortcut {model.shortcut}"
+    if model.stem == "conv":
+        what = what or "stem without a norm"
     norm = model.norm()
     if not isinstance(norm, BatchNorm) or norm.epsilon != BatchNorm.epsilon:
         what = f"norm but BatchNorm with epsilon {BatchNorm.epsilon:g}"

@@ -134,16 +134,17 @@ def initial_variables(
     same = count == len(class_names) and known in (None, class_names)
     # In the run's own precision, so that a fresh head is drawn as in the run's network.
     variables = jax.tree.map(lambda leaf: leaf.astype(model.param_dtype), variables)
-    given = variables["params"]["stem"]["conv"]["kernel"].shape[2]
+    stem = variables["params"]["stem"]
+    given = stem[torchvision.first_convolution(stem)]["kernel"].shape[2]
     variables = torchvision.with_input_channels(variables, channels)
-    head = stem = "kept"
+    head = first = "kept"
     if config.init_head == "fresh" or (config.init_head == "auto" and not same):
         variables = torchvision.with_fresh_head(variables, len(class_names), key)
         head = f"drawn fresh for {len(class_names)} classes"
     if given != channels:
-        stem = "summed to grey" if channels == 1 else f"spread to {channels} channels"
+        first = "summed to grey" if channels == 1 else f"spread to {channels} channels"
     rest = "other layers and running statistics kept"
-    return variables, f"starts from {source}: head {head}, stem {stem}, {rest}"
+    return variables, f"starts from {source}: head {head}, stem {first}, {rest}"
 
 
 def _of_run(

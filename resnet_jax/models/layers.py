@@ -32,7 +32,8 @@ class Conv(nn.Module):
         features: number of output channels.
         kernel_size: side of the square kernel.
         strides: step between windows, in pixels, the same in both directions.
-        padding: zeros added on each side, in pixels; ``None`` keeps the size at stride 1.
+        padding: zeros added on each side, in pixels; ``None`` keeps the size at stride 1, of a
+            kernel of an odd size.
         groups: of channels that are convolved apart.
         lowering: see `resnet_jax.ops.conv2d`.
         kernel_init: initialiser of the kernel.
@@ -107,8 +108,9 @@ class BatchNorm(nn.Module):
                 # A single value has no unbiased variance; torch refuses it, flax would divide by 0.
                 unbiased = var * (count / max(count - 1, 1))
                 keep = self.momentum
-                running_mean.value = keep * running_mean.value + (1 - keep) * mean
-                running_var.value = keep * running_var.value + (1 - keep) * unbiased
+                for running, now in ((running_mean, mean), (running_var, unbiased)):
+                    moved = keep * running.value + (1 - keep) * now
+                    running.value = moved.astype(self.param_dtype)
         else:
             mean, var = running_mean.value, running_var.value
 

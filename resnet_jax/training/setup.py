@@ -85,6 +85,12 @@ def check_against_dataset(
             f"--epochs {config.epochs:g} of {len(data.train)} images in batches of "
             f"{config.batch_size} are more than 2^31 steps: give fewer"
         )
+    alone = config.model.frozen_stages is not None or config.optim.body_rate != 1
+    if alone and not isinstance(network, ResNet):
+        raise ResNetJaxError(
+            "--model.frozen-stages and --optim.body-rate know the layers of the package's networks "
+            f"alone: leave them out for a {type(network).__name__}"
+        )
     _check_batch(config, image_size or max(height, width), network, num_devices)
 
 
@@ -104,7 +110,7 @@ def _check_batch(config: TrainConfig, side: int, network: nn.Module, num_devices
         return
     stages = len(network.stage_sizes)
     halvings = stages - 1 + 2 * (network.stem in ("imagenet", "deep"))
-    last_stage_learns = (config.model.frozen_stages or 0) < stages
+    last_stage_learns = (network.frozen_stages or 0) < stages
     if batch == parts and side <= 2**halvings and last_stage_learns:
         raise ResNetJaxError(
             f"--batch-size {batch} gives batch norm one value for each channel, since the last "

@@ -95,6 +95,7 @@ def train_step(
         averaged = optax.incremental_update(
             {"params": params, "batch_stats": batch_stats}, state.ema, 1 - decay
         )
+        averaged = jax.tree.map(lambda a, old: a.astype(old.dtype), averaged, state.ema)
     grad_norm = optax.tree.norm(grads)
     bad = ~(jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm))
     next_state = state.replace(

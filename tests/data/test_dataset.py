@@ -122,6 +122,7 @@ def test_a_dataset_is_made_from_arrays():
         ({"class_names": ["a", "b"]}, "labels must be 0 to 1 for 2 names"),
         ({"test": (IMAGES[:, :3], LABELS)}, r"test images are \(3, 5, 3\), not \(4, 5, 3\)"),
         ({"validation": 30}, "below the 30 training examples"),
+        ({"class_names": ["a", "b", "a"]}, "give each class its own"),
     ],
 )
 def test_arrays_that_are_no_dataset_are_refused(arguments, named):

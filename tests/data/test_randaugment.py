@@ -164,3 +164,10 @@ def randaugment_once(images, key):
     which_key, sign_key = jax.random.split(key)
     which = jax.random.randint(which_key, (6,), 0, 14)
     return apply_jitted(images, which, 0.5 * jax.random.rademacher(sign_key, (6,), jnp.float32))
+
+
+def test_a_float64_run_may_use_it_on_colours():
+    with jax.enable_x64(True):
+        images = jnp.zeros((2, 8, 8, 3), jnp.float32)
+        drawn = partial(randaugment, operations=1, magnitude=9.0)
+        assert jax.eval_shape(drawn, images, jax.random.key(0)).dtype == jnp.float32

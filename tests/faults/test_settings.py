@@ -84,6 +84,7 @@ def test_the_help_states_each_default_once(capsys):
         with pytest.raises(SystemExit):
             main([command, "--help"])
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "Train a network, or resume" in text  # it was that of `functools.partial`
     assert "(default:" in text
     assert "Default:" not in text
 

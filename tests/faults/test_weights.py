@@ -16,7 +16,7 @@ import resnet_jax as rj
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.interop import Network
 from resnet_jax.interop.onnx import export_onnx
-from resnet_jax.interop.weights import export_torchvision
+from resnet_jax.interop.weights import export_torchvision, initial_variables
 from resnet_jax.models import Affine, BatchNorm
 
 TINY = ["--model.width", "4", "--model.lowering", "reference", "--no-report"]
@@ -328,7 +328,7 @@ tiny = partial(rj.ResNet, (1,), rj.BasicUnit, num_classes=2, width=2, lowering="
 
 def test_a_file_names_each_class():
     assert "2 classes and there are 3 class_names" in answer(network, tiny(), "abc")
-    assert "0 classes" in answer(network, tiny(num_classes=0))
+    assert "0 classes" in answer(network, tiny(num_classes=0), "")
 
 
 def test_norms_are_written_as_they_are_or_refused(tmp_path):
@@ -343,3 +343,25 @@ def test_norms_are_written_as_they_are_or_refused(tmp_path):
     assert "units BasicUnit with Affine" in answer(export_onnx, tmp_path / "x", network(affine))
     export_onnx(tmp_path / "own.onnx", network(own))  # which compares the two
     assert (tmp_path / "own.onnx").exists()
+
+
+def test_a_deep_stem_begins_with_its_first_convolution(tmp_path):
+    """The third one, of half the width, was taken for it: no run started from a D variant."""
+    network = rj.ResNet((1,), rj.BasicUnit, num_classes=10, width=4, stem="deep")
+    weights = state_dict(network, 3, drawn)
+    read = rj.interop.from_torchvision(weights, network, in_channels=1)
+    stem, given = read["params"]["stem"], weights["conv1.0.weight"]
+    summed = given.sum(1, keepdims=True).transpose(2, 3, 1, 0)
+    np.testing.assert_allclose(stem["conv1"]["kernel"], summed, rtol=1e-6)
+    assert stem["conv"]["kernel"].shape == (3, 3, 2, 4)
+    file = tmp_path / "weights.safetensors"
+    rj.interop.save_weights(file, weights)
+    config = rj.TrainConfig(init_from=str(file))
+    variables, sentence = initial_variables(config, network, tuple("0123456789"), 1, None)
+    assert "stem summed to grey" in sentence
+    np.testing.assert_allclose(variables["params"]["stem"]["conv1"]["kernel"], summed, rtol=1e-6)
+
+
+def test_a_stem_without_a_norm_has_no_name_in_torchvision(tmp_path):
+    said = answer(export_torchvision, tmp_path / "weights", network(tiny(stem="conv")))
+    assert "no stem without a norm" in said

@@ -7,7 +7,7 @@ from sklearn import metrics as sklearn_metrics
 from sklearn.calibration import calibration_curve
 
 import resnet_jax as rj
-from resnet_jax.inspection import Predictions, calibration, confusion_matrix, plots
+from resnet_jax.inspection import Predictions, calibration, confusion_matrix, embedding, plots
 from resnet_jax.training.metrics import Evaluation
 
 
@@ -67,6 +67,17 @@ def test_a_mistake_without_positive_evidence_says_so(maps):
     titles = [ax.get_title() for ax in plots.mistakes(found).axes]
     assert titles.count("no positive evidence") == (1 if maps else 0)
     assert titles[4] == ("no positive evidence" if maps else "")  # below the first mistake
+
+
+def test_classes_that_are_none_are_refused():
+    for labels, predictions in (([0], [2]), ([-1], [0])):
+        with pytest.raises(rj.ResNetJaxError, match="give 0 to 1"):
+            confusion_matrix(labels, predictions, 2)
+
+
+def test_points_that_are_one_have_a_place():
+    """Of a network whose last ReLUs are all dead; t-SNE ended the process."""
+    np.testing.assert_array_equal(embedding(np.ones((30, 8))), np.zeros((30, 2)))
 
 
 def test_what_is_not_finite_is_refused(finished_run, monkeypatch):

@@ -201,7 +201,7 @@ def test_the_body_moves_at_its_share_of_the_rate(name):
     ("name", "message"),
     [
         ("weights.safetensors", "damaged"),
-        ("nothing.safetensors", "is not a file"),
+        ("nothing.safetensors", "is not there"),
         (".", "is not a run"),
     ],
 )

@@ -153,6 +153,8 @@ OTHER_CLASSES = rj.ResNet((1,), rj.BasicUnit, num_classes=10, width=2, stem="sma
     [
         ({}, OTHER_CLASSES, r"one for each of 3 classes"),
         ({"init_from": "weights"}, SqueezeExcitation(), r"--init-from .* SqueezeExcitation: leave"),
+        ({"model": rj.ModelConfig(frozen_stages=0)}, SqueezeExcitation(), r"--model.frozen-stages"),
+        ({"optim": rj.OptimConfig(body_rate=0.1)}, SqueezeExcitation(), r"--optim.body-rate"),
     ],
 )
 def test_a_network_that_does_not_fit_is_refused_before_anything(changes, model, said, tmp_path):
@@ -166,3 +168,16 @@ def test_without_batch_norm_one_image_is_a_batch(tmp_path):
     config = dataclasses.replace(CONFIG, batch_size=1, epochs=1 / len(DATA.train))
     run = rj.train(config, tmp_path, quiet=True, model=SqueezeExcitation(), data=DATA)
     assert run.metrics().step.max() == 1
+
+
+def test_stages_that_a_network_of_ones_own_freezes_do_not_decay(tmp_path):
+    model = rj.ResNet((1,), rj.BasicUnit, num_classes=3, width=2, stem="small", frozen_stages=1)
+    decay = rj.OptimConfig(learning_rate=0.1, weight_decay=0.1)
+    config = dataclasses.replace(CONFIG, epochs=1, optim=decay, ema=None)
+    run = rj.train(config, tmp_path, quiet=True, model=model, data=DATA)
+    key, _ = jax.random.split(jax.random.key(config.seed))
+    images = jnp.zeros((1, *DATA.image_shape))
+    start = model.clone(lowering="reference").init(key, images, train=False)["params"]
+    after = run.variables("latest")["params"]
+    chex.assert_trees_all_close(after["stem"], start["stem"])
+    assert not np.allclose(after["head"]["kernel"], start["head"]["kernel"])

@@ -225,3 +225,22 @@ def test_a_states_shapes_are_found_without_computing_it(monkeypatch):
     create = partial(rj.TrainState.create, model, optax.sgd(0.1))
     state = jax.eval_shape(create, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     assert state.params["head"]["kernel"].shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("x64", "types"),
+    [
+        (False, {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}),
+        (True, {}),
+        (True, {"dtype": jnp.float64}),
+    ],
+)
+def test_a_step_keeps_the_types_of_its_state(x64, types):
+    with jax.enable_x64(x64):
+        model = rj.ResNet((1,), rj.BasicUnit, num_classes=2, width=2, **types)
+        images, key = jnp.zeros((2, 8, 8, 1), jnp.float32), jax.random.key(0)
+        create = partial(rj.TrainState.create, model, optax.sgd(0.1, 0.9), ema=True)
+        before = jax.eval_shape(create, key, images)
+        batch = rj.Batch(images, jnp.zeros(2, jnp.int32))
+        after, _ = jax.eval_shape(partial(rj.train_step, ema=0.9), before, batch)
+    chex.assert_trees_all_equal_shapes_and_dtypes(before, after)
