@@ -193,9 +193,10 @@ def test_examples_of_docstrings(name):
 
 def test_every_promise_has_the_tests_that_the_page_names():
     page = (ROOT / "docs/reliability.md").read_text()
-    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page)
-    assert len(named) > 20
-    for path, name in named:
+    promises, tests = page.split("\n## Tests\n")
+    numbers = re.findall(r"^(\d+)\. ", promises, re.MULTILINE)
+    assert re.findall(r"^(\d+)\. ", tests, re.MULTILINE) == numbers == list(map(str, range(1, 22)))
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", tests):
         assert f"\ndef {name}(" in (ROOT / path).read_text(), f"{path}::{name}"
 
 

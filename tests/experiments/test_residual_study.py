@@ -122,17 +122,10 @@ def test_differences_are_paired_by_seed(tmp_path):
                 row = {"residual": residual, "seed": seed, "test": {"accuracy": accuracy}}
                 append_row(path, key | row)
     study = Study(path)
-    assert study.gain("book", 18, 0.005).startswith("+3.0 points (+2.")
-    assert study.gain("book", 18, 0.005).endswith(", 3 seeds)")
+    # 4.30 standard errors of 1 / sqrt(3)
+    assert study.gain("book", 18, 0.005) == "+3.0 points (+0.5 to +5.5, 3 seeds)"
     assert study.accuracy("book", "plain", 18, 0.005) == "80.0 ± 10.0 % (3 seeds)"
     assert study.gain("book", 34, 0.005) == "not yet measured"
-
-
-def test_results_are_of_runs_of_the_study_each_once():
-    wanted = list(map(dataclasses.asdict, runs()))
-    keys = [{name: row[name] for name in wanted[0]} for row in read_rows(command.RESULTS)]
-    assert len({json.dumps(key, sort_keys=True) for key in keys}) == len(keys)
-    assert all(key in wanted for key in keys)
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,12 @@
 """The pages show what was measured, and nothing else; what was measured holds."""
 
-import json
 import re
-import statistics
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments.input_pipeline import measure
 from experiments.measuring import append_row, interval, read_rows
-from experiments.scaling.cost import CELLS, COSTS
 from experiments.tables import MARK, PAGES, ROOT, filled, functions_of, table
 
 
@@ -38,27 +34,6 @@ def test_no_number_stands_in_the_answers_but_by_a_mark():
         assert len(answers) >= 3
         for answer in answers:
             assert not re.search(r"\d+\.?\d* (points|ms)", answer), answer
-
-
-def test_reading_is_faster_than_the_step_and_its_memory_flat():
-    found = json.loads(measure.RESULTS.read_text())
-    assert set(found["rates"]) == set(measure.CASES)
-    for rates in found["rates"].values():
-        assert statistics.median(rates["pipeline"]) > statistics.median(rates["step"])
-    memory = found["memory"]
-    assert memory["decoded"] >= 9.99 * memory["limit"]
-    assert memory["last_quarter"] < memory["first_quarter"] + 20
-
-
-def test_costs_are_measured_each_once():
-    rows = read_rows(COSTS)
-    cells = [(row["part"], row["depth"], row["size"]) for row in rows]
-    assert sorted(cells) == sorted((c.part, c.depth, c.size) for c in CELLS)
-    for row in (row for row in rows if row["part"] == "steps"):
-        low, high = row["quartiles_ms"]
-        assert low <= row["step_ms"] <= high
-        assert row["steps"] >= 3
-        assert row["program_mib"] < row["peak_mib"]
 
 
 def test_a_line_that_a_kill_tore_is_done_again(tmp_path):
