@@ -211,7 +211,10 @@ RELATIVES = {
 }
 
 
-@pytest.mark.parametrize("name", RELATIVES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n == "resnet200" else []) for n in RELATIVES],
+)
 def test_a_relative_is_named_in_one_short_line(name):
     error = answer(rj.interop.from_torchvision, RELATIVES[name]())
     assert f"they look like {name}" in error
