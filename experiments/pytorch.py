@@ -49,7 +49,7 @@ WRITTEN = """
     model.name model.width model.stem model.residual model.shortcut model.initializer
     augment.crop augment.flip
     optim.learning-rate optim.momentum optim.nesterov optim.weight-decay optim.schedule optim.warmup
-    optim.milestones
+    optim.boundaries matmul-precision
 """
 
 

@@ -1,5 +1,6 @@
 """The command ``resnet-jax``; also ``python -m resnet_jax``."""
 
+import io
 import os
 import signal
 import sys
@@ -15,6 +16,8 @@ def main() -> int:
         if getattr(sys, name) is None:  # closed: else the next file that is opened takes its place
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
             os.set_inheritable(number, True)
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # of a name that it has no letters for
     if COMPUTE & set(sys.argv[1:2]) and not {"-h", "--help"} & set(sys.argv):
         restart_tuned()  # before the imports, which would be done twice
     end_at_a_signal()

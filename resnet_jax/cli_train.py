@@ -1,6 +1,7 @@
 """The command's verb ``train``: a preset, a run or one for each seed, and their reports."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -101,7 +102,14 @@ def train(
     processes.meet()
     config = _with_settings_of_its_dataset(config, default, arguments)
     runs: list[Run] = []
-    for settings, folder in _planned(preset, config, run_dir, seeds, grid, arguments):
+    planned = _planned(preset, config, run_dir, seeds, grid, arguments)
+    if processes.distributed:
+        from resnet_jax.training.distributed import assert_equal
+
+        folders = hashlib.sha256("\n".join(str(folder) for _, folder in planned).encode())
+        remedy = "give all processes the same --run-dir, --seeds and --grid"
+        assert_equal("run folders with digest", folders.hexdigest(), remedy)
+    for settings, folder in planned:
         display.print_line(
             f"{settings.model.title} on {settings.data.name}, seed {settings.seed}: "
             f"{settings.epochs:g} epochs in batches of {settings.batch_size}, run folder {folder}"

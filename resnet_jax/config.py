@@ -228,11 +228,6 @@ class TrainConfig:
                 f"--augment.crop {crop} and --augment.resized-crop {resized_crop:g} exclude each "
                 "other: give 0 for one of them"
             )
-        if self.model.zero_init_last and not self.model.residual:
-            raise ResNetJaxError(
-                "--model.zero-init-last needs shortcuts, without which a unit that starts at zero "
-                "stays there: give --model.no-zero-init-last or --model.residual"
-            )
         if self.data.center_crop and self.data.image_size is None:
             raise ResNetJaxError("--data.center-crop needs a size: give --data.image-size")
 

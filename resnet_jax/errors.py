@@ -17,10 +17,12 @@ class ResNetJaxError(Exception):
 
 def printable(text: str) -> str:
     """Escape what a name may hold and a terminal may not get: control characters, stray bytes."""
-    unsafe = ("Cc", "Cs", "Zl", "Zp")  # controls, surrogates, breaks of lines and paragraphs
+    # Controls, surrogates, breaks of lines and paragraphs; what turns the direction of a line.
+    unsafe = {"Cc", "Cs", "Zl", "Zp"}
+    unsafe |= {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
     return "".join(
         character.encode("unicode_escape").decode()
-        if unicodedata.category(character) in unsafe
+        if unsafe & {unicodedata.category(character), unicodedata.bidirectional(character)}
         else character
         for character in text
     )

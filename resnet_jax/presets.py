@@ -225,8 +225,8 @@ def run_name(
     changes = differences(reference, config)
     unnamed = {"epochs", "seed"}
     if "data.name" in changes:  # with it the preset's mean and deviation go
-        own = ("data.mean", "data.std")
-        unnamed |= {option for option in own if changes.get(option, own)[1] is None}
+        own = changes.keys() & {"data.mean", "data.std"}
+        unnamed |= {option for option in own if changes[option][1] is None}
     named = set(options_with(Effect.LEARNING) & changes.keys() - unnamed).union(always)
     values = {setting.option: setting.value for setting in settings(config)}
     parts = [name, *(_part(option, values[option]) for option in sorted(named))]

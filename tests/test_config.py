@@ -57,14 +57,12 @@ def test_settings_that_make_no_sense_are_refused_by_name(option):
 def test_settings_that_do_not_fit_together_are_refused_by_name():
     crops = rj.AugmentConfig(crop=4, resized_crop=0.08)
     sizes = rj.DataConfig(subset=[100, 10, 9])
-    plain_from_zero = rj.ModelConfig(residual=False, zero_init_last=True)
     for said, changes in (
         (r"--data\.subset must .* got \[100, 10, 9\]$", {"data": sizes}),
         ("optim must .*None", {"optim": None}),
         ("--optim.nesterov .*give", {"optim": rj.OptimConfig(nesterov=True, momentum=0)}),
         ("--augment.crop 4 and --augment.resized-crop 0.08 .*give", {"augment": crops}),
         ("--data.center-crop .*give", {"data": rj.DataConfig(center_crop=True)}),
-        ("--model.zero-init-last .*give", {"model": plain_from_zero}),
     ):
         with pytest.raises(Exception, match=f"^{said}") as refusal:
             rj.TrainConfig(**changes)

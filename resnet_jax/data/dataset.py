@@ -22,6 +22,7 @@ from resnet_jax.errors import ResNetJaxError
 VALIDATION_FRACTION = 0.1  # of the training examples, where a dataset has none for validation
 STATISTICS_IMAGES = 10_000  # that decide the mean and deviation of a larger training split
 PADDING = -1  # the index and the label of what fills up a batch
+PART_BYTES = 2**22  # of images that are read for their statistics or their fingerprint
 AHEAD_PER_WORKER = 2  # batches that are read or wait to be used
 
 
@@ -106,6 +107,12 @@ def in_parts(count: int, size: int) -> list[np.ndarray]:
     return np.split(np.arange(count), range(size, count, size))
 
 
+def _small_parts(split: Split) -> list[np.ndarray]:
+    """Return all indices in parts of some 4 MiB, since several a core are read ahead."""
+    bytes_of_one = max(1, math.prod(split.image_shape))
+    return in_parts(len(split), max(1, min(1000, PART_BYTES // bytes_of_one)))
+
+
 def read_batch(split: Split, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Read one batch; at an index of `PADDING` the image is black and the label is `PADDING`."""
     present = indices >= 0
@@ -158,7 +165,7 @@ def pixel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]
     # By the counts of the 256 levels: exact, and a few images at a time.
     channels = range(split.image_shape[2])
     counts = np.zeros((len(channels), 256), int)
-    for images, _ in read_batches(split, in_parts(len(split), 100)):
+    for images, _ in read_batches(split, _small_parts(split)):
         for channel in channels:
             counts[channel] += np.bincount(images[..., channel].ravel(), minlength=256)
     levels, means, stds = np.arange(256) / 255, [], []
@@ -229,7 +236,7 @@ class Dataset:
             ResNetJaxError: arrays have another type or shape, or a label that is read has no name.
         """
         splits, names = (train, validation, test), tuple(map(str, class_names))
-        if len(set(names)) < len(names) and not source:
+        if len(set(names)) < len(names):
             raise ResNetJaxError(f"class names are {', '.join(names)}: give each class its own")
         for split in splits:
             if isinstance(split, ArraySplit):
@@ -241,8 +248,7 @@ class Dataset:
             for split in splits:
                 digest.update(str((len(split), *split.image_shape)).encode())
                 labels = b""
-                few = max(1, min(1000, 2**24 // math.prod(split.image_shape)))
-                for images, some in read_batches(split, in_parts(len(split), few)):
+                for images, some in read_batches(split, _small_parts(split)):
                     if some.size and not 0 <= some.min() <= some.max() < len(names):
                         raise ResNetJaxError(
                             f"labels must be 0 to {len(names) - 1} for {len(names)} names, got "

@@ -166,7 +166,7 @@ def draw_strokes(strokes: list[np.ndarray]) -> np.ndarray:
     points = np.concatenate(strokes)
     low, extent = points.min(axis=0), np.ptp(points, axis=0).max()
     # The ink reaches half a pen's width beyond the points. Dots alone have no size to scale.
-    scale = (BOX - PEN) / extent if extent > 0 else 0.0
+    scale = (BOX - PEN) / extent if extent > 1e-9 else 0.0
     radius = PEN / 2 * FINE
     picture = Image.new("L", (BOX * FINE, BOX * FINE))
     pen = ImageDraw.Draw(picture)

@@ -165,7 +165,7 @@ def read_bytes(path: str | Path) -> bytes:
     if found.st_size > MAX_BYTES:
         raise OSError(errno.EFBIG, f"more than {MAX_BYTES:,} bytes")
     with open(path, "rb") as file:  # buffered, which reads on after a short answer of a network
-        content = file.read(found.st_size)
+        content = file.read(found.st_size + 1)
     if len(content) != found.st_size:
         raise OSError(errno.EIO, "it changed while it was read")
     return content
@@ -231,8 +231,9 @@ def _to_8_bits(upright: Image.Image, image: Image.Image, content: bytes) -> Imag
         raise ResNetJaxError(f"has {what}, whose range is not fixed: save it with 8 or 16 bits")
     if deep:
         highest = 2 ** tags.get(ExifTags.Base.BitsPerSample, (16,))[0] - 1
-        levels = np.asarray(upright).astype(np.uint32)
-        grey = ((levels * 255 + highest // 2) // highest).astype(np.uint8)
+        levels = np.asarray(upright)
+        eighth = (np.arange(highest + 1) * 255 + highest // 2) // highest
+        grey = eighth.astype(np.uint8)[np.minimum(levels, highest)]
         if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # white is zero
             grey = 255 - grey
         upright = Image.fromarray(grey)

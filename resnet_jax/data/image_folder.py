@@ -76,6 +76,8 @@ def open_image_folder(settings: DataConfig) -> Examples:
     root = expanded(settings.dir)
     folder = scan(root, background=settings.background, workers=settings.workers)
     files = _usable(folder, settings.skip_bad)
+    if not files:
+        raise ResNetJaxError(f"{root} has no usable image: `resnet-jax verify {root}` lists why")
     sizes = sorted({file.size for file in files})
     (low, left), (high, right) = sizes[0], sizes[-1]
     sides = sizes[0] if len(sizes) == 1 else (None, None)

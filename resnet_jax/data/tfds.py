@@ -6,6 +6,7 @@ from the cache. TensorFlow is not needed.
 
 import dataclasses
 import difflib
+import errno
 import hashlib
 import io
 import json
@@ -87,10 +88,7 @@ class Records:
                 raise
             except Exception as error:  # what array_record, protobuf and Pillow make of damage
                 if isinstance(error, OSError) and error.errno:
-                    raise ResNetJaxError(
-                        f"{path} cannot be read ({error.strerror}): mend its permissions, or raise "
-                        "the limit on open files (ulimit -n)"
-                    ) from error
+                    raise _unreadable(path, error) from error
                 raise _damaged(path, self.prepared.root, f"{place}{error}") from error
         return images, labels
 
@@ -134,6 +132,14 @@ def _damaged(path: Path, root: Path, why: object) -> DamagedFileError:
     )
 
 
+def _unreadable(path: PathLike, error: OSError) -> ResNetJaxError:
+    """Say that what is wrong lies not in a file."""
+    return ResNetJaxError(
+        f"{path} cannot be read ({error.strerror}): mend its permissions, or raise the limit on "
+        "open files (ulimit -n)"
+    )
+
+
 def _name(folder: Path, root: Path) -> str:
     """Return a dataset's name in TFDS, with its configuration: ``emnist/letters``."""
     return folder.parent.relative_to(root).as_posix()
@@ -150,7 +156,7 @@ def find_prepared(name: str, root: Path) -> Path | None:
     only one of them is prepared.
     """
     place, found = root / name, {}
-    if place == root or ".." in place.parts or not place.is_relative_to(root):
+    if place == root or ".." in Path(name).parts or not place.is_relative_to(root):
         return None
     for folder in (place, *sorted(place.glob("*"))):
         versions = [
@@ -195,7 +201,7 @@ def open_prepared(folder: Path, root: Path, settings: DataConfig) -> Examples:
     name = _name(folder, root)
     (found,) = cached_facts(name, root, [folder], partial(_look, root=root))
     if isinstance(found, OSError):
-        raise _damaged(folder / "*", root, found)
+        raise _unreadable(found.filename or folder, found)
     class_names, shape, keys, splits, sha256 = found
     if "train" not in splits:
         raise ResNetJaxError(
@@ -247,6 +253,8 @@ def describe(folder: Path, root: Path) -> Prepared:
             names = [path.name for path in paths]
             splits[split] = dict(zip(names, described.shard_lengths, strict=True))
     except Exception as error:  # TFDS raises what its parsers do
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+            raise _unreadable(error.filename or folder, error) from error
         raise _damaged(folder / "features.json or dataset_info.json", root, error) from error
     if info.file_format.value != "array_record":
         raise ResNetJaxError(
@@ -316,6 +324,8 @@ def verify_prepared(name: str, data_dir: PathLike | None = None) -> VerifyReport
                 records.read(part, lowest_label=-1)
             good.append(file)
         except ResNetJaxError as error:
+            if getattr(error.__cause__, "errno", None):  # of the system, not in the file
+                raise
             damaged.append(str(error))
     usable = "nothing" if damaged else "all of it"
     return VerifyReport(folder, tuple(good), tuple(damaged), usable)

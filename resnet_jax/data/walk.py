@@ -157,8 +157,8 @@ def _class_folders(root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
     splits = {p: s for s, names in SPLITS.items() for p in inside if p.name.lower() in names}
     train = next((path for path in splits if splits[path] == "train"), None)
     classes, images = _entries(train) if train else ([], [])
-    # A class may be called "train" as well; then there are images in it, and no "test" beside it.
-    if classes and (not images or len(splits) > 1):
+    # A class may be called "train" as well; then there are images in it, and others beside it.
+    if classes and (not images or len(splits) > 1 or len(inside) == 1):
         if other := [path.name for path in inside if path not in splits]:
             left_out.append(f"left out, neither train, val nor test: {', '.join(other)}")
         entries = [(split, *_entries(path)) for path, split in splits.items()]
@@ -176,6 +176,8 @@ def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
         entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise ResNetJaxError(f"folder {folder} cannot be read: {error.strerror}") from error
-    folders = [path for path in entries if os.path.isdir(path)]
     images = [path for path in entries if _is_image(path.name) and not os.path.isdir(path)]
+    # A link to nothing too: of a class whose drive is not there, which is then named.
+    folders = [path for path in entries if path.is_dir() or not path.exists()]
+    folders = [path for path in folders if path not in images]
     return [path for path in folders if not _is_run(path)], images

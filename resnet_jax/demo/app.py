@@ -41,7 +41,7 @@ class Classifier:
     """A run's network, which answers for one image at a time."""
 
     def __init__(self, run: Run, checkpoint: Checkpoint) -> None:
-        self.run, self.variables = run, run.variables(checkpoint)
+        self.run, self.checkpoint, self.variables = run, checkpoint, run.variables(checkpoint)
         digits = set(run.class_names) == set("0123456789")
         self.takes_strokes = digits and run.image_shape == (28, 28, 1)
 
@@ -64,6 +64,7 @@ class Classifier:
         with self.run.jax_settings():  # they hold in one thread
             pixels = self.run.preprocess(image[None])
             found, maps = FORWARD(self.run.model, self.variables, pixels)
+            self.run.check_finite(found.logits, self.checkpoint)
             probabilities = jax.nn.softmax(found.logits)[0].tolist()
         named = dict(zip(self.run.class_names, probabilities, strict=True))
         label = max(named, key=named.__getitem__)

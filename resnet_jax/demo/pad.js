@@ -12,12 +12,12 @@ async function ask() { // one request at a time; what changes meanwhile is asked
     const body = dropped ?? (strokes.length ? drawn : null);
     const url = `api/predict?explain=1&invert=${Number(invert.checked)}`;
     const reply = body && await fetch(url, { method: "POST", body }).catch(() => null);
-    const answer = await reply?.json();
+    const answer = await reply?.json().catch(() => null); // cut off, or no answer of ours
     const named = Object.entries(answer?.probabilities ?? {}).sort((a, b) => b[1] - a[1]);
     const confidences = named.slice(0, 5).map(([label, confidence]) => ({ label, confidence }));
-    props.value = reply?.ok ? [{ label: answer.label, confidences }, answer] : [{}, null];
+    props.value = answer?.label ? [{ label: answer.label, confidences }, answer] : [{}, null];
     trigger("answer");
-    const failure = reply?.ok ? "" : `⚠ ${answer?.detail ?? "No answer: has the command ended?"}`;
+    const failure = answer?.label ? "" : `⚠ ${answer?.detail ?? "No answer: has the command ended?"}`;
     status.textContent = body ? failure || `It looks like ${answer.label}` : "";
   } while (again);
   busy = false;
@@ -30,11 +30,13 @@ function show(newStrokes, file = null) {
   ask();
 }
 function draw(event) {
-  if (event.type === "pointerdown") pad.setPointerCapture(event.pointerId), strokes.push([]);
+  if (event.type === "pointerdown" && event.isPrimary && !event.button) // no palm, no menu
+    pad.setPointerCapture(event.pointerId), strokes.push([]);
   if (!pad.hasPointerCapture(event.pointerId)) return;
   const box = pad.getBoundingClientRect();
   // All the places since the last frame: a fast hand keeps its curves.
-  const events = event.type === "pointermove" ? event.getCoalescedEvents() : [event];
+  const moved = event.type === "pointermove" && event.getCoalescedEvents?.();
+  const events = moved?.length ? moved : [event];
   for (const { clientX, clientY } of events)
     strokes.at(-1).push([clientX - box.left, clientY - box.top].map((v) => (100 * v) / box.width));
   show(strokes);

@@ -42,6 +42,7 @@ def classify_files(
             files += find_images([path])
         except ResNetJaxError as error:
             on_error(error)
+    files = list(dict.fromkeys(files))  # a folder and a file in it
     targets = _explanation_files(files, explain_in) if explain_in else {}
     settings = run.config.data
     spec = DecodeSpec(run.image_shape, settings.fit, settings.background)
@@ -66,7 +67,10 @@ def classify_files(
         if explain_in:
             maps = explain(run, images, checkpoint=checkpoint)
             for (path, read), evidence in zip(batch, maps, strict=True):
-                _write_explanation(path, spec, read.box, evidence, targets[path])
+                try:
+                    _write_explanation(path, spec, read.box, evidence, targets[path])
+                except ResNetJaxError as error:  # of a file that changed since
+                    on_error(error)
     return rows
 
 

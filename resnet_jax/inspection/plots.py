@@ -59,7 +59,7 @@ def curves(metrics: pd.DataFrame) -> Figure:
 
 def compared_curves(groups: Mapping[str, Sequence[pd.DataFrame]]) -> Figure:
     """Plot error and loss of several runs: `Run.metrics` of each seed, by the name to show."""
-    figure, (error, loss) = _axes(6, 2, width=7, sharex=True)
+    figure, (error, loss) = _axes(6 + 0.2 * len(groups), 2, width=7, sharex=True)
     _loss_axis(loss, "training loss, nats")
     for number, (name, tables) in enumerate(groups.items()):
         # After the colours have all been used, the lines differ.
@@ -92,7 +92,8 @@ def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
     classes, (figure, ax) = len(matrix), _axes(4.6)
     shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     norm = PowerNorm(0.4, 0, 100)  # stretched at its low end, where the mistakes are
-    image = ax.imshow(shares, cmap="cividis", norm=norm)
+    # Of a thousand classes a pixel shows one cell, and no mean of two.
+    image = ax.imshow(shares, cmap="cividis", norm=norm, interpolation="nearest")
     ax.set(xlabel="prediction", ylabel="label")
     if classes <= MAX_NAMED_CLASSES:
         names = [shown_name(class_names, k) for k in range(classes)]
@@ -232,9 +233,12 @@ def can_draw(name: str) -> bool:
 def shown_name(class_names: Sequence[str], k: int, longest: int = 12) -> str:
     """Return class ``k``'s name as a figure can hold it: short, on one line, no mathematics.
 
-    Where the font lacks its letters it is the class's number, ``#3``, which the report explains.
+    Where the font lacks its letters, or another class is as short the same, it is the class's
+    number, ``#3``, which the report explains.
     """
-    return _short(class_names[k], longest) if can_draw(class_names[k]) else f"#{k}"
+    short = _short(class_names[k], longest)
+    alone = sum(_short(name, longest) == short for name in class_names) == 1
+    return short if alone and can_draw(class_names[k]) else f"#{k}"
 
 
 def _short(name: str, longest: int) -> str:

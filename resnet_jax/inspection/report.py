@@ -12,6 +12,7 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
+from resnet_jax.errors import printable
 from resnet_jax.inspection import plots
 from resnet_jax.inspection.predictions import Predictions, embedding, examine
 from resnet_jax.interop.torchvision import first_convolution
@@ -88,7 +89,8 @@ def _figures(
         plots.curves(run.metrics()),
     )
     names = predictions.class_names
-    hidden = [f"#{k} {name}" for k, name in enumerate(names) if not plots.can_draw(name)]
+    numbers = [plots.shown_name(names, k) == f"#{k}" for k in range(len(names))]
+    hidden = [f"#{k} {name}" for k, name in enumerate(names) if numbers[k]]
     legend = f" {', '.join(hidden[: plots.MAX_NAMED_CLASSES])}" if hidden else ""
     yield (
         "confusion",
@@ -145,7 +147,7 @@ def _result(run: Run, predictions: Predictions, of: str) -> Iterator[tuple[str, 
 
 
 def _table(title: str, rows: Iterable[tuple[Any, ...]], columns: str = "") -> str:
-    shown = [["-" if value is None else str(value) for value in row] for row in rows]
+    shown = [["-" if value is None else printable(str(value)) for value in row] for row in rows]
     with pd.option_context("display.max_colwidth", None):
         table = pd.DataFrame(shown, columns=columns.split() or None)
         html = table.to_html(index=False, header=bool(columns), border=0)

@@ -101,7 +101,7 @@ class _Graph:
         return x
 
     def network(self, model: ResNet, x: str) -> str:
-        norm = model.norm()
+        norm = model.norm(name="norm")
         if model.unit not in UNITS or not isinstance(norm, BatchNorm):
             parts = f"units {model.unit.__name__} with {type(norm).__name__}"
             raise ResNetJaxError(f"the ONNX writer does not know {parts}: export stablehlo")

@@ -101,7 +101,7 @@ def to_torchvision(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     kept = {name: variables[name] for name in ("params", "batch_stats") if name in variables}
     flat = traverse_util.flatten_dict(kept)
     what = "pre-activation network" if ("params", "norm", "scale") in flat else ""
-    if "batch_stats" not in variables:
+    if not variables.get("batch_stats"):
         what = "network without batch norm"
     if what:
         raise ResNetJaxError(f"torchvision has no {what}: export as stablehlo or onnx")
@@ -205,11 +205,19 @@ def check_named(model: ResNet) -> None:
     what = "pre-activation network" if model.unit.preactivation else ""
     if model.residual and model.shortcut in ("pad", "projection-all"):
         what = f"shortcut {model.shortcut}"
-    if model.stem == "conv":
-        what = what or "stem without a norm"
-    norm = model.norm()
+    _refuse(what)
+
+
+def check_written(model: ResNet) -> None:
+    """Refuse also a network whose weights torchvision's would compute something else with."""
+    check_named(model)
+    norm, what = model.norm(name="norm"), ""
     if not isinstance(norm, BatchNorm) or norm.epsilon != BatchNorm.epsilon:
         what = f"norm but BatchNorm with epsilon {BatchNorm.epsilon:g}"
+    _refuse("stem without a norm" if model.stem == "conv" else what)
+
+
+def _refuse(what: str) -> None:
     if what:
         raise ResNetJaxError(
             f"torchvision has no {what}: export as stablehlo or onnx, start from a run's folder"

@@ -98,7 +98,7 @@ def export_torchvision(path: Path, network: Network) -> None:
 
     Its metadata are the network's, as JSON.
     """
-    torchvision.check_named(network.model)
+    torchvision.check_written(network.model)
     metadata = {key: json.dumps(value) for key, value in network.metadata().items()}
     save_weights(path, torchvision.to_torchvision(network.variables), metadata)
 

@@ -224,9 +224,11 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             wait_for_heartbeat(error)
             reason = (str(error).splitlines() or [type(error).__name__])[0]
+            remedy = "give the network and the optimiser that it was trained with"
+            if isinstance(error, OSError):
+                remedy = "mend that and run the same command"
             raise ResNetJaxError(
-                f"step {step} in {self.directory} cannot be read ({reason[:200]}): give the "
-                "network and the optimiser that it was trained with"
+                f"step {step} in {self.directory} cannot be read ({reason[:200]}): {remedy}"
             ) from error
 
     def _state(self, step: int) -> Path:

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
 
-from resnet_jax.errors import ResNetJaxError
+from resnet_jax.errors import ResNetJaxError, printable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -193,8 +193,9 @@ def failing_together(run_dir: Path) -> Iterator[None]:
 def wait_for_heartbeat(error: BaseException) -> None:
     """Let JAX end this process first if the error, which has no type, may be another's loss."""
     if process_count() > 1 and isinstance(error, RuntimeError | ValueError):
-        log.warning("%s: waits %d s for JAX's heartbeat", _failure(error)[0], HEARTBEAT_TIMEOUT)
-        time.sleep(HEARTBEAT_TIMEOUT + 10)
+        seconds = HEARTBEAT_TIMEOUT + 10
+        log.warning("%s: waits %d s for JAX's heartbeat", _failure(error)[0], seconds)
+        time.sleep(seconds)
 
 
 def _failure(error: BaseException) -> tuple[str, int]:
@@ -215,7 +216,7 @@ def _watch(file: Path, over: threading.Event, ending: threading.Lock) -> None:
 
 
 def _end(message: str, code: int) -> None:
-    print(f"resnet-jax: {message}", file=sys.stderr, flush=True)
+    print(f"resnet-jax: {printable(message)}", file=sys.stderr, flush=True)
     try:
         jax.distributed.shutdown()
     finally:

@@ -84,7 +84,7 @@ class Training:
             model = model.clone(lowering=instructions)
             if instructions != here and jax.default_backend() == "cpu":
                 self.origin = f"computes as it began on {instructions}; on {here} bits may differ"
-        frozen = getattr(model, "frozen_stages", None)
+        frozen = config.model.frozen_stages
         tx = custom.optimizer or make_optimizer(config.optim, self.schedule, frozen)
         # XLA's own convolution is quicker to trace, and here it is never computed.
         drawn = model.clone(lowering="reference") if isinstance(model, ResNet) else model

@@ -4,6 +4,7 @@ import dataclasses
 import fcntl
 import json
 import logging
+import math
 import os
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -126,7 +127,7 @@ class RunFolder:
                 instructions,
             )
         except ResNetJaxError as error:
-            raise ResNetJaxError(f"{path} is of another version: {error}") from error
+            raise ResNetJaxError(f"{path} is damaged or of another version: {error}") from error
         except (OSError, LookupError, TypeError, ValueError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise ResNetJaxError(f"{path} is damaged: {reason}") from error
@@ -252,12 +253,14 @@ def _row(line: str, before: list[dict[str, Any]]) -> dict[str, Any]:
         raise ValueError(f"no JSON object with {', '.join(sorted(COMMON))}")
     for name in row.keys() & (COMMON | {"last"}) - {"kind"}:
         number = row[name]
-        number = None if isinstance(number, bool) or not isinstance(number, int | float) else number
-        if number is None or not abs(number) < 2**63:
-            raise ValueError(f"no row: its {name} is {row[name]!r:.40}")
+        most = 2**63 if name in ("step", "last") else math.inf
+        is_one = isinstance(number, int | float) and not isinstance(number, bool)
+        if not (is_one and abs(number) < most):
+            raise ValueError(f"no row: its {name} is {number!r:.40}")
     if row["kind"] not in ("train", "validation", "test"):
         raise ValueError(f"no row: its kind is {row['kind']!r:.40}")
-    if row["kind"] == "test" and not row.keys() >= {"split", "checkpoint"}:
+    names = [row.get(name) for name in ("split", "checkpoint")]
+    if row["kind"] == "test" and not all(isinstance(name, str) for name in names):
         raise ValueError("no row: a test has a split and a checkpoint")
     if before and _measured_at(row) < _measured_at(before[-1]):
         raise ValueError(f"of step {row['step']:g}, after one of {_measured_at(before[-1]):g}")

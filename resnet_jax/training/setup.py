@@ -14,7 +14,7 @@ from resnet_jax.config import TrainConfig, options_with, replaced
 from resnet_jax.data.dataset import Dataset, Split, pixel_statistics
 from resnet_jax.data.load import load_splits
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.models import ResNet, make_model
+from resnet_jax.models import BatchNorm, ResNet, make_model
 from resnet_jax.settings import Effect, settings
 from resnet_jax.training.distributed import assert_equal, main_process_first
 from resnet_jax.training.state import TrainState
@@ -85,11 +85,21 @@ def check_against_dataset(
             f"--epochs {config.epochs:g} of {len(data.train)} images in batches of "
             f"{config.batch_size} are more than 2^31 steps: give fewer"
         )
-    alone = config.model.frozen_stages is not None or config.optim.body_rate != 1
-    if alone and not isinstance(network, ResNet):
+    own_layers = not isinstance(network, ResNet)
+    if own_layers and (config.model.frozen_stages is not None or config.optim.body_rate != 1):
         raise ResNetJaxError(
             "--model.frozen-stages and --optim.body-rate know the layers of the package's networks "
             f"alone: leave them out for a {type(network).__name__}"
+        )
+    if not own_layers and network.frozen_stages != config.model.frozen_stages:
+        raise ResNetJaxError(
+            f"the network has frozen_stages {network.frozen_stages} and the configuration "
+            f"{config.model.frozen_stages}, by which the optimiser goes: give both the same"
+        )
+    if config.model.zero_init_last and not config.model.residual and not config.init_from:
+        raise ResNetJaxError(
+            "--model.zero-init-last needs shortcuts, without which a unit that starts at zero "
+            "stays there: give --model.no-zero-init-last or --model.residual"
         )
     _check_batch(config, image_size or max(height, width), network, num_devices)
 
@@ -106,7 +116,7 @@ def _check_batch(config: TrainConfig, side: int, network: nn.Module, num_devices
         raise ResNetJaxError(
             f"--batch-size {batch} cannot be split over {devices}{in_parts}: give {nearest}"
         )
-    if not isinstance(network, ResNet):
+    if not (isinstance(network, ResNet) and isinstance(network.norm(name="norm"), BatchNorm)):
         return
     stages = len(network.stage_sizes)
     halvings = stages - 1 + 2 * (network.stem in ("imagenet", "deep"))

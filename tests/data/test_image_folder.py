@@ -2,9 +2,11 @@
 
 import hashlib
 import logging
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from PIL import Image
 
 from resnet_jax.cli import main
 from resnet_jax.config import DataConfig, TrainConfig
-from resnet_jax.data import image_folder
+from resnet_jax.data import image, image_folder
 from resnet_jax.data.load import load_dataset, load_splits
 from resnet_jax.errors import ResNetJaxError
 
@@ -265,6 +267,9 @@ def test_a_loose_picture_makes_no_classes_of_the_splits(flat, tmp_path, caplog):
     data = load_dataset("folder", tmp_path / "root", size=8)
     assert data.class_names == ("cat", "dog")
     assert "left out, in no class folder: 1 .png" in caplog.text
+    for split in ("val", "test"):
+        shutil.rmtree(tmp_path / "root" / split)
+    assert load_dataset("folder", tmp_path / "root", size=8).class_names == ("cat", "dog")
 
 
 def test_each_class_has_a_training_image_or_is_named(tmp_path):
@@ -279,3 +284,32 @@ def test_a_crop_of_nothing_is_said(flat, caplog):
     config = TrainConfig(data=DataConfig("folder", str(flat), image_size=6, center_crop=True))
     load_splits(config.data)
     assert "--data.center-crop crops nothing" in caplog.text
+
+
+def test_nothing_usable_is_one_line(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").touch()
+    with pytest.raises(ResNetJaxError, match="has no usable image: `resnet-jax verify"):
+        load_dataset("folder", tmp_path, size=8, skip_bad=True)
+
+
+@pytest.mark.parametrize("name", ["dog", "test"])
+def test_a_class_or_a_split_whose_drive_is_gone_is_named(name, flat, tmp_path):
+    root = flat
+    if name == "test":
+        root = tmp_path / "split"
+        shutil.copytree(flat, root / "train")
+    shutil.rmtree(root / name, ignore_errors=True)
+    (root / name).symlink_to(tmp_path / "unmounted")
+    with pytest.raises(ResNetJaxError, match=rf"/{name}\b"):
+        load_dataset("folder", root)
+
+
+def test_a_file_that_grows_while_it_is_read_is_no_broken_image(flat, monkeypatch):
+    path = next(flat.rglob("*.png"))
+    found = os.stat(path)
+    shorter = SimpleNamespace(st_mode=found.st_mode, st_size=found.st_size - 1)
+    monkeypatch.setattr(image.os, "stat", lambda _: shorter)
+    with pytest.raises(OSError, match="changed while it was read"):
+        image.read_bytes(path)

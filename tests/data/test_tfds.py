@@ -5,12 +5,14 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from make_datasets import build, encoded, flip, refusal
 
+from resnet_jax.data import tfds as tfds_module
 from resnet_jax.data.load import load_dataset
 from resnet_jax.data.mnist import DATASETS
 from resnet_jax.data.tfds import find_prepared, verify_prepared
@@ -267,6 +269,25 @@ def test_verify_reports_each_file(copy):
 def test_no_name_is_no_dataset(name, digits):
     with pytest.raises(ResNetJaxError, match="unknown dataset"):
         load_dataset(name, digits)
+
+
+def test_a_folder_above_this_one_may_hold_the_datasets(digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    above = os.path.relpath(digits)
+    assert above.startswith("..")
+    assert len(load_dataset("digits", above).train) == 60
+
+
+@pytest.mark.parametrize("reading", ["file_sha256", "json"])
+def test_a_file_that_may_not_be_read_is_no_damage_when_it_is_opened(reading, copy, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "a file")
+
+    monkeypatch.setattr(
+        tfds_module, reading, SimpleNamespace(loads=full) if reading == "json" else full
+    )
+    with pytest.raises(ResNetJaxError, match="a file cannot be read"):
+        load_dataset("digits", copy[0])
 
 
 def test_too_many_open_files_are_no_damage(digits, monkeypatch):

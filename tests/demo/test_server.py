@@ -8,6 +8,7 @@ import socket
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -231,3 +232,12 @@ def test_without_gradio(finished_run, monkeypatch, refusal):
     monkeypatch.delitem(sys.modules, "resnet_jax.demo.app", raising=False)
     needs = "resnet-jax: the demo needs gradio: pip install 'resnet_jax[demo]'"
     assert refusal("demo", finished_run.path) == needs
+
+
+def test_a_network_that_is_not_finite_is_refused_at_the_start(finished_run):
+    app = pytest.importorskip("resnet_jax.demo.app")
+    broken = copy.copy(finished_run)
+    nothing = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), finished_run.variables())
+    broken.variables = lambda checkpoint: nothing
+    with pytest.raises(rj.ResNetJaxError, match="not finite"):
+        app.make_server(broken)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 import resnet_jax as rj
+from experiments.cifar10 import __main__ as cifar10
 from experiments.fine_tuning import run
 from resnet_jax.config import replaced
 
@@ -40,6 +41,8 @@ def test_pytorch_trains_by_no_recipe_that_it_has_only_in_part():
 
     for name in ("fast", "book", "cifar10_fast"):
         pytorch.check(rj.PRESETS[name])
+    (in_pytorch,) = (t for t in cifar10.trainings() if t.recipe.endswith(cifar10.IN_PYTORCH))
+    pytorch.check(in_pytorch.config(None, 50_000))
     for changes in ({"ema": 0.9}, {"optim.name": "adamw"}, {"model.name": "resnet50"}):
         with pytest.raises(SystemExit, match=f"--{min(changes)}"):
             pytorch.check(replaced(rj.PRESETS["book"], changes))

@@ -201,7 +201,9 @@ def test_a_run_that_goes_on_says_that_its_lines_were_changed(change, own_run, ti
 def test_a_setting_of_another_version_is_named_with_its_file(own_run, refusal):
     config = own_run / "config.yaml"
     config.write_text(config.read_text().replace("batch_size:", "batch_length:"))
-    assert f"{config} is of another version: setting batch_length" in refusal("evaluate", own_run)
+    assert f"{config} is damaged or of another version: setting batch_length" in refusal(
+        "evaluate", own_run
+    )
 
 
 def test_a_checkpoint_of_another_optimiser_is_refused_in_one_line(own_run, tiny_config):

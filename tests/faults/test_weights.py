@@ -339,9 +339,11 @@ def test_norms_are_written_as_they_are_or_refused(tmp_path):
     refused = answer(export_torchvision, tmp_path / "weights", network(own))
     assert "no norm but BatchNorm with epsilon 1e-05" in refused
     assert refused == answer(export_torchvision, tmp_path / "weights", network(affine))
-    assert "no network without batch norm" in answer(
-        rj.interop.to_torchvision, network(affine).variables
-    )
+    for nothing in ({}, {"batch_stats": {}}):  # as it is drawn, and as a run gives it
+        variables = {"params": network(affine).variables["params"], **nothing}
+        assert "no network without batch norm" in answer(rj.interop.to_torchvision, variables)
+    weights = rj.interop.to_torchvision(network(own).variables)
+    assert "params" in rj.interop.from_torchvision(weights, own)  # which reads what it is given
     pytest.importorskip("onnxruntime")
     assert "units BasicUnit with Affine" in answer(export_onnx, tmp_path / "x", network(affine))
     export_onnx(tmp_path / "own.onnx", network(own))  # which compares the two

@@ -6,12 +6,13 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 import resnet_jax as rj
 from resnet_jax.cli import main
-from resnet_jax.inspection import write_report
+from resnet_jax.inspection import plots, report, write_report
 from resnet_jax.inspection.plots import shown_name
 
 HOSTILE = (
@@ -144,3 +145,14 @@ def test_a_browser_shows_it_and_axe_has_nothing_serious(
     assert (ink > paper) == (scheme == "dark")
     assert serious(page) == []
     page.close()
+
+
+def test_figures_tell_classes_apart():
+    names = ["Tomato___Tomato_mosaic", "Tomato___Tomato_curl", "Apple___scab"]
+    assert [plots.shown_name(names, k) for k in range(3)] == ["#0", "#1", "Apple___scab"]
+    (picture,) = plots.confusion(np.eye(300, dtype=int), ["x"] * 300).axes[0].images
+    assert picture.get_interpolation() == "nearest"  # else a pixel is the mean of several cells
+
+
+def test_a_setting_that_is_no_utf8_is_shown():
+    assert "caf\\udce9" in report._table("Configuration", [("data.dir", "/caf\udce9")])

@@ -100,6 +100,10 @@ PARTS = r"--batch-size {} cannot be split over one device in {} parts \(--accumu
         ({"epochs": 1e9}, r"--epochs 1e\+09 of 120 images"),
         ({"epochs": 1e300}, r"--epochs 1e\+300 of 120 images"),
         (
+            {"model": rj.ModelConfig(residual=False, zero_init_last=True)},
+            r"--model\.zero-init-last .*give",
+        ),
+        (
             {"data": rj.DataConfig(image_size=32, center_crop=True)},
             r"--data\.center-crop .* 28x28 .*--data\.read-size",
         ),

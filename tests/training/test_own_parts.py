@@ -15,6 +15,7 @@ from flax import linen as nn
 import resnet_jax as rj
 from resnet_jax.data.dataset import ArraySplit, Dataset
 from resnet_jax.data.sampler import EpochSampler
+from resnet_jax.models import Affine
 
 
 class SqueezeExcitation(nn.Module):
@@ -166,14 +167,24 @@ def test_a_network_that_does_not_fit_is_refused_before_anything(changes, model, 
 
 def test_without_batch_norm_one_image_is_a_batch(tmp_path):
     config = dataclasses.replace(CONFIG, batch_size=1, epochs=1 / len(DATA.train))
-    run = rj.train(config, tmp_path, quiet=True, model=SqueezeExcitation(), data=DATA)
-    assert run.metrics().step.max() == 1
+    affine = rj.ResNet((1,), rj.BasicUnit, num_classes=3, width=2, norm=Affine)
+    for name, model in (("own", SqueezeExcitation()), ("affine", affine)):
+        run = rj.train(config, tmp_path / name, quiet=True, model=model, data=DATA)
+        assert run.metrics().step.max() == 1
+    # Without batch norm's statistics it is the same network to start from, all the same.
+    config = dataclasses.replace(config, init_from=str(run.path))
+    again = rj.train(config, tmp_path / "again", quiet=True, model=affine, data=DATA)
+    assert again.metrics().step.max() == 1
 
 
 def test_stages_that_a_network_of_ones_own_freezes_do_not_decay(tmp_path):
+    """The optimiser goes by the configuration, batch norm and gradients by the network."""
     model = rj.ResNet((1,), rj.BasicUnit, num_classes=3, width=2, stem="small", frozen_stages=1)
     decay = rj.OptimConfig(learning_rate=0.1, weight_decay=0.1)
     config = dataclasses.replace(CONFIG, epochs=1, optim=decay, ema=None)
+    with pytest.raises(rj.ResNetJaxError, match="give both the same"):
+        rj.train(config, tmp_path, quiet=True, model=model, data=DATA)
+    config = dataclasses.replace(config, model=rj.ModelConfig(frozen_stages=1))
     run = rj.train(config, tmp_path, quiet=True, model=model, data=DATA)
     key, _ = jax.random.split(jax.random.key(config.seed))
     images = jnp.zeros((1, *DATA.image_shape))
