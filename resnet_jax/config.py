@@ -234,9 +234,14 @@ class TrainConfig:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The settings as nested dictionaries of plain values, for `config.yaml`."""
-    return dataclasses.asdict(
-        config, dict_factory=lambda items: {k: list(v) if type(v) is tuple else v for k, v in items}
-    )
+    return dataclasses.asdict(config, dict_factory=lambda items: {k: _plain(v) for k, v in items})
+
+
+def _plain(value: Any) -> Any:
+    """A tuple as a list, and a number of NumPy's as Python's, which YAML can write."""
+    if isinstance(value, tuple):
+        return list(map(_plain, value))
+    return value.item() if hasattr(value, "item") else value
 
 
 def from_dict(values: Any, cls: Any = TrainConfig, prefix: str = "") -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -21,7 +22,7 @@ from resnet_jax.interop.network import Network, export_stablehlo
 from resnet_jax.interop.onnx import export_onnx
 from resnet_jax.interop.weights import export_torchvision
 from resnet_jax.models import BatchNorm, has_parameters, make_model
-from resnet_jax.storage import VerifyReport, check_replaceable
+from resnet_jax.storage import VerifyReport, check_replaceable, expanded
 from resnet_jax.training.callbacks import Callback
 from resnet_jax.training.distributed import is_main_process
 from resnet_jax.training.engine import Engine
@@ -97,7 +98,7 @@ def train(
             callbacks = (display, *callbacks)
         stack.enter_context(configured_jax(config))
         try:
-            Training(config, Path(run_dir), callbacks, custom, stack).fit(should_stop)
+            Training(config, expanded(run_dir), callbacks, custom, stack).fit(should_stop)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -105,7 +106,7 @@ def train(
                 f"--batch-size {config.batch_size} does not fit in the device's memory: give a "
                 f"smaller one, --accumulate 2, --model.remat or --model.dtype bfloat16"
             ) from error
-    return Run.open(run_dir, model=model, data=data)
+    return Run.open(expanded(run_dir), model=model, data=data)
 
 
 class Run:
@@ -152,7 +153,12 @@ class Run:
             ResNetJaxError: there is none in ``run_dir``, or its configuration is damaged.
         """
         # Absolute, since the process may change its folder.
-        return cls(RunFolder(Path(run_dir).absolute()), model, data)
+        return cls(RunFolder(expanded(run_dir).absolute()), model, data)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is read and compiled stays here: compiled programs are no bytes.
+        kept = {name: value for name, value in self.__dict__.items() if name != "_engine"}
+        return kept | {"_states": {}}
 
     def __repr__(self) -> str:
         what = f"{self.model_name} on {self.config.data.name}, {self._epochs()}"
@@ -196,13 +202,13 @@ class Run:
         return configured_jax(self.config)
 
     def variables(self, checkpoint: Checkpoint = "best") -> dict[str, Any]:
-        """``{"params", "batch_stats"}`` for the model's ``apply``.
+        """``{"params", "batch_stats"}`` for the model's ``apply``: copies, to change or to donate.
 
         Raises:
             ResNetJaxError: the run has no checkpoint that verifies.
         """
         with configured_jax(self.config):
-            return self._state(checkpoint).variables
+            return jax.tree.map(jnp.copy, self._state(checkpoint).variables)
 
     def predict(self, images: np.ndarray, checkpoint: Checkpoint = "best") -> np.ndarray:
         """Return class probabilities, ``float32[N, K]``, of images as they come from the dataset.
@@ -253,7 +259,7 @@ class Run:
         if format not in EXPORTS:
             raise ResNetJaxError(f"format {format} is not known: give one of {', '.join(EXPORTS)}")
         write, suffix = EXPORTS[format]
-        name = self.config.model.title.replace(" ", "_")
+        name = self.model_name.replace(" ", "_")
         path = Path(output) if output else self.path / "export" / f"{name}{suffix}"
         check_replaceable(path)
         with configured_jax(self.config):  # which are written into a network's file

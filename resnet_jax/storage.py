@@ -92,8 +92,9 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         raise ResNetJaxError(f"{path} has no home folder: give the whole path") from error
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path | str, content: bytes) -> None:
     """Write what ``--output`` names as a whole, in the place of a regular file or of none."""
+    path = Path(path)
     check_replaceable(path)
     remedy = "give another --output"
     with writing(path, remedy):

@@ -249,11 +249,7 @@ class Dataset:
                 digest.update(str((len(split), *split.image_shape)).encode())
                 labels = b""
                 for images, some in read_batches(split, _small_parts(split)):
-                    if some.size and not 0 <= some.min() <= some.max() < len(names):
-                        raise ResNetJaxError(
-                            f"labels must be 0 to {len(names) - 1} for {len(names)} names, got "
-                            f"{some.min()} to {some.max()}"
-                        )
+                    _check_part(images, some, split, len(names))
                     digest.update(np.ascontiguousarray(images).data)
                     labels += np.ascontiguousarray(some, "<i4").tobytes()
                 digest.update(labels)
@@ -301,11 +297,13 @@ class Dataset:
 def _split_of(images: ArrayLike, labels: ArrayLike) -> ArraySplit:
     images, labels = np.asarray(images), np.asarray(labels)
     _check(images, labels)
+    if (labels.astype(np.int32) != labels).any():
+        raise ResNetJaxError(f"labels must be below 2^31, got {labels.min()} to {labels.max()}")
     return ArraySplit(images, labels.astype(np.int32))
 
 
 def _check(images: np.ndarray, labels: np.ndarray) -> None:
-    if images.dtype != np.uint8 or images.ndim != 4:
+    if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape[1:]:
         raise ResNetJaxError(
             f"images must be uint8[N, H, W, C], got {images.dtype}{list(images.shape)}"
         )
@@ -315,15 +313,24 @@ def _check(images: np.ndarray, labels: np.ndarray) -> None:
         )
 
 
+def _check_part(images: np.ndarray, labels: np.ndarray, split: Split, classes: int) -> None:
+    _check(images, labels)
+    if images.shape[1:] != split.image_shape:
+        raise ResNetJaxError(f"images are {images.shape[1:]}, image_shape is {split.image_shape}")
+    if labels.size and not 0 <= labels.min() <= labels.max() < classes:
+        found = f"{labels.min()} to {labels.max()}"
+        raise ResNetJaxError(f"labels must be 0 to {classes - 1} for {classes} names, got {found}")
+
+
 def cut_validation(name: str, pool: Split, validation: int | None) -> tuple[Split, Split]:
     held_out = round(VALIDATION_FRACTION * len(pool)) if validation is None else validation
     kept = len(pool) - held_out
-    if held_out < 0 or kept < 1:
+    if held_out < 0 or kept < 1 or held_out != int(held_out):
         raise ResNetJaxError(
             f"--data.validation must be at least 0 and below the {len(pool)} training examples of "
             f"`{name}`, got {held_out}"
         )
-    return pool.take(slice(kept)), pool.take(slice(kept, None))
+    return pool.take(slice(int(kept))), pool.take(slice(int(kept), None))
 
 
 def sample(dataset: Dataset, *, train: int, validation: int, test: int, seed: int = 0) -> Dataset:

@@ -50,7 +50,8 @@ def curves(metrics: pd.DataFrame) -> Figure:
         rate.plot(train["epoch"], train["learning_rate"], color=ORANGE, **line)
     rate.set(ylabel="learning rate", ylim=(0, None))
     # The first line's time is that of the compilation.
-    speed.plot(train["epoch"][1:], train["images_per_s"][1:], color=ORANGE, **line)
+    if "images_per_s" in train:  # not of a run that has only begun
+        speed.plot(train["epoch"][1:], train["images_per_s"][1:], color=ORANGE, **line)
     speed.set(ylabel="images/s", ylim=(0, None), xlabel="epoch")
     _grid(*axes)
     figure.align_ylabels()

@@ -33,11 +33,14 @@ def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int
 
     Labels and predictions are ``int[N]``, 0 to K - 1; others are a `ResNetJaxError`.
     """
-    pair = np.stack([labels, predictions]).astype(np.int64)
-    if pair.size and not 0 <= pair.min() <= pair.max() < num_classes:
-        found = f"{pair.min()} to {pair.max()}"
-        raise ResNetJaxError(f"classes are {found}: give 0 to {num_classes - 1}")
-    cells = pair[0] * num_classes + pair[1]
+    pair = [np.asarray(labels), np.asarray(predictions)]
+    if pair[0].shape != pair[1].shape or not all(np.issubdtype(a.dtype, np.integer) for a in pair):
+        found = " and ".join(f"{a.dtype}{list(a.shape)}" for a in pair)
+        raise ResNetJaxError(f"labels and predictions are {found}: give int[N] both")
+    lowest, highest = (min(map(np.min, pair)), max(map(np.max, pair))) if pair[0].size else (0, 0)
+    if not 0 <= lowest <= highest < num_classes:
+        raise ResNetJaxError(f"classes are {lowest} to {highest}: give 0 to {num_classes - 1}")
+    cells = pair[0].astype(np.int64) * num_classes + pair[1]
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
@@ -71,7 +74,7 @@ def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
     No examples, or others than finite ``float[N, K]`` and ``int[N]``, are a `ResNetJaxError`.
     """
     p, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
-    if not len(p) or labels.shape != p.shape[:1] or not np.isfinite(p).all():
+    if p.ndim != 2 or not len(p) or labels.shape != p.shape[:1] or not np.isfinite(p).all():
         raise ResNetJaxError(
             "calibration needs finite float[N, K] and int[N], N at least 1, got "
             f"{p.shape}{' with NaN or infinity' * (not np.isfinite(p).all())}, {labels.shape}"

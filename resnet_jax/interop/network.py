@@ -85,7 +85,7 @@ class Network:
             for network in (self, reference)
         )
         got = jax.device_get(exported(images))
-        scale = np.abs(expected["logits"]).max()
+        scale = np.abs(expected["logits"]).max() or 1.0
         differences = {
             "logits": np.abs(got["logits"] - expected["logits"]).max() / scale,
             "probabilities": np.abs(got["probabilities"] - own["probabilities"]).max(),

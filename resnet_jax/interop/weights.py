@@ -89,7 +89,7 @@ def save_weights(
 
     # The format knows "pt" as the mark of a file that torch's loader may take.
     marks = {"format": "pt", **(metadata or {})}
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     write_whole(Path(path), save(contiguous, metadata=marks))
 
 

@@ -164,7 +164,11 @@ class Checkpoints:
             path = folder / name
             if name not in present:
                 raise DamagedCheckpointError(f"{path} is missing")
-            if file_sha256(path) != digest:
+            try:
+                same = file_sha256(path) == digest
+            except FileNotFoundError as error:  # a run that trains on has just removed the step
+                raise DamagedCheckpointError(f"{path} is missing") from error
+            if not same:
                 raise DamagedCheckpointError(f"{path} is damaged: its checksum disagrees")
         return manifest
 

@@ -50,7 +50,8 @@ def configured_jax(config: TrainConfig) -> Iterator[None]:
     (``JAX_COMPILATION_CACHE_DIR``) is used as it is.
     """
     own_cache = config.compilation_cache and not jax.config.values["jax_compilation_cache_dir"]
-    folder = cache_root() / "compiled"
+    folder = cache_root() / "compiled" if own_cache else Path()
+    own_cache = own_cache and _is_writable(folder)
     cache = {
         "jax_compilation_cache_dir": str(folder),
         # Also the many small programs of a start: together they take longer than one large one.
@@ -60,6 +61,7 @@ def configured_jax(config: TrainConfig) -> Iterator[None]:
     with (
         jax.enable_x64(config.model.dtype == "float64"),
         jax.default_matmul_precision(config.matmul_precision),
+        jax.threefry_partitionable(True),
     ):
         try:
             if own_cache:
@@ -69,6 +71,13 @@ def configured_jax(config: TrainConfig) -> Iterator[None]:
         finally:
             if own_cache:
                 _configure(before)
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether JAX can keep programs there; else it would warn at each of them."""
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    return os.access(folder, os.W_OK)
 
 
 def _configure(values: Mapping[str, Any]) -> None:

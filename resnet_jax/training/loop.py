@@ -75,7 +75,9 @@ class Training:
         """Lock the folder and record the configuration; return what draws or restores the state to
         go on from, and the rows of metrics up to it."""
         config, folder, checkpoints = self.config, self.folder, self.folder.checkpoints
-        params_key, self.augment_key = jax.random.split(jax.random.key(config.seed))
+        params_key, self.augment_key = jax.random.split(
+            jax.random.key(config.seed, impl="threefry2x32")
+        )
         model = custom.model or make_model(config, data.num_classes)
         # The algorithms that the run began with, and of several processes the main one's.
         here = broadcast_from_main(instruction_set)
@@ -133,7 +135,7 @@ class Training:
     ) -> TrainState:
         """Return the state to go on from; meanwhile the step is compiled."""
         engine = self.engine
-        if not self._is_over():
+        if not (self._is_over() or jax.config.values["jax_disable_jit"]):
             pool = ThreadPoolExecutor(1)
             stack.callback(pool.shutdown, wait=False)  # a failure is not kept back by the compiler
             example = train.batch(np.zeros(1, int))
@@ -231,7 +233,7 @@ class Training:
         broadcast_from_main(lambda: self.folder.append_metrics(*complete))
         for row in complete:
             for callback in self.callbacks:
-                callback.on_metrics(row)
+                callback.on_metrics(dict(row))  # its own, to change
 
     def _log_training(self, measured: list[Metrics], since: float) -> None:
         """Record the means over the steps since the last row; refuse what is not finite."""

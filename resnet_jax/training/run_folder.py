@@ -80,6 +80,8 @@ class RunFolder:
                         f"run folder {self.path} is being written by process "
                         f"{lock.read().strip()}: wait for it or give another --run-dir"
                     ) from None
+                # A process that was forked meanwhile would hold it on.
+                stack.callback(fcntl.flock, lock, fcntl.LOCK_UN)
                 lock.truncate(0)
                 print(os.getpid(), "on", os.uname().nodename, file=lock, flush=True)
                 # Here and not at the next save: a run may have nothing left to save.

@@ -173,7 +173,8 @@ class Custom:
 def _qualified(part: Any) -> str:
     part = getattr(part, "func", part)  # of a `functools.partial`
     part = part if hasattr(part, "__qualname__") else type(part)
-    return f"{part.__module__}.{part.__qualname__}"
+    module = part.__module__.replace("__mp_main__", "__main__")  # a script, in a spawned process
+    return f"{module}.{part.__qualname__}"
 
 
 def _digest(tree: Any) -> str:

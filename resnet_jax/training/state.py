@@ -78,7 +78,8 @@ class TrainState(struct.PyTreeNode):
             # Copies: a donated buffer must not be passed twice.
             return state.replace(ema=jax.tree.map(jnp.copy, state.variables)) if ema else state
 
-        if isinstance(key, jax.core.Tracer):  # for its shapes; a jit inside takes no options
+        # For its shapes; a jit inside takes no options.
+        if any(isinstance(given, jax.core.Tracer) for given in (key, images)):
             return draw(key, images)
         # Jitted, since hundreds of small random draws are slow one by one. It runs once.
         return jax.jit(draw, compiler_options=compiler_options(1))(key, images)

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from resnet_jax.errors import ResNetJaxError
 from resnet_jax.training.state import Batch, TrainState
 
 # Of logits float[N, K] and targets (classes int32[N], or soft labels float[N, K]): the loss of each
@@ -50,6 +51,7 @@ def cross_entropy(
         label_smoothing: weight of the uniform distribution over all K classes in the target
             (arXiv 1512.00567, section 7; PyTorch's definition).
     """
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     if labels.ndim == 1:
         labels = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     return optax.softmax_cross_entropy(logits, optax.smooth_labels(labels, label_smoothing))
@@ -89,6 +91,8 @@ def train_step(
     updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     averaged = state.ema
+    if ema is None and averaged is not None:
+        raise ResNetJaxError("the state has averages of its weights: give train_step ema=0.999")
     if ema is not None:
         step = state.step.astype(float)  # else divided in float32, even in a float64 run
         decay = jnp.minimum(ema, (1 + step) / (10 + step))
@@ -161,7 +165,7 @@ def eval_step(state: TrainState, batch: Batch) -> Counts:
     """
     logits = state.apply_fn(state.variables, batch.images, train=False)
     real = batch.labels >= 0
-    labels = jnp.where(real, batch.labels, 0)
+    labels = jnp.where(real, batch.labels, 0).astype(jnp.int32)  # uint8 would overflow below
     num_classes = logits.shape[-1]
     cell = labels * num_classes + logits.argmax(-1)
     confusion = jnp.zeros(num_classes**2, jnp.int32).at[cell].add(real.astype(jnp.int32))

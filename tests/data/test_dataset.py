@@ -124,6 +124,9 @@ def test_a_dataset_is_made_from_arrays():
         ({"test": (IMAGES[:, :3], LABELS)}, r"test images are \(3, 5, 3\), not \(4, 5, 3\)"),
         ({"validation": 30}, "below the 30 training examples"),
         ({"class_names": ["a", "b", "a"]}, "give each class its own"),
+        ({"validation": 0.2}, "--data.validation must be"),
+        ({"images": IMAGES[:, :0]}, "images must be uint8"),
+        ({"labels": np.where(LABELS == 2, 2**32, LABELS)}, r"below 2\^31"),
     ],
 )
 def test_arrays_that_are_no_dataset_are_refused(arguments, named):
@@ -194,3 +197,18 @@ def test_a_streamed_dataset_of_one_s_own_gives_what_identifies_it():
     elsewhere = Dataset.of("own", *parts, ["a", "b", "c"], source="version 1", cut="elsewhere")
     drawn = sample(elsewhere, train=10, validation=5, test=5)
     assert drawn.fingerprint != small.fingerprint
+
+
+def test_a_split_of_ones_own_is_what_it_says():
+    class Scaled(ArraySplit):
+        def batch(self, indices):
+            return self.images[indices] / np.float32(255), self.labels[indices]
+
+    class Cut(ArraySplit):
+        def batch(self, indices):
+            return self.images[indices, 1:], self.labels[indices]
+
+    for kind, said in ((Scaled, "got float32"), (Cut, r"images are \(3, 5, 3\), image_shape is")):
+        split = kind(IMAGES, LABELS)
+        with pytest.raises(ResNetJaxError, match=said):
+            Dataset.of("own", split, split, split, "abc")

@@ -1,13 +1,19 @@
 """What calls of the library leave in the process of who calls them, and what they find there."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import pickle
+import signal
+from functools import partial
 
 import jax
+import numpy as np
 import pytest
 
 import resnet_jax as rj
+from resnet_jax.training.run_folder import RunFolder
 
 # How each program here begins. One unit has all that a type or a precision may change.
 PRELUDE = """
@@ -205,3 +211,53 @@ def test_the_compilation_cache_does_not_grow_without_bound(tiny_config, own_prog
     with pytest.raises(rj.ResNetJaxError):
         rj.train(dataclasses.replace(tiny_config, batch_size=7, accumulate=2), tmp_path / "run")
     assert {path.name for path in own_programs.glob("old-*")} == {"old-2", "old-3"}
+
+
+def test_what_a_run_hands_out_is_the_callers(finished_run):
+    run = rj.Run.open(finished_run.path)
+    images = run.split("test").images[:3]
+    before = run.predict(images)
+    variables = run.variables()
+    jax.tree.map(lambda leaf: leaf.delete(), variables)  # as a donated buffer is
+    np.testing.assert_array_equal(run.predict(images), before)
+    again = pickle.loads(pickle.dumps(run))
+    np.testing.assert_array_equal(again.predict(images), before)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # JAX on forks
+def test_a_lock_ends_with_the_run_and_not_with_its_children(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with folder.opened_for_writing():
+        child = os.fork()
+        if not child:
+            signal.pause()
+    try:
+        with folder.opened_for_writing():
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_run_depends_on_no_setting_of_the_process(one_unit, tiny_config, tmp_path):
+    """Of random numbers, jit, and NumPy's numbers; a callback may do with a row what it likes."""
+
+    class Taking(rj.Callback):
+        def on_metrics(self, row):
+            row.clear()
+
+    rate = np.logspace(-2, -1, 2)[1]  # a float64 of NumPy's
+    optim = dataclasses.replace(tiny_config.optim, learning_rate=rate)
+    config = dataclasses.replace(tiny_config, epochs=1 / 6, ema=None, optim=optim)
+    runs = []
+    for name, changed in (
+        ("plain", contextlib.nullcontext()),
+        ("rbg", jax.default_prng_impl("rbg")),
+        ("unjitted", jax.disable_jit()),
+    ):
+        with changed:
+            runs.append(rj.train(config, tmp_path / name, quiet=True, callbacks=[Taking()] * 2))
+    expected, *others = (run.variables("latest")["params"] for run in runs)
+    for found in others:
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), found, expected)
+    assert rj.Run.open(tmp_path / "plain").config.optim.learning_rate == pytest.approx(0.1)

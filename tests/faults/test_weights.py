@@ -346,7 +346,7 @@ def test_norms_are_written_as_they_are_or_refused(tmp_path):
     assert "params" in rj.interop.from_torchvision(weights, own)  # which reads what it is given
     pytest.importorskip("onnxruntime")
     assert "units BasicUnit with Affine" in answer(export_onnx, tmp_path / "x", network(affine))
-    export_onnx(tmp_path / "own.onnx", network(own))  # which compares the two
+    export_onnx(str(tmp_path / "own.onnx"), network(own))  # which compares the two
     assert (tmp_path / "own.onnx").exists()
 
 
@@ -370,3 +370,11 @@ def test_a_deep_stem_begins_with_its_first_convolution(tmp_path):
 def test_a_stem_without_a_norm_has_no_name_in_torchvision(tmp_path):
     said = answer(export_torchvision, tmp_path / "weights", network(tiny(stem="conv")))
     assert "no stem without a norm" in said
+
+
+def test_a_number_stays_a_number(tmp_path):
+    """torchvision's num_batches_tracked is int64[], no int64[1]."""
+    weights = {"tracked": np.zeros((), np.int64), "kernel": np.ones((2, 3), order="F")}
+    rj.interop.save_weights(tmp_path / "w.safetensors", weights)
+    read = rj.interop.load_weights(tmp_path / "w.safetensors")
+    assert {name: array.shape for name, array in read.items()} == {"tracked": (), "kernel": (2, 3)}

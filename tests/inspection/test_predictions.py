@@ -75,6 +75,14 @@ def test_classes_that_are_none_are_refused():
             confusion_matrix(labels, predictions, 2)
 
 
+def test_what_is_no_class_or_no_table_is_refused():
+    for labels, predictions in (([0.9], [1.2]), ([0], [0, 1])):
+        with pytest.raises(rj.ResNetJaxError, match=r"give int\[N\] both"):
+            confusion_matrix(labels, predictions, 2)
+    with pytest.raises(rj.ResNetJaxError, match="calibration needs"):
+        calibration([0.5, 0.5], [0, 1])
+
+
 def test_points_that_are_one_have_a_place():
     """Of a network whose last ReLUs are all dead; t-SNE ended the process."""
     np.testing.assert_array_equal(embedding(np.ones((30, 8))), np.zeros((30, 2)))

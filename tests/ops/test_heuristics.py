@@ -154,3 +154,9 @@ def test_each_pass_runs_what_was_chosen_for_its_operands(
         for by_name in spies
     ]
     assert called == [[name] for name in used]
+
+
+@pytest.mark.parametrize("config", [{}, {"SIMD Extensions": {"baseline": ["NEON"]}}])
+def test_a_cpu_of_which_numpy_says_nothing_is_one_without_avx512(config, monkeypatch):
+    monkeypatch.setattr(np, "show_config", lambda mode: config)
+    assert instruction_set.__wrapped__() == "avx2"

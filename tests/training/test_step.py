@@ -247,3 +247,29 @@ def test_a_step_keeps_the_types_of_its_state(x64, types):
         batch = rj.Batch(images, jnp.zeros(2, jnp.int32))
         after, _ = jax.eval_shape(partial(rj.train_step, ema=0.9), before, batch)
     chex.assert_trees_all_equal_shapes_and_dtypes(before, after)
+
+
+def test_labels_of_any_integer_type_are_counted_right():
+    """26 classes: the cell of the confusion is beyond a byte."""
+    logits = 9 * np.eye(26, dtype=np.float32)
+    state = make_state().replace(apply_fn=lambda *_, **__: jnp.asarray(logits))
+    for dtype in (np.uint8, np.int8, np.int32):
+        counts = rj.eval_step(state, rj.Batch(jnp.zeros(1), jnp.arange(26, dtype=dtype)))
+        np.testing.assert_array_equal(counts.confusion, np.eye(26))
+
+
+def test_a_loss_is_summed_in_float32_whatever_the_logits_are():
+    logits = jnp.asarray([[1.0, 2.0, 4.0]], jnp.bfloat16)
+    loss = cross_entropy(logits, jnp.asarray([0], jnp.int32))
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, np.log(np.exp([1.0, 2, 4]).sum()) - 1, rtol=1e-6)
+
+
+def test_averages_that_would_never_move_are_refused():
+    with pytest.raises(rj.ResNetJaxError, match="give train_step ema"):
+        rj.train_step(make_state(ema=True), make_batch(0))
+
+
+def test_shapes_of_a_state_are_found_for_traced_images():
+    create = partial(rj.TrainState.create, tiny(), optax.sgd(0.1), jax.random.key(0))
+    assert jax.eval_shape(create, make_batch(0).images).step.shape == ()
