@@ -4,7 +4,6 @@ JAX and what stands on it are imported by the verbs that need them, so that help
 """
 
 import io
-import logging
 import sys
 import warnings
 from collections.abc import Callable
@@ -43,11 +42,7 @@ DataDir = Annotated[
 def main(argv: list[str] | None = None) -> int:
     """Return 0: done, 1: failed, or 75: stopped and resumable. Wrong usage exits with 2."""
     arguments = sys.argv[1:] if argv is None else argv
-    logger = logging.getLogger("resnet_jax")
-    logger.propagate = False  # libraries put handlers of their own on the root logger
-    logger.handlers = [display.Warnings(logging.WARNING)]
-    for other in ("absl", "asyncio"):  # Orbax's threads print a traceback each of a failed save
-        logging.getLogger(other).setLevel(logging.CRITICAL + 1)
+    display.show_warnings()
     stop = Stop()
     try:
         if COMPUTE & set(arguments[:1]):
@@ -157,8 +152,6 @@ def predict(
 
     if json and csv:
         raise ResNetJaxError("--json and --csv exclude each other: give one of them")
-    if not paths:
-        raise ResNetJaxError("predict needs image files or folders: give PATH...")
     failures = []
 
     def fail(error: ResNetJaxError) -> None:

@@ -67,6 +67,15 @@ class Warnings(logging.Handler):
         print_error(f"warning: {record.getMessage()}")
 
 
+def show_warnings() -> None:
+    """Set logging up for the command."""
+    logger = logging.getLogger("resnet_jax")
+    logger.propagate = False  # libraries put handlers of their own on the root logger
+    logger.handlers = [Warnings(logging.WARNING)]
+    for other in ("absl", "asyncio"):  # Orbax's threads print a traceback each of a failed save
+        logging.getLogger(other).setLevel(logging.CRITICAL + 1)
+
+
 def _print_table(
     headings: Iterable[str], rows: Iterable[Iterable[str]], title: str = "", left: int = 1
 ) -> None:

@@ -152,13 +152,10 @@ class Run:
         Raises:
             ResNetJaxError: there is none in ``run_dir``, or its configuration is damaged.
         """
-        # Absolute, since the process may change its folder.
         return cls(RunFolder(expanded(run_dir).absolute()), model, data)
 
     def __getstate__(self) -> dict[str, Any]:
-        # What is read and compiled stays here: compiled programs are no bytes.
-        kept = {name: value for name, value in self.__dict__.items() if name != "_engine"}
-        return kept | {"_states": {}}
+        return {k: v for k, v in vars(self).items() if k != "_engine"} | {"_states": {}}
 
     def __repr__(self) -> str:
         what = f"{self.model_name} on {self.config.data.name}, {self._epochs()}"
@@ -264,9 +261,8 @@ class Run:
         check_replaceable(path)
         with configured_jax(self.config):  # which are written into a network's file
             made_by = {"data": self.config.data.name, "checkpoint": checkpoint}
-            variables = self.variables(checkpoint)
-            network = Network(self.model, variables, self.preprocessing, self.class_names, made_by)
-            write(path, network)
+            known = self.variables(checkpoint), self.preprocessing, self.class_names, made_by
+            write(path, Network(self.model, *known))
         return path
 
     @property

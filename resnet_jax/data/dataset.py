@@ -20,7 +20,6 @@ from resnet_jax.data.sampler import permutation
 from resnet_jax.errors import ResNetJaxError
 
 VALIDATION_FRACTION = 0.1  # of the training examples, where a dataset has none for validation
-STATISTICS_IMAGES = 10_000  # that decide the mean and deviation of a larger training split
 PADDING = -1  # the index and the label of what fills up a batch
 PART_BYTES = 2**22  # of images that are read for their statistics or their fingerprint
 AHEAD_PER_WORKER = 2  # batches that are read or wait to be used
@@ -107,7 +106,7 @@ def in_parts(count: int, size: int) -> list[np.ndarray]:
     return np.split(np.arange(count), range(size, count, size))
 
 
-def _small_parts(split: Split) -> list[np.ndarray]:
+def small_parts(split: Split) -> list[np.ndarray]:
     """Return all indices in parts of some 4 MiB, since several a core are read ahead."""
     bytes_of_one = max(1, math.prod(split.image_shape))
     return in_parts(len(split), max(1, min(1000, PART_BYTES // bytes_of_one)))
@@ -153,27 +152,6 @@ def read_all(split: Split, workers: int | None = None) -> tuple[np.ndarray, np.n
     for part, batch in zip(order, read_batches(split, order, workers), strict=True):
         images[part], labels[part] = batch
     return images, labels
-
-
-def pixel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and standard deviation of each channel, of pixels scaled to [0, 1].
-
-    Rounded to four decimals. Of more than 10,000 images, 10,000 evenly spaced ones decide.
-    """
-    if len(split) > STATISTICS_IMAGES:
-        split = split.take(np.linspace(0, len(split) - 1, STATISTICS_IMAGES).astype(int))
-    # By the counts of the 256 levels: exact, and a few images at a time.
-    channels = range(split.image_shape[2])
-    counts = np.zeros((len(channels), 256), int)
-    for images, _ in read_batches(split, _small_parts(split)):
-        for channel in channels:
-            counts[channel] += np.bincount(images[..., channel].ravel(), minlength=256)
-    levels, means, stds = np.arange(256) / 255, [], []
-    for shares in counts / counts.sum(1, keepdims=True):
-        means.append(round(float(shares @ levels), 4))
-        deviation = math.sqrt(shares @ (levels - shares @ levels) ** 2)
-        stds.append(max(round(deviation, 4), 1e-4))  # one colour has none to divide by
-    return tuple(means), tuple(stds)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -248,7 +226,7 @@ class Dataset:
             for split in splits:
                 digest.update(str((len(split), *split.image_shape)).encode())
                 labels = b""
-                for images, some in read_batches(split, _small_parts(split)):
+                for images, some in read_batches(split, small_parts(split)):
                     _check_part(images, some, split, len(names))
                     digest.update(np.ascontiguousarray(images).data)
                     labels += np.ascontiguousarray(some, "<i4").tobytes()

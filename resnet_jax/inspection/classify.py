@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ ENLARGED, SMALL = 8, 64  # times, an image smaller than so many pixels
 
 def classify_files(
     run: Run,
-    paths: Iterable[Path],
+    paths: Sequence[Path],
     checkpoint: Checkpoint,
     on_error: Callable[[ResNetJaxError], None],
     *,
@@ -36,6 +36,8 @@ def classify_files(
     """
     if not 1 <= topk <= len(run.class_names):
         raise ResNetJaxError(f"--topk must be 1 to {len(run.class_names)}, got {topk}")
+    if not paths:
+        raise ResNetJaxError("predict needs image files or folders: give PATH...")
     files: list[Path] = []
     for path in paths:
         try:

@@ -11,8 +11,9 @@ import optax
 from flax import linen as nn
 
 from resnet_jax.config import TrainConfig, options_with, replaced
-from resnet_jax.data.dataset import Dataset, Split, pixel_statistics
+from resnet_jax.data.dataset import Dataset, Split
 from resnet_jax.data.load import load_splits
+from resnet_jax.data.preprocessing import pixel_statistics
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import BatchNorm, ResNet, make_model
 from resnet_jax.settings import Effect, settings

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from resnet_jax.data import dataset
-from resnet_jax.data.dataset import ArraySplit, Dataset, pixel_statistics, sample
+from resnet_jax.data.dataset import ArraySplit, Dataset, sample
 from resnet_jax.data.load import load_dataset
 from resnet_jax.data.mnist import DATASETS
+from resnet_jax.data.preprocessing import pixel_statistics
 from resnet_jax.errors import ResNetJaxError
 
 

@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 import worker
+from PIL import Image
 
 import resnet_jax as rj
 from resnet_jax.memory import MOST_FILES, check_limits
@@ -146,7 +148,12 @@ def test_without_a_home_one_line_says_what_to_set(arguments, finished_run, monke
         raise KeyError(uid)
 
     monkeypatch.setattr(pwd, "getpwuid", nobody)
-    line = refusal(*(finished_run.path if word == "RUN" else word for word in arguments))
+    before = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", None)  # else no other is looked for
+    try:
+        line = refusal(*(finished_run.path if word == "RUN" else word for word in arguments))
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
     assert "cannot be located" in line
     assert "set " in line
 
@@ -224,3 +231,14 @@ def test_a_home_folder_that_is_not_there_is_one_line(tmp_path, refusal):
 
 def test_a_background_that_is_no_grey_level_is_refused(tmp_path, refusal):
     assert "--data.background" in refusal("verify", tmp_path, "--data.background", "300")
+
+
+def test_a_terminal_without_the_letters_gets_escapes(tmp_path):
+    for name in ("日本", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (8, 8), 9 * len(name)).save(tmp_path / name / "0.png")
+    words = [sys.executable, "-m", "resnet_jax", "verify", str(tmp_path)]
+    latin = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(words, env=latin, capture_output=True, text=True, encoding="latin-1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\u65e5\\u672c (1 images)" in done.stdout

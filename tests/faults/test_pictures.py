@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import struct
-import subprocess
-import sys
 import tempfile
 import tracemalloc
 import unicodedata
@@ -20,7 +18,6 @@ from PIL import Image
 from raw_png import png
 
 import resnet_jax as rj
-from resnet_jax.inspection import classify
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -291,33 +288,6 @@ def test_an_explanation_is_never_over_another_file(pets, finished_run, command, 
     command("predict", finished_run.path, pets / "own" / "4.png", "--explain", pets / "own")
     assert (pets / "own" / "4.png").read_bytes() == own
     assert {path: path.read_bytes() for path in Path().iterdir()} == files
-
-
-def test_a_file_given_twice_is_explained_once_and_one_that_goes_is_named(
-    pets, finished_run, command, monkeypatch
-):
-    cat = pets / "cat"
-    words = ("predict", finished_run.path, cat, cat / "0.png", "--csv", "--explain", pets / "out")
-    code, rows, _ = command(*words)
-    assert (code, len(rows.splitlines())) == (0, 7)
-    assert (pets / "out/0.png").exists()
-
-    def gone(*_):
-        raise rj.ResNetJaxError("it is gone")
-
-    monkeypatch.setattr(classify, "_write_explanation", gone)
-    code, rows, errors = command(*words)
-    assert (code, len(rows.splitlines()), errors.count("it is gone")) == (1, 7, 6)
-
-
-def test_a_terminal_without_the_letters_gets_escapes(tmp_path):
-    for name in ("日本", "b"):
-        picture(tmp_path / name / "0.png", len(name))
-    words = [sys.executable, "-m", "resnet_jax", "verify", str(tmp_path)]
-    latin = os.environ | {"PYTHONIOENCODING": "latin-1"}
-    done = subprocess.run(words, env=latin, capture_output=True, text=True, encoding="latin-1")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "\\u65e5\\u672c (1 images)" in done.stdout
 
 
 # Names of files and of classes

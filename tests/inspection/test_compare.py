@@ -9,6 +9,7 @@ from PIL import Image
 
 import resnet_jax as rj
 from resnet_jax.config import replaced
+from resnet_jax.inspection import classify
 from resnet_jax.training.run_folder import Record, RunFolder
 
 
@@ -158,3 +159,23 @@ def test_a_run_shows_itself(finished_run):
     shown = finished_run._repr_html_()
     assert "resnet18" in shown
     assert f"accuracy {finished_run.evaluate('test').accuracy:.2%}" in shown
+
+
+def test_a_file_given_twice_is_explained_once_and_one_that_goes_is_named(
+    finished_run, tmp_path, command, monkeypatch
+):
+    digits, out = tmp_path / "digits", tmp_path / "out"
+    digits.mkdir()
+    for k, image in enumerate(finished_run.split("test").images[:6, ..., 0]):
+        Image.fromarray(image).save(digits / f"{k}.png")
+    words = ("predict", finished_run.path, digits, digits / "0.png", "--csv", "--explain", out)
+    code, rows, _ = command(*words)
+    assert (code, len(rows.splitlines())) == (0, 7)
+    assert (out / "0.png").exists()
+
+    def gone(*_):
+        raise rj.ResNetJaxError("it is gone")
+
+    monkeypatch.setattr(classify, "_write_explanation", gone)
+    code, rows, errors = command(*words)
+    assert (code, len(rows.splitlines()), errors.count("it is gone")) == (1, 7, 6)

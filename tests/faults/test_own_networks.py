@@ -1,0 +1,82 @@
+"""Networks of one's own in files: what can be written is written right, what cannot is refused."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+
+import resnet_jax as rj
+from resnet_jax.data.preprocessing import Preprocessing
+from resnet_jax.interop import Network
+from resnet_jax.interop.onnx import export_onnx
+from resnet_jax.interop.weights import export_torchvision
+from resnet_jax.models import Affine, BatchNorm
+
+
+def answer(call, *arguments):
+    """What a call says when it refuses."""
+    with pytest.raises(rj.ResNetJaxError) as refused:
+        call(*arguments)
+    return str(refused.value)
+
+
+class Own(nn.Module):
+    """No residual network."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return nn.Dense(10)(images.mean((1, 2)))
+
+
+def test_weights_are_not_read_from_a_run_of_another_network(
+    tiny_config, tiny_options, tmp_path, refusal
+):
+    config = dataclasses.replace(tiny_config, epochs=1 / 6, ema=None)
+    own = rj.train(config, tmp_path / "own", model=Own(), quiet=True)
+    words = ["train", "--run-dir", tmp_path / "run", *tiny_options, "--init-from"]
+    line = refusal(*words, own.path)
+    assert f"{own.path} was trained with parameters of other names or shapes" in line
+    assert "is not there: give a file of weights or the folder of a run" in refusal(
+        *words, tmp_path / "typo"
+    )
+    for format in ("onnx", "stablehlo", "torchvision"):
+        opened = rj.Run.open(own.path, model=Own())
+        assert "this is a Own" in answer(opened.export, format, tmp_path / "file")
+
+
+def network(model, class_names="ab"):
+    images = jnp.zeros((1, 8, 8, 1))
+    variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), images)
+    return Network(model, variables, Preprocessing((8, 8, 1)), class_names)
+
+
+tiny = partial(rj.ResNet, (1,), rj.BasicUnit, num_classes=2, width=2, lowering="reference")
+
+
+def test_a_file_names_each_class():
+    assert "2 classes and there are 3 class_names" in answer(network, tiny(), "abc")
+    assert "0 classes" in answer(network, tiny(num_classes=0), "")
+
+
+def test_norms_are_written_as_they_are_or_refused(tmp_path):
+    affine, own = tiny(norm=Affine), tiny(norm=partial(BatchNorm, epsilon=0.1))
+    refused = answer(export_torchvision, tmp_path / "weights", network(own))
+    assert "no norm but BatchNorm with epsilon 1e-05" in refused
+    assert refused == answer(export_torchvision, tmp_path / "weights", network(affine))
+    for nothing in ({}, {"batch_stats": {}}):  # as it is drawn, and as a run gives it
+        variables = {"params": network(affine).variables["params"], **nothing}
+        assert "no network without batch norm" in answer(rj.interop.to_torchvision, variables)
+    weights = rj.interop.to_torchvision(network(own).variables)
+    assert "params" in rj.interop.from_torchvision(weights, own)  # which reads what it is given
+    pytest.importorskip("onnxruntime")
+    assert "units BasicUnit with Affine" in answer(export_onnx, tmp_path / "x", network(affine))
+    export_onnx(str(tmp_path / "own.onnx"), network(own))  # which compares the two
+    assert (tmp_path / "own.onnx").exists()
+
+
+def test_a_stem_without_a_norm_has_no_name_in_torchvision(tmp_path):
+    said = answer(export_torchvision, tmp_path / "weights", network(tiny(stem="conv")))
+    assert "no stem without a norm" in said
