@@ -51,6 +51,15 @@ class Processes:
                 "--distributed: give it too"
             )
 
+    def agree(self, planned: list[tuple[TrainConfig, Path]]) -> None:
+        """Refuse other runs than the other processes have; a host may mount them elsewhere."""
+        if self.distributed:
+            from resnet_jax.training.distributed import assert_equal
+
+            names = hashlib.sha256(repr([folder.name for _, folder in planned]).encode())
+            remedy = "give all processes the same --run-dir, --seeds and --grid"
+            assert_equal("run folders with digest", names.hexdigest(), remedy)
+
 
 PresetName = Annotated[Positional[str], tyro.conf.arg(help=f"one of {', '.join(PRESETS)}.")]
 
@@ -103,12 +112,7 @@ def train(
     config = _with_settings_of_its_dataset(config, default, arguments)
     runs: list[Run] = []
     planned = _planned(preset, config, run_dir, seeds, grid, arguments)
-    if processes.distributed:
-        from resnet_jax.training.distributed import assert_equal
-
-        folders = hashlib.sha256("\n".join(str(folder) for _, folder in planned).encode())
-        remedy = "give all processes the same --run-dir, --seeds and --grid"
-        assert_equal("run folders with digest", folders.hexdigest(), remedy)
+    processes.agree(planned)
     for settings, folder in planned:
         display.print_line(
             f"{settings.model.title} on {settings.data.name}, seed {settings.seed}: "

@@ -190,6 +190,13 @@ def test_what_all_processes_are_told_is_said_by_each_in_one_line(tmp_path):
 
 
 @pytest.mark.slow
+def test_other_runs_on_another_host_are_refused(tmp_path):
+    for member in start(tmp_path / "run", 2, each={0: ["--seeds", "2"], 1: ["--seeds", "3"]}):
+        assert_refused(*member.ends(), "run folders", "--seeds")
+    assert not list(tmp_path.glob("run*seed*"))
+
+
+@pytest.mark.slow
 def test_other_data_on_another_host_are_refused(folder, tmp_path):
     changed = Path(shutil.copytree(folder, tmp_path / "changed"))
     next(changed.glob("train/*/*.png")).unlink()
