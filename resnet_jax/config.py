@@ -239,7 +239,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """A tuple as a list, and a number of NumPy's as Python's, which YAML can write."""
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return list(map(_plain, value))
     return value.item() if hasattr(value, "item") else value
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -205,7 +204,7 @@ class Run:
             ResNetJaxError: the run has no checkpoint that verifies.
         """
         with configured_jax(self.config):
-            return jax.tree.map(jnp.copy, self._state(checkpoint).variables)
+            return jax.device_put(self._state(checkpoint).variables, may_alias=False)
 
     def predict(self, images: np.ndarray, checkpoint: Checkpoint = "best") -> np.ndarray:
         """Return class probabilities, ``float32[N, K]``, of images as they come from the dataset.

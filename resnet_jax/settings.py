@@ -6,6 +6,7 @@ import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from numbers import Integral, Real
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from resnet_jax.errors import ResNetJaxError
@@ -105,4 +106,5 @@ def _is_of(value: Any, kind: Any) -> bool:
         return fits and all(map(_is_of, value, kinds))
     if isinstance(value, bool):
         return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
+    # NumPy's numbers too, as they come out of `np.logspace`.
+    return isinstance(value, {int: Integral, float: Real}.get(kind, kind))

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import yaml
 
@@ -117,3 +118,14 @@ def test_settings_are_replaced_and_compared_by_their_options():
     }
     assert settings.replaced(config, {}) == config
     assert differences(config, config) == {}
+
+
+def test_numbers_of_numpy_are_settings_and_are_written_as_pythons():
+    mean = tuple(np.float32([0.25, 0.5]))
+    optim = rj.OptimConfig(learning_rate=np.float64(0.1))
+    config = rj.TrainConfig(seed=np.int64(3), optim=optim, data=rj.DataConfig(mean=mean))
+    text = yaml.safe_dump(to_dict(config))
+    assert from_dict(yaml.safe_load(text)) == config
+    for wrong in (np.float64(3), np.True_):
+        with pytest.raises(rj.ResNetJaxError, match="--seed must be"):
+            rj.TrainConfig(seed=wrong)

@@ -214,8 +214,9 @@ class Dataset:
             ResNetJaxError: arrays have another type or shape, or a label that is read has no name.
         """
         splits, names = (train, validation, test), tuple(map(str, class_names))
-        if len(set(names)) < len(names):
-            raise ResNetJaxError(f"class names are {', '.join(names)}: give each class its own")
+        if len(set(names)) < len(names) and not source:
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ResNetJaxError(f"class name {twice} is given twice: give each class its own")
         for split in splits:
             if isinstance(split, ArraySplit):
                 _check(split.images, split.labels)
@@ -283,7 +284,8 @@ def _split_of(images: ArrayLike, labels: ArrayLike) -> ArraySplit:
 def _check(images: np.ndarray, labels: np.ndarray) -> None:
     if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape[1:]:
         raise ResNetJaxError(
-            f"images must be uint8[N, H, W, C], got {images.dtype}{list(images.shape)}"
+            "images must be uint8[N, H, W, C], of a pixel at least, got "
+            f"{images.dtype}{list(images.shape)}"
         )
     if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         raise ResNetJaxError(
@@ -292,10 +294,12 @@ def _check(images: np.ndarray, labels: np.ndarray) -> None:
 
 
 def _check_part(images: np.ndarray, labels: np.ndarray, split: Split, classes: int) -> None:
+    if not len(labels):
+        return
     _check(images, labels)
-    if images.shape[1:] != split.image_shape:
+    if images.shape[1:] != tuple(split.image_shape):
         raise ResNetJaxError(f"images are {images.shape[1:]}, image_shape is {split.image_shape}")
-    if labels.size and not 0 <= labels.min() <= labels.max() < classes:
+    if not 0 <= labels.min() <= labels.max() < classes:
         found = f"{labels.min()} to {labels.max()}"
         raise ResNetJaxError(f"labels must be 0 to {classes - 1} for {classes} names, got {found}")
 
@@ -303,7 +307,7 @@ def _check_part(images: np.ndarray, labels: np.ndarray, split: Split, classes: i
 def cut_validation(name: str, pool: Split, validation: int | None) -> tuple[Split, Split]:
     held_out = round(VALIDATION_FRACTION * len(pool)) if validation is None else validation
     kept = len(pool) - held_out
-    if held_out < 0 or kept < 1 or held_out != int(held_out):
+    if held_out < 0 or kept < 1 or held_out % 1 != 0:
         raise ResNetJaxError(
             f"--data.validation must be at least 0 and below the {len(pool)} training examples of "
             f"`{name}`, got {held_out}"

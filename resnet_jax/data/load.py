@@ -71,8 +71,6 @@ def load_dataset(
     """
     if from_idx is not None:
         prepare(name, data_dir, from_idx)
-    if isinstance(validation, np.integer):
-        validation = int(validation)
     settings = DataConfig(
         name, None if data_dir is None else os.fspath(data_dir), validation,
         read_size=size, fit=fit, background=background, skip_bad=skip_bad,

@@ -324,8 +324,8 @@ def verify_prepared(name: str, data_dir: PathLike | None = None) -> VerifyReport
                 records.read(part, lowest_label=-1)
             good.append(file)
         except ResNetJaxError as error:
-            if getattr(error.__cause__, "errno", None):  # of the system, not in the file
-                raise
+            if getattr(error.__cause__, "errno", None) in (errno.EMFILE, errno.ENFILE):
+                raise  # of the system, not in the file
             damaged.append(str(error))
     usable = "nothing" if damaged else "all of it"
     return VerifyReport(folder, tuple(good), tuple(damaged), usable)

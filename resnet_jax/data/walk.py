@@ -68,7 +68,8 @@ def walk(folder: Path) -> tuple[list[str], Counter[str], bool]:
     others: Counter[str] = Counter()
     has_run = False
     # A link to a folder above would make all classes one.
-    seen = {str(place) for place in (folder.resolve(), *folder.resolve().parents)}
+    root = Path(os.path.realpath(folder))
+    seen = {str(place) for place in (root, *root.parents)}
 
     def note(error: OSError) -> None:
         images.append(error.filename)
@@ -170,6 +171,11 @@ def _class_folders(root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
     return folders, left_out
 
 
+def _is_lost(path: Path) -> bool:
+    """Whether a link may have been a class, whose drive is not there; it is then named."""
+    return path.is_symlink() and not os.path.exists(path) and not path.suffix
+
+
 def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return the folders and the image files that are directly in a folder, but for runs."""
     try:
@@ -177,7 +183,5 @@ def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
     except OSError as error:
         raise ResNetJaxError(f"folder {folder} cannot be read: {error.strerror}") from error
     images = [path for path in entries if _is_image(path.name) and not os.path.isdir(path)]
-    # A link to nothing too: of a class whose drive is not there, which is then named.
-    folders = [path for path in entries if path.is_dir() or not path.exists()]
-    folders = [path for path in folders if path not in images]
+    folders = [path for path in entries if os.path.isdir(path) or _is_lost(path)]
     return [path for path in folders if not _is_run(path)], images

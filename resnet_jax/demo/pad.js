@@ -2,7 +2,7 @@
 const find = (selector) => element.querySelector(selector);
 const [pad, status, invert] = [".drawing", "[role=status]", "[type=checkbox]"].map(find);
 let strokes = [], dropped = null; // points [x, y] in hundredths of the side; a file instead
-let busy = false, again = false;
+let busy = false, again = false, pen = null; // the pointer that draws
 async function ask() { // one request at a time; what changes meanwhile is asked after it
   if (busy) return (again = true);
   busy = true;
@@ -30,9 +30,11 @@ function show(newStrokes, file = null) {
   ask();
 }
 function draw(event) {
-  if (event.type === "pointerdown" && event.isPrimary && !event.button) // no palm, no menu
-    pad.setPointerCapture(event.pointerId), strokes.push([]);
-  if (!pad.hasPointerCapture(event.pointerId)) return;
+  if (event.type === "pointerdown" && pen === null && !event.button) { // no palm, no menu
+    pad.setPointerCapture((pen = event.pointerId));
+    strokes.push([]);
+  }
+  if (event.pointerId !== pen) return;
   const box = pad.getBoundingClientRect();
   // All the places since the last frame: a fast hand keeps its curves.
   const moved = event.type === "pointermove" && event.getCoalescedEvents?.();
@@ -41,7 +43,10 @@ function draw(event) {
     strokes.at(-1).push([clientX - box.left, clientY - box.top].map((v) => (100 * v) / box.width));
   show(strokes);
 }
-if (pad) pad.onpointerdown = pad.onpointermove = draw;
+if (pad) {
+  pad.onpointerdown = pad.onpointermove = draw;
+  pad.onlostpointercapture = (event) => { if (event.pointerId === pen) pen = null; };
+}
 for (const button of element.querySelectorAll("button")) // "Undo" has no strokes for a value
   button.onclick = () => show(button.value ? JSON.parse(button.value) : strokes.slice(0, -1));
 const take = (files) => files.length && show([], files[0]);

@@ -44,8 +44,8 @@ def classify_files(
             files += find_images([path])
         except ResNetJaxError as error:
             on_error(error)
-    files = list(dict.fromkeys(files))  # a folder and a file in it
-    targets = _explanation_files(files, explain_in) if explain_in else {}
+    once = list(dict.fromkeys(files))  # of a folder and a file in it
+    targets = _explanation_files(once, explain_in) if explain_in else {}
     settings = run.config.data
     spec = DecodeSpec(run.image_shape, settings.fit, settings.background)
 

@@ -7,7 +7,9 @@ told apart by colour-blind readers and in grey: Okabe and Ito's for curves, Petr
 Matplotlib's own font has no Chinese, Japanese or Korean letters: see `shown_name`.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 from unicodedata import bidirectional
 
@@ -238,8 +240,13 @@ def shown_name(class_names: Sequence[str], k: int, longest: int = 12) -> str:
     number, ``#3``, which the report explains.
     """
     short = _short(class_names[k], longest)
-    alone = sum(_short(name, longest) == short for name in class_names) == 1
+    alone = _counts(tuple(class_names), longest)[short] == 1
     return short if alone and can_draw(class_names[k]) else f"#{k}"
+
+
+@lru_cache
+def _counts(names: tuple[str, ...], longest: int) -> Counter[str]:
+    return Counter(_short(name, longest) for name in names)
 
 
 def _short(name: str, longest: int) -> str:

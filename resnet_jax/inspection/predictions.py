@@ -33,8 +33,9 @@ def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int
 
     Labels and predictions are ``int[N]``, 0 to K - 1; others are a `ResNetJaxError`.
     """
-    pair = [np.asarray(labels), np.asarray(predictions)]
-    if pair[0].shape != pair[1].shape or not all(np.issubdtype(a.dtype, np.integer) for a in pair):
+    pair = [np.asarray(a, None if np.size(a) else int) for a in (labels, predictions)]
+    whole = all(a.ndim == 1 and a.dtype.kind in "biu" for a in pair)
+    if pair[0].shape != pair[1].shape or not whole:
         found = " and ".join(f"{a.dtype}{list(a.shape)}" for a in pair)
         raise ResNetJaxError(f"labels and predictions are {found}: give int[N] both")
     lowest, highest = (min(map(np.min, pair)), max(map(np.max, pair))) if pair[0].size else (0, 0)

@@ -17,7 +17,7 @@ from flax import traverse_util
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop.network import Network
-from resnet_jax.models import VARIANTS, BatchNorm, ResNet
+from resnet_jax.models import VARIANTS, BatchNorm, ResNet, norm_of
 from resnet_jax.storage import write_whole
 
 # Both old enough for any runtime of the last years.
@@ -101,7 +101,7 @@ class _Graph:
         return x
 
     def network(self, model: ResNet, x: str) -> str:
-        norm = model.norm(name="norm")
+        norm = norm_of(model)
         if model.unit not in UNITS or not isinstance(norm, BatchNorm):
             parts = f"units {model.unit.__name__} with {type(norm).__name__}"
             raise ResNetJaxError(f"the ONNX writer does not know {parts}: export stablehlo")

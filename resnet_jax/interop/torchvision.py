@@ -16,7 +16,7 @@ from flax import traverse_util
 
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop.state_dict import BOOK, DEEP, TORCHVISION, StateDict, is_counter
-from resnet_jax.models import VARIANTS, BasicUnit, BatchNorm, ResNet
+from resnet_jax.models import VARIANTS, BasicUnit, BatchNorm, ResNet, norm_of
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ def check_named(model: ResNet) -> None:
 def check_written(model: ResNet) -> None:
     """Refuse also a network whose weights torchvision's would compute something else with."""
     check_named(model)
-    norm, what = model.norm(name="norm"), ""
+    norm, what = norm_of(model), ""
     if not isinstance(norm, BatchNorm) or norm.epsilon != BatchNorm.epsilon:
         what = f"norm but BatchNorm with epsilon {BatchNorm.epsilon:g}"
     _refuse("stem without a norm" if model.stem == "conv" else what)

@@ -98,6 +98,11 @@ def make_model(config: ModelConfig | TrainConfig, num_classes: int) -> ResNet:
     return network
 
 
+def norm_of(network: ResNet) -> nn.Module:
+    """Return a layer of the class by which a network normalises."""
+    return network.norm(name="norm", dtype=network.dtype, param_dtype=network.param_dtype)
+
+
 def has_parameters(model: nn.Module, image_shape: tuple[int, ...], variables: Any) -> bool:
     """Return whether variables are a network's, by their names and shapes."""
     quick = model.clone(lowering="reference")  # to trace, and never computed

@@ -1,5 +1,6 @@
 """JAX's settings and devices, as a configuration asks for them and for as long as it is at work."""
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -51,11 +52,13 @@ def configured_jax(config: TrainConfig) -> Iterator[None]:
     """
     own_cache = config.compilation_cache and not jax.config.values["jax_compilation_cache_dir"]
     folder = cache_root() / "compiled" if own_cache else Path()
-    own_cache = own_cache and _is_writable(folder)
+    own_cache = own_cache and _made(folder)
+    # Also the many small programs of a start: together they take longer than one large one. None
+    # where nothing can be written, of which JAX would warn each time.
+    from_seconds = 0.0 if os.access(folder, os.W_OK) else math.inf
     cache = {
         "jax_compilation_cache_dir": str(folder),
-        # Also the many small programs of a start: together they take longer than one large one.
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_compile_time_secs": from_seconds,
     }
     before = {name: jax.config.values[name] for name in cache}
     with (
@@ -73,11 +76,10 @@ def configured_jax(config: TrainConfig) -> Iterator[None]:
                 _configure(before)
 
 
-def _is_writable(folder: Path) -> bool:
-    """Whether JAX can keep programs there; else it would warn at each of them."""
+def _made(folder: Path) -> bool:
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    return os.access(folder, os.W_OK)
+    return folder.is_dir()
 
 
 def _configure(values: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import yaml
 
@@ -80,8 +80,7 @@ class RunFolder:
                         f"run folder {self.path} is being written by process "
                         f"{lock.read().strip()}: wait for it or give another --run-dir"
                     ) from None
-                # A process that was forked meanwhile would hold it on.
-                stack.callback(fcntl.flock, lock, fcntl.LOCK_UN)
+                stack.callback(_unlock, lock, os.getpid())
                 lock.truncate(0)
                 print(os.getpid(), "on", os.uname().nodename, file=lock, flush=True)
                 # Here and not at the next save: a run may have nothing left to save.
@@ -125,7 +124,11 @@ class RunFolder:
                 str(data["fingerprint"]),
                 tuple(map(str, data["class_names"])),
                 (height, width, channels),
-                dict(document.get("parts", {})),
+                # "__mp_main__" is what a spawned process calls the script.
+                {
+                    name: str(part).replace("__mp_main__.", "__main__.")
+                    for name, part in document.get("parts", {}).items()
+                },
                 instructions,
             )
         except ResNetJaxError as error:
@@ -246,6 +249,12 @@ class RunFolder:
         if whole:
             usable = f"latest: step {whole[-1]}, best: step {self.checkpoints.best_of(whole)}"
         return storage.VerifyReport(self.path, tuple(good), tuple(damaged), usable)
+
+
+def _unlock(lock: IO[str], owner: int) -> None:
+    """Unlock: a process that was forked meanwhile would hold it on, and may end before this one."""
+    if os.getpid() == owner:
+        fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def _row(line: str, before: list[dict[str, Any]]) -> dict[str, Any]:

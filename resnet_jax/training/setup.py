@@ -15,7 +15,7 @@ from resnet_jax.data.dataset import Dataset, Split
 from resnet_jax.data.load import load_splits
 from resnet_jax.data.preprocessing import pixel_statistics
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.models import BatchNorm, ResNet, make_model
+from resnet_jax.models import BatchNorm, ResNet, make_model, norm_of
 from resnet_jax.settings import Effect, settings
 from resnet_jax.training.distributed import assert_equal, main_process_first
 from resnet_jax.training.state import TrainState
@@ -39,6 +39,13 @@ def open_data(
         mean, std = known or pixel_statistics(data.train)
         config = replaced(config, {"data.mean": given.mean or mean, "data.std": given.std or std})
     network = custom.model or make_model(config, data.num_classes)
+    decays = config.optim.weight_decay or config.model.frozen_stages is not None
+    begins = recorded is None and custom.optimizer is None and isinstance(network, ResNet)
+    if begins and decays and network.frozen_stages != config.model.frozen_stages:
+        raise ResNetJaxError(
+            f"the network has frozen_stages {network.frozen_stages} and the configuration "
+            f"{config.model.frozen_stages}, by which the optimiser goes: give both the same"
+        )
     check_against_dataset(config, data, network, num_devices)
     local = options_with(Effect.LOCAL)
     shared = repr([(s.option, s.value) for s in settings(config) if s.option not in local])
@@ -92,12 +99,8 @@ def check_against_dataset(
             "--model.frozen-stages and --optim.body-rate know the layers of the package's networks "
             f"alone: leave them out for a {type(network).__name__}"
         )
-    if not own_layers and network.frozen_stages != config.model.frozen_stages:
-        raise ResNetJaxError(
-            f"the network has frozen_stages {network.frozen_stages} and the configuration "
-            f"{config.model.frozen_stages}, by which the optimiser goes: give both the same"
-        )
-    if config.model.zero_init_last and not config.model.residual and not config.init_from:
+    plain = not (own_layers or network.residual)
+    if plain and network.zero_init_last and not config.init_from:
         raise ResNetJaxError(
             "--model.zero-init-last needs shortcuts, without which a unit that starts at zero "
             "stays there: give --model.no-zero-init-last or --model.residual"
@@ -117,7 +120,7 @@ def _check_batch(config: TrainConfig, side: int, network: nn.Module, num_devices
         raise ResNetJaxError(
             f"--batch-size {batch} cannot be split over {devices}{in_parts}: give {nearest}"
         )
-    if not (isinstance(network, ResNet) and isinstance(network.norm(name="norm"), BatchNorm)):
+    if not (isinstance(network, ResNet) and isinstance(norm_of(network), BatchNorm)):
         return
     stages = len(network.stage_sizes)
     halvings = stages - 1 + 2 * (network.stem in ("imagenet", "deep"))
@@ -174,7 +177,7 @@ class Custom:
 def _qualified(part: Any) -> str:
     part = getattr(part, "func", part)  # of a `functools.partial`
     part = part if hasattr(part, "__qualname__") else type(part)
-    module = part.__module__.replace("__mp_main__", "__main__")  # a script, in a spawned process
+    module = str(part.__module__).replace("__mp_main__", "__main__")  # in a spawned process
     return f"{module}.{part.__qualname__}"
 
 

@@ -92,7 +92,9 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     averaged = state.ema
     if ema is None and averaged is not None:
-        raise ResNetJaxError("the state has averages of its weights: give train_step ema=0.999")
+        raise ResNetJaxError(
+            "the state has averages of its weights: give ema=0.999, or state.replace(ema=None)"
+        )
     if ema is not None:
         step = state.step.astype(float)  # else divided in float32, even in a float64 run
         decay = jnp.minimum(ema, (1 + step) / (10 + step))

@@ -304,6 +304,15 @@ def test_a_class_or_a_split_whose_drive_is_gone_is_named(name, flat, tmp_path):
     (root / name).symlink_to(tmp_path / "unmounted")
     with pytest.raises(ResNetJaxError, match=rf"/{name}\b"):
         load_dataset("folder", root)
+    # A link that was no class is none either, and one to itself is no riddle.
+    (root / name).unlink()
+    (root / "labels.csv").symlink_to(tmp_path / "unmounted.csv")
+    (root / "loop").symlink_to("loop")
+    if name == "dog":
+        with pytest.raises(ResNetJaxError, match="/loop"):
+            load_dataset("folder", root)
+    else:
+        assert load_dataset("folder", root).class_names == ("cat", "dog")
 
 
 def test_a_file_that_grows_while_it_is_read_is_no_broken_image(flat, monkeypatch):

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 import resnet_jax as rj
+from resnet_jax.training import jax_settings
 from resnet_jax.training.run_folder import RunFolder
+from resnet_jax.training.setup import _qualified
 
 # How each program here begins. One unit has all that a type or a precision may change.
 PRELUDE = """
@@ -261,3 +263,27 @@ def test_a_run_depends_on_no_setting_of_the_process(one_unit, tiny_config, tmp_p
     for found in others:
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), found, expected)
     assert rj.Run.open(tmp_path / "plain").config.optim.learning_rate == pytest.approx(0.1)
+
+
+def test_a_cache_that_may_only_be_read_is_read_and_nothing_is_said(tmp_path, monkeypatch, recwarn):
+    monkeypatch.setenv("RESNET_JAX_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    before = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        with jax_settings.configured_jax(rj.TrainConfig()):
+            assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path / "compiled")
+            jax.jit(lambda x: x + 41.5)(1.0)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    assert not list((tmp_path / "compiled").iterdir())
+    assert not recwarn.list
+
+
+def test_a_script_in_a_spawned_process_has_the_same_parts(own_run):
+    record = RunFolder(own_run).read_record()
+    parts = {"model": "__mp_main__.Net"}
+    RunFolder(own_run).write_record(dataclasses.replace(record, parts=parts))
+    assert RunFolder(own_run).read_record().parts == {"model": "__main__.Net"}
+    other = type("Net", (), {"__module__": "__mp_main__"})
+    assert _qualified(other) == "__main__.Net"

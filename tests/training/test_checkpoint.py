@@ -16,6 +16,7 @@ from flax.linen import Dense
 import resnet_jax as rj
 from resnet_jax import storage
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.training import checkpoint as module
 from resnet_jax.training import run_folder
 from resnet_jax.training.checkpoint import Checkpoints, DamagedCheckpointError, Manifest
 from resnet_jax.training.run_folder import RunFolder
@@ -78,6 +79,19 @@ def test_every_cut_or_missing_file_is_noticed(checkpoints, fault):
         with pytest.raises(DamagedCheckpointError, match=path.name):
             checkpoints.verify(12)
         path.write_bytes(whole)
+
+
+def test_a_step_that_goes_while_it_is_verified_is_passed_over(checkpoints, monkeypatch):
+    """By a run that trains on."""
+    sha256 = module.file_sha256
+
+    def gone(path, **options):
+        if "12" in path.parts:
+            raise FileNotFoundError(path)
+        return sha256(path, **options)
+
+    monkeypatch.setattr(module, "file_sha256", gone)
+    assert next(checkpoints.good_steps()) == 10
 
 
 def test_what_is_no_step_is_no_step(checkpoints):
