@@ -124,12 +124,16 @@ def test_the_answer_follows_the_mouse(open_page):
     assert page.locator(".shown img").count() == 0
 
 
-def test_a_finger_draws(open_page):
+def test_a_finger_draws_and_the_palm_beside_it_does_not(open_page):
     page = open_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     stroke = next(d["strokes"][0] for d in DRAWINGS if d["hand"] == 0 and d["digit"] == "3")
     touch = page.context.new_cdp_session(page)
+    left, top, side = (page.locator(".drawing").bounding_box()[k] for k in ("x", "y", "width"))
     for number, (x, y) in enumerate(places(page, stroke)):
-        kind, points = "touchMove" if number else "touchStart", [{"x": x, "y": y}]
+        points = [{"x": x, "y": y, "id": 0}]
+        if number:  # it moves a little
+            points += [{"x": left + side - 9 - number % 2, "y": top + side - 9, "id": 1}]
+        kind = "touchMove" if number > 1 else "touchStart"
         touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
     touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     wait_for(page, "It looks like 3")
