@@ -40,7 +40,7 @@ from resnet_jax.inspection import calibration
 RESULTS = Path(__file__).with_name("results.jsonl")
 SEEDS = range(3)
 HELD_OUT, ABLATION_IMAGES = 5_000, 10_000
-TIMED_UPDATES, QUICK_UPDATES = 200, 4
+QUICK_UPDATES = 4
 SAVE_EVERY = 1_000  # updates
 STEPS = 1_000  # in which probabilities are kept, for the mean over the seeds
 
@@ -99,7 +99,6 @@ RECIPES: dict[str, tuple[rj.TrainConfig, dict[str, dict[str, Any]]]] = {
     "ablation": (BASE, ABLATIONS),
     "validated": (BASE, VALIDATED),
     "final": (rj.PRESETS["record"], {"mnist": {}, "fashion_mnist": FASHION}),
-    "time": (rj.PRESETS["record"], {"record": {}}),  # a few updates, for the time of one
 }
 # For test-time averaging, beside the image as it is: degrees, rows, columns.
 VIEWS = ((0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1), (8, 0, 0), (-8, 0, 0))
@@ -133,8 +132,8 @@ def trainings() -> list[Training]:
     ablations = [Training("ablation", name, seed) for seed in SEEDS for name in ABLATIONS]
     validated = [Training("validated", name) for name in VALIDATED]
     final = [Training("final", "mnist", seed) for seed in SEEDS]
-    others = [Training("ensemble", "mnist"), Training("time", "record")]
-    return [*plain, *ablations, *validated, *final, *others, Training("final", "fashion_mnist")]
+    others = [Training("ensemble", "mnist"), Training("final", "fashion_mnist")]
+    return [*plain, *ablations, *validated, *final, *others]
 
 
 def load(training: Training, quick: bool) -> tuple[Dataset, ArraySplit]:
@@ -225,13 +224,10 @@ def train(training: Training, quick: bool, folder: Path) -> Row:
     """Train, or go on, in ``folder``, and judge the last parameters."""
     data, judging = load(training, quick)
     config, images = training.config, len(data.train)
-    timed = training.part == "time"
     if quick:
         small = {"model.width": 4, "model.lowering": "reference", "batch-size": 16, "log-every": 1}
         config = replaced(config, small)
-    if quick or timed:
-        updates = QUICK_UPDATES if quick else TIMED_UPDATES
-        config = replaced(config, {"epochs": updates * config.batch_size / images})
+        config = replaced(config, {"epochs": QUICK_UPDATES * config.batch_size / images})
     run = rj.train(config, folder, data=data, quiet=True)
     rows = run.metrics()
     rates = rows.images_per_s[1:]  # without compilation
@@ -244,8 +240,7 @@ def train(training: Training, quick: bool, folder: Path) -> Row:
             option: value for option, (_, value) in differences(rj.TrainConfig(), config).items()
         },
     }
-    if not timed:
-        row |= predictions(training, run, judging)
+    row |= predictions(training, run, judging)
     if not training.tests:
         shutil.rmtree(folder)  # a hundred megabytes each
     return row

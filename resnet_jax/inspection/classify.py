@@ -61,18 +61,19 @@ def classify_files(
     # In batches: of all pictures but those of one, only the answers are kept.
     while batch := list(itertools.islice(readable, run.config.batch_size)):
         images = np.stack([read.image for _, read in batch])
-        for (path, read), p in zip(batch, run.predict(images, checkpoint), strict=True):
+        answers = run.predict(images, checkpoint)
+        maps = explain(run, images, checkpoint=checkpoint) if explain_in else [None] * len(batch)
+        for (path, read), p, evidence in zip(batch, answers, maps, strict=True):
             top = [(run.class_names[k], float(p[k])) for k in np.argsort(-p)[:topk]]
             label, probability = top[0]
             row = {"path": str(path), "label": label, "probability": probability, "topk": top}
-            rows.append(row | ({"found": read.how} if read.how else {}))
-        if explain_in:
-            maps = explain(run, images, checkpoint=checkpoint)
-            for (path, read), evidence in zip(batch, maps, strict=True):
-                try:
+            try:
+                if evidence is not None:
                     _write_explanation(path, spec, read.box, evidence, targets[path])
-                except ResNetJaxError as error:  # of a file that changed since
-                    on_error(error)
+            except ResNetJaxError as error:  # of a file that changed since
+                on_error(error)
+            else:
+                rows.append(row | ({"found": read.how} if read.how else {}))
     return rows
 
 
