@@ -168,7 +168,7 @@ def predict(
     else:
         display.print_predictions(rows)
     if failures:
-        display.print_error(f"{len(failures)} of {len(failures) + len(rows)} files not read")
+        display.print_error(f"{len(failures)} of {len(failures) + len(rows)} files left out")
     return 1 if failures else 0
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,8 @@ class Processes:
     def meet(self) -> None:
         """Connect this process to the others, where there are any; only process 0 prints."""
         if self.distributed:
+            # Else JAX's coordination prints its warnings beside the one line on why a run ends.
+            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
             from resnet_jax.training.distributed import initialize, is_main_process
 
             initialize(self.coordinator, self.num_processes, self.process_id, self.meet_within)

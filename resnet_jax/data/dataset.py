@@ -186,7 +186,8 @@ class Dataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels."""
-        return self.train.image_shape
+        height, width, channels = self.train.image_shape
+        return (height, width, channels)
 
     @property
     def num_classes(self) -> int:
@@ -227,7 +228,7 @@ class Dataset:
             for split in splits:
                 digest.update(str((len(split), *split.image_shape)).encode())
                 labels = b""
-                for images, some in read_batches(split, small_parts(split)):
+                for images, some in read_batches(split, small_parts(split) if len(split) else []):
                     _check_part(images, some, split, len(names))
                     digest.update(np.ascontiguousarray(images).data)
                     labels += np.ascontiguousarray(some, "<i4").tobytes()
@@ -294,8 +295,6 @@ def _check(images: np.ndarray, labels: np.ndarray) -> None:
 
 
 def _check_part(images: np.ndarray, labels: np.ndarray, split: Split, classes: int) -> None:
-    if not len(labels):
-        return
     _check(images, labels)
     if images.shape[1:] != tuple(split.image_shape):
         raise ResNetJaxError(f"images are {images.shape[1:]}, image_shape is {split.image_shape}")
@@ -337,5 +336,5 @@ def sample(dataset: Dataset, *, train: int, validation: int, test: int, seed: in
         dataset.test.take(permutation(len(dataset.test), seed, 1)[:test]),
         dataset.class_names,
         dataset.source,
-        cut=(dataset.fingerprint, seed),
+        cut=(dataset.fingerprint, int(seed)),
     )

@@ -4,6 +4,7 @@ import functools
 import glob
 import logging
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -173,7 +174,8 @@ def _class_folders(root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
 
 def _is_lost(path: Path) -> bool:
     """Whether a link may have been a class, whose drive is not there; it is then named."""
-    return path.is_symlink() and not os.path.exists(path) and not path.suffix
+    is_file = re.fullmatch(r"\.[A-Za-z]\w{0,4}", path.suffix)  # not "001.Black_footed_Albatross"
+    return os.path.islink(path) and not os.path.exists(path) and not is_file
 
 
 def _entries(folder: Path) -> tuple[list[Path], list[Path]]:

@@ -31,7 +31,8 @@ function show(newStrokes, file = null) {
 }
 function draw(event) {
   if (event.type === "pointerdown" && pen === null && !event.button) { // no palm, no menu
-    pad.setPointerCapture((pen = event.pointerId));
+    pad.setPointerCapture(event.pointerId);
+    pen = event.pointerId;
     strokes.push([]);
   }
   if (event.pointerId !== pen) return;

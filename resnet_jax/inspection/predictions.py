@@ -41,7 +41,7 @@ def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int
     lowest, highest = (min(map(np.min, pair)), max(map(np.max, pair))) if pair[0].size else (0, 0)
     if not 0 <= lowest <= highest < num_classes:
         raise ResNetJaxError(f"classes are {lowest} to {highest}: give 0 to {num_classes - 1}")
-    cells = pair[0].astype(np.int64) * num_classes + pair[1]
+    cells = pair[0].astype(np.int64) * num_classes + pair[1].astype(np.int64)
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 

@@ -79,7 +79,7 @@ def configured_jax(config: TrainConfig) -> Iterator[None]:
 def _made(folder: Path) -> bool:
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    return folder.is_dir()
+    return os.path.isdir(folder)  # which may not be looked for, either
 
 
 def _configure(values: Mapping[str, Any]) -> None:

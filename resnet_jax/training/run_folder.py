@@ -127,7 +127,7 @@ class RunFolder:
                 # "__mp_main__" is what a spawned process calls the script.
                 {
                     name: str(part).replace("__mp_main__.", "__main__.")
-                    for name, part in document.get("parts", {}).items()
+                    for name, part in dict(document.get("parts", {})).items()
                 },
                 instructions,
             )

@@ -137,6 +137,7 @@ def test_a_finger_draws_and_the_palm_beside_it_does_not(open_page):
         touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
     touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     wait_for(page, "It looks like 3")
+    assert page.locator(".drawing path").get_attribute("d").count("M") == 1
     assert page.evaluate("scrollY") == 0
 
 

@@ -38,7 +38,8 @@ def test_a_link_in_a_runs_folder_changes_nothing_outside(name, own_run, tiny_con
 
 def test_a_damaged_configuration_is_named_and_builds_no_object(own_run):
     evil = f"config: !!python/object/apply:os.mkdir ['{own_run}/made']"
-    for text in ("config: [", "a: 1", "", evil, "{}"):
+    whole = (own_run / "config.yaml").read_text()
+    for text in ("config: [", "a: 1", "", evil, "{}", f"{whole}\nparts:\n", f"{whole}\nparts: 3\n"):
         (own_run / "config.yaml").write_text(text)
         with pytest.raises(rj.ResNetJaxError, match=r"config\.yaml is damaged") as error:
             rj.Run.open(own_run)

@@ -28,6 +28,7 @@ import resnet_jax as rj
 # started with this process's environment alone: `sys.path` does not reach it.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["preloaded"])
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # as `--distributed` says it before JAX is imported
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
