@@ -258,9 +258,9 @@ def summary(
 
     Args:
         model: a row of the table of variants: resnet18, resnet50, preact_resnet18, resnet20, ...
-        width: features of the stem and of the first stage. None: the row's own.
-        stem: imagenet, deep, small or conv. None: the row's own.
-        shortcut: projection, projection-all, pad or average. None: the row's own.
+        width: features of the stem and of the first stage. None: the network's own.
+        stem: imagenet, deep, small or conv. None: the network's own.
+        shortcut: projection, projection-all, pad or average. None: the network's own.
         residual: without: the plain network.
         num_classes: length of the logits.
         image_size: side of the image in pixels.

@@ -42,13 +42,13 @@ class ModelConfig:
     residual: bool = True
     """Without: the plain network, same layers and no shortcuts."""
     width: Annotated[int | None, Count] = None
-    """Features of the stem and of the first stage. None: the row's own, 64 or 16."""
+    """Features of the stem and of the first stage. None: the network's own, 64 or 16."""
     stem: StemKind | None = None
     """imagenet: 7x7 stride 2 and max-pool; deep: three 3x3 for the 7x7; small: 3x3 at the image's
-    size (16 times the work); conv: that without norm. None: the row's own."""
+    size (16 times the work); conv: that alone, without norm and ReLU. None: the network's own."""
     shortcut: Shortcut | None = None
     """Where shapes differ: 1x1 projection (option B; in every unit: C), pad with zeros (A), or
-    average and project (ResNet-D). None: the row's own."""
+    average and project (ResNet-D). None: the network's own."""
     initializer: Literal["he", "torch"] = "he"
     """Initialisation of convolutions: He et al. (fan-out) or PyTorch's default."""
     zero_init_last: bool = False
