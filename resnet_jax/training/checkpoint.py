@@ -128,9 +128,8 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError) as error:
-            wait_for_heartbeat(error)
+            reason = _reason(error)
             shutil.rmtree(unfinished, ignore_errors=True)
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             step = unfinished.name.removeprefix(UNFINISHED)
             raise ResNetJaxError(
                 f"checkpoint of step {step} could not be written to {self.directory} ({reason}): "
@@ -226,13 +225,11 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError) as error:
-            wait_for_heartbeat(error)
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             remedy = "give the network and the optimiser that it was trained with"
             if isinstance(error, OSError):
                 remedy = "mend that and run the same command"
             raise ResNetJaxError(
-                f"step {step} in {self.directory} cannot be read ({reason[:200]}): {remedy}"
+                f"step {step} in {self.directory} cannot be read ({_reason(error)[:200]}): {remedy}"
             ) from error
 
     def _state(self, step: int) -> Path:
@@ -248,6 +245,12 @@ class Checkpoints:
     def remove_unfinished(self) -> None:
         for path in self.directory.glob(f"{UNFINISHED}*"):
             shutil.rmtree(path)
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error that is no other process's loss."""
+    wait_for_heartbeat(error)
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _check_room(folder: Path, needed: int) -> None:
