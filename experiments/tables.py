@@ -1,8 +1,7 @@
 """Write the measured numbers into the Markdown pages.
 
-Command:   python -m experiments.tables            (every page, from the committed results)
-           python -m experiments.tables --check    (changes nothing; 1 where a page differs)
-Result:    the pages of `PAGES`
+Command:   python -m experiments.tables    (every page, from the committed results)
+Result:    the pages of `PAGES`; the tests say where one differs from its results
 
 A page marks the place of a number or of a table, by a name or by a call with literal arguments.
 What stands between the marks is the script's; nobody types it:
@@ -14,12 +13,9 @@ What stands between the marks is the script's; nobody types it:
     The shortcut gains <!-- gain("book", 18, 0.005) -->+0.4 points<!-- end -->.
 """
 
-import argparse
 import ast
-import difflib
 import importlib
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -80,24 +76,7 @@ def filled(content: str, functions: Mapping[str, Callable[..., str]]) -> str:
     return MARK.sub(between, content)
 
 
-def main() -> int:
-    """Write the pages; with --check show what differs, and return 1 if anything does."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; 1 if a page differs")
-    check = parser.parse_args().check
-    differences: list[str] = []
+if __name__ == "__main__":
     for name in PAGES:
         page = ROOT / name
-        old = page.read_text()
-        new = filled(old, functions_of(page))
-        differences += difflib.unified_diff(
-            old.splitlines(True), new.splitlines(True), name, "the results", n=0
-        )
-        if not check:
-            page.write_text(new)
-    print(*differences, sep="", end="")
-    return int(check and bool(differences))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        page.write_text(filled(page.read_text(), functions_of(page)))
