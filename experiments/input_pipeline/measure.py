@@ -1,19 +1,15 @@
 """Does reading from disk keep up with the training step, and does its memory stay flat?
 
-Command:   python -m experiments.input_pipeline.measure             (four minutes)
-           python -m experiments.input_pipeline.measure --readers   (only the threads beside Grain,
-           which `pip install grain` brings)
+Command:   python -m experiments.input_pipeline.measure     (four minutes)
 Needs:     the full MNIST in TFDS_DATA_DIR, else it is downloaded; the JPEGs are made here
 Result:    results.json: images a second, five blocks of steps; resident memory while data ten times
            the limit are read. Streamed training is 0.96 to 0.99 times as fast as from memory
 Machine:   2 cores of an AMD EPYC
 """
 
-import argparse
 import dataclasses
 import itertools
 import json
-import os
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
@@ -108,28 +104,6 @@ def rates(config: rj.TrainConfig, count: int) -> dict[str, list[float]]:
     return found | images_a_second(steps, count // 10, size)
 
 
-def readers(folder: Path) -> dict[str, list[float]]:
-    """Images a second of the JPEGs read by the package's threads and by Grain, in turns."""
-    import grain
-    from absl import flags
-
-    flags.FLAGS.mark_as_parsed()  # Grain's worker processes read them
-    split = load_dataset("folder", folder, size=224, streaming="always").train
-    size, count, cores = JPEG.batch_size, 60, os.cpu_count() or 1
-    sampler = EpochSampler(len(split), size, seed=0)
-    source = grain.MapDataset.range(10**6).map(lambda step: split.batch(sampler.batch(step)))
-    threads = grain.ReadOptions(num_threads=cores, prefetch_buffer_size=2 * cores)
-    one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-    processes = grain.MultiprocessingOptions(num_workers=cores, per_worker_buffer_size=2)
-    contenders = {
-        "threads": read_batches(split, map(sampler.batch, itertools.count())),
-        "grain_threads": iter(source.to_iter_dataset(threads)),
-        "grain_processes": iter(source.to_iter_dataset(one).mp_prefetch(processes)),
-    }
-    steps = {name: partial(next, batches) for name, batches in contenders.items()}
-    return images_a_second(steps, count, size)
-
-
 def memory(folder: str) -> dict[str, float]:
     """Resident memory over two epochs, in MiB; in a process of its own."""
     gigabytes = JPEGS * 224 * 224 * 3 / 2**30
@@ -193,18 +167,7 @@ def where() -> str:
     return f"{found['cores']} cores of an {found['processor']}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--readers", action="store_true", help="only threads beside Grain")
-    options = parser.parse_args()
+if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
         make_jpegs(Path(scratch))
-        if not options.readers:
-            measure(Path(scratch))
-            return
-        for name, found in readers(Path(scratch)).items():
-            print(f"{name}: {median_and_quartiles(found, 0, ' images/s')}")
-
-
-if __name__ == "__main__":
-    main()
+        measure(Path(scratch))
