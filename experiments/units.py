@@ -6,6 +6,7 @@ its units, the most telling first, so that any beginning of the list answers a q
 
 import argparse
 import dataclasses
+import os
 import re
 import sys
 import tempfile
@@ -17,49 +18,50 @@ from typing import Any
 from experiments.measuring import Row, append_row, machine, read_rows
 
 
-def parser(documentation: str, runs: str) -> argparse.ArgumentParser:
-    """The options that all such experiments have; ``runs`` is where their runs' folders lie."""
-    made = argparse.ArgumentParser(description=documentation.splitlines()[0])
-    made.add_argument("--list", action="store_true", help="show the units and which are done")
-    made.add_argument("--only", default="", help="units whose name this regular expression finds")
-    made.add_argument("--quick", action="store_true", help="a few updates on a few images")
-    made.add_argument("--results", type=Path, help="file of results, a line for each unit")
-    made.add_argument("--runs", type=Path, default=Path(runs), help="the runs' folders")
-    return made
+def parsed(
+    documentation: str, results: Path, arguments: Sequence[str] | None = None, cifar: bool = False
+) -> argparse.Namespace:
+    """Parse the options that all such experiments have; ``cifar``: with the folder of its images.
 
-
-def rows_file(options: argparse.Namespace, results: Path) -> Path:
-    """Where the rows are: with --quick beside the runs, unless --results says."""
-    return options.results or (options.runs / "quick.jsonl" if options.quick else results)
+    Rows are in ``results`` and the runs' folders in runs/ of the experiment's name, unless the
+    options say otherwise.
+    """
+    parser = argparse.ArgumentParser(description=documentation.splitlines()[0])
+    parser.add_argument("--list", action="store_true", help="show the units and which are done")
+    parser.add_argument("--only", default="", help="units whose name this regular expression finds")
+    parser.add_argument("--quick", action="store_true", help="a few updates on a few images")
+    parser.add_argument("--results", type=Path, help="file of results, a line for each unit")
+    parser.add_argument("--runs", type=Path, default=Path("runs", results.parent.name))
+    if cifar:
+        place = os.environ.get("CIFAR10_FOLDER")
+        parser.add_argument("folder", type=Path, nargs="?", default=place)
+    options = parser.parse_args(arguments)
+    usual = options.runs / "quick.jsonl" if options.quick else results
+    options.results = options.results or usual
+    return options
 
 
 def carry_out(
-    units: Sequence[Any],
-    options: argparse.Namespace,
-    results: Path,
-    work: Callable[[Any, Path], Row],
-) -> int:
+    units: Sequence[Any], options: argparse.Namespace, work: Callable[[Any, Path], Row]
+) -> None:
     """Do the chosen units that have no row yet: ``work(unit, folder)`` gives what the row says.
 
     A run in ``folder`` that was killed goes on, and its row may say the ``seconds`` of all its
     starts; they are measured here otherwise. With --quick, rows and runs are kept apart.
     """
-    path = rows_file(options, results)
-    rows = read_rows(path)
+    rows = read_rows(options.results)
     with tempfile.TemporaryDirectory() as scratch:
+        runs = Path(scratch) if options.quick else options.runs
         for unit in (unit for unit in units if re.search(options.only, str(unit))):
-            name, values = str(unit), dataclasses.asdict(unit)
-            # The oldest rows have no name.
-            named = (row for row in rows if row.get("name", name) == name)
-            done = any(values.items() <= row.items() for row in named)
+            name = {"name": str(unit)}  # the oldest rows have none
+            values = name | dataclasses.asdict(unit)
+            done = any(values.items() <= (name | row).items() for row in rows)
             if options.list:
-                print("done " if done else "to do", name)
+                print("done " if done else "to do", unit)
             elif not done:
                 began = time.monotonic()
-                row = work(unit, Path(scratch if options.quick else options.runs) / name)
+                row = values | work(unit, runs / str(unit))
                 row.setdefault("seconds", round(time.monotonic() - began, 1))
-                row = {"name": name} | values | row
-                append_row(path, row | {"machine": machine("jax")})
+                append_row(options.results, row | {"machine": machine("jax")})
                 short = {k: v for k, v in row.items() if len(str(v)) < 80}
                 print(short, file=sys.stderr, flush=True)
-    return 0

@@ -14,10 +14,8 @@ after half and three quarters. The test images decide nothing: the last paramete
 """
 
 import dataclasses
-import os
-import sys
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import resnet_jax as rj
@@ -73,7 +71,7 @@ def trainings() -> list[Training]:
     return figure + option_b + between + fast + paper + pytorch
 
 
-def load(folder: str, quick: bool) -> Dataset:
+def load(folder: Path | None, quick: bool) -> Dataset:
     data = rj.load_dataset("folder", folder, validation=0)
     if quick:
         data = sample(data, train=512, validation=0, test=100, seed=0)
@@ -106,16 +104,12 @@ def train(data: Dataset, updates: int | None, training: Training, folder: Path) 
     }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = units.parser(__doc__, "runs/cifar10")
-    parser.add_argument("folder", nargs="?", default=os.environ.get("CIFAR10_FOLDER"))
-    options = parser.parse_args(arguments)
-    if not (options.folder or options.list):
-        parser.error("give the folder of images, or CIFAR10_FOLDER")
-    data = None if options.list else load(options.folder, options.quick)
-    work = partial(train, data, QUICK_UPDATES if options.quick else None)
-    return units.carry_out(trainings(), options, RESULTS, work)
+def main(arguments: list[str] | None = None) -> None:
+    options = units.parsed(__doc__, RESULTS, arguments, cifar=True)
+    data = cache(partial(load, options.folder, options.quick))
+    updates = QUICK_UPDATES if options.quick else None
+    units.carry_out(trainings(), options, lambda unit, at: train(data(), updates, unit, at))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -97,5 +97,5 @@ def pretrained() -> str:
 
 if __name__ == "__main__":
     trainings = [PRETRAINED, *(Training(arm, seed) for seed in SEEDS for arm in ARMS)]
-    options = units.parser(__doc__, "runs/fine_tuning").parse_args()
-    units.carry_out(trainings, options, RESULTS, partial(train, options.quick))
+    options = units.parsed(__doc__, RESULTS)
+    units.carry_out(trainings, options, partial(train, options.quick))

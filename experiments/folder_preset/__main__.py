@@ -9,9 +9,7 @@ Machine:   each row names it
 Products are of the accelerator's default precision, unlike the preset's.
 """
 
-import os
 import shutil
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -180,16 +178,14 @@ def all_units() -> list[Baseline | Training]:
     return [*found[: len(sets)], *starts, *found[len(sets) :]]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = units.parser(__doc__, "runs/folder_preset")
-    parser.add_argument("folder", nargs="?", type=Path, default=os.environ.get("CIFAR10_FOLDER"))
-    options = parser.parse_args(arguments)
+def main(arguments: list[str] | None = None) -> None:
+    options = units.parsed(__doc__, RESULTS, arguments, cifar=True)
 
     def work(unit: Baseline | Training, folder: Path) -> Row:
         return unit.carry_out(folder, options.folder, options.quick)
 
-    return units.carry_out(all_units(), options, RESULTS, work)
+    units.carry_out(all_units(), options, work)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -19,6 +19,7 @@ import math
 import shutil
 import sys
 import zlib
+from argparse import Namespace
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -246,25 +247,22 @@ def train(training: Training, quick: bool, folder: Path) -> Row:
     return row
 
 
-def work(rows_file: Path, quick: bool, training: Training, folder: Path) -> Row:
+def work(options: Namespace, training: Training, folder: Path) -> Row:
     if training.part != "ensemble":
-        return train(training, quick, folder)
+        return train(training, options.quick, folder)
     final = {str(Training("final", training.recipe, seed)) for seed in SEEDS}
-    rows = [row for row in read_rows(rows_file) if row["name"] in final]
+    rows = [row for row in read_rows(options.results) if row["name"] in final]
     if len(rows) < len(final):
-        sys.exit(f"{training} needs the rows {', '.join(sorted(final))} in {rows_file}")
-    _, judging = load(Training("final", training.recipe), quick)
+        sys.exit(f"{training} needs the rows {', '.join(sorted(final))} in {options.results}")
+    _, judging = load(Training("final", training.recipe), options.quick)
     mean = np.mean([unpacked(row["probabilities"]["thousandths"]) for row in rows], axis=0)
     return judged(mean, judging.labels)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Carry out the trainings that have no row yet, one after the other."""
-    options = units.parser(__doc__, "runs/mnist_record").parse_args(arguments)
-    rows_file = units.rows_file(options, RESULTS)
-    doing = partial(work, rows_file, options.quick)
-    return units.carry_out(trainings(), options, RESULTS, doing)
+def main(arguments: list[str] | None = None) -> None:
+    options = units.parsed(__doc__, RESULTS, arguments)
+    units.carry_out(trainings(), options, partial(work, options))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

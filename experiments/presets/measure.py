@@ -153,5 +153,5 @@ def presets(in_full: bool = False) -> str:
 
 
 if __name__ == "__main__":
-    options = units.parser(__doc__, "runs/presets").parse_args()
-    units.carry_out(measurements(), options, RESULTS, partial(measure, options.quick))
+    options = units.parsed(__doc__, RESULTS)
+    units.carry_out(measurements(), options, partial(measure, options.quick))

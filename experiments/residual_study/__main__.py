@@ -8,7 +8,6 @@ Result:    results.jsonl, a line for each finished run. In the book's setting at
 Machine:   2 cores of an AMD EPYC, no accelerator
 """
 
-import sys
 from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -16,16 +15,14 @@ from pathlib import Path
 from experiments import units
 from experiments.measuring import Row
 from experiments.residual_study.measure import Laboratory, carry_out
-from experiments.residual_study.study import QUICK_SETTINGS, SETTINGS, Run, runs
+from experiments.residual_study.study import QUICK_SETTINGS, RESULTS, SETTINGS, Run, runs
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.load import load_splits
 from resnet_jax.training.jax_settings import configured_jax
 
-RESULTS = Path(__file__).with_name("results.jsonl")
 
-
-def main(arguments: list[str] | None = None) -> int:
-    options = units.parser(__doc__, "runs/residual_study").parse_args(arguments)
+def main(arguments: list[str] | None = None) -> None:
+    options = units.parsed(__doc__, RESULTS, arguments)
     settings = QUICK_SETTINGS if options.quick else SETTINGS
 
     @cache
@@ -41,8 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
         return carry_out(run, laboratory(replace(run, rate=0.0, seed=0)), data(run.setting))
 
     with configured_jax(settings["book"]):
-        return units.carry_out(runs(options.quick), options, RESULTS, work)
+        units.carry_out(runs(options.quick), options, work)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -16,11 +16,9 @@ import pandas as pd
 
 from experiments.measuring import MISSING, interval, mean_and_sd, read_rows
 from experiments.presets.measure import accuracies_of
-from experiments.residual_study.study import keeps_shape, runs, units_of
+from experiments.residual_study.study import RESULTS, keeps_shape, runs, units_of
 from experiments.tables import table
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results.jsonl"
 # The squares that a norm adds up are below the smallest float32 before the norm is: not resolved.
 SMALLEST_NORM = 1e-15
 
@@ -155,7 +153,7 @@ def pytorch() -> pd.DataFrame:
     """PyTorch's accuracies in the book's setting, in %: on the first 1,000 digits, and on ours."""
     rows = [
         {**row, "images": "another draw", "accuracy": accuracy}
-        for row in json.loads((HERE / "pytorch.json").read_text())["accuracy"]
+        for row in json.loads(RESULTS.with_name("pytorch.json").read_text())["accuracy"]
         for accuracy in row["seeds"]
     ]
     networks = {"": (18, True), "_plain": (18, False), "34": (34, True), "34_plain": (34, False)}

@@ -19,8 +19,8 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.measuring import MISSING
 from experiments.plotting import BLUE, ORANGE, SKY, logarithmic, panels
-from experiments.residual_study.analysis import HERE, SMALLEST_NORM, Study
-from experiments.residual_study.study import keeps_shape, units_of
+from experiments.residual_study.analysis import SMALLEST_NORM, Study
+from experiments.residual_study.study import RESULTS, keeps_shape, units_of
 
 STYLE = {
     "residual": {"color": BLUE, "marker": "o", "linestyle": "-", "label": "residual"},
@@ -225,7 +225,7 @@ FIGURES: dict[str, Callable[[Study], Figure]] = {
 }
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "figures"
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS.with_name("figures")
     folder.mkdir(parents=True, exist_ok=True)
     study = Study()
     for name, draw in FIGURES.items():

@@ -3,11 +3,13 @@
 import dataclasses
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Literal
 
 import resnet_jax as rj
 from resnet_jax.models import Affine, BatchNorm
 
+RESULTS = Path(__file__).with_name("results.jsonl")
 Norm = Literal["batch", "none"]
 # Units in each stage; a basic unit has two layers, the stem and the head are two more.
 STAGE_SIZES = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (6, 6, 6, 6)}

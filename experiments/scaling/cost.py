@@ -108,15 +108,15 @@ def measure(values: Row) -> Row:
     }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = units.parser(__doc__, "runs/scaling").parse_args(arguments)
+def main() -> None:
+    options = units.parsed(__doc__, COSTS)
     cache = with_cache(options.runs.absolute())
 
     def work(cell: Cell, _: Path) -> Row:
         return in_process("scaling.cost", "measure", asdict(cell), **cache)
 
-    return units.carry_out(QUICK if options.quick else CELLS, options, COSTS, work)
+    units.carry_out(QUICK if options.quick else CELLS, options, work)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

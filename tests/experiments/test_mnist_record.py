@@ -57,8 +57,9 @@ def test_what_has_a_row_is_not_done_again(tmp_path, capsys):
         return {"square": unit.number**2}
 
     def carry_out(*arguments):
-        options = units.parser("Title.", str(tmp_path / "runs")).parse_args(arguments)
-        return units.carry_out([Unit(n) for n in (3, 1, 2)], options, tmp_path / "rows.jsonl", work)
+        where = ("--runs", str(tmp_path / "runs"))
+        options = units.parsed("Title.", tmp_path / "rows.jsonl", [*where, *arguments])
+        units.carry_out([Unit(n) for n in (3, 1, 2)], options, work)
 
     carry_out("--only", "unit[12]")
     carry_out()
