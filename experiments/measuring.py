@@ -22,13 +22,14 @@ Row = dict[str, Any]
 MISSING = "not yet measured"
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Read a file of one JSON row a line, but for a line that a kill tore."""
+def read_rows(path: Path, **values: Any) -> list[Row]:
+    """The rows of these values by seed, from a JSON row a line, but for a line that a kill tore."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
-    return rows
+    found = (row for row in rows if values.items() <= row.items())
+    return sorted(found, key=lambda row: row.get("seed", 0))
 
 
 def append_row(path: Path, row: Row) -> None:

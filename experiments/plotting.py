@@ -1,15 +1,12 @@
-"""What the figures share: colours, axes with plain numbers, and files."""
+"""What the figures share: colours, and axes with plain numbers."""
 
-import io
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
-from PIL import Image
 
 # Okabe and Ito's colours, told apart by everyone; lines and markers should differ as well.
 BLUE, ORANGE, GREEN, PINK, SKY, BLACK = (
@@ -40,10 +37,3 @@ def panels(
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title, fontsize=10)
     return figure, grid
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG of 64 colours, half as large as one of all."""
-    file = io.BytesIO()
-    figure.savefig(file, dpi=110)
-    Image.open(file).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)

@@ -56,6 +56,13 @@ def table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def crossed(cells: Mapping[tuple[str, ...], str], *head: str) -> str:
+    """A table of cells by the names of their row and by their column, in the order of the cells."""
+    rows, columns = dict.fromkeys(k[:-1] for k in cells), dict.fromkeys(k[-1] for k in cells)
+    lines = ([*row, *(cells.get((*row, column), "") for column in columns)] for row in rows)
+    return table([*head, *columns], lines)
+
+
 def functions_of(page: Path) -> dict[str, Callable[..., str]]:
     found: dict[str, Callable[..., str]] = {}
     for name in PAGES[str(page.relative_to(ROOT))]:

@@ -7,25 +7,24 @@ Machine:   any
 """
 
 import statistics
-from collections.abc import Iterable
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.cifar10.__main__ import RESULTS
 from experiments.measuring import MISSING, Row, interval, read_rows
-from experiments.plotting import BLUE, GREEN, ORANGE, PINK, panels, save
+from experiments.plotting import BLUE, GREEN, ORANGE, PINK, panels
 from experiments.tables import ROOT, table
 
 COLOURS = dict(zip((20, 32, 44, 56), (BLUE, GREEN, PINK, ORANGE), strict=True))
 Key = tuple[int, bool, str]  # layers, residual, shortcut
 
 
-def grouped(rows: Iterable[Row]) -> dict[Key, list[Row]]:
+def networks() -> dict[Key, list[Row]]:
+    """The rows of each network in the paper's schedule."""
     groups: dict[Key, list[Row]] = {}
-    for row in rows:
-        if row["recipe"] == "short":
-            groups.setdefault((row["depth"], row["residual"], row["shortcut"]), []).append(row)
+    for row in read_rows(RESULTS, recipe="short"):
+        groups.setdefault((row["depth"], row["residual"], row["shortcut"]), []).append(row)
     return dict(sorted(groups.items()))
 
 
@@ -35,10 +34,10 @@ def name_of(key: Key) -> str:
     return f"{'residual' if residual else 'plain'} {depth}{option}"
 
 
-def draw(rows: list[Row]) -> Figure:
+def draw() -> Figure:
     figure, (axes,) = panels((9, 3.6), ("train error, %", "test error, %"), sharey=True)
     for axis, part in zip(axes, ("train", "test"), strict=True):
-        for key, seeds in grouped(rows).items():
+        for key, seeds in networks().items():
             depth, residual, shortcut = key
             if shortcut == "pad":
                 steps, errors = np.mean([row[part] for row in seeds], 0).T
@@ -58,7 +57,7 @@ def percent(errors: list[float]) -> str:
 def errors() -> str:
     """A line for each network: its training error at the end, and its test error."""
     lines = []
-    for key, seeds in grouped(read_rows(RESULTS)).items():
+    for key, seeds in networks().items():
         trained = percent([row["train"][-1][1] for row in seeds])
         tested = percent([row["test_error"] for row in seeds])
         lines.append([name_of(key), len(seeds), trained, tested])
@@ -67,26 +66,26 @@ def errors() -> str:
 
 
 def test_error(depth: int, residual: bool) -> str:
-    seeds = grouped(read_rows(RESULTS))[depth, residual, "pad"]
+    seeds = networks()[depth, residual, "pad"]
     return f"{statistics.fmean(row['test_error'] for row in seeds):.0%}"
 
 
 def recipes() -> str:
     groups: dict[str, list[Row]] = {}
-    for row in sorted(read_rows(RESULTS), key=lambda row: row["seed"]):
-        if row["recipe"] != "short":
-            recipe, *in_pytorch = row["recipe"].split(" ", 1)
-            groups.setdefault(" ".join([f"`{recipe}`", *in_pytorch]), []).append(row)
+    for row in read_rows(RESULTS):
+        groups.setdefault(row["recipe"], []).append(row)
+    groups.pop("short", None)
     lines = []
-    for what, found in groups.items():
+    for recipe, found in groups.items():
         accuracies, where = [1 - row["test_error"] for row in found], found[0]["machine"]
         mean, each = f"**{statistics.fmean(accuracies):.2%}**", (f"{a:.2%}" for a in accuracies)
         times = " ".join(f"{row['seconds']:.0f} s" for row in found)
         device = where.get("device", where["processor"])
+        what = "`{}`{}{}".format(*recipe.partition(" "))
         lines.append([what, mean, " ".join(each), times, device])
     head = ("preset", "test accuracy, mean", "each seed", "time of each", "on")
     return table(head, lines) if lines else MISSING
 
 
 if __name__ == "__main__":
-    save(draw(read_rows(RESULTS)), ROOT / "docs/images/cifar10.png")
+    draw().savefig(ROOT / "docs/images/cifar10.png", dpi=110)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from experiments.cpu_speed.benchmark import CASES, CONTENDERS, DEVICES, QUARTILES, TORCH
 from experiments.measuring import Row
 from experiments.plotting import BLACK, BLUE, ORANGE, logarithmic
-from experiments.tables import ROOT, table
+from experiments.tables import ROOT, crossed, table
 
 SERIES = {
     "flax": ("Flax, the obvious way", BLACK, "s"),
@@ -148,12 +148,13 @@ def apart(processor: str) -> str:
 
 def settings(processor: str) -> str:
     found = measured(processor)
-    names = [name for name in CONTENDERS if any(name in row for row in found.values())]
-    cells = [
-        [case, *(f"{row[name]['median_ms']:.1f}" if name in row else "" for name in names)]
+    cells = {
+        (case, name): f"{row[name]['median_ms']:.1f}"
+        for name in CONTENDERS
         for case, row in found.items()
-    ]
-    return table([f"ms, {PROCESSORS[processor]}", *names], cells)
+        if name in row
+    }
+    return crossed(cells, f"ms, {PROCESSORS[processor]}")
 
 
 def memory(processor: str) -> str:
@@ -185,40 +186,33 @@ def phases() -> str:
 
 
 def profile() -> str:
-    steps = read("where_time_goes")
-    lines = [[p, *(f"{s['parts_ms'][p]:.1f}" for s in steps)] for p in steps[0]["parts_ms"]]
-    for title, key in (("**step, undisturbed**", "step_ms"), ("**floor**", "floor_ms")):
-        lines.append([title, *(f"**{step[key]:.1f}**" for step in steps)])
-    return table(["ms", *(f"batch {s['batch']}, {s['lowering']}" for s in steps)], lines)
+    cells = {}
+    for step in read("where_time_goes"):
+        column = f"batch {step['batch']}, {step['lowering']}"
+        cells |= {(part, column): f"{ms:.1f}" for part, ms in step["parts_ms"].items()}
+        for title, key in (("**step, undisturbed**", "step_ms"), ("**floor**", "floor_ms")):
+            cells[title, column] = f"**{step[key]:.1f}**"
+    return crossed(cells, "ms")
 
 
 def variants(processor: str) -> str:
     """The networks under several heuristics; no cell where the program is another's above it."""
-    lines: dict[str, dict[str, str]] = {}
-    rows = read("algorithms", processor)["within"]
     title = "{network}: {what}, batch {batch}".format_map
-    titles = dict.fromkeys(map(title, rows), "")
-    for row in rows:
-        cells = lines.setdefault(row["heuristics"], titles.copy())
-        cells[title(row)] = f"{row['ms']:.1f}, {row['kernels']}"
-    return table(["ms, and kernels", *titles], ([n, *cells.values()] for n, cells in lines.items()))
+    rows = read("algorithms", processor)["within"]
+    cells = {(r["heuristics"], title(r)): f"{r['ms']:.1f}, {r['kernels']}" for r in rows}
+    return crossed(cells, "ms, and kernels")
 
 
 def algorithms(processor: str) -> str:
-    alone = read("algorithms", processor)["alone"]
-    names = list(dict.fromkeys(name for row in alone for name in row["ms"]))
-    batches = ", ".join(dict.fromkeys(str(row["batch"]) for row in alone))
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in alone:
-        groups.setdefault((row["convolution"], row["pass"]), []).append(row)
-    lines = []
-    for key, group in groups.items():
-        cells = []
-        for name in names:
-            times = [(f"{r['ms'][name]:.2f}", r["chosen"]) for r in group if name in r["ms"]]
-            cells.append(", ".join(f"**{t}**" if name == chosen else t for t, chosen in times))
-        lines.append([*key, *cells])
-    return table([f"ms at batch {batches}", "", *names], lines)
+    rows = read("algorithms", processor)["alone"]
+    cells: dict[tuple[str, ...], str] = {}
+    for row in rows:
+        for name, ms in row["ms"].items():
+            cell = row["convolution"], row["pass"], name
+            time = f"**{ms:.2f}**" if name == row["chosen"] else f"{ms:.2f}"
+            cells[cell] = f"{cells[cell]}, {time}" if cell in cells else time
+    batches = ", ".join(dict.fromkeys(str(row["batch"]) for row in rows))
+    return crossed(cells, f"ms at batch {batches}", "")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import jax
 
 import resnet_jax as rj
 from experiments.measuring import in_turns, write_json
-from experiments.tables import table
+from experiments.tables import crossed
 from resnet_jax.interop import Network
 from resnet_jax.interop.network import noise
 from resnet_jax.interop.onnx import runner
@@ -58,10 +58,9 @@ def main() -> None:
 
 
 def speeds() -> str:
-    lines: dict[str, list[str]] = {}
-    for row in json.loads(RESULTS.read_text())["rows"]:
-        lines.setdefault(row["what"], [row["what"]]).append(f"{row['milliseconds']:.1f}")
-    return table(["", *(f"batch {batch}" for batch in BATCHES)], lines.values())
+    rows = json.loads(RESULTS.read_text())["rows"]
+    cells = {(r["what"], f"batch {r['batch']}"): f"{r['milliseconds']:.1f}" for r in rows}
+    return crossed(cells, "")
 
 
 def machine() -> str:

@@ -67,7 +67,7 @@ def train(quick: bool, training: Training, folder: Path) -> Row:
 
 def accuracies(arm: str) -> dict[int, float]:
     """In percent, by seed."""
-    return {row["seed"]: 100 * row["accuracy"] for row in read_rows(RESULTS) if row["arm"] == arm}
+    return {row["seed"]: 100 * row["accuracy"] for row in read_rows(RESULTS, arm=arm)}
 
 
 def by_seed() -> str:

@@ -250,10 +250,9 @@ def train(training: Training, quick: bool, folder: Path) -> Row:
 def work(options: Namespace, training: Training, folder: Path) -> Row:
     if training.part != "ensemble":
         return train(training, options.quick, folder)
-    final = {str(Training("final", training.recipe, seed)) for seed in SEEDS}
-    rows = [row for row in read_rows(options.results) if row["name"] in final]
-    if len(rows) < len(final):
-        sys.exit(f"{training} needs the rows {', '.join(sorted(final))} in {options.results}")
+    rows = read_rows(options.results, part="final", recipe=training.recipe)
+    if len(rows) < len(SEEDS):
+        sys.exit(f"{training} needs the {len(SEEDS)} seeds of final in {options.results}")
     _, judging = load(Training("final", training.recipe), options.quick)
     mean = np.mean([unpacked(row["probabilities"]["thousandths"]) for row in rows], axis=0)
     return judged(mean, judging.labels)

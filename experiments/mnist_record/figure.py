@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 import resnet_jax as rj
 from experiments.measuring import MISSING, Row, mean_and_sd, read_rows
 from experiments.mnist_record.__main__ import ABLATIONS, RESULTS, VALIDATED
-from experiments.plotting import BLUE, ORANGE, logarithmic, panels, save
+from experiments.plotting import BLUE, ORANGE, logarithmic, panels
 from experiments.presets import measure
 from experiments.tables import table
 from resnet_jax.inspection import Calibration, plots
@@ -29,8 +29,7 @@ TITLES = {
 
 
 def rows_of(part: str, recipe: str) -> list[Row]:
-    found = [r for r in read_rows(RESULTS) if (r["part"], r["recipe"]) == (part, recipe)]
-    return sorted(found, key=lambda row: row["seed"])
+    return read_rows(RESULTS, part=part, recipe=recipe)
 
 
 def mean(rows: list[Row], name: str, digits: int) -> str:
@@ -137,12 +136,12 @@ def draw_time() -> Figure:
 
 
 if __name__ == "__main__":
-    save(draw_time(), RESULTS.with_name("time.png"))
+    draw_time().savefig(RESULTS.with_name("time.png"), dpi=110)
     for row in rows_of("final", "mnist")[:1]:
         columns = {name: np.array(column) for name, column in row["reliability"].items()}
         for name in ("confidence", "accuracy"):  # of an empty bin there is none
             columns[name] = np.where(columns["counts"], columns[name], np.nan)
         reliability = plots.reliability(Calibration(**columns))
-        save(reliability, RESULTS.with_name("reliability.png"))
+        reliability.savefig(RESULTS.with_name("reliability.png"), dpi=110)
         images = rj.load_dataset("mnist").test.images
-        save(draw_wrong(row, images), RESULTS.with_name("wrong.png"))
+        draw_wrong(row, images).savefig(RESULTS.with_name("wrong.png"), dpi=110)

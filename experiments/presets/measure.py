@@ -99,25 +99,20 @@ def measure(quick: bool, unit: Measurement, folder: Path) -> Row:
     subprocess.run(command, check=True)
     # A run that went on after a kill has no time of its own.
     seconds = None if resumed else round(time.monotonic() - began, 1)
-    tests = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "test"]
+    tests = read_rows(folder / "metrics.jsonl", kind="test")
     kept = ("split", "checkpoint", "step", "accuracy", "loss")
     return {"seconds": seconds, "tests": [{key: test[key] for key in kept} for test in tests]}
-
-
-def rows_of(question: str) -> list[Row]:
-    rows = (row for row in read_rows(RESULTS) if row["question"] == question)
-    return sorted(rows, key=lambda row: row["seed"])
 
 
 def accuracies_of(question: str) -> list[float]:
     """Those of the last parameters of each seed, in percent."""
     wanted = (QUESTIONS[question].split, "latest")
-    tests = (test for row in rows_of(question) for test in row["tests"])
+    tests = (test for row in read_rows(RESULTS, question=question) for test in row["tests"])
     return [100 * t["accuracy"] for t in tests if (t["split"], t["checkpoint"]) == wanted]
 
 
 def seconds_of(question: str) -> list[float]:
-    return [row["seconds"] for row in rows_of(question) if row["seconds"]]
+    return [row["seconds"] for row in read_rows(RESULTS, question=question) if row["seconds"]]
 
 
 def _time(question: str, in_full: bool) -> str:

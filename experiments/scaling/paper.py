@@ -18,9 +18,9 @@ from functools import cache
 
 from matplotlib.figure import Figure
 
-from experiments.plotting import BLUE, GREEN, ORANGE, PINK, logarithmic, panels, save
+from experiments.plotting import BLUE, GREEN, ORANGE, PINK, logarithmic, panels
 from experiments.scaling.decode import decoded_per_s
-from experiments.tables import ROOT, table
+from experiments.tables import ROOT, crossed
 from resnet_jax.models import VARIANTS, summarize
 
 DEVICES = tuple(2**k for k in range(11))
@@ -199,12 +199,13 @@ def table_of_steps() -> str:
         bound = f", {step.bound}" if step.bound != "compute" else ""
         return f"{time(step.seconds)}, {100 * step.compute / step.seconds:.0f} %{bound}"
 
-    lines = [
-        [batch, machine.title, *(cell(step_of(name, batch, n)) for n in SHOWN)]
+    cells = {
+        (batch, machine.title, f"{n:,}"): cell(step_of(name, batch, n))
         for batch in ("grows", "stays")
         for name, machine in machines().items()
-    ]
-    return table(["batch", "devices", *(f"{n:,}" for n in SHOWN)], lines)
+        for n in SHOWN
+    }
+    return crossed(cells, "batch", "devices")
 
 
 def draw() -> Figure:
@@ -230,4 +231,4 @@ def draw() -> Figure:
 
 
 if __name__ == "__main__":
-    save(draw(), ROOT / "docs/images/scaling.png")
+    draw().savefig(ROOT / "docs/images/scaling.png", dpi=110)

@@ -7,19 +7,19 @@ Machine:   any; the rows are of 2 cores of an AMD EPYC
 """
 
 from functools import cache, partial
+from itertools import product
 
 from matplotlib.figure import Figure
 
 from experiments.measuring import Row, read_rows
-from experiments.plotting import BLUE, GREEN, ORANGE, PINK, logarithmic, panels, save
+from experiments.plotting import BLUE, GREEN, ORANGE, PINK, logarithmic, panels
 from experiments.scaling.cost import COSTS, DEPTHS, SIZES
-from experiments.tables import table
+from experiments.tables import crossed
 
 
 @cache
 def costs(part: str) -> dict[tuple[int, int], Row]:
-    rows = [row for row in read_rows(COSTS) if row["part"] == part]
-    return {(row["depth"], row["size"]): row for row in rows}
+    return {(row["depth"], row["size"]): row for row in read_rows(COSTS, part=part)}
 
 
 def number(value: float) -> str:
@@ -28,9 +28,11 @@ def number(value: float) -> str:
 
 
 def table_of_costs(part: str, key: str, factor: float = 1.0) -> str:
-    found = {cell: number(factor * row[key]) for cell, row in costs(part).items()}
-    lines = [[f"ResNet-{depth}", *(found[depth, size] for size in SIZES)] for depth in DEPTHS]
-    return table(["", *(f"{size}x{size}" for size in SIZES)], lines)
+    cells = {
+        (f"ResNet-{depth}", f"{size}x{size}"): number(factor * costs(part)[depth, size][key])
+        for depth, size in product(DEPTHS, SIZES)
+    }
+    return crossed(cells, "")
 
 
 def cost_ratio(key: str, more: tuple[int, int], less: tuple[int, int]) -> str:
@@ -80,4 +82,4 @@ def draw() -> Figure:
 
 
 if __name__ == "__main__":
-    save(draw(), COSTS.with_name("cost.png"))
+    draw().savefig(COSTS.with_name("cost.png"), dpi=110)

@@ -64,6 +64,6 @@ def test_tables_and_figure_show_the_mean_over_seeds(tmp_path, monkeypatch):
     assert any(line.startswith("| residual 20 with option B | 3 |") for line in lines)
     preset = "| `cifar10_fast` | **89.00%** | 90.00% 89.00% 88.00% | 60 s 60 s 60 s | a CPU |"
     assert preset in figure.recipes()
-    labels = figure.draw(figure.read_rows(rows)).axes[0].get_legend_handles_labels()[1]
+    labels = figure.draw().axes[0].get_legend_handles_labels()[1]
     assert labels[:2] == ["plain 20", "residual 20"]
     assert len(labels) == 8
