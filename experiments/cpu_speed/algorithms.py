@@ -11,7 +11,6 @@ Within the network an algorithm's shifts and sums fuse with what is around them,
 are measured.
 """
 
-import argparse
 import json
 import statistics
 import time
@@ -26,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tyro
 
 import resnet_jax as rj
 from experiments.cpu_speed.where_time_goes import convolutions
@@ -129,15 +129,11 @@ def within(name: str, batch: int, what: str) -> list[Row]:
     return [row | {"ms": times[row["heuristics"]]} for row in rows]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="networks whose name contains this")
-    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
-    options = parser.parse_args()
-
+def main(only: str = "", batches: tuple[int, ...] = BATCHES) -> None:
+    """Measure the networks whose name contains ``only``."""
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"within": [], "alone": []}
-    chosen = {name: of for name, of in NETWORKS.items() if options.only in name}
-    for (name, (stem, width, side)), batch in product(chosen.items(), options.batches):
+    chosen = {name: of for name, of in NETWORKS.items() if only in name}
+    for (name, (stem, width, side)), batch in product(chosen.items(), batches):
         # Larger than 1x1, each once, without the last stage's: at 32x32 its map is a single pixel.
         shapes = dict.fromkeys(s for s in convolutions(side, stem, width) if s[1] > 1)
         new = {
@@ -155,4 +151,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     restart_tuned()
-    main()
+    tyro.cli(main)

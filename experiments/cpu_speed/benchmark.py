@@ -12,7 +12,6 @@ The contenders' processes take turns, so that a slow minute of the machine falls
 Turns in which the two cores have no cache in common (`cores.py`) have rows of their own.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -24,8 +23,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import tyro
+
 from experiments.cpu_speed.cores import APART
-from experiments.measuring import Row, machine, of_processor, with_cache, write_json
+from experiments.measuring import Row, in_process, machine, of_processor, with_cache, write_json
 from experiments.tables import ROOT
 from resnet_jax.memory import tuned
 
@@ -82,8 +83,7 @@ class Contender:
 
 def apart() -> bool:
     """Whether two cores have no cache in common at this moment."""
-    command = [sys.executable, "-m", "experiments.cpu_speed.cores"]
-    return int(subprocess.check_output(command, cwd=ROOT)) > APART
+    return in_process("cpu_speed.cores", "round_trip_ns") > APART
 
 
 def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
@@ -135,17 +135,13 @@ def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7, help="turns of every contender")
-    parser.add_argument("--only", default="", help="cases whose name contains this")
-    options = parser.parse_args()
-
+def main(rounds: int = 7, only: str = "") -> None:
+    """Measure the cases whose name contains ``only``, over so many turns of every contender."""
     where = machine("jax", "flax", "optax", "torch")  # which fails where one is missing
     old = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     order = [case["name"] for case in CASES]
-    for chosen in (case for case in CASES if options.only in case["name"]):
-        rows = measure(chosen, CONTENDERS, options.rounds)
+    for chosen in (case for case in CASES if only in case["name"]):
+        rows = measure(chosen, CONTENDERS, rounds)
         print(*rows, sep="\n", flush=True)
         old = [row for row in old if row["case"] != chosen["name"]] + rows
         old.sort(key=lambda row: order.index(row["case"]))
@@ -153,4 +149,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -1,11 +1,7 @@
 """How long do two cores take to hand a byte to each other and back?
 
-Command:   python -m experiments.cpu_speed.cores     (a few milliseconds)
-Result:    nanoseconds: 160 to 270 where both cores have one cache of the last level, and 340 to 420
-           where they have not; 0 where there is one core, or processes cannot be pinned
-Machine:   2 cores of an AMD EPYC, which a virtual machine has now of one chiplet and now of two
-
-It changes within minutes, and with it what a step takes, see README.md.
+160 to 270 ns where both have one cache of the last level, and 340 to 420 where they have not.
+A virtual machine's two cores of an AMD EPYC lie now on one chiplet, now on two, see README.md.
 """
 
 import mmap
@@ -17,10 +13,12 @@ APART = 300  # nanoseconds; longer, and the cores have no cache in common
 
 
 def round_trip_ns() -> float:
-    """Nanoseconds to hand a byte over and back, the mean of many times."""
+    """The mean of many times, the least of three; 0 for one core, or where none can be chosen."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
-    if len(cores) < 2:
-        return 0.0
+    return min(_mean_ns(cores) for _ in range(3)) if len(cores) > 1 else 0.0
+
+
+def _mean_ns(cores: list[int]) -> float:
     shared = memoryview(mmap.mmap(-1, mmap.PAGESIZE))
     child = os.fork()
     os.sched_setaffinity(0, {cores[child == 0]})
@@ -41,7 +39,3 @@ def round_trip_ns() -> float:
     os.sched_setaffinity(0, cores)
     os.waitpid(child, 0)
     return 1e9 * seconds / (TIMES - 1)
-
-
-if __name__ == "__main__":
-    print(round(min(round_trip_ns() for _ in range(3))))

@@ -5,12 +5,13 @@ Result:    at least 85 of 100 photographs of test digits (results.json, README.m
 Machine:   any; pictures are made by a seed
 """
 
-import argparse
 import json
 from pathlib import Path
 
 import numpy as np
+import tyro
 from PIL import ImageOps
+from tyro.conf import Positional
 
 import resnet_jax as rj
 from experiments.measuring import Row, write_json
@@ -19,11 +20,12 @@ from experiments.tables import table
 from resnet_jax.data.digit import find_digit
 
 RESULTS = Path(__file__).with_name("results.json")
+COUNT, SEED = 100, 0
 
 
-def measure(run: rj.Run, split: str, count: int = 100, seed: int = 0) -> Row:
-    rng, digits = np.random.default_rng(seed), run.split(split)
-    images, labels = digits.batch(rng.choice(len(digits), count, replace=False))
+def measure(run: rj.Run) -> Row:
+    rng, digits = np.random.default_rng(SEED), run.split("test")
+    images, labels = digits.batch(rng.choice(len(digits), COUNT, replace=False))
     photographs = [photograph(image[..., 0], rng) for image in images]
     # Without the finder.
     whole = [np.asarray(ImageOps.pad(p.convert("L"), (28, 28)))[..., None] for p in photographs]
@@ -37,7 +39,7 @@ def measure(run: rj.Run, split: str, count: int = 100, seed: int = 0) -> Row:
         name: int((run.predict(np.stack(read)).argmax(1) == labels).sum())
         for name, read in ways.items()
     }
-    what = {"preset": run.path.name, "split": split, "count": count, "seed": seed}
+    what = {"preset": run.path.name, "split": "test", "count": COUNT, "seed": SEED}
     return what | {"right": right}
 
 
@@ -47,17 +49,13 @@ def recognised() -> str:
     return table(("what the network gets", f"right, by a run of `{row['preset']}`"), cells)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--split", default="test", choices=("train", "test"))
-    parser.add_argument("--save", action="store_true", help="write results.json")
-    arguments = parser.parse_args()
-    row = measure(rj.Run.open(arguments.run), arguments.split)
+def main(run: Positional[Path], save: bool = False) -> None:
+    """Measure a run; ``save``: into results.json."""
+    row = measure(rj.Run.open(run))
     print(json.dumps(row, indent=1))
-    if arguments.save:
+    if save:
         write_json(RESULTS, row)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -8,7 +8,6 @@ Result:    results.json and README.md, which says what is measured
 Machine:   any; half an hour on 2 cores for two runs
 """
 
-import argparse
 import json
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from scipy.ndimage import maximum_filter
+from tyro.conf import Positional
 
 import resnet_jax as rj
 from experiments.cifar10.__main__ import load
@@ -147,16 +148,13 @@ def table_of(part: str) -> str:
     return table(rows[0], [row.values() for row in rows])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
-    parser.add_argument("--cifar10", metavar="FOLDER", help="images of a run of cifar10")
-    options = parser.parse_args()
+def main(runs: Positional[tuple[Path, ...]], cifar10: Path | None = None) -> None:
+    """Measure runs; ``cifar10`` is the folder of images of a run of experiments/cifar10."""
     results: Row = {"runs": [], "maps": []}
-    for path in options.runs:
+    for path in runs:
         run = rj.Run.open(path)
-        if options.cifar10 and run.config.data.name.startswith("cifar10"):
-            run = rj.Run.open(path, data=load(options.cifar10, quick=False))
+        if cifar10 and run.config.data.name.startswith("cifar10"):
+            run = rj.Run.open(path, data=load(cifar10, quick=False))
         with run.jax_settings():
             facts, rows = measure(run)
         results["runs"].append(facts)
@@ -165,4 +163,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -8,6 +8,7 @@ from itertools import cycle
 import pytest
 
 from experiments.cpu_speed import benchmark
+from experiments.measuring import in_process
 
 
 def test_turns_are_told_by_where_the_cores_are_before_and_after(monkeypatch):
@@ -45,8 +46,8 @@ def test_turns_are_told_by_where_the_cores_are_before_and_after(monkeypatch):
 def test_two_cores_hand_a_byte_to_each_other():
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("there is one core")
-    said = subprocess.check_output([sys.executable, "-m", "experiments.cpu_speed.cores"])
-    assert 10 < int(said) < 1e8  # nanoseconds, to a scheduler's turns
+    said = in_process("cpu_speed.cores", "round_trip_ns")
+    assert 10 < said < 1e8  # nanoseconds, to a scheduler's turns
 
 
 def test_pytorch_is_measured_without_jax():
