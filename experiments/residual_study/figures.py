@@ -17,10 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.measuring import MISSING
 from experiments.plotting import BLUE, ORANGE, SKY, logarithmic, panels
 from experiments.residual_study.analysis import SMALLEST_NORM, Study
-from experiments.residual_study.study import RESULTS, keeps_shape, units_of
+from experiments.residual_study.study import BOOK_RATES, RESULTS, keeps_shape, units_of
 
 STYLE = {
     "residual": {"color": BLUE, "marker": "o", "linestyle": "-", "label": "residual"},
@@ -32,8 +31,6 @@ ACCURACY = "accuracy on 10,000 test images, %"
 
 
 def _panels(titles: list[str], rows: int = 1, **shared: Any) -> tuple[Figure, np.ndarray]:
-    """A column for each title, or one which says that there is nothing to show."""
-    titles = titles or [MISSING]
     return panels((3.4 * len(titles), 0.4 + 2.8 * rows), titles, rows, **shared)
 
 
@@ -41,11 +38,6 @@ def _logarithmic(axes: Axes) -> None:
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     logarithmic(axes.yaxis, subs=(1, 3) if high / low < 1e4 else (1,))
-
-
-def _legend(axes: Axes, **settings: Any) -> None:
-    if axes.lines:
-        axes.legend(frameon=False, **settings)
 
 
 def _layers(study: Study, setting: str = "book", norm: str = "batch") -> list[int]:
@@ -71,39 +63,33 @@ def _band(axes: Axes, at: Any, values: np.ndarray, style: dict[str, Any]) -> Non
     axes.plot(at, values.mean(axis=0), **style, **SMALL)
 
 
-def _by_depth(study: Study, panels: list[tuple[str, float, str]], norm: str) -> Figure:
-    figure, grid = _panels([title for *_, title in panels])
-    for axes, (setting, rate, _) in zip(grid[0], panels, strict=False):
+def _by_depth(study: Study, titles: dict[tuple[str, float], str], norm: str) -> Figure:
+    figure, grid = _panels(list(titles.values()))
+    for axes, (setting, rate) in zip(grid[0], titles, strict=True):
         layers = _layers(study, setting, norm)
         for kind, style in STYLE.items():
             found = {n: study.select(setting, kind, n, rate, norm)["accuracy"] for n in layers}
-            found = {n: values for n, values in found.items() if len(values)}
             for n, values in found.items():
                 at = np.full(len(values), n + (0.4 if kind == "residual" else -0.4))
                 faint = {"alpha": 0.35, "markersize": 4, "markeredgewidth": 0}
                 axes.plot(at, values, style["marker"], color=style["color"], **faint)
-            axes.plot(list(found), [v.mean() for v in found.values()], **style, **SMALL)
-        axes.set_xticks(layers)
-        axes.set_xlabel("layers")
+            axes.plot(layers, [v.mean() for v in found.values()], **style, **SMALL)
+        axes.set(xticks=layers, xlabel="layers")
     grid[0, 0].set_ylabel(ACCURACY)
-    _legend(grid[0, 0])
+    grid[0, 0].legend(frameon=False)
     return figure
 
 
 def depth(study: Study) -> Figure:
-    panels = [("book", rate, f"book, rate {rate:g}") for rate in (0.005, 0.01)]
-    stronger = study.frame.query("setting == 'stronger' and norm == 'batch'")
-    for rate in stronger["rate"].unique()[:1]:
-        panels.append(("stronger", rate, "10,000 images, momentum, cosine"))
-    return _by_depth(study, panels, "batch")
+    titles = {("book", rate): f"book, rate {rate:g}" for rate in BOOK_RATES}
+    titles["stronger", 0.02] = "10,000 images, momentum, cosine"
+    return _by_depth(study, titles, "batch")
 
 
 def norm(study: Study) -> Figure:
-    rows = study.frame.query("norm == 'none' and (setting == 'stronger' or rate in (0.005, 0.01))")
-    panels = sorted(set(zip(rows["setting"], rows["rate"], strict=True)))
-    figure = _by_depth(
-        study, [(s, r, f"without batch norm: {s}, rate {r:g}") for s, r in panels], "none"
-    )
+    shown = (*(("book", rate) for rate in BOOK_RATES), ("stronger", 0.005))
+    titles = {(s, rate): f"without batch norm: {s}, rate {rate:g}" for s, rate in shown}
+    figure = _by_depth(study, titles, "none")
     for axes in figure.axes:
         axes.set_ylim(0, 100)
     return figure
@@ -122,7 +108,7 @@ def curves(study: Study) -> Figure:
         row[0].set_ylabel(f"{name} loss, nats")
     for axes in grid[1]:
         axes.set_xlabel("step")
-    _legend(grid[0, 0])
+    grid[0, 0].legend(frameon=False)
     return figure
 
 
@@ -159,7 +145,7 @@ def gradient(study: Study) -> Figure:
         _logarithmic(axes)
     for row in grid:
         row[0].set_ylabel("gradient norm of the layer's kernel")
-        _legend(row[0], fontsize=8)
+        row[0].legend(frameon=False, fontsize=8)
     return figure
 
 
@@ -186,7 +172,7 @@ def shortcut(study: Study) -> Figure:
             if not keeps_shape(unit):
                 axes.axvline(i, color="#999999", linewidth=0.8, linestyle="--", zorder=0)
     row[0].set_ylabel("share of the shortcut in the sum, %")
-    _legend(row[0])
+    row[0].legend(frameon=False)
     return figure
 
 
@@ -201,7 +187,7 @@ def removal(study: Study) -> Figure:
         axes.axhline(whole, color=style["color"], linewidth=0.8, linestyle=":")
         axes.set_ylim(0, 100)
     row[0].set_ylabel("accuracy on 1,000 test images, %\n(dotted: the whole network)")
-    _legend(row[0], loc="center right", bbox_to_anchor=(1, 0.36))
+    row[0].legend(frameon=False, loc="center right", bbox_to_anchor=(1, 0.36))
     return figure
 
 
@@ -216,7 +202,7 @@ def rates(study: Study) -> Figure:
         axes.set_xlabel("learning rate")
         axes.set_ylim(0, 100)
     grid[0, 0].set_ylabel(ACCURACY)
-    _legend(grid[0, 0], loc="lower left")
+    grid[0, 0].legend(frameon=False, loc="lower left")
     return figure
 
 
