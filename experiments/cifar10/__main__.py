@@ -13,8 +13,7 @@ The schedule is the paper's, 16 times shorter: 4,000 updates of 128 images at 0.
 after half and three quarters. The test images decide nothing: the last parameters count.
 """
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -53,7 +52,7 @@ class Training:
         steps = max(1, round(epochs * images / config.batch_size) // POINTS)
         model = rj.ModelConfig(f"resnet{self.depth}", self.residual, shortcut=self.shortcut)
         # On a GPU float32 is rounded to TF32 before it is multiplied, as is usual there.
-        return dataclasses.replace(
+        return replace(
             config, model=model, epochs=epochs, seed=self.seed, log_every=steps, eval_every=steps,
             matmul_precision="default",
         )  # fmt: skip

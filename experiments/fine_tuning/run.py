@@ -6,7 +6,7 @@ Result:    results.jsonl, a row for each run: 95.21 ± 0.29 % from scratch and 9
 Machine:   2 CPU cores
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import resnet_jax as rj
 from experiments import units
 from experiments.measuring import Row, interval, read_rows
 from experiments.tables import table
+from resnet_jax.config import replaced
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 SEEDS = range(5)
@@ -47,18 +48,18 @@ PRETRAINED = Training("pretrained", 0)
 
 
 def train(quick: bool, training: Training, folder: Path) -> Row:
-    config, split, seed = PRETRAINING, "test", training.seed
-    if training != PRETRAINED:
-        data = replace(config.data, name="mnist", subset=(1000, 0, 1000), subset_seed=seed)
-        config = replace(config, data=data, epochs=10, batch_size=64, seed=seed)
-        config, split = replace(config, eval_every=10_000), "test_all"  # evaluated at the end alone
+    config, split = PRETRAINING, "test"
+    if training != PRETRAINED:  # evaluated at the end alone
+        digits = {"data.name": "mnist", "data.subset": (1000, 0, 1000), "eval-every": 10_000}
+        seeds = {"data.subset-seed": training.seed, "seed": training.seed}
+        config = replaced(config, digits | seeds | {"epochs": 10, "batch-size": 64})
+        split = "test_all"
     if training.arm == "fine-tuned":  # with a fresh head: the names of the classes differ
         start = folder.with_name(str(PRETRAINED))
         train(quick, PRETRAINED, start)  # or finish it, or find it finished
-        config = replace(config, init_from=str(start))
+        config = replaced(config, {"init-from": str(start)})
     if quick:
-        model = replace(config.model, width=4, lowering="reference")
-        config = replace(config, model=model, epochs=0.1)
+        config = replaced(config, {"model.width": 4, "model.lowering": "reference", "epochs": 0.1})
     metrics = rj.train(config, folder, quiet=True).metrics()
     tested = metrics[(metrics.kind == "test") & (metrics.split == split)]
     row = tested[tested.checkpoint == "latest"].iloc[-1]

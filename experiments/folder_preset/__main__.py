@@ -20,6 +20,7 @@ import resnet_jax as rj
 from experiments import units
 from experiments.folder_preset.pictures import HELD_OUT, folder_of
 from experiments.measuring import Row
+from resnet_jax.config import replaced
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 POINTS = 10  # of a run, at which it is validated
@@ -107,27 +108,28 @@ class Training:
         return Training("first5", 10_000, replace(BASE, size=self.recipe.size))
 
     def config(self, place: Path, cifar: Path | None, weights: Path, quick: bool) -> rj.TrainConfig:
-        preset, recipe, count = rj.PRESETS["folder"], self.recipe, self.pictures
-        model, held_out = preset.model, HELD_OUT[self.data]
+        recipe, count, held_out = self.recipe, self.pictures, HELD_OUT[self.data]
+        small = {"model.width": 4, "model.lowering": "reference"} if quick else {}
         if quick:
             recipe, count, held_out = replace(recipe, epochs=1, batch=8), 20, 20
-            model = rj.ModelConfig(width=4, lowering="reference")
-        folder = folder_of(self.data, count, held_out, place, cifar)
         every = max(1, round(recipe.epochs * count / recipe.batch / POINTS))
-        return replace(
-            preset,
-            model=model,
-            data=replace(preset.data, dir=str(folder), image_size=recipe.size),
-            augment=rj.AugmentConfig(flip=recipe.flip, resized_crop=recipe.crop),
-            optim=replace(preset.optim, learning_rate=recipe.rate, body_rate=recipe.body),
-            init_from=str(weights) if self.weights else None,
-            epochs=recipe.epochs,
-            batch_size=recipe.batch,
-            seed=self.seed,
-            eval_every=every,
-            log_every=every,
-            matmul_precision="default",
-        )
+        settings = {
+            "data.dir": str(folder_of(self.data, count, held_out, place, cifar)),
+            "data.image-size": recipe.size,
+            "augment.flip": recipe.flip,
+            "augment.resized-crop": recipe.crop,
+            "optim.learning-rate": recipe.rate,
+            "optim.body-rate": recipe.body,
+            "init-from": str(weights) if self.weights else None,
+            "epochs": recipe.epochs,
+            "batch-size": recipe.batch,
+            "seed": self.seed,
+            "eval-every": every,
+            "log-every": every,
+            "matmul-precision": "default",
+        }
+        start = replace(rj.PRESETS["folder"], augment=rj.AugmentConfig())
+        return replaced(start, settings | small)
 
     def carry_out(self, folder: Path, cifar: Path | None, quick: bool) -> Row:
         """Train, or go on, in ``folder``, which is removed unless its weights are for others."""

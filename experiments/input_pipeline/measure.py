@@ -23,6 +23,7 @@ import resnet_jax as rj
 from experiments.measuring import in_process, in_turns, machine, median_and_quartiles, write_json
 from experiments.scaling.decode import photograph
 from experiments.tables import table
+from resnet_jax.config import replaced
 from resnet_jax.data.dataset import read_batches
 from resnet_jax.data.load import load_dataset, load_splits
 from resnet_jax.data.sampler import EpochSampler
@@ -36,12 +37,10 @@ BLOCKS, WARM = 5, 2  # measured, and not measured before them
 JPEGS = 1000
 LIMIT = 0.1  # of the decoded images, in the memory run
 
-JPEG = rj.TrainConfig(
-    data=dataclasses.replace(
-        rj.PRESETS["imagenet"].data, name="folder", read_size=None, center_crop=False
-    ),
-    augment=rj.PRESETS["imagenet"].augment,
-    batch_size=16,
+IMAGENET = rj.PRESETS["imagenet"]
+JPEG = replaced(
+    rj.TrainConfig(data=IMAGENET.data, augment=IMAGENET.augment, batch_size=16),
+    {"data.name": "folder", "data.read-size": None, "data.center-crop": False},
 )
 # Title, settings, and batches in a block of the pipeline alone; with the step it is a tenth.
 CASES: dict[str, tuple[str, rj.TrainConfig, int]] = {
@@ -51,7 +50,7 @@ CASES: dict[str, tuple[str, rj.TrainConfig, int]] = {
     ),
     "jpeg_resnet50": (
         "224x224 JPEG, ResNet-50 with the same augmentation, batch 16",
-        dataclasses.replace(JPEG, model=rj.PRESETS["imagenet"].model), 10,
+        dataclasses.replace(JPEG, model=IMAGENET.model), 10,
     ),
 }  # fmt: skip
 
@@ -128,8 +127,7 @@ def measure(folder: Path) -> None:
     used, measured = in_process("input_pipeline.measure", "memory", str(folder)), {}
     for name, (_, config, count) in CASES.items():
         if config.data.name == "folder":
-            data = dataclasses.replace(config.data, dir=str(folder))
-            config = dataclasses.replace(config, data=data)
+            config = replaced(config, {"data.dir": str(folder)})
         with configured_jax(config):
             measured[name] = rates(config, count)
         print(name, {k: round(statistics.median(v), 1) for k, v in measured[name].items()})

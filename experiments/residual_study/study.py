@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import resnet_jax as rj
+from resnet_jax.config import replaced
 from resnet_jax.models import Affine, BatchNorm
 
 RESULTS = Path(__file__).with_name("results.jsonl")
@@ -73,31 +74,18 @@ class Run:
 BOOK = rj.PRESETS["book"]
 SETTINGS = {
     # The preset, tested on all 10,000 images.
-    "book": dataclasses.replace(
-        BOOK, data=dataclasses.replace(BOOK.data, subset=(1000, 200, 10_000)), eval_every=8
-    ),
+    "book": replaced(BOOK, {"data.subset": (1000, 200, 10_000), "eval-every": 8}),
     # More images, He's initialisation, momentum, and a rate that rises and falls.
     "stronger": dataclasses.replace(
-        BOOK,
+        replaced(BOOK, {"data.subset": (10_000, 400, 10_000), "eval-every": 32, "epochs": 2}),
         model=rj.ModelConfig(initializer="he"),
-        data=dataclasses.replace(BOOK.data, subset=(10_000, 400, 10_000)),
         optim=rj.OptimConfig(momentum=0.9, schedule="cosine", warmup=0.1),
-        epochs=2,
-        eval_every=32,
     ),
 }
 # Both in miniature: images that come with the packages, programs that compile fast.
-QUICK_SETTINGS = {
-    name: dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, lowering="reference"),
-        data=dataclasses.replace(config.data, name="mnist_5k", subset=(320, 100, 400)),
-        epochs=2,
-        eval_every=5,
-        batch_size=32,
-    )
-    for name, config in SETTINGS.items()
-}
+SMALL = {"data.name": "mnist_5k", "data.subset": (320, 100, 400), "model.lowering": "reference"}
+SMALL |= {"epochs": 2, "eval-every": 5, "batch-size": 32}
+QUICK_SETTINGS = {name: replaced(config, SMALL) for name, config in SETTINGS.items()}
 BOOK_RATES = (0.005, 0.01)
 SWEEP_RATES = (0.001, 0.02, 0.05, 0.1)
 # Setting, layers, norm, rates and seeds.
