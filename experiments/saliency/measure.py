@@ -11,7 +11,7 @@ Machine:   any; half an hour on 2 cores for two runs
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,8 @@ import resnet_jax as rj
 from experiments.cifar10.__main__ import load
 from experiments.measuring import Row, write_json
 from experiments.tables import table
-from resnet_jax.inspection.saliency import DEFAULT_METHOD, default_stage, forward, map_names
+from resnet_jax.inspection import grad_cam
+from resnet_jax.inspection.saliency import DEFAULT_METHOD, Method, default_stage, forward, map_names
 
 RESULTS = Path(__file__).with_name("results.json")
 COUNT = 500
@@ -35,24 +36,17 @@ SAMPLES = 32  # of noise, along integrated gradients
 
 def maps_by_method(model, stage: int, variables, pixels: jax.Array) -> dict[str, Any]:
     """Compute the three maps of a stage for the predicted classes, float32[N, h, w]."""
+    maps = {m: grad_cam(model, variables, pixels, stage=stage, method=m) for m in get_args(Method)}
 
     def top_logits(shift: jax.Array) -> tuple[jax.Array, jax.Array]:
         passed = forward(model, variables, pixels, stage, shift)
         return passed.logits.max(-1).sum(), passed.maps[stage]
 
-    shape = jax.eval_shape(partial(forward, model), variables, pixels).maps[stage].shape
-    gradient, activation = jax.grad(top_logits, has_aux=True)(jnp.zeros(shape))
-    positive = jax.nn.relu(gradient)
-    # arXiv 1710.11063, equation 19, for the exponential of the logit.
-    total = activation.sum((1, 2), keepdims=True)
-    below = 2 * gradient**2 + total * gradient**3
-    alpha = jnp.where(below != 0, gradient**2 / jnp.where(below != 0, below, 1), 0)
-    weights = {
-        "grad-cam": gradient.mean((1, 2), keepdims=True),
-        "grad-cam++": (alpha * positive).sum((1, 2), keepdims=True),
-        "layer-cam": positive,  # doi 10.1109/TIP.2021.3089943, equation 3
-    }
-    return {name: jax.nn.relu((w * activation).sum(-1)) for name, w in weights.items()}
+    nothing = jnp.zeros_like(forward(model, variables, pixels).maps[stage])
+    gradient, activation = jax.grad(top_logits, has_aux=True)(nothing)
+    # doi 10.1109/TIP.2021.3089943, equation 3
+    maps["layer-cam"] = jax.nn.relu((jax.nn.relu(gradient) * activation).sum(-1))
+    return maps
 
 
 def smoothed_integrated_gradients(model, blank, variables, pixels: jax.Array) -> dict[str, Any]:
