@@ -4,7 +4,6 @@ Command:   pip install torch==2.13.0; python -m experiments.pytorch PRESET [OPTI
            with the options of `resnet-jax train`; `experiments.presets.measure` and
            `experiments.cifar10` run it
 Result:    updates and test accuracy of the last parameters, as JSON
-Machine:   any; a GPU where PyTorch finds one
 
 The same images in the same order, network, initialisation, loss, optimiser, rate by step,
 evaluations and stop, with PyTorch's channels_last (see experiments/cpu_speed for its settings).

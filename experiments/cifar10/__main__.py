@@ -7,7 +7,6 @@ Needs:     FOLDER with train/<class> and test/<class>: all 60,000 images. Ours a
            lossy and made by others: errors on it are not errors on the original. For the last
            training, PyTorch's, torch==2.13.0
 Result:    results.jsonl, a row for each finished training (README.md)
-Machine:   any; each row names its own
 
 The schedule is the paper's, 16 times shorter: 4,000 updates of 128 images at 0.1, divided by ten
 after half and three quarters. The test images decide nothing: the last parameters count.

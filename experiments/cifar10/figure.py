@@ -3,7 +3,6 @@
 Command:   python -m experiments.cifar10.figure     (the picture, from the rows)
            python -m experiments.tables             (the tables of README.md)
 Result:    docs/images/cifar10.png
-Machine:   any
 """
 
 import statistics

@@ -3,9 +3,7 @@
 Command:   python -m experiments.cpu_speed.algorithms                     (all, twenty minutes)
            python -m experiments.cpu_speed.algorithms --only "width 16" --batches 64
 Result:    algorithms.json: every algorithm in every pass of every convolution of two networks,
-           medians of 15 calls, and the networks under several heuristics, medians of 40. The
-           heuristics are within 7 % of the best
-Machine:   2 cores of an AMD EPYC, idle
+           medians of 15 calls, and the networks under several heuristics, medians of 40
 
 Within the network an algorithm's shifts and sums fuse with what is around them, which is why both
 are measured.

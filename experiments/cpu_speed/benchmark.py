@@ -4,9 +4,7 @@ Command:   pip install torch==2.13.0
            python -m experiments.cpu_speed.benchmark                    (all, about an hour)
            python -m experiments.cpu_speed.benchmark --only "batch 64"  (cases that contain this)
 Result:    results.json in the folder of the processor's instruction set: medians and quartiles of
-           the calls of all turns. Training at batch 64 is 2.8 times as fast as PyTorch at its
-           best setting with AVX2, 1.5 times with AVX-512; a small stem of width 16 is slower
-Machine:   2 cores of an AMD EPYC, idle; the ratio depends on it
+           the calls of all turns
 
 The contenders' processes take turns, so that a slow minute of the machine falls on all of them.
 Turns in which the two cores have no cache in common (`cores.py`) have rows of their own.

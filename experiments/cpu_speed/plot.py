@@ -3,7 +3,6 @@
 Command:   python -m experiments.cpu_speed.plot     (the picture)
            python -m experiments.tables             (the tables of README.md and of the project's)
 Result:    docs/images/cpu_speed.png
-Machine:   any; that of the numbers is in results.json of its folder
 """
 
 import json

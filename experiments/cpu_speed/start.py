@@ -2,8 +2,7 @@
 
 Command:   python -m experiments.cpu_speed.start     (a minute)
 Result:    start.json: seconds of a start with a cold compilation cache and of seven with a warm
-           one, and of each phase of these; 5.6 s (5.3 to 6.3) in all
-Machine:   2 cores of an AMD EPYC, idle
+           one, and of each phase of these
 
 ResNet-18 at 32x32, batch 64, one phase after the other; in the command the parameters are drawn
 while the step is traced.

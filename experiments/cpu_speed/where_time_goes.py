@@ -2,9 +2,7 @@
 
 Command:   python -m experiments.cpu_speed.where_time_goes     (three minutes)
 Result:    where_time_goes.json: milliseconds by kind of work over ten steps, for XLA's own
-           convolutions (lowering="reference") and the algorithms of resnet_jax.ops ("auto"); the
-           median step at batch 64 falls from 853 to 159 ms
-Machine:   2 cores of an AMD EPYC, idle
+           convolutions (lowering="reference") and the algorithms of resnet_jax.ops ("auto")
 
 The profiler names the instruction behind each event, and the compiled program's metadata the layer
 that it comes from.

@@ -1,9 +1,7 @@
 """How fast is inference from an exported file beside the run itself?
 
 Command:   python -m experiments.export_speed.measure RUN     (of resnet18 on mnist or mnist_5k)
-Result:    results.json: milliseconds, medians of 15 rounds. At batch 64 the run takes 44 ms, the
-           StableHLO file 36 and the ONNX file 35
-Machine:   2 CPU cores
+Result:    results.json: milliseconds, medians of 15 rounds
 
 From uint8 to probabilities, in turns. Any weights cost the same.
 """

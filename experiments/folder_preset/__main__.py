@@ -4,7 +4,6 @@ from weights?
 Command:   python -m experiments.folder_preset FOLDER   (or $CIFAR10_FOLDER; --list shows the units)
 Needs:     FOLDER with train/<class>: CIFAR-10 as JPEGs; Fashion-MNIST prepared: $TFDS_DATA_DIR
 Result:    results.jsonl, a row for each training and for each set of pictures' baseline
-Machine:   each row names it
 
 Products are of the accelerator's default precision, unlike the preset's.
 """

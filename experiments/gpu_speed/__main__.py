@@ -2,7 +2,6 @@
 
 Command:   python -m experiments.gpu_speed     (needs an NVIDIA GPU, JAX and PyTorch for it)
 Result:    results.json: medians and quartiles of a training step
-Machine:   named in results.json
 
 Nothing is tuned for a GPU in this package: there a convolution is XLA's own. Processes take turns
 as in `cpu_speed.benchmark`; ten steps are waited for at their end, as in training.

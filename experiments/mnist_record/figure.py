@@ -4,7 +4,6 @@ Command:   python -m experiments.mnist_record.figure     (the figures that there
            python -m experiments.tables                  (the tables of README.md)
 Needs:     the full MNIST, for the digits that are wrong
 Result:    wrong.png, reliability.png and time.png beside the rows
-Machine:   any
 """
 
 import statistics

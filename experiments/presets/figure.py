@@ -2,7 +2,6 @@
 
 Command:   python -m experiments.presets.figure RUN OUTPUT.png
 Result:    docs/images/quickstart.png: curves, and what the network makes of some test digits
-Machine:   any
 """
 
 import sys

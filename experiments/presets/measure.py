@@ -3,11 +3,7 @@
 Command:   python -m experiments.presets.measure    (an hour on 2 cores; --list, --only, --quick)
 Needs:     the full MNIST prepared: $TFDS_DATA_DIR, or `resnet-jax data prepare mnist`; for the
            comparison PyTorch (torch==2.13.0)
-Result:    results.jsonl, a line for each run. Test accuracy, mean ± sd: quickstart 98.27 ± 0.31 %
-           (3 seeds), fast 99.22 ± 0.07 % (5), mnist 99.55 ± 0.03 % (3), book 92.51 ± 0.18 % and
-           plain 92.03 ± 0.80 % (10); in PyTorch fast 99.22 ± 0.09 % (5), book of 34 layers 92.95 ±
-           0.36 % (5)
-Machine:   2 cores, 24 GiB, no accelerator; each line of results.jsonl names its processor
+Result:    results.jsonl, a line for each run
 
 Each run is the user's own command in a process of its own, timed from start to exit.
 """

@@ -1,8 +1,6 @@
 """What do the finished runs say? Means, spreads and intervals: every number of the pages.
 
 Command:   python -m experiments.tables     (writes them; figures.py and results.ipynb draw them)
-Result:    the numbers of experiments/README.md and of the project's
-Machine:   any
 """
 
 import dataclasses

@@ -1,14 +1,10 @@
 """What do the finished runs look like? The figures of the pages and of the notebook.
 
-Command:   python -m experiments.residual_study.figures [FOLDER]
-Result:    depth, curves, gradient, shortcut, removal, rates, norm: a PNG each
-Machine:   any
+Command:   python -m experiments.residual_study.figures     (the folder figures/)
 """
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -211,8 +207,5 @@ FIGURES: dict[str, Callable[[Study], Figure]] = {
 }
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS.with_name("figures")
-    folder.mkdir(parents=True, exist_ok=True)
-    study = Study()
     for name, draw in FIGURES.items():
-        draw(study).savefig(folder / f"{name}.png", dpi=110)
+        draw(Study()).savefig(RESULTS.with_name("figures") / f"{name}.png", dpi=110)

@@ -1,8 +1,7 @@
 """Our ResNet-18 and torchvision's: the same weights, the same logits? (the book's section 5.4.4)
 
 Command:   python -m experiments.residual_study.torchvision
-Result:    torchvision.json; the largest difference is 6e-07 of the largest logit
-Machine:   any
+Result:    torchvision.json
 
 Weights are drawn by numpy, so that both can have them without a download, running statistics
 included. torchvision's logits are those that `tests/interop/make_expectations.py` stored.

@@ -4,8 +4,7 @@ Command:   python -m experiments.saliency.measure RUN [RUN] [--cifar10 FOLDER]
            python -m experiments.tables
 Needs:     runs of `quickstart` or `mnist` and of `folder` (or of experiments/cifar10, whose FOLDER
            of images is given then), with test images
-Result:    results.json and README.md, which says what is measured
-Machine:   any; half an hour on 2 cores for two runs
+Result:    results.json, in half an hour on 2 cores for two runs; README.md says what is measured
 """
 
 import json

@@ -3,9 +3,7 @@
 Command:   python -m experiments.scaling.cost                  (half an hour; --list, --quick)
            python -m experiments.scaling.cost --only compile   (fills the cache in --runs)
            python -m experiments.scaling.cost --only steps
-Result:    costs.jsonl, two lines for each cell, medians of 3 to 20 steps: from 42 ms (39 to 44) for
-           ResNet-18 at 28x28 to 17 s for ResNet-152 at 224x224, batch 8
-Machine:   2 cores of an AMD EPYC, no accelerator, idle
+Result:    costs.jsonl, two lines for each cell, medians of 3 to 20 steps
 
 A process compiles a cell's step; another takes it from the cache, as every start of a program but
 its first one does, makes a step, and times the next ones.

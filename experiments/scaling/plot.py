@@ -3,7 +3,6 @@
 Command:   python -m experiments.scaling.plot     (the figure)
            python -m experiments.tables           (the tables of README.md)
 Result:    cost.png
-Machine:   any; the rows are of 2 cores of an AMD EPYC
 """
 
 from functools import cache, partial
