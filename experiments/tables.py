@@ -27,12 +27,7 @@ MARK = re.compile(
 )
 # The modules whose functions the marks of a page call; `values()` where they are no module's own.
 PAGES = {
-    "README.md": (
-        "presets.measure",
-        "residual_study.analysis",
-        "cpu_speed.plot",
-        "cifar10.figure",
-    ),
+    "README.md": ("presets.measure", "residual_study.analysis", "cpu_speed.plot", "cifar10.figure"),
     "docs/scaling.md": ("scaling.paper", "scaling.decode"),
     "experiments/README.md": ("residual_study.analysis", "residual_study.torchvision"),
     "experiments/cifar10/README.md": ("cifar10.figure",),
@@ -40,7 +35,7 @@ PAGES = {
     "experiments/export_speed/README.md": ("export_speed.measure",),
     "experiments/fine_tuning/README.md": ("fine_tuning.run",),
     "experiments/gpu_speed/README.md": ("gpu_speed.__main__",),
-    "experiments/folder_preset/README.md": ("folder_preset.summary",),
+    "experiments/folder_preset/README.md": ("folder_preset.__main__",),
     "experiments/input_pipeline/README.md": ("input_pipeline.measure",),
     "experiments/mnist_record/README.md": ("mnist_record.figure",),
     "experiments/photos/README.md": ("photos.measure",),

@@ -91,14 +91,10 @@ def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
             if name not in TORCH:
                 # Compiled by a process before it, as all starts but a program's first one are.
                 before = Contender(name, case, cache)
-                compiling[name] = before.time(1)["peak_mib"] if before.alive else 0
+                compiling[name] = {"peak_compiling_mib": round(before.time(1)["peak_mib"])}
                 before.stop()
-            contender = Contender(name, case, cache)
-            if contender.alive:
+            if (contender := Contender(name, case, cache)).alive:  # or it has said why not
                 contenders[name] = contender
-            else:
-                failure = f"exit code {contender.process.wait()}"
-                rows.append({"case": case["name"], "contender": name, "failure": failure})
     calls, peaks = {}, {}
     turns: dict[tuple[str, bool], list[list[float]]] = {}
     for name, contender in contenders.items():
@@ -127,9 +123,7 @@ def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
             row |= {"cores": "apart"} if far else {}
             row |= {key: round(1e3 * value, 3) for key, value in quartiles}
             row |= {"min_ms": round(1e3 * min(times), 3), "peak_mib": round(peaks[name])}
-            rows.append(row)
-            if name in compiling:
-                rows[-1]["peak_compiling_mib"] = round(compiling[name])
+            rows.append(row | compiling.get(name, {}))
     return rows
 
 

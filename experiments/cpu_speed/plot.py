@@ -37,9 +37,8 @@ def by_case(rows: Iterable[Row], cores: str | None = None) -> dict[str, dict[str
     ``cores`` is None where they have a cache in common, else "apart".
     """
     found: dict[str, dict[str, Row]] = {}
-    for row in rows:
-        if "median_ms" in row and row.get("cores") == cores:
-            found.setdefault(row["case"], {})[row["contender"]] = row
+    for row in (row for row in rows if row.get("cores") == cores):
+        found.setdefault(row["case"], {})[row["contender"]] = row
     compared = {}
     for case, row in found.items():
         settings = [n for n in TORCH if n in row and (n == "torch bf16") <= ("bfloat16" in case)]
@@ -95,18 +94,14 @@ def draw() -> Figure:
 
 
 def speed_ups(what: str, processor: str) -> str:
-    usual = [
-        row["speed_up"]
-        for name, row in measured(processor).items()
-        if re.fullmatch(USUAL.format(what), name)
-    ]
+    found = measured(processor)
+    usual = [found[name]["speed_up"] for name in found if re.fullmatch(USUAL.format(what), name)]
     return f"{min(usual):.1f} to {max(usual):.1f}"
 
 
 def slower(processor: str) -> str:
-    ratios = {name: row["speed_up"] for name, row in measured(processor).items()}
-    cases = [f"{ratio:.2f} ({name})" for name, ratio in ratios.items() if ratio < 1]
-    return ", ".join(cases) or "none"
+    ratios = ((row["speed_up"], name) for name, row in measured(processor).items())
+    return ", ".join(f"{ratio:.2f} ({name})" for ratio, name in ratios if ratio < 1)
 
 
 def comparison(title: str, found: dict[str, dict[str, Row]], digits: int = 1) -> str:
@@ -157,30 +152,33 @@ def settings(processor: str) -> str:
 
 
 def memory(processor: str) -> str:
-    lines = []
-    for case, row in measured(processor).items():
-        ours = row["resnet_jax"]
-        others = (row[name]["peak_mib"] if name in row else "" for name in ("flax", "torch eager"))
-        lines.append([case, ours["peak_mib"], ours.get("peak_compiling_mib", ""), *others])
-    head = ["resnet_jax", "the same, compiling", "Flax", "PyTorch eager"]
-    return table([f"peak, MiB, {PROCESSORS[processor]}", *head], lines)
+    columns = {
+        "resnet_jax": ("resnet_jax", "peak_mib"),
+        "the same, compiling": ("resnet_jax", "peak_compiling_mib"),
+        "Flax": ("flax", "peak_mib"),
+        "PyTorch eager": ("torch eager", "peak_mib"),
+    }
+    cells = {
+        (case, title): str(row.get(name, {}).get(key, ""))
+        for case, row in measured(processor).items()
+        for title, (name, key) in columns.items()
+    }
+    return crossed(cells, f"peak, MiB, {PROCESSORS[processor]}")
 
 
 def starts(processor: str) -> str:
-    lines = [
+    lines = (
         [f"{state} compilation cache", ", ".join(f"{s:.1f}" for s in seconds)]
         for state, seconds in read("start", processor)["starts"].items()
-    ]
+    )
     return table(["start to first step, batch 64", "seconds"], lines)
 
 
 def phases() -> str:
     columns = pd.DataFrame(read("start")["phases"])
     columns["**all**"] = columns.sum(axis=1)
-    lines = [
-        [phase, f"{times.median():.2f} ({times.min():.2f} to {times.max():.2f})"]
-        for phase, times in columns.items()
-    ]
+    columns = {name: (s.median(), s.min(), s.max()) for name, s in columns.items()}
+    lines = ([name, "{:.2f} ({:.2f} to {:.2f})".format(*three)] for name, three in columns.items())
     return table(["a warm start, batch 64", "seconds, median (range)"], lines)
 
 

@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from sklearn.linear_model import LogisticRegression
 
 import resnet_jax as rj
 from experiments import units
 from experiments.folder_preset.pictures import HELD_OUT, folder_of
-from experiments.measuring import Row
+from experiments.measuring import Row, mean_and_sd, read_rows
+from experiments.tables import table
 from resnet_jax.config import replaced
 
 RESULTS = Path(__file__).with_name("results.jsonl")
@@ -67,6 +69,10 @@ SCRATCH = (("cifar", 200), ("cifar", 2_000), ("fashion", 2_000), ("digits", 1_20
 LARGE = ("cifar", 20_000)  # of the longest trainings, for the most telling candidates
 LARGE_CANDIDATES = (*CANDIDATES[:6], CANDIDATES[-1])
 FROM_WEIGHTS = (("last5", 200), ("last5", 2_000))
+# Of the table.
+SETS = (*SCRATCH[:2], LARGE, *SCRATCH[2:], *FROM_WEIGHTS)
+TITLES = {"cifar": "CIFAR-10", "fashion": "Fashion-MNIST", "digits": "digits", "last5": "weights"}
+REGRESSION, UNAIDED = "logistic regression", f"{BASE}, without weights"
 
 
 @dataclass(frozen=True)
@@ -177,6 +183,37 @@ def all_units() -> list[Baseline | Training]:
     found += [Training(*s, BASE, seed=seed) for s in FROM_WEIGHTS for seed in SEEDS]
     starts = list(dict.fromkeys(u.before for u in found if isinstance(u, Training) and u.weights))
     return [*found[: len(sets)], *starts, *found[len(sets) :]]
+
+
+def measured() -> pd.Series:
+    """The best validation accuracies of the seeds, in percent, by line of the table and set."""
+    rows = []
+    for row in read_rows(RESULTS):
+        found = {"set": (row["data"], row["pictures"]), "best": 100 * row["best"]}
+        recipe = Recipe(**row["recipe"]) if "recipe" in row else None
+        unaided = recipe == BASE and not row["weights"]
+        lines = [UNAIDED] * unaided
+        if row["data"] != "last5" or not unaided:
+            lines.append(str(recipe or REGRESSION))
+        rows += [found | {"line": line} for line in lines]
+    return pd.DataFrame(rows).groupby(["line", "set"])["best"].agg(list)
+
+
+def accuracies() -> str:
+    best, order = measured(), [REGRESSION, *map(str, (*CANDIDATES, *WITH_WEIGHTS)), UNAIDED]
+    titles = {pictures: f"{TITLES[pictures[0]]} {pictures[1]:,}" for pictures in SETS}
+    means = best.map(lambda values: sum(values) / len(values))
+    recipes = means.drop([REGRESSION, UNAIDED], errors="ignore")
+    behind = recipes.groupby("set").transform("max") - recipes
+    lines = []
+    for line in (line for line in order if line in best.index):
+        cells = [mean_and_sd(best.get((line, pictures), []), 1) for pictures in SETS]
+        furthest = ""
+        if line in behind.index:
+            gaps = ((gap, titles[at]) for at, gap in behind[line].items() if at in titles)
+            furthest = "{:.1f} ({})".format(*max(gaps))
+        lines.append([line, *cells, furthest])
+    return table(["recipe", *titles.values(), "furthest behind"], lines)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -10,7 +10,6 @@ from PIL import Image
 
 import resnet_jax as rj
 from experiments.folder_preset import __main__ as command
-from experiments.folder_preset import summary
 from experiments.folder_preset.pictures import folder_of
 from experiments.measuring import append_row, read_rows
 
@@ -103,7 +102,7 @@ def test_a_recipe_is_measured_against_the_best_of_each_set(tmp_path, monkeypatch
             unit = command.Training(data, 200, recipe, weights, seed)
             append_row(path, dataclasses.asdict(unit) | {"best": best})
     append_row(path, dataclasses.asdict(command.Baseline("cifar", 200)) | {"best": 0.29})
-    cells = [[c.strip() for c in line.split("|")] for line in summary.accuracies().splitlines()[2:]]
+    cells = [[c.strip() for c in line.split("|")] for line in command.accuracies().splitlines()[2:]]
     assert [[name, *filter(None, rest)] for _, name, *rest in cells] == [
         ["logistic regression", "29.0"],
         [str(present), "32.0 ± 2.8", "70.0", "8.0 (CIFAR-10 200)"],
