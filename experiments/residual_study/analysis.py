@@ -3,7 +3,6 @@
 Command:   python -m experiments.tables     (writes them; figures.py and results.ipynb draw them)
 """
 
-import dataclasses
 import json
 from functools import cache
 from pathlib import Path
@@ -39,21 +38,16 @@ class Study:
         values = self.select(*which)["accuracy"]
         return f"{mean_and_sd(values, 1)} % ({_seeds(len(values))})" if len(values) else MISSING
 
+    def difference(self, one: tuple, other: tuple) -> str:
+        """Accuracy of one network less another's, each as `select` has it, over common seeds."""
+        found = (self.select(*one)["accuracy"] - self.select(*other)["accuracy"]).dropna()
+        if found.empty:
+            return MISSING
+        spread = "{:+.1f} to {:+.1f}, ".format(*interval(found)) if len(found) > 1 else ""
+        return f"{found.mean():+.1f} points ({spread}{_seeds(len(found))})"
+
     def gain(self, setting: str, *which: Any) -> str:
-        kinds = ("residual", "plain")
-        return _difference(*(self.select(setting, kind, *which) for kind in kinds))
-
-    def rate_effect(self, kind: str, layers: int) -> str:
-        """What 0.01 instead of 0.005 does to a network in the book's setting."""
-        return _difference(*(self.select("book", kind, layers, rate) for rate in (0.01, 0.005)))
-
-    def books_comparison(self, layers: int) -> str:
-        """The residual network at 0.01 minus the plain one at 0.005: two causes in one number."""
-        residual = self.select("book", "residual", layers, 0.01)
-        return _difference(residual, self.select("book", "plain", layers, 0.005))
-
-    def deepening(self, setting: str, kind: str, deep: int, shallow: int, rate: float) -> str:
-        return _difference(*(self.select(setting, kind, n, rate) for n in (deep, shallow)))
+        return self.difference((setting, "residual", *which), (setting, "plain", *which))
 
     def against_pytorch(self, kind: str, layers: int, rate: float, images: str = "another draw"):
         ours = self.select("book", kind, layers, rate)["accuracy"]
@@ -116,10 +110,7 @@ class Study:
         return f"{usable.min():g} to {usable.max():g} (best {means.idxmax():g})"
 
     def done(self) -> str:
-        wanted = list(map(dataclasses.asdict, runs()))
-        keys = self.frame[list(wanted[0])].to_dict("records")
-        count = sum(key in keys for key in wanted)
-        return f"{'' if count == len(wanted) else 'partial: '}{count} of {len(wanted)} runs"
+        return f"{len(self.frame)} of {len(runs())} runs"
 
     def hours(self) -> str:
         return f"{self.frame['seconds'].sum() / 3600:.1f} hours"
@@ -167,14 +158,6 @@ def pytorch() -> pd.DataFrame:
 def values() -> dict:
     study = Study()
     return {name: getattr(study, name) for name in vars(Study) if not name.startswith("_")}
-
-
-def _difference(one: pd.DataFrame, other: pd.DataFrame) -> str:
-    found = (one["accuracy"] - other["accuracy"]).dropna()
-    if found.empty:
-        return MISSING
-    spread = "{:+.1f} to {:+.1f}, ".format(*interval(found)) if len(found) > 1 else ""
-    return f"{found.mean():+.1f} points ({spread}{_seeds(len(found))})"
 
 
 def _short(value: float) -> str:
