@@ -90,44 +90,35 @@ def weights() -> str:
 def draw_wrong(row: Row, images: np.ndarray) -> Figure:
     """Show each digit that a model has wrong, with its answer and its label."""
     wrong = sorted(row["wrong"], key=lambda digit: -digit["probability"])
-    columns = 8
-    lines = -(-len(wrong) // columns)
+    lines, columns = -(-len(wrong) // 8), 8
     figure = Figure((10, 1.6 * lines + 0.5), layout="constrained")
     figure.suptitle(f"{len(wrong)} of the test digits: label, and what the network says")
     for axes in figure.subplots(lines, columns, squeeze=False).flat:
         axes.set_axis_off()
+    title = "is {label} ({of_label:.0%})\nsays {answer} ({probability:.0%})"
     for axes, digit in zip(figure.axes, wrong, strict=False):
         axes.imshow(images[digit["index"], :, :, 0], cmap="gray_r")
-        label, answer = (
-            f"{digit[what]} ({digit[probability]:.0%})"
-            for what, probability in (("label", "of_label"), ("answer", "probability"))
-        )
-        axes.set_title(f"is {label}\nsays {answer}", fontsize=8)
+        axes.set_title(title.format_map(digit), fontsize=8)
     return figure
 
 
-def record_seconds() -> float | None:
-    """Time of a training of `record` on two cores: its updates by the median time of one."""
+def draw_time() -> Figure:
+    """Test error of the presets by their time on two cores, of `record` by a step's median time."""
+    names = ("quickstart", "fast", "mnist", "book")
+    seconds = {name: measure.seconds_of(name) for name in names}
+    accuracies = {name: measure.accuracies_of(name) for name in names}
     final = rows_of("final", "mnist")
     here = [r for r in final if "device" not in r["machine"] and r["machine"]["cores"] == 2]
-    return statistics.median(r["step_ms"] / 1000 * r["steps"] for r in here) if here else None
-
-
-def draw_time() -> Figure:
-    """Test error of the presets by the time that they take on two cores."""
-    points: dict[str, tuple[float, float]] = {}
-    for name in ("quickstart", "fast", "mnist", "book"):
-        accuracy = statistics.fmean(measure.accuracies_of(name)) / 100
-        points[name] = statistics.median(measure.seconds_of(name)), accuracy
-    if (seconds := record_seconds()) is not None:
-        final = rows_of("final", "mnist")
-        points["record"] = seconds, statistics.fmean(row["accuracy"] for row in final)
+    if here:
+        seconds["record"] = [r["step_ms"] / 1000 * r["steps"] for r in here]
+        accuracies["record"] = [100 * r["accuracy"] for r in final]
     figure, ((axes,),) = panels((6, 4), [""])
-    for name, (seconds, accuracy) in points.items():
-        colour = ORANGE if name == "record" else BLUE
-        axes.plot(seconds, 100 * (1 - accuracy), "o", color=colour)
+    for name, times in seconds.items():
+        accuracy = statistics.fmean(accuracies[name])
+        point = statistics.median(times), 100 - accuracy
+        axes.plot(*point, "o", color=ORANGE if name == "record" else BLUE)
         where = {"textcoords": "offset points", "xytext": (6, 4)}
-        axes.annotate(f"{name} {accuracy:.2%}", (seconds, 100 * (1 - accuracy)), **where)
+        axes.annotate(f"{name} {accuracy:.2f}%", point, **where)
     axes.set(xlabel="seconds on two cores", xlim=(50, 20_000), ylabel="wrong, % of test digits")
     logarithmic(axes.xaxis)
     logarithmic(axes.yaxis, subs=(1, 2, 5))

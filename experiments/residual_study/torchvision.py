@@ -35,12 +35,16 @@ def compare() -> Row:
         name = f"{size[0]}x{size[1]}"
         ours = np.asarray(logits(random_images(size)), np.float64)
         theirs = stored[f"resnet18 {name}"]
-        row: Row = {"size": name}
-        row |= {"ours": ours[0, :3].round(6).tolist()}
-        row |= {"torchvision": theirs[0, :3].round(6).tolist()}
-        row |= {"largest_difference": float(f"{np.abs(ours - theirs).max():.2g}")}
-        row |= {"largest_logit": float(f"{np.abs(theirs).max():.4g}")}
-        rows.append(row | {"same_class": bool((ours.argmax(1) == theirs.argmax(1)).all())})
+        rows.append(
+            {
+                "size": name,
+                "ours": ours[0, :3].round(6).tolist(),
+                "torchvision": theirs[0, :3].round(6).tolist(),
+                "largest_difference": float(f"{np.abs(ours - theirs).max():.2g}"),
+                "largest_logit": float(f"{np.abs(theirs).max():.4g}"),
+                "same_class": bool((ours.argmax(1) == theirs.argmax(1)).all()),
+            }
+        )
     return {"torchvision": str(stored["versions"][1]), "rows": rows}
 
 

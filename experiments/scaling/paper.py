@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from experiments.plotting import BLUE, GREEN, ORANGE, PINK, logarithmic, panels
 from experiments.scaling.decode import decoded_per_s
+from experiments.scaling.plot import number
 from experiments.tables import ROOT, crossed
 from resnet_jax.models import VARIANTS, summarize
 
@@ -185,7 +186,7 @@ def step_of(machine: str, batch: str, n: int) -> Step:
 
 def time(seconds: float) -> str:
     value, unit = (seconds, "s") if seconds >= 0.9995 else (1e3 * seconds, "ms")
-    return f"{value:,.0f} {unit}" if value >= 99.5 else f"{value:.3g} {unit}"
+    return f"{number(value)} {unit}"
 
 
 def term(name: str, machine: str, batch: str, n: int) -> str:
