@@ -19,7 +19,6 @@ import numpy as np
 from experiments.tables import ROOT
 
 Row = dict[str, Any]
-MISSING = "not yet measured"
 
 
 def read_rows(path: Path, **values: Any) -> list[Row]:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+MISSING = "not yet measured"
 MARK = re.compile(
     r"<!-- (?P<name>(?P<function>\w+)(?:\((?P<arguments>[^>]*)\))?) -->.*?"
     r"(?P<end><!-- end(?: \w+)? -->)",
@@ -46,9 +47,9 @@ PAGES = {
 
 
 def table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
-    head = list(map(str, head))
-    lines = [head, ["---"] * len(head), *(map(str, row) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    head, rows = list(head), list(rows)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) if rows else MISSING
 
 
 def crossed(cells: Mapping[tuple[str, ...], str], *head: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.cifar10.__main__ import RESULTS
-from experiments.measuring import MISSING, Row, interval, read_rows
+from experiments.measuring import Row, interval, read_rows
 from experiments.plotting import BLUE, GREEN, ORANGE, PINK, panels
 from experiments.tables import ROOT, table
 
@@ -61,7 +61,7 @@ def errors() -> str:
         tested = percent([row["test_error"] for row in seeds])
         lines.append([name_of(key), len(seeds), trained, tested])
     head = ("network", "seeds", "training error, last 100 updates", "test error")
-    return table(head, lines) if lines else MISSING
+    return table(head, lines)
 
 
 def test_error(depth: int, residual: bool) -> str:
@@ -83,7 +83,7 @@ def recipes() -> str:
         what = "`{}`{}{}".format(*recipe.partition(" "))
         lines.append([what, mean, " ".join(each), times, device])
     head = ("preset", "test accuracy, mean", "each seed", "time of each", "on")
-    return table(head, lines) if lines else MISSING
+    return table(head, lines)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import resnet_jax as rj
-from experiments.measuring import MISSING, Row, mean_and_sd, read_rows
+from experiments.measuring import Row, mean_and_sd, read_rows
 from experiments.mnist_record.__main__ import ABLATIONS, RESULTS, VALIDATED
 from experiments.plotting import BLUE, ORANGE, logarithmic, panels
 from experiments.presets import measure
@@ -47,7 +47,7 @@ def results() -> str:
             lines.append([*line, mean(rows, "ece", 4), mean_and_sd(averaged, 2, " %")])
     head = ["what", "seeds", "test accuracy, mean ± sd", "each", "cross-entropy, nats"]
     head += ["calibration error", "accuracy with test-time averaging"]
-    return table(head, lines) if lines else MISSING
+    return table(head, lines)
 
 
 def against(rows: list[Row], base: list[Row]) -> tuple[str, str]:
@@ -72,7 +72,7 @@ def choices(part: str) -> str:
             lines.append(line if base else line[:4])
     head = ["recipe", "seeds", "validation accuracy, mean ± sd", "cross-entropy, nats"]
     head += ["accuracy less the base's, points (each seed)", "cross-entropy less the base's"]
-    return table(head if base else head[:4], lines) if lines else MISSING
+    return table(head if base else head[:4], lines)
 
 
 def weights() -> str:
@@ -84,7 +84,7 @@ def weights() -> str:
         command = f"`resnet-jax train record --seed {row['seed']}`"
         lines.append([command, f"`{row['sha256']}`", machine, where["jax"]])
     head = ["command", "SHA-256 of the parameters", "machine", "jax"]
-    return table(head, lines) if lines else MISSING
+    return table(head, lines)
 
 
 def draw_wrong(row: Row, images: np.ndarray) -> Figure:

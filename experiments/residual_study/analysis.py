@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.measuring import MISSING, interval, mean_and_sd, read_rows
+from experiments.measuring import interval, mean_and_sd, read_rows
 from experiments.presets.measure import accuracies_of
 from experiments.residual_study.study import RESULTS, keeps_shape, runs, units_of
-from experiments.tables import table
+from experiments.tables import MISSING, table
 
 # The squares that a norm adds up are below the smallest float32 before the norm is: not resolved.
 SMALLEST_NORM = 1e-15

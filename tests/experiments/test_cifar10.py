@@ -8,6 +8,7 @@ from PIL import Image
 
 from experiments.cifar10 import figure
 from experiments.cifar10.__main__ import UPDATES, main, trainings
+from experiments.tables import MISSING
 from resnet_jax.data.sampler import EpochSampler
 
 IMAGES = 50_000
@@ -48,7 +49,7 @@ def test_a_training_ends_with_a_row(tmp_path):
 def test_tables_and_figure_show_the_mean_over_seeds(tmp_path, monkeypatch):
     rows = tmp_path / "results.jsonl"
     monkeypatch.setattr(figure, "RESULTS", rows)
-    assert figure.errors() == figure.recipes() == figure.MISSING
+    assert figure.errors() == figure.recipes() == MISSING
     for training in trainings():
         error = 0.1 + 0.01 * training.seed
         curve = [[100, 0.9], [200, error]]

@@ -13,6 +13,7 @@ from experiments.measuring import append_row, read_rows
 from experiments.mnist_record import __main__ as record
 from experiments.mnist_record import figure
 from experiments.mnist_record.__main__ import Training, judged, moved, packed, trainings, unpacked
+from experiments.tables import MISSING
 from resnet_jax.config import differences
 
 
@@ -112,7 +113,7 @@ def test_views_and_packed_probabilities_by_hand():
 
 def test_tables_and_figures_of_made_up_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(figure, "RESULTS", tmp_path / "results.jsonl")
-    assert figure.results() == figure.weights() == figure.choices("ablation") == figure.MISSING
+    assert figure.results() == figure.weights() == figure.choices("ablation") == MISSING
     labels = np.arange(200) % 10
     for part, recipe, seed, wrong in (
         ("ablation", "base", 0, 9), ("ablation", "base", 1, 7), ("ablation", "no affine", 1, 10),
