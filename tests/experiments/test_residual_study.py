@@ -16,8 +16,7 @@ import resnet_jax as rj
 from experiments.measuring import append_row, read_rows
 from experiments.residual_study import __main__ as command
 from experiments.residual_study import torchvision
-from experiments.residual_study.analysis import Study
-from experiments.residual_study.measure import (
+from experiments.residual_study.__main__ import (
     Laboratory,
     carry_out,
     gradient_norms,
@@ -25,6 +24,7 @@ from experiments.residual_study.measure import (
     shortcut_shares,
     without_units,
 )  # fmt: skip
+from experiments.residual_study.analysis import Study
 from experiments.residual_study.study import QUICK_SETTINGS, Run, runs
 from experiments.tables import ROOT
 from resnet_jax.data.load import load_splits
