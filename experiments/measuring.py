@@ -77,6 +77,15 @@ def in_turns(
     return seconds
 
 
+def milliseconds(calls: Mapping[str, Callable[[], Any]], **turns: int) -> dict[str, float]:
+    """Median milliseconds of each call of JAX, `in_turns`."""
+    import jax
+
+    waiting = {n: lambda call=call: jax.block_until_ready(call()) for n, call in calls.items()}
+    seconds = in_turns(waiting, **turns)
+    return {name: round(1e3 * statistics.median(s), 3) for name, s in seconds.items()}
+
+
 def with_cache(folder: Path | str) -> dict[str, str]:
     """Variables under which JAX keeps every compiled program in a folder."""
     return {
@@ -112,8 +121,8 @@ def interval(*samples: Sequence[float]) -> tuple[float, float]:
     """95 % confidence interval of a mean (Student's t), or of one less another (Welch's)."""
     from scipy import stats
 
-    if all(min(sample) == max(sample) for sample in samples):
-        difference = float(np.subtract.reduce([sample[0] for sample in map(list, samples)]))
+    if not any(map(np.ptp, samples)):
+        difference = float(np.subtract.reduce([np.mean(sample) for sample in samples]))
         return difference, difference
     if len(samples) == 1:
         test = stats.ttest_1samp(*samples, 0)

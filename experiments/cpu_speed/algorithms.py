@@ -10,9 +10,7 @@ are measured.
 """
 
 import json
-import statistics
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from itertools import product
@@ -27,7 +25,7 @@ import tyro
 
 import resnet_jax as rj
 from experiments.cpu_speed.where_time_goes import convolutions
-from experiments.measuring import Row, in_turns, of_processor, write_json
+from experiments.measuring import Row, milliseconds, of_processor, write_json
 from resnet_jax.memory import restart_tuned
 from resnet_jax.ops import conv, heuristics, pool
 from resnet_jax.ops.algorithms import ALGORITHMS, im2col, shift_add, supports, winograd
@@ -63,13 +61,6 @@ VARIANTS: dict[str, list[AbstractContextManager]] = {
         for module in (im2col, shift_add, winograd, pool)
     ],
 }
-
-
-def milliseconds(calls: dict[str, Callable], rounds: int, times: int) -> dict[str, float]:
-    """Median milliseconds of each call; the first of each turn does not count."""
-    waiting = {n: lambda call=call: jax.block_until_ready(call()) for n, call in calls.items()}
-    seconds = in_turns(waiting, rounds, times, warm_calls=1)
-    return {name: round(1e3 * statistics.median(s), 3) for name, s in seconds.items()}
 
 
 def alone(name: str, batch: int, shape: tuple[int, int, int, int, int]) -> list[Row]:

@@ -10,7 +10,6 @@ that it comes from.
 
 import json
 import re
-import statistics
 import tempfile
 from collections import Counter
 from itertools import pairwise
@@ -22,7 +21,7 @@ import numpy as np
 import optax
 
 import resnet_jax as rj
-from experiments.measuring import in_turns, of_processor, write_json
+from experiments.measuring import in_turns, milliseconds, of_processor, write_json
 from resnet_jax.memory import restart_tuned
 
 RESULTS = of_processor(Path(__file__).parent, "where_time_goes")
@@ -115,7 +114,8 @@ def measure(batch: int, lowering: str, flops_s: float, bytes_s: float) -> dict:
         state, _ = step(state, rj.Batch(images, labels))
         jax.block_until_ready(state.params)
 
-    seconds = in_turns({"step": train}, rounds=STEPS, warm_rounds=STEPS)["step"]
+    row = {"batch": batch, "lowering": lowering}
+    row |= {"step_ms": milliseconds({"step": train}, rounds=STEPS, warm_rounds=STEPS)["step"]}
     spent: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -130,10 +130,8 @@ def measure(batch: int, lowering: str, flops_s: float, bytes_s: float) -> dict:
                     if name and kinds.get(name) not in ("call", "while", "conditional"):
                         spent[part(name, ops.get(name, ""), kinds)] += event.duration_ns
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    row = {"batch": batch, "lowering": lowering}
     row["parts_ms"] = {name: round(spent[name] / STEPS / 1e6, 2) for name in PARTS}
-    floor = floor_ms(batch, parameters, flops_s, bytes_s)
-    row |= {"step_ms": round(1e3 * statistics.median(seconds), 2), "floor_ms": round(floor, 2)}
+    row["floor_ms"] = round(floor_ms(batch, parameters, flops_s, bytes_s), 2)
     return row | {"gflop_s": round(flops_s / 1e9, 1), "gbyte_s": round(bytes_s / 1e9, 1)}
 
 

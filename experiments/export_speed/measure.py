@@ -8,7 +8,6 @@ From uint8 to probabilities, in turns. Any weights cost the same.
 
 import json
 import os
-import statistics
 import sys
 from functools import partial
 from importlib.metadata import version
@@ -17,7 +16,7 @@ from pathlib import Path
 import jax
 
 import resnet_jax as rj
-from experiments.measuring import in_turns, write_json
+from experiments.measuring import milliseconds, write_json
 from experiments.tables import crossed
 from resnet_jax.interop import Network
 from resnet_jax.interop.network import noise
@@ -43,13 +42,9 @@ def main() -> None:
     by_name, rows = contenders(run), []
     for batch in BATCHES:
         images = noise(run.image_shape, batch)
-        calls = {
-            name: lambda call=call, images=images: jax.block_until_ready(call(images))
-            for name, call in by_name.items()
-        }
-        for name, seconds in in_turns(calls, rounds=15, warm_rounds=2).items():
-            milliseconds = round(1e3 * statistics.median(seconds), 2)
-            rows.append({"batch": batch, "what": name, "milliseconds": milliseconds})
+        calls = {name: partial(call, images) for name, call in by_name.items()}
+        for name, median in milliseconds(calls, rounds=15, warm_rounds=2).items():
+            rows.append({"batch": batch, "what": name, "milliseconds": median})
             print(rows[-1], flush=True)
     packages = {name: version(name) for name in ("jax", "onnxruntime")}
     write_json(RESULTS, {"rows": rows, "cpu_count": os.cpu_count(), "versions": packages})

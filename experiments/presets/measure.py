@@ -74,14 +74,14 @@ class Measurement:
 
 def measurements() -> list[Measurement]:
     """A command and PyTorch take turns, so that a slow hour falls on both."""
-    found = {
-        Measurement(name, seed): None
+    found = (
+        Measurement(name, seed)
         for one in QUESTIONS
         for seed in range(QUESTIONS[one].seeds)
         for name in (one, f"{one}_pytorch")
         if name in QUESTIONS and (find_spec("torch") or not name.endswith("_pytorch"))
-    }
-    return list(found)
+    )
+    return list(dict.fromkeys(found))
 
 
 def measure(quick: bool, unit: Measurement, folder: Path) -> Row:

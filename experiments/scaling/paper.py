@@ -4,11 +4,6 @@ Command:   python -m experiments.scaling.paper     (the figure; `experiments.tab
 Result:    docs/images/scaling.png and the last section of docs/scaling.md: input bounds hosts with
            fast devices, then batch norm's all-reduces; never the gradients'
 Machine:   none. A model on data-sheet numbers: nothing here was timed on a GPU, TPU or cluster
-
-compute     three times the multiply-adds of the forward pass, at a sustained share of the peak
-gradients   one all-reduce of every parameter, in float32
-statistics  batch norm over the global batch: small all-reduces that wait for one another
-input       reading and decoding the host's share of the batch; on CPU hosts a part of compute
 """
 
 import json
