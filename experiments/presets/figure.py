@@ -14,24 +14,22 @@ from experiments.plotting import BLUE, ORANGE, logarithmic
 
 
 def draw(run: rj.Run) -> Figure:
-    metrics = run.metrics()
-    train, validation = (metrics[metrics["kind"] == kind] for kind in ("train", "validation"))
+    metrics = run.metrics().assign(wrong=lambda rows: 100 * (1 - rows.accuracy))
     figure = Figure((10, 5.2), layout="constrained")
     curves, digits = figure.subfigures(1, 2, width_ratios=(1.25, 1))
-
-    loss, error = curves.subplots(2, 1, sharex=True)
-    errors = 100 * (1 - metrics["accuracy"])
-    for axes, values in ((loss, metrics["loss"]), (error, errors)):
-        for rows, colour, marker in ((train, ORANGE, ""), (validation, BLUE, "o")):
+    upper, lower = curves.subplots(2, 1, sharex=True)
+    labels = {"loss": "cross-entropy, nats", "wrong": "wrong, %"}
+    for axes, (name, label) in zip((upper, lower), labels.items(), strict=True):
+        for kind, colour, marker in (("train", ORANGE, ""), ("validation", BLUE, "o")):
+            rows = metrics[metrics.kind == kind]
             style = {"color": colour, "marker": marker, "ms": 3, "lw": 1.5}
-            axes.plot(rows["epoch"], values[rows.index], **style, label=rows["kind"].iloc[0])
+            axes.plot(rows.epoch, rows[name], **style, label=kind)
         logarithmic(axes.yaxis, subs=(1, 2, 5))
         axes.grid(alpha=0.3, which="both", lw=0.5)
-    loss.set_ylabel("cross-entropy, nats")
-    loss.set_title("training: augmented images, smoothed labels", fontsize=10)
-    loss.legend(frameon=False)
-    error.set_ylabel("wrong, %")
-    error.set_xlabel("epoch")
+        axes.set_ylabel(label)
+    upper.set_title("training: augmented images, smoothed labels", fontsize=10)
+    upper.legend(frameon=False)
+    lower.set_xlabel("epoch")
 
     data = rj.load_dataset(run.config.data.name, run.config.data.dir)
     p = run.predict(data.test.images, "latest")
