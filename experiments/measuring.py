@@ -111,10 +111,11 @@ def mean_and_sd(values: Sequence[float], digits: int, unit: str = "") -> str:
     return f"{statistics.fmean(values):.{digits}f}{unit}{spread}" if len(values) else ""
 
 
-def median_and_quartiles(values: Sequence[float], digits: int, unit: str = "") -> str:
-    """``142.1 ms (139.0 to 150.7)``."""
-    low, middle, high = (f"{v:,.{digits}f}" for v in statistics.quantiles(values, n=4))
-    return f"{middle}{unit} ({low} to {high})"
+def median_and_quartiles(values: Sequence[float]) -> str:
+    """``142 (139 to 151)``, and a digit after the point below a hundred."""
+    quartiles = statistics.quantiles(values, n=4)
+    low, middle, high = (f"{v:,.{0 if quartiles[1] > 100 else 1}f}" for v in quartiles)
+    return f"{middle} ({low} to {high})"
 
 
 def interval(*samples: Sequence[float]) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import resnet_jax as rj
 from experiments.measuring import in_process, in_turns, machine, median_and_quartiles, write_json
@@ -54,24 +55,12 @@ CASES: dict[str, tuple[str, rj.TrainConfig, int]] = {
 }  # fmt: skip
 
 
-def make_jpegs(folder: Path) -> None:
-    for number in range(JPEGS):
-        place = folder / "ab"[number % 2]
-        place.mkdir(exist_ok=True)
-        (place / f"{number}.jpg").write_bytes(photograph(number, 224, 224))
-
-
 def images_a_second(
     steps: dict[str, Callable[[], object]], count: int, images: int
 ) -> dict[str, list[float]]:
-
-    def block(step: Callable[[], object]) -> None:
-        for _ in range(count):
-            step()
-
-    blocks = {name: partial(block, step) for name, step in steps.items()}
-    found = in_turns(blocks, BLOCKS, warm_rounds=WARM)
-    return {name: [count * images / s for s in seconds] for name, seconds in found.items()}
+    seconds = in_turns(steps, BLOCKS, times=count, warm_rounds=WARM)
+    of_blocks = {name: np.reshape(s, (BLOCKS, count)).sum(1) for name, s in seconds.items()}
+    return {name: (count * images / s).tolist() for name, s in of_blocks.items()}
 
 
 def rates(config: rj.TrainConfig, count: int) -> dict[str, list[float]]:
@@ -123,6 +112,10 @@ def memory(folder: str) -> dict[str, float]:
 
 
 def measure(folder: Path) -> None:
+    for number in range(JPEGS):
+        place = folder / "ab"[number % 2]
+        place.mkdir(exist_ok=True)
+        (place / f"{number}.jpg").write_bytes(photograph(number, 224, 224))
     used, measured = in_process("input_pipeline.measure", "memory", str(folder)), {}
     for name, (_, config, count) in CASES.items():
         if config.data.name == "folder":
@@ -137,13 +130,9 @@ def measure(folder: Path) -> None:
 def table_of_rates() -> str:
     lines, rates = [], json.loads(RESULTS.read_text())["rates"]
     for name, (title, *_) in CASES.items():
-        kinds = {kind: rates[name][kind] for kind in ("pipeline", "step", "together")}
-        _, step, together = middle = [statistics.median(values) for values in kinds.values()]
-        cells = (
-            median_and_quartiles(values, 0 if m > 100 else 1)
-            for values, m in zip(kinds.values(), middle, strict=True)
-        )
-        lines.append([title, *cells, f"{together / step:.2f}"])
+        kinds = [rates[name][kind] for kind in ("pipeline", "step", "together")]
+        _, step, together = map(statistics.median, kinds)
+        lines.append([title, *map(median_and_quartiles, kinds), f"{together / step:.2f}"])
     head = ["images/s, median (quartiles)", "pipeline alone", "step alone", "both", "both / step"]
     return table(head, lines)
 
@@ -166,5 +155,4 @@ def where() -> str:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
-        make_jpegs(Path(scratch))
         measure(Path(scratch))
