@@ -27,26 +27,25 @@ Write = Callable[[Path], object]
 def folder_of(data: str, count: int, held_out: int, place: Path, cifar: Path | None) -> Path:
     """Return the folder of ``count`` training pictures in ``place``, made if it is not there."""
     folder = place / f"{data}-{count}-{held_out}"
-    if not folder.exists():
-        place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place) as temporary:
-            _write(Path(temporary, data), data, count, held_out, cifar)
-            with suppress(OSError):  # another process was quicker
-                Path(temporary, data).rename(folder)
-    return folder
-
-
-def _write(folder: Path, data: str, count: int, held_out: int, cifar: Path | None) -> None:
+    if folder.exists():
+        return folder
     ending, classes = _cifar(data, cifar) if data in ("cifar", "first5", "last5") else _grey(data)
     each, aside = count // len(classes), held_out // len(classes)
-    for name, pictures in classes.items():
-        if each + aside > len(pictures):
-            raise ValueError(f"{data}: {len(pictures)} pictures of {name}, not {each} + {aside}")
-        order = np.random.default_rng(0).permutation(len(pictures))
-        for split, chosen in (("val", order[:aside]), ("train", order[aside : aside + each])):
-            (folder / split / name).mkdir(parents=True)
-            for number in chosen:
-                pictures[number](folder / split / name / f"{number:05d}{ending}")
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place) as temporary:
+        for name, pictures in classes.items():
+            if each + aside > len(pictures):
+                known = len(pictures)
+                raise ValueError(f"{data}: {known} pictures of {name}, not {each} + {aside}")
+            order = np.random.default_rng(0).permutation(len(pictures))
+            for split, chosen in (("val", order[:aside]), ("train", order[aside : aside + each])):
+                class_ = Path(temporary, data, split, name)
+                class_.mkdir(parents=True)
+                for number in chosen:
+                    pictures[number](class_ / f"{number:05d}{ending}")
+        with suppress(OSError):  # another process was quicker
+            Path(temporary, data).rename(folder)
+    return folder
 
 
 def _cifar(data: str, folder: Path | None) -> tuple[str, dict[str, list[Write]]]:

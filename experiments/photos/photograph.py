@@ -17,7 +17,7 @@ WIDTH, HEIGHT = 640, 480
 
 
 def photograph(digit: np.ndarray, rng: np.random.Generator) -> Image.Image:
-    """Write ``uint8[28, 28]`` (light ink on 0) on paper and take its picture, RGB."""
+    """Write ``uint8[28, 28]`` (light ink on 0) on paper, and photograph it in uneven light, RGB."""
     size = int(HEIGHT * rng.choice(SIZES))
     ink = Image.fromarray(digit).resize((size, size), Image.Resampling.BICUBIC)
     ink = ink.filter(ImageFilter.GaussianBlur(size / 60)).point(lambda v: 255 * (v > 110))
@@ -27,11 +27,7 @@ def photograph(digit: np.ndarray, rng: np.random.Generator) -> Image.Image:
             ink = ink.filter(ImageFilter.MinFilter(2 * step + 1))
         case 1:
             ink = ink.filter(ImageFilter.MaxFilter(2 * step + 1))
-    return on_paper(ink.rotate(rng.uniform(-10, 10), Image.Resampling.BICUBIC), rng)
-
-
-def on_paper(ink: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Put ink, mode L, on paper under uneven light; blur, noise and JPEG follow."""
+    ink = ink.rotate(rng.uniform(-10, 10), Image.Resampling.BICUBIC)
     x, y = PLACES[rng.integers(len(PLACES))]
     mask = Image.new("L", (WIDTH, HEIGHT))
     left = int(np.clip(x * WIDTH - ink.width / 2, 4, max(4, WIDTH - ink.width - 4)))
