@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
 
 # Okabe and Ito's colours, told apart by everyone; lines and markers should differ as well.
 BLUE, ORANGE, GREEN, PINK, SKY, BLACK = (
@@ -16,10 +16,9 @@ BLUE, ORANGE, GREEN, PINK, SKY, BLACK = (
 
 def logarithmic(axis: Axis, ticks: tuple[float, ...] = (), subs: tuple[int, ...] = (1,)) -> None:
     """Scale an axis by the logarithm, with plain numbers at these ticks or multiples of powers."""
-    set_scale = axis.axes.set_xscale if axis is axis.axes.xaxis else axis.axes.set_yscale
-    set_scale("log")
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     axis.set_major_locator(FixedLocator(ticks) if ticks else LogLocator(subs=subs, numticks=8))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_major_formatter(lambda value, _: f"{value:,g}")
     axis.set_minor_formatter(NullFormatter())
     if ticks:
         axis.set_minor_locator(NullLocator())

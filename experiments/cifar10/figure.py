@@ -70,12 +70,9 @@ def test_error(depth: int, residual: bool) -> str:
 
 
 def recipes() -> str:
-    groups: dict[str, list[Row]] = {}
-    for row in read_rows(RESULTS):
-        groups.setdefault(row["recipe"], []).append(row)
-    groups.pop("short", None)
-    lines = []
-    for recipe, found in groups.items():
+    lines, names = [], dict.fromkeys(row["recipe"] for row in read_rows(RESULTS))
+    for recipe in (name for name in names if name != "short"):
+        found = read_rows(RESULTS, recipe=recipe)
         accuracies, where = [1 - row["test_error"] for row in found], found[0]["machine"]
         mean, each = f"**{statistics.fmean(accuracies):.2%}**", (f"{a:.2%}" for a in accuracies)
         times = " ".join(f"{row['seconds']:.0f} s" for row in found)

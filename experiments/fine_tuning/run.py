@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
+import pandas as pd
 
 import resnet_jax as rj
 from experiments import units
@@ -64,24 +64,23 @@ def train(quick: bool, training: Training, folder: Path) -> Row:
     return {name: round(float(row[name]), 6) for name in ("accuracy", "loss", "seconds")}
 
 
-def accuracies(arm: str) -> dict[int, float]:
-    """In percent, by seed."""
-    return {row["seed"]: 100 * row["accuracy"] for row in read_rows(RESULTS, arm=arm)}
+def accuracies() -> pd.DataFrame:
+    """In percent, by seed and arm."""
+    rows = pd.DataFrame(read_rows(RESULTS))
+    return 100 * rows.pivot(index="seed", columns="arm", values="accuracy").reindex(SEEDS)
 
 
 def by_seed() -> str:
     lines = []
-    for arm in ARMS:
-        found = accuracies(arm)
-        each = [f"{found[seed]:.2f}" if seed in found else "" for seed in SEEDS]
-        values = np.array(list(found.values()))
-        lines.append([f"{arm}, %", *each, f"{values.mean():.2f}", f"{values.std(ddof=1):.2f}"])
+    for arm, values in accuracies()[list(ARMS)].items():
+        each = values.map("{:.2f}".format, na_action="ignore").fillna("")
+        lines.append([f"{arm}, %", *each, f"{values.mean():.2f}", f"{values.std():.2f}"])
     return table(["seed", *SEEDS, "mean", "sd"], lines)
 
 
 def difference() -> str:
-    tuned, scratch = (accuracies(arm) for arm in reversed(ARMS))
-    differences = np.array([tuned[seed] - scratch[seed] for seed in tuned if seed in scratch])
+    found = accuracies()
+    differences = (found["fine-tuned"] - found["scratch"]).dropna()
     low, high = interval(differences)
     verdict = "better" if low > 0 else ("worse" if high < 0 else "not distinguishable")
     return (
@@ -91,7 +90,7 @@ def difference() -> str:
 
 
 def pretrained() -> str:
-    return f"{accuracies('pretrained')[0]:.2f} %"
+    return f"{accuracies()['pretrained'][0]:.2f} %"
 
 
 if __name__ == "__main__":

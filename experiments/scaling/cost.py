@@ -56,8 +56,8 @@ QUICK = [Cell(part, 18, 28, batch=2, width=2, lowering="reference") for part in 
 def measure(values: Row) -> Row:
     """Measure a cell in this process; ``program_mib`` is by XLA's account."""
     cell = Cell(**values)
-    settings = {"width": cell.width, "lowering": cell.lowering}
-    model = VARIANTS[f"resnet{cell.depth}"](num_classes=1000, **settings)
+    variant = VARIANTS[f"resnet{cell.depth}"]
+    model = variant(num_classes=1000, width=cell.width, lowering=cell.lowering)
     case = {"batch": cell.batch, "size": cell.size, "channels": 3, "classes": 1000}
     batch = rj.Batch(*examples(case))
     events: list[str] = []
@@ -79,12 +79,9 @@ def measure(values: Row) -> Row:
         sys.exit(f"{cell}: the cache does not hold this step: remove its line, to compile again")
 
     # Any numbers take the same time; to draw them as the model does would compile the draws.
-    generator = np.random.default_rng(0)
-
-    def fill(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        return (0.05 * generator.standard_normal(leaf.shape)).astype(leaf.dtype)
-
-    state, batch = jax.device_put((jax.tree.map(fill, shapes), batch))
+    draw = np.random.default_rng(0).standard_normal
+    drawn = jax.tree.map(lambda leaf: (0.05 * draw(leaf.shape)).astype(leaf.dtype), shapes)
+    state, batch = jax.device_put((drawn, batch))
     times: list[float] = []
     while len(times) < 4 or (sum(times[1:]) < LONG_ENOUGH and len(times) < 21):
         began = time.perf_counter()
