@@ -54,7 +54,7 @@ def start(began: float) -> dict[str, float]:
     return seconds
 
 
-def main() -> None:
+if __name__ == "__main__":
     rows = []
     with tempfile.TemporaryDirectory() as cache:
         environment = tuned(os.environ) | with_cache(cache)
@@ -64,7 +64,3 @@ def main() -> None:
     seconds = [round(sum(row.values()), 2) for row in rows]
     starts = {"cold": seconds[:1], "warm": seconds[1:]}
     write_json(RESULTS, {"starts": starts, "phases": rows[1:]})
-
-
-if __name__ == "__main__":
-    main()

@@ -135,7 +135,8 @@ def measure(batch: int, lowering: str, flops_s: float, bytes_s: float) -> dict:
     return row | {"gflop_s": round(flops_s / 1e9, 1), "gbyte_s": round(bytes_s / 1e9, 1)}
 
 
-def main() -> None:
+if __name__ == "__main__":
+    restart_tuned()
     flops_s, bytes_s = rates()
     rows = []
     for batch in (64, 256):
@@ -143,8 +144,3 @@ def main() -> None:
             rows.append(measure(batch, lowering, flops_s, bytes_s))
             print(json.dumps(rows[-1]), flush=True)
     write_json(RESULTS, rows)
-
-
-if __name__ == "__main__":
-    restart_tuned()
-    main()

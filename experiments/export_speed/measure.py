@@ -37,19 +37,6 @@ def contenders(run: rj.Run) -> dict:
     }
 
 
-def main() -> None:
-    run = rj.Run.open(sys.argv[1])
-    by_name, rows = contenders(run), []
-    for batch in BATCHES:
-        images = noise(run.image_shape, batch)
-        calls = {name: partial(call, images) for name, call in by_name.items()}
-        for name, median in milliseconds(calls, rounds=15, warm_rounds=2).items():
-            rows.append({"batch": batch, "what": name, "milliseconds": median})
-            print(rows[-1], flush=True)
-    packages = {name: version(name) for name in ("jax", "onnxruntime")}
-    write_json(RESULTS, {"rows": rows, "cpu_count": os.cpu_count(), "versions": packages})
-
-
 def speeds() -> str:
     rows = json.loads(RESULTS.read_text())["rows"]
     cells = {(r["what"], f"batch {r['batch']}"): f"{r['milliseconds']:.1f}" for r in rows}
@@ -63,4 +50,13 @@ def machine() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run = rj.Run.open(sys.argv[1])
+    by_name, rows = contenders(run), []
+    for batch in BATCHES:
+        images = noise(run.image_shape, batch)
+        calls = {name: partial(call, images) for name, call in by_name.items()}
+        for name, median in milliseconds(calls, rounds=15, warm_rounds=2).items():
+            rows.append({"batch": batch, "what": name, "milliseconds": median})
+            print(rows[-1], flush=True)
+    packages = {name: version(name) for name in ("jax", "onnxruntime")}
+    write_json(RESULTS, {"rows": rows, "cpu_count": os.cpu_count(), "versions": packages})

@@ -13,7 +13,7 @@ from PIL import ImageOps
 from tyro.conf import Positional
 
 import resnet_jax as rj
-from experiments.measuring import Row, write_json
+from experiments.measuring import write_json
 from experiments.photos.photograph import photograph
 from experiments.tables import table
 from resnet_jax.data.digit import find_digit
@@ -22,8 +22,16 @@ RESULTS = Path(__file__).with_name("results.json")
 COUNT, SEED = 100, 0
 
 
-def measure(run: rj.Run) -> Row:
-    rng, digits = np.random.default_rng(SEED), run.split("test")
+def recognised() -> str:
+    row = json.loads(RESULTS.read_text())
+    cells = [(name, f"{right} of {row['count']}") for name, right in row["right"].items()]
+    return table(("what the network gets", f"right, by a run of `{row['preset']}`"), cells)
+
+
+def main(run: Positional[Path], save: bool = False) -> None:
+    """Count the digits that a run recognises; ``save``: into results.json."""
+    opened = rj.Run.open(run)
+    rng, digits = np.random.default_rng(SEED), opened.split("test")
     images, labels = digits.batch(rng.choice(len(digits), COUNT, replace=False))
     photographs = [photograph(image[..., 0], rng) for image in images]
     # Without the finder.
@@ -35,22 +43,11 @@ def measure(run: rj.Run) -> Row:
         "MNIST's own image": list(images),
     }
     right = {
-        name: int((run.predict(np.stack(read)).argmax(1) == labels).sum())
+        name: int((opened.predict(np.stack(read)).argmax(1) == labels).sum())
         for name, read in ways.items()
     }
-    what = {"preset": run.path.name, "split": "test", "count": COUNT, "seed": SEED}
-    return what | {"right": right}
-
-
-def recognised() -> str:
-    row = json.loads(RESULTS.read_text())
-    cells = [(name, f"{right} of {row['count']}") for name, right in row["right"].items()]
-    return table(("what the network gets", f"right, by a run of `{row['preset']}`"), cells)
-
-
-def main(run: Positional[Path], save: bool = False) -> None:
-    """Measure a run; ``save``: into results.json."""
-    row = measure(rj.Run.open(run))
+    row = {"preset": opened.path.name, "split": "test", "count": COUNT, "seed": SEED}
+    row["right"] = right
     print(json.dumps(row, indent=1))
     if save:
         write_json(RESULTS, row)

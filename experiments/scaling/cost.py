@@ -103,7 +103,7 @@ def measure(values: Row) -> Row:
     }
 
 
-def main() -> None:
+if __name__ == "__main__":
     options = units.parsed(__doc__, COSTS)
     cache = with_cache(options.runs.absolute())
 
@@ -111,7 +111,3 @@ def main() -> None:
         return in_process("scaling.cost", "measure", asdict(cell), **cache)
 
     units.carry_out(QUICK if options.quick else CELLS, options, work)
-
-
-if __name__ == "__main__":
-    main()

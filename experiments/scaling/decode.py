@@ -45,7 +45,7 @@ def decoded() -> str:
     return f"{decoded_per_s():.0f} images/s"
 
 
-def main() -> None:
+if __name__ == "__main__":
     spec = DecodeSpec((224, 224, 3), "crop")
     files = [photograph(seed) for seed in range(16)]
     calls = {str(number): partial(read_image, file, spec) for number, file in enumerate(files)}
@@ -59,7 +59,3 @@ def main() -> None:
         "cores": os.cpu_count(),
     }
     DECODE.write_text(json.dumps(found) + "\n")
-
-
-if __name__ == "__main__":
-    main()
