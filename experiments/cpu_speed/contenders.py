@@ -107,22 +107,18 @@ def with_torch(case: Row, setting: str) -> Call:
     return train
 
 
-def contender(name: str, case: Row) -> tuple[Call, Callable[[object], object]]:
-    """One call, and what waits for its result."""
+if __name__ == "__main__":
+    name, case = sys.argv[1], json.loads(sys.argv[2])
     if name.startswith("torch "):
         import torch
 
+        once = with_torch(case, name.removeprefix("torch "))
         on_gpu = case.get("device") == "cuda"
-        waits = (lambda _: torch.cuda.synchronize()) if on_gpu else (lambda _: None)
-        return with_torch(case, name.removeprefix("torch ")), waits
-    import jax
+        wait = (lambda _: torch.cuda.synchronize()) if on_gpu else (lambda _: None)
+    else:
+        import jax
 
-    return with_jax(case, obvious=name == "flax"), jax.block_until_ready
-
-
-def main() -> None:
-    case = json.loads(sys.argv[2])
-    once, wait = contender(sys.argv[1], case)
+        once, wait = with_jax(case, obvious=name == "flax"), jax.block_until_ready
     steps = case.get("steps", 1)  # without waiting in between, as in training on a GPU
 
     def call() -> None:
@@ -135,7 +131,3 @@ def main() -> None:
     for line in sys.stdin:
         seconds = [s / steps for s in in_turns({"call": call}, rounds=int(line))["call"]]
         print(json.dumps({"seconds": seconds, "peak_mib": peak_mib()}), flush=True)
-
-
-if __name__ == "__main__":
-    main()
