@@ -17,10 +17,11 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import resnet_jax as rj
+from experiments.cpu_speed.benchmark import case
+from experiments.cpu_speed.contenders import examples
 from experiments.measuring import in_turns, milliseconds, of_processor, write_json
 from resnet_jax.memory import restart_tuned
 
@@ -100,18 +101,16 @@ def rates() -> tuple[float, float]:
 
 def measure(batch: int, lowering: str, flops_s: float, bytes_s: float) -> dict:
     model = rj.ResNet18(num_classes=10, lowering=lowering)
-    generator = np.random.default_rng(0)
-    images = jax.device_put(generator.standard_normal((batch, 32, 32, 1), np.float32))
-    labels = jax.device_put(generator.integers(0, 10, batch).astype(np.int32))
-    state = rj.TrainState.create(model, optax.sgd(0.01, 0.9), jax.random.key(0), images[:1])
-    step = jax.jit(rj.train_step, donate_argnums=0).lower(state, rj.Batch(images, labels)).compile()
+    data = rj.Batch(*jax.device_put(examples(case("", "training", batch))))
+    state = rj.TrainState.create(model, optax.sgd(0.01, 0.9), jax.random.key(0), data.images[:1])
+    step = jax.jit(rj.train_step, donate_argnums=0).lower(state, data).compile()
     text = step.as_text()
     ops = dict(re.findall(r'^\s*(?:ROOT )?%([\w.-]+) = .*op_name="([^"]*)"', text, re.M))
     kinds = dict(re.findall(r"^\s*(?:ROOT )?%([\w.-]+) = \S+ ([\w-]+)\(", text, re.M))
 
     def train() -> None:
         nonlocal state
-        state, _ = step(state, rj.Batch(images, labels))
+        state, _ = step(state, data)
         jax.block_until_ready(state.params)
 
     row = {"batch": batch, "lowering": lowering}

@@ -51,6 +51,7 @@ def draw() -> Figure:
         "memory: of the step (filled), peak of the process (open)",
     )
     figure, ((time, memory),) = panels((10, 4.4), titles)
+    note = partial(time.annotate, textcoords="offset points", fontsize=8)
     styles = ((PINK, "D"), (GREEN, "^"), (ORANGE, "s"), (BLUE, "o"))
     for size, (colour, marker) in zip(SIZES, styles, strict=True):
         rows = [costs("steps")[depth, size] for depth in DEPTHS]
@@ -60,16 +61,14 @@ def draw() -> Figure:
         time.plot(work, times, **style)
         memory.plot(work, [row["program_mib"] for row in rows], **style, label=f"{size}x{size}")
         memory.plot(work, [row["peak_mib"] for row in rows], **style | {"ls": ":", "mfc": "white"})
-        note = partial(time.annotate, textcoords="offset points", fontsize=8, color=colour)
         for at, place in ((0, (5, -9)), (-1, (-4, 7))):
-            note(str(rows[at]["depth"]), (work[at], times[at]), place)
+            note(str(rows[at]["depth"]), (work[at], times[at]), place, color=colour)
     low, high = time.get_xlim()
     for gflops in (10, 100):
         ends = [6 * work / gflops * 1e3 for work in (low, high)]
         time.plot((low, high), ends, color="#777777", lw=0.8, ls="--", scalex=False, scaley=False)
-        note = partial(time.annotate, textcoords="offset points", fontsize=8, color="#555555")
-        place = (0.06, 6 * 0.06 / gflops * 1e3)
-        note(f"{gflops} GFLOP/s", place, (0, 4), rotation=30, rotation_mode="anchor")
+        style = {"color": "#555555", "rotation": 30, "rotation_mode": "anchor"}
+        note(f"{gflops} GFLOP/s", (0.06, 6 * 0.06 / gflops * 1e3), (0, 4), **style)
     for axes in (time, memory):
         logarithmic(axes.xaxis)
         logarithmic(axes.yaxis, subs=(1, 2, 5))
