@@ -6,13 +6,13 @@ Result:    docs/images/scaling.png and the last section of docs/scaling.md: inpu
 Machine:   none. A model on data-sheet numbers: nothing here was timed on a GPU, TPU or cluster
 """
 
-import json
 import math
 from dataclasses import dataclass
 from functools import cache
 
 from matplotlib.figure import Figure
 
+from experiments.cpu_speed.plot import measured, read
 from experiments.plotting import BLUE, GREEN, ORANGE, PINK, logarithmic, panels
 from experiments.scaling.decode import decoded_per_s
 from experiments.scaling.plot import number
@@ -136,10 +136,9 @@ class Machine:
 
 def flops_of_a_core() -> float:
     """Of ResNet-18's training step at 224x224x3, batch 8, as measured by cpu_speed."""
-    measured = json.loads((ROOT / "experiments/cpu_speed/avx2/results.json").read_text())
-    found = {(row["case"], row["contender"]): row for row in measured["rows"]}
-    seconds = found["training, 224x224x3, batch 8", "resnet_jax"]["median_ms"] / 1e3
-    return 8 * 3 * 2 * network(18).multiply_adds / seconds / measured["machine"]["cores"]
+    seconds = measured("avx2")["training, 224x224x3, batch 8"]["resnet_jax"]["median_ms"] / 1e3
+    cores = read("results", "avx2")["machine"]["cores"]
+    return 8 * 3 * 2 * network(18).multiply_adds / seconds / cores
 
 
 @cache
