@@ -9,8 +9,8 @@ Machine:   2 cores; a training takes at most 90 minutes there
 
 A training is given no test images: what it is judged by is predicted once, when it is over, with
 its last parameters, and stands in its row. `plain` and `final` learn from all 60,000 images and are
-judged by the test images; `ablation` learns from 10,000 of the 55,000 training images and
-`validated` from all of them, and the 5,000 validation images judge.
+judged by the test images; `ablation` learns from 10,000 of the 55,000 training images, and the
+5,000 validation images judge.
 """
 
 import base64
@@ -86,19 +86,11 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "size 48": {"data.image-size": 48},
     "size 64": {"data.image-size": 64},
 }
-# Of the whole training images, each also a change of `BASE`: a line for each.
-VALIDATED: dict[str, dict[str, Any]] = {
-    "first guess": {"augment.erase": 0.1, "epochs": 40},
-    "size 40": {"augment.erase": 0.1, "epochs": 40, "data.image-size": 40},
-    "affine x1.5": {"augment.erase": 0.1, "epochs": 40} | _affine(1.5),
-    "ema 0.9995": {"augment.erase": 0.1, "epochs": 40, "ema": 0.9995},
-}
 # The preset as it is, on another dataset with that one's mean and deviation.
 FASHION = {"data.name": "fashion_mnist", "data.mean": None, "data.std": None}
 RECIPES: dict[str, tuple[rj.TrainConfig, dict[str, dict[str, Any]]]] = {
     "plain": (MNIST, {"mnist": {}}),
     "ablation": (BASE, ABLATIONS),
-    "validated": (BASE, VALIDATED),
     "final": (rj.PRESETS["record"], {"mnist": {}, "fashion_mnist": FASHION}),
 }
 # For test-time averaging, beside the image as it is: degrees, rows, columns.
@@ -131,10 +123,9 @@ def trainings() -> list[Training]:
     """The most telling first: any beginning of the list answers a question."""
     plain = [Training("plain", "mnist", seed) for seed in SEEDS]
     ablations = [Training("ablation", name, seed) for seed in SEEDS for name in ABLATIONS]
-    validated = [Training("validated", name) for name in VALIDATED]
     final = [Training("final", "mnist", seed) for seed in SEEDS]
     others = [Training("ensemble", "mnist"), Training("final", "fashion_mnist")]
-    return [*plain, *ablations, *validated, *final, *others]
+    return [*plain, *ablations, *final, *others]
 
 
 def load(training: Training, quick: bool) -> tuple[Dataset, ArraySplit]:
@@ -209,9 +200,9 @@ def predictions(training: Training, run: rj.Run, judging: ArraySplit) -> Row:
     """What the one evaluation of a trained model says, of its images as they are and of views."""
     probabilities = run.predict(judging.images, "latest")
     row = judged(probabilities, judging.labels)
-    if training.part in ("ablation", "validated"):
+    if training.part == "ablation":
         del row["wrong"], row["reliability"]
-    if training.part != "ablation":
+    else:
         views = [run.predict(moved(judging.images, *view), "latest") for view in VIEWS]
         found = judged(np.mean([probabilities, *views], axis=0), judging.labels)
         row["test_time_averaging"] = {name: found[name] for name in ("accuracy", "loss", "ece")}

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 import resnet_jax as rj
 from experiments.measuring import Row, mean_and_sd, read_rows
-from experiments.mnist_record.__main__ import ABLATIONS, RESULTS, VALIDATED
+from experiments.mnist_record.__main__ import ABLATIONS, RESULTS
 from experiments.plotting import BLUE, ORANGE, logarithmic, panels
 from experiments.presets import measure
 from experiments.tables import table
@@ -62,17 +62,16 @@ def against(rows: list[Row], base: list[Row]) -> tuple[str, str]:
     return f"{statistics.fmean(points):+.2f} ({each})", f"{statistics.fmean(losses):+.4f}"
 
 
-def choices(part: str) -> str:
-    """Validation accuracy of the `ablation`s, beside the base's, or of the `validated`."""
-    lines, base = [], rows_of(part, "base")
-    for recipe in ABLATIONS if part == "ablation" else VALIDATED:
-        if rows := rows_of(part, recipe):
+def choices() -> str:
+    """Validation accuracy of the ablations, beside the base's."""
+    lines, base = [], rows_of("ablation", "base")
+    for recipe in ABLATIONS:
+        if rows := rows_of("ablation", recipe):
             accuracy = mean_and_sd([100 * row["accuracy"] for row in rows], 2, " %")
-            line = [recipe, len(rows), accuracy, mean(rows, "loss", 4), *against(rows, base)]
-            lines.append(line if base else line[:4])
+            lines.append([recipe, len(rows), accuracy, mean(rows, "loss", 4), *against(rows, base)])
     head = ["recipe", "seeds", "validation accuracy, mean ± sd", "cross-entropy, nats"]
     head += ["accuracy less the base's, points (each seed)", "cross-entropy less the base's"]
-    return table(head if base else head[:4], lines)
+    return table(head, lines)
 
 
 def weights() -> str:

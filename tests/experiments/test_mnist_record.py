@@ -113,7 +113,7 @@ def test_views_and_packed_probabilities_by_hand():
 
 def test_tables_and_figures_of_made_up_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(figure, "RESULTS", tmp_path / "results.jsonl")
-    assert figure.results() == figure.weights() == figure.choices("ablation") == MISSING
+    assert figure.results() == figure.weights() == figure.choices() == MISSING
     labels = np.arange(200) % 10
     for part, recipe, seed, wrong in (
         ("ablation", "base", 0, 9), ("ablation", "base", 1, 7), ("ablation", "no affine", 1, 10),
@@ -125,8 +125,8 @@ def test_tables_and_figures_of_made_up_rows(tmp_path, monkeypatch):
         row |= judged(p, labels) | {"sha256": "ab" * 32, "test_time_averaging": {"accuracy": 1.0}}
         append_row(figure.RESULTS, row | {"machine": {"processor": "X", "cores": 2, "jax": "1"}})
     assert "| 2 | 99.00 % ± 0.71 | 98.50 99.50 |" in figure.results()
-    assert "| no affine | 1 | 95.00 % |" in figure.choices("ablation")
-    assert "-1.50 (-1.50)" in figure.choices("ablation")
+    assert "| no affine | 1 | 95.00 % |" in figure.choices()
+    assert "-1.50 (-1.50)" in figure.choices()
     assert figure.weights().count("ab" * 32) == 2
     (axes,) = figure.draw_time().axes
     assert axes.lines[-1].get_xdata() == [62.0]
