@@ -11,6 +11,7 @@ import sys
 import tempfile
 import traceback
 from importlib.metadata import version
+from unittest import mock
 
 # Before JAX is imported. What is tested is the mathematics, not LLVM's optimisation of it, which
 # takes most of the time on tiny networks: these compile in a third of it.
@@ -52,7 +53,7 @@ import resnet_jax as rj  # noqa: E402
 from resnet_jax.cli import main  # noqa: E402
 from resnet_jax.models import VARIANTS  # noqa: E402
 
-# A run that trains in seconds: a ResNet-18 four channels wide, 120 digits, six steps an epoch.
+# A run that trains in a second or two: four channels wide, 120 digits, six steps an epoch.
 TINY = rj.TrainConfig(
     model=rj.ModelConfig(width=4, lowering="reference"),  # which compiles three times as fast
     data=rj.DataConfig(name="mnist_5k", subset=(120, 50, 30), mean=(0.1307,), std=(0.3081,)),
@@ -81,6 +82,21 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(20_000, 50, 100)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item):
+    """Have `resnet18` be a network of one unit in tests that depend on `one_unit`."""
+    if "one_unit" not in item.fixturenames:
+        return (yield)
+    network = functools.partial(rj.ResNet, stage_sizes=(1,), unit=rj.BasicUnit)
+    with mock.patch.dict(VARIANTS, resnet18=network):
+        return (yield)
+
+
+@pytest.fixture(scope="session")
+def one_unit() -> None:
+    """For tests that look at a run and not at its network: see `pytest_runtest_protocol`."""
+
+
 @pytest.fixture(scope="session")
 def tiny_config() -> rj.TrainConfig:
     return TINY
@@ -92,7 +108,7 @@ def tiny_options() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def finished_run() -> rj.Run:
+def finished_run(one_unit) -> rj.Run:
     """A whole run, for tests that only read: one for all of pytest's workers."""
     folder = pathlib.Path(_cache, "runs/tiny")
     with open(os.path.join(_cache, "runs.lock"), "w") as lock:
@@ -166,13 +182,6 @@ def client_of():
 @pytest.fixture(scope="session")
 def unaveraged_config() -> rj.TrainConfig:
     return dataclasses.replace(TINY, ema=None, optim=rj.OptimConfig(learning_rate=0.05))
-
-
-@pytest.fixture
-def one_unit(monkeypatch) -> None:
-    """Have `resnet18` be a network of one unit, where a run is looked at and not its network."""
-    network = functools.partial(rj.ResNet, stage_sizes=(1,), unit=rj.BasicUnit)
-    monkeypatch.setitem(VARIANTS, "resnet18", network)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,8 @@ from resnet_jax.training.optim import make_optimizer
 from resnet_jax.training.run_folder import RunFolder
 from resnet_jax.training.state import TrainState
 
+pytestmark = pytest.mark.usefixtures("one_unit")
+
 DIGITS = tuple("0123456789")
 CONFIG = rj.TrainConfig(model=rj.ModelConfig(width=4, lowering="reference"))
 

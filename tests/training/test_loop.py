@@ -25,24 +25,22 @@ from resnet_jax.training.engine import Engine
 from resnet_jax.training.loop import satisfied
 from resnet_jax.training.run_folder import RunFolder
 
-# Trains the tiny run in a process of its own, which prints every step as it is done.
+# Trains a run of one unit in a process of its own, which prints every step as it is done.
 SCRIPT = """
-import json, sys
+import functools, json, sys
 import resnet_jax as rj
 from resnet_jax.config import from_dict
+from resnet_jax.models import VARIANTS
 
 class Tell(rj.Callback):
     def on_step(self, step):
         print(step, flush=True)
 
-config = from_dict(json.loads(sys.argv[1]))
-model = rj.ResNet((1,), rj.BasicUnit, width=2, stem="small", lowering="reference")
-rj.train(config, sys.argv[2], quiet=True, model=model, callbacks=[Tell()])
+VARIANTS["resnet18"] = functools.partial(rj.ResNet, stage_sizes=(1,), unit=rj.BasicUnit)
+rj.train(from_dict(json.loads(sys.argv[1])), sys.argv[2], quiet=True, callbacks=[Tell()])
 """
 
-
-# One unit, which trains in a moment: that of the script.
-SMALL = rj.ResNet((1,), rj.BasicUnit, width=2, stem="small", lowering="reference")
+pytestmark = pytest.mark.usefixtures("one_unit")
 
 
 class Heard(rj.Callback):
@@ -121,29 +119,23 @@ def test_best_is_the_best_validation_accuracy(finished_run):
     assert sum(counts) == found.count == 50
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tiny_config, tmp_path_factory):
-    """The run of the script, whole."""
-    return rj.train(tiny_config, tmp_path_factory.mktemp("whole"), quiet=True, model=SMALL)
-
-
-def test_killed_and_started_again_it_ends_with_the_same_bits(undisturbed, tiny_config, tmp_path):
+def test_killed_and_started_again_it_ends_with_the_same_bits(finished_run, tiny_config, tmp_path):
     with start(tiny_config, tmp_path) as process:
         wait_for_step(process, 1)
         with pytest.raises(ResNetJaxError, match=f"being written by process {process.pid}"):
-            rj.train(tiny_config, tmp_path, quiet=True, model=SMALL)
+            rj.train(tiny_config, tmp_path, quiet=True)
         wait_for_step(process, 9)  # lines of metrics are later than the last checkpoint
         process.kill()
     assert process.returncode == -signal.SIGKILL
     newest = max(RunFolder(tmp_path).checkpoints.steps(), default=0)
     heard = Heard()
     # The lock of a dead process is taken over.
-    resumed = rj.train(tiny_config, tmp_path, quiet=True, model=SMALL, callbacks=[heard])
+    resumed = rj.train(tiny_config, tmp_path, quiet=True, callbacks=[heard])
     assert (f"resumes at step {newest} " in heard.text) == (newest > 0)
-    assert_same_bits(resumed, undisturbed)
+    assert_same_bits(resumed, finished_run)
     assert resumed.metrics()["seconds"].is_monotonic_increasing  # over all starts
     for kind, keys in (("train", ["step"]), ("validation", ["step", "loss"]), ("test", ["loss"])):
-        pairs = zip(rows(resumed, kind), rows(undisturbed, kind), strict=True)
+        pairs = zip(rows(resumed, kind), rows(finished_run, kind), strict=True)
         assert all(one[key] == other[key] for one, other in pairs for key in keys)
 
 
@@ -158,8 +150,8 @@ def test_resuming_neither_repeats_nor_skips_an_example(tiny_config, tmp_path, mo
 
     monkeypatch.setattr(Engine, "train", spy)
     with pytest.raises(KeyboardInterrupt):
-        rj.train(tiny_config, tmp_path, quiet=True, model=SMALL)
-    rj.train(tiny_config, tmp_path, quiet=True, model=SMALL)
+        rj.train(tiny_config, tmp_path, quiet=True)
+    rj.train(tiny_config, tmp_path, quiet=True)
     # Steps 5 to 8 were lost and are done again; from there on nothing is missing.
     sampler = EpochSampler(120, 20, seed=0)
     data, _ = load_splits(tiny_config.data)
@@ -170,7 +162,7 @@ def test_resuming_neither_repeats_nor_skips_an_example(tiny_config, tmp_path, mo
 
 
 def test_a_run_goes_on_with_the_algorithms_that_it_began_with(
-    tiny_config, one_unit, stop_after, tmp_path, monkeypatch, capsys
+    tiny_config, stop_after, tmp_path, monkeypatch, capsys
 ):
     # As outside the tests: these options hide what a compiler's options are refused for.
     monkeypatch.delenv("XLA_FLAGS")
@@ -217,14 +209,14 @@ def test_another_configuration_is_refused_with_every_difference(finished_run, ti
 
 @pytest.mark.slow
 def test_a_constant_rate_may_go_on_for_more_epochs(unaveraged_config, tmp_path):
-    rj.train(unaveraged_config, tmp_path / "run", quiet=True, model=SMALL)
+    rj.train(unaveraged_config, tmp_path / "run", quiet=True)
     longer = dataclasses.replace(unaveraged_config, epochs=3)
-    continued = rj.train(longer, tmp_path / "run", quiet=True, model=SMALL)
+    continued = rj.train(longer, tmp_path / "run", quiet=True)
     assert rows(continued, "test")[-1]["last"] == 18
     assert continued.config == longer
     with pytest.raises(ResNetJaxError, match=r"--epochs 3(\.0)? -> 2"):
-        rj.train(unaveraged_config, tmp_path / "run", quiet=True, model=SMALL)
-    assert_same_bits(continued, rj.train(longer, tmp_path / "at once", quiet=True, model=SMALL))
+        rj.train(unaveraged_config, tmp_path / "run", quiet=True)
+    assert_same_bits(continued, rj.train(longer, tmp_path / "at once", quiet=True))
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -249,12 +241,12 @@ def test_a_target_ends_the_run_and_without_validation_the_newest_is_the_best(
     unaveraged_config, tmp_path
 ):
     config = dataclasses.replace(unaveraged_config, target=0.0)
-    run = rj.train(config, tmp_path / "target", quiet=True, model=SMALL)
+    run = rj.train(config, tmp_path / "target", quiet=True)
     assert [row["step"] for row in rows(run, "validation")] == [5]
     assert rows(run, "test")[0]["last"] == 5
     data = dataclasses.replace(unaveraged_config.data, subset=(120, 0, 30))
     config = dataclasses.replace(unaveraged_config, data=data)
-    run = rj.train(config, tmp_path / "run", quiet=True, model=SMALL)
+    run = rj.train(config, tmp_path / "run", quiet=True)
     assert rows(run, "validation") == []
     assert {row["step"] for row in rows(run, "test")} == {12}
 
@@ -262,8 +254,8 @@ def test_a_target_ends_the_run_and_without_validation_the_newest_is_the_best(
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        ({"optimizer": optax.sgd(1e30)}, "gradient was not finite at step 1"),
-        ({"loss": lambda logits, targets: jnp.inf * logits.sum()}, "loss was not finite at step 0"),
+        ({"optimizer": optax.sgd(1e30)}, "loss was not finite at step 1"),
+        ({"loss": lambda x, labels: jnp.sqrt(0 * x.sum())}, "gradient was not finite at step 0"),
     ],
 )
 def test_a_run_that_diverges_says_where_and_writes_no_checkpoint(
@@ -271,7 +263,7 @@ def test_a_run_that_diverges_says_where_and_writes_no_checkpoint(
 ):
     config = dataclasses.replace(unaveraged_config, log_every=1)
     with pytest.raises(match=rf"^{said}: the last checkpoint is none; try"):
-        rj.train(config, tmp_path, quiet=True, model=SMALL, **part)
+        rj.train(config, tmp_path, quiet=True, **part)
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -296,7 +288,7 @@ def test_an_update_that_overflows_is_not_saved(
 
     monkeypatch.setattr(Engine, "train", overflow)
     with pytest.raises(match=said):
-        rj.train(config, tmp_path, quiet=True, model=SMALL)
+        rj.train(config, tmp_path, quiet=True)
     assert RunFolder(tmp_path).checkpoints.steps() == [5]
 
 
