@@ -121,7 +121,7 @@ def test_the_papers_recipe_is_64000_updates_with_drops_after_32000_and_48000():
         steps = EpochSampler(45_000, config.batch_size, seed=0).steps(config.epochs)
         assert steps == 64_000
         places = jnp.array([0, 500, 31_999, 32_000, 47_999, 48_000, 63_999])
-        first, *shown = jax.vmap(make_schedule(config.optim, steps))(places).tolist()
+        first, *shown = jax.jit(jax.vmap(make_schedule(config.optim, steps)))(places).tolist()
         assert shown == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
         assert (first < 0.01) == (depth == 110)
     assert PRESETS["cifar10_fast"].epochs <= 50
