@@ -1,12 +1,9 @@
 """Whole runs of a tiny network: what they leave, and that they resume to the same bits."""
 
 import dataclasses
-import json
+import os
 import random
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import chex
 import jax.numpy as jnp
@@ -14,9 +11,10 @@ import numpy as np
 import optax
 import pytest
 import yaml
+from faults import ended, logged_steps, start, steps_of, wait_until
+from test_cli import SAME
 
 import resnet_jax as rj
-from resnet_jax.config import to_dict
 from resnet_jax.data.load import load_splits
 from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.errors import ResNetJaxError
@@ -24,21 +22,6 @@ from resnet_jax.training import loop
 from resnet_jax.training.engine import Engine
 from resnet_jax.training.loop import satisfied
 from resnet_jax.training.run_folder import RunFolder
-
-# Trains a run of one unit in a process of its own, which prints every step as it is done.
-SCRIPT = """
-import functools, json, sys
-import resnet_jax as rj
-from resnet_jax.config import from_dict
-from resnet_jax.models import VARIANTS
-
-class Tell(rj.Callback):
-    def on_step(self, step):
-        print(step, flush=True)
-
-VARIANTS["resnet18"] = functools.partial(rj.ResNet, stage_sizes=(1,), unit=rj.BasicUnit)
-rj.train(from_dict(json.loads(sys.argv[1])), sys.argv[2], quiet=True, callbacks=[Tell()])
-"""
 
 pytestmark = pytest.mark.usefixtures("one_unit")
 
@@ -50,19 +33,6 @@ class Heard(rj.Callback):
 
     def log(self, text: str) -> None:
         self.text += text
-
-
-def start(config: rj.TrainConfig, run_dir: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", SCRIPT, json.dumps(to_dict(config)), str(run_dir)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_step(process: "subprocess.Popen[str]", step: int) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        if int(line) >= step:
-            return
-    raise AssertionError(f"ended before step {step}: {process.stderr.read()}")
 
 
 def rows(run: rj.Run, kind: str) -> list[dict]:
@@ -119,18 +89,24 @@ def test_best_is_the_best_validation_accuracy(finished_run):
     assert sum(counts) == found.count == 50
 
 
-def test_killed_and_started_again_it_ends_with_the_same_bits(finished_run, tiny_config, tmp_path):
-    with start(tiny_config, tmp_path) as process:
-        wait_for_step(process, 1)
-        with pytest.raises(ResNetJaxError, match=f"being written by process {process.pid}"):
-            rj.train(tiny_config, tmp_path, quiet=True)
-        wait_for_step(process, 9)  # lines of metrics are later than the last checkpoint
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
-    newest = max(RunFolder(tmp_path).checkpoints.steps(), default=0)
+def test_killed_and_started_again_it_ends_with_the_same_bits(
+    finished_run, tiny_config, tiny_options, tmp_path
+):
+    run_dir = tmp_path / "run"
+    process = start(run_dir, *tiny_options, *SAME)
+    wait_until(lambda: bool(logged_steps(run_dir)))
+    os.kill(process.pid, signal.SIGSTOP)
+    with pytest.raises(ResNetJaxError, match=f"being written by process {process.pid}"):
+        rj.train(tiny_config, run_dir, quiet=True)
+    os.kill(process.pid, signal.SIGCONT)
+    # Lines of metrics are later than the last checkpoint.
+    wait_until(lambda: logged_steps(run_dir)[-1] >= 8)
+    process.kill()
+    assert ended(process) == -signal.SIGKILL
+    newest = max(steps_of(run_dir), default=0)
     heard = Heard()
     # The lock of a dead process is taken over.
-    resumed = rj.train(tiny_config, tmp_path, quiet=True, callbacks=[heard])
+    resumed = rj.train(tiny_config, run_dir, quiet=True, callbacks=[heard])
     assert (f"resumes at step {newest} " in heard.text) == (newest > 0)
     assert_same_bits(resumed, finished_run)
     assert resumed.metrics()["seconds"].is_monotonic_increasing  # over all starts
