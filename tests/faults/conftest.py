@@ -8,7 +8,9 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 
+import jax
 import numpy as np
 import pytest
 
@@ -19,6 +21,15 @@ import resnet_jax as rj
 def own_cache(tmp_path, monkeypatch) -> None:
     """An empty cache of what was read."""
     monkeypatch.setenv("RESNET_JAX_CACHE_DIR", str(tmp_path / "own-cache"))
+
+
+@pytest.fixture
+def no_programs() -> Iterator[None]:
+    """Takes the compilation cache that the tests share away: runs set up their own."""
+    shared = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    jax.config.update("jax_compilation_cache_dir", shared)
 
 
 @pytest.fixture

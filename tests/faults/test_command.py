@@ -140,6 +140,7 @@ def test_a_run_folder_that_is_no_utf8_is_refused(tmp_path, refusal):
 
 
 @pytest.mark.parametrize("arguments", [["evaluate", "RUN"], ["verify", "fashion_mnist"]])
+@pytest.mark.usefixtures("no_programs")  # else no other is looked for
 def test_without_a_home_one_line_says_what_to_set(arguments, finished_run, monkeypatch, refusal):
     for name in ("HOME", "XDG_CACHE_HOME", "RESNET_JAX_CACHE_DIR", "TFDS_DATA_DIR"):
         monkeypatch.delenv(name, raising=False)
@@ -148,12 +149,7 @@ def test_without_a_home_one_line_says_what_to_set(arguments, finished_run, monke
         raise KeyError(uid)
 
     monkeypatch.setattr(pwd, "getpwuid", nobody)
-    before = jax.config.values["jax_compilation_cache_dir"]
-    jax.config.update("jax_compilation_cache_dir", None)  # else no other is looked for
-    try:
-        line = refusal(*(finished_run.path if word == "RUN" else word for word in arguments))
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
+    line = refusal(*(finished_run.path if word == "RUN" else word for word in arguments))
     assert "cannot be located" in line
     assert "set " in line
 
@@ -235,12 +231,10 @@ def test_a_background_that_is_no_grey_level_is_refused(tmp_path, refusal):
     assert "--data.background" in refusal("verify", tmp_path, "--data.background", "300")
 
 
-def test_a_terminal_without_the_letters_gets_escapes(tmp_path):
+def test_a_terminal_without_the_letters_gets_escapes(tmp_path, python):
     for name in ("日本", "b"):
         (tmp_path / name).mkdir()
         Image.new("L", (8, 8), 9 * len(name)).save(tmp_path / name / "0.png")
-    words = [sys.executable, "-m", "resnet_jax", "verify", str(tmp_path)]
-    latin = os.environ | {"PYTHONIOENCODING": "latin-1"}
-    done = subprocess.run(words, env=latin, capture_output=True, text=True, encoding="latin-1")
-    assert (done.returncode, done.stderr) == (0, "")
+    done = python("-m", "resnet_jax", "verify", tmp_path, PYTHONIOENCODING="latin-1")
+    assert done.stderr == ""
     assert "\\u65e5\\u672c (1 images)" in done.stdout

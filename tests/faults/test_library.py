@@ -11,7 +11,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from flax import linen as nn
+from test_own_networks import Own
 
 import resnet_jax as rj
 from resnet_jax.training import jax_settings
@@ -196,26 +196,18 @@ def test_runs_in_one_process_after_any_other_are_what_they_are_alone(tmp_path, p
     assert runs("x64", a, b, JAX_ENABLE_X64="1") == [alone[a], alone[b]]
 
 
-@pytest.fixture
-def own_programs(tmp_path, monkeypatch):
-    """Takes the compilation cache that the tests share away: runs set up their own."""
-    cache = jax.config.values["jax_compilation_cache_dir"]
-    monkeypatch.setenv("RESNET_JAX_CACHE_DIR", str(tmp_path / "cache"))
-    jax.config.update("jax_compilation_cache_dir", None)
-    yield tmp_path / "cache/compiled"
-    jax.config.update("jax_compilation_cache_dir", cache)
-
-
-def test_the_compilation_cache_does_not_grow_without_bound(tiny_config, own_programs, tmp_path):
+@pytest.mark.usefixtures("own_cache", "no_programs")
+def test_the_compilation_cache_does_not_grow_without_bound(tiny_config, tmp_path):
     """At 2 GiB the oldest programs make room."""
-    own_programs.mkdir(parents=True)
+    programs = tmp_path / "own-cache/compiled"
+    programs.mkdir(parents=True)
     for number in range(4):
-        with (own_programs / f"old-{number}").open("wb") as file:
+        with (programs / f"old-{number}").open("wb") as file:
             file.truncate(2**30)  # takes no room on the disk
         os.utime(file.name, (1000 + number, 1000 + number))
     with pytest.raises(rj.ResNetJaxError):
         rj.train(dataclasses.replace(tiny_config, batch_size=7, accumulate=2), tmp_path / "run")
-    assert {path.name for path in own_programs.glob("old-*")} == {"old-2", "old-3"}
+    assert {path.name for path in programs.glob("old-*")} == {"old-2", "old-3"}
 
 
 def test_what_a_run_hands_out_is_the_callers(finished_run):
@@ -244,23 +236,18 @@ def test_a_lock_ends_with_the_run_and_not_with_its_children(tmp_path):
         os.waitpid(child, 0)
 
 
-class Linear(nn.Module):
-    """Without jit each operation on each shape is a program: here there are few."""
-
-    @nn.compact
-    def __call__(self, images, *, train):
-        return nn.Dense(3)(images.mean((1, 2)))
-
-
 def test_a_run_depends_on_no_setting_of_the_process(tmp_path):
-    """Of random numbers, jit, and NumPy's numbers; a callback may do with a row what it likes."""
+    """Of random numbers, jit, and NumPy's numbers; a callback may do with a row what it likes.
+
+    Without jit each operation on each shape is a program: the network has a single layer.
+    """
 
     class Taking(rj.Callback):
         def on_metrics(self, row):
             row.clear()
 
     digits = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 1), np.uint8)
-    data = rj.Dataset.from_arrays("noise", digits, np.arange(24) % 3, validation=4)
+    data = rj.Dataset.from_arrays("noise", digits, np.arange(24) % 10, validation=4)
     rate = np.logspace(-2, -1, 2)[1]  # a float64 of NumPy's
     config = rj.TrainConfig(
         augment=rj.AugmentConfig(flip=True), optim=rj.OptimConfig(learning_rate=rate), ema=None,
@@ -273,7 +260,7 @@ def test_a_run_depends_on_no_setting_of_the_process(tmp_path):
         ("unjitted", jax.disable_jit()),
     ):
         with changed:
-            parts = {"model": Linear(), "data": data, "callbacks": [Taking()] * 2}
+            parts = {"model": Own(), "data": data, "callbacks": [Taking()] * 2}
             runs.append(rj.train(config, tmp_path / name, quiet=True, **parts))
     expected, *others = (run.variables("latest")["params"] for run in runs)
     for found in others:
@@ -281,18 +268,14 @@ def test_a_run_depends_on_no_setting_of_the_process(tmp_path):
     assert rj.Run.open(tmp_path / "plain").config.optim.learning_rate == pytest.approx(0.1)
 
 
+@pytest.mark.usefixtures("own_cache", "no_programs")
 def test_a_cache_that_may_only_be_read_is_read_and_nothing_is_said(tmp_path, monkeypatch, recwarn):
-    monkeypatch.setenv("RESNET_JAX_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    before = jax.config.values["jax_compilation_cache_dir"]
-    jax.config.update("jax_compilation_cache_dir", None)
-    try:
-        with jax_settings.configured_jax(rj.TrainConfig()):
-            assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path / "compiled")
-            jax.jit(lambda x: x + 41.5)(1.0)
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
-    assert not list((tmp_path / "compiled").iterdir())
+    programs = tmp_path / "own-cache/compiled"
+    with jax_settings.configured_jax(rj.TrainConfig()):
+        assert jax.config.values["jax_compilation_cache_dir"] == str(programs)
+        jax.jit(lambda x: x + 41.5)(1.0)
+    assert not list(programs.iterdir())
     assert not [warning for warning in recwarn if "compilation cache" in str(warning.message)]
 
 
