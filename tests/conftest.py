@@ -32,6 +32,10 @@ os.environ["RESNET_JAX_CACHE_DIR"] = _cache
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(_cache, "compiled")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
+# Processes that tests start may import `worker`, with its network of one unit.
+_path = [os.path.join(os.path.dirname(__file__), "reliability"), os.environ.get("PYTHONPATH", "")]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _path))
+
 # Prepared datasets: yours, those beside the checkout, or an empty folder to prepare into.
 _beside = pathlib.Path(__file__).parents[2] / "shared/data/tfds"
 if "TFDS_DATA_DIR" not in os.environ:

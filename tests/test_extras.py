@@ -7,7 +7,7 @@ import pytest
 SLOW = pytest.mark.slow
 
 ALONE = """
-import functools, importlib.metadata as metadata, sys, tomllib
+import importlib.metadata as metadata, sys, tomllib
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -45,17 +45,15 @@ sys.meta_path.insert(0, Blocker())
 for name in [name for name in sys.modules if name.partition(".")[0] in blocked]:
     del sys.modules[name]
 assert "pytest" in blocked
-import resnet_jax as rj
-from resnet_jax.models import VARIANTS
-VARIANTS["resnet18"] = functools.partial(rj.ResNet, stage_sizes=(1,), unit=rj.BasicUnit)
+import worker
+worker.shrink()
 for command in commands:
     verb, *words = command.split()
     if verb == "demo":
         from resnet_jax.demo.app import make_server
-        make_server(rj.Run.open(*words))
+        make_server(worker.rj.Run.open(*words))
     else:
-        from resnet_jax.cli import main
-        assert main([verb, *words]) == 0, command
+        assert worker.main([verb, *words]) == 0, command
 """
 
 

@@ -47,18 +47,16 @@ def answers(monkeypatch) -> list[int]:
 
 # The demo of `finished_run`, which writes down whom it asks.
 DEMO = """
-import functools, sys
+import sys
 asked = open(sys.argv[1], "a", buffering=1)
 def note(event, arguments):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname"):
         print(event, arguments, file=asked)
 sys.addaudithook(note)
 sys.modules["uvloop"] = None  # which asks without Python's knowledge
-import resnet_jax as rj
-from resnet_jax.cli import main
-from resnet_jax.models import VARIANTS
-VARIANTS["resnet18"] = functools.partial(rj.ResNet, stage_sizes=(1,), unit=rj.BasicUnit)
-sys.exit(main(sys.argv[2:]))
+import worker
+worker.shrink()
+sys.exit(worker.main(sys.argv[2:]))
 """
 
 

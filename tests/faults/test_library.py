@@ -23,9 +23,9 @@ PRELUDE = """
 import contextlib, dataclasses, functools, hashlib, json, logging, os, resource, signal, sys
 import threading, time, warnings
 import jax, numpy as np
-import resnet_jax as rj
-from resnet_jax.models import VARIANTS
-VARIANTS["resnet18"] = functools.partial(rj.ResNet, stage_sizes=(1,), unit=rj.BasicUnit)
+import worker
+from worker import VARIANTS, rj
+worker.shrink()
 BASE = rj.TrainConfig(
     model=rj.ModelConfig(width=2, lowering="reference"),
     data=rj.DataConfig(name="mnist_5k", subset=(40, 20, 20), mean=(0.1307,), std=(0.3081,)),

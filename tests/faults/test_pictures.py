@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import worker
 import yaml
 from PIL import Image
 from raw_png import png
@@ -259,8 +258,7 @@ def test_memory_of_twenty_thousand_is_that_of_two_hundred(large_run, tmp_path, h
     program += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
     for count in (200, 20_000):
         folder = copies(tmp_path / str(count), count)
-        words = ["-c", program, "predict", large_run, folder, how]
-        done = python(*words, PYTHONPATH=str(Path(worker.__file__).parent))
+        done = python("-c", program, "predict", large_run, folder, how)
         assert f"{count - 1}.png" in done.stdout
         peaks[count] = int(done.stderr.split()[-1]) / 1024
     assert peaks[20_000] < peaks[200] + 100, peaks
