@@ -11,6 +11,7 @@ import sys
 import tempfile
 import traceback
 from importlib.metadata import version
+from unittest import mock
 
 # Before JAX is imported. What is tested is the mathematics, not LLVM's optimisation of it, which
 # takes most of the time on tiny networks: these compile in a third of it.
@@ -30,6 +31,10 @@ _cache = os.environ["RESNET_JAX_TESTS_DIR"]
 os.environ["RESNET_JAX_CACHE_DIR"] = _cache
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(_cache, "compiled")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+
+# Processes that tests start may import `worker`, with its network of one unit.
+_path = [os.path.join(os.path.dirname(__file__), "reliability"), os.environ.get("PYTHONPATH", "")]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _path))
 
 # Prepared datasets: yours, those beside the checkout, or an empty folder to prepare into.
 _beside = pathlib.Path(__file__).parents[2] / "shared/data/tfds"
@@ -52,7 +57,7 @@ import resnet_jax as rj  # noqa: E402
 from resnet_jax.cli import main  # noqa: E402
 from resnet_jax.models import VARIANTS  # noqa: E402
 
-# A run that trains in seconds: a ResNet-18 four channels wide, 120 digits, six steps an epoch.
+# A run that trains in a second or two: four channels wide, 120 digits, six steps an epoch.
 TINY = rj.TrainConfig(
     model=rj.ModelConfig(width=4, lowering="reference"),  # which compiles three times as fast
     data=rj.DataConfig(name="mnist_5k", subset=(120, 50, 30), mean=(0.1307,), std=(0.3081,)),
@@ -81,6 +86,21 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(20_000, 50, 100)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item):
+    """Have `resnet18` be a network of one unit in tests that depend on `one_unit`."""
+    if "one_unit" not in item.fixturenames:
+        return (yield)
+    network = functools.partial(rj.ResNet, stage_sizes=(1,), unit=rj.BasicUnit)
+    with mock.patch.dict(VARIANTS, resnet18=network):
+        return (yield)
+
+
+@pytest.fixture(scope="session")
+def one_unit() -> None:
+    """For tests that look at a run and not at its network: see `pytest_runtest_protocol`."""
+
+
 @pytest.fixture(scope="session")
 def tiny_config() -> rj.TrainConfig:
     return TINY
@@ -92,7 +112,7 @@ def tiny_options() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def finished_run() -> rj.Run:
+def finished_run(one_unit) -> rj.Run:
     """A whole run, for tests that only read: one for all of pytest's workers."""
     folder = pathlib.Path(_cache, "runs/tiny")
     with open(os.path.join(_cache, "runs.lock"), "w") as lock:
@@ -166,13 +186,6 @@ def client_of():
 @pytest.fixture(scope="session")
 def unaveraged_config() -> rj.TrainConfig:
     return dataclasses.replace(TINY, ema=None, optim=rj.OptimConfig(learning_rate=0.05))
-
-
-@pytest.fixture
-def one_unit(monkeypatch) -> None:
-    """Have `resnet18` be a network of one unit, where a run is looked at and not its network."""
-    network = functools.partial(rj.ResNet, stage_sizes=(1,), unit=rj.BasicUnit)
-    monkeypatch.setitem(VARIANTS, "resnet18", network)
 
 
 @pytest.fixture(scope="module")

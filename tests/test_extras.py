@@ -45,15 +45,15 @@ sys.meta_path.insert(0, Blocker())
 for name in [name for name in sys.modules if name.partition(".")[0] in blocked]:
     del sys.modules[name]
 assert "pytest" in blocked
+import worker
+worker.shrink()
 for command in commands:
     verb, *words = command.split()
     if verb == "demo":
-        import resnet_jax as rj
         from resnet_jax.demo.app import make_server
-        make_server(rj.Run.open(*words))
+        make_server(worker.rj.Run.open(*words))
     else:
-        from resnet_jax.cli import main
-        assert main([verb, *words]) == 0, command
+        assert worker.main([verb, *words]) == 0, command
 """
 
 

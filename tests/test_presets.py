@@ -42,6 +42,21 @@ def test_names(preset, changes, name):
     assert run_name(preset, PRESETS[preset], replaced(PRESETS[preset], changes)) == name
 
 
+@pytest.fixture
+def trained(monkeypatch):
+    """Has the command train nothing: the folder and the data of each run that it would train."""
+    runs = []
+
+    def train(config, folder, should_stop, callbacks):
+        runs.append((folder, config.data))
+        should_stop.training = True  # as a run that is not finished
+
+    monkeypatch.setattr(run, "train", train)
+    monkeypatch.setattr(compare, "compare_runs", lambda runs: None)
+    monkeypatch.setattr(display, "print_comparison", lambda found: None)
+    return runs
+
+
 @pytest.mark.parametrize(
     ("options", "names"),
     [
@@ -53,23 +68,10 @@ def test_names(preset, changes, name):
         (["--epochs", "2", "--seeds", "2"], ["mnist-seed0", "mnist-seed1"]),
     ],
 )
-def test_each_run_of_a_grid_has_a_folder(options, names, monkeypatch):
+def test_each_run_of_a_grid_has_a_folder(options, names, trained):
     """What is varied is in its name, also where nothing learnt depends on it."""
-    folders = []
-
-    def train(config, folder, should_stop, callbacks):
-        folders.append(folder.name)
-        should_stop.training = True  # as a run that is not finished
-
-    trained_by(monkeypatch, train)
     assert main(["train", "mnist", "--no-report", *options]) == 0
-    assert folders == names
-
-
-def trained_by(monkeypatch, train):
-    monkeypatch.setattr(run, "train", train)
-    monkeypatch.setattr(compare, "compare_runs", lambda runs: None)
-    monkeypatch.setattr(display, "print_comparison", lambda found: None)
+    assert [folder.name for folder, _ in trained] == names
 
 
 @pytest.mark.parametrize(
@@ -83,31 +85,19 @@ def trained_by(monkeypatch, train):
         ),
     ],
 )
-def test_what_a_preset_says_of_its_dataset_is_not_said_of_another(options, expected, monkeypatch):
-    found = []
-
-    def train(config, folder, should_stop, callbacks):
-        found.append((config.data.name, config.data.mean, config.data.find_digit))
-        should_stop.training = True
-
-    trained_by(monkeypatch, train)
+def test_what_a_preset_says_of_its_dataset_is_not_said_of_another(options, expected, trained):
     assert main(["train", "mnist", "--no-report", *options]) == 0
-    assert found == expected
+    assert [(data.name, data.mean, data.find_digit) for _, data in trained] == expected
 
 
-def test_the_folder_of_an_earlier_run_of_another_dataset_stays(own_run, tmp_path, monkeypatch):
+def test_the_folder_of_an_earlier_run_of_another_dataset_stays(
+    own_run, trained, tmp_path, monkeypatch
+):
     """Its mean, which the run recorded, was taken for one that the command names."""
     monkeypatch.chdir(tmp_path)
-    folders = []
-
-    def train(config, folder, should_stop, callbacks):
-        folders.append(str(folder))
-        should_stop.training = True
-
-    trained_by(monkeypatch, train)
     shutil.copytree(own_run, "runs/quickstart-seed0")
     assert main(["train", "--no-report", "--data.name", "kmnist"]) == 0
-    assert folders == ["runs/quickstart-kmnist-seed0"]
+    assert [str(folder) for folder, _ in trained] == ["runs/quickstart-kmnist-seed0"]
 
 
 @pytest.mark.parametrize("folder", [".", "..", "/"])
@@ -121,7 +111,7 @@ def test_the_papers_recipe_is_64000_updates_with_drops_after_32000_and_48000():
         steps = EpochSampler(45_000, config.batch_size, seed=0).steps(config.epochs)
         assert steps == 64_000
         places = jnp.array([0, 500, 31_999, 32_000, 47_999, 48_000, 63_999])
-        first, *shown = jax.vmap(make_schedule(config.optim, steps))(places).tolist()
+        first, *shown = jax.jit(jax.vmap(make_schedule(config.optim, steps)))(places).tolist()
         assert shown == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
         assert (first < 0.01) == (depth == 110)
     assert PRESETS["cifar10_fast"].epochs <= 50

@@ -23,6 +23,7 @@ from resnet_jax.data.augment import (
 from resnet_jax.data.augment import warp as warp_each
 
 warp = jax.jit(warp_each, static_argnames="fill")
+draw_boxes = jax.jit(_draw_boxes, static_argnums=(0, 2))
 draw_erased = jax.jit(_draw_erased, static_argnums=(0, 2))
 IDENTITY = jnp.eye(2)[None]
 ALL = {
@@ -44,19 +45,17 @@ def images_of(shape, seed=0):
 
 def coordinates(count, height, width):
     """Images that hold, at each pixel, its row and its column."""
-    rows, columns = jnp.mgrid[:height, :width]
-    return jnp.broadcast_to(
-        jnp.stack([rows, columns], -1).astype(jnp.float32), (count, height, width, 2)
-    )
+    places = np.stack(np.mgrid[:height, :width], -1).astype(np.float32)
+    return jnp.asarray(np.broadcast_to(places, (count, height, width, 2)))
 
 
 def maps_of(count, key, **settings):
     """The affine maps about the centre that `augment` drew: read off what became of coordinates."""
     side, centre, reach = 21, 10, 3
-    moved = jax.jit(partial(augment, **settings))(coordinates(count, side, side), key)
+    moved = np.asarray(jax.jit(partial(augment, **settings))(coordinates(count, side, side), key))
     origin = moved[:, centre, centre]
     columns = [moved[:, centre + reach, centre], moved[:, centre, centre + reach]]
-    matrix = jnp.stack([(column - origin) / reach for column in columns], -1)
+    matrix = np.stack([(column - origin) / reach for column in columns], -1)
     return matrix, origin - centre
 
 
@@ -124,9 +123,8 @@ def test_augment_is_one_warp_of_what_was_drawn_about_the_centre():
     images, key = images_of((5, 9, 9, 1)), jax.random.key(6)
     geometric = {name: ALL[name] for name in ("shift", "rotation", "scale", "shear")}
     drawn = maps_of(5, key, **geometric)
-    np.testing.assert_allclose(
-        augment(images, key, fill=0.5, **geometric), warp(images, *drawn, fill=0.5), atol=1e-4
-    )
+    augmented = jax.jit(partial(augment, fill=0.5, **geometric))(images, key)
+    np.testing.assert_allclose(augmented, warp(images, *drawn, fill=0.5), atol=1e-4)
 
 
 def test_without_settings_nothing_is_changed_or_traced():
@@ -216,7 +214,8 @@ def test_preprocess_cuts_out_the_middle():
 
 def test_flip_mirrors_half_of_the_images():
     images = images_of((400, 2, 3, 1))
-    flipped = np.asarray(augment(images, jax.random.key(0), flip=True))
+    flipped = np.asarray(jax.jit(partial(augment, flip=True))(images, jax.random.key(0)))
+    images = np.asarray(images)
     same = (flipped == images).all((1, 2, 3))
     mirrored = (flipped == images[:, :, ::-1]).all((1, 2, 3))
     assert (same | mirrored).all()
@@ -232,7 +231,8 @@ def test_crop_is_a_window_of_the_padded_image_and_every_window_comes():
         for left in range(5)
     }
     many = jnp.broadcast_to(image, (500, 3, 4, 1))
-    cropped = np.asarray(augment(many, jax.random.key(1), crop=2, fill=-1.0))
+    crop = jax.jit(partial(augment, crop=2, fill=-1.0))
+    cropped = np.asarray(crop(many, jax.random.key(1)))
     seen = [windows[c[..., 0].tobytes()] for c in cropped]  # each is one of the 25
     assert len(set(seen)) == 25
     assert max(seen.count(place) for place in set(seen)) < 45  # 20 expected
@@ -253,7 +253,7 @@ def test_a_cut_is_resized_as_pillow_resizes_a_box(size):
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (50, 75), (100, 25)])
 def test_crops_have_the_areas_and_aspects_of_inception(height, width):
-    boxes = np.asarray(_draw_boxes((3000, height, width), jax.random.key(0), 0.08), np.float64)
+    boxes = np.asarray(draw_boxes((3000, height, width), jax.random.key(0), 0.08), np.float64)
     top, left, tall, wide = boxes.T
     assert boxes.min() >= 0
     assert (top + tall).max() <= height + 1e-3
@@ -301,12 +301,12 @@ def test_settings_do_not_disturb_one_another_s_draws():
 def test_an_image_and_its_label_are_mixed_in_the_same_share(settings):
     """Image n is n everywhere, so that its mean tells how much of it is left."""
     count = 600
-    images = jnp.broadcast_to(jnp.arange(float(count))[:, None, None, None], (count, 20, 20, 1))
-    labels = jnp.arange(count) % 7
+    numbers = np.arange(count, dtype=np.float32)[:, None, None, None]
+    images, labels = np.broadcast_to(numbers, (count, 20, 20, 1)), np.arange(count) % 7
     mixed, targets = jax.jit(partial(mix, num_classes=7, **settings))(
         images, labels, jax.random.key(0)
     )
-    mean = np.asarray(mixed.mean((1, 2, 3)), np.float64)
+    mean = np.asarray(mixed, np.float64).mean((1, 2, 3))
     own = np.arange(count)
     before = np.roll(own, 1)
     kept = (mean - before) / (own - before)

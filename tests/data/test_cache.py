@@ -161,23 +161,6 @@ def test_facts_are_looked_up_again_where_a_file_changed(tmp_path):
         assert facts() == (["34", "56"], [])
 
 
-def test_errors_are_returned_and_never_remembered(tmp_path):
-    paths = [tmp_path / "good", tmp_path / "later"]
-    paths[0].write_bytes(b"123")
-    found = cached_facts("name", tmp_path, paths, len_of, workers=2)
-    assert found[0] == 3
-    assert isinstance(found[1], FileNotFoundError)
-    paths[1].write_bytes(b"1")
-
-    def broken(path):
-        raise PermissionError(13, "Permission denied", str(path))
-
-    found = cached_facts("name", tmp_path, paths, broken, workers=2)
-    assert found[0] == 3
-    assert isinstance(found[1], PermissionError)
-    assert cached_facts("name", tmp_path, paths, len_of, workers=2) == [3, 1]
-
-
 def test_facts_of_a_folder_hang_on_its_files(tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()

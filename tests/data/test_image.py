@@ -125,12 +125,13 @@ def test_folders_give_their_images_and_an_empty_one_is_named(tmp_path):
     assert len(found) == 6
 
 
-def test_a_file_that_becomes_shorter_while_it_is_read_is_no_broken_picture(tmp_path, monkeypatch):
+@pytest.mark.parametrize("more", [1, -1])
+def test_a_file_that_changes_while_it_is_read_is_no_broken_picture(more, tmp_path, monkeypatch):
     path = save(Image.fromarray(GREY), tmp_path / "a.png")
     found = path.stat()
-    longer = SimpleNamespace(st_mode=found.st_mode, st_size=found.st_size + 1)
+    before = SimpleNamespace(st_mode=found.st_mode, st_size=found.st_size + more)
     with monkeypatch.context() as patched:
-        patched.setattr("resnet_jax.data.image.os.stat", lambda _: longer)
+        patched.setattr("resnet_jax.data.image.os.stat", lambda _: before)
         with pytest.raises(OSError, match="it changed while it was read"):
             read_bytes(path)
     assert read_bytes(path) == path.read_bytes()

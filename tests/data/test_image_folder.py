@@ -2,11 +2,9 @@
 
 import hashlib
 import logging
-import os
 import shutil
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +13,7 @@ from PIL import Image
 
 from resnet_jax.cli import main
 from resnet_jax.config import DataConfig, TrainConfig
-from resnet_jax.data import image, image_folder
+from resnet_jax.data import image_folder
 from resnet_jax.data.load import load_dataset, load_splits
 from resnet_jax.errors import ResNetJaxError
 
@@ -313,12 +311,3 @@ def test_a_class_or_a_split_whose_drive_is_gone_is_named(name, flat, tmp_path):
             load_dataset("folder", root)
     else:
         assert load_dataset("folder", root).class_names == ("cat", "dog")
-
-
-def test_a_file_that_grows_while_it_is_read_is_no_broken_image(flat, monkeypatch):
-    path = next(flat.rglob("*.png"))
-    found = os.stat(path)
-    shorter = SimpleNamespace(st_mode=found.st_mode, st_size=found.st_size - 1)
-    monkeypatch.setattr(image.os, "stat", lambda _: shorter)
-    with pytest.raises(OSError, match="changed while it was read"):
-        image.read_bytes(path)

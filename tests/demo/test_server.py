@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from make_datasets import encoded
 from PIL import Image, ImageOps
 from raw_png import png
 
@@ -42,12 +43,6 @@ def digit():
     return rj.load_dataset("mnist_5k").test.images[250, :, :, 0]
 
 
-def file_of(image, kind="PNG", **options):
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, kind, **options)
-    return file.getvalue()
-
-
 def picture(uri):
     head, data = uri.split(",")
     assert head == "data:image/png;base64"
@@ -70,7 +65,7 @@ def test_strokes_get_the_probabilities_of_their_image(client, finished_run):
 
 def test_a_file_gets_what_predict_gives(client, finished_run, digit):
     for pixels, query in ((digit, ""), (255 - digit, "?invert=1")):
-        reply = client.post(f"/api/predict{query}", content=file_of(pixels))
+        reply = client.post(f"/api/predict{query}", content=encoded(pixels))
         answer = reply.json()
         np.testing.assert_array_equal(picture(answer["image"]), digit)
         np.testing.assert_allclose(
@@ -83,18 +78,18 @@ def test_a_file_gets_what_predict_gives(client, finished_run, digit):
 def test_a_photograph_gets_the_answer_for_the_digit_on_it(client, finished_run, digit):
     photo = photograph(digit, np.random.default_rng(0))
     found = find_digit(photo)
-    answer = client.post("/api/predict", content=file_of(np.asarray(photo))).json()
+    answer = client.post("/api/predict", content=encoded(np.asarray(photo))).json()
     np.testing.assert_array_equal(picture(answer["image"]), found.image[..., 0])
     assert answer["found"] == found.how
     # Asked to invert, the page does that and nothing else.
-    inverted = client.post("/api/predict?invert=1", content=file_of(np.asarray(photo))).json()
+    inverted = client.post("/api/predict?invert=1", content=encoded(np.asarray(photo))).json()
     assert "found" not in inverted
     expected = np.asarray(ImageOps.pad(ImageOps.invert(photo.convert("L")), (28, 28), 2))
     np.testing.assert_array_equal(picture(inverted["image"]), expected)
 
 
 def test_the_explanation_is_grad_cam_of_the_label(client, finished_run, digit):
-    answer = client.post("/api/predict?explain=1", content=file_of(digit)).json()
+    answer = client.post("/api/predict?explain=1", content=encoded(digit)).json()
     image = digit[None, ..., None]
     maps = rj.inspection.explain(finished_run, image, [int(answer["label"])])
     expected = rj.inspection.overlay(image, maps)[0].astype(int)
@@ -113,9 +108,9 @@ def test_an_answer_says_whether_there_is_positive_evidence(client, digit, monkey
         return found, 0 * maps + level
 
     monkeypatch.setattr(app, "FORWARD", forward)
-    answer = client.post("/api/predict?explain=1", content=file_of(digit)).json()
+    answer = client.post("/api/predict?explain=1", content=encoded(digit)).json()
     assert answer["positive_evidence"] is (level > 0)
-    assert "positive_evidence" not in client.post("/api/predict", content=file_of(digit)).json()
+    assert "positive_evidence" not in client.post("/api/predict", content=encoded(digit)).json()
     assert (picture(answer["grad_cam"]) == digit[..., None]).all() == (level == 0)
 
 
@@ -131,8 +126,8 @@ GREY = np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)
 HOSTILE = {
     "nothing": (b"", "image"),
     "text": (b"hello", "no image"),
-    "half a JPEG": (file_of(GREY, "JPEG")[:300], "the image"),
-    "a transparent picture": (file_of(np.zeros((9, 9, 4), np.uint8)), "transparent"),
+    "half a JPEG": (encoded(GREY, "jpeg")[:300], "the image"),
+    "a transparent picture": (encoded(np.zeros((9, 9, 4), np.uint8)), "transparent"),
     "more pixels than are read, in some kilobytes": (
         png((6325, 6325), b""),
         "6325x6325 pixels: at most 40,000,000",
@@ -195,7 +190,7 @@ def test_the_page_says_what_it_recognises(client, client_of, finished_run):
     with client_of(finding(finished_run, names)) as other:
         page = other.get("/").text
         assert other.post("/api/predict", json={"strokes": SEVEN}).status_code == 400
-        answer = other.post("/api/predict", content=file_of(GREY)).json()
+        answer = other.post("/api/predict", content=encoded(GREY)).json()
     assert "a.example&gt;, cat, 2, " in page
     assert "<img src=//" not in page
     assert "<b>" not in page

@@ -2,12 +2,15 @@
 
 import contextlib
 import http.client
+import importlib.util
 import os
 import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 
+import jax
 import numpy as np
 import pytest
 
@@ -18,6 +21,15 @@ import resnet_jax as rj
 def own_cache(tmp_path, monkeypatch) -> None:
     """An empty cache of what was read."""
     monkeypatch.setenv("RESNET_JAX_CACHE_DIR", str(tmp_path / "own-cache"))
+
+
+@pytest.fixture
+def no_programs() -> Iterator[None]:
+    """Takes the compilation cache that the tests share away: runs set up their own."""
+    shared = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    jax.config.update("jax_compilation_cache_dir", shared)
 
 
 @pytest.fixture
@@ -33,7 +45,7 @@ def answers(monkeypatch) -> list[int]:
     return calls
 
 
-# The demo, which writes down whom it asks.
+# The demo of `finished_run`, which writes down whom it asks.
 DEMO = """
 import sys
 asked = open(sys.argv[1], "a", buffering=1)
@@ -42,8 +54,9 @@ def note(event, arguments):
         print(event, arguments, file=asked)
 sys.addaudithook(note)
 sys.modules["uvloop"] = None  # which asks without Python's knowledge
-from resnet_jax.cli import main
-sys.exit(main(sys.argv[2:]))
+import worker
+worker.shrink()
+sys.exit(worker.main(sys.argv[2:]))
 """
 
 
@@ -76,7 +89,8 @@ class Demo:
 @pytest.fixture(scope="module")
 def demo(finished_run, tmp_path_factory):
     """The page to draw on, in a process of its own."""
-    pytest.importorskip("gradio", reason="needs the extra demo")
+    if importlib.util.find_spec("gradio") is None:  # imported in that process alone
+        pytest.skip("needs the extra demo")
     demo = Demo(finished_run, tmp_path_factory.mktemp("demo"))
     yield demo
     if demo.process.poll() is None:

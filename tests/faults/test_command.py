@@ -47,9 +47,9 @@ def test_a_closed_descriptor_changes_nothing(closed):
     assert ("mnist_5k" in done.stdout) == (">&- " not in f"{closed} ".replace("2>&-", ""))
 
 
-def test_what_is_printed_to_closed_descriptors_reaches_no_file(tmp_path):
+def test_what_is_printed_to_closed_descriptors_reaches_no_file(tmp_path, tiny_options):
     """Else the first file that is opened gets the number of standard output, or of input."""
-    words = " ".join([sys.executable, worker.__file__, *TRAIN])
+    words = " ".join([sys.executable, worker.__file__, "train", *tiny_options, "--epochs", "0.5"])
     done = shell(f"{words} --run-dir $1 <&- >&- 2>&-", tmp_path / "run")
     assert done.returncode == 0
     run = rj.Run.open(tmp_path / "run")
@@ -140,6 +140,7 @@ def test_a_run_folder_that_is_no_utf8_is_refused(tmp_path, refusal):
 
 
 @pytest.mark.parametrize("arguments", [["evaluate", "RUN"], ["verify", "fashion_mnist"]])
+@pytest.mark.usefixtures("no_programs")  # else no other is looked for
 def test_without_a_home_one_line_says_what_to_set(arguments, finished_run, monkeypatch, refusal):
     for name in ("HOME", "XDG_CACHE_HOME", "RESNET_JAX_CACHE_DIR", "TFDS_DATA_DIR"):
         monkeypatch.delenv(name, raising=False)
@@ -148,19 +149,14 @@ def test_without_a_home_one_line_says_what_to_set(arguments, finished_run, monke
         raise KeyError(uid)
 
     monkeypatch.setattr(pwd, "getpwuid", nobody)
-    before = jax.config.values["jax_compilation_cache_dir"]
-    jax.config.update("jax_compilation_cache_dir", None)  # else no other is looked for
-    try:
-        line = refusal(*(finished_run.path if word == "RUN" else word for word in arguments))
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
+    line = refusal(*(finished_run.path if word == "RUN" else word for word in arguments))
     assert "cannot be located" in line
     assert "set " in line
 
 
 def test_a_run_of_another_network_is_one_line(finished_run, monkeypatch, refusal):
     """Trained by a program that put its own network into the table, or the other way round."""
-    other = functools.partial(rj.ResNet, stage_sizes=(1,), unit=rj.BasicUnit)
+    other = functools.partial(rj.ResNet, stage_sizes=(1, 1), unit=rj.BasicUnit)
     monkeypatch.setitem(VARIANTS, "resnet18", other)
     line = refusal("evaluate", finished_run.path)
     assert "was trained with another network than resnet18" in line
@@ -179,11 +175,13 @@ def test_limits_that_are_too_low_are_named(limit, words, finished_run, tmp_path)
 
 
 @pytest.fixture
-def thousand_bytes_a_file(tmp_path):
+def thousand_bytes_a_file():
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    jax.config.update("jax_enable_compilation_cache", False)  # half a program is none
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    jax.config.update("jax_enable_compilation_cache", True)
 
 
 def test_a_limit_on_the_size_of_files_is_named(
@@ -233,12 +231,10 @@ def test_a_background_that_is_no_grey_level_is_refused(tmp_path, refusal):
     assert "--data.background" in refusal("verify", tmp_path, "--data.background", "300")
 
 
-def test_a_terminal_without_the_letters_gets_escapes(tmp_path):
+def test_a_terminal_without_the_letters_gets_escapes(tmp_path, python):
     for name in ("日本", "b"):
         (tmp_path / name).mkdir()
         Image.new("L", (8, 8), 9 * len(name)).save(tmp_path / name / "0.png")
-    words = [sys.executable, "-m", "resnet_jax", "verify", str(tmp_path)]
-    latin = os.environ | {"PYTHONIOENCODING": "latin-1"}
-    done = subprocess.run(words, env=latin, capture_output=True, text=True, encoding="latin-1")
-    assert (done.returncode, done.stderr) == (0, "")
+    done = python("-m", "resnet_jax", "verify", tmp_path, PYTHONIOENCODING="latin-1")
+    assert done.stderr == ""
     assert "\\u65e5\\u672c (1 images)" in done.stdout

@@ -11,6 +11,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from test_own_networks import Own
 
 import resnet_jax as rj
 from resnet_jax.training import jax_settings
@@ -22,9 +23,9 @@ PRELUDE = """
 import contextlib, dataclasses, functools, hashlib, json, logging, os, resource, signal, sys
 import threading, time, warnings
 import jax, numpy as np
-import resnet_jax as rj
-from resnet_jax.models import VARIANTS
-VARIANTS["resnet18"] = functools.partial(rj.ResNet, stage_sizes=(1,), unit=rj.BasicUnit)
+import worker
+from worker import VARIANTS, rj
+worker.shrink()
 BASE = rj.TrainConfig(
     model=rj.ModelConfig(width=2, lowering="reference"),
     data=rj.DataConfig(name="mnist_5k", subset=(40, 20, 20), mean=(0.1307,), std=(0.3081,)),
@@ -40,7 +41,7 @@ def digest(config, name):
     return hashlib.sha256(content).hexdigest() + str(leaves[0].dtype)
 """
 
-# Each call once to import what it needs, which is not ours to undo, then again between two looks.
+# Each call between two looks, after one that imports what it needs, which is not ours to undo.
 LEAVES = """
 jax.config.update("jax_compilation_cache_dir", None)
 config = dataclasses.replace(
@@ -68,24 +69,26 @@ def kept():  # of a quarter of a GiB that its user has freed: settings of malloc
         arrays = [np.ones(side, np.uint8) for _ in range(2**28 // side)]
         del arrays
     return resident() - before
+run = f"{folder}/run"
 calls = {
-    "train": lambda n: rj.train(config, f"{folder}/{n}", quiet=True),
-    "predict": lambda n: rj.Run.open(f"{folder}/{n}").predict(np.zeros((2, 28, 28, 1), np.uint8)),
-    "evaluate": lambda n: rj.Run.open(f"{folder}/{n}").evaluate("test"),
-    "load_dataset": lambda n: rj.load_dataset("mnist_5k"),
-    "export": lambda n: rj.Run.open(f"{folder}/{n}").export("stablehlo", f"{folder}/{n}.exported"),
+    "train": lambda: rj.train(config, run, quiet=True),
+    "predict": lambda: rj.Run.open(run).predict(np.zeros((2, 28, 28, 1), np.uint8)),
+    "evaluate": lambda: rj.Run.open(run).evaluate("test"),
+    "load_dataset": lambda: rj.load_dataset("mnist_5k"),
+    "export": lambda: rj.Run.open(run).export("stablehlo", f"{folder}/exported"),
 }
 begun, alone = dict(jax.config.values), digest(BASE, "alone")
 for name, call in calls.items():
     try:
-        call(0)
+        if name != "train":  # which was called above
+            call()
     except Exception as error:
         print(name, "ends in", repr(error))
         continue
     if changed := [key for key in begun if jax.config.values[key] != begun[key]]:
         print(name, "changes", changed)
     before = state()
-    call(1)
+    call()
     for part, value in state().items():
         if value != before[part]:
             print(name, "changes", part)
@@ -107,7 +110,7 @@ def test_calls_of_the_library_leave_the_process_as_it_was(guest):
     folder, done = guest
     assert done.stdout.splitlines()[:-1] == []
     assert done.stderr == ""
-    assert "trains from step 0" in (folder / "1/run.log").read_text()
+    assert "trains from step 0" in (folder / "run/run.log").read_text()
 
 
 def test_a_float32_run_after_a_float64_run_is_what_it_is_alone(guest):
@@ -193,26 +196,18 @@ def test_runs_in_one_process_after_any_other_are_what_they_are_alone(tmp_path, p
     assert runs("x64", a, b, JAX_ENABLE_X64="1") == [alone[a], alone[b]]
 
 
-@pytest.fixture
-def own_programs(tmp_path, monkeypatch):
-    """Takes the compilation cache that the tests share away: runs set up their own."""
-    cache = jax.config.values["jax_compilation_cache_dir"]
-    monkeypatch.setenv("RESNET_JAX_CACHE_DIR", str(tmp_path / "cache"))
-    jax.config.update("jax_compilation_cache_dir", None)
-    yield tmp_path / "cache/compiled"
-    jax.config.update("jax_compilation_cache_dir", cache)
-
-
-def test_the_compilation_cache_does_not_grow_without_bound(tiny_config, own_programs, tmp_path):
+@pytest.mark.usefixtures("own_cache", "no_programs")
+def test_the_compilation_cache_does_not_grow_without_bound(tiny_config, tmp_path):
     """At 2 GiB the oldest programs make room."""
-    own_programs.mkdir(parents=True)
+    programs = tmp_path / "own-cache/compiled"
+    programs.mkdir(parents=True)
     for number in range(4):
-        with (own_programs / f"old-{number}").open("wb") as file:
+        with (programs / f"old-{number}").open("wb") as file:
             file.truncate(2**30)  # takes no room on the disk
         os.utime(file.name, (1000 + number, 1000 + number))
     with pytest.raises(rj.ResNetJaxError):
         rj.train(dataclasses.replace(tiny_config, batch_size=7, accumulate=2), tmp_path / "run")
-    assert {path.name for path in own_programs.glob("old-*")} == {"old-2", "old-3"}
+    assert {path.name for path in programs.glob("old-*")} == {"old-2", "old-3"}
 
 
 def test_what_a_run_hands_out_is_the_callers(finished_run):
@@ -241,16 +236,23 @@ def test_a_lock_ends_with_the_run_and_not_with_its_children(tmp_path):
         os.waitpid(child, 0)
 
 
-def test_a_run_depends_on_no_setting_of_the_process(one_unit, tiny_config, tmp_path):
-    """Of random numbers, jit, and NumPy's numbers; a callback may do with a row what it likes."""
+def test_a_run_depends_on_no_setting_of_the_process(tmp_path):
+    """Of random numbers, jit, and NumPy's numbers; a callback may do with a row what it likes.
+
+    Without jit each operation on each shape is a program: the network has a single layer.
+    """
 
     class Taking(rj.Callback):
         def on_metrics(self, row):
             row.clear()
 
+    digits = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 1), np.uint8)
+    data = rj.Dataset.from_arrays("noise", digits, np.arange(24) % 10, validation=4)
     rate = np.logspace(-2, -1, 2)[1]  # a float64 of NumPy's
-    optim = dataclasses.replace(tiny_config.optim, learning_rate=rate)
-    config = dataclasses.replace(tiny_config, epochs=1 / 6, ema=None, optim=optim)
+    config = rj.TrainConfig(
+        augment=rj.AugmentConfig(flip=True), optim=rj.OptimConfig(learning_rate=rate), ema=None,
+        epochs=1, batch_size=20,
+    )  # fmt: skip
     runs = []
     for name, changed in (
         ("plain", contextlib.nullcontext()),
@@ -258,25 +260,22 @@ def test_a_run_depends_on_no_setting_of_the_process(one_unit, tiny_config, tmp_p
         ("unjitted", jax.disable_jit()),
     ):
         with changed:
-            runs.append(rj.train(config, tmp_path / name, quiet=True, callbacks=[Taking()] * 2))
+            parts = {"model": Own(), "data": data, "callbacks": [Taking()] * 2}
+            runs.append(rj.train(config, tmp_path / name, quiet=True, **parts))
     expected, *others = (run.variables("latest")["params"] for run in runs)
     for found in others:
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), found, expected)
     assert rj.Run.open(tmp_path / "plain").config.optim.learning_rate == pytest.approx(0.1)
 
 
+@pytest.mark.usefixtures("own_cache", "no_programs")
 def test_a_cache_that_may_only_be_read_is_read_and_nothing_is_said(tmp_path, monkeypatch, recwarn):
-    monkeypatch.setenv("RESNET_JAX_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    before = jax.config.values["jax_compilation_cache_dir"]
-    jax.config.update("jax_compilation_cache_dir", None)
-    try:
-        with jax_settings.configured_jax(rj.TrainConfig()):
-            assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path / "compiled")
-            jax.jit(lambda x: x + 41.5)(1.0)
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
-    assert not list((tmp_path / "compiled").iterdir())
+    programs = tmp_path / "own-cache/compiled"
+    with jax_settings.configured_jax(rj.TrainConfig()):
+        assert jax.config.values["jax_compilation_cache_dir"] == str(programs)
+        jax.jit(lambda x: x + 41.5)(1.0)
+    assert not list(programs.iterdir())
     assert not [warning for warning in recwarn if "compilation cache" in str(warning.message)]
 
 

@@ -119,7 +119,7 @@ def written(path: Path, seed: int, kind, orientation, clear, tags, compression):
     return UPRIGHT[turned](levels), refused
 
 
-def check(kinds, root: Path, run: rj.Run, command, demo) -> None:
+def check(kinds, root: Path, run: rj.Run, command, client) -> None:
     """Each picture is right, or named in one line, by verify, train, predict and demo alike."""
     shutil.rmtree(root, ignore_errors=True)
     expected = []
@@ -147,14 +147,14 @@ def check(kinds, root: Path, run: rj.Run, command, demo) -> None:
         lossy = kind[0] in ("jpg", "webp") or kind[1] in ("CMYK", "YCbCr", "LAB")
         for image in mine:
             assert np.abs(image - levels[..., None]).max() <= (3 if lossy else 1), kind
-        status, _, text = demo.get("/api/predict", "POST", path.read_bytes())
+        reply = client.post("/api/predict", content=path.read_bytes())
         known = kind[0] in ("png", "jpg", "webp", "bmp")  # of the others it starts no decoder
         why = refused if known else "no image of the formats read"
-        assert status == (200 if why is None else 400), (kind, text)
+        assert reply.status_code == (200 if why is None else 400), (kind, reply.text)
         if why is not None:
-            assert why in json.loads(text)["detail"], kind
+            assert why in reply.json()["detail"], kind
         else:
-            file = io.BytesIO(base64.b64decode(json.loads(text)["image"].split(",")[1]))
+            file = io.BytesIO(base64.b64decode(reply.json()["image"].split(",")[1]))
             smaller = Image.fromarray(levels).resize((28, 28), Image.Resampling.BILINEAR)
             differs = np.asarray(Image.open(file), int) - np.asarray(smaller)
             assert np.abs(differs).max() <= (3 if lossy else 1), kind
@@ -164,6 +164,12 @@ def check(kinds, root: Path, run: rj.Run, command, demo) -> None:
     assert (code, len(err.splitlines())) == (bool(named), len(named) + bool(named))
 
 
+@pytest.fixture(scope="module")
+def client(finished_run, client_of):
+    with client_of(finished_run) as client:
+        yield client
+
+
 at_any_pace = settings(
     deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
 )
@@ -171,19 +177,19 @@ at_any_pace = settings(
 
 @settings(at_any_pace, max_examples=3, derandomize=True)
 @given(kinds=pictures)
-def test_pictures_of_every_kind(kinds, tmp_path, finished_run, command, answers, demo):
-    check(kinds, tmp_path / "kinds", finished_run, command, demo)
+def test_pictures_of_every_kind(kinds, tmp_path, finished_run, command, answers, client):
+    check(kinds, tmp_path / "kinds", finished_run, command, client)
 
 
 @pytest.mark.slow
 @settings(at_any_pace, max_examples=100)
 @given(kinds=pictures)
-def test_pictures_of_every_kind_at_length(kinds, tmp_path, finished_run, command, answers, demo):
-    check(kinds, tmp_path / "kinds", finished_run, command, demo)
+def test_pictures_of_every_kind_at_length(kinds, tmp_path, finished_run, command, answers, client):
+    check(kinds, tmp_path / "kinds", finished_run, command, client)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_container_and_mode(orientation, tmp_path, finished_run, command, answers, demo):
+def test_every_container_and_mode(orientation, tmp_path, finished_run, command, answers, client):
     """Each once, with the pictures split over the eight orientations."""
     kinds = [(kind, orientation, False, [], None) for kind in KINDS[orientation - 1 :: 8]]
-    check(kinds, tmp_path / "kinds", finished_run, command, demo)
+    check(kinds, tmp_path / "kinds", finished_run, command, client)

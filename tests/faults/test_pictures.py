@@ -254,7 +254,7 @@ def test_predict_holds_a_batch_of_pictures(large_run, command, answers, tmp_path
 @pytest.mark.parametrize("how", ["--json", "--csv", "--topk=1"])
 def test_memory_of_twenty_thousand_is_that_of_two_hundred(large_run, tmp_path, how, python):
     peaks = {}
-    program = "import sys, resource; from resnet_jax.cli import main; main(sys.argv[1:]); "
+    program = "import sys, resource, worker; worker.shrink(); worker.main(sys.argv[1:]); "
     program += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
     for count in (200, 20_000):
         folder = copies(tmp_path / str(count), count)

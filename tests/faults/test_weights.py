@@ -303,11 +303,3 @@ def test_a_deep_stem_begins_with_its_first_convolution(tmp_path):
     variables, sentence = initial_variables(config, network, tuple("0123456789"), 1, None)
     assert "stem summed to grey" in sentence
     np.testing.assert_allclose(variables["params"]["stem"]["conv1"]["kernel"], summed, rtol=1e-6)
-
-
-def test_a_number_stays_a_number(tmp_path):
-    """torchvision's num_batches_tracked is int64[], no int64[1]."""
-    weights = {"tracked": np.zeros((), np.int64), "kernel": np.ones((2, 3), order="F")}
-    rj.interop.save_weights(tmp_path / "w.safetensors", weights)
-    read = rj.interop.load_weights(tmp_path / "w.safetensors")
-    assert {name: array.shape for name, array in read.items()} == {"tracked": (), "kernel": (2, 3)}

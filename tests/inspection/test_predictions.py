@@ -69,15 +69,14 @@ def test_a_mistake_without_positive_evidence_says_so(maps):
     assert titles[4] == ("no positive evidence" if maps else "")  # below the first mistake
 
 
-def test_classes_that_are_none_are_refused():
-    for labels, predictions in (([0], [2]), ([-1], [0])):
-        with pytest.raises(rj.ResNetJaxError, match="give 0 to 1"):
-            confusion_matrix(labels, predictions, 2)
-
-
 def test_what_is_no_class_or_no_table_is_refused():
-    for labels, predictions in (([0.9], [1.2]), ([0], [0, 1])):
-        with pytest.raises(rj.ResNetJaxError, match=r"give int\[N\] both"):
+    for labels, predictions, said in (
+        ([0], [2], "give 0 to 1"),
+        ([-1], [0], "give 0 to 1"),
+        ([0.9], [1.2], r"give int\[N\] both"),
+        ([0], [0, 1], r"give int\[N\] both"),
+    ):
+        with pytest.raises(rj.ResNetJaxError, match=said):
             confusion_matrix(labels, predictions, 2)
     with pytest.raises(rj.ResNetJaxError, match="calibration needs"):
         calibration([0.5, 0.5], [0, 1])

@@ -94,7 +94,8 @@ def test_maps_of_what_was_cut_out_lie_where_it_was():
 
 @pytest.fixture(scope="module")
 def small():
-    model = rj.ResNet18(num_classes=5, width=4, lowering="reference")
+    stages = (1, 1, 1, 1)
+    model = rj.ResNet(stages, rj.BasicUnit, num_classes=5, width=4, lowering="reference")
     images = jax.random.normal(jax.random.key(1), (3, 28, 28, 1))
     variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), images)
     return model, variables, images

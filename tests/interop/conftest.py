@@ -51,8 +51,8 @@ CONFIG = rj.TrainConfig(
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory) -> rj.Run:
-    """A ResNet-18 of width 4 for digits that it resizes to 32x32."""
+def run(one_unit, tmp_path_factory) -> rj.Run:
+    """A network of width 4 for digits that it resizes to 32x32."""
     return untrained_run(tmp_path_factory.mktemp("interop") / "run", CONFIG)
 
 

@@ -10,6 +10,18 @@ from resnet_jax.models import Affine, BatchNorm, Conv
 from resnet_jax.models.layers import he_fan_out, torch_default
 
 
+def normalised(norm, x):
+    """By a new layer in training: the output, and the running statistics after it."""
+
+    @jax.jit
+    def run(x):
+        variables = norm.init(jax.random.key(0), x, train=False)
+        y, updates = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+        return y, updates["batch_stats"]
+
+    return run(x)
+
+
 def column(*values: float) -> jax.Array:
     """Images of one pixel and one channel."""
     return jnp.asarray(values, jnp.float32).reshape(-1, 1, 1, 1)
@@ -18,12 +30,10 @@ def column(*values: float) -> jax.Array:
 def test_training_normalises_with_the_batch_and_moves_the_running_statistics():
     # 1, 2, 3, 6: mean 3, squared deviations 4, 1, 0, 9: biased variance 14 / 4 = 3.5,
     # unbiased 14 / 3. The running ones start at 0 and 1 and move by a tenth.
-    norm = BatchNorm(epsilon=0.5)
-    variables = norm.init(jax.random.key(0), column(1), train=False)
-    y, updates = norm.apply(variables, column(1, 2, 3, 6), train=True, mutable=["batch_stats"])
+    y, stats = normalised(BatchNorm(epsilon=0.5), column(1, 2, 3, 6))
     np.testing.assert_allclose(y.ravel(), np.array([-2, -1, 0, 3]) / 2, rtol=1e-6)
-    np.testing.assert_allclose(updates["batch_stats"]["mean"], [0.3], rtol=1e-6)
-    np.testing.assert_allclose(updates["batch_stats"]["var"], [0.9 + 14 / 30], rtol=1e-6)
+    np.testing.assert_allclose(stats["mean"], [0.3], rtol=1e-6)
+    np.testing.assert_allclose(stats["var"], [0.9 + 14 / 30], rtol=1e-6)
 
 
 def test_evaluation_normalises_with_the_running_statistics_and_leaves_them():
@@ -48,37 +58,29 @@ def test_affine_is_batch_norm_without_the_normalisation():
 def test_statistics_are_over_batch_and_positions_for_each_channel():
     x = np.random.default_rng(0).normal(size=(3, 4, 5, 2))
     with jax.enable_x64(True):
-        norm = BatchNorm(dtype=jnp.float64, param_dtype=jnp.float64)
-        variables = norm.init(jax.random.key(0), jnp.asarray(x), train=False)
-        y, updates = norm.apply(variables, jnp.asarray(x), train=True, mutable=["batch_stats"])
+        y, stats = normalised(BatchNorm(dtype=jnp.float64, param_dtype=jnp.float64), x)
     flat = x.reshape(-1, 2)
     expected = (x - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5)
     np.testing.assert_allclose(y, expected, rtol=1e-10)
-    np.testing.assert_allclose(
-        updates["batch_stats"]["var"], 0.9 + 0.1 * flat.var(0, ddof=1), rtol=1e-12
-    )
+    np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * flat.var(0, ddof=1), rtol=1e-12)
 
 
 def test_the_variance_survives_a_large_mean():
     # In float32, E[x^2] - E[x]^2 of numbers around 10,000 has no correct digit.
     x = np.random.default_rng(0).normal(1e4, 1.0, size=(64, 4, 4, 1)).astype(np.float32)
-    norm = BatchNorm()
-    variables = norm.init(jax.random.key(0), jnp.asarray(x), train=False)
-    y, updates = norm.apply(variables, jnp.asarray(x), train=True, mutable=["batch_stats"])
+    y, stats = normalised(BatchNorm(), x)
     true = x.astype(np.float64).var(ddof=1)
-    np.testing.assert_allclose(updates["batch_stats"]["var"], [0.9 + 0.1 * true], rtol=1e-3)
+    np.testing.assert_allclose(stats["var"], [0.9 + 0.1 * true], rtol=1e-3)
     np.testing.assert_allclose(np.std(y), 1, rtol=2e-3)
 
 
 def test_bfloat16_computes_statistics_in_float32():
     x = jax.random.normal(jax.random.key(1), (8, 4, 4, 3), jnp.bfloat16)
-    norm = BatchNorm(dtype=jnp.bfloat16)
-    variables = norm.init(jax.random.key(0), x, train=False)
-    y, updates = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+    y, stats = normalised(BatchNorm(dtype=jnp.bfloat16), x)
     assert y.dtype == jnp.bfloat16
-    assert updates["batch_stats"]["mean"].dtype == jnp.float32
+    assert stats["mean"].dtype == jnp.float32
     mean = np.asarray(x, np.float32).reshape(-1, 3).mean(0)
-    np.testing.assert_allclose(updates["batch_stats"]["mean"], 0.1 * mean, rtol=1e-5)
+    np.testing.assert_allclose(stats["mean"], 0.1 * mean, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

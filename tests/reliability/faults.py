@@ -24,14 +24,10 @@ from PIL import Image
 
 import resnet_jax as rj
 
-# Children are forked from a process that has imported everything and computed nothing. It is
-# started with this process's environment alone: `sys.path` does not reach it.
+# Children are forked from a process that has imported everything and computed nothing.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["preloaded"])
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # as `--distributed` says it before JAX is imported
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-)
 
 
 @dataclass(frozen=True)

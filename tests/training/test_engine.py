@@ -29,9 +29,8 @@ PACKAGE = str(Path(rj.__file__).parent)
 
 
 def test_a_whole_run_traces_each_step_once_three_frames_below_the_library(
-    tiny_config, tmp_path, monkeypatch
+    tiny_config, one_unit, tmp_path, monkeypatch
 ):
-    model = rj.ResNet((1,), rj.BasicUnit, width=2, stem="small", lowering="reference")
     traced, frames, train = [], [], Engine.train
 
     def looking(self, *args):
@@ -48,7 +47,7 @@ def test_a_whole_run_traces_each_step_once_three_frames_below_the_library(
             return step(*args, **kwargs)
 
         monkeypatch.setattr(module, step.__name__, counted)
-    rj.train(tiny_config, tmp_path, quiet=True, model=model)
+    rj.train(tiny_config, tmp_path, quiet=True)
     # Validation, test and test_all are 50, 30 and 500 images long.
     assert sorted(traced) == ["eval_step", "train_step"]
     assert frames == [["train", "fit"]] * 12  # and the step, `Engine.train`

@@ -1,12 +1,10 @@
 """Whole runs of a tiny network: what they leave, and that they resume to the same bits."""
 
 import dataclasses
-import json
+import os
 import random
 import signal
-import subprocess
-import sys
-from pathlib import Path
+from unittest import mock
 
 import chex
 import jax.numpy as jnp
@@ -14,9 +12,11 @@ import numpy as np
 import optax
 import pytest
 import yaml
+from faults import ended, logged_steps, start, wait_until
+from test_cli import SAME
+from worker import Moment
 
 import resnet_jax as rj
-from resnet_jax.config import to_dict
 from resnet_jax.data.load import load_splits
 from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.errors import ResNetJaxError
@@ -25,46 +25,7 @@ from resnet_jax.training.engine import Engine
 from resnet_jax.training.loop import satisfied
 from resnet_jax.training.run_folder import RunFolder
 
-# Trains the tiny run in a process of its own, which prints every step as it is done.
-SCRIPT = """
-import json, sys
-import resnet_jax as rj
-from resnet_jax.config import from_dict
-
-class Tell(rj.Callback):
-    def on_step(self, step):
-        print(step, flush=True)
-
-config = from_dict(json.loads(sys.argv[1]))
-model = rj.ResNet((1,), rj.BasicUnit, width=2, stem="small", lowering="reference")
-rj.train(config, sys.argv[2], quiet=True, model=model, callbacks=[Tell()])
-"""
-
-
-# One unit, which trains in a moment: that of the script.
-SMALL = rj.ResNet((1,), rj.BasicUnit, width=2, stem="small", lowering="reference")
-
-
-class Heard(rj.Callback):
-    """Remembers what was said."""
-
-    text = ""
-
-    def log(self, text: str) -> None:
-        self.text += text
-
-
-def start(config: rj.TrainConfig, run_dir: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", SCRIPT, json.dumps(to_dict(config)), str(run_dir)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_step(process: "subprocess.Popen[str]", step: int) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        if int(line) >= step:
-            return
-    raise AssertionError(f"ended before step {step}: {process.stderr.read()}")
+pytestmark = pytest.mark.usefixtures("one_unit")
 
 
 def rows(run: rj.Run, kind: str) -> list[dict]:
@@ -121,29 +82,27 @@ def test_best_is_the_best_validation_accuracy(finished_run):
     assert sum(counts) == found.count == 50
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tiny_config, tmp_path_factory):
-    """The run of the script, whole."""
-    return rj.train(tiny_config, tmp_path_factory.mktemp("whole"), quiet=True, model=SMALL)
-
-
-def test_killed_and_started_again_it_ends_with_the_same_bits(undisturbed, tiny_config, tmp_path):
-    with start(tiny_config, tmp_path) as process:
-        wait_for_step(process, 1)
-        with pytest.raises(ResNetJaxError, match=f"being written by process {process.pid}"):
-            rj.train(tiny_config, tmp_path, quiet=True, model=SMALL)
-        wait_for_step(process, 9)  # lines of metrics are later than the last checkpoint
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
-    newest = max(RunFolder(tmp_path).checkpoints.steps(), default=0)
-    heard = Heard()
+def test_killed_and_started_again_it_ends_with_the_same_bits(
+    finished_run, tiny_config, tiny_options, tmp_path
+):
+    run_dir = tmp_path / "run"
+    before_10 = Moment("os.rename", r"\n.*/checkpoints/10$")  # lines of metrics are later than 5
+    process = start(run_dir, *tiny_options, *SAME, moment=before_10)
+    wait_until(lambda: bool(logged_steps(run_dir)))
+    os.kill(process.pid, signal.SIGSTOP)
+    with pytest.raises(ResNetJaxError, match=f"being written by process {process.pid}"):
+        rj.train(tiny_config, run_dir, quiet=True)
+    os.kill(process.pid, signal.SIGCONT)
+    assert ended(process) == -signal.SIGKILL
+    assert logged_steps(run_dir)[-1] > 5
+    heard = mock.Mock(spec=rj.Callback)
     # The lock of a dead process is taken over.
-    resumed = rj.train(tiny_config, tmp_path, quiet=True, model=SMALL, callbacks=[heard])
-    assert (f"resumes at step {newest} " in heard.text) == (newest > 0)
-    assert_same_bits(resumed, undisturbed)
+    resumed = rj.train(tiny_config, run_dir, quiet=True, callbacks=[heard])
+    assert mock.call("resumes at step 5 of 12") in heard.log.mock_calls
+    assert_same_bits(resumed, finished_run)
     assert resumed.metrics()["seconds"].is_monotonic_increasing  # over all starts
     for kind, keys in (("train", ["step"]), ("validation", ["step", "loss"]), ("test", ["loss"])):
-        pairs = zip(rows(resumed, kind), rows(undisturbed, kind), strict=True)
+        pairs = zip(rows(resumed, kind), rows(finished_run, kind), strict=True)
         assert all(one[key] == other[key] for one, other in pairs for key in keys)
 
 
@@ -158,8 +117,8 @@ def test_resuming_neither_repeats_nor_skips_an_example(tiny_config, tmp_path, mo
 
     monkeypatch.setattr(Engine, "train", spy)
     with pytest.raises(KeyboardInterrupt):
-        rj.train(tiny_config, tmp_path, quiet=True, model=SMALL)
-    rj.train(tiny_config, tmp_path, quiet=True, model=SMALL)
+        rj.train(tiny_config, tmp_path, quiet=True)
+    rj.train(tiny_config, tmp_path, quiet=True)
     # Steps 5 to 8 were lost and are done again; from there on nothing is missing.
     sampler = EpochSampler(120, 20, seed=0)
     data, _ = load_splits(tiny_config.data)
@@ -170,7 +129,7 @@ def test_resuming_neither_repeats_nor_skips_an_example(tiny_config, tmp_path, mo
 
 
 def test_a_run_goes_on_with_the_algorithms_that_it_began_with(
-    tiny_config, one_unit, stop_after, tmp_path, monkeypatch, capsys
+    tiny_config, stop_after, tmp_path, monkeypatch, capsys
 ):
     # As outside the tests: these options hide what a compiler's options are refused for.
     monkeypatch.delenv("XLA_FLAGS")
@@ -217,14 +176,14 @@ def test_another_configuration_is_refused_with_every_difference(finished_run, ti
 
 @pytest.mark.slow
 def test_a_constant_rate_may_go_on_for_more_epochs(unaveraged_config, tmp_path):
-    rj.train(unaveraged_config, tmp_path / "run", quiet=True, model=SMALL)
+    rj.train(unaveraged_config, tmp_path / "run", quiet=True)
     longer = dataclasses.replace(unaveraged_config, epochs=3)
-    continued = rj.train(longer, tmp_path / "run", quiet=True, model=SMALL)
+    continued = rj.train(longer, tmp_path / "run", quiet=True)
     assert rows(continued, "test")[-1]["last"] == 18
     assert continued.config == longer
     with pytest.raises(ResNetJaxError, match=r"--epochs 3(\.0)? -> 2"):
-        rj.train(unaveraged_config, tmp_path / "run", quiet=True, model=SMALL)
-    assert_same_bits(continued, rj.train(longer, tmp_path / "at once", quiet=True, model=SMALL))
+        rj.train(unaveraged_config, tmp_path / "run", quiet=True)
+    assert_same_bits(continued, rj.train(longer, tmp_path / "at once", quiet=True))
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -249,12 +208,12 @@ def test_a_target_ends_the_run_and_without_validation_the_newest_is_the_best(
     unaveraged_config, tmp_path
 ):
     config = dataclasses.replace(unaveraged_config, target=0.0)
-    run = rj.train(config, tmp_path / "target", quiet=True, model=SMALL)
+    run = rj.train(config, tmp_path / "target", quiet=True)
     assert [row["step"] for row in rows(run, "validation")] == [5]
     assert rows(run, "test")[0]["last"] == 5
     data = dataclasses.replace(unaveraged_config.data, subset=(120, 0, 30))
     config = dataclasses.replace(unaveraged_config, data=data)
-    run = rj.train(config, tmp_path / "run", quiet=True, model=SMALL)
+    run = rj.train(config, tmp_path / "run", quiet=True)
     assert rows(run, "validation") == []
     assert {row["step"] for row in rows(run, "test")} == {12}
 
@@ -262,8 +221,8 @@ def test_a_target_ends_the_run_and_without_validation_the_newest_is_the_best(
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        ({"optimizer": optax.sgd(1e30)}, "gradient was not finite at step 1"),
-        ({"loss": lambda logits, targets: jnp.inf * logits.sum()}, "loss was not finite at step 0"),
+        ({"optimizer": optax.sgd(1e30)}, "loss was not finite at step 1"),
+        ({"loss": lambda x, labels: jnp.sqrt(0 * x.sum())}, "gradient was not finite at step 0"),
     ],
 )
 def test_a_run_that_diverges_says_where_and_writes_no_checkpoint(
@@ -271,7 +230,7 @@ def test_a_run_that_diverges_says_where_and_writes_no_checkpoint(
 ):
     config = dataclasses.replace(unaveraged_config, log_every=1)
     with pytest.raises(match=rf"^{said}: the last checkpoint is none; try"):
-        rj.train(config, tmp_path, quiet=True, model=SMALL, **part)
+        rj.train(config, tmp_path, quiet=True, **part)
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -296,7 +255,7 @@ def test_an_update_that_overflows_is_not_saved(
 
     monkeypatch.setattr(Engine, "train", overflow)
     with pytest.raises(match=said):
-        rj.train(config, tmp_path, quiet=True, model=SMALL)
+        rj.train(config, tmp_path, quiet=True)
     assert RunFolder(tmp_path).checkpoints.steps() == [5]
 
 

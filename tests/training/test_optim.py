@@ -10,7 +10,7 @@ from resnet_jax.training.optim import make_optimizer, make_schedule
 
 
 def rates(config: OptimConfig, total: int, steps: list[int]) -> np.ndarray:
-    return np.asarray(jax.vmap(make_schedule(config, total))(jnp.array(steps)))
+    return np.asarray(jax.jit(jax.vmap(make_schedule(config, total)))(jnp.array(steps)))
 
 
 @pytest.mark.parametrize(
@@ -56,9 +56,9 @@ GRADS = {"conv": {"kernel": jnp.array([1.0])}, "norm": {"scale": jnp.array([1.0]
 def two_updates(config: OptimConfig) -> list[tuple[float, float]]:
     """Updates of the kernel and of the scale at two steps of the same gradient and parameters."""
     tx = make_optimizer(config, make_schedule(config, 10))
-    state, found = tx.init(PARAMS), []
+    update, state, found = jax.jit(tx.update), tx.init(PARAMS), []
     for _ in range(2):
-        updates, state = tx.update(GRADS, state, PARAMS)
+        updates, state = update(GRADS, state, PARAMS)
         found.append((float(updates["conv"]["kernel"][0]), float(updates["norm"]["scale"][0])))
     return found
 

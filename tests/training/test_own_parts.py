@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 import chex
@@ -91,11 +92,13 @@ def test_the_run_is_trained_by_those_parts(whole):
     assert "learning_rate" not in metrics
     # The first loss is the focal loss of the fresh network, by hand.
     key, _ = jax.random.split(jax.random.key(0))
-    params = run.model.init(key, jnp.zeros((1, 8, 8, 1)), train=False)
+    init = jax.jit(partial(run.model.init, train=False))
+    params = init(key, jnp.zeros((1, 8, 8, 1)))
     images, labels = DATA.train.batch(EpochSampler(60, 10, seed=0).batch(0))
     mean, std = run.config.data.mean[0], run.config.data.std[0]
-    logits = run.model.apply(params, (images / 255 - mean) / std, train=True)
-    expected = focal(logits, jnp.asarray(labels)).mean()
+    apply = jax.jit(partial(run.model.apply, train=True))
+    logits = apply(params, np.float32((images / 255 - mean) / std))
+    expected = jax.jit(focal)(logits, labels).mean()
     np.testing.assert_allclose(metrics["loss"].iloc[0], expected, rtol=1e-4)
     assert [words for words in log if words[0] == "step"] == [["step", n + 1] for n in range(12)]
     assert [words for words in log if words[0] == "save"] == [["save", 6, "6"], ["save", 12, "12"]]
@@ -188,7 +191,8 @@ def test_stages_that_a_network_of_ones_own_freezes_do_not_decay(tmp_path):
     run = rj.train(config, tmp_path, quiet=True, model=model, data=DATA)
     key, _ = jax.random.split(jax.random.key(config.seed))
     images = jnp.zeros((1, *DATA.image_shape))
-    start = model.clone(lowering="reference").init(key, images, train=False)["params"]
+    init = jax.jit(partial(model.clone(lowering="reference").init, train=False))
+    start = init(key, images)["params"]
     after = run.variables("latest")["params"]
     chex.assert_trees_all_close(after["stem"], start["stem"])
     assert not np.allclose(after["head"]["kernel"], start["head"]["kernel"])
