@@ -22,7 +22,7 @@ from resnet_jax.inspection import Calibration, plots
 TITLES = {
     ("plain", "mnist"): "preset `mnist` on all 60,000 images",
     ("final", "mnist"): "preset `record`",
-    ("ensemble", "mnist"): "`record`: **mean of the seeds' probabilities**",
+    ("ensemble", "mnist"): "ensemble: the mean of their probabilities",
     ("final", "fashion_mnist"): "`record` on Fashion-MNIST",
 }
 
@@ -45,7 +45,7 @@ def results() -> str:
             line = [title, len(rows), mean_and_sd(accuracies, 2, " %")]
             line += [" ".join(f"{a:.2f}" for a in accuracies), mean(rows, "loss", 4)]
             lines.append([*line, mean(rows, "ece", 4), mean_and_sd(averaged, 2, " %")])
-    head = ["what", "seeds", "test accuracy, mean ± sd", "each", "cross-entropy, nats"]
+    head = ["what", "models", "test accuracy, mean ± sd", "each", "cross-entropy, nats"]
     head += ["calibration error", "accuracy with test-time averaging"]
     return table(head, lines)
 
