@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 
 def read_rows(path: Path, **values: Any) -> list[Row]:
-    """The rows of these values by seed, from a JSON row a line, but for a line that a kill tore."""
+    """The rows that have these values, sorted by seed; a line that a kill tore is left out."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):

@@ -70,7 +70,7 @@ TINY = rj.TrainConfig(
     eval_every=5,
 )
 # The same for the command, but for the schedule and the average: its programs do not depend on
-# `--epochs`, and are mostly those of `TINY`.
+# `--epochs`, and of one unit they are mostly those of `finished_run`.
 _OPTIONS = """
     --model.width 4 --model.lowering reference --data.subset 120 50 30 --augment.shift 2
     --augment.rotation 10 --augment.scale 0 --augment.shear 0 --optim.learning-rate 0.05
@@ -114,7 +114,7 @@ def tiny_options() -> list[str]:
 @pytest.fixture(scope="session")
 def finished_run(one_unit) -> rj.Run:
     """A whole run, for tests that only read: one for all of pytest's workers."""
-    folder = pathlib.Path(_cache, "runs/tiny")
+    folder = pathlib.Path(_cache, "runs/one-unit")
     with open(os.path.join(_cache, "runs.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():

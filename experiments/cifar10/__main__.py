@@ -12,6 +12,7 @@ The schedule is the paper's, 16 times shorter: 4,000 updates of 128 images at 0.
 after half and three quarters. The test images decide nothing: the last parameters count.
 """
 
+import sys
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -70,6 +71,8 @@ def trainings() -> list[Training]:
 
 
 def load(folder: Path | None, quick: bool) -> Dataset:
+    if folder is None:
+        sys.exit("give the folder of images, or CIFAR10_FOLDER")
     data = rj.load_dataset("folder", folder, validation=0)
     if quick:
         data = sample(data, train=512, validation=0, test=100, seed=0)

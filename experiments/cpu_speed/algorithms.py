@@ -84,7 +84,7 @@ def alone(name: str, batch: int, shape: tuple[int, int, int, int, int]) -> list[
         row |= {"convolution": f"{side}x{side}x{channels}, {kernel}x{kernel}/{stride}, {features}"}
         problem = heuristics.Problem.of(pass_, a, b, live)
         row |= {"chosen": heuristics.choose(problem, heuristics.instruction_set())}
-        rows.append(row | {"ms": milliseconds(calls, rounds=5, times=3)})
+        rows.append(row | {"ms": milliseconds(calls, rounds=5, times=3, warm_calls=1)})
     return rows
 
 
@@ -114,7 +114,7 @@ def within(name: str, batch: int, what: str) -> list[Row]:
         row |= {"compile_s": round(seconds, 1), "kernels": program.as_text().count(" fusion(")}
         temporaries = program.memory_analysis().temp_size_in_bytes
         rows.append(row | {"temporaries_mib": round(temporaries / 2**20)})
-    times = milliseconds(calls, rounds=10, times=4)
+    times = milliseconds(calls, rounds=10, times=4, warm_calls=1)
     return [row | {"ms": times[row["heuristics"]]} for row in rows]
 
 

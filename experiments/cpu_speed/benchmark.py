@@ -91,9 +91,11 @@ def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
             if name not in TORCH:
                 # Compiled by a process before it, as all starts but a program's first one are.
                 before = Contender(name, case, cache)
-                compiling[name] = {"peak_compiling_mib": round(before.time(1)["peak_mib"])}
+                if before.alive:
+                    compiling[name] = {"peak_compiling_mib": round(before.time(1)["peak_mib"])}
                 before.stop()
-            if (contender := Contender(name, case, cache)).alive:  # or it has said why not
+            # Or it has said why not: two devices cannot share one image.
+            if (contender := Contender(name, case, cache)).alive:
                 contenders[name] = contender
     calls, peaks = {}, {}
     turns: dict[tuple[str, bool], list[list[float]]] = {}

@@ -101,7 +101,7 @@ def speed_ups(what: str, processor: str) -> str:
 
 def slower(processor: str) -> str:
     ratios = ((row["speed_up"], name) for name, row in measured(processor).items())
-    return ", ".join(f"{ratio:.2f} ({name})" for ratio, name in ratios if ratio < 1)
+    return ", ".join(f"{ratio:.2f} ({name})" for ratio, name in ratios if ratio < 1) or "none"
 
 
 def comparison(title: str, found: dict[str, dict[str, Row]], digits: int = 1) -> str:

@@ -47,7 +47,8 @@ PRETRAINED = Training("pretrained", 0)
 
 def train(quick: bool, training: Training, folder: Path) -> Row:
     config, split = PRETRAINING, "test"
-    if training != PRETRAINED:  # evaluated at the end alone
+    if training != PRETRAINED:
+        # Evaluated at the end alone.
         digits = {"data.name": "mnist", "data.subset": (1000, 0, 1000), "eval-every": 10_000}
         seeds = {"data.subset-seed": training.seed, "seed": training.seed}
         config = replaced(config, digits | seeds | {"epochs": 10, "batch-size": 64})

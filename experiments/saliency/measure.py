@@ -8,6 +8,7 @@ Result:    results.json, in half an hour on 2 cores for two runs; README.md says
 """
 
 import json
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -143,6 +144,8 @@ def table_of(part: str) -> str:
 
 def main(runs: Positional[tuple[Path, ...]], cifar10: Path | None = None) -> None:
     """Measure runs; ``cifar10`` is the folder of images of a run of experiments/cifar10."""
+    if not runs:
+        sys.exit("give the folder of a run")
     results: Row = {"runs": [], "maps": []}
     for path in runs:
         run = rj.Run.open(path)

@@ -42,6 +42,13 @@ def test_turns_are_told_by_where_the_cores_are_before_and_after(monkeypatch):
     (hopeless,) = benchmark.measure(case, ("flax",), rounds=3)
     assert (hopeless["calls"], hopeless["median_ms"]) == (2, 60_000.0)
 
+    def dead(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(Contender, "alive", False)
+    monkeypatch.setattr(Contender, "time", dead)
+    assert benchmark.measure(case, ("resnet_jax, 2 devices",), rounds=3) == []
+
 
 def test_two_cores_hand_a_byte_to_each_other():
     if len(os.sched_getaffinity(0)) < 2:

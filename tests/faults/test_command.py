@@ -13,6 +13,7 @@ import time
 import jax
 import pytest
 import worker
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from PIL import Image
 
 import resnet_jax as rj
@@ -177,11 +178,13 @@ def test_limits_that_are_too_low_are_named(limit, words, finished_run, tmp_path)
 @pytest.fixture
 def thousand_bytes_a_file():
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    jax.config.update("jax_enable_compilation_cache", False)  # half a program is none
+    jax.config.update("jax_enable_compilation_cache", False)  # it would keep halves of programs
+    reset_cache()
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     jax.config.update("jax_enable_compilation_cache", True)
+    reset_cache()
 
 
 def test_a_limit_on_the_size_of_files_is_named(

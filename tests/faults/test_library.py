@@ -11,7 +11,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from test_own_networks import Own
+from flax import linen as nn
 
 import resnet_jax as rj
 from resnet_jax.training import jax_settings
@@ -236,6 +236,14 @@ def test_a_lock_ends_with_the_run_and_not_with_its_children(tmp_path):
         os.waitpid(child, 0)
 
 
+class Flat(nn.Module):
+    """One layer that sees where a pixel is."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return nn.Dense(10)(images.reshape(len(images), -1))
+
+
 def test_a_run_depends_on_no_setting_of_the_process(tmp_path):
     """Of random numbers, jit, and NumPy's numbers; a callback may do with a row what it likes.
 
@@ -260,7 +268,7 @@ def test_a_run_depends_on_no_setting_of_the_process(tmp_path):
         ("unjitted", jax.disable_jit()),
     ):
         with changed:
-            parts = {"model": Own(), "data": data, "callbacks": [Taking()] * 2}
+            parts = {"model": Flat(), "data": data, "callbacks": [Taking()] * 2}
             runs.append(rj.train(config, tmp_path / name, quiet=True, **parts))
     expected, *others = (run.variables("latest")["params"] for run in runs)
     for found in others:

@@ -60,7 +60,7 @@ def test_what_the_books_file_lacks_is_named_as_the_book_would():
 def test_safetensors_round_trip_with_metadata(tmp_path):
     """A number stays one: torchvision's num_batches_tracked is int64[], no int64[1]."""
     _, weights = tiny()
-    weights["by columns"] = np.ones((2, 3), order="F")
+    weights["by columns"] = np.asfortranarray(np.arange(6.0).reshape(2, 3))
     path = tmp_path / "weights.safetensors"
     save_weights(path, weights, {"class_names": '["a", "b"]'})
     read = load_weights(path)

@@ -1,6 +1,6 @@
 """The command on a small network, in processes of their own that can be harmed at a chosen moment.
 
-The network is a ResNet with one unit and two channels wide: what is tested is what a run
+The network is a ResNet with one unit: what is tested is what a run
 keeps, not what it learns. ``python worker.py ARGUMENTS`` is the command ``resnet-jax`` with it.
 """
 

@@ -154,7 +154,7 @@ def test_too_little_space_for_a_checkpoint_is_noticed_before_it_is_written(
     finished_run, checkpoints, monkeypatch
 ):
     state = finished_run._state("latest")
-    disk = {"f_bavail": 10**6, "f_frsize": 1000, "f_files": 10**6, "f_favail": 10**6}
+    disk = {"f_bavail": 1000, "f_frsize": 1000, "f_files": 10**6, "f_favail": 10**6}
     for lack, said in (
         ({"f_bavail": 1}, r"MB are needed and 0\.0 MB are free"),
         ({"f_favail": 9}, "files are needed and there is room for 9"),

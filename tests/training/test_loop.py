@@ -90,9 +90,11 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(
     process = start(run_dir, *tiny_options, *SAME, moment=before_10)
     wait_until(lambda: bool(logged_steps(run_dir)))
     os.kill(process.pid, signal.SIGSTOP)
-    with pytest.raises(ResNetJaxError, match=f"being written by process {process.pid}"):
-        rj.train(tiny_config, run_dir, quiet=True)
-    os.kill(process.pid, signal.SIGCONT)
+    try:
+        with pytest.raises(ResNetJaxError, match=f"being written by process {process.pid}"):
+            rj.train(tiny_config, run_dir, quiet=True)
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
     assert ended(process) == -signal.SIGKILL
     assert logged_steps(run_dir)[-1] > 5
     heard = mock.Mock(spec=rj.Callback)
