@@ -116,25 +116,30 @@ def measure(run: rj.Run) -> tuple[Row, list[Row]]:
         for method in found[0]:
             whole = np.concatenate([maps[method] for maps in found])
             rows.append(row(name, method, run.preprocessing.uncrop(whole)))
-    shapes = jax.eval_shape(partial(forward, run.model), variables, pixels).maps
-    differences = {f"{r['method']} of {r['stage']}": r["difference"] for r in rows}
-    ranked = sorted(differences, key=differences.__getitem__, reverse=True)
-    named = {"best": ranked[0], "best of a stage": next(n for n in ranked if "of stage" in n)}
-    named["default"] = f"{DEFAULT_METHOD} of {names[default_stage(shapes)]}"
+    facts = facts_of(run, images, pixels, rows)
     # What needs no network: how far a pixel is from a deleted one, and no order at all.
     far = np.abs(images.astype(np.float32) - blank).mean(-1)
     rows.append(row("-", "the image itself", far))
     rows.append(row("-", "random order", np.ones_like(far)))
-    facts = {
+    return facts, rows
+
+
+def facts_of(run: rj.Run, images: np.ndarray, pixels: jax.Array, rows: list[Row]) -> Row:
+    """The run, and its maps with the largest differences beside the default one."""
+    shapes = jax.eval_shape(partial(forward, run.model), run.variables(), pixels).maps
+    differences = {f"{r['method']} of {r['stage']}": r["difference"] for r in rows}
+    ranked = sorted(differences, key=differences.__getitem__, reverse=True)
+    named = {"best": ranked[0], "best of a stage": next(n for n in ranked if "of stage" in n)}
+    named["default"] = f"{DEFAULT_METHOD} of {map_names(run.model)[default_stage(shapes)]}"
+    return {
         "run": run.path.name,
         "network": f"{run.model_name} at {pixels.shape[1]}x{pixels.shape[2]}",
         "epochs": f"{run.config.epochs:g}",
         "accuracy": round(run.evaluate("test").accuracy, 4),
-        "images": count,
-        "deleted pixels are": "black" if grey else "the mean colour",
+        "images": len(images),
+        "deleted pixels are": "black" if images.shape[-1] == 1 else "the mean colour",
         **{what: f"{name}: {differences[name]}" for what, name in named.items()},
     }
-    return facts, rows
 
 
 def table_of(part: str) -> str:
