@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.measuring import Row, append_row, machine, read_rows
+from resnet_jax.errors import ResNetJaxError
 
 
 def parsed(
@@ -60,7 +61,10 @@ def carry_out(
                 print("done " if done else "to do", unit)
             elif not done:
                 began = time.monotonic()
-                row = values | work(unit, runs / str(unit))
+                try:
+                    row = values | work(unit, runs / str(unit))
+                except ResNetJaxError as error:
+                    sys.exit(f"{unit}: {error}")
                 row.setdefault("seconds", round(time.monotonic() - began, 1))
                 append_row(options.results, row | {"machine": machine("jax")})
                 short = {k: v for k, v in row.items() if len(str(v)) < 80}

@@ -8,7 +8,6 @@ Result:    results.json, in half an hour on 2 cores for two runs; README.md says
 """
 
 import json
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -147,12 +146,12 @@ def table_of(part: str) -> str:
     return table(rows[0], [row.values() for row in rows])
 
 
-def main(runs: Positional[tuple[Path, ...]], cifar10: Path | None = None) -> None:
+def main(
+    first: Positional[Path], others: Positional[tuple[Path, ...]] = (), cifar10: Path | None = None
+) -> None:
     """Measure runs; ``cifar10`` is the folder of images of a run of experiments/cifar10."""
-    if not runs:
-        sys.exit("give the folder of a run")
     results: Row = {"runs": [], "maps": []}
-    for path in runs:
+    for path in (first, *others):
         run = rj.Run.open(path)
         if cifar10 and run.config.data.name.startswith("cifar10"):
             run = rj.Run.open(path, data=load(cifar10, quick=False))

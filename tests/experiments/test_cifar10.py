@@ -46,6 +46,15 @@ def test_a_training_ends_with_a_row(tmp_path):
     assert 0 <= row["test_error"] <= 1
 
 
+def test_without_images_one_line_says_what_to_give(tmp_path, monkeypatch):
+    monkeypatch.delenv("CIFAR10_FOLDER", raising=False)
+    rows = tmp_path / "rows.jsonl"
+    for folder, said in (([], "give the folder of images"), ([tmp_path / "no"], "-seed0: .*no")):
+        with pytest.raises(SystemExit, match=said):
+            main([*map(str, folder), "--quick", "--results", str(rows)])
+    assert not rows.exists()
+
+
 def test_tables_and_figure_show_the_mean_over_seeds(tmp_path, monkeypatch):
     rows = tmp_path / "results.jsonl"
     monkeypatch.setattr(figure, "RESULTS", rows)
