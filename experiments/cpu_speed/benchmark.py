@@ -38,7 +38,7 @@ QUARTILES = ("quartile1_ms", "median_ms", "quartile3_ms")
 SECONDS = 0.6  # of one turn
 TRIES = 3  # times the turns asked for, until so many had cores with a cache in common
 LEAST = 3  # turns, below which a row would say nothing
-TOO_LONG = 3  # times a contender's share of a case's time for two calls, and it has no turns
+TOO_LONG = 1.5  # times a contender's share of a case's time for its first call: that is all of it
 
 
 def case(name: str, what: str, batch: int, **other: Any) -> Row:
@@ -100,13 +100,13 @@ def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
     calls, peaks = {}, {}
     turns: dict[tuple[str, bool], list[list[float]]] = {}
     for name, contender in contenders.items():
-        contender.time(1)
-        warm = contender.time(2)
-        turns[name, False], turns[name, True], peaks[name] = [], [], warm["peak_mib"]
-        # As many calls a turn as fill the turn; a hopeless contender has these two alone.
-        calls[name] = max(2, round(SECONDS / min(warm["seconds"])))
-        if sum(warm["seconds"]) > TOO_LONG * rounds * SECONDS:
-            turns[name, False], calls[name] = [warm["seconds"]], 0
+        first = contender.time(1)
+        hopeless = first["seconds"][0] > TOO_LONG * rounds * SECONDS
+        warm = first if hopeless else contender.time(2)
+        # As many calls a turn as fill the turn; none where the first was long enough.
+        calls[name] = max(2, round(SECONDS / min(warm["seconds"]))) * (not hopeless)
+        turns[name, False], turns[name, True] = [warm["seconds"]] * hopeless, []
+        peaks[name] = warm["peak_mib"]
     for _ in range(TRIES * rounds):
         for name, contender in contenders.items():
             before = apart()
@@ -120,7 +120,8 @@ def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
     for (name, far), measured in turns.items():
         times = list(chain.from_iterable(measured))
         if measured and len(measured) >= min(rounds, LEAST) * bool(calls[name]):
-            quartiles = zip(QUARTILES, statistics.quantiles(times, n=4), strict=True)
+            three = statistics.quantiles(times, n=4) if len(times) > 1 else 3 * times
+            quartiles = zip(QUARTILES, three, strict=True)
             row = {"case": case["name"], "contender": name, "calls": len(times)}
             row |= {"cores": "apart"} if far else {}
             row |= {key: round(1e3 * value, 3) for key, value in quartiles}

@@ -106,7 +106,7 @@ ALGORITHM_SHAPES = [
     pytest.param((2, 8, 8, 4), 3, 1, 1, id="shift_add"),
     pytest.param((2, 4, 4, 4), 3, 2, 1, id="im2col"),
     pytest.param((2, 2, 2, 4), 3, 1, 1, id="winograd"),
-    pytest.param((2, 2, 2, 4), 3, 2, 1, id="toeplitz"),
+    pytest.param((2, 2, 2, 4), 3, 2, 1, id="a single output"),
     pytest.param((1, 1, 1, 4), 3, 1, 1, id="centre tap"),
 ]
 SHAPES = [

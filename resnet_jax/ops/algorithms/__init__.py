@@ -14,11 +14,11 @@ from functools import partial
 
 import jax
 
-from resnet_jax.ops.algorithms import im2col, shift_add, toeplitz, winograd, xla
+from resnet_jax.ops.algorithms import im2col, shift_add, winograd, xla
 from resnet_jax.ops.geometry import Geometry
 
 _PASSES = ("forward", "input_grad", "weight_grad")
-_MODULES = {"xla": xla, "im2col": im2col, "shift_add": shift_add, "toeplitz": toeplitz}
+_MODULES = {"xla": xla, "im2col": im2col, "shift_add": shift_add}
 Algorithm = Callable[[jax.Array, jax.Array, Geometry], jax.Array]
 # By pass, then by name.
 ALGORITHMS: dict[str, dict[str, Algorithm]] = {
