@@ -76,8 +76,7 @@ def alone(name: str, batch: int, shape: tuple[int, int, int, int, int]) -> list[
     for pass_, (a, b) in operands.items():
         calls = {}
         for choice, algorithm in ALGORITHMS[pass_].items():
-            # The Toeplitz matrix of a large map has more entries than memory holds.
-            if supports(choice, live) and (choice != "toeplitz" or side <= 4):
+            if supports(choice, live):
                 program = jax.jit(algorithm, static_argnums=2).lower(a, b, live).compile()
                 calls[choice] = partial(program, a, b)
         row = {"network": name, "batch": batch, "pass": pass_}

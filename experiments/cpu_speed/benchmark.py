@@ -38,7 +38,7 @@ QUARTILES = ("quartile1_ms", "median_ms", "quartile3_ms")
 SECONDS = 0.6  # of one turn
 TRIES = 3  # times the turns asked for, until so many had cores with a cache in common
 LEAST = 3  # turns, below which a row would say nothing
-TOO_LONG = 1.5  # times a contender's share of a case's time for its first call: that is all of it
+RARE = 0.25  # share of turns with such cores in the first ones, below which no more are tried
 
 
 def case(name: str, what: str, batch: int, **other: Any) -> Row:
@@ -101,15 +101,18 @@ def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
     turns: dict[tuple[str, bool], list[list[float]]] = {}
     for name, contender in contenders.items():
         first = contender.time(1)
-        hopeless = first["seconds"][0] > TOO_LONG * rounds * SECONDS
-        warm = first if hopeless else contender.time(2)
-        # As many calls a turn as fill the turn; none where the first was long enough.
-        calls[name] = max(2, round(SECONDS / min(warm["seconds"]))) * (not hopeless)
-        turns[name, False], turns[name, True] = [warm["seconds"]] * hopeless, []
-        peaks[name] = warm["peak_mib"]
-    for _ in range(TRIES * rounds):
+        turns[name, False], turns[name, True], peaks[name] = [], [], first["peak_mib"]
+        # As many calls a turn as fill the turn; none where the first took as long as all turns.
+        if first["seconds"][0] > rounds * SECONDS:
+            turns[name, apart()], calls[name] = [first["seconds"]], 0
+        else:
+            calls[name] = max(2, round(SECONDS / min(contender.time(2)["seconds"])))
+    kinds: list[bool] = []
+    while len(kinds) < TRIES * rounds * len(contenders):
+        if len(kinds) == rounds * len(contenders) and kinds.count(False) < RARE * len(kinds):
+            break
         for name, contender in contenders.items():
-            before = apart()
+            kinds.append(before := apart())
             if calls[name] and max(len(turns[name, False]), len(turns[name, before])) < rounds:
                 answer = contender.time(calls[name])
                 peaks[name] = answer["peak_mib"]
