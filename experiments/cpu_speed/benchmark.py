@@ -7,7 +7,7 @@ Result:    results.json in the folder of the processor's instruction set: median
            the calls of all turns
 
 The contenders' processes take turns, so that a slow minute of the machine falls on all of them.
-Turns in which the two cores have no cache in common (`cores.py`) have rows of their own.
+Turns before or after which the two cores have no cache in common (`cores.py`) have rows of their own.
 """
 
 import json
@@ -98,7 +98,7 @@ def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
             if (contender := Contender(name, case, cache)).alive:
                 contenders[name] = contender
     calls, peaks = {}, {}
-    turns: dict[tuple[str, bool], list[list[float]]] = {}
+    turns: dict[tuple[str, bool], list[list[float]]] = {}  # with cores apart, or not
     for name, contender in contenders.items():
         first = contender.time(1)
         turns[name, False], turns[name, True], peaks[name] = [], [], first["peak_mib"]
@@ -116,8 +116,7 @@ def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
             if calls[name] and max(len(turns[name, False]), len(turns[name, before])) < rounds:
                 answer = contender.time(calls[name])
                 peaks[name] = answer["peak_mib"]
-                if before == apart():
-                    turns[name, before].append(answer["seconds"])
+                turns[name, before or apart()].append(answer["seconds"])
     for contender in contenders.values():
         contender.stop()
     for (name, far), measured in turns.items():

@@ -1,7 +1,8 @@
 """How long do two cores take to hand a byte to each other and back?
 
-160 to 270 ns where both have one cache of the last level, and 340 to 420 where they have not.
-A virtual machine's two cores of an AMD EPYC lie now on one chiplet, now on two, see README.md.
+160 to 270 ns where both have one cache of the last level, and 340 to 420 where they have not, or
+600, perhaps between sockets. A virtual machine's two cores of an AMD EPYC lie now on one chiplet,
+now on two, see README.md.
 """
 
 import mmap
