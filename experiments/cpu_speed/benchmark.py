@@ -7,7 +7,8 @@ Result:    results.json in the folder of the processor's instruction set: median
            the calls of all turns
 
 The contenders' processes take turns, so that a slow minute of the machine falls on all of them.
-Turns before or after which the two cores have no cache in common (`cores.py`) have rows of their own.
+Turns with two cores apart, without a common cache (`cores.py`), before or after them have rows of
+their own.
 """
 
 import json
