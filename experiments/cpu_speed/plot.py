@@ -74,7 +74,8 @@ def draw() -> Figure:
     sweep.legend(frameon=False, fontsize=9, loc="upper right")
     sweep.set_title("ResNet-18, 32x32x1", fontsize=10)
 
-    names = [case["name"] for case in CASES][::-1]
+    known = set().union(*both.values())
+    names = [case["name"] for case in CASES if case["name"] in known][::-1]
     edge = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     for shift, (processor, found), colour in zip(
         (0.2, -0.2), both.items(), (ORANGE, BLUE), strict=True

@@ -12,7 +12,7 @@ from experiments.measuring import in_process
 
 
 def test_turns_are_told_by_where_the_cores_are_before_and_after(monkeypatch):
-    places = cycle([True, True, False, True, False, False])  # apart; moved meanwhile; together
+    places = cycle([True, False, True, False, False])  # apart; moved meanwhile; together
     now = [False]
 
     class Contender:
@@ -36,11 +36,18 @@ def test_turns_are_told_by_where_the_cores_are_before_and_after(monkeypatch):
     case = benchmark.case("a case", "training", 64)
     rows = benchmark.measure(case, ("resnet_jax",), rounds=3)
     found = [(row.get("cores"), row["calls"], row["median_ms"]) for row in rows]
-    assert found == [(None, 6, 1000.0), ("apart", 6, 2000.0)]  # of nine turns three moved
+    # Nine turns: of three that moved all count as apart, of three apart the third is one too many.
+    assert found == [(None, 6, 1000.0), ("apart", 10, 1000.0)]
 
-    monkeypatch.setattr(Contender, "time", lambda *_: {"seconds": [60.0] * 2, "peak_mib": 10})
+    asked = []
+    monkeypatch.setattr(benchmark, "apart", lambda: now.__setitem__(0, True) or not asked.append(1))
+    (row,) = benchmark.measure(case, ("resnet_jax",), rounds=3)
+    assert (row["cores"], row["calls"], row["median_ms"]) == ("apart", 6, 2000.0)
+    assert len(asked) == 3  # no more tries on a machine whose cores are always apart
+
+    monkeypatch.setattr(Contender, "time", lambda *_: {"seconds": [60.0], "peak_mib": 10})
     (hopeless,) = benchmark.measure(case, ("flax",), rounds=3)
-    assert (hopeless["calls"], hopeless["median_ms"]) == (2, 60_000.0)
+    assert (hopeless["calls"], hopeless["median_ms"]) == (1, 60_000.0)
 
     def dead(*_):
         raise BrokenPipeError
