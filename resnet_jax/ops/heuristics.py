@@ -35,7 +35,7 @@ class Column(NamedTuple):
     images: tuple[str, ...]  # passes in which XLA's own convolution is for large images
     narrow: tuple[str, ...]  # for few channels at stride 1
     narrow_strided: tuple[str, ...]
-    winograd: dict[str, int]  # channels on both sides from which Winograd is fastest, by pass
+    wide: dict[str, int]  # channels on both sides from which Winograd is fastest, by pass
     strided: float = math.inf  # elements from which weight gradients at a stride are XLA's own
 
 
@@ -45,13 +45,13 @@ COLUMNS = {
         images=("forward",),
         narrow=("forward", "input_grad"),
         narrow_strided=("forward",),
-        winograd={"forward": 48, "input_grad": 48, "weight_grad": 16},
+        wide={"forward": 48, "input_grad": 48, "weight_grad": 16},
     ),
     "avx512": Column(
         images=PASSES,
         narrow=PASSES,
         narrow_strided=(),
-        winograd=dict.fromkeys(PASSES, 32),
+        wide=dict.fromkeys(PASSES, 32),
         strided=2**19,
     ),
 }
@@ -94,7 +94,8 @@ class Problem(NamedTuple):
 def choose(problem: Problem, instructions: str) -> str:
     """Return the name of the algorithm that is fastest with an instruction set."""
     pass_, geometry, channels, elements = problem
-    column, strided, narrowest = COLUMNS[instructions], problem.strided, min(channels)
+    column, strided = COLUMNS[instructions], problem.strided
+    wide = min(channels) >= column.wide[pass_]
     if geometry.kernel == (1, 1) or elements <= IM2COL_MAX_ELEMENTS:
         return "im2col"
     if geometry.size == (2, 2) and supports("winograd_2", geometry):
@@ -102,13 +103,13 @@ def choose(problem: Problem, instructions: str) -> str:
     if channels[0] <= im2col.MAX_IMAGE_CHANNELS:
         large = elements >= XLA_MIN_IMAGE_ELEMENTS
         return "xla" if large and pass_ in column.images else "im2col"
-    narrow = narrowest in XLA_CHANNELS and problem.pairs >= XLA_MIN_PAIRS
+    narrow = min(channels) in XLA_CHANNELS and problem.pairs >= XLA_MIN_PAIRS
     if narrow and pass_ in (column.narrow_strided if strided else column.narrow):
         return "xla"
-    if supports("winograd_4", geometry) and narrowest >= column.winograd[pass_]:
+    if supports("winograd_4", geometry) and wide:
         kernel = math.prod((*geometry.kernel, *channels))
         return "winograd_2" if kernel > TWO_TILES_MIN_RATIO * elements else "winograd_4"
-    if strided and pass_ == "weight_grad" and elements >= column.strided and narrowest >= 32:
+    if strided and wide and pass_ == "weight_grad" and elements >= column.strided:
         return "xla"
     # A single output is one product over the image as it lies.
     return "im2col" if strided or math.prod(geometry.out) == 1 else "shift_add"

@@ -8,6 +8,7 @@ from itertools import cycle
 import pytest
 
 from experiments.cpu_speed import benchmark
+from experiments.cpu_speed.plot import by_case
 from experiments.measuring import in_process
 
 
@@ -55,6 +56,17 @@ def test_turns_are_told_by_where_the_cores_are_before_and_after(monkeypatch):
     monkeypatch.setattr(Contender, "alive", False)
     monkeypatch.setattr(Contender, "time", dead)
     assert benchmark.measure(case, ("resnet_jax, 2 devices",), rounds=3) == []
+
+
+def test_contenders_are_compared_where_their_cores_are_alike():
+    """But for a single call, of a contender that is hopeless anywhere."""
+    rows = [
+        {"case": "a", "contender": "resnet_jax", "calls": 9, "median_ms": 2.0, "cores": "apart"},
+        {"case": "a", "contender": "torch eager", "calls": 9, "median_ms": 1.0},
+        {"case": "a", "contender": "torch compile", "calls": 1, "median_ms": 8.0},
+    ]
+    assert by_case(rows) == {}
+    assert by_case(rows, "apart")["a"]["speed_up"] == 4
 
 
 def test_two_cores_hand_a_byte_to_each_other():

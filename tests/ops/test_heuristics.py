@@ -63,6 +63,7 @@ AVX2 = [
     ("weight_grad", 10, 3, 1, 1, (16, 64), SOME, "winograd_4"),
     ("forward", 15, 3, 2, 1, (16, 32), SOME, "xla"),  # 225 x 64 pairs
     ("forward", 14, 3, 2, 1, (16, 32), SOME, "im2col"),  # 196 x 49
+    ("forward", 10, 3, 1, 1, (32, 64), SOME, "shift_add"),
     ("forward", 8, 3, 1, 1, (47, 64), SOME, "shift_add"),
     ("input_grad", 8, 3, 1, 1, (64, 47), SOME, "shift_add"),
     ("weight_grad", 8, 3, 2, 1, (32, 64), LARGE, "im2col"),
@@ -70,6 +71,7 @@ AVX2 = [
 AVX512 = [
     *((pass_, 224, 7, 2, 3, (3, 64), LARGE, "xla") for pass_ in PASSES[1:]),
     ("weight_grad", 10, 3, 1, 1, (31, 64), SOME, "xla"),
+    ("weight_grad", 10, 3, 1, 1, (32, 64), SOME, "winograd_4"),
     ("forward", 15, 3, 2, 1, (16, 32), SOME, "im2col"),
     *((pass_, 8, 3, 1, 1, (32, 64), SOME, "winograd_4") for pass_ in PASSES),
     *((pass_, 8, 3, 1, 1, (31, 64), SOME, "shift_add") for pass_ in PASSES),
