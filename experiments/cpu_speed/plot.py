@@ -24,7 +24,6 @@ SERIES = {
     "resnet_jax": ("resnet_jax", BLUE, "o"),
 }
 PROCESSORS = {"avx2": "AVX2", "avx512": "AVX-512"}
-CORES = {"avx2": "apart", "avx512": None}  # how they were in nearly all turns
 USUAL = r"{}, batch \d+"  # cases of 32x32x1
 
 
@@ -51,7 +50,20 @@ def by_case(rows: Iterable[Row], cores: str | None = None) -> dict[str, dict[str
 
 
 def measured(processor: str) -> dict[str, dict[str, Row]]:
-    return by_case(read("results", processor)["rows"], CORES[processor])
+    """Rows as `by_case`, of each case those of turns that more contenders have rows of.
+
+    Of equals those with a common cache; the tables mark the others, see `titled`.
+    """
+    rows = read("results", processor)["rows"]
+    found: dict[str, dict[str, Row]] = {}
+    for kind in (by_case(rows), by_case(rows, "apart")):
+        for case, row in kind.items():
+            found[case] = max(found.get(case, {}), row, key=len)
+    return {case: found[case] for case in dict.fromkeys(r["case"] for r in rows) if case in found}
+
+
+def titled(case: str, row: dict[str, Row]) -> str:
+    return f"{case} *" if row["resnet_jax"].get("cores") == "apart" else case
 
 
 def draw() -> Figure:
@@ -117,7 +129,8 @@ def comparison(title: str, found: dict[str, dict[str, Row]], digits: int = 1) ->
     for name, row in found.items():
         torch = f"{time(row['torch'])}, {row['torch']['contender'].removeprefix('torch ')}"
         flax = f"{row['flax']['median_ms']:.0f} ms" if "flax" in row else ""
-        lines.append([name, time(row["resnet_jax"]), torch, flax, f"**{row['speed_up']:.2f}x**"])
+        ratio = f"**{row['speed_up']:.2f}x**"
+        lines.append([titled(name, row), time(row["resnet_jax"]), torch, flax, ratio])
     head = [title, "resnet_jax", "PyTorch, best setting", "Flax, obvious", "speed-up"]
     return table(head, lines)
 
@@ -129,13 +142,14 @@ def speed(processor: str) -> str:
 def apart(processor: str) -> str:
     """Times where the two cores have no cache in common, beside those where they have."""
     titles = ("resnet_jax", DEVICES, "PyTorch, best setting")
-    together, lines = measured(processor), []
-    for case, apart in by_case(read("results", processor)["rows"], "apart").items():
+    rows = read("results", processor)["rows"]
+    together, apart, lines = by_case(rows), by_case(rows, "apart"), []
+    for case in (case for case in apart if case in together):
         best = together[case]["torch"]["contender"]
         cells = [
             f"{places[name]['median_ms']:.1f}" if name in places else ""
             for name in ("resnet_jax", DEVICES, best)
-            for places in (together[case], apart)
+            for places in (together[case], apart[case])
         ]
         lines.append([case, *cells])
     head = [f"{title}, {cores}" for title in titles for cores in ("one cache", "apart")]
@@ -145,7 +159,7 @@ def apart(processor: str) -> str:
 def settings(processor: str) -> str:
     found = measured(processor)
     cells = {
-        (case, name): f"{row[name]['median_ms']:.1f}"
+        (titled(case, row), name): f"{row[name]['median_ms']:.1f}"
         for name in CONTENDERS
         for case, row in found.items()
         if name in row
@@ -161,7 +175,7 @@ def memory(processor: str) -> str:
         "PyTorch eager": ("torch eager", "peak_mib"),
     }
     cells = {
-        (case, title): str(row.get(name, {}).get(key, ""))
+        (titled(case, row), title): str(row.get(name, {}).get(key, ""))
         for case, row in measured(processor).items()
         for title, (name, key) in columns.items()
     }
