@@ -7,7 +7,7 @@ from itertools import cycle
 
 import pytest
 
-from experiments.cpu_speed import benchmark
+from experiments.cpu_speed import benchmark, plot
 from experiments.cpu_speed.plot import by_case
 from experiments.measuring import in_process
 
@@ -67,6 +67,21 @@ def test_contenders_are_compared_where_their_cores_are_alike():
     ]
     assert by_case(rows) == {}
     assert by_case(rows, "apart")["a"]["speed_up"] == 4
+
+
+def test_a_table_shows_the_turns_that_more_contenders_took_and_marks_cores_apart(monkeypatch):
+    def row(case, contender, ms, cores=None):
+        what = {"case": case, "contender": contender, "calls": 9, "peak_mib": 1}
+        return what | dict.fromkeys(benchmark.QUARTILES, ms) | ({"cores": cores} if cores else {})
+
+    rows = [row(case, "resnet_jax", 2.0, "apart") for case in "ab"]
+    rows += [row(case, "torch eager", 8.0, "apart") for case in "ab"]
+    rows += [row(case, "resnet_jax", 1.0) for case in "ab"]
+    rows += [row("a", "torch eager", 3.0), row("b", "torch eager", 3.0), row("b", "flax", 9.0)]
+    rows += [row("a", "torch compile", 7.0, "apart")]
+    monkeypatch.setattr(plot, "read", lambda *_: {"rows": rows})
+    assert {case: r["speed_up"] for case, r in plot.measured("avx2").items()} == {"a": 3.5, "b": 3}
+    assert [line.split("|")[1] for line in plot.speed("avx2").splitlines()[2:]] == [" a * ", " b "]
 
 
 def test_two_cores_hand_a_byte_to_each_other():

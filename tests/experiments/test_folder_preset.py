@@ -73,7 +73,9 @@ def test_units_are_named_apart_and_the_present_preset_comes_first(capsys):
 
 @pytest.mark.slow
 def test_quick_trains_from_scratch_and_from_weights(cifar, tmp_path, one_unit):
-    only = "^(baseline-cifar-200|(cifar-200|last5-200-weights)-flipcrop0.35-0.05-30x64-atown-seed0)$"
+    only = (
+        "^(baseline-cifar-200|(cifar-200|last5-200-weights)-flipcrop0.35-0.05-30x64-atown-seed0)$"
+    )
     arguments = ["--quick", "--runs", str(tmp_path), "--only", only, str(cifar)]
     command.main(arguments)
     baseline, scratch, weights = read_rows(tmp_path / "quick.jsonl")
