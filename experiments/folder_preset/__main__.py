@@ -52,11 +52,11 @@ BASE = Recipe(flip=True, crop=0.35, rate=0.05)
 CANDIDATES = (
     PRESENT,
     BASE,
+    replace(BASE, crop=0.6),
     *(replace(BASE, rate=rate) for rate in (0.1, 0.02)),
     replace(BASE, crop=0.0),
     replace(BASE, flip=False, crop=0.0),
     replace(BASE, crop=0.08),
-    replace(BASE, crop=0.6),
     replace(BASE, rate=0.01),
     replace(BASE, batch=32),
     replace(BASE, epochs=60),
