@@ -4,12 +4,14 @@ Command:   python -m experiments.presets.figure RUN OUTPUT.png
 Result:    docs/images/quickstart.png: curves, and what the network makes of some test digits
 """
 
-import sys
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from tyro.conf import Positional
 
 import resnet_jax as rj
+from experiments.measuring import command
 from experiments.plotting import BLUE, ORANGE, logarithmic
 
 
@@ -47,5 +49,9 @@ def draw(run: rj.Run) -> Figure:
     return figure
 
 
+def main(run: Positional[Path], output: Positional[Path]) -> None:
+    draw(rj.Run.open(run)).savefig(output, dpi=110)
+
+
 if __name__ == "__main__":
-    draw(rj.Run.open(sys.argv[1])).savefig(sys.argv[2], dpi=110)
+    command(main)
