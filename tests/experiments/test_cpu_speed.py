@@ -1,8 +1,6 @@
 """The benchmark beside PyTorch: which turns count as what, and what its processes load."""
 
 import os
-import subprocess
-import sys
 from itertools import cycle
 
 import pytest
@@ -76,7 +74,7 @@ def test_two_cores_hand_a_byte_to_each_other():
     assert 10 < said < 1e8  # nanoseconds, to a scheduler's turns
 
 
-def test_pytorch_is_measured_without_jax():
+def test_pytorch_is_measured_without_jax(python):
     code = """import sys, experiments.cpu_speed.contenders
 print({"jax", "flax"} & set(sys.modules))"""
-    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
+    assert python("-c", code).stdout == "set()\n"
