@@ -212,8 +212,7 @@ def train(training: Training, quick: bool, folder: Path) -> Row:
     config, images = training.config, len(data.train)
     if quick:
         small = {"model.width": 4, "model.lowering": "reference", "batch-size": 16, "log-every": 1}
-        config = replaced(config, small)
-        config = replaced(config, {"epochs": QUICK_UPDATES * config.batch_size / images})
+        config = replaced(config, small | {"epochs": QUICK_UPDATES * 16 / images})
     run = rj.train(config, folder, data=data, quiet=True)
     rows = run.metrics()
     rates = rows.images_per_s[1:]  # without compilation
