@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from experiments.tables import ROOT
+from resnet_jax.errors import ResNetJaxError
 
 Row = dict[str, Any]
 
@@ -151,6 +152,16 @@ def machine(*packages: str) -> Row:
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in packages},
     }
+
+
+def command(main: Callable[..., None]) -> None:
+    """Call a function with the options of the command line; what it refuses ends in a line."""
+    import tyro  # of which a process whose start is measured has no need
+
+    try:
+        tyro.cli(main)
+    except ResNetJaxError as error:
+        sys.exit(str(error))
 
 
 def peak_mib() -> float:

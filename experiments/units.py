@@ -37,6 +37,10 @@ def parsed(
         place = os.environ.get("CIFAR10_FOLDER")
         parser.add_argument("folder", type=Path, nargs="?", default=place)
     options = parser.parse_args(arguments)
+    try:
+        re.compile(options.only)
+    except re.error as error:
+        parser.error(f"--only {options.only} is no regular expression: {error}")
     usual = options.runs / "quick.jsonl" if options.quick else results
     options.results = options.results or usual
     return options

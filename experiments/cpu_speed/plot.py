@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from experiments.cpu_speed.benchmark import CASES, CONTENDERS, DEVICES, QUARTILES, TORCH
 from experiments.measuring import Row
-from experiments.plotting import BLACK, BLUE, ORANGE, logarithmic
+from experiments.plotting import BLACK, BLUE, ORANGE, logarithmic, panels
 from experiments.tables import ROOT, crossed, table
 
 SERIES = {
@@ -68,8 +68,8 @@ def titled(case: str, row: dict[str, Row]) -> str:
 
 def draw() -> Figure:
     both = {name: measured(processor) for processor, name in PROCESSORS.items()}
-    figure = Figure((10, 5.4), layout="constrained")
-    sweep, bars = figure.subplots(1, 2, width_ratios=(1, 1.15))
+    titles = ("ResNet-18, 32x32x1", "how many times as fast as PyTorch at its best setting")
+    figure, ((sweep, bars),) = panels((10, 5.4), titles, width_ratios=(1, 1.15))
     usual = re.compile(USUAL.format("training"))
     sizes = {case["name"]: case["batch"] for case in CASES if usual.fullmatch(case["name"])}
     for name, (label, colour, marker) in SERIES.items():
@@ -82,27 +82,20 @@ def draw() -> Figure:
     logarithmic(sweep.yaxis, (1, 2, 5, 10, 20, 50))
     sweep.set(xlabel="batch size", ylabel="training step, ms an image")
     sweep.set_ylim(0.5, 150)  # room for the legend above the lines
-    sweep.grid(alpha=0.3, lw=0.5)
     sweep.legend(frameon=False, fontsize=9, loc="upper right")
-    sweep.set_title("ResNet-18, 32x32x1", fontsize=10)
 
-    known = set().union(*both.values())
-    names = [case["name"] for case in CASES if case["name"] in known][::-1]
+    columns = {name: {c: row["speed_up"] for c, row in both[name].items()} for name in both}
+    ratios = pd.DataFrame(columns).reindex([case["name"] for case in CASES]).dropna(how="all")
+    ratios.iloc[::-1, ::-1].plot.barh(ax=bars, color=[BLUE, ORANGE], width=0.76)
     edge = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-    for shift, (processor, found), colour in zip(
-        (0.2, -0.2), both.items(), (ORANGE, BLUE), strict=True
-    ):
-        ratios = [found[name]["speed_up"] if name in found else 0.0 for name in names]
-        places = [place + shift for place in range(len(names))]
-        drawn = bars.barh(places, ratios, color=colour, height=0.38, label=processor)
-        labels = [f"{ratio:.2f}x" if ratio else "" for ratio in ratios]
+    for drawn in bars.containers:
+        labels = [f"{ratio:.2f}x" if ratio else "" for ratio in drawn.datavalues]
         bars.bar_label(drawn, labels, padding=4, fontsize=8, bbox=edge)
-    bars.set_yticks(range(len(names)), names)
     bars.axvline(1, color=BLACK, lw=1)
     bars.margins(x=0.15)
     bars.set(xlabel="PyTorch's time / resnet_jax's time")
-    bars.legend(frameon=False, fontsize=9, loc="lower right")
-    bars.set_title("how many times as fast as PyTorch at its best setting", fontsize=10)
+    bars.legend(frameon=False, fontsize=9, loc="lower right", reverse=True)
+    bars.grid(False)
     bars.spines[["top", "right"]].set_visible(False)
     return figure
 

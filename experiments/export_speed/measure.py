@@ -8,15 +8,15 @@ From uint8 to probabilities, in turns. Any weights cost the same.
 
 import json
 import os
-import sys
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import jax
+from tyro.conf import Positional
 
 import resnet_jax as rj
-from experiments.measuring import milliseconds, write_json
+from experiments.measuring import command, milliseconds, write_json
 from experiments.tables import crossed
 from resnet_jax.interop import Network
 from resnet_jax.interop.network import noise
@@ -49,14 +49,18 @@ def machine() -> str:
     return f"{found['cpu_count']} CPU cores, {packages}"
 
 
-if __name__ == "__main__":
-    run = rj.Run.open(sys.argv[1])
-    by_name, rows = contenders(run), []
+def main(run: Positional[Path]) -> None:
+    opened, rows = rj.Run.open(run), []
+    by_name = contenders(opened)
     for batch in BATCHES:
-        images = noise(run.image_shape, batch)
+        images = noise(opened.image_shape, batch)
         calls = {name: partial(call, images) for name, call in by_name.items()}
         for name, median in milliseconds(calls, rounds=15, warm_rounds=2).items():
             rows.append({"batch": batch, "what": name, "milliseconds": median})
             print(rows[-1], flush=True)
     packages = {name: version(name) for name in ("jax", "onnxruntime")}
     write_json(RESULTS, {"rows": rows, "cpu_count": os.cpu_count(), "versions": packages})
+
+
+if __name__ == "__main__":
+    command(main)

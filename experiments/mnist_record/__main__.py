@@ -28,6 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 
 import resnet_jax as rj
 from experiments import units
@@ -175,16 +176,9 @@ def judged(probabilities: np.ndarray, labels: np.ndarray) -> Row:
     """Accuracy, cross-entropy in nats, calibration, and each wrong answer."""
     p, found = np.asarray(probabilities, np.float64), calibration(probabilities, labels)
     of_label, answers = p[np.arange(len(p)), labels], p.argmax(1)
-    wrong = [
-        {
-            "index": int(i),
-            "label": int(labels[i]),
-            "answer": int(answers[i]),
-            "probability": round(float(p[i, answers[i]]), 4),
-            "of_label": round(float(of_label[i]), 4),
-        }
-        for i in np.flatnonzero(answers != labels)
-    ]
+    each = {"index": np.arange(len(p)), "label": labels, "answer": answers}
+    each |= {"probability": p.max(1).round(4), "of_label": of_label.round(4)}
+    wrong = pd.DataFrame(each)[answers != labels].to_dict("records")
     columns = [found.counts, *np.nan_to_num((found.confidence, found.accuracy)).round(5)]
     names = ("counts", "confidence", "accuracy")
     return {
@@ -218,8 +212,7 @@ def train(training: Training, quick: bool, folder: Path) -> Row:
     config, images = training.config, len(data.train)
     if quick:
         small = {"model.width": 4, "model.lowering": "reference", "batch-size": 16, "log-every": 1}
-        config = replaced(config, small)
-        config = replaced(config, {"epochs": QUICK_UPDATES * config.batch_size / images})
+        config = replaced(config, small | {"epochs": QUICK_UPDATES * 16 / images})
     run = rj.train(config, folder, data=data, quiet=True)
     rows = run.metrics()
     rates = rows.images_per_s[1:]  # without compilation

@@ -8,12 +8,11 @@ import json
 from pathlib import Path
 
 import numpy as np
-import tyro
 from PIL import ImageOps
 from tyro.conf import Positional
 
 import resnet_jax as rj
-from experiments.measuring import write_json
+from experiments.measuring import command, write_json
 from experiments.photos.photograph import photograph
 from experiments.tables import table
 from resnet_jax.data.digit import find_digit
@@ -54,4 +53,4 @@ def main(run: Positional[Path], save: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command(main)

@@ -4,17 +4,21 @@ Command:   python -m experiments.presets.figure RUN OUTPUT.png
 Result:    docs/images/quickstart.png: curves, and what the network makes of some test digits
 """
 
-import sys
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from tyro.conf import Positional
 
 import resnet_jax as rj
+from experiments.measuring import command
 from experiments.plotting import BLUE, ORANGE, logarithmic
 
 
-def draw(run: rj.Run) -> Figure:
-    metrics = run.metrics().assign(wrong=lambda rows: 100 * (1 - rows.accuracy))
+def main(run: Positional[Path], output: Positional[Path]) -> None:
+    """Draw a run into a file."""
+    opened = rj.Run.open(run)
+    metrics = opened.metrics().assign(wrong=lambda rows: 100 * (1 - rows.accuracy))
     figure = Figure((10, 5.2), layout="constrained")
     curves, digits = figure.subfigures(1, 2, width_ratios=(1.25, 1))
     upper, lower = curves.subplots(2, 1, sharex=True)
@@ -31,8 +35,8 @@ def draw(run: rj.Run) -> Figure:
     upper.legend(frameon=False)
     lower.set_xlabel("epoch")
 
-    data = rj.load_dataset(run.config.data.name, run.config.data.dir)
-    p = run.predict(data.test.images, "latest")
+    data = rj.load_dataset(opened.config.data.name, opened.config.data.dir)
+    p = opened.predict(data.test.images, "latest")
     right = p.argmax(1) == data.test.labels
     doubtful = np.argsort(p[np.arange(len(p)), data.test.labels])[:10]
     sure = [int(np.flatnonzero(right & (data.test.labels == k))[0]) for k in range(10)]
@@ -44,8 +48,8 @@ def draw(run: rj.Run) -> Figure:
         text = f"{guess}: {p[index, guess]:.0%}" + ("" if guess == label else f", is {label}")
         ax.set_title(text, fontsize=9, color="black" if guess == label else ORANGE)
         ax.set_axis_off()
-    return figure
+    figure.savefig(output, dpi=110)
 
 
 if __name__ == "__main__":
-    draw(rj.Run.open(sys.argv[1])).savefig(sys.argv[2], dpi=110)
+    command(main)

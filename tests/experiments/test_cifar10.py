@@ -1,13 +1,12 @@
 """The figure of arXiv 1512.03385 on CIFAR-10: the trainings, and what is made of their rows."""
 
-import json
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from experiments.cifar10 import figure
 from experiments.cifar10.__main__ import UPDATES, main, trainings
+from experiments.measuring import append_row, read_rows
 from experiments.tables import MISSING
 from resnet_jax.data.sampler import EpochSampler
 
@@ -40,7 +39,7 @@ def test_a_training_ends_with_a_row(tmp_path):
     rows = tmp_path / "rows.jsonl"
     command = [str(tmp_path / "images"), "--quick", "--only", "short-plain-20.*seed0"]
     main([*command, "--results", str(rows)])
-    (row,) = map(json.loads, rows.read_text().splitlines())
+    (row,) = read_rows(rows)
     assert row["name"] == "short-plain-20-pad-seed0"
     assert [step for step, _ in row["train"]] == [1, 2, 3]
     assert 0 <= row["test_error"] <= 1
@@ -64,8 +63,7 @@ def test_tables_and_figure_show_the_mean_over_seeds(tmp_path, monkeypatch):
         curve = [[100, 0.9], [200, error]]
         row = {"name": str(training), **vars(training), "train": curve, "test": curve}
         row |= {"test_error": error, "seconds": 60.4, "machine": {"processor": "a CPU"}}
-        with rows.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_row(rows, row)
     lines = figure.errors().splitlines()
     assert lines[2].startswith("| plain 20 | 3 | 11.00% (8.52%")
     assert any(line.startswith("| residual 20 with option B | 3 |") for line in lines)

@@ -1,9 +1,8 @@
 """The benchmark beside PyTorch: which turns count as what, and what its processes load."""
 
 import os
-import subprocess
-import sys
 from itertools import cycle
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,24 +14,14 @@ from experiments.measuring import in_process
 def test_turns_are_told_by_where_the_cores_are_before_and_after(monkeypatch):
     places = cycle([True, False, True, False, False])  # apart; moved meanwhile; together
     now = [False]
-
-    class Contender:
-        alive = True
-
-        def __init__(self, *_):
-            pass
-
-        def time(self, calls):
-            return {"seconds": [2.0 if now[0] else 1.0] * calls, "peak_mib": 10}
-
-        def stop(self):
-            pass
+    contender = SimpleNamespace(alive=True, stop=lambda: None)
+    contender.time = lambda calls: {"seconds": [1.0 + now[0]] * calls, "peak_mib": 10}
 
     def apart():
         now[0] = next(places)
         return now[0]
 
-    monkeypatch.setattr(benchmark, "Contender", Contender)
+    monkeypatch.setattr(benchmark, "Contender", lambda *_: contender)
     monkeypatch.setattr(benchmark, "apart", apart)
     case = benchmark.case("a case", "training", 64)
     rows = benchmark.measure(case, ("resnet_jax",), rounds=3)
@@ -46,15 +35,11 @@ def test_turns_are_told_by_where_the_cores_are_before_and_after(monkeypatch):
     assert (row["cores"], row["calls"], row["median_ms"]) == ("apart", 6, 2000.0)
     assert len(asked) == 3  # no more tries on a machine whose cores are always apart
 
-    monkeypatch.setattr(Contender, "time", lambda *_: {"seconds": [60.0], "peak_mib": 10})
+    contender.time = lambda _: {"seconds": [60.0], "peak_mib": 10}
     (hopeless,) = benchmark.measure(case, ("flax",), rounds=3)
     assert (hopeless["calls"], hopeless["median_ms"]) == (1, 60_000.0)
 
-    def dead(*_):
-        raise BrokenPipeError
-
-    monkeypatch.setattr(Contender, "alive", False)
-    monkeypatch.setattr(Contender, "time", dead)
+    contender.alive, contender.time = False, None  # which is asked for nothing
     assert benchmark.measure(case, ("resnet_jax, 2 devices",), rounds=3) == []
 
 
@@ -91,7 +76,7 @@ def test_two_cores_hand_a_byte_to_each_other():
     assert 10 < said < 1e8  # nanoseconds, to a scheduler's turns
 
 
-def test_pytorch_is_measured_without_jax():
+def test_pytorch_is_measured_without_jax(python):
     code = """import sys, experiments.cpu_speed.contenders
 print({"jax", "flax"} & set(sys.modules))"""
-    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
+    assert python("-c", code).stdout == "set()\n"

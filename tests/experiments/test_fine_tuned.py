@@ -1,12 +1,11 @@
 """Fine-tuning from clothes to digits: pairs of seeds, and a start made where it is missing."""
 
-import json
-
 import pytest
 
 import resnet_jax as rj
 from experiments.cifar10 import __main__ as cifar10
 from experiments.fine_tuning import run
+from experiments.measuring import append_row
 from resnet_jax.config import replaced
 
 
@@ -14,12 +13,9 @@ def test_pairs_are_of_one_seed(tmp_path, monkeypatch):
     """Seed 0 is better by 2 points and seed 2 by 1; seed 1 has no other."""
     monkeypatch.setattr(run, "RESULTS", tmp_path / "rows.jsonl")
     found = {"fine-tuned": {0: 0.96, 1: 0.99, 2: 0.95}, "scratch": {2: 0.94, 0: 0.94}}
-    rows = [
-        {"arm": arm, "seed": seed, "accuracy": accuracy}
-        for arm, accuracies in found.items()
-        for seed, accuracy in accuracies.items()
-    ]
-    run.RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for arm, accuracies in found.items():
+        for seed, accuracy in accuracies.items():
+            append_row(run.RESULTS, {"arm": arm, "seed": seed, "accuracy": accuracy})
     assert "**+1.50 points**" in run.difference()
     assert "over the 2 pairs" in run.difference()
     assert "| scratch, % | 94.00 |  | 94.00 |  |  | 94.00 | 0.00 |" in run.by_seed()

@@ -22,12 +22,11 @@ from experiments.residual_study.__main__ import (
     gradient_norms,
     rounded,
     shortcut_shares,
-    without_units,
+    without,
 )  # fmt: skip
 from experiments.residual_study.analysis import Study
-from experiments.residual_study.study import QUICK_SETTINGS, Run, runs
+from experiments.residual_study.study import QUICK_SETTINGS, Run, keeps_shape, runs, units_of
 from experiments.tables import ROOT
-from resnet_jax.data.load import load_splits
 from resnet_jax.models import Affine
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 12, 12, 1)).astype(np.float32)
@@ -49,10 +48,8 @@ def logits(model: rj.ResNet, params) -> np.ndarray:
 
 
 def logits_without(model: rj.ResNet, params, unit: int) -> np.ndarray:
-    kept = np.ones(len(UNITS), np.float32)
-    kept[unit] = 0
-    with nn.intercept_methods(without_units(kept, UNITS)):
-        return logits(model, params)
+    left = without({"params": params}, UNITS[unit], model.residual)
+    return logits(model, left["params"])
 
 
 def scaled(params, factor: float, unit: str = UNITS[0]):
@@ -61,20 +58,22 @@ def scaled(params, factor: float, unit: str = UNITS[0]):
     return {**params, unit: {**params[unit], "norm2": last}}
 
 
-@pytest.mark.parametrize("unit", [0, 2])
-def test_a_residual_unit_left_out_is_one_whose_branch_is_zero(params, unit):
-    found = logits_without(RESIDUAL, params, unit)
-    np.testing.assert_allclose(found, logits(RESIDUAL, scaled(params, 0, UNITS[unit])), rtol=1e-6)
-    assert np.abs(found - logits(RESIDUAL, params)).max() > 1e-3
-
-
-def test_a_plain_unit_left_out_leaves_the_network_without_it(params):
+@pytest.mark.parametrize("model", [RESIDUAL, PLAIN])
+def test_a_unit_left_out_leaves_the_network_without_it(model, params):
     shorter = {**params, "stage1_unit1": params["stage1_unit2"]}
     del shorter["stage1_unit2"]
-    expected = logits(rj.ResNet(stage_sizes=(1, 1), residual=False, **SMALL), shorter)
-    np.testing.assert_allclose(logits_without(PLAIN, params, 0), expected, rtol=1e-6)
-    # One that changes the shape stays.
-    np.testing.assert_array_equal(logits_without(PLAIN, params, 2), logits(PLAIN, params))
+    expected = logits(model.clone(stage_sizes=(1, 1)), shorter)
+    found = logits_without(model, params, 0)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert np.abs(found - logits(model, params)).max() > 1e-3
+
+
+def test_a_residual_unit_left_out_keeps_its_projection(params):
+    options = {"capture_intermediates": True, "mutable": ["intermediates"]}
+    _, inside = RESIDUAL.apply({"params": params}, IMAGES, train=False, **options)
+    (shortcut,) = inside["intermediates"][UNITS[2]]["shortcut_norm"]["__call__"]
+    expected = nn.relu(shortcut).mean((1, 2)) @ params["head"]["kernel"] + params["head"]["bias"]
+    np.testing.assert_allclose(logits_without(RESIDUAL, params, 2), expected, rtol=1e-5)
 
 
 def test_shares_follow_the_scale_of_the_branch(params):
@@ -147,18 +146,22 @@ def test_quick_gives_the_same_numbers_twice_also_after_a_kill(quick_results, tmp
     )
     assert len(second) == sum(network in str(run) for run in runs(quick=True)) > 8
     assert all(row in first for row in second)
+    for row in (row for row in first if "removal" in row):
+        gaps = [accuracy is None for accuracy in row["removal"]["without"]]
+        # Only a plain unit that changes the shape cannot be left out.
+        assert gaps == [not row["residual"] and not keeps_shape(u) for u in units_of(row["layers"])]
 
 
 @pytest.mark.slow
 def test_a_run_of_the_study_is_a_run_of_the_package(tmp_path):
     run = Run("book", 18, True, "batch", width=4, rate=0.005, seed=3)
     config = QUICK_SETTINGS["book"]
-    lab, data = Laboratory(run, config), load_splits(config.data)[0]
-    result = carry_out(run, lab, data)
+    lab = Laboratory(run, config)
+    result = carry_out(run, lab)
     compiled: list[str] = []
     listen = jax.monitoring.register_event_duration_secs_listener
     listen(lambda name, *_, **__: compiled.append(name))
-    carry_out(dataclasses.replace(run, rate=0.01, seed=4), lab, data)
+    carry_out(dataclasses.replace(run, rate=0.01, seed=4), lab)
     # Learning rate and seed are no constants: one program.
     assert not [name for name in compiled if "backend_compile" in name]
     model = dataclasses.replace(config.model, width=4)

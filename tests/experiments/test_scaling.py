@@ -1,8 +1,7 @@
 """Scaling on paper: the terms against numbers worked out by hand; costs measured once."""
 
 import json
-import subprocess
-import sys
+from functools import partial
 
 import pytest
 
@@ -100,22 +99,19 @@ def test_what_the_page_says_in_words_is_so():
             assert all(step.bound != "gradients" for step in steps)  # never the longest term
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-
-
 @pytest.mark.slow
-def test_quick_measures_and_does_not_measure_again(tmp_path):
-    command = ("-m", "experiments.scaling.cost", "--quick", "--runs", tmp_path)
-    assert run(*command).returncode == 0
+def test_quick_measures_and_does_not_measure_again(tmp_path, python):
+    quick = partial(
+        python, "-m", "experiments.scaling.cost", "--quick", "--runs", tmp_path, cwd=ROOT
+    )
+    quick()
     compiled, steps = read_rows(tmp_path / "quick.jsonl")
     assert (compiled["part"], steps["part"]) == ("compile", "steps")
     assert compiled["compile_cpu_s"] > 0.1
     assert steps["step_ms"] > 0.1
-    assert run(*command).stderr == ""
+    assert quick().stderr == ""
     (tmp_path / "quick.jsonl").write_text(json.dumps(steps))
-    assert "the cache holds this step" in run(*command).stderr
+    assert "the cache holds this step" in quick(code=1).stderr
 
 
 COUNT = """
@@ -135,10 +131,8 @@ print(len(jax.tree.leaves(state.batch_stats)) // 2)
 
 
 @pytest.mark.slow
-def test_four_all_reduces_for_each_batch_norm(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-    answer = run("-c", COUNT)
-    assert answer.returncode == 0, answer.stderr
+def test_four_all_reduces_for_each_batch_norm(python):
+    answer = python("-c", COUNT, cwd=ROOT, XLA_FLAGS="--xla_force_host_platform_device_count=8")
     of_norms, layers = map(int, answer.stdout.split())
     # Those of a projection's norm join its neighbours'.
     assert layers == 10
