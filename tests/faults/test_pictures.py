@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from make_datasets import picture
 from PIL import Image
 from raw_png import png
 
@@ -23,13 +24,6 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 CASES = Path(__file__).parents[1] / "data" / "cases"
 RAMP = np.tile(17 * np.arange(16, dtype=np.uint8), (16, 1))
-
-
-def picture(path: Path, seed: int, **options: object) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (16, 16), np.uint8)
-    Image.fromarray(pixels).save(path, **options)
-    return path
 
 
 @pytest.fixture
@@ -43,7 +37,7 @@ def pets(tmp_path) -> Path:
 def read(path: Path, **options: object) -> np.ndarray:
     """The pixels of a grey picture as training on 16x16 pixels reads them: int[16, 16]."""
     with tempfile.TemporaryDirectory() as folder:
-        picture(Path(folder, "b", "another.png"), 0)
+        picture(Path(folder, "b", "another.png"), 0, mode="L")
         Path(folder, "a").mkdir()
         shutil.copy(path, Path(folder, "a"))
         train = rj.load_dataset("folder", folder, size=16, validation=0, **options).train
