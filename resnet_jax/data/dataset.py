@@ -21,7 +21,7 @@ from resnet_jax.errors import ResNetJaxError
 
 VALIDATION_FRACTION = 0.1  # of the training examples, where a dataset has none for validation
 PADDING = -1  # the index and the label of what fills up a batch
-PART_BYTES = 2**22  # of images that are read for their statistics or their fingerprint
+PART_BYTES = 2**22  # of images that a thread reads at once
 AHEAD_PER_WORKER = 2  # batches that are read or wait to be used
 
 
@@ -101,15 +101,12 @@ def padded_order(count: int, batch_size: int) -> np.ndarray:
     return order
 
 
-def in_parts(count: int, size: int) -> list[np.ndarray]:
-    """Return 0 to ``count - 1`` in parts of ``size``, the last of which may be shorter."""
-    return np.split(np.arange(count), range(size, count, size))
-
-
 def small_parts(split: Split) -> list[np.ndarray]:
     """Return all indices in parts of some 4 MiB, since several a core are read ahead."""
     bytes_of_one = max(1, math.prod(split.image_shape))
-    return in_parts(len(split), max(1, min(1000, PART_BYTES // bytes_of_one)))
+    # array_record takes a quarter of the time for each record if it is asked for many.
+    size = max(1, min(1000, PART_BYTES // bytes_of_one))
+    return np.split(np.arange(len(split)), range(size, len(split), size))
 
 
 def read_batch(split: Split, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -143,12 +140,10 @@ def read_batches(
 
 
 def read_all(split: Split, workers: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Read a whole split into memory, by threads (default: one for each core)."""
-    workers = workers or os.cpu_count() or 1
+    """Read a whole split into memory, by ``workers`` threads."""
     images = np.empty((len(split), *split.image_shape), np.uint8)
     labels = np.empty(len(split), np.int32)
-    # array_record takes a quarter of the time for each record if it is asked for many.
-    order = in_parts(len(split), max(1, min(1000, len(split) // (4 * workers))))
+    order = small_parts(split)
     for part, batch in zip(order, read_batches(split, order, workers), strict=True):
         images[part], labels[part] = batch
     return images, labels

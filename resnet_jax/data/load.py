@@ -5,8 +5,6 @@ import os
 from functools import partial
 from typing import Literal
 
-import numpy as np
-
 from resnet_jax.config import DataConfig, TrainConfig
 from resnet_jax.data.cache import cached_arrays
 from resnet_jax.data.dataset import (
@@ -114,9 +112,8 @@ def _load(settings: DataConfig) -> Dataset:
 
 
 def _open_mnist_5k(_: DataConfig) -> Examples:
-    images, labels = map(np.concatenate, zip(*mnist_5k().values(), strict=True))
-    held_out, test = DATASETS["mnist_5k"].validation, DATASETS["mnist_5k"].test
-    return Examples(tuple("0123456789"), ArraySplit(images, labels), test, held_out)
+    info = DATASETS["mnist_5k"]
+    return Examples(tuple("0123456789"), ArraySplit(*mnist_5k()), info.test, info.validation)
 
 
 def _open_tfds(settings: DataConfig) -> Examples:

@@ -16,7 +16,8 @@ from resnet_jax.errors import ResNetJaxError
 
 Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # split -> uint8[N, H, W, C], int32[N]
 
-# More than any published file unpacked; a packed one can claim a thousand times its size.
+# Of a file or an answer: more than any published one unpacked, and a packed one can claim a
+# thousand times its size.
 MAX_BYTES = 2**26
 # As published: images and labels of the training set, then of the test set.
 IDX_FILES = (
@@ -79,12 +80,13 @@ _INFOS = (
 DATASETS = {info.name: info for info in _INFOS}
 
 
-def mnist_5k() -> Arrays:
-    """Read 5,000 images of MNIST's training set, 500 of each digit, in fixed splits.
+def mnist_5k() -> tuple[np.ndarray, np.ndarray]:
+    """Read 5,000 images of MNIST's training set and their labels: 500 of each digit.
 
     The file lists them by digit. Of the k-th image of a digit, counted from 0, k mod 10 = 4 goes
-    to validation, 9 to test and the others to train: 400, 50 and 50 of each digit. A split is in
-    the order in which TFDS would store it, which sorts by the MD5 of split and row.
+    to validation, 9 to test and the others to train: 400, 50 and 50 of each digit. Those to train
+    on come first, then those for validation; each split is in the order in which TFDS would store
+    it, which sorts by the MD5 of split and row.
     """
     path = mnist_5k_file()
     try:
@@ -101,11 +103,10 @@ def mnist_5k() -> Arrays:
     images, labels = rows[:, :-1].reshape(-1, 28, 28, 1), rows[:, -1].astype(np.int32)
     last = (np.arange(5000) - np.searchsorted(labels, labels)) % 10
     members = {"train": (last != 4) & (last != 9), "validation": last == 4, "test": last == 9}
-    arrays = {}
+    order: list[int] = []
     for split, member in members.items():
-        order = sorted(np.flatnonzero(member), key=partial(_md5, split))
-        arrays[split] = (images[order], labels[order])
-    return arrays
+        order += sorted(np.flatnonzero(member), key=partial(_md5, split))
+    return images[order], labels[order]
 
 
 def _md5(split: str, row: int) -> bytes:

@@ -26,7 +26,6 @@ from resnet_jax.errors import ResNetJaxError
 from resnet_jax.storage import expanded, remove_abandoned
 
 PATIENCE = 4.0  # seconds for a host to answer
-LARGEST = 2**26  # bytes that are read of an answer: twice the largest file, and no more
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +140,7 @@ def _download(info: mnist.DatasetInfo) -> mnist.Arrays:
             log.warning("downloading %s", url)
             try:
                 with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
-                    Path(folder, name).write_bytes(answer.read(LARGEST))
+                    Path(folder, name).write_bytes(answer.read(mnist.MAX_BYTES))
             except Exception as error:  # of the network, the server or the disk
                 if isinstance(error, urllib.error.HTTPError):
                     error.close()

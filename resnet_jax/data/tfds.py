@@ -4,6 +4,7 @@ TFDS and array_record are imported where they are used, which takes longer than 
 from the cache. TensorFlow is not needed.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import errno
@@ -12,6 +13,7 @@ import io
 import json
 import math
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -22,7 +24,7 @@ from PIL import Image
 
 from resnet_jax.config import DataConfig
 from resnet_jax.data.cache import cached_facts, user_folder
-from resnet_jax.data.dataset import DiskSplit, Examples, in_parts
+from resnet_jax.data.dataset import DiskSplit, Examples, small_parts
 from resnet_jax.data.image import FORMATS, MAX_PIXELS, DecodeSpec, read_image
 from resnet_jax.data.mnist import DATASETS, mnist_5k, mnist_5k_file
 from resnet_jax.errors import ResNetJaxError
@@ -50,15 +52,16 @@ class Prepared:
     splits: dict[str, dict[str, int]]  # split -> file name -> number of records
 
 
-# To check records by: any size will do, since what does not decode fails at each.
-ANY_SIZE = DataConfig(image_size=8, background=0)
-
-
 class Records:
-    """The records of some files of a prepared dataset."""
+    """The records of some files of a prepared dataset; without settings to check them alone."""
 
-    def __init__(self, prepared: Prepared, files: dict[str, int], settings: DataConfig) -> None:
+    def __init__(
+        self, prepared: Prepared, files: dict[str, int], settings: DataConfig | None = None
+    ) -> None:
         self.prepared = prepared
+        # To check them any size will do, and -1, which TFDS writes where no label is published.
+        self._lowest_label = -1 if settings is None else 0
+        settings = settings or DataConfig(image_size=8, background=0)
         if None in prepared.shape:
             self.spec = DecodeSpec.of(f"images in {prepared.folder}", prepared.shape, settings)
         else:
@@ -66,8 +69,9 @@ class Records:
         self._files = list(files.items())
         self._starts = np.cumsum([0, *files.values()])
         self._readers: dict[Path, Any] = {}
+        self.split = DiskSplit(self._read, np.arange(self._starts[-1]), self.spec.shape)
 
-    def read(self, positions: np.ndarray, lowest_label: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def _read(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images = np.empty((len(positions), *self.spec.shape), np.uint8)
         labels = np.empty(len(positions), np.int32)
         highest = len(self.prepared.class_names) - 1
@@ -75,21 +79,16 @@ class Records:
         for shard in np.unique(shards).tolist():
             chosen = np.flatnonzero(shards == shard)
             numbers = (positions[chosen] - self._starts[shard]).tolist()
-            (file, count), place = self._files[shard], ""
+            file, count = self._files[shard]
             path = self.prepared.folder / file
-            try:
+            with _reading(path, self.prepared.root):
                 records = self._reader(path, count).read(numbers)
-                for i, number, record in zip(chosen, numbers, records, strict=True):
-                    place = f"record {number}: "
+                found = list(zip(chosen, numbers, records, strict=True))
+            for i, number, record in found:
+                with _reading(path, self.prepared.root, f"record {number}: "):
                     images[i], labels[i] = self._decode(record, f"record {number} of {path}")
-                    if not lowest_label <= labels[i] <= highest:
+                    if not self._lowest_label <= labels[i] <= highest:
                         raise ValueError(f"label {labels[i]}, not 0 to {highest}")
-            except ResNetJaxError:
-                raise
-            except Exception as error:  # what array_record, protobuf and Pillow make of damage
-                if isinstance(error, OSError) and error.errno:
-                    raise _unreadable(path, error) from error
-                raise _damaged(path, self.prepared.root, f"{place}{error}") from error
         return images, labels
 
     def _reader(self, path: Path, count: int) -> Any:
@@ -124,20 +123,25 @@ class Records:
         return read_image(content, self.spec, name=name), label
 
 
-def _damaged(path: Path, root: Path, why: object) -> DamagedFileError:
-    reason = " ".join(str(why).split())[:160] or type(why).__name__
-    return DamagedFileError(
-        f"{path} is damaged ({reason}): run `resnet-jax data prepare {_name(path.parent, root)} "
-        f"--dir {root}` to make it again, or give another folder (--data.dir)"
-    )
-
-
-def _unreadable(path: PathLike, error: OSError) -> ResNetJaxError:
-    """Say that what is wrong lies not in a file."""
-    return ResNetJaxError(
-        f"{path} cannot be read ({error.strerror}): mend its permissions, or raise the limit on "
-        "open files (ulimit -n)"
-    )
+@contextlib.contextmanager
+def _reading(path: Path, root: Path, place: str = "") -> Iterator[None]:
+    """Say what is wrong with a prepared file, or that it lies not in the file."""
+    try:
+        yield
+    except ResNetJaxError:
+        raise
+    except Exception as error:  # what TFDS, array_record, protobuf and Pillow make of damage
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+            raise ResNetJaxError(
+                f"{error.filename or path} cannot be read ({error.strerror}): mend its "
+                "permissions, or raise the limit on open files (ulimit -n)"
+            ) from error
+        reason = " ".join(f"{place}{error}".split())[:160] or type(error).__name__
+        raise DamagedFileError(
+            f"{path} is damaged ({reason}): run `resnet-jax data prepare "
+            f"{_name(path.parent, root)} --dir {root}` to make it again, or give another folder "
+            "(--data.dir)"
+        ) from error
 
 
 def _name(folder: Path, root: Path) -> str:
@@ -200,8 +204,6 @@ def open_prepared(folder: Path, root: Path, settings: DataConfig) -> Examples:
     """Open the splits of a dataset that a run can use; their description is cached."""
     name = _name(folder, root)
     (found,) = cached_facts(name, root, [folder], partial(_look, root=root))
-    if isinstance(found, OSError):
-        raise _unreadable(found.filename or folder, found)
     class_names, shape, keys, splits, sha256 = found
     if "train" not in splits:
         raise ResNetJaxError(
@@ -211,11 +213,11 @@ def open_prepared(folder: Path, root: Path, settings: DataConfig) -> Examples:
     lengths = {split: sum(files.values()) for split, files in splits.items()}
     files = {file: count for part in splits.values() for file, count in part.items()}
     records = Records(prepared, files, settings)
-    images = DiskSplit(records.read, np.arange(sum(files.values())), records.spec.shape)
     held_out = DATASETS[name].validation if name in DATASETS else lengths.get("validation")
     what = f"({prepared.class_names}, ({sha256}, {lengths}, {records.spec.fingerprint_text}))"
     digest = hashlib.sha256(what.encode()).hexdigest()
-    return Examples(prepared.class_names, images, lengths.get("test", 0), held_out, folder, digest)
+    test = lengths.get("test", 0)
+    return Examples(prepared.class_names, records.split, test, held_out, folder, digest)
 
 
 def _look(folder: Path, root: Path) -> list[Any]:
@@ -225,24 +227,28 @@ def _look(folder: Path, root: Path) -> list[Any]:
     if _name(folder, root) not in DATASETS:
         splits = {split: files for split, files in splits.items() if _is_labelled(whole, files)}
     paths = [folder / file for files in splits.values() for file in files]
-    for path in paths:
-        if not path.is_file():  # to read a pipe or a device may never end
-            raise _damaged(path, root, "no such file")
+
+    def sha256_of(path: Path) -> str:
+        with _reading(path, root):
+            if not path.is_file():  # to read a pipe or a device may never end
+                raise ValueError("no such file")
+            return file_sha256(path)
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return [whole.class_names, whole.shape, whole.keys, splits, [*pool.map(file_sha256, paths)]]
+        return [whole.class_names, whole.shape, whole.keys, splits, [*pool.map(sha256_of, paths)]]
 
 
 def _is_labelled(prepared: Prepared, files: dict[str, int]) -> bool:
-    """Whether the first record has a label: TFDS writes -1 where they are not published."""
-    records = Records(prepared, files, ANY_SIZE)
-    return sum(files.values()) > 0 and records.read(np.array([0]), lowest_label=-1)[1][0] >= 0
+    """Whether the first record has a label."""
+    first = Records(prepared, files).split.take(slice(1))
+    return len(first) > 0 and first.batch(np.array([0]))[1][0] >= 0
 
 
 def describe(folder: Path, root: Path) -> Prepared:
     """Return what TFDS knows of a prepared dataset, once its description has been checked."""
     import tensorflow_datasets as tfds
 
-    try:
+    with _reading(folder / "features.json or dataset_info.json", root):
         # TFDS imports the modules that this file names: only its own may run.
         json.loads(folder.joinpath("features.json").read_bytes(), object_hook=_check_class)
         info, splits = tfds.builder_from_directory(folder).info, {}
@@ -252,10 +258,6 @@ def describe(folder: Path, root: Path) -> Prepared:
                 raise ValueError(f"{elsewhere[0]} is no file in it")
             names = [path.name for path in paths]
             splits[split] = dict(zip(names, described.shard_lengths, strict=True))
-    except Exception as error:  # TFDS raises what its parsers do
-        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
-            raise _unreadable(error.filename or folder, error) from error
-        raise _damaged(folder / "features.json or dataset_info.json", root, error) from error
     if info.file_format.value != "array_record":
         raise ResNetJaxError(
             f"{folder} is prepared as {info.file_format.value}, which needs TensorFlow: run "
@@ -268,13 +270,11 @@ def describe(folder: Path, root: Path) -> Prepared:
             f"{folder} holds {image}: expected uint8 of at most {MAX_VALUES:,} values (--data.dir)"
         )
     names, names_file = label.names, Path(label.get_names_filepath(folder, keys[1]))
-    try:
+    with _reading(names_file, root):
         if names_file.exists():  # read again, since TFDS passes over a damaged one
             names = tfds.features.ClassLabel(names_file=names_file).names
         if len(names) != label.num_classes:
             raise ValueError(f"{len(names)} names of {label.num_classes} classes")
-    except (OSError, ValueError) as error:
-        raise _damaged(names_file, root, error) from error
     return Prepared(folder, root, tuple(names), image.shape, keys, splits)
 
 
@@ -318,10 +318,10 @@ def verify_prepared(name: str, data_dir: PathLike | None = None) -> VerifyReport
     good, damaged = ["dataset_info.json", "features.json"], []
     prepared = describe(folder, root)
     for file, count in (item for files in prepared.splits.values() for item in files.items()):
-        records = Records(prepared, {file: count}, ANY_SIZE)
+        split = Records(prepared, {file: count}).split
         try:
-            for part in in_parts(count, 1000):
-                records.read(part, lowest_label=-1)
+            for part in small_parts(split):
+                split.batch(part)
             good.append(file)
         except ResNetJaxError as error:
             if getattr(error.__cause__, "errno", None) in (errno.EMFILE, errno.ENFILE):

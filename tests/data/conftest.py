@@ -12,9 +12,7 @@ from make_datasets import build, encoded, idx_bytes
 
 from resnet_jax.data.mnist import DATASETS, IDX_FILES
 
-CHECKOUT = Path(__file__).parents[2]
-# Read before the tests replace it.
-PREPARED = Path(os.environ.get("TFDS_DATA_DIR") or CHECKOUT.parent / "shared" / "data" / "tfds")
+PREPARED = Path(os.environ["TFDS_DATA_DIR"])  # before the tests replace it
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,15 @@ def encoded(pixels: np.ndarray, kind: str = "png", **options) -> bytes:
     return file.getvalue()
 
 
+def picture(path: Path, seed: int, size=(8, 6), mode="RGB", **options) -> Path:
+    """Noise, written to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = size[::-1] if mode == "L" else (*size[::-1], len(mode))
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+    Image.fromarray(pixels, mode).save(path, **options)
+    return path
+
+
 def build(root, splits, *, name="digits", shape=(28, 28, 1), names=None, config=None, shards=1):
     """Prepares a dataset of splits (pairs of an image file and a label) with TFDS; its folder."""
 
@@ -67,9 +76,19 @@ def flip(path, position, bit=1):
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-def refusal(root, name="digits", **kwargs):
+def examples(*splits) -> tuple[np.ndarray, np.ndarray]:
+    """All images and labels of some splits, in memory or on disk."""
+    images, labels = zip(*(split.batch(np.arange(len(split))) for split in splits), strict=True)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def refused(function, *args, **kwargs) -> str:
+    """The one line that a call ends with."""
     with pytest.raises(rj.ResNetJaxError) as error:
-        rj.load_dataset(name, root, **kwargs)
-    text = str(error.value)
-    assert "\n" not in text
-    return text
+        function(*args, **kwargs)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def refusal(root, name="digits", **kwargs) -> str:
+    return refused(rj.load_dataset, name, root, **kwargs)

@@ -119,25 +119,18 @@ def test_a_greater_strength_changes_more():
 
 @pytest.mark.slow
 def test_operations_are_drawn_with_equal_chances_and_both_signs():
-    images = jnp.asarray(picture(3), jnp.float32)[None]
-    count = 1400
-    many = jnp.broadcast_to(images, (count, *images.shape[1:]))
-    found = np.asarray(jax.jit(partial(randaugment, operations=1, magnitude=9))(
-        many, jax.random.key(0)
-    ))  # fmt: skip
-    results = {
-        (name, sign): changed(np.asarray(images[0]), name, sign * 0.9)
-        for name in OPERATIONS
-        for sign in (1.0, -1.0)
-    }
-    names = list(results)
-    distance = np.stack([np.abs(found - results[key]).mean((1, 2, 3)) for key in names])
+    image = picture(3)
+    many = jnp.broadcast_to(jnp.asarray(image, jnp.float32), (1400, *image.shape))
+    draw = jax.jit(partial(randaugment, operations=1, magnitude=9))
+    found = np.asarray(draw(many, jax.random.key(0)))
+    results = [changed(image, name, sign * 0.9) for name in OPERATIONS for sign in (1, -1)]
+    distance = np.stack([np.abs(found - result).mean((1, 2, 3)) for result in results])
     assert distance.min(0).max() < 1e-2  # each is one operation's result
     nearest = distance.argmin(0)
     by_operation = np.bincount(nearest // 2, minlength=len(OPERATIONS))
     assert by_operation.min() > 60  # 100 expected, standard deviation 9.6
     assert by_operation.max() < 140
-    turned = np.bincount(nearest, minlength=len(names))[2 * OPERATIONS.index("rotate") :][:2]
+    turned = np.bincount(nearest, minlength=len(results))[2 * OPERATIONS.index("rotate") :][:2]
     assert turned.min() > 20
 
 

@@ -5,12 +5,14 @@ import io
 import json
 import shutil
 import struct
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from make_datasets import examples
 from PIL import Image
 
 import resnet_jax as rj
@@ -119,8 +121,19 @@ def written(path: Path, seed: int, kind, orientation, clear, tags, compression):
     return UPRIGHT[turned](levels), refused
 
 
-def check(kinds, root: Path, run: rj.Run, command, client) -> None:
+@pytest.fixture(scope="module")
+def client(finished_run, client_of):
+    with client_of(finished_run) as client:
+        yield client
+
+
+@pytest.fixture
+def check(tmp_path, finished_run, command, answers, client):
     """Each picture is right, or named in one line, by verify, train, predict and demo alike."""
+    return partial(look, tmp_path / "kinds", finished_run, command, client)
+
+
+def look(root: Path, run: rj.Run, command, client, kinds) -> None:
     shutil.rmtree(root, ignore_errors=True)
     expected = []
     for number, (kind, *rest) in enumerate(kinds):
@@ -133,12 +146,11 @@ def check(kinds, root: Path, run: rj.Run, command, client) -> None:
     named = {path for path, *_ in expected if f"damaged  {path}: " in out}
     assert (code, len(err.splitlines())) == (bool(named), bool(named)), err
     data = rj.load_dataset("folder", root, skip_bad=True, validation=0)
-    images = np.concatenate([data.train.images, data.test.images]).astype(int)
-    labels = np.concatenate([data.train.labels, data.test.labels])
+    images, labels = examples(data.train, data.test)
     for number, (path, kind, levels, refused) in enumerate(expected):
         line = next((line for line in out.splitlines() if str(path) in line), "")
         label = data.class_names.index(str(number))
-        mine = [image for image in images[labels == label] if np.ptp(image) > 0]
+        mine = [image.astype(int) for image in images[labels == label] if np.ptp(image) > 0]
         if refused is not None:
             assert refused in line, (kind, line)
         # Sound pixels are read, whatever is beside them.
@@ -164,32 +176,19 @@ def check(kinds, root: Path, run: rj.Run, command, client) -> None:
     assert (code, len(err.splitlines())) == (bool(named), len(named) + bool(named))
 
 
-@pytest.fixture(scope="module")
-def client(finished_run, client_of):
-    with client_of(finished_run) as client:
-        yield client
+@pytest.mark.parametrize("count", [3, pytest.param(100, marks=pytest.mark.slow)])
+def test_pictures_of_every_kind(count, check):
+    at_any_pace = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
+    @settings(max_examples=count, derandomize=count == 3, phases=[Phase.generate], **at_any_pace)
+    @given(pictures)
+    def each(kinds):
+        check(kinds)
 
-at_any_pace = settings(
-    deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
-)
-
-
-@settings(at_any_pace, max_examples=3, derandomize=True)
-@given(kinds=pictures)
-def test_pictures_of_every_kind(kinds, tmp_path, finished_run, command, answers, client):
-    check(kinds, tmp_path / "kinds", finished_run, command, client)
-
-
-@pytest.mark.slow
-@settings(at_any_pace, max_examples=100)
-@given(kinds=pictures)
-def test_pictures_of_every_kind_at_length(kinds, tmp_path, finished_run, command, answers, client):
-    check(kinds, tmp_path / "kinds", finished_run, command, client)
+    each()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_container_and_mode(orientation, tmp_path, finished_run, command, answers, client):
+def test_every_container_and_mode(orientation, check):
     """Each once, with the pictures split over the eight orientations."""
-    kinds = [(kind, orientation, False, [], None) for kind in KINDS[orientation - 1 :: 8]]
-    check(kinds, tmp_path / "kinds", finished_run, command, client)
+    check([(kind, orientation, False, [], None) for kind in KINDS[orientation - 1 :: 8]])
