@@ -23,15 +23,13 @@ import jax
 import numpy as np
 
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.storage import file_sha256, json_sha256, sync
+from resnet_jax.storage import UNFINISHED, file_sha256, json_sha256, remove_unfinished, sync
 from resnet_jax.training.distributed import broadcast_from_main, wait_for_heartbeat
 from resnet_jax.training.state import TrainState
 
 log = logging.getLogger(__name__)
 
 SAVED = ("step", "params", "batch_stats", "opt_state", "ema")
-# Prefix of temporary folders; the next save removes leftovers.
-UNFINISHED = ".unfinished-"
 # Files of a step, on a disk that can run out of inodes.
 FILES = 40
 
@@ -51,17 +49,6 @@ class Manifest:
 
     def to_json(self) -> str:
         return json.dumps({**vars(self), "sha256": json_sha256(vars(self))}, indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> "Manifest":
-        """Do the inverse of `to_json`; raise ValueError where the checksum disagrees."""
-        try:
-            body = json.loads(text)
-            if body.pop("sha256") != json_sha256(body):
-                raise ValueError("its own checksum disagrees")
-            return cls(**body)
-        except (AttributeError, LookupError, TypeError, RecursionError) as error:
-            raise ValueError(f"it is no manifest ({error!r})") from error
 
 
 class Checkpoints:
@@ -88,11 +75,11 @@ class Checkpoints:
         tree = {name: getattr(state, name) for name in SAVED}
         # With some metadata for each array, and a reserve for blocks and temporary files.
         needed = int(1.25 * sum(leaf.nbytes + 1024 for leaf in jax.tree.leaves(tree))) + 2**15
-        unfinished = self.directory / f"{UNFINISHED}{step}"
+        unfinished = self.directory / f"{UNFINISHED}-{step}"
 
         def begin() -> None:
             with self._explained(unfinished):
-                self.remove_unfinished()
+                remove_unfinished(self.directory)
                 unfinished.mkdir(parents=True)
                 sync(self.directory.parent)
                 _check_room(unfinished, needed)
@@ -130,7 +117,7 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             reason = _reason(error)
             shutil.rmtree(unfinished, ignore_errors=True)
-            step = unfinished.name.removeprefix(UNFINISHED)
+            step = unfinished.name.removeprefix(f"{UNFINISHED}-")
             raise ResNetJaxError(
                 f"checkpoint of step {step} could not be written to {self.directory} ({reason}): "
                 f"free space or permissions there, then run the same command again"
@@ -146,9 +133,14 @@ class Checkpoints:
     def manifest(self, step: int) -> Manifest:
         path = self.directory / str(step) / "manifest.json"
         try:
-            manifest = Manifest.from_json(path.read_text())
+            body = json.loads(path.read_text())
+            if body.pop("sha256") != json_sha256(body):
+                raise ValueError("its own checksum disagrees")
+            manifest = Manifest(**body)
         except (OSError, ValueError) as error:
             raise DamagedCheckpointError(f"{path} is damaged: {error}") from error
+        except (AttributeError, LookupError, TypeError, RecursionError) as error:
+            raise DamagedCheckpointError(f"{path} is no manifest ({error!r})") from error
         if manifest.step != step:
             raise DamagedCheckpointError(f"{path} is damaged: it is that of step {manifest.step}")
         return manifest
@@ -161,13 +153,13 @@ class Checkpoints:
             raise DamagedCheckpointError(f"{folder / surplus[0]} does not belong to the checkpoint")
         for name, digest in manifest.files.items():
             path = folder / name
-            if name not in present:
+            found = None
+            if name in present:
+                with contextlib.suppress(FileNotFoundError):  # a run that trains on removes steps
+                    found = file_sha256(path)
+            if found is None:
                 raise DamagedCheckpointError(f"{path} is missing")
-            try:
-                same = file_sha256(path) == digest
-            except FileNotFoundError as error:  # a run that trains on has just removed the step
-                raise DamagedCheckpointError(f"{path} is missing") from error
-            if not same:
+            if found != digest:
                 raise DamagedCheckpointError(f"{path} is damaged: its checksum disagrees")
         return manifest
 
@@ -237,14 +229,10 @@ class Checkpoints:
 
     def _discard(self, step: int) -> None:
         """Remove a step; renamed first, so that a kill never leaves half of it in place."""
-        gone = self.directory / f"{UNFINISHED}discarded-{step}"
+        gone = self.directory / f"{UNFINISHED}-discarded-{step}"
         with contextlib.suppress(FileNotFoundError):
             (self.directory / str(step)).rename(gone)
             shutil.rmtree(gone)
-
-    def remove_unfinished(self) -> None:
-        for path in self.directory.glob(f"{UNFINISHED}*"):
-            shutil.rmtree(path)
 
 
 def _reason(error: Exception) -> str:

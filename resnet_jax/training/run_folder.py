@@ -84,8 +84,8 @@ class RunFolder:
                 lock.truncate(0)
                 print(os.getpid(), "on", os.uname().nodename, file=lock, flush=True)
                 # Here and not at the next save: a run may have nothing left to save.
-                storage.remove_unfinished(self.path)
-                self.checkpoints.remove_unfinished()
+                for folder in (self.path, self.checkpoints.directory):
+                    storage.remove_unfinished(folder)
                 stack.enter_context(_log_to(self.path / "run.log"))
             yield
 
