@@ -130,11 +130,9 @@ def check_utf8(folder: Path) -> None:
         ) from None
 
 
-def file_sha256(path: Path, *, synced: bool = False) -> str:
-    """Return the SHA-256 of a file's content, once it is on the disk if ``synced``."""
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
     with path.open("rb") as file:
-        if synced:
-            os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -95,13 +95,11 @@ class Checkpoints:
     ) -> None:
         """Add the manifest, move the step into place and remove those that it replaces."""
         with self._explained(unfinished):
-            names = _files(unfinished)
-            files = {name: file_sha256(unfinished / name, synced=True) for name in names}
-            manifest = unfinished / "manifest.json"
-            manifest.write_text(Manifest(step, validation, files, metrics).to_json())
-            sync(manifest)
-            for folder, *_ in os.walk(unfinished):
-                sync(Path(folder))
+            files = {name: file_sha256(unfinished / name) for name in _files(unfinished)}
+            manifest = Manifest(step, validation, files, metrics).to_json()
+            (unfinished / "manifest.json").write_text(manifest)
+            for path in (unfinished, *unfinished.rglob("*")):
+                sync(path)
             self._discard(step)
             unfinished.rename(self.directory / str(step))
             sync(self.directory)
