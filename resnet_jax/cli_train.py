@@ -122,11 +122,13 @@ def train(
             f"{settings.epochs:g} epochs in batches of {settings.batch_size}, run folder {folder}"
         )
         from resnet_jax import run as library
-        from resnet_jax.training.distributed import failing_together
+        from resnet_jax.data.prepare import prepare
+        from resnet_jax.training.distributed import failing_together, main_process_first
 
         with failing_together(folder):
             if from_idx is not None and not runs:
-                _prepare(settings, from_idx)
+                data = settings.data
+                main_process_first(partial(prepare, data.name, data.dir, from_idx))
             run = library.train(settings, folder, should_stop=stop, callbacks=[stop])
         if not stop.training:  # it was finished
             for row in run.metrics().query("kind == 'test'").to_dict("records"):
@@ -139,13 +141,6 @@ def train(
         from resnet_jax.inspection.compare import compare_runs
 
         display.print_comparison(compare_runs(runs))
-
-
-def _prepare(config: TrainConfig, from_idx: Path) -> None:
-    from resnet_jax.data.prepare import prepare
-    from resnet_jax.training.distributed import main_process_first
-
-    main_process_first(lambda: prepare(config.data.name, config.data.dir, from_idx))
 
 
 def _planned(

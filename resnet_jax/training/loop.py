@@ -98,16 +98,14 @@ class Training:
         self._shapes = cache(partial(jax.eval_shape, create, params_key, images))
         names, parts = data.class_names, custom.describe(self._shapes, images, data.num_classes)
         record = Record(config, data.fingerprint, names, data.image_shape, parts, instructions)
-        if recorded:
-            folder.check_same(record)
+        folder.check_same(record)
         read = partial(initial_variables, config, model, names, channels, params_key)
         # Read before anything is written, and not at all where a run goes on.
         initial = read() if config.init_from and not checkpoints.steps() else None
 
         def lock() -> int:
             self._stack.enter_context(folder.opened_for_writing())
-            if folder.exists:  # perhaps since a moment ago, and another's
-                folder.check_same(record)
+            folder.check_same(record)  # it may be there since a moment ago, and another's
             # A run may go on with other settings of the kind that changes nothing learnt.
             if recorded != record:
                 folder.write_record(record)
@@ -235,8 +233,7 @@ class Training:
             metrics = fetched[int(bad_step) - self.step + len(fetched)]
             what = "gradient" if np.isfinite(metrics.loss) else "loss"
             raise self._not_finite(what, int(bad_step))
-        columns = zip(Metrics._fields, zip(*fetched, strict=True), strict=True)
-        row = {name: float(np.mean(values)) for name, values in columns}
+        row = jax.tree.map(lambda *values: float(np.mean(values)), *fetched)._asdict()
         if self.schedule:
             row["learning_rate"] = float(self.schedule(self.step - 1))
         row["images_per_s"] = round(len(fetched) * self.config.batch_size / seconds, 1)

@@ -147,7 +147,9 @@ class RunFolder:
         return self.checkpoints.restore_variables(step)
 
     def check_same(self, new: Record) -> None:
-        """Refuse to continue this run with another configuration, other data or other parts."""
+        """Refuse to continue a run with another configuration, other data or other parts."""
+        if not self.exists:
+            return
         before = self.read_record()
         allowed = set(MAY_CHANGE)
         # A schedule that does not depend on the length of the run may be followed further.
