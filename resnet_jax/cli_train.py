@@ -164,27 +164,23 @@ def _planned(
         raise ResNetJaxError(f"--run-dir {run_dir} has no name for several runs: give runs/NAME")
     planned = []
     varied = {axis.removeprefix("--").partition("=")[0] for axis in axes} - {"seed"}
+    folder = run_dir or Path("runs", preset)
+    reference = config if run_dir else PRESETS[preset]
     for settings in grid_of(config, axes):
         settings = _with_settings_of_its_dataset(settings, config, arguments)
+        named = folder
+        if axes or run_dir is None:
+            name = run_name(folder.name, reference, settings, varied)
+            named = folder.with_name(f"{name}-seed{settings.seed}")
         if run_dir is None:
-            folder = _default_folder(preset, settings, varied)
-        elif axes:
-            name = run_name(run_dir.name, config, settings, varied)
-            folder = run_dir.with_name(f"{name}-seed{settings.seed}")
-        else:
-            folder = run_dir
-        planned.append((settings, folder))
+            named = _or_earlier(named, preset, settings)
+        planned.append((settings, named))
     return planned
 
 
-def _default_folder(preset: str, config: TrainConfig, varied: set[str]) -> Path:
-    """Return runs/PRESET-seedN, with settings that change what is learnt and varied ones in it.
-
-    Without them where a run of this very configuration is in that folder: of an earlier version.
-    """
-    plain = Path("runs") / f"{preset}-seed{config.seed}"
-    name = run_name(preset, PRESETS[preset], config, varied)
-    named = Path("runs") / f"{name}-seed{config.seed}"
+def _or_earlier(named: Path, preset: str, config: TrainConfig) -> Path:
+    """Return the folder, or runs/PRESET-seedN if an earlier version began this very run there."""
+    plain = named.with_name(f"{preset}-seed{config.seed}")
     if named == plain or not (plain / "config.yaml").is_file():
         return named
     from resnet_jax.training.run_folder import RunFolder
