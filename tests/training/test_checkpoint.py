@@ -18,7 +18,6 @@ from make_datasets import flip
 import resnet_jax as rj
 from resnet_jax import storage
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.training import checkpoint as module
 from resnet_jax.training import run_folder
 from resnet_jax.training.checkpoint import Checkpoints, DamagedCheckpointError, Manifest
 from resnet_jax.training.run_folder import RunFolder
@@ -72,14 +71,14 @@ def test_every_flipped_cut_or_missing_byte_is_noticed_and_its_file_named(checkpo
 
 def test_a_step_that_goes_while_it_is_verified_is_passed_over(checkpoints, monkeypatch):
     """By a run that trains on."""
-    sha256 = module.file_sha256
+    sha256 = storage.file_sha256
 
     def gone(path, **options):
         if "12" in path.parts:
             raise FileNotFoundError(path)
         return sha256(path, **options)
 
-    monkeypatch.setattr(module, "file_sha256", gone)
+    monkeypatch.setattr(storage, "file_sha256", gone)
     assert next(checkpoints.good_steps()) == 10
 
 
