@@ -19,9 +19,9 @@ from tyro.conf import Positional
 from resnet_jax import display
 from resnet_jax.cli_train import make_report, train_verb
 from resnet_jax.config import DataConfig, ModelConfig, Shortcut, StemKind, TrainConfig
-from resnet_jax.errors import ResNetJaxError, printable
+from resnet_jax.errors import ResNetJaxError, message_and_code, printable
 from resnet_jax.memory import COMPUTE, check_limits
-from resnet_jax.signals import STOPPED, Stop
+from resnet_jax.signals import Stop
 
 if TYPE_CHECKING:
     from resnet_jax.run import Run
@@ -51,23 +51,13 @@ def main(argv: list[str] | None = None) -> int:
             # Of what is odd in a picture, what matters is said in one line that names the file.
             warnings.filterwarnings("ignore", module=r"PIL\b")
             return _parsed(arguments, stop)() or 0
-    except ResNetJaxError as error:
-        display.print_error(error)
-        return error.exit_code
-    except KeyboardInterrupt:
-        # Before or after training, which ends by an error of its own: nothing is half-written.
-        display.print_error(STOPPED)
-        return 75
     except BrokenPipeError:
         display.console.on_broken_pipe()
         return 1
-    except MemoryError:
-        display.print_error("there is not enough memory: free some, or raise the limit (ulimit -v)")
-        return 1
-    except OSError as error:
-        # What no code expected of a file system: its own words name the file.
-        display.print_error(f"{error}: mend that and run the same command")
-        return 1
+    except (ResNetJaxError, KeyboardInterrupt, MemoryError, OSError) as error:
+        line, code = message_and_code(error)
+        display.print_error(line)
+        return code
 
 
 def _parsed(arguments: list[str], stop: Stop) -> Callable[[], int | None]:

@@ -122,11 +122,13 @@ def train(
             f"{settings.epochs:g} epochs in batches of {settings.batch_size}, run folder {folder}"
         )
         from resnet_jax import run as library
-        from resnet_jax.training.distributed import failing_together
+        from resnet_jax.data.prepare import prepare
+        from resnet_jax.training.distributed import failing_together, main_process_first
 
         with failing_together(folder):
             if from_idx is not None and not runs:
-                _prepare(settings, from_idx)
+                data = settings.data
+                main_process_first(partial(prepare, data.name, data.dir, from_idx))
             run = library.train(settings, folder, should_stop=stop, callbacks=[stop])
         if not stop.training:  # it was finished
             for row in run.metrics().query("kind == 'test'").to_dict("records"):
@@ -139,13 +141,6 @@ def train(
         from resnet_jax.inspection.compare import compare_runs
 
         display.print_comparison(compare_runs(runs))
-
-
-def _prepare(config: TrainConfig, from_idx: Path) -> None:
-    from resnet_jax.data.prepare import prepare
-    from resnet_jax.training.distributed import main_process_first
-
-    main_process_first(lambda: prepare(config.data.name, config.data.dir, from_idx))
 
 
 def _planned(
@@ -169,27 +164,23 @@ def _planned(
         raise ResNetJaxError(f"--run-dir {run_dir} has no name for several runs: give runs/NAME")
     planned = []
     varied = {axis.removeprefix("--").partition("=")[0] for axis in axes} - {"seed"}
+    folder = run_dir or Path("runs", preset)
+    reference = config if run_dir else PRESETS[preset]
     for settings in grid_of(config, axes):
         settings = _with_settings_of_its_dataset(settings, config, arguments)
+        named = folder
+        if axes or run_dir is None:
+            name = run_name(folder.name, reference, settings, varied)
+            named = folder.with_name(f"{name}-seed{settings.seed}")
         if run_dir is None:
-            folder = _default_folder(preset, settings, varied)
-        elif axes:
-            name = run_name(run_dir.name, config, settings, varied)
-            folder = run_dir.with_name(f"{name}-seed{settings.seed}")
-        else:
-            folder = run_dir
-        planned.append((settings, folder))
+            named = _or_earlier(named, preset, settings)
+        planned.append((settings, named))
     return planned
 
 
-def _default_folder(preset: str, config: TrainConfig, varied: set[str]) -> Path:
-    """Return runs/PRESET-seedN, with settings that change what is learnt and varied ones in it.
-
-    Without them where a run of this very configuration is in that folder: of an earlier version.
-    """
-    plain = Path("runs") / f"{preset}-seed{config.seed}"
-    name = run_name(preset, PRESETS[preset], config, varied)
-    named = Path("runs") / f"{name}-seed{config.seed}"
+def _or_earlier(named: Path, preset: str, config: TrainConfig) -> Path:
+    """Return the folder, or runs/PRESET-seedN if an earlier version began this very run there."""
+    plain = named.with_name(f"{preset}-seed{config.seed}")
     if named == plain or not (plain / "config.yaml").is_file():
         return named
     from resnet_jax.training.run_folder import RunFolder

@@ -1,6 +1,8 @@
-"""The one error that users meet, and how text is shown to them."""
+"""The one error that users meet, how errors end the command, and how text is shown."""
 
 import unicodedata
+
+STOPPED = "stopped by a signal; the same command continues"
 
 
 class ResNetJaxError(Exception):
@@ -13,6 +15,22 @@ class ResNetJaxError(Exception):
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def message_and_code(error: BaseException) -> tuple[str, int]:
+    """Return the line and the exit code with which an error ends the command."""
+    match error:
+        case ResNetJaxError():
+            return str(error), error.exit_code
+        case KeyboardInterrupt():
+            # Before or after training, which ends by an error of its own: nothing is half-written.
+            return STOPPED, 75
+        case MemoryError():
+            return "there is not enough memory: free some, or raise the limit (ulimit -v)", 1
+        case OSError():
+            # What no code expected of a file system: its own words name the file.
+            return f"{error}: mend that and run the same command", 1
+    return repr(error), 1
 
 
 def printable(text: str) -> str:

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,12 @@ from resnet_jax.config import (
 )
 from resnet_jax.errors import ResNetJaxError
 
-
-def _one_cycle(learning_rate: float) -> OptimConfig:
-    """SGD under the 1cycle policy (arXiv 1708.07120)."""
-    return OptimConfig(
-        learning_rate=learning_rate,
-        nesterov=True,
-        weight_decay=5e-4,
-        schedule="one_cycle",
-        warmup=0.25,
-    )
-
-
+# SGD under the 1cycle policy (arXiv 1708.07120).
+_one_cycle = partial(
+    OptimConfig, nesterov=True, weight_decay=5e-4, schedule="one_cycle", warmup=0.25
+)
+_MNIST = DataConfig(name="mnist", mean=(0.1307,), std=(0.3081,), find_digit=True)
+_DISTORTED = AugmentConfig(shift=2.0, rotation=12.0, scale=0.12, shear=8.0)
 _CIFAR10 = DataConfig(name="cifar10", mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 # The recipe of arXiv 1512.03385, section 4.2: 64,000 updates on 45,000 images, the rate divided by
 # ten after 32,000 and 48,000. (There the pixels' mean is subtracted, here the channels' too
@@ -64,9 +59,9 @@ PRESETS: dict[str, TrainConfig] = {
     # included. Expect 98 % of 500 test digits. Eight epochs are too few for the distortions and the
     # learning rate that pay over forty.
     "quickstart": TrainConfig(
-        data=DataConfig(name="mnist_5k", mean=(0.1307,), std=(0.3081,), find_digit=True),
+        data=replace(_MNIST, name="mnist_5k"),
         augment=AugmentConfig(shift=1.2, rotation=7.0, scale=0.07, shear=5.0),
-        optim=_one_cycle(0.05),
+        optim=_one_cycle(learning_rate=0.05),
         epochs=8,
         eval_every=125,
         label_smoothing=0.1,
@@ -77,14 +72,7 @@ PRESETS: dict[str, TrainConfig] = {
     # shortcut.) Expect 92 to 93 % of 10,000 test digits from 1,000 training digits.
     "book": TrainConfig(
         model=ModelConfig(initializer="torch"),
-        data=DataConfig(
-            name="mnist",
-            subset=(1000, 200, 200),
-            image_size=32,
-            mean=(0.5,),
-            std=(0.5,),
-            find_digit=True,
-        ),
+        data=replace(_MNIST, subset=(1000, 200, 200), image_size=32, mean=(0.5,), std=(0.5,)),
         optim=OptimConfig(learning_rate=0.005, momentum=0.0),
         epochs=5,
         eval_every=15,
@@ -93,11 +81,9 @@ PRESETS: dict[str, TrainConfig] = {
     # Expect 99.5 % in 5 epochs. The stem's stride of 4 leaves little of 28 pixels: 32 are worth
     # their time.
     "mnist": TrainConfig(
-        data=DataConfig(
-            name="mnist", image_size=32, mean=(0.1307,), std=(0.3081,), find_digit=True
-        ),
-        augment=AugmentConfig(shift=2.0, rotation=12.0, scale=0.12, shear=8.0),
-        optim=_one_cycle(0.1),
+        data=replace(_MNIST, image_size=32),
+        augment=_DISTORTED,
+        optim=_one_cycle(learning_rate=0.1),
         epochs=5,
         label_smoothing=0.1,
         ema=0.999,
@@ -106,16 +92,9 @@ PRESETS: dict[str, TrainConfig] = {
     # well, from the ablations of experiments/mnist_record. 99.7 % of the test digits, in little
     # more than an hour on two cores.
     "record": TrainConfig(
-        data=DataConfig(
-            name="mnist",
-            validation=0,
-            image_size=48,
-            mean=(0.1307,),
-            std=(0.3081,),
-            find_digit=True,
-        ),
-        augment=AugmentConfig(shift=2.0, rotation=12.0, scale=0.12, shear=8.0, elastic=0.4),
-        optim=_one_cycle(0.1),
+        data=replace(_MNIST, validation=0, image_size=48),
+        augment=replace(_DISTORTED, elastic=0.4),
+        optim=_one_cycle(learning_rate=0.1),
         epochs=20,
         batch_size=128,
         label_smoothing=0.1,
@@ -124,9 +103,9 @@ PRESETS: dict[str, TrainConfig] = {
     # The least time to 99.0 % of the test digits on two cores: no augmentation, which one epoch
     # does not repay, and a stop as soon as the validation accuracy passes that by a margin.
     "fast": TrainConfig(
-        data=DataConfig(name="mnist", mean=(0.1307,), std=(0.3081,), find_digit=True),
+        data=_MNIST,
         # At 0.1 one seed of three diverged in the warm-up and ended at 96 %.
-        optim=_one_cycle(0.05),
+        optim=_one_cycle(learning_rate=0.05),
         epochs=1.5,
         batch_size=128,
         eval_every=110,  # at 50, evaluating and saving took a fifth of the time
@@ -135,7 +114,7 @@ PRESETS: dict[str, TrainConfig] = {
     "fashion_mnist": TrainConfig(
         data=DataConfig(name="fashion_mnist", mean=(0.2860,), std=(0.3530,)),
         augment=AugmentConfig(shift=2.0, erase=0.5),
-        optim=_one_cycle(0.1),
+        optim=_one_cycle(learning_rate=0.1),
         epochs=10,
         label_smoothing=0.1,
         ema=0.999,
@@ -156,10 +135,7 @@ PRESETS: dict[str, TrainConfig] = {
     ),
     # The paper's own networks by its recipe: 8.75, 7.51, 7.17, 6.97 and 6.43 % test error in its
     # table 6. Not trained by us.
-    "resnet20_cifar10": _of_paper("resnet20"),
-    "resnet32_cifar10": _of_paper("resnet32"),
-    "resnet44_cifar10": _of_paper("resnet44"),
-    "resnet56_cifar10": _of_paper("resnet56"),
+    **{f"resnet{depth}_cifar10": _of_paper(f"resnet{depth}") for depth in (20, 32, 44, 56)},
     # There at 0.01 until the training error is below 80 %, about 400 updates; here as a rise.
     "resnet110_cifar10": _of_paper("resnet110", warmup=400 / 64_000),
     # ResNet-20 within 40 passes for two cores, one-cycle. On a lossy JPEG copy of the images it
@@ -168,7 +144,7 @@ PRESETS: dict[str, TrainConfig] = {
         model=ModelConfig("resnet20"),
         data=_CIFAR10,
         augment=AugmentConfig(flip=True, crop=4),
-        optim=_one_cycle(0.2),
+        optim=_one_cycle(learning_rate=0.2),
         epochs=40,
         batch_size=128,
     ),
@@ -198,7 +174,7 @@ PRESETS: dict[str, TrainConfig] = {
     # A person's own images, --data.dir. The mean and standard deviation suit grey and colour alike.
     "folder": TrainConfig(
         data=DataConfig(name="folder", fit="crop", mean=(0.5,), std=(0.25,)),
-        optim=_one_cycle(0.1),
+        optim=_one_cycle(learning_rate=0.1),
         epochs=30,
         label_smoothing=0.1,
     ),

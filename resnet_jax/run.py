@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import jax
 import numpy as np
+import optax
+from flax import linen as nn
 from numpy.typing import ArrayLike
 
 from resnet_jax.config import TrainConfig
@@ -34,9 +36,7 @@ from resnet_jax.training.state import TrainState
 from resnet_jax.training.step import Loss
 
 if TYPE_CHECKING:
-    import optax
     import pandas as pd
-    from flax import linen as nn
 
 Checkpoint = Literal["best", "latest"]
 Format = Literal["torchvision", "stablehlo", "onnx"]
@@ -55,8 +55,8 @@ def train(
     quiet: bool = False,
     should_stop: ShouldStop | None = None,
     callbacks: Sequence[Callback] = (),
-    model: "nn.Module | None" = None,
-    optimizer: "optax.GradientTransformation | None" = None,
+    model: nn.Module | None = None,
+    optimizer: optax.GradientTransformation | None = None,
     loss: Loss | None = None,
     data: Dataset | None = None,
     tag: str | None = None,
@@ -128,7 +128,7 @@ class Run:
     """
 
     def __init__(
-        self, folder: RunFolder, model: "nn.Module | None" = None, data: Dataset | None = None
+        self, folder: RunFolder, model: nn.Module | None = None, data: Dataset | None = None
     ) -> None:
         self._folder, self._model, self._data = folder, model, data
         record = folder.read_record()
@@ -139,7 +139,7 @@ class Run:
 
     @classmethod
     def open(
-        cls, run_dir: str | Path, *, model: "nn.Module | None" = None, data: Dataset | None = None
+        cls, run_dir: str | Path, *, model: nn.Module | None = None, data: Dataset | None = None
     ) -> Self:
         """Open a run.
 
@@ -280,7 +280,7 @@ class Run:
             )
         return self._model or make_model(self.config, len(self.class_names))
 
-    def preprocess(self, images: "np.ndarray | jax.Array") -> "jax.Array":
+    def preprocess(self, images: np.ndarray | jax.Array) -> jax.Array:
         """Images as they come from the dataset, as the network takes them: float32[N, H, W, C].
 
         May be called within `jax.jit`.

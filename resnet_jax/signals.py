@@ -8,10 +8,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from resnet_jax.errors import STOPPED
 from resnet_jax.training.callbacks import Callback
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-STOPPED = "stopped by a signal; the same command continues"
 
 
 def end_at_a_signal() -> None:

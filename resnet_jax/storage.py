@@ -14,7 +14,7 @@ from typing import Any
 
 from resnet_jax.errors import ResNetJaxError
 
-# The end of the name of a file on its way into its place.
+# In the name of a file, or of a folder, on its way into its place.
 UNFINISHED = ".unfinished"
 
 MAKE_ROOM = "free space or permissions there, then run the same command again"
@@ -71,9 +71,12 @@ def atomic_write(path: Path, content: str | bytes, remedy: str = MAKE_ROOM) -> N
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes left of files in a folder."""
-    for path in folder.glob(f"*{UNFINISHED}"):
-        path.unlink()
+    """Remove what killed processes left of files and folders in a folder."""
+    for path in folder.glob(f"*{UNFINISHED}*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def remove_abandoned(folder: Path, prefix: str) -> None:
@@ -127,11 +130,9 @@ def check_utf8(folder: Path) -> None:
         ) from None
 
 
-def file_sha256(path: Path, *, synced: bool = False) -> str:
-    """Return the SHA-256 of a file's content, once it is on the disk if ``synced``."""
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
     with path.open("rb") as file:
-        if synced:
-            os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -22,27 +22,31 @@ TEST = {
 }  # fmt: skip
 
 
-def show(*, terminal: bool, width: int = 80) -> str:
+def show(
+    *rows: dict, terminal: bool = False, momentum: float = 0.0, found: Evaluation | None = None
+) -> str:
+    """What a console of 80 columns shows of a run; ``found`` is its evaluation."""
     file = io.StringIO()
-    shown = Display(Console(file=file, force_terminal=terminal, width=width))
+    shown = Display(Console(file=file, force_terminal=terminal, width=80), momentum)
     with shown.bar:
         shown.on_start(0, 8)
-        for step in range(1, 5):
-            shown.on_step(step)
-        for row in (TRAIN, VALIDATION, TEST):
+        for row in rows:
+            shown.on_step(row["step"])
+            if found:
+                shown.on_evaluate(row["step"], "validation", found)
             shown.on_metrics(row)
         shown.bar.refresh()
     return file.getvalue()
 
 
 def test_a_terminal_shows_a_bar_with_loss_accuracy_speed_and_time_left():
-    shown = show(terminal=True)
+    shown = show(TRAIN, VALIDATION, TEST, terminal=True)
     for part in ("4/8", "loss 1.235", "accuracy 50.0%", "1,234 images/s", "left", "━"):
         assert part in shown
 
 
 def test_a_pipe_gets_plain_lines(monkeypatch):
-    lines = show(terminal=False).splitlines()
+    lines = show(TRAIN, VALIDATION, TEST).splitlines()
     assert "\x1b" not in "".join(lines)
     assert lines == [
         "epoch  0.50  step     4  train 1.2346 50.00%  val 0.5000 75.00%  1,234 img/s",
@@ -50,19 +54,15 @@ def test_a_pipe_gets_plain_lines(monkeypatch):
     ]
     # After a silence, training metrics are shown too.
     monkeypatch.setattr(display, "SECONDS_BETWEEN_LINES", 0.0)
-    assert show(terminal=False).splitlines()[0] == (
+    assert show(TRAIN).splitlines()[0] == (
         "epoch  0.50  step     4  loss 1.235  accuracy 50.0%  1,234 images/s"
     )
 
 
 def test_an_evaluation_is_one_line_of_80_columns():
-    file = io.StringIO()
-    shown = Display(Console(file=file, width=80))
     late = {"step": 450_000, "epoch": 90.0, "accuracy": 1.0}
-    shown.on_metrics({**TRAIN, **late, "images_per_s": 98_765.4})
-    for more in ({}, {"top5": 0.9876}):
-        shown.on_metrics({**VALIDATION, **late, **more})
-    lines = file.getvalue().splitlines()
+    train, validation = {**TRAIN, **late, "images_per_s": 98_765.4}, {**VALIDATION, **late}
+    lines = show(train, validation, {**validation, "top5": 0.9876}).splitlines()
     assert len(lines) == 2
     assert max(map(len, lines)) <= 80
     assert "98,765 img/s" in lines[0]
@@ -87,12 +87,9 @@ def test_young_running_statistics_are_said_beside_an_accuracy_near_chance(
     confusion = np.zeros((10, 10), int)
     confusion[:, 0] = 10
     confusion[1, :2] = [20 - right, right - 10]
-    file = io.StringIO()
-    shown = Display(Console(file=file, width=80), momentum)
-    shown.on_metrics(TRAIN)
-    shown.on_evaluate(step, "validation", Evaluation(2.3, confusion, tuple("0123456789")))
-    shown.on_metrics({**VALIDATION, "step": step})
-    (line,) = file.getvalue().splitlines()
+    found = Evaluation(2.3, confusion, tuple("0123456789"))
+    shown = show(TRAIN, {**VALIDATION, "step": step}, momentum=momentum, found=found)
+    (line,) = shown.splitlines()
     assert line.endswith(f"  {note}")
     assert len(line) <= 80
 

@@ -16,22 +16,21 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from resnet_jax import storage
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.storage import file_sha256, json_sha256, sync
 from resnet_jax.training.distributed import broadcast_from_main, wait_for_heartbeat
 from resnet_jax.training.state import TrainState
 
 log = logging.getLogger(__name__)
 
 SAVED = ("step", "params", "batch_stats", "opt_state", "ema")
-# Prefix of temporary folders; the next save removes leftovers.
-UNFINISHED = ".unfinished-"
 # Files of a step, on a disk that can run out of inodes.
 FILES = 40
 
@@ -50,18 +49,7 @@ class Manifest:
     metrics: str | None = None  # SHA-256 of the rows of metrics.jsonl up to this step, if known
 
     def to_json(self) -> str:
-        return json.dumps({**vars(self), "sha256": json_sha256(vars(self))}, indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> "Manifest":
-        """Do the inverse of `to_json`; raise ValueError where the checksum disagrees."""
-        try:
-            body = json.loads(text)
-            if body.pop("sha256") != json_sha256(body):
-                raise ValueError("its own checksum disagrees")
-            return cls(**body)
-        except (AttributeError, LookupError, TypeError, RecursionError) as error:
-            raise ValueError(f"it is no manifest ({error!r})") from error
+        return json.dumps({**vars(self), "sha256": storage.json_sha256(vars(self))}, indent=1)
 
 
 class Checkpoints:
@@ -88,53 +76,47 @@ class Checkpoints:
         tree = {name: getattr(state, name) for name in SAVED}
         # With some metadata for each array, and a reserve for blocks and temporary files.
         needed = int(1.25 * sum(leaf.nbytes + 1024 for leaf in jax.tree.leaves(tree))) + 2**15
-        unfinished = self.directory / f"{UNFINISHED}{step}"
+        unfinished = self.directory / f"{storage.UNFINISHED}-{step}"
+        explained = _explained(
+            f"checkpoint of step {step} could not be written to {self.directory}", storage.MAKE_ROOM
+        )
 
+        @explained
         def begin() -> None:
-            with self._explained(unfinished):
-                self.remove_unfinished()
-                unfinished.mkdir(parents=True)
-                sync(self.directory.parent)
-                _check_room(unfinished, needed)
+            storage.remove_unfinished(self.directory)
+            unfinished.mkdir(parents=True)
+            storage.sync(self.directory.parent)
+            _check_room(unfinished, needed)
 
-        broadcast_from_main(begin)
-        with self._explained(unfinished), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
-            orbax.save(unfinished.absolute() / "state", args=ocp.args.PyTreeSave(tree))
-        # Orbax returns when every process has written its part.
-        broadcast_from_main(lambda: self._finish(unfinished, step, validation, metrics))
+        @explained
+        def write() -> None:
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
+                orbax.save(unfinished.absolute() / "state", args=ocp.args.PyTreeSave(tree))
+
+        finish = explained(partial(self._finish, unfinished, step, validation, metrics))
+        try:
+            broadcast_from_main(begin)
+            write()  # returns when every process has written its part
+            broadcast_from_main(finish)
+        except ResNetJaxError:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
 
     def _finish(
         self, unfinished: Path, step: int, validation: dict[str, float] | None, metrics: str | None
     ) -> None:
         """Add the manifest, move the step into place and remove those that it replaces."""
-        with self._explained(unfinished):
-            names = _files(unfinished)
-            files = {name: file_sha256(unfinished / name, synced=True) for name in names}
-            manifest = unfinished / "manifest.json"
-            manifest.write_text(Manifest(step, validation, files, metrics).to_json())
-            sync(manifest)
-            for folder, *_ in os.walk(unfinished):
-                sync(Path(folder))
-            self._discard(step)
-            unfinished.rename(self.directory / str(step))
-            sync(self.directory)
-            steps = [at for at in self.steps() if at <= step]
-            for surplus in set(self.steps()) - {*steps[-2:], self.best_of(steps)}:
-                self._discard(surplus)
-
-    @contextlib.contextmanager
-    def _explained(self, unfinished: Path) -> Iterator[None]:
-        """Turn a failure to write a step into one line, and remove what was written of it."""
-        try:
-            yield
-        except (OSError, ValueError) as error:
-            reason = _reason(error)
-            shutil.rmtree(unfinished, ignore_errors=True)
-            step = unfinished.name.removeprefix(UNFINISHED)
-            raise ResNetJaxError(
-                f"checkpoint of step {step} could not be written to {self.directory} ({reason}): "
-                f"free space or permissions there, then run the same command again"
-            ) from error
+        files = {name: storage.file_sha256(unfinished / name) for name in _files(unfinished)}
+        manifest = Manifest(step, validation, files, metrics).to_json()
+        (unfinished / "manifest.json").write_text(manifest)
+        for path in (unfinished, *unfinished.rglob("*")):
+            storage.sync(path)
+        self._discard(step)
+        unfinished.rename(self.directory / str(step))
+        storage.sync(self.directory)
+        steps = [at for at in self.steps() if at <= step]
+        for surplus in set(self.steps()) - {*steps[-2:], self.best_of(steps)}:
+            self._discard(surplus)
 
     def steps(self) -> list[int]:
         """Return the steps in place, oldest first, verified or not."""
@@ -146,9 +128,14 @@ class Checkpoints:
     def manifest(self, step: int) -> Manifest:
         path = self.directory / str(step) / "manifest.json"
         try:
-            manifest = Manifest.from_json(path.read_text())
+            body = json.loads(path.read_text())
+            if body.pop("sha256") != storage.json_sha256(body):
+                raise ValueError("its own checksum disagrees")
+            manifest = Manifest(**body)
         except (OSError, ValueError) as error:
             raise DamagedCheckpointError(f"{path} is damaged: {error}") from error
+        except (AttributeError, LookupError, TypeError, RecursionError) as error:
+            raise DamagedCheckpointError(f"{path} is no manifest ({error!r})") from error
         if manifest.step != step:
             raise DamagedCheckpointError(f"{path} is damaged: it is that of step {manifest.step}")
         return manifest
@@ -161,13 +148,13 @@ class Checkpoints:
             raise DamagedCheckpointError(f"{folder / surplus[0]} does not belong to the checkpoint")
         for name, digest in manifest.files.items():
             path = folder / name
-            if name not in present:
+            found = None
+            if name in present:
+                with contextlib.suppress(FileNotFoundError):  # a run that trains on removes steps
+                    found = storage.file_sha256(path)
+            if found is None:
                 raise DamagedCheckpointError(f"{path} is missing")
-            try:
-                same = file_sha256(path) == digest
-            except FileNotFoundError as error:  # a run that trains on has just removed the step
-                raise DamagedCheckpointError(f"{path} is missing") from error
-            if not same:
+            if found != digest:
                 raise DamagedCheckpointError(f"{path} is damaged: its checksum disagrees")
         return manifest
 
@@ -200,7 +187,7 @@ class Checkpoints:
 
         target = {name: getattr(state, name) for name in SAVED}
         args = ocp.args.PyTreeRestore(target, ocp.checkpoint_utils.construct_restore_args(target))
-        with self._reading(step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
+        with self._read(step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
             return state.replace(**orbax.restore(self._state(step), args=args))
 
     def restore_variables(self, step: int) -> dict[str, Any]:
@@ -210,7 +197,7 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        with self._reading(step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
+        with self._read(step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
             saved = orbax.metadata(self._state(step)).item_metadata.tree
             names = ("params", "batch_stats") if saved["ema"] is None else ("ema",)
             target = {name: saved[name] for name in names}
@@ -219,38 +206,31 @@ class Checkpoints:
             tree: dict[str, Any] = orbax.restore(self._state(step), args=args)
         return tree.get("ema", tree)
 
-    @contextlib.contextmanager
-    def _reading(self, step: int) -> Iterator[None]:
-        """Turn a failure to read a step, whose files are whole, into one line."""
-        try:
-            yield
-        except (OSError, ValueError) as error:
-            remedy = "give the network and the optimiser that it was trained with"
-            if isinstance(error, OSError):
-                remedy = "mend that and run the same command"
-            raise ResNetJaxError(
-                f"step {step} in {self.directory} cannot be read ({_reason(error)[:200]}): {remedy}"
-            ) from error
+    def _read(self, step: int) -> contextlib.AbstractContextManager[None]:
+        """Explain why a step cannot be read whose files are whole."""
+        what = f"step {step} in {self.directory} cannot be read"
+        return _explained(what, "mend that, or give the network and optimiser that it is of")
 
     def _state(self, step: int) -> Path:
         return (self.directory / str(step) / "state").absolute()
 
     def _discard(self, step: int) -> None:
         """Remove a step; renamed first, so that a kill never leaves half of it in place."""
-        gone = self.directory / f"{UNFINISHED}discarded-{step}"
+        gone = self.directory / f"{storage.UNFINISHED}-discarded-{step}"
         with contextlib.suppress(FileNotFoundError):
             (self.directory / str(step)).rename(gone)
             shutil.rmtree(gone)
 
-    def remove_unfinished(self) -> None:
-        for path in self.directory.glob(f"{UNFINISHED}*"):
-            shutil.rmtree(path)
 
-
-def _reason(error: Exception) -> str:
-    """Return the first line of an error that is no other process's loss."""
-    wait_for_heartbeat(error)
-    return (str(error).splitlines() or [type(error).__name__])[0]
+@contextlib.contextmanager
+def _explained(what: str, remedy: str) -> Iterator[None]:
+    """Turn a failure of the disk or of Orbax into one line."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        wait_for_heartbeat(error)
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ResNetJaxError(f"{what} ({reason}): {remedy}") from error
 
 
 def _check_room(folder: Path, needed: int) -> None:

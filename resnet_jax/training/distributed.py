@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
 
-from resnet_jax.errors import ResNetJaxError, printable
+from resnet_jax.errors import ResNetJaxError, message_and_code, printable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -106,7 +106,7 @@ def broadcast_from_main(make: Callable[[], Any]) -> Any:
         try:
             value = make()
         except ResNetJaxError as error:
-            failure = _failure(error)
+            failure = message_and_code(error)
     text = np.frombuffer(json.dumps([value, failure]).encode(), np.uint8)
     length = int(broadcast_one_to_all(np.int32(len(text))))
     padded = np.resize(text, max(64, 1 << (length - 1).bit_length()))  # each size is compiled
@@ -184,7 +184,7 @@ def failing_together(run_dir: Path) -> Iterator[None]:
                 run_dir.mkdir(parents=True, exist_ok=True)  # another may fail at this moment too
                 cleanup.callback(run_dir.rmdir)
             cleanup.callback(file.unlink, missing_ok=True)
-            file.write_text(json.dumps(_failure(error)))
+            file.write_text(json.dumps(message_and_code(error)))
             jax.distributed.shutdown()  # waits until the others have read it
         raise
     over.set()
@@ -194,16 +194,8 @@ def wait_for_heartbeat(error: BaseException) -> None:
     """Let JAX end this process first if the error, which has no type, may be another's loss."""
     if process_count() > 1 and isinstance(error, RuntimeError | ValueError):
         seconds = HEARTBEAT_TIMEOUT + 10
-        log.warning("%s: waits %d s for JAX's heartbeat", _failure(error)[0], seconds)
+        log.warning("%s: waits %d s for JAX's heartbeat", message_and_code(error)[0], seconds)
         time.sleep(seconds)
-
-
-def _failure(error: BaseException) -> tuple[str, int]:
-    if isinstance(error, KeyboardInterrupt):
-        return "stopped by a signal; the same command continues", 75
-    if isinstance(error, ResNetJaxError):
-        return str(error), error.exit_code
-    return repr(error), 1
 
 
 def _watch(file: Path, over: threading.Event, ending: threading.Lock) -> None:

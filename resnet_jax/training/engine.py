@@ -87,23 +87,17 @@ class Engine:
         return jax.tree.map(lambda leaf: everywhere(leaf.shape, leaf.dtype), tree)
 
     def evaluate(self, state: TrainState, split: Split) -> Evaluation:
-        """Evaluate every example of a split exactly once."""
-        losses, total = [], None
+        """Evaluate every example of a split, which has some, exactly once."""
+        losses, total = [], (0, 0)
         order = padded_order(len(split), self._shareable(self.config.batch_size))
         for batch in self.batches(split, order):
             counts = self._in_turn(self._evaluate(state, batch))
             losses.append(counts.loss)
-            found = (counts.confusion, counts.top5)
             # Added up on the devices: a thousand classes make four megabytes of counts a batch.
-            total = found if total is None else jax.tree.map(jnp.add, total, found)
-        confusion, top5 = total or (np.zeros((len(self.class_names),) * 2, np.int64), 0)
-        loss = sum(map(float, jax.device_get(losses)))
-        return Evaluation(
-            loss=loss / len(split) if len(split) else float("nan"),
-            confusion=np.asarray(confusion, np.int64),
-            class_names=self.class_names,
-            correct5=int(top5),
-        )
+            total = jax.tree.map(jnp.add, total, (counts.confusion, counts.top5))
+        confusion, top5 = total
+        loss = sum(map(float, jax.device_get(losses))) / len(split)
+        return Evaluation(loss, np.asarray(confusion, np.int64), self.class_names, int(top5))
 
     def predict(self, state: TrainState, images: np.ndarray) -> np.ndarray:
         """Return probabilities, float32[N, K], of images uint8[N, H, W, C]."""

@@ -12,13 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from resnet_jax.config import TrainConfig
-from resnet_jax.data.dataset import Dataset, Split
+from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop.weights import initial_variables
-from resnet_jax.models import ResNet, make_model
+from resnet_jax.models import ResNet
 from resnet_jax.ops.heuristics import instruction_set
 from resnet_jax.training.callbacks import Callback, Events
 from resnet_jax.training.distributed import broadcast_from_main, is_main_process, process_count
@@ -49,8 +50,8 @@ class Training:
         self.folder, devices = RunFolder(run_dir), find_devices()
         recorded = self.folder.read_record() if self.folder.exists else None
         known = recorded.config if recorded else None
-        config, data, self.splits = open_data(config, known, custom, len(devices))
-        self.config, self.num_train = config, len(data.train)
+        config, data, self.splits, model = open_data(config, known, custom, len(devices))
+        self.config, self.num_train, self._stack = config, len(data.train), stack
         self.origin = ""  # what a first state was made of, beside random numbers
         sampler = EpochSampler(self.num_train, config.batch_size, config.seed)
         self.total_steps = sampler.steps(config.epochs)
@@ -58,7 +59,7 @@ class Training:
         schedule = jax.jit(make_schedule(config.optim, self.total_steps))
         self.schedule = None if custom.optimizer else schedule
         self.engine = Engine(config, data.class_names, data.image_shape, devices, custom.loss)
-        self._first_state, rows = self._begin(data, custom, recorded, stack)
+        rows = self._begin(data, model, custom, recorded)
         self.callbacks = tuple(callbacks) if is_main_process() else ()
         if config.tensorboard and is_main_process():
             events = Events(self.folder.path / "tensorboard", rows)
@@ -70,15 +71,13 @@ class Training:
         self.batches = stack.enter_context(closing(self.engine.batches(data.train, order)))
 
     def _begin(
-        self, data: Dataset, custom: Custom, recorded: Record | None, stack: ExitStack
-    ) -> tuple[Callable[[], TrainState], list[dict[str, Any]]]:
-        """Lock the folder and record the configuration; return what draws or restores the state to
-        go on from, and the rows of metrics up to it."""
+        self, data: Dataset, model: nn.Module, custom: Custom, recorded: Record | None
+    ) -> list[dict[str, Any]]:
+        """Lock the folder, record the configuration, and return the metrics of steps done."""
         config, folder, checkpoints = self.config, self.folder, self.folder.checkpoints
         params_key, self.augment_key = jax.random.split(
             jax.random.key(config.seed, impl="threefry2x32")
         )
-        model = custom.model or make_model(config, data.num_classes)
         # The algorithms that the run began with, and of several processes the main one's.
         here = broadcast_from_main(instruction_set)
         instructions = recorded.instructions if recorded else here
@@ -88,6 +87,7 @@ class Training:
                 self.origin = f"computes as it began on {instructions}; on {here} bits may differ"
         frozen = config.model.frozen_stages
         tx = custom.optimizer or make_optimizer(config.optim, self.schedule, frozen)
+        self._apply = model.apply
         # XLA's own convolution is quicker to trace, and here it is never computed.
         drawn = model.clone(lowering="reference") if isinstance(model, ResNet) else model
         height, width, channels = data.image_shape
@@ -95,19 +95,17 @@ class Training:
         images = jnp.zeros((1, size or height, size or width, channels), config.model.dtype)
         averages = config.ema is not None
         create = partial(TrainState.create, drawn, tx, ema=averages)
-        abstract = cache(partial(jax.eval_shape, create, params_key, images))
-        names, parts = data.class_names, custom.describe(abstract, images, data.num_classes)
+        self._shapes = cache(partial(jax.eval_shape, create, params_key, images))
+        names, parts = data.class_names, custom.describe(self._shapes, images, data.num_classes)
         record = Record(config, data.fingerprint, names, data.image_shape, parts, instructions)
-        if recorded:
-            folder.check_same(record)
+        folder.check_same(record)
         read = partial(initial_variables, config, model, names, channels, params_key)
         # Read before anything is written, and not at all where a run goes on.
         initial = read() if config.init_from and not checkpoints.steps() else None
 
         def lock() -> int:
-            stack.enter_context(folder.opened_for_writing())
-            if folder.exists:  # perhaps since a moment ago, and another's
-                folder.check_same(record)
+            self._stack.enter_context(folder.opened_for_writing())
+            folder.check_same(record)  # it may be there since a moment ago, and another's
             # A run may go on with other settings of the kind that changes nothing learnt.
             if recorded != record:
                 folder.write_record(record)
@@ -118,45 +116,37 @@ class Training:
         self.accuracies = [row["accuracy"] for row in rows if row["kind"] == "validation"]
         if config.init_from and not self.step:  # or all steps are damaged
             initial = initial or read()
-        variables, self.origin = initial or (None, self.origin)
+        self._draw = partial(create, params_key, images)
+        if initial:
+            variables, self.origin = initial
+            self._draw = partial(TrainState.of_variables, drawn, variables, tx, ema=averages)
+        return rows
 
-        def draw() -> TrainState:
-            return create(params_key, images).starting_from(variables)
-
-        shapes = cache(lambda: abstract().replace(apply_fn=model.apply))
-        return partial(self._draw_or_restore, shapes, draw, data.train, stack), rows
-
-    def _draw_or_restore(
-        self,
-        shapes: Callable[[], TrainState],
-        draw: Callable[[], TrainState],
-        train: Split,
-        stack: ExitStack,
-    ) -> TrainState:
-        """Return the state to go on from; meanwhile the step is compiled."""
-        engine = self.engine
+    def _first_state(self) -> TrainState:
+        """Return the state to go on from, drawn or restored; meanwhile the step is compiled."""
+        engine, shapes = self.engine, self._shapes().replace(apply_fn=self._apply)
         if not (self._is_over() or jax.config.values["jax_disable_jit"]):
             pool = ThreadPoolExecutor(1)
-            stack.callback(pool.shutdown, wait=False)  # a failure is not kept back by the compiler
-            example = train.batch(np.zeros(1, int))
-            engine.compile_ahead(pool, shapes(), self.augment_key, example)
+            # A failure is not kept back by the compiler.
+            self._stack.callback(pool.shutdown, wait=False)
+            example = self.splits["train"].batch(np.zeros(1, int))
+            engine.compile_ahead(pool, shapes, self.augment_key, example)
         if self.step:
-            state = self.folder.checkpoints.restore(engine.abstract(shapes()), self.step)
+            state = self.folder.checkpoints.restore(engine.abstract(shapes), self.step)
             # Not among what is saved: what is in a checkpoint was finite.
             state = state.replace(first_bad_step=engine.replicate(jnp.full((), -1, jnp.int32)))
         else:
-            state = engine.replicate(draw())
-        return state.replace(apply_fn=shapes().apply_fn)
+            state = engine.replicate(self._draw())
+        return state.replace(apply_fn=shapes.apply_fn)
 
     def fit(self, should_stop: ShouldStop | None = None) -> None:
         """Train until the configuration is fulfilled, then test; or until `should_stop`."""
         path, total, ended = self.folder.path, self.total_steps, self._is_over()
         finished = ended and set(self._tests()) <= self.tested
-        said = self.origin
-        if self.step:
-            nothing = f"{path} is finished; nothing to do"
-            resumes = f"resumes at step {self.step} of {total}"
-            said = nothing if finished else "; ".join(filter(None, [resumes, self.origin]))
+        resumes = f"resumes at step {self.step} of {total}" if self.step else ""
+        said = "; ".join(filter(None, [resumes, self.origin]))
+        if finished:
+            said = f"{path} is finished; nothing to do"
         for callback in self.callbacks if said else ():
             callback.log(said)
         if finished:
@@ -243,8 +233,7 @@ class Training:
             metrics = fetched[int(bad_step) - self.step + len(fetched)]
             what = "gradient" if np.isfinite(metrics.loss) else "loss"
             raise self._not_finite(what, int(bad_step))
-        columns = zip(Metrics._fields, zip(*fetched, strict=True), strict=True)
-        row = {name: float(np.mean(values)) for name, values in columns}
+        row = jax.tree.map(lambda *values: float(np.mean(values)), *fetched)._asdict()
         if self.schedule:
             row["learning_rate"] = float(self.schedule(self.step - 1))
         row["images_per_s"] = round(len(fetched) * self.config.batch_size / seconds, 1)

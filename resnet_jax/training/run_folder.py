@@ -84,8 +84,8 @@ class RunFolder:
                 lock.truncate(0)
                 print(os.getpid(), "on", os.uname().nodename, file=lock, flush=True)
                 # Here and not at the next save: a run may have nothing left to save.
-                storage.remove_unfinished(self.path)
-                self.checkpoints.remove_unfinished()
+                for folder in (self.path, self.checkpoints.directory):
+                    storage.remove_unfinished(folder)
                 stack.enter_context(_log_to(self.path / "run.log"))
             yield
 
@@ -147,7 +147,9 @@ class RunFolder:
         return self.checkpoints.restore_variables(step)
 
     def check_same(self, new: Record) -> None:
-        """Refuse to continue this run with another configuration, other data or other parts."""
+        """Refuse to continue a run with another configuration, other data or other parts."""
+        if not self.exists:
+            return
         before = self.read_record()
         allowed = set(MAY_CHANGE)
         # A schedule that does not depend on the length of the run may be followed further.

@@ -24,11 +24,11 @@ from resnet_jax.training.step import Loss
 
 def open_data(
     config: TrainConfig, recorded: TrainConfig | None, custom: "Custom", num_devices: int
-) -> tuple[TrainConfig, Dataset, dict[str, Split]]:
-    """Open the dataset, and return the configuration with its name and its mean and deviation.
+) -> tuple[TrainConfig, Dataset, dict[str, Split], nn.Module]:
+    """Open the data; return the configuration with their name, mean and deviation, and the network.
 
-    Those are as given, else as ``recorded`` in the run's folder, else those of the images. A
-    configuration that does not fit is refused, and so are other data or settings of a process.
+    Mean and deviation are as given, else as ``recorded`` in the run's folder, else those of the
+    images. What does not fit is refused, and so are other data or settings of a process.
     """
     if custom.data is not None:
         config = replaced(config, {"data.name": custom.data.name})
@@ -52,7 +52,7 @@ def open_data(
     digest = hashlib.sha256(shared.encode()).hexdigest()
     assert_equal("data with fingerprint", data.fingerprint, "give all processes the same data")
     assert_equal("settings with digest", digest, "give all processes the same options")
-    return config, data, splits
+    return config, data, splits, network
 
 
 def check_against_dataset(

@@ -74,9 +74,7 @@ class TrainState(struct.PyTreeNode):
         """
 
         def draw(key: jax.Array, images: jax.Array) -> Any:
-            state = cls.of_variables(model, model.init(key, images, train=False), tx)
-            # Copies: a donated buffer must not be passed twice.
-            return state.replace(ema=jax.tree.map(jnp.copy, state.variables)) if ema else state
+            return cls.of_variables(model, model.init(key, images, train=False), tx, ema=ema)
 
         # For its shapes; a jit inside takes no options.
         if any(isinstance(given, jax.core.Tracer) for given in (key, images)):
@@ -90,27 +88,24 @@ class TrainState(struct.PyTreeNode):
         model: nn.Module,
         variables: Mapping[str, Any],
         tx: optax.GradientTransformation | None = None,
+        *,
+        ema: bool = False,
     ) -> Self:
         """Return a state at step 0 with these variables; without ``tx``, to evaluate alone."""
         tx = tx or optax.identity()
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        averaged = {"params": params, "batch_stats": batch_stats}
         return cls(
             step=jnp.zeros((), jnp.int32),
-            params=variables["params"],
-            batch_stats=variables.get("batch_stats", {}),
-            opt_state=tx.init(variables["params"]),
-            ema=None,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=tx.init(params),
+            # Copies: a donated buffer must not be passed twice.
+            ema=jax.tree.map(jnp.copy, averaged) if ema else None,
             first_bad_step=jnp.full((), -1, jnp.int32),
             apply_fn=model.apply,
             tx=tx,
         )
-
-    def starting_from(self, variables: dict[str, Any] | None) -> Self:
-        """Return this state with other variables, averages included; None changes nothing."""
-        if variables is None:
-            return self
-        mine = {"params": self.params, "batch_stats": self.batch_stats}
-        theirs = jax.tree.map(lambda a, b: jnp.asarray(b, a.dtype), mine, dict(variables))
-        return self.replace(**theirs, ema=self.ema and jax.tree.map(jnp.copy, theirs))
 
     @property
     def variables(self) -> dict[str, Any]:

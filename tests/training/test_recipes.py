@@ -17,9 +17,6 @@ from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import VARIANTS
 
 NETWORK = ["--model.width", "2", "--model.lowering", "reference"]
-
-
-CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 SIZES = ((300, 400), (500, 333), (260, 260), (120, 90))
 
 
@@ -44,7 +41,7 @@ def prepared(tmp_path_factory):
     """A folder of datasets as TFDS prepares `cifar10` and `imagenet2012`."""
     root = tmp_path_factory.mktemp("tfds")
     splits = {"train": cifar(60, 0), "test": cifar(12, 1)}
-    build(root, splits, name="cifar10", shape=(32, 32, 3), names=CIFAR10)
+    build(root, splits, name="cifar10", shape=(32, 32, 3))
     splits = {"train": photographs(8, 0), "validation": photographs(4, 1)}
     splits["test"] = photographs(2, 2, labelled=False)
     names = [f"n{k:08d}" for k in range(1000)]
@@ -55,15 +52,11 @@ def prepared(tmp_path_factory):
 @pytest.mark.slow
 def test_cifar10_trains_by_its_preset(prepared, one_unit, tmp_path, command):
     options = ["--data.dir", prepared, "--batch-size", 20, "--epochs", 1, "--no-report"]
-    run_dir = tmp_path / "run"
-    assert command("train", "cifar10", "--run-dir", run_dir, *options, *NETWORK)[0] == 0
-    run = rj.Run.open(run_dir)
+    assert command("train", "cifar10", "--run-dir", tmp_path, *options, *NETWORK)[0] == 0
+    run = rj.Run.open(tmp_path)
     assert run.image_shape == (32, 32, 3)
-    assert run.class_names[3] == "cat"
     assert run.metrics()["step"].max() == 3  # 54 images, a tenth held out
-    found = json.loads(command("evaluate", run_dir, "--json")[1])
-    assert found["count"] == 12
-    assert "top5" not in found  # of ten classes five say little
+    assert run.evaluate().count == 12
 
 
 @pytest.mark.slow
