@@ -18,6 +18,7 @@ from raw_png import png
 import resnet_jax as rj
 from experiments.photos.photograph import photograph
 from resnet_jax.data.digit import draw_strokes, find_digit
+from resnet_jax.training.run_folder import RunFolder
 
 SEVEN = [[[0, 0], [10, 0], [4, 20]]]
 NAMES = {"run": "runs/<b>bold</b>", "model": "resnet18", "data": "mnist_5k"}
@@ -101,13 +102,8 @@ def test_the_explanation_is_grad_cam_of_the_label(client, finished_run, digit):
 def test_an_answer_says_whether_there_is_positive_evidence(client, digit, monkeypatch, level):
     from resnet_jax.demo import app
 
-    original = app.FORWARD
-
-    def forward(*arguments):
-        found, maps = original(*arguments)
-        return found, 0 * maps + level
-
-    monkeypatch.setattr(app, "FORWARD", forward)
+    maps = np.full((1, 7, 7), level)
+    monkeypatch.setattr(app, "explain", lambda run, images, checkpoint: maps)
     answer = client.post("/api/predict?explain=1", content=encoded(digit)).json()
     assert answer["positive_evidence"] is (level > 0)
     assert "positive_evidence" not in client.post("/api/predict", content=encoded(digit)).json()
@@ -229,10 +225,8 @@ def test_without_gradio(finished_run, monkeypatch, refusal):
     assert refusal("demo", finished_run.path) == needs
 
 
-def test_a_network_that_is_not_finite_is_refused_at_the_start(finished_run):
-    app = pytest.importorskip("resnet_jax.demo.app")
-    broken = copy.copy(finished_run)
+def test_a_network_that_is_not_finite_is_refused_at_the_start(finished_run, client_of, monkeypatch):
     nothing = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), finished_run.variables())
-    broken.variables = lambda checkpoint: nothing
+    monkeypatch.setattr(RunFolder, "read_variables", lambda self, checkpoint: nothing)
     with pytest.raises(rj.ResNetJaxError, match="not finite"):
-        app.make_server(broken)
+        client_of(rj.Run.open(finished_run.path))
