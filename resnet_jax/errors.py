@@ -1,6 +1,8 @@
 """The one error that users meet, and how text is shown to them."""
 
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class ResNetJaxError(Exception):
@@ -13,6 +15,16 @@ class ResNetJaxError(Exception):
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+@contextmanager
+def importing(what: str, requirement: str) -> Iterator[None]:
+    """Turn an import that fails into the error that says what needs it and what installs it."""
+    try:
+        yield
+    except ImportError as error:
+        missing = error.name or error
+        raise ResNetJaxError(f"{what} needs {missing}: pip install {requirement}") from error
 
 
 def printable(text: str) -> str:

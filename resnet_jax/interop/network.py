@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.data.preprocessing import Preprocessing
-from resnet_jax.errors import ResNetJaxError
+from resnet_jax.errors import ResNetJaxError, importing
 from resnet_jax.interop.torchvision import row_of
 from resnet_jax.models import ResNet
 from resnet_jax.storage import write_whole
@@ -114,12 +114,8 @@ def export_stablehlo(path: Path, network: Network) -> None:
     and ``probabilities``. ``jax.export`` keeps no texts beside a function: the network's metadata
     are therefore a key of what it returns, ``json.loads(*outputs["about"])``.
     """
-    try:
+    with importing("export to StableHLO", "flatbuffers"):
         import flatbuffers  # noqa: F401  (what jax.export writes and reads files with)
-    except ImportError as error:
-        raise ResNetJaxError(
-            "export to StableHLO needs the package flatbuffers: `pip install flatbuffers`"
-        ) from error
     about = json.dumps(network.metadata())
 
     def call(images: jax.Array) -> Outputs:
