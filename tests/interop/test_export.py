@@ -19,8 +19,7 @@ from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.interop import Network, from_torchvision, load_metadata, load_weights, onnx
 from resnet_jax.interop.network import noise
 from resnet_jax.interop.onnx import runner, to_onnx
-from resnet_jax.interop.torchvision import shapes_of
-from resnet_jax.models import VARIANTS
+from resnet_jax.models import VARIANTS, shapes_of
 
 
 def read_back(metadata):
@@ -163,7 +162,7 @@ def test_onnx_has_one_conv_for_each_convolution_and_the_models_logits(
     flat = {
         path: (random.uniform(0.5, 1, s) if path[-1] in ("scale", "var") else random.normal(size=s))
         / (np.sqrt(np.prod(s[:-1])) if path[-1] == "kernel" else 1)
-        for path, s in shapes_of(model, shape[2]).items()
+        for path, s in shapes_of(model, shape).items()
     }
     variables = traverse_util.unflatten_dict({k: v.astype(np.float32) for k, v in flat.items()})
     channels = tuple(np.linspace(0.2, 0.6, shape[2]).tolist())
