@@ -276,7 +276,7 @@ def _refusal(
     weights: StateDict, model: ResNet, guessed: bool, complaints: Mapping[str, list[str]]
 ) -> str:
     """Say in one line what the weights are, as far as one can see, and what does not fit."""
-    sizes = weights.stage_sizes
+    sizes = weights.network.stage_sizes
     if not sizes:
         first = ", ".join(sorted(weights.entries)[:3]) or "nothing"
         return (
