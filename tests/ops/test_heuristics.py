@@ -1,14 +1,15 @@
 """The choice of a convolution's algorithm, on both sides of each of its bounds."""
 
 from contextlib import ExitStack
+from functools import partial
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_conv import passes
 
-from resnet_jax.ops import conv2d
 from resnet_jax.ops.algorithms import ALGORITHMS
 from resnet_jax.ops.geometry import Geometry
 from resnet_jax.ops.heuristics import PASSES, Problem, choose, instruction_set
@@ -122,13 +123,7 @@ def test_each_pass_runs_what_was_chosen_for_its_operands(
     shape: tuple[int, ...], features: int, stride: int, lowering: str, used: list[str]
 ) -> None:
     """At the bounds as they are; nothing is computed."""
-
-    def passes(x, kernel):
-        y, pullback = jax.vjp(
-            lambda x, k: conv2d(x, k, stride=stride, padding=1, lowering=lowering), x, kernel
-        )
-        return y, *pullback(y)
-
+    run = partial(passes, stride=stride, padding=1, lowering=lowering)
     arrays = (shape, (3, 3, shape[3], features))
     jax.clear_caches()  # traces under the bounds of other tests
     with ExitStack() as stack:
@@ -136,7 +131,7 @@ def test_each_pass_runs_what_was_chosen_for_its_operands(
         for algorithms in ALGORITHMS.values():
             spies.append({name: mock.Mock(wraps=f) for name, f in algorithms.items()})
             stack.enter_context(mock.patch.dict(algorithms, spies[-1]))
-        jax.eval_shape(passes, *(jax.ShapeDtypeStruct(a, jnp.float32) for a in arrays))
+        jax.eval_shape(run, *(jax.ShapeDtypeStruct(a, jnp.float32) for a in arrays))
     # XLA's own is also traced for other platforms.
     called = [
         [name for name, spy in by_name.items() if spy.call_count > (name == "xla")]
