@@ -9,12 +9,13 @@ Matplotlib's own font has no Chinese, Japanese or Korean letters: see `shown_nam
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 from unicodedata import bidirectional
 
 import numpy as np
 import pandas as pd
-from matplotlib import color_sequences
+from matplotlib import color_sequences, cycler
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
@@ -63,25 +64,17 @@ def compared_curves(groups: Mapping[str, Sequence[pd.DataFrame]]) -> Figure:
     """Plot error and loss of several runs: `Run.metrics` of each seed, by the name to show."""
     figure, (error, loss) = _axes(6 + 0.2 * len(groups), 2, width=7, sharex=True)
     _loss_axis(loss, "training loss, nats")
-    for number, (name, tables) in enumerate(groups.items()):
-        # After the colours have all been used, the lines differ.
-        style = {
-            "color": OKABE_ITO[number % len(OKABE_ITO)],
-            "linestyle": ("-", "--", ":", "-.")[number // len(OKABE_ITO) % 4],
-            "markersize": 3,
-            "linewidth": 1.3,
-            "alpha": 0.85,
-        }
+    # After the colours have all been used, the lines differ.
+    styles = cycle(cycler(linestyle=("-", "--", ":", "-.")) * cycler(color=OKABE_ITO))
+    line = {"markersize": 3, "linewidth": 1.3, "alpha": 0.85}
+    for (name, tables), style in zip(groups.items(), styles, strict=False):
         for seed, metrics in enumerate(tables):
             train, validation = _train_and_validation(metrics)
-            error.plot(
-                validation["epoch"],
-                100 - 100 * validation["accuracy"],
-                marker="o",  # one evaluation is no line
-                label=_short(name, 60) if seed == 0 else None,
-                **style,
-            )
-            loss.plot(train["epoch"], train["loss"], **style)
+            epochs, wrong = validation["epoch"], 100 - 100 * validation["accuracy"]
+            label = None if seed else _short(name, 60)
+            # One evaluation is no line, and is marked.
+            error.plot(epochs, wrong, marker="o", label=label, **style, **line)
+            loss.plot(train["epoch"], train["loss"], **style, **line)
     _error_axis(error, "validation error, %")
     loss.set_xlabel("epoch")
     _grid(error, loss)
