@@ -15,12 +15,13 @@ from unicodedata import bidirectional
 
 import numpy as np
 import pandas as pd
-from matplotlib import color_sequences, cycler
+from matplotlib import color_sequences
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.rcsetup import cycler
 from matplotlib.ticker import LogLocator
 
 from resnet_jax.inspection.predictions import Calibration, Predictions

@@ -20,6 +20,8 @@ from resnet_jax.storage import write_whole
 TOLERANCE = 1e-5
 CHECKED_IMAGES = 16
 PLATFORMS = ("cpu", "cuda", "tpu")  # of a StableHLO file
+# What decides the shapes of a model's parameters, beside its row of the table.
+SHAPING = ("residual", "width", "stem", "shortcut")
 
 Outputs = dict[str, Any]  # "logits" and "probabilities", float32[N, K]
 
@@ -66,8 +68,7 @@ class Network:
         from resnet_jax import __version__
 
         model = self.model
-        fields = ("residual", "width", "stem", "shortcut")
-        described = {name: getattr(model, name) for name in fields}
+        described = {name: getattr(model, name) for name in SHAPING}
         return {
             "class_names": list(self.class_names),
             "preprocessing": self.preprocessing.to_metadata(),
