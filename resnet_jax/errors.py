@@ -1,6 +1,8 @@
 """The one error that users meet, how errors end the command, and how text is shown."""
 
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 STOPPED = "stopped by a signal; the same command continues"
 
@@ -31,6 +33,16 @@ def message_and_code(error: BaseException) -> tuple[str, int]:
             # What no code expected of a file system: its own words name the file.
             return f"{error}: mend that and run the same command", 1
     return repr(error), 1
+
+
+@contextmanager
+def importing(what: str, requirement: str) -> Iterator[None]:
+    """Turn an import that fails into the error that says what needs it and what installs it."""
+    try:
+        yield
+    except ImportError as error:
+        missing = error.name or error
+        raise ResNetJaxError(f"{what} needs {missing}: pip install {requirement}") from error
 
 
 def printable(text: str) -> str:

@@ -15,13 +15,12 @@ from typing import Any, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from scipy.ndimage import maximum_filter
 from tyro.conf import Positional
 
 import resnet_jax as rj
 from experiments.cifar10.__main__ import load
-from experiments.measuring import Row, write_json
+from experiments.measuring import Row, command, write_json
 from experiments.tables import table
 from resnet_jax.inspection import grad_cam
 from resnet_jax.inspection.saliency import DEFAULT_METHOD, Method, default_stage, forward, map_names
@@ -163,4 +162,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command(main)

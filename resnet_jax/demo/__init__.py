@@ -4,7 +4,7 @@ import os
 import socket
 import tempfile
 
-from resnet_jax.errors import ResNetJaxError, printable
+from resnet_jax.errors import ResNetJaxError, importing, printable
 from resnet_jax.run import Checkpoint, Run
 
 
@@ -17,12 +17,8 @@ def serve(run: Run, port: int, checkpoint: Checkpoint) -> None:
     with listener, tempfile.TemporaryDirectory() as folder:
         # gradio reads these as it is imported.
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}
-        try:
+        with importing("the demo", "'resnet_jax[demo]'"):
             from resnet_jax.demo.app import make_server
-        except ModuleNotFoundError as error:
-            raise ResNetJaxError(
-                f"the demo needs {error.name}: pip install 'resnet_jax[demo]'"
-            ) from error
         server = make_server(run, checkpoint)
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
         print(f"{printable(str(run.path))} is at {address} (Ctrl-C ends it)", flush=True)

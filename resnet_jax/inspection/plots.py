@@ -4,12 +4,12 @@ They are narrow, so that a telephone shows them whole with letters that can be r
 told apart by colour-blind readers and in grey: Okabe and Ito's for curves, Petroff's (arXiv
 2107.02270) for classes, and the colour maps cividis, inferno and PuOr.
 
-Matplotlib's own font has no Chinese, Japanese or Korean letters: see `shown_name`.
+Matplotlib's own font has no Chinese, Japanese or Korean letters: see `shown_names`.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from itertools import cycle
 from typing import Any
 from unicodedata import bidirectional
 
@@ -21,6 +21,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.rcsetup import cycler
 from matplotlib.ticker import LogLocator
 
 from resnet_jax.inspection.predictions import Calibration, Predictions
@@ -64,25 +65,17 @@ def compared_curves(groups: Mapping[str, Sequence[pd.DataFrame]]) -> Figure:
     """Plot error and loss of several runs: `Run.metrics` of each seed, by the name to show."""
     figure, (error, loss) = _axes(6 + 0.2 * len(groups), 2, width=7, sharex=True)
     _loss_axis(loss, "training loss, nats")
-    for number, (name, tables) in enumerate(groups.items()):
-        # After the colours have all been used, the lines differ.
-        style = {
-            "color": OKABE_ITO[number % len(OKABE_ITO)],
-            "linestyle": ("-", "--", ":", "-.")[number // len(OKABE_ITO) % 4],
-            "markersize": 3,
-            "linewidth": 1.3,
-            "alpha": 0.85,
-        }
+    # After the colours have all been used, the lines differ.
+    styles = cycle(cycler(linestyle=("-", "--", ":", "-.")) * cycler(color=OKABE_ITO))
+    line = {"markersize": 3, "linewidth": 1.3, "alpha": 0.85}
+    for (name, tables), style in zip(groups.items(), styles, strict=False):
         for seed, metrics in enumerate(tables):
             train, validation = _train_and_validation(metrics)
-            error.plot(
-                validation["epoch"],
-                100 - 100 * validation["accuracy"],
-                marker="o",  # one evaluation is no line
-                label=_short(name, 60) if seed == 0 else None,
-                **style,
-            )
-            loss.plot(train["epoch"], train["loss"], **style)
+            epochs, wrong = validation["epoch"], 100 - 100 * validation["accuracy"]
+            label = None if seed else _short(name, 60)
+            # One evaluation is no line, and is marked.
+            error.plot(epochs, wrong, marker="o", label=label, **style, **line)
+            loss.plot(train["epoch"], train["loss"], **style, **line)
     _error_axis(error, "validation error, %")
     loss.set_xlabel("epoch")
     _grid(error, loss)
@@ -99,7 +92,7 @@ def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
     image = ax.imshow(shares, cmap="cividis", norm=norm, interpolation="nearest")
     ax.set(xlabel="prediction", ylabel="label")
     if classes <= MAX_NAMED_CLASSES:
-        names = [shown_name(class_names, k) for k in range(classes)]
+        names = shown_names(class_names)
         ax.set_xticks(range(classes), names, rotation=90 if max(map(len, names)) > 2 else 0)
         ax.set_yticks(range(classes), names)
         ax.tick_params(length=0, labelsize=9 if classes <= 12 else 6)
@@ -150,13 +143,14 @@ def mistakes(predictions: Predictions, count: int = 12) -> Figure:
         ax.set_axis_off()
     maps = predictions.saliency[chosen]
     overlaid = overlay(predictions.images[chosen], maps)
+    names = shown_names(predictions.class_names)
     for number, index in enumerate(chosen):
         row, column = divmod(number, columns)
         above, below = axes[2 * row, column], axes[2 * row + 1, column]
         _show(above, predictions.images[index])
         _show(below, overlaid[number])
-        classes = (predictions.predictions[index], predictions.labels[index])
-        predicted, true = (shown_name(predictions.class_names, k, 12) for k in classes)
+        predicted = names[predictions.predictions[index]]
+        true = names[predictions.labels[index]]
         probability = predictions.probabilities[index].max()
         above.set_title(f"{predicted} ({probability:.0%}),\ntrue: {true}", fontsize=8)
         if predictions.maps and not maps[number].any():  # of a network of one's own: no Grad-CAM
@@ -208,6 +202,7 @@ def embedding(points: np.ndarray, predictions: Predictions) -> Figure:
     figure, ax = _axes(4.6)
     labels = predictions.labels[: len(points)]
     wrong = predictions.predictions[: len(points)] != labels
+    names = shown_names(predictions.class_names)
     box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "0.6", "alpha": 0.9}
     for k in np.unique(labels):
         members = points[labels == k]
@@ -216,8 +211,7 @@ def embedding(points: np.ndarray, predictions: Predictions) -> Figure:
         ax.scatter(members[:, 0], members[:, 1], s=9, color=PETROFF[number], marker=marker)
         if len(predictions.class_names) <= MAX_NAMED_CLASSES:
             x, y = np.median(members, axis=0)
-            name = shown_name(predictions.class_names, k)
-            ax.text(x, y, name, size=9, ha="center", va="center", bbox=box)
+            ax.text(x, y, names[k], size=9, ha="center", va="center", bbox=box)
     if wrong.any():
         x, y = points[wrong].T
         ax.scatter(x, y, s=40, marker="x", color="black", lw=1, label="mistake")
@@ -226,27 +220,21 @@ def embedding(points: np.ndarray, predictions: Predictions) -> Figure:
     return figure
 
 
-def can_draw(name: str) -> bool:
-    """Return whether the current font has all letters of a name, and they run to the right."""
-    glyphs = get_font(findfont(FontProperties())).get_charmap()
-    printable = "".join(name.split())
-    return all(ord(c) in glyphs and bidirectional(c) not in ("R", "AL") for c in printable)
+def shown_names(class_names: Sequence[str]) -> list[str]:
+    """Return the classes' names as a figure can hold them: short, on one line, no mathematics.
 
-
-def shown_name(class_names: Sequence[str], k: int, longest: int = 12) -> str:
-    """Return class ``k``'s name as a figure can hold it: short, on one line, no mathematics.
-
-    Where the font lacks its letters, or another class is as short the same, it is the class's
-    number, ``#3``, which the report explains.
+    Where the font lacks a name's letters, they run to the left, or another class is as short the
+    same, it is the class's number, ``#3``, which the report explains.
     """
-    short = _short(class_names[k], longest)
-    alone = _counts(tuple(class_names), longest)[short] == 1
-    return short if alone and can_draw(class_names[k]) else f"#{k}"
-
-
-@lru_cache
-def _counts(names: tuple[str, ...], longest: int) -> Counter[str]:
-    return Counter(_short(name, longest) for name in names)
+    glyphs = get_font(findfont(FontProperties())).get_charmap()
+    shown = [_short(name, 12) for name in class_names]
+    counts = Counter(shown)
+    for k, name in enumerate(class_names):
+        letters = "".join(name.split())
+        drawn = all(ord(c) in glyphs and bidirectional(c) not in ("R", "AL") for c in letters)
+        if not drawn or counts[shown[k]] > 1:
+            shown[k] = f"#{k}"
+    return shown
 
 
 def _short(name: str, longest: int) -> str:

@@ -89,8 +89,8 @@ def _figures(
         plots.curves(run.metrics()),
     )
     names = predictions.class_names
-    numbers = [plots.shown_name(names, k) == f"#{k}" for k in range(len(names))]
-    hidden = [f"#{k} {name}" for k, name in enumerate(names) if numbers[k]]
+    shown = plots.shown_names(names)
+    hidden = [f"#{k} {name}" for k, name in enumerate(names) if shown[k] == f"#{k}"]
     legend = f" {', '.join(hidden[: plots.MAX_NAMED_CLASSES])}" if hidden else ""
     yield (
         "confusion",

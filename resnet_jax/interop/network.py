@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.data.preprocessing import Preprocessing
-from resnet_jax.errors import ResNetJaxError
+from resnet_jax.errors import ResNetJaxError, importing
 from resnet_jax.interop.torchvision import row_of
 from resnet_jax.models import ResNet
 from resnet_jax.storage import write_whole
@@ -20,6 +20,8 @@ from resnet_jax.storage import write_whole
 TOLERANCE = 1e-5
 CHECKED_IMAGES = 16
 PLATFORMS = ("cpu", "cuda", "tpu")  # of a StableHLO file
+# What decides the shapes of a model's parameters, beside its row of the table.
+SHAPING = ("residual", "width", "stem", "shortcut")
 
 Outputs = dict[str, Any]  # "logits" and "probabilities", float32[N, K]
 
@@ -66,8 +68,7 @@ class Network:
         from resnet_jax import __version__
 
         model = self.model
-        fields = ("residual", "width", "stem", "shortcut")
-        described = {name: getattr(model, name) for name in fields}
+        described = {name: getattr(model, name) for name in SHAPING}
         return {
             "class_names": list(self.class_names),
             "preprocessing": self.preprocessing.to_metadata(),
@@ -114,12 +115,8 @@ def export_stablehlo(path: Path, network: Network) -> None:
     and ``probabilities``. ``jax.export`` keeps no texts beside a function: the network's metadata
     are therefore a key of what it returns, ``json.loads(*outputs["about"])``.
     """
-    try:
+    with importing("export to StableHLO", "flatbuffers"):
         import flatbuffers  # noqa: F401  (what jax.export writes and reads files with)
-    except ImportError as error:
-        raise ResNetJaxError(
-            "export to StableHLO needs the package flatbuffers: `pip install flatbuffers`"
-        ) from error
     about = json.dumps(network.metadata())
 
     def call(images: jax.Array) -> Outputs:

@@ -6,7 +6,6 @@ idea of padding comes between.
 
 import json
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 from flax import traverse_util
 
 from resnet_jax.data.preprocessing import Preprocessing
-from resnet_jax.errors import ResNetJaxError
+from resnet_jax.errors import ResNetJaxError, importing
 from resnet_jax.interop.network import Network
 from resnet_jax.models import VARIANTS, BatchNorm, ResNet, norm_of
 from resnet_jax.storage import write_whole
@@ -23,6 +22,7 @@ from resnet_jax.storage import write_whole
 # Both old enough for any runtime of the last years.
 OPSET, IR_VERSION = 17, 8
 OUTPUTS = ("logits", "probabilities")
+NEEDED = "export to ONNX", "'resnet_jax[onnx]'"
 UNITS = {row().unit for row in VARIANTS.values()}
 
 
@@ -50,7 +50,8 @@ def to_onnx(network: Network) -> bytes:
 
 def runner(content: bytes) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """Return a function that runs a serialised model with onnxruntime on a CPU."""
-    onnxruntime = _import("onnxruntime")
+    with importing(*NEEDED):
+        import onnxruntime
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
@@ -61,7 +62,9 @@ class _Graph:
     """Nodes in the order in which they run. A node, its output and its layer share a name."""
 
     def __init__(self, variables: Mapping[str, Any]) -> None:
-        self.onnx = _import("onnx")
+        with importing(*NEEDED):
+            import onnx
+        self.onnx: Any = onnx
         self.values: dict[str, np.ndarray] = {}  # parameters and statistics, by name
         for collection in variables.values():
             self.values |= traverse_util.flatten_dict(collection, sep="/")
@@ -197,12 +200,3 @@ def _resizing(before: int, after: int, crop: bool) -> np.ndarray:
         return np.eye(after, before, (before - after) // 2, dtype=np.float32)
     eye = np.eye(before, dtype=np.float32)
     return np.asarray(jax.image.resize(eye, (after, before), "bilinear"))
-
-
-def _import(package: str) -> Any:
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise ResNetJaxError(
-            f"export to ONNX needs the package {package}: `pip install 'resnet_jax[onnx]'`"
-        ) from error

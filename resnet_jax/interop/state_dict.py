@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import zip_longest
 from typing import Any, Self
 
@@ -113,62 +114,54 @@ class StateDict:
         usable = kernel is not None and kernel.ndim == 4 and kernel.size
         return kernel if kernel is not None and usable else np.zeros((64, 3, 7, 7))
 
-    @property
-    def stage_sizes(self) -> tuple[int, ...]:
+    @cached_property
+    def network(self) -> ResNet:
+        """The network that names and shapes point to, of any depth."""
         first = self.names["stage/unit"].replace(".", r"\.").format(r"(\d)", r"\d+") + r"\.conv1\."
         stages = [int(match[1]) for name in self.entries if (match := re.match(first, name))]
-        return tuple(stages.count(stage) for stage in range(1, max(stages, default=0) + 1))
-
-    @property
-    def unit(self) -> type[BasicUnit] | type[BottleneckUnit]:
-        return BottleneckUnit if any(".conv3." in name for name in self.entries) else BasicUnit
-
-    @property
-    def grouping(self) -> tuple[int, int]:
-        """Widening and groups of bottlenecks, by the first one's 3x3 kernel."""
+        bottleneck = any(".conv3." in name for name in self.entries)
+        deep, stem = self.names is DEEP, self.stem
+        width = stem.shape[0] * (2 if deep else 1)
+        # Of shortcuts that average before they project, the projection is the second layer.
+        second = f".{self.names['average_conv']}.weight"
+        averages = any(n.endswith(second) and value.ndim == 4 for n, value in self.entries.items())
+        # What widens and groups a bottleneck is the first one's 3x3 kernel.
         kernel = self.entries.get(f"{self.names['stage/unit'].format(1, 0)}.conv2.weight")
-        norm = self.get("stem/norm")
-        if self.unit is not BottleneckUnit or norm is None or kernel is None or kernel.ndim != 4:
-            return 1, 1
-        inner, inputs = kernel.shape[:2]
-        return max(inner // max(norm.size, 1), 1), max(inner // max(inputs, 1), 1)
-
-    @property
-    def averages(self) -> bool:
-        """Whether shortcuts average before they project: the projection is their second layer."""
-        ends = f".{self.names['average_conv']}.weight"
-        return any(name.endswith(ends) and value.ndim == 4 for name, value in self.entries.items())
+        inner = inputs = width
+        if bottleneck and kernel is not None and kernel.ndim == 4 and kernel.size:
+            inner, inputs = kernel.shape[:2]
+        return ResNet(
+            tuple(stages.count(stage) for stage in range(1, max(stages, default=0) + 1)),
+            BottleneckUnit if bottleneck else BasicUnit,
+            width=width,
+            stem="deep" if deep else "small" if stem.shape[2:] == (3, 3) else "imagenet",
+            shortcut="average" if averages else "projection",
+            widening=max(inner // width, 1),
+            groups=max(inner // inputs, 1),
+        )
 
     def nearest_model(self, residual: bool) -> ResNet:
-        """Return the network with the nearest stages of the table; all else by the shapes."""
-        rows = [row() for row in VARIANTS.values() if row().unit is self.unit]
-        nearest = min(
-            rows,
-            key=lambda row: sum(
-                abs(a - b) for a, b in zip_longest(row.stage_sizes, self.stage_sizes, fillvalue=0)
-            ),
-        )
-        deep, small = self.names is DEEP, self.stem.shape[2:] == (3, 3)
-        widening, groups = self.grouping
-        return nearest.clone(
-            width=self.stem.shape[0] * (2 if deep else 1),
-            stem="deep" if deep else "small" if small else "imagenet",
-            shortcut="average" if self.averages else "projection",
-            widening=widening,
-            groups=groups,
-            residual=residual,
-        )
+        """Return `network` with the nearest stages of the table."""
+
+        def distance(row: ResNet) -> int:
+            pairs = zip_longest(row.stage_sizes, self.network.stage_sizes, fillvalue=0)
+            return sum(abs(a - b) for a, b in pairs)
+
+        rows = [row() for row in VARIANTS.values() if row().unit is self.network.unit]
+        sizes = min(rows, key=distance).stage_sizes
+        return self.network.clone(stage_sizes=sizes, residual=residual)
 
     @property
     def likely_name(self) -> str:
         """What torchvision or timm call the network that names and shapes point to."""
-        depth = 2 + sum(self.stage_sizes) * (3 if self.unit is BottleneckUnit else 2)
-        name = f"resnet{depth}"
-        norm, (widening, groups) = self.get("stem/norm"), self.grouping
-        if groups > 1 and norm is not None:
-            name = f"resnext{depth}_{groups}x{widening * norm.size // groups}d"
-        elif widening > 1:
-            name = f"wide_resnet{depth}_{widening}"
+        network = self.network
+        layers = 3 if network.unit is BottleneckUnit else 2
+        name = f"resnet{2 + layers * sum(network.stage_sizes)}"
+        if network.groups > 1:
+            channels = network.widening * network.width // network.groups
+            name = f"{name.replace('net', 'next')}_{network.groups}x{channels}d"
+        elif network.widening > 1:
+            name = f"wide_{name}_{network.widening}"
         if any(".se." in entry for entry in self.entries):
             name = f"se{name}"
         return f"{name}d" if self.get("stem/conv1") is not None else name

@@ -16,7 +16,7 @@ from flax import traverse_util
 
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop.state_dict import BOOK, DEEP, TORCHVISION, StateDict, is_counter
-from resnet_jax.models import VARIANTS, BasicUnit, BatchNorm, ResNet, norm_of
+from resnet_jax.models import VARIANTS, BasicUnit, BatchNorm, ResNet, norm_of, shapes_of
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def from_torchvision(
     _check_classes(known.num_classes if num_classes is None else num_classes, least=0)
     if model is None or num_classes is not None:
         known = known.clone(num_classes=classes or num_classes or 1)
-    expected = shapes_of(known, weights.stem.shape[1])
+    expected = shapes_of(known, (32, 32, weights.stem.shape[1]))
     features = expected["params", "head", "kernel"][0]
     if classes is None and num_classes is not None:
         expected = {path: shape for path, shape in expected.items() if path[1] != "head"}
@@ -182,13 +182,6 @@ def translate(path: Path, names: Mapping[str, str]) -> str:
     return f"{names[module]}.{leaf}"
 
 
-def shapes_of(model: ResNet, channels: int) -> dict[Path, tuple[int, ...]]:
-    """Return the shapes of a model's variables by their path; nothing is computed."""
-    images = jnp.zeros((1, 32, 32, channels))
-    tree = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
-    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree).items()}
-
-
 def row_of(model: ResNet) -> str | None:
     """Return the name of a model in the table of variants; None for another one."""
 
@@ -283,7 +276,7 @@ def _refusal(
     weights: StateDict, model: ResNet, guessed: bool, complaints: Mapping[str, list[str]]
 ) -> str:
     """Say in one line what the weights are, as far as one can see, and what does not fit."""
-    sizes = weights.stage_sizes
+    sizes = weights.network.stage_sizes
     if not sizes:
         first = ", ".join(sorted(weights.entries)[:3]) or "nothing"
         return (

@@ -18,9 +18,9 @@ import jax
 import numpy as np
 
 from resnet_jax.config import TrainConfig
-from resnet_jax.errors import ResNetJaxError
+from resnet_jax.errors import ResNetJaxError, importing
 from resnet_jax.interop import torchvision
-from resnet_jax.interop.network import Network
+from resnet_jax.interop.network import SHAPING, Network
 from resnet_jax.interop.state_dict import StateDict, as_array
 from resnet_jax.models import ResNet, has_parameters, make_model
 from resnet_jax.storage import write_whole
@@ -39,8 +39,6 @@ SAME_FUNCTION = {
     "act_layer": "relu",
     "aa_layer": "",
 }
-# What decides the shapes of the parameters, beside the row.
-SHAPING = ("residual", "width", "stem", "shortcut")
 
 
 def load_weights(path: str | os.PathLike[str], key: str | None = None) -> dict[str, np.ndarray]:
@@ -221,12 +219,8 @@ def _open_safetensors(path: Path) -> Iterator[Any]:
 
 
 def _load_pickle(path: Path, key: str | None) -> dict[str, np.ndarray]:
-    try:
+    with importing(f"{path}, which is no .safetensors file,", "torch"):
         import torch
-    except ImportError as error:
-        raise ResNetJaxError(
-            f"{path} needs torch to be read: `pip install torch`, or give a .safetensors file"
-        ) from error
     try:
         # Training scripts of torchvision and timm save their options, which are plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 
 from resnet_jax.config import ModelConfig, TrainConfig
 from resnet_jax.errors import ResNetJaxError
@@ -103,13 +104,17 @@ def norm_of(network: ResNet) -> nn.Module:
     return network.norm(name="norm", dtype=network.dtype, param_dtype=network.param_dtype)
 
 
+def shapes_of(
+    model: nn.Module, image_shape: tuple[int, ...]
+) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Return the shapes of a network's variables by their paths; nothing is computed."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    init = partial(model.clone(lowering="reference").init, train=False)  # the quickest to trace
+    tree = jax.eval_shape(init, jax.random.key(0), images)
+    return {path: leaf.shape for path, leaf in flatten_dict(tree).items()}
+
+
 def has_parameters(model: nn.Module, image_shape: tuple[int, ...], variables: Any) -> bool:
     """Return whether variables are a network's, by their names and shapes."""
-    quick = model.clone(lowering="reference")  # to trace, and never computed
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    init = partial(quick.init, train=False)
-    expected = jax.eval_shape(init, jax.random.key(0), images)
-    shapes = (
-        {k: jax.tree.map(np.shape, v) for k, v in of.items() if v} for of in (expected, variables)
-    )
-    return bool(next(shapes) == next(shapes))
+    found = {path: np.shape(leaf) for path, leaf in flatten_dict(variables).items()}
+    return found == shapes_of(model, image_shape)

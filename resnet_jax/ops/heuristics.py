@@ -12,7 +12,7 @@ from typing import NamedTuple, Self
 import jax
 import numpy as np
 
-from resnet_jax.ops.algorithms import im2col, supports
+from resnet_jax.ops.algorithms import PASSES, im2col, supports
 from resnet_jax.ops.geometry import Geometry
 
 # Up to this many elements of the input there is more of the kernel than of the input, and im2col
@@ -39,7 +39,6 @@ class Column(NamedTuple):
     strided: float = math.inf  # elements from which weight gradients at a stride are XLA's own
 
 
-PASSES = ("forward", "input_grad", "weight_grad")
 COLUMNS = {
     "avx2": Column(
         images=("forward",),

@@ -4,6 +4,7 @@ import base64
 import copy
 import dataclasses
 import io
+import itertools
 import socket
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from raw_png import png
 import resnet_jax as rj
 from experiments.photos.photograph import photograph
 from resnet_jax.data.digit import draw_strokes, find_digit
+from resnet_jax.training.run_folder import RunFolder
 
 SEVEN = [[[0, 0], [10, 0], [4, 20]]]
 NAMES = {"run": "runs/<b>bold</b>", "model": "resnet18", "data": "mnist_5k"}
@@ -49,43 +51,39 @@ def picture(uri):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
 
 
-def test_strokes_get_the_probabilities_of_their_image(client, finished_run):
-    reply = client.post("/api/predict", json={"strokes": SEVEN})
-    assert reply.status_code == 200
-    answer = reply.json()
-    image = draw_strokes([np.array(stroke, float) for stroke in SEVEN])
-    expected = finished_run.predict(image[None, ..., None])[0]
+def check(answer, image, run):
+    """That an answer is the run's, for ``uint8[28, 28]``."""
+    expected = run.predict(image[None, ..., None])[0]
+    np.testing.assert_array_equal(picture(answer["image"]), image)
     assert list(answer["probabilities"]) == list("0123456789")
     np.testing.assert_allclose(list(answer["probabilities"].values()), expected, atol=1e-5)
     assert answer["label"] == str(expected.argmax())
     assert answer["probability"] == max(answer["probabilities"].values())
-    np.testing.assert_array_equal(picture(answer["image"]), image)
+
+
+def test_strokes_get_the_probabilities_of_their_image(client, finished_run):
+    answer = client.post("/api/predict", json={"strokes": SEVEN}).json()
+    check(answer, draw_strokes([np.array(stroke, float) for stroke in SEVEN]), finished_run)
     assert set(answer) == {"label", "probability", "probabilities", "image"}
 
 
 def test_a_file_gets_what_predict_gives(client, finished_run, digit):
     for pixels, query in ((digit, ""), (255 - digit, "?invert=1")):
         reply = client.post(f"/api/predict{query}", content=encoded(pixels))
-        answer = reply.json()
-        np.testing.assert_array_equal(picture(answer["image"]), digit)
-        np.testing.assert_allclose(
-            list(answer["probabilities"].values()),
-            finished_run.predict(digit[None, ..., None])[0],
-            atol=1e-5,
-        )
+        check(reply.json(), digit, finished_run)
 
 
 def test_a_photograph_gets_the_answer_for_the_digit_on_it(client, finished_run, digit):
     photo = photograph(digit, np.random.default_rng(0))
     found = find_digit(photo)
     answer = client.post("/api/predict", content=encoded(np.asarray(photo))).json()
-    np.testing.assert_array_equal(picture(answer["image"]), found.image[..., 0])
+    check(answer, found.image[..., 0], finished_run)
     assert answer["found"] == found.how
     # Asked to invert, the page does that and nothing else.
     inverted = client.post("/api/predict?invert=1", content=encoded(np.asarray(photo))).json()
     assert "found" not in inverted
     expected = np.asarray(ImageOps.pad(ImageOps.invert(photo.convert("L")), (28, 28), 2))
-    np.testing.assert_array_equal(picture(inverted["image"]), expected)
+    check(inverted, expected, finished_run)
 
 
 def test_the_explanation_is_grad_cam_of_the_label(client, finished_run, digit):
@@ -101,13 +99,8 @@ def test_the_explanation_is_grad_cam_of_the_label(client, finished_run, digit):
 def test_an_answer_says_whether_there_is_positive_evidence(client, digit, monkeypatch, level):
     from resnet_jax.demo import app
 
-    original = app.FORWARD
-
-    def forward(*arguments):
-        found, maps = original(*arguments)
-        return found, 0 * maps + level
-
-    monkeypatch.setattr(app, "FORWARD", forward)
+    maps = np.full((1, 7, 7), level)
+    monkeypatch.setattr(app, "explain", lambda run, images, checkpoint: maps)
     answer = client.post("/api/predict?explain=1", content=encoded(digit)).json()
     assert answer["positive_evidence"] is (level > 0)
     assert "positive_evidence" not in client.post("/api/predict", content=encoded(digit)).json()
@@ -123,48 +116,36 @@ def test_the_run_is_described(client):
 
 
 GREY = np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)
-HOSTILE = {
-    "nothing": (b"", "image"),
-    "text": (b"hello", "no image"),
-    "half a JPEG": (encoded(GREY, "jpeg")[:300], "the image"),
-    "a transparent picture": (encoded(np.zeros((9, 9, 4), np.uint8)), "transparent"),
-    "more pixels than are read, in some kilobytes": (
-        png((6325, 6325), b""),
-        "6325x6325 pixels: at most 40,000,000",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_file_gets_a_reason(name, client):
-    body, reason = HOSTILE[name]
-    reply = client.post("/api/predict?explain=1", content=body)
-    assert reply.status_code == 400
-    assert list(reply.json()) == ["detail"]
-    assert reason in reply.json()["detail"]
-    assert "\n" not in reply.json()["detail"]
-    assert client.post("/api/predict", json={"strokes": SEVEN}).status_code == 200
+FILE, STROKES = "image/png", "application/json; charset=utf-8"
 
 
 @pytest.mark.parametrize(
-    ("body", "reason"),
+    ("kind", "body", "reason"),
     [
-        ("", "send JSON"),
-        ("{", "send JSON"),
-        ("[" * 200_000, "send JSON"),
-        (b"\xff\xfe\xfa", "send JSON"),
-        ("1" * 5000, "send JSON"),
-        ("null", "send JSON"),
-        ("[]", "send JSON"),
-        ('{"strokes": []}', "10,000 points"),
-        ('{"strokes": [[[NaN, 0]]]}', "below 1e6"),
+        (FILE, b"", "image"),
+        (FILE, b"hello", "no image"),
+        (FILE, encoded(GREY, "jpeg")[:300], "the image"),
+        (FILE, encoded(np.zeros((9, 9, 4), np.uint8)), "transparent"),
+        (FILE, png((6325, 6325), b""), "6325x6325 pixels: at most 40,000,000"),  # some kilobytes
+        (STROKES, "", "send JSON"),
+        (STROKES, "{", "send JSON"),
+        (STROKES, "[" * 200_000, "send JSON"),
+        (STROKES, b"\xff\xfe\xfa", "send JSON"),
+        (STROKES, "1" * 5000, "send JSON"),
+        (STROKES, "null", "send JSON"),
+        (STROKES, "[]", "send JSON"),
+        (STROKES, '{"strokes": []}', "10,000 points"),
+        (STROKES, '{"strokes": [[[NaN, 0]]]}', "below 1e6"),
     ],
+    ids=itertools.count(),
 )
-def test_hostile_json_gets_a_reason(body, reason, client):
-    headers = {"Content-Type": "application/json; charset=utf-8"}
-    reply = client.post("/api/predict", content=body, headers=headers)
-    assert reply.status_code == 400
+def test_what_is_no_image_gets_a_reason_and_the_next_an_answer(kind, body, reason, client):
+    headers = {"Content-Type": kind}
+    reply = client.post("/api/predict?explain=1", content=body, headers=headers)
+    assert (reply.status_code, list(reply.json())) == (400, ["detail"])
     assert reason in reply.json()["detail"]
+    assert "\n" not in reply.json()["detail"]
+    assert client.post("/api/predict", json={"strokes": SEVEN}).status_code == 200
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -229,10 +210,8 @@ def test_without_gradio(finished_run, monkeypatch, refusal):
     assert refusal("demo", finished_run.path) == needs
 
 
-def test_a_network_that_is_not_finite_is_refused_at_the_start(finished_run):
-    app = pytest.importorskip("resnet_jax.demo.app")
-    broken = copy.copy(finished_run)
+def test_a_network_that_is_not_finite_is_refused_at_the_start(finished_run, client_of, monkeypatch):
     nothing = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), finished_run.variables())
-    broken.variables = lambda checkpoint: nothing
+    monkeypatch.setattr(RunFolder, "read_variables", lambda self, checkpoint: nothing)
     with pytest.raises(rj.ResNetJaxError, match="not finite"):
-        app.make_server(broken)
+        client_of(rj.Run.open(finished_run.path))

@@ -13,7 +13,6 @@ import yaml
 import resnet_jax as rj
 from resnet_jax.cli import main
 from resnet_jax.inspection import plots, report, write_report
-from resnet_jax.inspection.plots import shown_name
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -87,7 +86,7 @@ def test_names_that_the_figures_font_lacks_are_set_by_the_browser(hostile_page):
     told = [note.partition("</p>")[0] for note in notes if "#6 数字, #7 日本, #8 한글" in note]
     assert len(told) == 3  # confusion, mistakes, last features
     names = ("plain", "naïve", "Straße", "Ελλάδα", "数字", "日本", "한글", "עברית", "العربية")
-    assert [shown_name(names, k) for k in range(9)] == [*names[:4], *(f"#{k}" for k in range(4, 9))]
+    assert plots.shown_names(names) == [*names[:4], *(f"#{k}" for k in range(4, 9))]
 
 
 @pytest.mark.slow
@@ -149,7 +148,7 @@ def test_a_browser_shows_it_and_axe_has_nothing_serious(
 
 def test_figures_tell_classes_apart():
     names = ["Tomato___Tomato_mosaic", "Tomato___Tomato_curl", "Apple___scab"]
-    assert [plots.shown_name(names, k) for k in range(3)] == ["#0", "#1", "Apple___scab"]
+    assert plots.shown_names(names) == ["#0", "#1", "Apple___scab"]
     (picture,) = plots.confusion(np.eye(300, dtype=int), ["x"] * 300).axes[0].images
     assert picture.get_interpolation() == "nearest"  # else a pixel is the mean of several cells
 

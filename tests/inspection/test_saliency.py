@@ -19,18 +19,16 @@ from resnet_jax.inspection.saliency import forward, map_names
 from resnet_jax.models import Unit
 
 
-class Doubling(Unit):
-    """A unit whose map is known: channel 0 is the image, channel 1 is twice the image."""
+def by_hand(head, second):
+    """A network of one stage whose map is known: the image, and what ``second`` makes of it."""
 
-    @nn.compact
-    def __call__(self, x, *, train):
-        image = x[..., :1]
-        return jnp.concatenate([image, 2 * image], -1)
+    class Pair(Unit):
+        @nn.compact
+        def __call__(self, x, *, train):
+            image = x[..., :1]
+            return jnp.concatenate([image, second(image)], -1)
 
-
-def by_hand(head, unit=Doubling):
-    """One stage on one channel: the stem is emptied, the unit passes on what it is given."""
-    model = rj.ResNet(stage_sizes=(1,), unit=unit, num_classes=2, width=1, stem="small")
+    model = rj.ResNet(stage_sizes=(1,), unit=Pair, num_classes=2, width=1, stem="small")
     image = jnp.asarray([[1.0, 2.0], [3.0, 4.0]])[None, :, :, None]
     variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), image)
     params = jax.tree.map(jnp.zeros_like, variables["params"])
@@ -47,7 +45,7 @@ def test_grad_cam_by_hand():
     Class 0: w = (1, 3): (1 x + 3 2x) / 4 = 7x / 4, and by its largest value: x / 4.
     Class 1: w = (2, -3): (2 x - 6 x) / 4 = -x: cut off, no evidence anywhere.
     """
-    model, variables, image = by_hand([[1, 2], [3, -3]])
+    model, variables, image = by_hand([[1, 2], [3, -3]], lambda image: 2 * image)
     cam = partial(rj.inspection.grad_cam, model, variables, image, method="grad-cam")
     expected = np.asarray([[[0.25, 0.5], [0.75, 1.0]]])
     np.testing.assert_allclose(cam([0]), expected, rtol=1e-6)
@@ -61,22 +59,13 @@ def test_grad_cam_by_hand():
     )
 
 
-class Mirroring(Unit):
-    """Channel 0 is the image, channel 1 is the image from right to left."""
-
-    @nn.compact
-    def __call__(self, x, *, train):
-        image = x[..., :1]
-        return jnp.concatenate([image, image[:, :, ::-1]], -1)
-
-
 def test_grad_cam_plus_plus_by_hand():
     """The sum of either map is S = 10; a channel weighs g^3 / (2 g^2 + S g^3) = g / (2 + 10 g).
 
     Class 0: g = (2, 1) / 4: weights 1/14 and 1/18, the map is as 9 x + 7 mirrored x.
     Class 1: g = (-2, -3) / 4: nothing speaks for it.
     """
-    model, variables, image = by_hand([[2, -2], [1, -3]], Mirroring)
+    model, variables, image = by_hand([[2, -2], [1, -3]], lambda image: image[:, :, ::-1])
     cam = partial(rj.inspection.grad_cam, model, variables, image)
     expected = np.asarray([[[23, 25], [55, 57]]]) / 57
     np.testing.assert_allclose(cam([0]), expected, rtol=1e-5)

@@ -17,7 +17,6 @@ from resnet_jax.interop.weights import initial_variables
 from resnet_jax.models import make_model
 from resnet_jax.training.optim import make_optimizer
 from resnet_jax.training.run_folder import RunFolder
-from resnet_jax.training.state import TrainState
 
 pytestmark = pytest.mark.usefixtures("one_unit")
 
@@ -29,15 +28,21 @@ def fresh_state(config):
     """The state at step 0 of a network for ten classes."""
     tx = make_optimizer(config.optim, optax.constant_schedule(0.1))
     model, images = make_model(config, 10), jnp.zeros((1, 28, 28, 1))
-    return TrainState.create(model, tx, KEY, images, ema=config.ema is not None)
+    return rj.TrainState.create(model, tx, KEY, images, ema=config.ema is not None)
 
 
 KEY = jax.random.key(7)
 
 
-def starting_from(source, class_names=DIGITS, **changes):
+def started(source, class_names=DIGITS, channels=1, **changes):
+    """The variables that a run starts from, and the sentence."""
     config = dataclasses.replace(CONFIG, init_from=str(source), **changes)
-    return initial_variables(config, make_model(config, len(class_names)), class_names, 1, KEY)[0]
+    model = make_model(config, len(class_names))
+    return initial_variables(config, model, class_names, channels, KEY)
+
+
+def starting_from(*arguments, **changes):
+    return started(*arguments, **changes)[0]
 
 
 @functools.cache
@@ -64,7 +69,7 @@ def assert_same(got, expected):
 @pytest.mark.parametrize("kind", ["run", "file"])
 def test_the_same_classes_keep_the_head_and_others_start_fresh(run, exported, kind):
     source = run.path if kind == "run" else exported
-    variables = jax.tree.map(np.asarray, dict(run.variables()))
+    variables = jax.device_get(run.variables())
     assert_same(starting_from(source), variables)
     others = tuple("abcdefghij")
     assert is_fresh(starting_from(source, others), 10)
@@ -74,19 +79,14 @@ def test_the_same_classes_keep_the_head_and_others_start_fresh(run, exported, ki
         starting_from(source, ("a", "b", "c"), init_head="keep")
     three = starting_from(source, ("a", "b", "c"))
     assert is_fresh(three, 3)
-    del three["params"]["head"]
-    assert_same(three, without_head(variables))
-
-
-def without_head(variables):
-    params = {name: part for name, part in variables["params"].items() if name != "head"}
-    return {**variables, "params": params}
+    del three["params"]["head"], variables["params"]["head"]
+    assert_same(three, variables)
 
 
 def test_without_class_names_the_number_decides(run, tmp_path):
     weights = tmp_path / "weights.safetensors"
     save_weights(weights, to_torchvision(run.variables()), {"class_names": "not JSON"})
-    variables = jax.tree.map(np.asarray, dict(run.variables()))
+    variables = jax.device_get(run.variables())
     assert_same(starting_from(weights, tuple("abcdefghij")), variables)
     assert is_fresh(starting_from(weights, ("a", "b", "c")), 3)
 
@@ -116,9 +116,7 @@ def test_a_sentence_says_what_became_of_the_weights(exported, given, channels, c
         weights = load_weights(exported)
         weights["conv1.weight"] = np.repeat(weights["conv1.weight"], 3, axis=1)
         save_weights(exported, weights)
-    config = dataclasses.replace(CONFIG, init_from=str(exported))
-    model = make_model(config, len(classes))
-    variables, sentence = initial_variables(config, model, classes, channels, KEY)
+    variables, sentence = started(exported, classes, channels)
     rest = "other layers and running statistics kept"
     assert sentence == f"starts from {exported}: {said}{rest}"
     kernel = variables["params"]["stem"]["conv"]["kernel"]
@@ -130,13 +128,12 @@ def test_a_sentence_says_what_became_of_the_weights(exported, given, channels, c
 
 
 def test_a_fresh_head_is_the_runs_own_and_the_averages_start_from_the_weights(run):
-    config = dataclasses.replace(CONFIG, init_from=str(run.path), ema=0.9, init_head="fresh")
-    fresh = fresh_state(config)
+    fresh = fresh_state(dataclasses.replace(CONFIG, ema=0.9))
     expected = dict(run.variables()["params"]) | {"head": fresh.params["head"]}
     expected = jax.tree.map(np.asarray, expected)
-    model = make_model(config, 10)
-    variables, _ = initial_variables(config, model, DIGITS, 1, KEY)
-    state = TrainState.of_variables(model, variables, fresh.tx, ema=True)
+    variables = starting_from(run.path, init_head="fresh")
+    model = make_model(CONFIG, 10)
+    state = rj.TrainState.of_variables(model, variables, fresh.tx, ema=True)
     head = state.params["head"]
     # The same draws in another program: equal to rounding.
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), head, expected["head"])
@@ -224,8 +221,5 @@ def test_bad_weights_are_one_line_and_nothing_is_written(
 
 
 def test_a_run_of_another_network_is_refused_by_the_options_that_differ(run):
-    config = dataclasses.replace(
-        CONFIG, init_from=str(run.path), model=rj.ModelConfig(width=8, stem="small")
-    )
     with pytest.raises(rj.ResNetJaxError, match=r"--model\.width 4, not 8, --model\.stem"):
-        initial_variables(config, make_model(config, 10), DIGITS, 1, KEY)
+        starting_from(run.path, model=rj.ModelConfig(width=8, stem="small"))

@@ -44,6 +44,11 @@ def test_many_convolutions_equal_the_reference(case: dict[str, tuple[int, ...]])
         jax.clear_caches()
 
 
+def operands(x, grad, kernel):
+    """Of each pass."""
+    return {"forward": (x, kernel), "input_grad": (grad, kernel), "weight_grad": (x, grad)}
+
+
 @pytest.mark.parametrize(
     ("size", "kernel", "stride", "padding"),
     [
@@ -69,15 +74,11 @@ def test_every_algorithm_equals_xlas(size, kernel, stride, padding) -> None:
     names = [name for name in ALGORITHMS["forward"] if supports(name, live)]
 
     @jax.jit
-    def run(x, grad, weights):
-        operands = {
-            "forward": (x, weights),
-            "input_grad": (grad, weights),
-            "weight_grad": (x, grad),
-        }
-        return {p: [ALGORITHMS[p][name](*operands[p], live) for name in names] for p in operands}
+    def run(*arrays):
+        each = operands(*arrays).items()
+        return [[ALGORITHMS[p][name](*taken, live) for name in names] for p, taken in each]
 
-    for xla, *others in run(x, grad, weights).values():
+    for xla, *others in run(x, grad, weights):
         for other in others:
             assert_close(other, xla, 1e-9)
 
@@ -87,13 +88,9 @@ def test_winograds_error_in_float32_is_a_few_roundings(name: str, bound: float) 
     """Root mean square, beside the values'; of im2col it is 2e-7 to 4e-7 here."""
     live = Geometry.of((8, 8), 3, 1, 1).trimmed()
     x, grad, kernel = normal(1, 4, 8, 8, 64), normal(2, 4, 8, 8, 64), normal(3, 3, 3, 64, 64)
-    for pass_, operands in (
-        ("forward", (x, kernel)),
-        ("input_grad", (grad, kernel)),
-        ("weight_grad", (x, grad)),
-    ):
+    for pass_, taken in operands(x, grad, kernel).items():
         exact, rounded = (
-            jax.jit(ALGORITHMS[pass_][algorithm], static_argnums=2)(*map(dtype, operands), live)
+            jax.jit(ALGORITHMS[pass_][algorithm], static_argnums=2)(*map(dtype, taken), live)
             for algorithm, dtype in (("xla", jnp.float64), (name, jnp.float32))
         )
         assert rounded.dtype == np.float32
@@ -163,14 +160,9 @@ def test_other_platforms_get_only_xlas_convolution(shape, k, stride, padding) ->
     """Value and gradients hold three convolutions on CUDA and TPU, and no products."""
 
     def run(lowering: str, platform: str) -> str:
-        def step(x, kernel):
-            y, pullback = jax.vjp(
-                partial(conv2d, stride=stride, padding=padding, lowering=lowering), x, kernel
-            )
-            return y, pullback(y)
-
+        step = jax.jit(partial(passes, stride=stride, padding=padding, lowering=lowering))
         arguments = normal(1, *shape), normal(2, k, k, shape[3], 5)
-        return export.export(jax.jit(step), platforms=[platform])(*arguments).mlir_module()
+        return export.export(step, platforms=[platform])(*arguments).mlir_module()
 
     for platform in ("cuda", "tpu"):
         module = run("auto", platform)

@@ -1,23 +1,18 @@
 """The choice of a convolution's algorithm, on both sides of each of its bounds."""
 
 from contextlib import ExitStack
+from functools import partial
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_conv import passes
 
-from resnet_jax.ops import conv2d
 from resnet_jax.ops.algorithms import ALGORITHMS
 from resnet_jax.ops.geometry import Geometry
-from resnet_jax.ops.heuristics import (
-    INSTRUCTION_SETS,
-    PASSES,
-    Problem,
-    choose,
-    instruction_set,
-)
+from resnet_jax.ops.heuristics import PASSES, Problem, choose, instruction_set
 
 SOME, LARGE = 2**14 + 1, 2**20
 
@@ -93,21 +88,20 @@ def test_choice(instructions: str, case: tuple) -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "expected"),
+    ("extensions", "expected"),
     [
-        (["X86_V3", "X86_V4", "AVX512_ICL"], "avx512"),
-        (["X86_V3"], "avx2"),
-        (["NEON", "ASIMD"], "avx2"),
-        ([], "avx2"),
+        ({"found": ["X86_V3", "X86_V4", "AVX512_ICL"]}, "avx512"),
+        ({"found": ["X86_V3"]}, "avx2"),
+        ({"found": ["NEON", "ASIMD"]}, "avx2"),
+        ({"found": []}, "avx2"),
+        ({"baseline": ["NEON"]}, "avx2"),  # and no more than it was built for
+        (None, "avx2"),  # of which numpy says nothing
     ],
 )
-def test_the_machine_s_instructions_choose_the_column(found: list[str], expected: str) -> None:
-    instruction_set.cache_clear()
-    config = {"SIMD Extensions": {"found": found}}
-    with mock.patch.object(np, "show_config", return_value=config):
-        assert instruction_set() == expected
-    instruction_set.cache_clear()
-    assert instruction_set() in INSTRUCTION_SETS  # numpy says it in this way
+def test_the_machine_s_instructions_choose_the_column(extensions, expected, monkeypatch) -> None:
+    config = {} if extensions is None else {"SIMD Extensions": extensions}
+    monkeypatch.setattr(np, "show_config", lambda mode: config)
+    assert instruction_set.__wrapped__() == expected
 
 
 @pytest.mark.parametrize(
@@ -129,13 +123,7 @@ def test_each_pass_runs_what_was_chosen_for_its_operands(
     shape: tuple[int, ...], features: int, stride: int, lowering: str, used: list[str]
 ) -> None:
     """At the bounds as they are; nothing is computed."""
-
-    def passes(x, kernel):
-        y, pullback = jax.vjp(
-            lambda x, k: conv2d(x, k, stride=stride, padding=1, lowering=lowering), x, kernel
-        )
-        return y, *pullback(y)
-
+    run = partial(passes, stride=stride, padding=1, lowering=lowering)
     arrays = (shape, (3, 3, shape[3], features))
     jax.clear_caches()  # traces under the bounds of other tests
     with ExitStack() as stack:
@@ -143,16 +131,10 @@ def test_each_pass_runs_what_was_chosen_for_its_operands(
         for algorithms in ALGORITHMS.values():
             spies.append({name: mock.Mock(wraps=f) for name, f in algorithms.items()})
             stack.enter_context(mock.patch.dict(algorithms, spies[-1]))
-        jax.eval_shape(passes, *(jax.ShapeDtypeStruct(a, jnp.float32) for a in arrays))
+        jax.eval_shape(run, *(jax.ShapeDtypeStruct(a, jnp.float32) for a in arrays))
     # XLA's own is also traced for other platforms.
     called = [
         [name for name, spy in by_name.items() if spy.call_count > (name == "xla")]
         for by_name in spies
     ]
     assert called == [[name] for name in used]
-
-
-@pytest.mark.parametrize("config", [{}, {"SIMD Extensions": {"baseline": ["NEON"]}}])
-def test_a_cpu_of_which_numpy_says_nothing_is_one_without_avx512(config, monkeypatch):
-    monkeypatch.setattr(np, "show_config", lambda mode: config)
-    assert instruction_set.__wrapped__() == "avx2"

@@ -17,14 +17,14 @@ import jax
 from resnet_jax.ops.algorithms import im2col, shift_add, winograd, xla
 from resnet_jax.ops.geometry import Geometry
 
-_PASSES = ("forward", "input_grad", "weight_grad")
+PASSES = ("forward", "input_grad", "weight_grad")
 _MODULES = {"xla": xla, "im2col": im2col, "shift_add": shift_add}
 Algorithm = Callable[[jax.Array, jax.Array, Geometry], jax.Array]
 # By pass, then by name.
 ALGORITHMS: dict[str, dict[str, Algorithm]] = {
     pass_: {name: getattr(module, pass_) for name, module in _MODULES.items()}
     | {f"winograd_{m}": partial(getattr(winograd, pass_), m=m) for m in (2, 4)}
-    for pass_ in _PASSES
+    for pass_ in PASSES
 }
 
 
