@@ -1,6 +1,7 @@
 """What all tests share: folders of their own, and programs that compile in a hurry."""
 
 import atexit
+import dataclasses
 import fcntl
 import gc
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from importlib.metadata import version
 from unittest import mock
 
@@ -43,15 +45,14 @@ if "TFDS_DATA_DIR" not in os.environ:
     _empty.mkdir(exist_ok=True)
     os.environ["TFDS_DATA_DIR"] = str(_beside if _beside.is_dir() else _empty)
 
-import dataclasses  # noqa: E402
-import functools  # noqa: E402
-
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
 # The shapes that signatures state are checked in every call, within tests alone.
 _CHECKED = ("data.augment", "data.randaugment", "models.resnet", "training.step")
 jaxtyping.install_import_hook([f"resnet_jax.{name}" for name in _CHECKED], "type_checker.check")
+
+import worker  # noqa: E402
 
 import resnet_jax as rj  # noqa: E402
 from resnet_jax.cli import main  # noqa: E402
@@ -91,8 +92,8 @@ def pytest_runtest_protocol(item: pytest.Item):
     """Have `resnet18` be a network of one unit in tests that depend on `one_unit`."""
     if "one_unit" not in item.fixturenames:
         return (yield)
-    network = functools.partial(rj.ResNet, stage_sizes=(1,), unit=rj.BasicUnit)
-    with mock.patch.dict(VARIANTS, resnet18=network):
+    with mock.patch.dict(VARIANTS):
+        worker.shrink()
         return (yield)
 
 
@@ -112,14 +113,27 @@ def tiny_options() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def finished_run(one_unit) -> rj.Run:
-    """A whole run, for tests that only read: one for all of pytest's workers."""
-    folder = pathlib.Path(_cache, "runs/one-unit")
-    with open(os.path.join(_cache, "runs.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            rj.train(TINY, folder, quiet=True)
-    return rj.Run.open(folder)
+def shared():
+    """A folder that is made once for all of pytest's workers: ``shared(name, make)``."""
+
+    def folder(name: str, make: Callable[[pathlib.Path], object]) -> pathlib.Path:
+        path = pathlib.Path(_cache, "shared", name)
+        path.parent.mkdir(exist_ok=True)
+        made = path.with_suffix(".made")
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                make(path)
+                made.touch()
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(one_unit, shared) -> rj.Run:
+    """A whole run, for tests that only read."""
+    return rj.Run.open(shared("one-unit", lambda folder: rj.train(TINY, folder, quiet=True)))
 
 
 @pytest.fixture

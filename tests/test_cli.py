@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -22,11 +21,7 @@ from resnet_jax.memory import tuned
 # With `tiny_options`, the run of `finished_run`.
 SAME = ["--optim.schedule", "cosine", "--optim.warmup", "0.2", "--log-every", "4"]
 SAME += ["--eval-every", "5"]
-
-
-@pytest.fixture(scope="module")
-def run_dir(finished_run) -> Path:
-    return finished_run.path
+MEETING = "train --distributed --coordinator {} --num-processes {} --process-id {}"
 
 
 @pytest.fixture
@@ -39,8 +34,8 @@ def digits(tmp_path) -> list[Path]:
     return paths
 
 
-def test_evaluate_prints_the_promised_json(run_dir, command):
-    code, out, _ = command("evaluate", run_dir, "--split", "test_all", "--json")
+def test_evaluate_prints_the_promised_json(finished_run, command):
+    code, out, _ = command("evaluate", finished_run.path, "--split", "test_all", "--json")
     assert code == 0
     found = json.loads(out)
     assert set(found) == {"accuracy", "loss", "correct", "count", "per_class", "confusion"}
@@ -50,31 +45,32 @@ def test_evaluate_prints_the_promised_json(run_dir, command):
     assert [row["count"] for row in found["per_class"].values()] == [50] * 10
 
 
-def test_evaluate_prints_a_table(run_dir, command):
-    code, out, _ = command("evaluate", run_dir)
+def test_evaluate_prints_a_table(finished_run, command):
+    code, out, _ = command("evaluate", finished_run.path)
     assert (code, "recall" in out) == (0, True)
     assert "of 30" in out
 
 
-def test_predict_agrees_with_python(run_dir, digits, command):
-    run = rj.Run.open(run_dir)
+def test_predict_agrees_with_python(finished_run, digits, command):
     images = np.stack([np.asarray(Image.open(path))[..., None] for path in digits])
-    expected = run.predict(images)
-    code, out, _ = command("predict", run_dir, *digits, "--json", "--topk", 10)
-    assert code == 0
-    for row, path, p in zip(json.loads(out), digits, expected, strict=True):
-        assert row["path"] == str(path)
-        assert row["label"] == str(p.argmax())
-        assert row["probability"] == pytest.approx(p.max(), rel=1e-6)
-        assert [name for name, _ in row["topk"]] == [str(k) for k in np.argsort(-p)]
-    code, out, _ = command("predict", run_dir, digits[0].parent, "--csv")
-    table = list(csv.DictReader(io.StringIO(out)))
+    expected = finished_run.predict(images)
+    for topk in (2, 10):
+        code, out, _ = command("predict", finished_run.path, *digits, "--json", "--topk", topk)
+        assert code == 0
+        for row, path, p in zip(json.loads(out), digits, expected, strict=True):
+            assert row["path"] == str(path)
+            assert row["label"] == str(p.argmax())
+            assert row["probability"] == pytest.approx(p.max(), rel=1e-6)
+            assert [name for name, _ in row["topk"]] == [str(k) for k in np.argsort(-p)[:topk]]
+    code, out, _ = command("predict", finished_run.path, digits[0].parent, "--csv")
+    table = csv.DictReader(io.StringIO(out))
+    assert table.fieldnames == ["path", "label", "probability"]
     assert (code, [row["path"] for row in table]) == (0, list(map(str, digits)))
-    code, out, _ = command("predict", run_dir, digits[0])
+    code, out, _ = command("predict", finished_run.path, digits[0])
     assert (code, "label" in out) == (0, True)
 
 
-def test_one_bad_file_or_folder_does_not_stop_the_others(run_dir, digits, tmp_path, command):
+def test_one_bad_file_or_folder_does_not_stop_the_others(finished_run, digits, tmp_path, command):
     broken, empty = tmp_path / "broken.png", tmp_path / "empty"
     broken.write_bytes(digits[0].read_bytes()[:60])
     empty.mkdir()
@@ -82,7 +78,7 @@ def test_one_bad_file_or_folder_does_not_stop_the_others(run_dir, digits, tmp_pa
         ((digits[0], broken, digits[1]), 3, r"broken\.png(.*\n)*.*\b1 of 3\b"),
         ((empty, digits[0]), 2, re.escape(str(empty))),
     ):
-        code, out, err = command("predict", run_dir, *paths, "--csv")
+        code, out, err = command("predict", finished_run.path, *paths, "--csv")
         assert (code, len(out.splitlines())) == (1, count)
         assert re.search(said, err)
 
@@ -124,13 +120,9 @@ def test_seeds_repeat_and_are_summed_up(tmp_path, command, tiny_options, monkeyp
     folders = sorted((tmp_path / "runs").iterdir())
     assert [folder.name[-6:] for folder in folders] == ["-seed0", "-seed1"]
     assert all(folder.name.startswith("quickstart-") for folder in folders)
-    runs = [rj.Run.open(folder) for folder in folders]
-    accuracies, losses = [], []
-    for run in runs:
-        metrics = run.metrics()
-        last = metrics[(metrics["split"] == "test_all") & (metrics["checkpoint"] == "best")]
-        accuracies.append(last["accuracy"].item())
-        losses.append(last["loss"].item())
+    of_best = "split == 'test_all' and checkpoint == 'best'"
+    found = [rj.Run.open(folder).metrics().query(of_best) for folder in folders]
+    accuracies, losses = ([rows[name].item() for rows in found] for name in ("accuracy", "loss"))
     assert losses[0] != losses[1]
     # As `compare` shows them.
     assert f"{np.mean(accuracies):.2%} ± {np.std(accuracies, ddof=1):.2%}" in out
@@ -202,32 +194,50 @@ def test_what_needs_no_data_is_shown(words, shown, command):
         (["summary", "--channels", "0"], ["--channels", "0"]),
         (["summary", "resnext50_32x4d", "--width", "24"], ["--model.width", "24", "16"]),
         (["summary", "resnet18d", "--width", "1"], ["--model.width", "1", "2"]),
+        (["train", "--process-id", "1"], ["--distributed"]),
+        (["train", "--meet-within", "60"], ["--distributed"]),
+        (["train", "--distributed", "--meet-within", "0"], ["--meet-within", "0", "1"]),
+        (
+            ["train", "--distributed", "--process-id", "1"],
+            ["--process-id", "--coordinator", "--num-processes"],
+        ),
+        (MEETING.format("host", 2, 0).split(), ["--coordinator", "host", "HOST:PORT"]),
+        (MEETING.format("host:1", 2, 2).split(), ["--process-id", "2", "1"]),
+        (MEETING.format("host:1", 0, 0).split(), ["--num-processes", "0", "1"]),
+        (["verify", "EMPTY", "--data.background", "300"], ["--data.background", "300"]),
         (["data", "prepare"], ["NAME"]),
         (["data", "prepare", "imagnet"], ["imagnet"]),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_1(
-    arguments, names, run_dir, tmp_path, monkeypatch, command
+    arguments, names, finished_run, tmp_path, monkeypatch, command
 ):
     monkeypatch.chdir(tmp_path)
     empty = tmp_path / "empty"
     empty.mkdir()
-    places = {"RUN": str(run_dir), "EMPTY": str(empty)}
+    places = {"RUN": str(finished_run.path), "EMPTY": str(empty)}
     code, _, err = command(*(places.get(word, word) for word in arguments))
-    assert code == 1
     (line,) = [line for line in err.splitlines() if "1 of 1" not in line]
+    assert (code, line[:12]) == (1, "resnet-jax: ")
     for name in names:  # as words: not the 0 of a 10
         word = re.escape(places.get(name, name))
         assert re.search(rf"(?<![\w.-]){word}(?![\w-])", line), (name, line)
     assert list(tmp_path.iterdir()) == [empty]  # nothing was written
 
 
-@pytest.mark.parametrize("arguments", [[], ["trian"], ["train", "--nothing", "1"], ["evaluate"]])
-def test_wrong_usage_is_the_parsers_text_and_exit_code_2(arguments, capsys):
+WRONG = ["", "trian", "train --nothing 1", "evaluate"]
+WRONG += ["E", "train --epochs E", "export r --format E", "verify r --E"]
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_wrong_usage_is_the_parsers_text_and_exit_code_2(words, capsys):
+    """What it quotes is shown escaped."""
     with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert ended.value.code == 2
-    assert "resnet-jax" in "".join(capsys.readouterr())
+        main(words.replace("E", "a\x1b]0;b\x07").split())
+    shown = "".join(capsys.readouterr())
+    assert (ended.value.code, "resnet-jax" in shown) == (2, True)
+    assert (r"a\x1b]0;b\x07" in shown.replace("\\\\", "\\")) == ("E" in words)
+    assert not {"\x1b", "\x07"} & set(shown)
 
 
 def test_verify_names_what_is_damaged(own_run, command):
@@ -250,41 +260,27 @@ def test_who_calls_from_python_gets_signals_back_as_they_were(capsys):
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
-def test_the_command_restarts_with_settings_of_malloc_unless_the_user_has_some(tmp_path):
+def test_the_command_restarts_with_settings_of_malloc_unless_the_user_has_some(tmp_path, python):
     """In the same process, and once; commands that compute nothing do not."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"
         f"with open({str(tmp_path / 'starts')!r}, 'a') as starts:\n"
         "    print(os.getpid(), os.environ.get('GLIBC_TUNABLES'), file=starts)\n"
     )
+    path = os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])
 
-    def starts(*arguments, **settings):
+    def starts(*arguments, code=0, user=None):
         (tmp_path / "starts").unlink(missing_ok=True)
-        environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"} | settings
-        path = os.pathsep.join([str(tmp_path), environment.get("PYTHONPATH", "")])
-        command = [sys.executable, "-m", "resnet_jax", *arguments]
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=environment | {"PYTHONPATH": path}
-        )
+        python("-m", "resnet_jax", *arguments, code=code, GLIBC_TUNABLES=user, PYTHONPATH=path)
         lines = (tmp_path / "starts").read_text().splitlines()
         pids, found = zip(*(line.split() for line in lines), strict=True)
         assert len(set(pids)) == 1
-        return done.returncode, found
+        return found
 
     refused = ["train", "--seeds", "0"]
     ours = tuned({})["GLIBC_TUNABLES"]
-    code, found = starts(*refused)
-    assert code == 1
-    assert found == (("None", ours) if sys.platform == "linux" else ("None",))
-    assert starts(*refused, GLIBC_TUNABLES="glibc.malloc.check=0")[1] == ("glibc.malloc.check=0",)
-    assert starts("data", "list") == (0, ("None",))
-    assert starts("evaluate", "--help") == (0, ("None",))
-
-
-@pytest.mark.parametrize("words", ["E", "train --epochs E", "export r --format E", "verify r --E"])
-def test_what_the_parser_refuses_is_shown_escaped(words, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(words.replace("E", "a\x1b]0;b\x07").split(" "))
-    shown = "".join(capsys.readouterr())
-    assert (ended.value.code, r"a\x1b]0;b\x07" in shown.replace("\\\\", "\\")) == (2, True)
-    assert not {"\x1b", "\x07"} & set(shown)
+    expected = ("None", ours) if sys.platform == "linux" else ("None",)
+    assert starts(*refused, code=1) == expected
+    users = "glibc.malloc.check=0"
+    assert starts(*refused, code=1, user=users) == (users,)
+    assert starts("data", "list") == starts("evaluate", "--help") == ("None",)

@@ -5,12 +5,8 @@ are of the day when 0.1.0 was closed: programs that people wrote by those pages 
 """
 
 import ast
-import contextlib
 import functools
 import inspect
-import io
-import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +14,14 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from test_docs import options
 
 import resnet_jax as rj
 
 # Parts below the top that blocks import. Where one moves or gets another name, its line here
-# changes (`from ... import NewName as Name`), and nothing below.
-from resnet_jax.cli import main
+# changes (`from ... import NewName as Name`), and nothing below. CALLS names those that look
+# unused.
+# ruff: noqa: F401
 from resnet_jax.config import MAY_CHANGE
 from resnet_jax.data.augment import augment, preprocess
 from resnet_jax.data.dataset import ArraySplit as Split
@@ -41,22 +39,6 @@ NAMES = """
     ResNet101 ResNet152 Run train Batch TrainState eval_step train_step inspection interop
 """
 
-# What the calls below name.
-PARTS = {
-    "rj": rj,
-    "plots": plots,
-    "Affine": Affine,
-    "BatchNorm": BatchNorm,
-    "Checkpoints": Checkpoints,
-    "Conv": Conv,
-    "Dataset": Dataset,
-    "IndexStream": IndexStream,
-    "Split": Split,
-    "augment": augment,
-    "make_model": make_model,
-    "preprocess": preprocess,
-    "summarize": summarize,
-}
 # A line for each way of calling: only the number of arguments and their keywords matter here.
 CALLS = """
 rj.AugmentConfig(crop=2, randaugment=1, mixup=0.2)
@@ -153,42 +135,32 @@ def own_loop() -> tuple[Any, Any, Any]:
     return state, metrics, jax.eval_shape(rj.eval_step, state, batch)
 
 
-# Of each kind of object that the blocks hold: how to get one, and what they ask it for.
-MEMBERS: dict[str, tuple[Callable[[rj.Run], Any], str]] = {
-    "run": (lambda run: run, "class_names config metrics model path predict variables"),
-    "evaluation": (lambda run: run.evaluate("test"), "accuracy confusion count"),
-    "examined": (
-        rj.inspection.examine,
-        "calibration class_names evaluation features images maps mistakes probabilities",
+# The objects that the blocks hold, and what they ask them for.
+MEMBERS = {
+    "run": "class_names config metrics model path predict variables",
+    "run.evaluate('test')": "accuracy confusion count",
+    "rj.inspection.examine(run)": (
+        "calibration class_names evaluation features images maps mistakes probabilities"
     ),
-    "calibration": (lambda run: rj.inspection.calibration([[0.4, 0.6]], [1]), "ece"),
-    "metrics": (
-        lambda run: run.metrics(),
-        "accuracy checkpoint epoch grad_norm kind last learning_rate loss seconds split step",
+    "rj.inspection.calibration([[0.4, 0.6]], [1])": "ece",
+    "run.metrics()": (
+        "accuracy checkpoint epoch grad_norm kind last learning_rate loss seconds split step"
     ),
-    "dataset": (
-        lambda run: rj.load_dataset("mnist_5k"),
-        "class_names fingerprint image_shape num_classes test train validation",
+    "rj.load_dataset('mnist_5k')": (
+        "class_names fingerprint image_shape num_classes test train validation"
     ),
-    "split": (lambda run: rj.load_dataset("mnist_5k").test, "__len__ images labels"),
-    "streamed": (
-        lambda run: rj.load_dataset("folder", str(PICTURES), size=8, streaming="always").train,
-        "__len__ take",
-    ),
-    "state": (lambda run: own_loop()[0], "first_bad_step params step variables"),
-    "step": (lambda run: own_loop()[1], "accuracy loss"),
-    "counts": (lambda run: own_loop()[2], "confusion loss"),
-    "layer": (
-        lambda run: summarize(rj.ResNet18(num_classes=10), (28, 28, 1))[0],
-        "multiply_adds name parameters",
-    ),
-    "unit": (
-        lambda run: Unit(8, Conv, BatchNorm),
+    "rj.load_dataset('mnist_5k').test": "__len__ images labels",
+    "rj.load_dataset('folder', str(PICTURES), size=8, streaming='always').train": "__len__ take",
+    "own_loop()[0]": "first_bad_step params step variables",
+    "own_loop()[1]": "accuracy loss",
+    "own_loop()[2]": "confusion loss",
+    "summarize(rj.ResNet18(num_classes=10), (28, 28, 1))[0]": "multiply_adds name parameters",
+    "Unit(8, Conv, BatchNorm)": (
         "conv expansion features groups norm param preactivation residual shortcut strides "
-        "widening zero_init_last",
+        "widening zero_init_last"
     ),
-    "checkpoints": (lambda run: Checkpoints(run.path / "checkpoints"), "directory"),
-    "error": (lambda run: rj.ResNetJaxError("reason"), "exit_code"),
+    "Checkpoints(run.path / 'checkpoints')": "directory",
+    "rj.ResNetJaxError('reason')": "exit_code",
 }
 
 # Of each command: its options in shell blocks and in the text.
@@ -245,15 +217,6 @@ def missing(expected: str, found: Any) -> set[str]:
     return set(expected.split()) - set(found)
 
 
-@functools.cache
-def options(command: str) -> frozenset[str]:
-    """The options in the help of a command."""
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), pytest.raises(SystemExit):
-        main([command, "--help"])
-    return frozenset(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", out.getvalue()))
-
-
 def test_public_names():
     for name in NAMES.split():
         assert hasattr(rj, name), name
@@ -263,16 +226,15 @@ def test_public_names():
 def test_calls(line):
     call = ast.parse(line, mode="eval").body
     assert isinstance(call, ast.Call)
-    function = eval(ast.unparse(call.func), PARTS)
+    function = eval(ast.unparse(call.func))
     keywords = dict.fromkeys(str(keyword.arg) for keyword in call.keywords)
     inspect.signature(function).bind(*call.args, **keywords)
 
 
 @pytest.mark.parametrize("what", MEMBERS)
 def test_members(what, finished_run):
-    make, members = MEMBERS[what]
-    thing = make(finished_run)
-    for name in members.split():
+    thing = eval(what, globals() | {"run": finished_run})
+    for name in MEMBERS[what].split():
         assert hasattr(thing, name), f"{type(thing).__name__} of {what} has no {name}"
 
 

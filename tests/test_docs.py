@@ -70,41 +70,30 @@ def test_the_code_of_a_page_runs_and_prints_what_the_page_shows(page, workplace,
             )
 
 
-class Typist(code.InteractiveConsole):
-    """`python -i` without the running: an empty line ends what is indented."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.refused: list[str] = []
-
-    def runcode(self, code: object) -> None:
-        pass
-
-    def showsyntaxerror(self, *_: object, **__: object) -> None:
-        self.refused.append(str(sys.exc_info()[1]))
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
+def test_the_code_of_a_page_can_be_pasted_into_python(page):
+    """Where an empty line ends what is indented."""
+    for block in blocks(page):
+        if block.kind in ("python", "py"):
+            typed: list[str] = []
+            for number, line in enumerate([*block.text.splitlines(), ""], block.line):
+                typed.append(line)
+                if code.compile_command("\n".join(typed), f"{page.name}, line {number}"):
+                    typed = []
+            assert not typed, f"{page.name}, line {block.line}: has no end"
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
-def test_the_code_of_a_page_can_be_pasted_into_python(page):
-    for block in blocks(page):
-        if block.kind in ("python", "py"):
-            typist = Typist()
-            for number, line in enumerate([*block.text.splitlines(), ""], block.line):
-                waits = typist.push(line)
-                assert not typist.refused, f"{page.name}, line {number}: {line}"
-            assert not waits, f"{page.name}, line {block.line}: has no end"
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_a_page_quotes_is_in_the_package(page):
-    sources = [
-        [line.strip() for line in path.read_text().splitlines()]
-        for path in (ROOT / "resnet_jax").rglob("*.py")
-    ]
-    for block in (block for block in blocks(page) if block.kind == "python quote"):
-        lines = [line.strip() for line in block.text.splitlines()]
-        starts = [(s, at) for s in sources for at, line in enumerate(s) if line == lines[0]]
-        assert any(s[at : at + len(lines)] == lines for s, at in starts), (
+    """README quotes the model file."""
+    readme = page.name == "README.md"
+    files = (ROOT / "resnet_jax").glob("models/resnet.py" if readme else "**/*.py")
+    sources = [path.read_text() for path in files]
+    quotes = [block for block in blocks(page) if block.kind == "python quote"]
+    assert len(quotes) == 1 or not readme
+    for block in quotes:
+        layouts = [textwrap.indent(block.text, width * " ") for width in (0, 4, 8)]
+        assert any(text in source for text in layouts for source in sources), (
             f"{page.name}, line {block.line}: the package reads otherwise"
         )
 
@@ -200,17 +189,13 @@ def test_every_promise_has_the_tests_that_the_page_names():
         assert f"\ndef {name}(" in (ROOT / path).read_text(), f"{path}::{name}"
 
 
-def test_the_figures_of_reliability_are_those_of_the_tests(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "tests/reliability"))
-    kills = importlib.import_module("test_kills")
-    soak = importlib.import_module("test_soak")
-    groups = ("DURING_THE_FIRST_STEPS", "DURING_A_SAVE", "LATER", "DURING_A_DELETION")
-    points = sum(len(getattr(kills, name)) for name in (*groups, "IN_THE_FINAL_TEST"))
+def test_the_figures_of_reliability_are_those_of_the_tests():
+    kills, soak = map(importlib.import_module, ("test_kills", "test_soak"))
     of_checkpoints = (ROOT / "tests/training/test_checkpoint.py").read_text()
     (flips,) = re.findall(r"^FLIPS = (\d+)", of_checkpoints, re.MULTILINE)
     page = (ROOT / "docs/reliability.md").read_text()
     shown = [int(cell) for cell in re.findall(r"^\| [^|]+ \| (\d+) \|$", page, re.MULTILINE)]
-    assert shown == [points, soak.RESTARTS, soak.SAVES, int(flips)]
+    assert shown == [len(kills.MOMENTS), soak.RESTARTS, soak.SAVES, int(flips)]
 
 
 def test_the_map_names_every_module():
@@ -250,12 +235,6 @@ def test_the_page_of_the_api_shows_every_public_name():
     shown = set(re.findall(r"^::: ([\w.]+)$", page, re.MULTILINE))
     networks = {f"resnet_jax.ResNet{depth}" for depth in (32, 34, 44, 50, 56, 101, 110, 152)}
     assert shown | networks >= {f"resnet_jax.{name}" for name in rj.__all__}
-
-
-def test_what_the_readme_quotes_is_in_the_model_file():
-    (quote,) = (block.text for block in blocks(ROOT / "README.md") if block.kind == "python quote")
-    source = (ROOT / "resnet_jax/models/resnet.py").read_text()
-    assert textwrap.indent(quote, 8 * " ") in source
 
 
 @pytest.mark.slow

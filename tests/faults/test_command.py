@@ -230,10 +230,6 @@ def test_a_home_folder_that_is_not_there_is_one_line(tmp_path, refusal):
         assert f"{place} has no home folder: give the whole path" in refusal(*words)
 
 
-def test_a_background_that_is_no_grey_level_is_refused(tmp_path, refusal):
-    assert "--data.background" in refusal("verify", tmp_path, "--data.background", "300")
-
-
 def test_a_terminal_without_the_letters_gets_escapes(tmp_path, python):
     for name in ("日本", "b"):
         (tmp_path / name).mkdir()

@@ -4,7 +4,6 @@ import os
 import socket
 import stat
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -28,9 +27,8 @@ def test_no_digits_are_needed(finished_run, tmp_path, monkeypatch, command):
     assert code == 0, errors
 
 
-def test_what_stablehlo_needs_is_declared_and_named(finished_run, tmp_path, monkeypatch, refusal):
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    assert any(line.startswith("flatbuffers") for line in project["dependencies"])
+def test_what_stablehlo_needs_is_named(finished_run, tmp_path, monkeypatch, refusal):
+    """That it is declared, `test_extras.py` shows."""
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
     line = refusal(*export(finished_run.path, "stablehlo", tmp_path / "network"))
     assert "pip install flatbuffers" in line

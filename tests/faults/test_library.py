@@ -94,28 +94,19 @@ for name, call in calls.items():
             print(name, "changes", part)
 if sys.platform == "linux" and (mebibytes := kept()) > 64:
     print("malloc keeps", mebibytes)
-print(alone, digest(BASE, "after"))
+if alone != digest(BASE, "after"):
+    print("a run after them is another")
 """
 
 
-@pytest.fixture(scope="module")
-def guest(tmp_path_factory, python):
-    """The folder of that process, and what it said."""
-    folder = tmp_path_factory.mktemp("guest")
-    return folder, python("-c", PRELUDE + LEAVES, folder)
+def test_calls_of_the_library_leave_the_process_as_it_was(tmp_path, python):
+    """JAX's settings, warnings, loggers, signals, hooks, the environment and malloc.
 
-
-def test_calls_of_the_library_leave_the_process_as_it_was(guest):
-    """JAX's settings, warnings, loggers, signals, hooks, the environment and malloc."""
-    folder, done = guest
-    assert done.stdout.splitlines()[:-1] == []
-    assert done.stderr == ""
-    assert "trains from step 0" in (folder / "run/run.log").read_text()
-
-
-def test_a_float32_run_after_a_float64_run_is_what_it_is_alone(guest):
-    alone, after = guest[1].stdout.splitlines()[-1].split()
-    assert after == alone
+    And a float32 run after a float64 run is what it is alone.
+    """
+    done = python("-c", PRELUDE + LEAVES, tmp_path)
+    assert (done.stdout, done.stderr) == ("", "")
+    assert "trains from step 0" in (tmp_path / "run/run.log").read_text()
 
 
 # Three cells of a notebook: one that is interrupted twice, a fiftieth of a second apart, while JAX

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import linen as nn
+from test_weights import answer
 
 import resnet_jax as rj
 from resnet_jax.data.preprocessing import Preprocessing
@@ -14,13 +15,6 @@ from resnet_jax.interop import Network
 from resnet_jax.interop.onnx import export_onnx
 from resnet_jax.interop.weights import export_torchvision
 from resnet_jax.models import Affine, BatchNorm
-
-
-def answer(call, *arguments):
-    """What a call says when it refuses."""
-    with pytest.raises(rj.ResNetJaxError) as refused:
-        call(*arguments)
-    return str(refused.value)
 
 
 class Own(nn.Module):

@@ -5,12 +5,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 
 import pytest
-import worker
+from faults import TRAIN, ended, errors_of, logged_steps, start, steps_of, wait_until
 
 import resnet_jax as rj
 from resnet_jax.training.engine import Engine
@@ -39,11 +38,13 @@ def test_a_link_in_a_runs_folder_changes_nothing_outside(name, own_run, tiny_con
 def test_a_damaged_configuration_is_named_and_builds_no_object(own_run):
     evil = f"config: !!python/object/apply:os.mkdir ['{own_run}/made']"
     whole = (own_run / "config.yaml").read_text()
-    for text in ("config: [", "a: 1", "", evil, "{}", f"{whole}\nparts:\n", f"{whole}\nparts: 3\n"):
+    texts = ["config: [", "a: 1", "", evil, "{}", f"{whole}\nparts:\n", f"{whole}\nparts: 3\n"]
+    for text in (*texts, whole.replace("batch_size:", "batch_length:")):
         (own_run / "config.yaml").write_text(text)
         with pytest.raises(rj.ResNetJaxError, match=r"config\.yaml is damaged") as error:
             rj.Run.open(own_run)
         assert "\n" not in str(error.value)
+    assert "is damaged or of another version: setting batch_length" in str(error.value)
     assert not (own_run / "made").exists()
 
 
@@ -136,14 +137,9 @@ def test_tests_of_which_lines_are_missing_are_made_again(own_run, tiny_config):
     assert tests() == before
 
 
-@pytest.fixture
-def train(tiny_options, tmp_path):
-    program = [sys.executable, worker.__file__, "train", *tiny_options]
-    return [*program, "--log-every", "1", "--run-dir", str(tmp_path / "run")]
-
-
-def test_without_a_reader_of_its_output_a_run_trains_on(train, tmp_path):
+def test_without_a_reader_of_its_output_a_run_trains_on(tmp_path):
     """As in `| head`."""
+    train = [*TRAIN, "--run-dir", str(tmp_path / "run")]
     with subprocess.Popen(train, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.readline()
         process.stdout.close()
@@ -156,24 +152,19 @@ def test_without_a_reader_of_its_output_a_run_trains_on(train, tmp_path):
     assert "finished at step" in (tmp_path / "run/run.log").read_text()
 
 
-def test_a_terminal_that_goes_away_stops_the_run_saved(train, tmp_path):
-    train += ["--epochs", "500", "--eval-every", "3000"]
-    metrics = tmp_path / "run/metrics.jsonl"
+def test_a_terminal_that_goes_away_stops_the_run_saved(tmp_path):
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         pytest.skip("under `nohup` the command ignores SIGHUP")
-    with subprocess.Popen(train, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        end = time.monotonic() + 100
-        while not (metrics.exists() and metrics.read_text().count("\n") > 2):
-            assert time.monotonic() < end
-            time.sleep(0.05)
-        process.send_signal(signal.SIGHUP)
-        process.wait(timeout=60)
-        shown = process.stderr.read().decode()
-    assert process.returncode == 75, shown
+    run_dir = tmp_path / "run"
+    process = start(run_dir, "--epochs", "500", "--eval-every", "3000")
+    wait_until(lambda: len(logged_steps(run_dir)) > 2)
+    os.kill(process.pid, signal.SIGHUP)
+    code, shown = ended(process), errors_of(run_dir)
+    assert code == 75, shown
     acknowledged, saved = shown.splitlines()
     assert acknowledged == "resnet-jax: SIGHUP: stopping after this step; again to end now"
     assert saved.startswith("resnet-jax: SIGHUP: saved step")
-    assert any((tmp_path / "run/checkpoints").glob("[0-9]*"))
+    assert steps_of(run_dir)
 
 
 @pytest.mark.parametrize("verb", ["evaluate", pytest.param("train", marks=pytest.mark.slow)])
@@ -197,14 +188,6 @@ def test_a_run_that_goes_on_says_that_its_lines_were_changed(change, own_run, ti
     rj.train(tiny_config, own_run, quiet=True)
     assert "metrics.jsonl was changed: its lines up to step 12 are not" in caplog.text
     assert [json.loads(line) for line in path.read_text().splitlines()] == changed
-
-
-def test_a_setting_of_another_version_is_named_with_its_file(own_run, refusal):
-    config = own_run / "config.yaml"
-    config.write_text(config.read_text().replace("batch_size:", "batch_length:"))
-    assert f"{config} is damaged or of another version: setting batch_length" in refusal(
-        "evaluate", own_run
-    )
 
 
 def test_a_checkpoint_of_another_optimiser_is_refused_in_one_line(own_run, tiny_config):

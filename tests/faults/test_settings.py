@@ -1,4 +1,4 @@
-"""Configurations that cannot be meant, and the mean and deviation that a dataset is given."""
+"""Settings: what a dataset is given, what is compared as one, and what the help says of them."""
 
 import json
 
@@ -7,33 +7,28 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from test_docs import help_of
 
 import resnet_jax as rj
-from resnet_jax.cli import main
 
 OPTIONS = """
     --data.name folder --data.validation 2 --model.width 2 --model.lowering reference --epochs 1
     --augment.rotation 0 --augment.shift 0 --augment.scale 0 --augment.shear 0 --no-report
+    --batch-size 8
 """
 
 
-@pytest.fixture
-def train(tmp_path):
-    """The command on two classes of colour pictures around a grey level, 8x8."""
+def test_a_folder_is_normalised_by_its_own_images_and_finished_without_test_images(
+    one_unit, tmp_path, command, refusal
+):
+    """MNIST's mean stood for every dataset; without a test, a run was never finished."""
     random = np.random.default_rng(0)
     for number in range(20):
         path = tmp_path / "split/train" / ("dark", "light")[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random.integers(50, 150, (8, 8, 3), np.uint8)).save(path)
     places = ("--data.dir", tmp_path / "split", "--run-dir", tmp_path / "run")
-    return ["train", *OPTIONS.split(), *places]
-
-
-def test_a_folder_is_normalised_by_its_own_images_and_finished_without_test_images(
-    train, one_unit, tmp_path, command, refusal
-):
-    """MNIST's mean stood for every dataset; without a test, a run was never finished."""
-    train += ["--batch-size", "8"]
+    train = ["train", *OPTIONS.split(), *places]
     assert command(*train)[0] == 0
     settings = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["config"]["data"]
     data = rj.load_dataset("folder", tmp_path / "split", validation=2)
@@ -49,41 +44,21 @@ def test_a_folder_is_normalised_by_its_own_images_and_finished_without_test_imag
     assert "data.mean" in refusal(*train, "--data.mean", "0.25")
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_one_value_for_each_channel_is_refused_before_training(
-    accumulate, train, tmp_path, refusal
-):
-    """Batch norm of one image whose last map is 1x1 has nothing to normalise."""
-    line = refusal(*train, "--accumulate", accumulate, "--batch-size", accumulate)
-    assert "--batch-size" in line
-    assert not (tmp_path / "run/checkpoints").exists()
-
-
 def test_seeds_that_differ_in_how_images_are_read_are_compared_as_one(
-    finished_run, tmp_path, command
+    finished_run, own_run, command
 ):
-    config = (finished_run.path / "config.yaml").read_text()
-    folders = []
-    for seed, changes in enumerate([{}, {"workers": 3, "streaming": "never", "memory_limit": 1.0}]):
-        document = yaml.safe_load(config)
-        document["config"]["seed"] = seed
-        document["config"]["data"] |= changes
-        folder = tmp_path / f"run{seed}"
-        folder.mkdir()
-        (folder / "config.yaml").write_text(yaml.safe_dump(document))
-        (folder / "metrics.jsonl").write_text((finished_run.path / "metrics.jsonl").read_text())
-        folders.append(folder)
-    code, out, _ = command("compare", *folders, "--json")
-    assert code == 0
-    assert [row["runs"] for row in json.loads(out)] == [2]
+    document = yaml.safe_load((own_run / "config.yaml").read_text())
+    document["config"]["seed"] = 1
+    document["config"]["data"] |= {"workers": 3, "streaming": "never", "memory_limit": 1.0}
+    (own_run / "config.yaml").write_text(yaml.safe_dump(document))
+    code, out, _ = command("compare", finished_run.path, own_run, "--json")
+    assert (code, [row["runs"] for row in json.loads(out)]) == (0, [2])
 
 
-def test_the_help_states_each_default_once(capsys):
+def test_the_help_states_each_default_once():
     """It said "Default: 300. (default: None)"."""
-    for command in ("train", "export", "demo", "predict", "summary", "data", "verify"):
-        with pytest.raises(SystemExit):
-            main([command, "--help"])
-    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    commands = ("train", "export", "demo", "predict", "summary", "data", "verify")
+    text = " ".join("".join(map(help_of, commands)).replace("│", " ").split())
     assert "Train a network, or resume" in text  # it was that of `functools.partial`
     assert "(default:" in text
     assert "Default:" not in text

@@ -122,6 +122,7 @@ def test_the_kernel_is_cast_to_the_images_dtype() -> None:
         ((2, 4, 4, 3), (7, 7, 3, 1), {"padding": 1, "lowering": "reference"}, "does not fit"),
         ((2, 4, 4, 3), (3, 3, 3, 1), {"stride": 0}, "stride .*at least 1\\b.* 0"),
         ((2, 4, 4, 3), (3, 3, 3, 1), {"padding": (0, -1)}, "padding .*at least 0"),
+        ((1, 4, 4, 2), (0, 3, 2, 2), {}, r"^window must be at least 1, got \(0, 3\)$"),
         ((2, 4, 4, 3), (3, 3, 3, 1), {"lowering": "fast"}, "lowering .*auto.*reference"),
     ],
 )

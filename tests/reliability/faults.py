@@ -29,6 +29,9 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["preloaded"])
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # as `--distributed` says it before JAX is imported
 
+# The command in a process of its own from the first moment on.
+TRAIN = [sys.executable, worker.__file__, "train", *worker.OPTIONS]
+
 
 @dataclass(frozen=True)
 class Undisturbed:
@@ -38,12 +41,16 @@ class Undisturbed:
     kept: Path  # a saved step for each step
 
 
-def start(run_dir: Path, *options: str, **harm: Any) -> Any:
-    """Begin or continue a run in another process; see `worker.command`."""
-    arguments = ["train", *worker.OPTIONS, *options]
-    process = PROCESSES.Process(target=worker.command, args=(arguments, run_dir), kwargs=harm)
+def forked(call: Callable[..., None], *arguments: Any, **keywords: Any) -> Any:
+    """Begin a call in another process."""
+    process = PROCESSES.Process(target=call, args=arguments, kwargs=keywords)
     process.start()
     return process
+
+
+def start(run_dir: Path, *options: str, **harm: Any) -> Any:
+    """Begin or continue a run in another process; see `worker.command`."""
+    return forked(worker.command, ["train", *worker.OPTIONS, *options], run_dir, **harm)
 
 
 def ended(process: Any, seconds: float = 60) -> int:
@@ -145,7 +152,6 @@ def in_namespace(script: str, *arguments: Any) -> "subprocess.CompletedProcess[s
     isolated = ["unshare", "--mount", "--map-root-user"]
     if shutil.which("unshare") is None or subprocess.run([*isolated, "true"]).returncode:
         pytest.skip(f"namespaces are not allowed here: `{' '.join(isolated)} true` fails")
-    python, options = sys.executable, " ".join(worker.OPTIONS)
-    preamble = f"set -u; PYTHON={python}; TRAIN='{python} {worker.__file__} train {options}'\n"
+    preamble = f"set -u; PYTHON={sys.executable}; TRAIN='{' '.join(TRAIN)}'\n"
     command = [*isolated, "sh", "-c", preamble + script, "sh", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)

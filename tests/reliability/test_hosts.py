@@ -21,8 +21,8 @@ import pytest
 from faults import ended, errors_of, steps_of, wait_until
 
 import resnet_jax as rj
-from resnet_jax.cli import main
 
+pytestmark = pytest.mark.usefixtures("one_unit")
 # Twenty steps of twelve images, which one, two, three and four processes divide.
 OPTIONS = ["--model.dtype", "float64", "--batch-size", "12", "--epochs", "4", "--eval-every", "5"]
 STEPS = 20
@@ -72,15 +72,13 @@ def assert_same(run: rj.Run, other: rj.Run) -> None:
     same = ["step", "kind", "accuracy", "split", "checkpoint"]
     assert found[same].equals(expected[same])
     np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-8)
+
+    def close(a: jax.Array, b: jax.Array) -> None:
+        assert a.dtype == np.float64
+        assert np.abs(a - b).max() <= 1e-8 * np.abs(b).max()
+
     for checkpoint in ("latest", "best"):
-        pairs = zip(
-            jax.tree.leaves(run.variables(checkpoint)),
-            jax.tree.leaves(other.variables(checkpoint)),
-            strict=True,
-        )
-        for a, b in pairs:
-            assert a.dtype == np.float64
-            assert np.abs(a - b).max() <= 1e-8 * np.abs(b).max()
+        jax.tree.map(close, run.variables(checkpoint), other.variables(checkpoint))
     assert run.verify().ok
 
 
@@ -180,20 +178,18 @@ def assert_refused(code: int, errors: str, *words: str) -> None:
 
 
 @pytest.mark.slow
-def test_what_all_processes_are_told_is_said_by_each_in_one_line(tmp_path):
-    for member in start(tmp_path / "batch", 2, "--batch-size", "13"):
-        assert_refused(*member.ends(), "--batch-size", "13", "12", "14")
-    for member in start(tmp_path / "seed", 2, each={1: ["--seed", "1"]}):
-        assert_refused(*member.ends(), "process 1")
-    assert not (tmp_path / "batch").exists()
-    assert not (tmp_path / "seed").exists()
-
-
-@pytest.mark.slow
-def test_other_runs_on_another_host_are_refused(tmp_path):
-    for member in start(tmp_path / "run", 2, each={0: ["--seeds", "2"], 1: ["--seeds", "3"]}):
-        assert_refused(*member.ends(), "run folders", "--seeds")
-    assert not list(tmp_path.glob("run*seed*"))
+@pytest.mark.parametrize(
+    ("options", "each", "words"),
+    [
+        (["--batch-size", "13"], {}, ["--batch-size", "13", "12", "14"]),
+        ([], {1: ["--seed", "1"]}, ["process 1"]),
+        ([], {0: ["--seeds", "2"], 1: ["--seeds", "3"]}, ["run folders", "--seeds"]),
+    ],
+)
+def test_what_all_processes_are_told_is_said_by_each_in_one_line(options, each, words, tmp_path):
+    for member in start(tmp_path / "run", 2, *options, each=each):
+        assert_refused(*member.ends(), *words)
+    assert not any(path.is_dir() for path in tmp_path.iterdir())
 
 
 @pytest.mark.slow
@@ -261,35 +257,9 @@ def test_processes_that_do_not_meet_say_so_in_time(tmp_path):
     assert time.monotonic() - began < 60
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ("--process-id 1", ["--distributed"]),
-        ("--meet-within 60", ["--distributed"]),
-        ("--distributed --process-id 1", ["--process-id", "--coordinator", "--num-processes"]),
-        (
-            "--distributed --coordinator host --num-processes 2 --process-id 0",
-            ["--coordinator", "host", "HOST:PORT"],
-        ),
-        (
-            "--distributed --coordinator host:1 --num-processes 2 --process-id 2",
-            ["--process-id", "2", "1"],
-        ),
-        (
-            "--distributed --coordinator host:1 --num-processes 0 --process-id 0",
-            ["--num-processes", "0", "1"],
-        ),
-        ("--distributed --meet-within 0", ["--meet-within", "0", "1"]),
-    ],
-)
-def test_options_that_make_no_sense_are_one_line(options, words, capsys):
-    code = main(["train", *options.split()])
-    assert_refused(code, capsys.readouterr().err, *words)
-
-
-def test_a_port_in_use_is_one_line(capsys):
+def test_a_port_in_use_is_one_line(command):
     with socket.create_server(("", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         options = ["--coordinator", address, "--num-processes", "2", "--process-id", "0"]
-        code = main(["train", "--distributed", *options])
-    assert_refused(code, capsys.readouterr().err, "--coordinator", address)
+        code, _, errors = command("train", "--distributed", *options)
+    assert_refused(code, errors, "--coordinator", address)

@@ -12,18 +12,13 @@ import jax
 import numpy as np
 import pytest
 import worker
-from faults import PROCESSES, ended, start, steps_of
+from faults import ended, forked, start, steps_of
 
 import resnet_jax as rj
 
 # A run that version 0.1.0 finished (commit 0705210), and what it said of itself then.
 STORED = Path(__file__).parent / "stored_run"
 EXPECTED = Path(__file__).parent / "stored_run.json"
-
-
-@pytest.fixture(autouse=True)
-def small_network() -> None:
-    """The stored run is of a whole ResNet-18."""
 
 
 def digest(tree) -> str:
@@ -55,9 +50,7 @@ def test_saved_on_eight_devices_it_goes_on_with_one_and_with_four(tmp_path):
     found, first, last = [], [], []
     for devices in (8, 1, 4):
         copy = Path(shutil.copytree(run_dir, tmp_path / f"copy{devices}"))
-        process = PROCESSES.Process(target=looks_and_goes_on, args=(copy, devices))
-        process.start()
-        assert ended(process, 120) == 0
+        assert ended(forked(looks_and_goes_on, copy, devices), 120) == 0
         found.append(json.loads((tmp_path / f"on{devices}.json").read_text()))
         metrics = rj.Run.open(copy).metrics()
         first.append(metrics.query("kind == 'train' and step == 11")["loss"].item())

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from faults import PROCESSES, ended
+from faults import ended, forked
 from raw_png import png
 
 import resnet_jax as rj
@@ -48,9 +48,7 @@ def memory_of(words: list[str], answer: Path) -> None:
 
 def code_and_memory(words: list[str], tmp_path: Path) -> tuple[int, float]:
     answer = tmp_path / "answer.json"
-    process = PROCESSES.Process(target=memory_of, args=(words, answer))
-    process.start()
-    assert ended(process) == 0
+    assert ended(forked(memory_of, words, answer)) == 0
     code, taken = json.loads(answer.read_text())
     return code, taken
 

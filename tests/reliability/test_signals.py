@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 import pytest
 import worker
 from faults import (
+    TRAIN,
     assert_good_bits,
     assert_same_run,
     ended,
@@ -48,7 +48,7 @@ def signalled_after(step: int, run_dir, number: int, delay: float = 0):
 
 
 @pytest.mark.slow
-def test_a_signal_at_every_step(undisturbed, tmp_path, record_property):
+def test_a_signal_at_every_step(undisturbed, tmp_path):
     """With short delays: between steps, in evaluations, in saves."""
     rng, run_dir, newest, signals = random.Random(1), tmp_path / "run", 0, 0
     while newest < worker.STEPS - 2:
@@ -66,7 +66,6 @@ def test_a_signal_at_every_step(undisturbed, tmp_path, record_property):
     assert ended(start(run_dir)) == 0
     assert_same_run(run_dir, undisturbed)
     assert no_orphans(run_dir)
-    record_property("signals", signals)
 
 
 @contextmanager
@@ -76,9 +75,8 @@ def compiling(tmp_path) -> Iterator["subprocess.Popen[str]"]:
     shutil.rmtree(modules, ignore_errors=True)
     environment = {"JAX_ENABLE_COMPILATION_CACHE": "false", "XLA_FLAGS": f"--xla_dump_to={modules}"}
     large = ["--model.name", "resnet50", "--model.width", "8"]
-    command = [sys.executable, worker.__file__, "train", *worker.OPTIONS, *large]
     with subprocess.Popen(
-        [*command, "--run-dir", str(tmp_path / "run")],
+        [*TRAIN, *large, "--run-dir", str(tmp_path / "run")],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -117,13 +115,13 @@ def test_a_second_signal_ends_it_at_once_while_it_compiles(tmp_path):
 def test_a_second_signal_during_a_save_does_no_harm(undisturbed, tmp_path):
     """The first arrives at a step, the second while that step is being written."""
     run_dir = tmp_path / "run"
+
+    def writes() -> bool:
+        return any(not path.name.isdigit() for path in (run_dir / "checkpoints").glob("*"))
+
     for step in (0, 3, 4):
         process = signalled_after(step, run_dir, signal.SIGTERM)
-
-        def writes() -> bool:
-            return any(not path.name.isdigit() for path in (run_dir / "checkpoints").glob("*"))
-
-        wait_until(lambda it=process, writes=writes: not it.is_alive() or writes())
+        wait_until(lambda it=process: not it.is_alive() or writes())
         if process.is_alive():
             os.kill(process.pid, signal.SIGTERM)
         assert ended(process) in (128 + signal.SIGTERM, -signal.SIGTERM, 75)
@@ -136,12 +134,11 @@ def test_a_second_signal_during_a_save_does_no_harm(undisturbed, tmp_path):
 @pytest.mark.slow
 def test_signals_to_the_command_from_its_first_moment_on(tmp_path):
     """While it imports, opens the data and traces: a line or two, and never a traceback."""
-    command = [sys.executable, worker.__file__, "train", *worker.OPTIONS, "--run-dir"]
     codes = set()
     for delay in (0.3, 0.9, 1.6, 2.6):
         processes = []
         for number in SIGNALS:
-            words = [*command, str(tmp_path / f"{delay}-{number}")]
+            words = [*TRAIN, "--run-dir", str(tmp_path / f"{delay}-{number}")]
             processes.append(subprocess.Popen(words, stderr=subprocess.PIPE, text=True))
         time.sleep(delay)
         for process, number in zip(processes, SIGNALS, strict=True):

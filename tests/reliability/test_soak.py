@@ -1,6 +1,5 @@
 """Long runs stay flat: hundreds of saves, and many restarts of runs killed at random."""
 
-import json
 import os
 import random
 import signal
@@ -29,7 +28,7 @@ def resources(process: int) -> tuple[int, float]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads Linux's /proc")
-def test_hundreds_of_saves(tmp_path, record_property):
+def test_hundreds_of_saves(tmp_path):
     """A run that evaluates and saves after each of its steps, looked at from outside."""
     run_dir, early, late = tmp_path / "run", [], []
     options = ["--epochs", str(SAVES), "--batch-size", "60", "--optim.schedule", "constant"]
@@ -54,11 +53,9 @@ def test_hundreds_of_saves(tmp_path, record_property):
     ranked = validation.sort_values(["accuracy", "loss", "step"], ascending=[False, True, True])
     best = ranked["step"].iloc[0]
     assert steps_of(run_dir) == sorted({best, SAVES - 1, SAVES})
-    record_property("saves", SAVES)
-    record_property("memory", json.dumps({"MiB at a fifth": memory_then, "at the end": memory}))
 
 
-def test_many_restarts(undisturbed, tmp_path, record_property):
+def test_many_restarts(undisturbed, tmp_path):
     rng = random.Random(0)
     kills = finished = 0
     run_dir = tmp_path / "run0"
@@ -86,5 +83,3 @@ def test_many_restarts(undisturbed, tmp_path, record_property):
             run_dir = tmp_path / f"run{finished}"
     assert finished >= RESTARTS // 10
     assert kills >= RESTARTS // 4
-    record_property("restarts", RESTARTS)
-    record_property("kills", kills)

@@ -58,7 +58,7 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def at(moment: Moment, run_dir: Path, act: Callable[[], None] = die) -> None:
+def at(moment: Moment, run_dir: Path, act: Callable[[], None]) -> None:
     """Have this process do ``act`` at a moment, once."""
     if moment.events == "line":
         threading.Thread(target=_at_line, args=(moment, run_dir, act), daemon=True).start()
@@ -119,8 +119,9 @@ def command(
     kept: Path | None = None,
     devices: int | None = None,
     name: str = "",
+    act: Callable[[], None] = die,
 ) -> None:
-    """Be the command in a forked process, and exit as it does.
+    """Be the command in a process of its own, and exit as it does, or ``act`` at a moment.
 
     Its output is in ``output.txt`` and ``errors.txt`` beside the run's folder, after a name.
     """
@@ -135,7 +136,7 @@ def command(
     if kept:
         keep(kept)
     if moment:
-        at(moment, run_dir)
+        at(moment, run_dir, act)
     sys.exit(main([*arguments, "--run-dir", str(run_dir)]))
 
 

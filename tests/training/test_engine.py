@@ -93,6 +93,9 @@ PARTS = r"--batch-size {} cannot be split over one device in {} parts \(--accumu
         ({"batch_size": 20, "accumulate": 3}, PARTS.format(20, 3, "18 or 21")),
         ({"batch_size": 20, "accumulate": 40}, PARTS.format(20, 40, "40")),
         ({"batch_size": 7, "accumulate": 2}, PARTS.format(7, 2, "6 or 8")),
+        # Batch norm of one image whose last map is 1x1.
+        ({"batch_size": 1}, "--batch-size 1 gives batch norm one value .* give at least 2, or"),
+        ({"batch_size": 2, "accumulate": 2}, "--batch-size 2 gives .* give at least 4, or"),
         ({"patience": 1}, "--patience 1 needs validation images"),
         ({"target": 1}, "--target 1 needs validation images"),
         # More steps than can be counted.
