@@ -14,9 +14,10 @@ from tyro.conf import Positional
 from resnet_jax import display
 from resnet_jax.config import TrainConfig, replaced
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.presets import PRESETS, run_name
+from resnet_jax.presets import EARLIER, PRESETS, run_name
 from resnet_jax.presets import grid as grid_of
 from resnet_jax.presets import preset as find_preset
+from resnet_jax.settings import settings as settings_of
 from resnet_jax.signals import Stop
 
 if TYPE_CHECKING:
@@ -174,8 +175,19 @@ def _planned(
             named = folder.with_name(f"{name}-seed{settings.seed}")
         if run_dir is None:
             named = _or_earlier(named, preset, settings)
-        planned.append((settings, named))
+        planned.append((_as_begun(named, preset, settings, arguments), named))
     return planned
+
+
+def _as_begun(folder: Path, preset: str, config: TrainConfig, arguments: list[str]) -> TrainConfig:
+    """Return what the preset was when the run in a folder began, but for what the command names."""
+    if preset not in EARLIER or not (folder / "config.yaml").is_file():
+        return config
+    from resnet_jax.training.run_folder import RunFolder
+
+    begun = {s.option: s.value for s in settings_of(RunFolder(folder).read_record().config)}
+    unnamed = EARLIER[preset].keys() - _named_in(arguments)
+    return replaced(config, {k: begun[k] for k in unnamed if begun[k] == EARLIER[preset][k]})
 
 
 def _or_earlier(named: Path, preset: str, config: TrainConfig) -> Path:
@@ -197,9 +209,12 @@ def _with_settings_of_its_dataset(
     """Drop what a preset says of its dataset where the command, or its grid, names another one."""
     if config.data.name == preset.data.name:
         return config
-    named = {argument.split("=")[0].lstrip("-").replace("_", "-") for argument in arguments}
     own = {"data.mean": None, "data.std": None, "data.find-digit": False}
-    return replaced(config, {name: own[name] for name in own if name not in named})
+    return replaced(config, {name: own[name] for name in own.keys() - _named_in(arguments)})
+
+
+def _named_in(arguments: list[str]) -> set[str]:
+    return {argument.split("=")[0].lstrip("-").replace("_", "-") for argument in arguments}
 
 
 def make_report(run: "Run", *arguments: Any) -> None:

@@ -6,6 +6,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import pytest
+import yaml
 
 from resnet_jax import display, run
 from resnet_jax.cli import main
@@ -44,11 +45,11 @@ def test_names(preset, changes, name):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Has the command train nothing: the folder and the data of each run that it would train."""
+    """Has the command train nothing: the folder and the settings of each run of it."""
     runs = []
 
     def train(config, folder, should_stop, callbacks):
-        runs.append((folder, config.data))
+        runs.append((folder, config))
         should_stop.training = True  # as a run that is not finished
 
     monkeypatch.setattr(run, "train", train)
@@ -87,7 +88,8 @@ def test_each_run_of_a_grid_has_a_folder(options, names, trained):
 )
 def test_what_a_preset_says_of_its_dataset_is_not_said_of_another(options, expected, trained):
     assert main(["train", "mnist", "--no-report", *options]) == 0
-    assert [(data.name, data.mean, data.find_digit) for _, data in trained] == expected
+    data = [config.data for _, config in trained]
+    assert [(d.name, d.mean, d.find_digit) for d in data] == expected
 
 
 def test_the_folder_of_an_earlier_run_of_another_dataset_stays(
@@ -98,6 +100,29 @@ def test_the_folder_of_an_earlier_run_of_another_dataset_stays(
     shutil.copytree(own_run, "runs/quickstart-seed0")
     assert main(["train", "--no-report", "--data.name", "kmnist"]) == 0
     assert [str(folder) for folder, _ in trained] == ["runs/quickstart-kmnist-seed0"]
+
+
+@pytest.mark.parametrize(
+    ("flip", "options", "expected"),
+    [
+        (False, [], (False, 0.0, 0.1)),
+        (False, ["--augment.flip"], (True, 0.0, 0.1)),
+        (False, ["--optim.learning_rate=0.05"], (False, 0.0, 0.05)),
+        (True, [], (True, 0.0, 0.1)),  # which 0.1.0 was told
+    ],
+)
+def test_a_run_goes_on_with_what_its_preset_was_when_it_began(
+    flip, options, expected, own_run, trained
+):
+    document = yaml.safe_load((own_run / "config.yaml").read_text())
+    document["config"]["augment"] |= {"flip": flip, "resized_crop": 0.0}
+    document["config"]["optim"]["learning_rate"] = 0.1
+    (own_run / "config.yaml").write_text(yaml.safe_dump(document))
+    words = ["train", "folder", "--data.dir", "x", "--no-report", "--run-dir", str(own_run)]
+    assert main([*words, *options]) == 0
+    ((_, config),) = trained
+    found = config.augment.flip, config.augment.resized_crop, config.optim.learning_rate
+    assert found == expected
 
 
 @pytest.mark.parametrize("folder", [".", "..", "/"])
