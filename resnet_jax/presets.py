@@ -176,7 +176,7 @@ PRESETS: dict[str, TrainConfig] = {
     # (experiments/folder_preset).
     "folder": TrainConfig(
         data=DataConfig(name="folder", fit="crop", mean=(0.5,), std=(0.25,)),
-        augment=AugmentConfig(flip=True, resized_crop=0.35),
+        augment=AugmentConfig(flip=True, resized_crop=0.6),
         optim=_one_cycle(learning_rate=0.05),
         epochs=30,
         label_smoothing=0.1,

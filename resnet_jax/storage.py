@@ -72,7 +72,7 @@ def atomic_write(path: Path, content: str | bytes, remedy: str = MAKE_ROOM) -> N
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what killed processes left of files and folders in a folder."""
-    for path in folder.glob(f".*{UNFINISHED.removeprefix('.')}*"):  # hidden: not the user's
+    for path in (*folder.glob(f"*{UNFINISHED}"), *folder.glob(f"{UNFINISHED}-*")):
         if path.is_dir():
             shutil.rmtree(path)
         else:
