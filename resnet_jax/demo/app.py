@@ -10,6 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 import gradio as gr
+import jax
 import numpy as np
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request
@@ -23,7 +24,8 @@ from starlette.requests import ClientDisconnect
 from resnet_jax.data.digit import FoundDigit, draw_strokes, parse_strokes, read_digit_or_image
 from resnet_jax.data.image import DecodeSpec
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.inspection import explain, overlay
+from resnet_jax.inspection import overlay
+from resnet_jax.inspection.saliency import forward_and_saliency
 from resnet_jax.run import Checkpoint, Run
 
 MAX_BYTES = 16 * 2**20
@@ -32,13 +34,14 @@ LIMITS: Any = {"max_pixels": 40_000_000, "formats": ("PNG", "JPEG", "WEBP", "BMP
 NAMES = ("pad.html", "pad.css", "pad.js", "pictures.html")
 PAD, CSS, JS, PICTURES = ((files(__package__) / name).read_text() for name in NAMES)
 NOT_FOUND = JSONResponse({"detail": "Not Found"}, 404)
+FORWARD = jax.jit(forward_and_saliency, static_argnums=0)
 
 
 class Classifier:
     """A run's network, which answers for one image at a time."""
 
     def __init__(self, run: Run, checkpoint: Checkpoint) -> None:
-        self.run, self.checkpoint = run, checkpoint
+        self.run, self.checkpoint, self.variables = run, checkpoint, run.variables(checkpoint)
         digits = set(run.class_names) == set("0123456789")
         self.takes_strokes = digits and run.image_shape == (28, 28, 1)
 
@@ -56,20 +59,22 @@ class Classifier:
             raise ResNetJaxError('send JSON like {"strokes": [[[x, y], ...]]}') from error
         return FoundDigit(draw_strokes(parse_strokes(strokes))[..., None], "")
 
-    def answer(self, image: np.ndarray, how: str = "", explained: bool = True) -> dict[str, Any]:
+    def answer(self, image: np.ndarray, how: str = "", explain: bool = True) -> dict[str, Any]:
         """Classify ``uint8[H, W, C]``; docs/inspection.md describes the answer."""
-        images = image[None]
-        probabilities = self.run.predict(images, self.checkpoint)[0].tolist()
+        with self.run.jax_settings():  # they hold in one thread
+            pixels = self.run.preprocess(image[None])
+            found, maps = FORWARD(self.run.model, self.variables, pixels)
+            self.run.check_finite(found.logits, self.checkpoint)
+            probabilities = jax.nn.softmax(found.logits)[0].tolist()
         named = dict(zip(self.run.class_names, probabilities, strict=True))
         label = max(named, key=named.__getitem__)
         answer = {"label": label, "probability": named[label], "probabilities": named}
         if how:
             answer["found"] = how
         pictures = {"image": image.squeeze(-1) if image.shape[-1] == 1 else image}
-        if explained:
-            maps = explain(self.run, images, checkpoint=self.checkpoint)
+        if explain:
             answer["positive_evidence"] = bool(maps.any())
-            pictures["grad_cam"] = overlay(images, maps)[0]
+            pictures["grad_cam"] = overlay(image[None], self.run.preprocessing.uncrop(maps))[0]
         for name, picture in pictures.items():
             file = io.BytesIO()
             Image.fromarray(picture).save(file, "PNG")

@@ -19,7 +19,6 @@ from raw_png import png
 import resnet_jax as rj
 from experiments.photos.photograph import photograph
 from resnet_jax.data.digit import draw_strokes, find_digit
-from resnet_jax.training.run_folder import RunFolder
 
 SEVEN = [[[0, 0], [10, 0], [4, 20]]]
 NAMES = {"run": "runs/<b>bold</b>", "model": "resnet18", "data": "mnist_5k"}
@@ -99,8 +98,13 @@ def test_the_explanation_is_grad_cam_of_the_label(client, finished_run, digit):
 def test_an_answer_says_whether_there_is_positive_evidence(client, digit, monkeypatch, level):
     from resnet_jax.demo import app
 
-    maps = np.full((1, 7, 7), level)
-    monkeypatch.setattr(app, "explain", lambda run, images, checkpoint: maps)
+    original = app.FORWARD
+
+    def forward(*arguments):
+        found, maps = original(*arguments)
+        return found, 0 * maps + level
+
+    monkeypatch.setattr(app, "FORWARD", forward)
     answer = client.post("/api/predict?explain=1", content=encoded(digit)).json()
     assert answer["positive_evidence"] is (level > 0)
     assert "positive_evidence" not in client.post("/api/predict", content=encoded(digit)).json()
@@ -210,8 +214,10 @@ def test_without_gradio(finished_run, monkeypatch, refusal):
     assert refusal("demo", finished_run.path) == needs
 
 
-def test_a_network_that_is_not_finite_is_refused_at_the_start(finished_run, client_of, monkeypatch):
+def test_a_network_that_is_not_finite_is_refused_at_the_start(finished_run):
+    app = pytest.importorskip("resnet_jax.demo.app")
+    broken = copy.copy(finished_run)
     nothing = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), finished_run.variables())
-    monkeypatch.setattr(RunFolder, "read_variables", lambda self, checkpoint: nothing)
+    broken.variables = lambda checkpoint: nothing
     with pytest.raises(rj.ResNetJaxError, match="not finite"):
-        client_of(rj.Run.open(finished_run.path))
+        app.make_server(broken)
