@@ -12,7 +12,7 @@ import tyro
 from tyro.conf import Positional
 
 from resnet_jax import display
-from resnet_jax.config import TrainConfig, replaced
+from resnet_jax.config import TrainConfig, differences, replaced
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.presets import EARLIER, PRESETS, run_name
 from resnet_jax.presets import grid as grid_of
@@ -174,8 +174,12 @@ def _planned(
             name = run_name(folder.name, reference, settings, varied)
             named = folder.with_name(f"{name}-seed{settings.seed}")
         if run_dir is None:
-            named = _or_earlier(named, preset, settings)
-        planned.append((_as_begun(named, preset, settings, arguments), named))
+            named = _or_earlier(named, preset, settings, arguments)
+        begun = _as_begun(named, preset, settings, arguments)
+        if kept := differences(settings, begun):
+            listing = ", ".join(f"--{option} {value}" for option, (_, value) in kept.items())
+            display.print_line(f"{named} goes on as preset {preset} was in 0.1.0: {listing}")
+        planned.append((begun, named))
     return planned
 
 
@@ -190,13 +194,14 @@ def _as_begun(folder: Path, preset: str, config: TrainConfig, arguments: list[st
     return replaced(config, {k: begun[k] for k in unnamed if begun[k] == EARLIER[preset][k]})
 
 
-def _or_earlier(named: Path, preset: str, config: TrainConfig) -> Path:
+def _or_earlier(named: Path, preset: str, config: TrainConfig, arguments: list[str]) -> Path:
     """Return the folder, or runs/PRESET-seedN if an earlier version began this very run there."""
     plain = named.with_name(f"{preset}-seed{config.seed}")
     if named == plain or not (plain / "config.yaml").is_file():
         return named
     from resnet_jax.training.run_folder import RunFolder
 
+    config = _as_begun(plain, preset, config, arguments)
     recorded = RunFolder(plain).read_record().config
     own = {f"data.{key}": getattr(recorded.data, key) for key in ("mean", "std", "dir")}
     same = run_name("", recorded, replaced(config, own)) == ""

@@ -41,8 +41,9 @@ def importing(what: str, requirement: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        missing = error.name or error
-        raise ResNetJaxError(f"{what} needs {missing}: pip install {requirement}") from error
+        absent = isinstance(error, ModuleNotFoundError)
+        reason = f"needs {error.name}" if absent else f"cannot be imported ({error})"
+        raise ResNetJaxError(f"{what} {reason}: pip install {requirement}") from error
 
 
 def printable(text: str) -> str:

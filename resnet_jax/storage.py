@@ -72,11 +72,10 @@ def atomic_write(path: Path, content: str | bytes, remedy: str = MAKE_ROOM) -> N
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what killed processes left of files and folders in a folder."""
-    for path in (*folder.glob(f"*{UNFINISHED}"), *folder.glob(f"{UNFINISHED}-*")):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    for path in folder.glob(f"*{UNFINISHED}"):
+        path.unlink()
+    for path in folder.glob(f"{UNFINISHED}-*"):
+        shutil.rmtree(path)
 
 
 def remove_abandoned(folder: Path, prefix: str) -> None:

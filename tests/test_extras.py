@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from resnet_jax.errors import ResNetJaxError, importing
+
 SLOW = pytest.mark.slow
 
 ALONE = """
@@ -77,3 +79,9 @@ def test_an_extra_alone_suffices(extra, needs, commands, own_run, tiny_options, 
     for word, place in places.items():
         commands = [command.replace(word, place) for command in commands]
     python("-c", ALONE, extra, Path(__file__).parents[1] / "pyproject.toml", *commands)
+
+
+def test_a_package_of_another_version_is_not_called_missing():
+    said = "the demo cannot be imported .cannot import name 'nothing' from 'json'"
+    with pytest.raises(ResNetJaxError, match=said), importing("the demo", "'resnet_jax[demo]'"):
+        from json import nothing  # noqa: F401

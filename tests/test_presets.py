@@ -6,7 +6,6 @@ import shutil
 import jax
 import jax.numpy as jnp
 import pytest
-import yaml
 
 from resnet_jax import display, run
 from resnet_jax.cli import main
@@ -14,8 +13,9 @@ from resnet_jax.config import OptimConfig, TrainConfig, replaced
 from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.inspection import compare
-from resnet_jax.presets import PRESETS, grid, run_name
+from resnet_jax.presets import EARLIER, PRESETS, grid, run_name
 from resnet_jax.training.optim import make_schedule
+from resnet_jax.training.run_folder import RunFolder
 
 
 @pytest.mark.parametrize(
@@ -102,27 +102,33 @@ def test_the_folder_of_an_earlier_run_of_another_dataset_stays(
     assert [str(folder) for folder, _ in trained] == ["runs/quickstart-kmnist-seed0"]
 
 
+IN_R = ["--run-dir", "r"]
+
+
 @pytest.mark.parametrize(
-    ("flip", "options", "expected"),
+    ("place", "flip", "options", "expected"),
     [
-        (False, [], (False, 0.0, 0.1)),
-        (False, ["--augment.flip"], (True, 0.0, 0.1)),
-        (False, ["--optim.learning_rate=0.05"], (False, 0.0, 0.05)),
-        (True, [], (True, 0.0, 0.1)),  # which 0.1.0 was told
+        ("runs/folder-seed0", False, [], (False, 0.0, 0.1)),  # where 0.1.0 put it
+        ("r", False, IN_R, (False, 0.0, 0.1)),
+        ("r", False, [*IN_R, "--augment.flip"], (True, 0.0, 0.1)),
+        ("r", False, [*IN_R, "--optim.learning_rate=0.05"], (False, 0.0, 0.05)),
+        ("r", True, IN_R, (True, 0.0, 0.1)),  # which 0.1.0 was told
     ],
 )
 def test_a_run_goes_on_with_what_its_preset_was_when_it_began(
-    flip, options, expected, own_run, trained
+    place, flip, options, expected, own_run, trained, tmp_path, monkeypatch, capsys
 ):
-    document = yaml.safe_load((own_run / "config.yaml").read_text())
-    document["config"]["augment"] |= {"flip": flip, "resized_crop": 0.0}
-    document["config"]["optim"]["learning_rate"] = 0.1
-    (own_run / "config.yaml").write_text(yaml.safe_dump(document))
-    words = ["train", "folder", "--data.dir", "x", "--no-report", "--run-dir", str(own_run)]
-    assert main([*words, *options]) == 0
-    ((_, config),) = trained
+    monkeypatch.chdir(tmp_path)
+    began = {**EARLIER["folder"], "augment.flip": flip, "data.dir": "x"}
+    folder = RunFolder(own_run)
+    config = replaced(PRESETS["folder"], began)
+    folder.write_record(dataclasses.replace(folder.read_record(), config=config))
+    shutil.copytree(own_run, place)
+    assert main(["train", "folder", "--data.dir", "x", "--no-report", *options]) == 0
+    ((at, config),) = trained
     found = config.augment.flip, config.augment.resized_crop, config.optim.learning_rate
-    assert found == expected
+    assert (str(at), found) == (place, expected)
+    assert "was in 0.1.0: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("folder", [".", "..", "/"])

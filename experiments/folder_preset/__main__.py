@@ -46,11 +46,11 @@ class Recipe:
         return f"{changes}-{self.rate:g}{body}-{self.epochs}x{self.batch}-at{self.size or 'own'}"
 
 
-PRESENT = Recipe()
+EARLIER = Recipe()
 BASE = Recipe(flip=True, crop=0.35, rate=0.05)
 # The most telling first.
 CANDIDATES = (
-    PRESENT,
+    EARLIER,
     BASE,
     replace(BASE, crop=0.6),
     *(replace(BASE, rate=rate) for rate in (0.1, 0.02)),
@@ -177,7 +177,7 @@ class Training:
 
 
 def all_units() -> list[Baseline | Training]:
-    """The most telling first: the present preset on everything, then candidate after candidate."""
+    """The most telling first: the preset as it was, on everything, then other recipes."""
     sets = [*SCRATCH, LARGE, *FROM_WEIGHTS]
     found: list[Baseline | Training] = [Baseline(*pictures) for pictures in sets]
     for seed in SEEDS:

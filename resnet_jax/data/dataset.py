@@ -101,11 +101,10 @@ def padded_order(count: int, batch_size: int) -> np.ndarray:
     return order
 
 
-def small_parts(split: Split) -> list[np.ndarray]:
+def small_parts(split: Split, most: int = 1000) -> list[np.ndarray]:
     """Return all indices in parts of some 4 MiB, since several a core are read ahead."""
     bytes_of_one = max(1, math.prod(split.image_shape))
-    # array_record takes a quarter of the time for each record if it is asked for many.
-    size = max(1, min(1000, PART_BYTES // bytes_of_one))
+    size = max(1, min(most, PART_BYTES // bytes_of_one))
     return np.split(np.arange(len(split)), range(size, len(split), size))
 
 
@@ -140,10 +139,12 @@ def read_batches(
 
 
 def read_all(split: Split, workers: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Read a whole split into memory, by ``workers`` threads."""
+    """Read a whole split into memory, by threads (default: one for each core)."""
+    workers = workers or os.cpu_count() or 1
     images = np.empty((len(split), *split.image_shape), np.uint8)
     labels = np.empty(len(split), np.int32)
-    order = small_parts(split)
+    # array_record takes a quarter of the time for each record if it is asked for many.
+    order = small_parts(split, min(1000, len(split) // (4 * workers)))
     for part, batch in zip(order, read_batches(split, order, workers), strict=True):
         images[part], labels[part] = batch
     return images, labels

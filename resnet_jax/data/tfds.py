@@ -204,6 +204,9 @@ def open_prepared(folder: Path, root: Path, settings: DataConfig) -> Examples:
     """Open the splits of a dataset that a run can use; their description is cached."""
     name = _name(folder, root)
     (found,) = cached_facts(name, root, [folder], partial(_look, root=root))
+    with _reading(folder, root):
+        if isinstance(found, OSError):
+            raise found
     class_names, shape, keys, splits, sha256 = found
     if "train" not in splits:
         raise ResNetJaxError(
@@ -227,15 +230,12 @@ def _look(folder: Path, root: Path) -> list[Any]:
     if _name(folder, root) not in DATASETS:
         splits = {split: files for split, files in splits.items() if _is_labelled(whole, files)}
     paths = [folder / file for files in splits.values() for file in files]
-
-    def sha256_of(path: Path) -> str:
+    for path in paths:
         with _reading(path, root):
             if not path.is_file():  # to read a pipe or a device may never end
                 raise ValueError("no such file")
-            return file_sha256(path)
-
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return [whole.class_names, whole.shape, whole.keys, splits, [*pool.map(sha256_of, paths)]]
+        return [whole.class_names, whole.shape, whole.keys, splits, [*pool.map(file_sha256, paths)]]
 
 
 def _is_labelled(prepared: Prepared, files: dict[str, int]) -> bool:

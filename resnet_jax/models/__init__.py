@@ -111,10 +111,9 @@ def shapes_of(
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     init = partial(model.clone(lowering="reference").init, train=False)  # the quickest to trace
     tree = jax.eval_shape(init, jax.random.key(0), images)
-    return {path: leaf.shape for path, leaf in flatten_dict(tree).items()}
+    return flatten_dict(jax.tree.map(np.shape, tree))
 
 
 def has_parameters(model: nn.Module, image_shape: tuple[int, ...], variables: Any) -> bool:
     """Return whether variables are a network's, by their names and shapes."""
-    found = {path: np.shape(leaf) for path, leaf in flatten_dict(variables).items()}
-    return found == shapes_of(model, image_shape)
+    return bool(flatten_dict(jax.tree.map(np.shape, variables)) == shapes_of(model, image_shape))

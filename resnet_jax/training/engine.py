@@ -88,13 +88,15 @@ class Engine:
 
     def evaluate(self, state: TrainState, split: Split) -> Evaluation:
         """Evaluate every example of a split, which has some, exactly once."""
-        losses, total = [], (0, 0)
+        losses, total = [], None
         order = padded_order(len(split), self._shareable(self.config.batch_size))
         for batch in self.batches(split, order):
             counts = self._in_turn(self._evaluate(state, batch))
             losses.append(counts.loss)
+            found = (counts.confusion, counts.top5)
             # Added up on the devices: a thousand classes make four megabytes of counts a batch.
-            total = jax.tree.map(jnp.add, total, (counts.confusion, counts.top5))
+            total = jax.tree.map(jnp.add, total, found) if total else found
+        assert total is not None
         confusion, top5 = total
         loss = sum(map(float, jax.device_get(losses))) / len(split)
         return Evaluation(loss, np.asarray(confusion, np.int64), self.class_names, int(top5))

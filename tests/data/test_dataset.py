@@ -214,3 +214,19 @@ def test_a_split_of_ones_own_is_what_it_says():
     assert len(Dataset.of("own", Listed(IMAGES, LABELS), none, none, "abc").test) == 0
     for kind, said in ((Scaled, "got float32"), (Cut, "images are (3, 5, 3), image_shape is")):
         assert said in refused(Dataset.of, "own", *[kind(IMAGES, LABELS)] * 3, "abc")
+
+
+@pytest.mark.parametrize(("count", "most"), [(40, 5), (3, 1), (9000, 1000)])
+def test_a_whole_split_is_read_in_parts_for_all_threads(count, most):
+    """Four each, where there are as many; a thread was given 300 photographs."""
+    images = np.arange(count, dtype=np.uint8).reshape(count, 1, 1, 1)
+    sizes = []
+
+    class Split(ArraySplit):
+        def batch(self, indices):
+            sizes.append(len(indices))
+            return super().batch(indices)
+
+    found, _ = dataset.read_all(Split(images, np.zeros(count, np.int32)), workers=2)
+    np.testing.assert_array_equal(found, images)
+    assert max(sizes) == most

@@ -62,7 +62,7 @@ def test_digits_are_files_of_their_pixels(tmp_path):
     assert data.train.batch(np.arange(50))[0].max() == 255
 
 
-def test_units_are_named_apart_and_the_present_preset_comes_first(capsys):
+def test_units_are_named_apart_and_the_preset_as_it_was_comes_first(capsys):
     command.main(["--list"])
     names = re.findall(r"^(?:done |to do) (.*)$", capsys.readouterr().out, re.MULTILINE)
     assert len(set(names)) == len(names) == len(command.all_units())
@@ -91,11 +91,11 @@ def test_quick_trains_from_scratch_and_from_weights(cifar, tmp_path, one_unit):
 def test_a_recipe_is_measured_against_the_best_of_each_set(tmp_path, monkeypatch):
     path = tmp_path / "results.jsonl"
     monkeypatch.setattr(command, "RESULTS", path)
-    present, base = command.PRESENT, command.BASE
+    earlier, base = command.EARLIER, command.BASE
     for data, recipe, weights, accuracies in (
-        ("cifar", present, False, (0.30, 0.34)),  # 32 and 40: 8 behind
+        ("cifar", earlier, False, (0.30, 0.34)),  # 32 and 40: 8 behind
         ("cifar", base, False, (0.40, 0.40)),
-        ("last5", present, True, (0.70,)),
+        ("last5", earlier, True, (0.70,)),
         ("last5", base, True, (0.67,)),  # 3 behind
         ("last5", base, False, (0.50,)),
     ):
@@ -106,7 +106,7 @@ def test_a_recipe_is_measured_against_the_best_of_each_set(tmp_path, monkeypatch
     cells = [[c.strip() for c in line.split("|")] for line in command.accuracies().splitlines()[2:]]
     assert [[name, *filter(None, rest)] for _, name, *rest in cells] == [
         ["logistic regression", "29.0"],
-        [str(present), "32.0 ± 2.8", "70.0", "8.0 (CIFAR-10 200)"],
+        [str(earlier), "32.0 ± 2.8", "70.0", "8.0 (CIFAR-10 200)"],
         [str(base), "40.0 ± 0.0", "67.0", "3.0 (weights 200)"],
         [f"{base}, without weights", "40.0 ± 0.0", "50.0"],
     ]
