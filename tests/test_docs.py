@@ -93,7 +93,7 @@ def test_what_a_page_quotes_is_in_the_package(page):
     assert len(quotes) == 1 or not readme
     for block in quotes:
         layouts = [textwrap.indent(block.text, width * " ") for width in (0, 4, 8)]
-        assert any(text in source for text in layouts for source in sources), (
+        assert any(f"\n{text}" in source for text in layouts for source in sources), (
             f"{page.name}, line {block.line}: the package reads otherwise"
         )
 

@@ -44,7 +44,8 @@ def test_a_damaged_configuration_is_named_and_builds_no_object(own_run):
         with pytest.raises(rj.ResNetJaxError, match=r"config\.yaml is damaged") as error:
             rj.Run.open(own_run)
         assert "\n" not in str(error.value)
-    assert "is damaged or of another version: setting batch_length" in str(error.value)
+    said = f"{own_run}/config.yaml is damaged or of another version: setting batch_length"
+    assert said in str(error.value)
     assert not (own_run / "made").exists()
 
 
@@ -157,7 +158,7 @@ def test_a_terminal_that_goes_away_stops_the_run_saved(tmp_path):
         pytest.skip("under `nohup` the command ignores SIGHUP")
     run_dir = tmp_path / "run"
     process = start(run_dir, "--epochs", "500", "--eval-every", "3000")
-    wait_until(lambda: len(logged_steps(run_dir)) > 2)
+    wait_until(lambda: len(logged_steps(run_dir)) > 2, seconds=100)
     os.kill(process.pid, signal.SIGHUP)
     code, shown = ended(process), errors_of(run_dir)
     assert code == 75, shown
