@@ -26,7 +26,6 @@ from resnet_jax.inspection import grad_cam
 from resnet_jax.inspection.saliency import DEFAULT_METHOD, Method, default_stage, forward, map_names
 
 RESULTS = Path(__file__).with_name("results.json")
-COUNT = 500
 STEPS = 28  # of the curves, as many pixels each
 BATCH = 50  # images explained at a time
 SAMPLES = 32  # of noise, along integrated gradients
@@ -69,9 +68,9 @@ def smoothed_integrated_gradients(model, blank, variables, pixels: jax.Array) ->
     return {"smoothed integrated gradients": jax.nn.relu(ways.mean(0).sum(-1))}
 
 
-def measure(run: rj.Run) -> tuple[Row, list[Row]]:
+def measure(run: rj.Run, most: int) -> tuple[Row, list[Row]]:
     rng, test = np.random.default_rng(0), run.split("test")
-    images, _ = test.batch(np.sort(rng.permutation(len(test))[:COUNT]))
+    images, _ = test.batch(np.sort(rng.permutation(len(test))[:most]))
     count, height, width, channels = images.shape
     everyone, grey = np.arange(count)[:, None], channels == 1
     classes = run.predict(images).argmax(-1)
@@ -146,16 +145,19 @@ def table_of(part: str) -> str:
 
 
 def main(
-    first: Positional[Path], others: Positional[tuple[Path, ...]] = (), cifar10: Path | None = None
+    first: Positional[Path],
+    others: Positional[tuple[Path, ...]] = (),
+    cifar10: Path | None = None,
+    count: int = 500,
 ) -> None:
-    """Measure runs; ``cifar10`` is the folder of images of a run of experiments/cifar10."""
+    """Measure runs by so many images; ``cifar10`` is the folder of a run of experiments/cifar10."""
     results: Row = {"runs": [], "maps": []}
     for path in (first, *others):
         run = rj.Run.open(path)
         if cifar10 and run.config.data.name.startswith("cifar10"):
             run = rj.Run.open(path, data=load(cifar10, quick=False))
         with run.jax_settings():
-            facts, rows = measure(run)
+            facts, rows = measure(run, count)
         results["runs"].append(facts)
         results["maps"] += rows
         write_json(RESULTS, results)
