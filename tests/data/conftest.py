@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from make_datasets import build, encoded, idx_bytes
+from make_datasets import build, encoded, idx_bytes, picture
 
 from resnet_jax.data.mnist import DATASETS, IDX_FILES
 
@@ -60,3 +60,11 @@ def tiny_mnist(tmp_path, monkeypatch):
     tiny = dataclasses.replace(info, train=24, validation=6, test=12, idx_sha256=digests)
     monkeypatch.setitem(DATASETS, "mnist", tiny)
     return folder
+
+
+@pytest.fixture
+def flat(tmp_path):
+    """40 pictures of cats and 20 of dogs, in two class folders."""
+    for seed in range(60):
+        picture(tmp_path / "pets" / ("dog" if seed >= 40 else "cat") / f"{seed}.png", seed)
+    return tmp_path / "pets"

@@ -1,5 +1,7 @@
 """The cache: only a speed-up, whatever happens to it or to the files."""
 
+import builtins
+import io
 import os
 import subprocess
 import sys
@@ -7,9 +9,12 @@ import time
 from unittest import mock
 
 import numpy as np
+import PIL
+from PIL import Image
 
 from resnet_jax.data import cache
 from resnet_jax.data.cache import cached_arrays, cached_facts
+from resnet_jax.data.load import load_dataset
 
 ARRAYS = (
     *(np.arange(24, dtype=np.uint8).reshape(6, 2, 2, 1), np.arange(6, dtype=np.int32)),
@@ -175,3 +180,44 @@ def test_facts_of_a_folder_hang_on_its_files(tmp_path):
         change()
         assert (facts(), len(looked)) == ([[1]], 1)
         assert (facts(), len(looked)) == ([[1]], 0)
+
+
+def test_a_read_error_is_gone_when_it_is_gone(flat, monkeypatch):
+    path = flat / "dog" / "40.png"
+
+    def count():
+        data = load_dataset("folder", flat, skip_bad=True)
+        return len(data.train) + len(data.validation) + len(data.test)
+
+    def failing(original):
+        def opened(file, *args, **kwargs):
+            if isinstance(file, str | os.PathLike) and os.fspath(file) == str(path):
+                raise OSError(5, "Input/output error", str(path))  # as a network disk has at times
+            return original(file, *args, **kwargs)
+
+        return opened
+
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "open", failing(io.open))
+        patch.setattr(builtins, "open", failing(builtins.open))
+        assert count() == 59
+    assert count() == 60
+
+
+def test_a_folder_has_one_cache_however_it_is_spelt_and_for_each_decoder_another(flat, monkeypatch):
+    opened = mock.Mock(wraps=Image.open)
+    monkeypatch.setattr(Image, "open", opened)
+    monkeypatch.chdir(flat.parent)
+    (flat.parent / "link").symlink_to(flat)
+
+    def decoded(*folders):
+        opened.reset_mock()
+        for folder in folders:
+            load_dataset("folder", folder)
+        return opened.call_count
+
+    assert decoded(flat) >= 60
+    assert decoded(flat.name, flat.parent / "link") == 0
+    assert PIL.__version__ in cache.DECODING_VERSION
+    monkeypatch.setattr(cache, "DECODING_VERSION", "another")
+    assert decoded(flat) >= 60

@@ -1,34 +1,22 @@
 """A person's own folder of images: classes, splits, and what is wrong with the files."""
 
-import builtins
 import hashlib
-import io
 import logging
 import os
 import re
 import shutil
 from collections import Counter
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
-import PIL
 import pytest
 from make_datasets import examples, flip, picture, refusal
 from PIL import Image
 
 from resnet_jax.cli import main
 from resnet_jax.config import DataConfig, TrainConfig
-from resnet_jax.data import cache, image_folder
+from resnet_jax.data import image_folder
 from resnet_jax.data.load import load_dataset, load_splits
-
-
-@pytest.fixture
-def flat(tmp_path):
-    """40 pictures of cats and 20 of dogs, in two class folders."""
-    for seed in range(60):
-        picture(tmp_path / "pets" / ("dog" if seed >= 40 else "cat") / f"{seed}.png", seed)
-    return tmp_path / "pets"
 
 
 def parts(data):
@@ -317,43 +305,6 @@ def test_files_of_one_size_and_time_are_told_apart(flat):
             fingerprints.append(data.fingerprint)
     assert fingerprints[::2] == fingerprints[1::2]
     assert len(set(fingerprints)) == 3
-
-
-def test_a_read_error_is_gone_when_it_is_gone(flat, monkeypatch):
-    path = flat / "dog" / "40.png"
-
-    def failing(original):
-        def opened(file, *args, **kwargs):
-            if isinstance(file, str | os.PathLike) and os.fspath(file) == str(path):
-                raise OSError(5, "Input/output error", str(path))  # as a network disk has at times
-            return original(file, *args, **kwargs)
-
-        return opened
-
-    with monkeypatch.context() as patch:
-        patch.setattr(io, "open", failing(io.open))
-        patch.setattr(builtins, "open", failing(builtins.open))
-        assert sum(sizes(load_dataset("folder", flat, skip_bad=True))) == 59
-    assert sum(sizes(load_dataset("folder", flat, skip_bad=True))) == 60
-
-
-def test_a_folder_has_one_cache_however_it_is_spelt_and_for_each_decoder_another(flat, monkeypatch):
-    opened = mock.Mock(wraps=Image.open)
-    monkeypatch.setattr(Image, "open", opened)
-    monkeypatch.chdir(flat.parent)
-    (flat.parent / "link").symlink_to(flat)
-
-    def decoded(*folders):
-        opened.reset_mock()
-        for folder in folders:
-            load_dataset("folder", folder)
-        return opened.call_count
-
-    assert decoded(flat) >= 60
-    assert decoded(flat.name, flat.parent / "link") == 0
-    assert PIL.__version__ in cache.DECODING_VERSION
-    monkeypatch.setattr(cache, "DECODING_VERSION", "another")
-    assert decoded(flat) >= 60
 
 
 def test_small_files_are_read_by_one_thread_and_others_by_one_a_core(tmp_path):
