@@ -137,7 +137,13 @@ def command(
         keep(kept)
     if moment:
         at(moment, run_dir, act)
-    sys.exit(main([*arguments, "--run-dir", str(run_dir)]))
+    code = main([*arguments, "--run-dir", str(run_dir)])
+    import jax
+
+    # JAX does it when Python ends, where a forked process goes on to its exit at once: then the
+    # first process to end looks to the others as if it had died.
+    jax.distributed.shutdown()
+    sys.exit(code)
 
 
 if __name__ == "__main__":
