@@ -13,11 +13,11 @@ from faults import assert_good_bits, assert_same_run, ended, no_orphans, start, 
 import resnet_jax as rj
 
 pytestmark = pytest.mark.slow
-SAVES = 300
+SAVES = 200
 # What Orbax and TensorStore keep for themselves of every save, by themselves in a loop too: about
 # 50 KiB. Part of it are counters that TensorStore 0.1.86 hands out and never frees.
 KEPT_BY_LIBRARIES = 1 / 8  # MiB a save
-RESTARTS = 40
+RESTARTS = 30
 
 
 def resources(process: int) -> tuple[int, float]:
