@@ -115,7 +115,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes to training images, drawn for each image; shift to shear from [-x, x]."""
+    """Random changes to training images, drawn for each; from shift to shear between -x and x."""
 
     flip: bool = False
     """Mirror half of the images left to right."""

@@ -293,7 +293,7 @@ class Run:
     def evaluate(
         self, split: str = "test", checkpoint: Checkpoint = "best", data_dir: str | None = None
     ) -> Evaluation:
-        """Evaluates on a split of the run's data: train, validation or test.
+        """Evaluate on a split of the run's data: train, validation or test.
 
         A run on a subset (``--data.subset``) also has ``test_all``, all test images.
 

@@ -206,7 +206,7 @@ class ResNet(nn.Module):
 
     Attributes:
         stage_sizes: units in each stage; stages after the first halve the map and double the width.
-        unit: `BasicUnit`, `BottleneckUnit`, `PreActivationUnit` or a `Unit` of your own.
+        unit: the class of the units, such as `BasicUnit`, or a `Unit` of your own.
         num_classes: length of the logits; 0 leaves out the head and gives the pooled vector.
         width: features of the stem and of the first stage.
         residual: ``False`` gives the plain network: same layers, no shortcut, no projection.

@@ -1,7 +1,7 @@
 """Checkpoints of a run: Orbax writes them, a manifest of checksums decides that they exist.
 
     checkpoints/<step>/state/         Orbax's files
-    checkpoints/<step>/manifest.json  sizes and SHA-256 of those files, and the validation result
+    checkpoints/<step>/manifest.json  SHA-256 of those files, and the validation result
 
 A step is written beside its place, synced to disk with its manifest, and renamed into place as a
 whole, so that a process killed at any moment leaves either a whole step or none. The manifest is
