@@ -198,11 +198,8 @@ def measured() -> pd.Series:
     for row in read_rows(RESULTS):
         found = {"set": (row["data"], row["pictures"]), "best": 100 * row["best"]}
         recipe = Recipe(**row["recipe"]) if "recipe" in row else None
-        unaided = recipe == BASE and not row["weights"]
-        lines = [UNAIDED] * unaided
-        if row["data"] != "last5" or not unaided:
-            lines.append(str(recipe or REGRESSION))
-        rows += [found | {"line": line} for line in lines]
+        unaided = recipe == BASE and row["data"] == "last5" and not row["weights"]
+        rows.append(found | {"line": UNAIDED if unaided else str(recipe or REGRESSION)})
     return pd.DataFrame(rows).groupby(["line", "set"])["best"].agg(list)
 
 

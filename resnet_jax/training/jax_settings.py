@@ -32,9 +32,9 @@ def find_devices(*, local: bool = False) -> list[jax.Device]:
 def compiler_options(optimization_level: int) -> dict[str, int]:
     """Return `compiler_options` for `jax.jit`: how hard LLVM optimises for a CPU.
 
-    Empty on GPU and TPU, which have no such level, and where ``XLA_FLAGS`` gives one. Measured on
-    ResNet-18 (experiments/cpu_speed): level 1 compiles in two thirds of the default's time and runs
-    as fast to a few hundredths; level 0 compiles in half the time and runs three times as long.
+    Empty on GPU and TPU, which have no such level, and where ``XLA_FLAGS`` gives one. Level 1
+    compiles sooner than the default and runs about as fast; level 0 compiles ResNet-18's step in
+    half the time, and runs it five times as long (experiments/cpu_speed).
     """
     option = "xla_backend_optimization_level"
     if jax.default_backend() != "cpu" or option in os.environ.get("XLA_FLAGS", ""):
