@@ -20,7 +20,6 @@ import torch.nn.functional as F
 import tyro
 
 import resnet_jax as rj
-from experiments.cpu_speed.torch_resnet import resnet
 from experiments.measuring import Row
 from resnet_jax.config import differences
 from resnet_jax.data.dataset import Split
@@ -28,6 +27,7 @@ from resnet_jax.data.load import load_splits
 from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.models import make_model
 from resnet_jax.training.optim import make_schedule
+from tests.interop.torch_twin import ResNet, sgd
 
 
 def crops(images: torch.Tensor, pixels: int) -> torch.Tensor:
@@ -71,9 +71,10 @@ def check(config: rj.TrainConfig) -> None:
 
 def network(config: rj.TrainConfig, data: rj.Dataset) -> torch.nn.Module:
     ours, default = make_model(config, data.num_classes), config.model.initializer == "torch"
-    model = resnet(
-        data.image_shape[-1], data.num_classes, ours.width, ours.stem, stages=ours.stage_sizes,
-        residual=ours.residual, stem_bias=default, pad=ours.shortcut == "pad",
+    model = ResNet(
+        ours.stage_sizes, num_classes=data.num_classes, width=ours.width,
+        channels=data.image_shape[-1], residual=ours.residual, stem=ours.stem, stem_bias=default,
+        pad=ours.shortcut == "pad",
     )  # fmt: skip
     for layer in model.modules():
         if isinstance(layer, torch.nn.Conv2d) and not default:
@@ -87,13 +88,7 @@ def train(config: rj.TrainConfig, data: rj.Dataset | None = None) -> Row:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(config.seed)
     model = network(config, data).to(device, memory_format=torch.channels_last)
-    settings = config.optim
-    kernels = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim == 1]
-    groups = [{"params": kernels, "weight_decay": settings.weight_decay}, {"params": others}]
-    optimizer = torch.optim.SGD(
-        groups, settings.learning_rate, settings.momentum, nesterov=settings.nesterov
-    )
+    optimizer = sgd(model, config.optim)
     mean, std = (
         torch.tensor(v, device=device)[:, None, None] for v in (config.data.mean, config.data.std)
     )
@@ -117,7 +112,7 @@ def train(config: rj.TrainConfig, data: rj.Dataset | None = None) -> Row:
 
     sampler = EpochSampler(len(data.train), config.batch_size, config.seed)
     total = sampler.steps(config.epochs)
-    schedule = make_schedule(settings, total)
+    schedule = make_schedule(config.optim, total)
     rates = [float(schedule(step)) for step in range(total)]
     for step, rate in enumerate(rates):
         images, labels = data.train.batch(sampler.batch(step))

@@ -72,12 +72,15 @@ def with_torch(case: Row, setting: str) -> Call:
     """The same network in PyTorch: eager, channels_last, bf16 (autocast) or compile."""
     import torch
 
-    from experiments.cpu_speed.torch_resnet import resnet
+    from tests.interop.torch_twin import twin
 
     device, kind = case.get("device", "cpu"), case.get("dtype")
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = kind == "tf32"
-    model = resnet(case["channels"], case["classes"], case["width"], case["stem"]).to(device)
+    model = twin(
+        "resnet18", num_classes=case["classes"], width=case["width"], channels=case["channels"],
+        stem=case["stem"],
+    ).to(device)  # fmt: skip
     images, labels = (torch.from_numpy(a).to(device) for a in examples(case))
     images, labels = images.permute(0, 3, 1, 2).contiguous(), labels.long()
     if setting == "channels_last" or (setting, device) == ("compile", "cuda"):

@@ -120,10 +120,11 @@ def test_logits_of_the_relatives_are_torchvisions_and_timms(name, size):
 @pytest.mark.parametrize("name", ["resnet20", pytest.param("resnet56", marks=pytest.mark.slow)])
 def test_logits_with_option_a_are_those_of_a_torch_network(name):
     torch = pytest.importorskip("torch")
-    from torch_twin import CifarNet
+    from torch_twin import ResNet
 
     model = make(name, lowering="reference")
-    twin = CifarNet(model.stage_sizes[0], NUM_CLASSES).double().eval()
+    network = ResNet(model.stage_sizes, False, NUM_CLASSES, width=16, stem="small", pad=True)
+    twin = network.double().eval()
     shapes = {key: tuple(value.shape) for key, value in twin.state_dict().items()}
     weights = random_weights(shapes, 0)
     twin.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})

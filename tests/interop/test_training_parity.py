@@ -15,7 +15,7 @@ from resnet_jax.training.optim import make_optimizer
 from resnet_jax.training.step import cross_entropy
 
 torch = pytest.importorskip("torch")
-from torch_twin import BookNet, ResNet, twin  # noqa: E402  (needs torch)
+from torch_twin import BookNet, ResNet, sgd, twin  # noqa: E402  (needs torch)
 
 # One unit a stage: what XLA takes to compile is most of these tests' time.
 TINY = (1, 1, 1, 1)
@@ -62,17 +62,6 @@ def pair(name, width, residual=True, dtype=np.float64):
     return theirs.train(), state
 
 
-def torch_sgd(model):
-    """Weight decay on kernels alone, as ours."""
-    kernels = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim == 1]
-    return torch.optim.SGD(
-        [{"params": kernels, "weight_decay": OPTIM.weight_decay}, {"params": others}],
-        lr=OPTIM.learning_rate,
-        momentum=OPTIM.momentum,
-    )
-
-
 def torch_step(model, optimizer, images, labels):
     optimizer.zero_grad()
     images = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
@@ -98,7 +87,7 @@ def relative(got, expected):
 def test_ten_steps_of_sgd_in_float64(name, width, residual):
     with jax.enable_x64(True):
         theirs, state = pair(name, width, residual)
-        optimizer = torch_sgd(theirs)
+        optimizer = sgd(theirs, OPTIM)
         step = jax.jit(rj.train_step)
         for images, labels in zip(*examples(10, 8), strict=True):
             expected_loss = torch_step(theirs, optimizer, images, labels)
@@ -119,7 +108,7 @@ def test_first_step_in_float32():
     theirs, state = pair("basic", 8, dtype=np.float32)
     images, labels = (part[0] for part in examples(1, 32))
     images = images.astype(np.float32)
-    expected_loss = torch_step(theirs, torch_sgd(theirs), images, labels)
+    expected_loss = torch_step(theirs, sgd(theirs, OPTIM), images, labels)
 
     def loss_fn(params):
         variables = {"params": params, "batch_stats": state.batch_stats}

@@ -1,10 +1,12 @@
-"""The same networks in torch, written out here so that a test of training needs no torchvision.
+"""The same networks in torch, written out here so that nothing needs torchvision.
 
-Names and mathematics are torchvision's; `make_expectations.py` compares it with torchvision.
+Tests compare forward passes and training with them, and experiments train and time them. Names,
+mathematics and ReLUs in place are torchvision's; `make_expectations.py` compares the logits.
 """
 
 from torch import nn
 from torch.nn import functional as F
+from torch.optim import SGD
 
 SIZES = {
     "resnet18": (2, 2, 2, 2),
@@ -47,60 +49,56 @@ class Unit(nn.Module):
         for number in range(1, self.layers + 1):
             y = getattr(self, f"bn{number}")(getattr(self, f"conv{number}")(y))
             if number < self.layers:
-                y = F.relu(y)
+                y = F.relu(y, inplace=True)
         if self.residual:
             y = y + (x if self.downsample is None else self.downsample(x))
-        return F.relu(y)
+        return F.relu(y, inplace=True)
 
 
 class ResNet(nn.Module):
+    """float[N, channels, H, W] -> float[N, num_classes]; as in table 1 of the paper by default.
+
+    With three stages, the small stem and ``pad`` it is the network of the paper's section 4.2.
+    """
+
     def __init__(
-        self, sizes, bottleneck=False, num_classes=10, width=64, channels=3, residual=True
-    ):
+        self, sizes, bottleneck=False, num_classes=10, width=64, channels=3, residual=True,
+        stem="imagenet", stem_bias=False, pad=False,
+    ):  # fmt: skip
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, 7, 2, 3, bias=False)
+        side, stride = (7, 2) if stem == "imagenet" else (3, 1)
+        self.conv1 = nn.Conv2d(channels, width, side, stride, side // 2, bias=stem_bias)
         self.bn1 = nn.BatchNorm2d(width)
-        before = width
+        self.pools = stem == "imagenet"
+        before, self.stages = width, len(sizes)
         for stage, size in enumerate(sizes):
             units = []
             for index in range(size):
                 stride = 2 if stage and not index else 1
-                units.append(Unit(before, width * 2**stage, stride, bottleneck, residual))
+                units.append(Unit(before, width * 2**stage, stride, bottleneck, residual, pad))
                 before = width * 2**stage * (4 if bottleneck else 1)
             self.add_module(f"layer{stage + 1}", nn.Sequential(*units))
         self.fc = nn.Linear(before, num_classes)
 
     def forward(self, x):
-        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(x.mean(dim=(2, 3)))
-
-
-class CifarNet(nn.Module):
-    """Section 4.2 of the paper: 6n + 2 layers, identity shortcuts with option A."""
-
-    def __init__(self, n, num_classes=10):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        before = 16
-        for stage, features in enumerate((16, 32, 64), start=1):
-            strides = [2 if stage > 1 else 1] + [1] * (n - 1)
-            units = []
-            for stride in strides:
-                units.append(Unit(before, features, stride, bottleneck=False, pad=True))
-                before = features
-            self.add_module(f"layer{stage}", nn.Sequential(*units))
-        self.fc = nn.Linear(64, num_classes)
-
-    def forward(self, x):
-        x = F.relu(self.bn1(self.conv1(x)))
-        return self.fc(self.layer3(self.layer2(self.layer1(x))).mean(dim=(2, 3)))
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = F.max_pool2d(x, 3, 2, 1) if self.pools else x
+        for stage in range(1, self.stages + 1):
+            x = getattr(self, f"layer{stage}")(x)
+        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
 def twin(name, **options):
     """The twin of a row of the table."""
     return ResNet(SIZES[name], bottleneck=int(name.removeprefix("resnet")) >= 50, **options)
+
+
+def sgd(model, settings):
+    """SGD by an `OptimConfig` of ours: weight decay is of kernels alone."""
+    kernels = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": kernels, "weight_decay": settings.weight_decay}, {"params": others}]
+    return SGD(groups, settings.learning_rate, settings.momentum, nesterov=settings.nesterov)
 
 
 class BookUnit(nn.Module):
