@@ -8,7 +8,7 @@ from typing import Literal
 
 import resnet_jax as rj
 from resnet_jax.config import replaced
-from resnet_jax.models import Affine, BatchNorm
+from resnet_jax.models import Affine, BatchNorm, make_model
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 Norm = Literal["batch", "none"]
@@ -60,15 +60,9 @@ class Run:
         return self.seed < 3 and not swept
 
     def module(self, config: rj.TrainConfig) -> rj.ResNet:
-        return rj.ResNet(
-            stage_sizes=STAGE_SIZES[self.layers],
-            unit=rj.BasicUnit,
-            width=self.width,
-            residual=self.residual,
-            norm=BatchNorm if self.norm == "batch" else Affine,
-            initializer=config.model.initializer,
-            lowering=config.model.lowering,
-        )
+        norm = BatchNorm if self.norm == "batch" else Affine
+        sizes, model = STAGE_SIZES[self.layers], make_model(config, num_classes=10)
+        return model.clone(stage_sizes=sizes, width=self.width, residual=self.residual, norm=norm)
 
 
 BOOK = rj.PRESETS["book"]
