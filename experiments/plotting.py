@@ -1,4 +1,4 @@
-"""What the figures share: colours, and axes with plain numbers."""
+"""What the figures share: the colours of a run's own, and axes with plain numbers."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,10 +8,11 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
 
-# Okabe and Ito's colours, told apart by everyone; lines and markers should differ as well.
-BLUE, ORANGE, GREEN, PINK, SKY, BLACK = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000",
-)  # fmt: skip
+from resnet_jax.inspection.plots import OKABE_ITO
+
+# Told apart by everyone; lines and markers should differ as well.
+BLUE, ORANGE, GREEN, PINK, _, SKY = OKABE_ITO
+BLACK = "#000000"
 
 
 def logarithmic(axis: Axis, ticks: tuple[float, ...] = (), subs: tuple[int, ...] = (1,)) -> None:
