@@ -47,6 +47,11 @@ def of_processor(folder: Path, name: str) -> Path:
     return folder / instruction_set() / f"{name}.json"
 
 
+def read_json(path: Path, missing: Any = None) -> Any:
+    """What `write_json` wrote, or ``missing`` where nothing was and that is given."""
+    return missing if missing and not path.exists() else json.loads(path.read_text())
+
+
 def write_json(path: Path, value: list[Row] | Row) -> None:
     """Write a list of rows, or a dictionary of values and such lists: a row a line."""
     path.parent.mkdir(exist_ok=True)
@@ -164,7 +169,10 @@ def command(main: Callable[..., None]) -> None:
         sys.exit(str(error))
 
 
-def peak_mib() -> float:
-    """Largest resident memory of this process so far (of this program alone, unlike ru_maxrss)."""
+def resident_mib(which: str = "VmHWM") -> float:
+    """Largest resident memory of this process so far (of this program alone, unlike ru_maxrss).
+
+    Or that of now, ``VmRSS``.
+    """
     with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
+        return next(int(line.split()[1]) for line in status if line.startswith(which)) / 1024

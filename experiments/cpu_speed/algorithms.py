@@ -9,7 +9,6 @@ Within the network an algorithm's shifts and sums fuse with what is around them,
 are measured.
 """
 
-import json
 import time
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
@@ -21,11 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
 import resnet_jax as rj
 from experiments.cpu_speed.where_time_goes import convolutions
-from experiments.measuring import Row, milliseconds, of_processor, write_json
+from experiments.measuring import Row, command, milliseconds, of_processor, read_json, write_json
 from resnet_jax.memory import restart_tuned
 from resnet_jax.ops import conv, heuristics, pool
 from resnet_jax.ops.algorithms import ALGORITHMS, im2col, shift_add, supports, winograd
@@ -119,7 +117,7 @@ def within(name: str, batch: int, what: str) -> list[Row]:
 
 def main(only: str = "", batches: tuple[int, ...] = BATCHES) -> None:
     """Measure the networks whose name contains ``only``."""
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"within": [], "alone": []}
+    found = read_json(RESULTS, missing={"within": [], "alone": []})
     chosen = {name: of for name, of in NETWORKS.items() if only in name}
     for (name, (stem, width, side)), batch in product(chosen.items(), batches):
         # Larger than 1x1, each once, without the last stage's: at 32x32 its map is a single pixel.
@@ -139,4 +137,4 @@ def main(only: str = "", batches: tuple[int, ...] = BATCHES) -> None:
 
 if __name__ == "__main__":
     restart_tuned()
-    tyro.cli(main)
+    command(main)

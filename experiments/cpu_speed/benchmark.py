@@ -22,14 +22,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import tyro
-
+from experiments import measuring
 from experiments.cpu_speed.cores import APART
-from experiments.measuring import Row, in_process, machine, of_processor, with_cache, write_json
+from experiments.measuring import Row
 from experiments.tables import ROOT
 from resnet_jax.memory import tuned
 
-RESULTS = of_processor(Path(__file__).parent, "results")
+RESULTS = measuring.of_processor(Path(__file__).parent, "results")
 TORCH = ("torch eager", "torch channels_last", "torch bf16", "torch compile")
 # Two devices of one core each, which share a batch and exchange sums and gradients.
 DEVICES = "resnet_jax, 2 devices"
@@ -65,8 +64,8 @@ class Contender:
 
     def __init__(self, name: str, case: Row, cache: str) -> None:
         command = [sys.executable, "-m", "experiments.cpu_speed.contenders", name, json.dumps(case)]
-        environment = (tuned if "resnet_jax" in name else dict)(os.environ) | with_cache(cache)
-        environment |= {"XLA_FLAGS": TWO} if name == DEVICES else {}
+        environment = (tuned if "resnet_jax" in name else dict)(os.environ)
+        environment |= measuring.with_cache(cache) | ({"XLA_FLAGS": TWO} if name == DEVICES else {})
         environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # others are on the same GPU
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
@@ -83,7 +82,7 @@ class Contender:
 
 def apart() -> bool:
     """Whether two cores have no cache in common at this moment."""
-    return in_process("cpu_speed.cores", "round_trip_ns") > APART
+    return measuring.in_process("cpu_speed.cores", "round_trip_ns") > APART
 
 
 def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
@@ -136,16 +135,16 @@ def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
 
 def main(rounds: int = 7, only: str = "") -> None:
     """Measure the cases whose name contains ``only``, over so many turns of every contender."""
-    where = machine("jax", "flax", "optax", "torch")  # which fails where one is missing
-    old = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    where = measuring.machine("jax", "flax", "optax", "torch")  # which fails where one is missing
+    old = measuring.read_json(RESULTS, missing={"rows": []})["rows"]
     order = [case["name"] for case in CASES]
     for chosen in (case for case in CASES if only in case["name"]):
         rows = measure(chosen, CONTENDERS, rounds)
         print(*rows, sep="\n", flush=True)
         old = [row for row in old if row["case"] != chosen["name"]] + rows
         old.sort(key=lambda row: order.index(row["case"]))
-        write_json(RESULTS, {"machine": where, "rows": old})
+        measuring.write_json(RESULTS, {"machine": where, "rows": old})
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    measuring.command(main)

@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from experiments.measuring import Row, in_turns, peak_mib
+from experiments.measuring import Row, in_turns, resident_mib
 
 # Does one step or prediction, and may return before its result is there.
 Call = Callable[[], object]
@@ -133,4 +133,4 @@ if __name__ == "__main__":
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         seconds = [s / steps for s in in_turns({"call": call}, rounds=int(line))["call"]]
-        print(json.dumps({"seconds": seconds, "peak_mib": peak_mib()}), flush=True)
+        print(json.dumps({"seconds": seconds, "peak_mib": resident_mib()}), flush=True)

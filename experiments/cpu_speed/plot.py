@@ -5,7 +5,6 @@ Command:   python -m experiments.cpu_speed.plot     (the picture)
 Result:    docs/images/cpu_speed.png
 """
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.cpu_speed.benchmark import CASES, CONTENDERS, DEVICES, QUARTILES, TORCH
-from experiments.measuring import Row
+from experiments.measuring import Row, read_json
 from experiments.plotting import BLACK, BLUE, ORANGE, logarithmic, panels
 from experiments.tables import ROOT, crossed, table
 
@@ -28,7 +27,7 @@ USUAL = r"{}, batch \d+"  # cases of 32x32x1
 
 
 def read(name: str, processor: str = "avx2"):
-    return json.loads((Path(__file__).parent / processor / f"{name}.json").read_text())
+    return read_json(Path(__file__).parent / processor / f"{name}.json")
 
 
 def by_case(rows: Iterable[Row], cores: str | None = None) -> dict[str, dict[str, Row]]:

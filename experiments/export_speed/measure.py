@@ -6,7 +6,6 @@ Result:    results.json: milliseconds, medians of 15 rounds
 From uint8 to probabilities, in turns. Any weights cost the same.
 """
 
-import json
 import os
 from functools import partial
 from importlib.metadata import version
@@ -16,7 +15,7 @@ import jax
 from tyro.conf import Positional
 
 import resnet_jax as rj
-from experiments.measuring import command, milliseconds, write_json
+from experiments.measuring import command, milliseconds, read_json, write_json
 from experiments.tables import crossed
 from resnet_jax.interop import Network
 from resnet_jax.interop.network import noise
@@ -38,13 +37,13 @@ def contenders(run: rj.Run) -> dict:
 
 
 def speeds() -> str:
-    rows = json.loads(RESULTS.read_text())["rows"]
+    rows = read_json(RESULTS)["rows"]
     cells = {(r["what"], f"batch {r['batch']}"): f"{r['milliseconds']:.1f}" for r in rows}
     return crossed(cells, "")
 
 
 def machine() -> str:
-    found = json.loads(RESULTS.read_text())
+    found = read_json(RESULTS)
     packages = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     return f"{found['cpu_count']} CPU cores, {packages}"
 

@@ -7,7 +7,6 @@ Nothing is tuned for a GPU in this package: there a convolution is XLA's own. Pr
 as in `cpu_speed.benchmark`; ten steps are waited for at their end, as in training.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import jax
 
 from experiments.cpu_speed.benchmark import case, measure
 from experiments.cpu_speed.plot import by_case, comparison
-from experiments.measuring import machine, write_json
+from experiments.measuring import machine, read_json, write_json
 
 RESULTS = Path(__file__).with_name("results.json")
 SMALL = {"device": "cuda", "steps": 10}
@@ -31,7 +30,7 @@ CONTENDERS = ("resnet_jax", "torch eager", "torch channels_last", "torch compile
 
 
 def gpu_speed() -> str:
-    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    rows = read_json(RESULTS, missing={"rows": []})["rows"]
     return comparison("training step", by_case(rows), digits=2)
 
 

@@ -8,7 +8,6 @@ Result:    results.json: images a second, five blocks of steps; resident memory 
 
 import dataclasses
 import itertools
-import json
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import resnet_jax as rj
-from experiments.measuring import in_process, in_turns, machine, median_and_quartiles, write_json
+from experiments import measuring
 from experiments.scaling.decode import photograph
 from experiments.tables import table
 from resnet_jax.config import replaced
@@ -58,7 +57,7 @@ CASES: dict[str, tuple[str, rj.TrainConfig, int]] = {
 def images_a_second(
     steps: dict[str, Callable[[], object]], count: int, images: int
 ) -> dict[str, list[float]]:
-    seconds = in_turns(steps, BLOCKS, times=count, warm_rounds=WARM)
+    seconds = measuring.in_turns(steps, BLOCKS, times=count, warm_rounds=WARM)
     of_blocks = {name: np.reshape(s, (BLOCKS, count)).sum(1) for name, s in seconds.items()}
     return {name: (count * images / s).tolist() for name, s in of_blocks.items()}
 
@@ -100,8 +99,7 @@ def memory(folder: str) -> dict[str, float]:
     steps = sampler.steps(2)
     resident = []
     for _ in read_batches(data.train, map(sampler.batch, range(steps))):
-        status = Path("/proc/self/status").read_text()
-        resident.append(int(status.split("VmRSS:")[1].split()[0]) / 1024)
+        resident.append(measuring.resident_mib("VmRSS"))
     quarter = steps // 4
     return {
         "decoded": gigabytes * 1024,
@@ -116,29 +114,29 @@ def measure(folder: Path) -> None:
         place = folder / "ab"[number % 2]
         place.mkdir(exist_ok=True)
         (place / f"{number}.jpg").write_bytes(photograph(number, 224, 224))
-    used, measured = in_process("input_pipeline.measure", "memory", str(folder)), {}
+    used, measured = measuring.in_process("input_pipeline.measure", "memory", str(folder)), {}
     for name, (_, config, count) in CASES.items():
         if config.data.name == "folder":
             config = replaced(config, {"data.dir": str(folder)})
         with configured_jax(config):
             measured[name] = rates(config, count)
         print(name, {k: round(statistics.median(v), 1) for k, v in measured[name].items()})
-    where = machine("jax", "pillow")
-    write_json(RESULTS, {"machine": where, "memory": used, "rates": measured})
+    where = measuring.machine("jax", "pillow")
+    measuring.write_json(RESULTS, {"machine": where, "memory": used, "rates": measured})
 
 
 def table_of_rates() -> str:
-    lines, rates = [], json.loads(RESULTS.read_text())["rates"]
+    lines, rates = [], measuring.read_json(RESULTS)["rates"]
     for name, (title, *_) in CASES.items():
         kinds = [rates[name][kind] for kind in ("pipeline", "step", "together")]
         _, step, together = map(statistics.median, kinds)
-        lines.append([title, *map(median_and_quartiles, kinds), f"{together / step:.2f}"])
+        lines.append([title, *map(measuring.median_and_quartiles, kinds), f"{together / step:.2f}"])
     head = ["images/s, median (quartiles)", "pipeline alone", "step alone", "both", "both / step"]
     return table(head, lines)
 
 
 def table_of_memory() -> str:
-    used = json.loads(RESULTS.read_text())["memory"]
+    used = measuring.read_json(RESULTS)["memory"]
     titles = {
         "decoded": f"{JPEGS:,} images, decoded",
         "limit": "`--data.memory-limit`",
@@ -149,7 +147,7 @@ def table_of_memory() -> str:
 
 
 def where() -> str:
-    found = json.loads(RESULTS.read_text())["machine"]
+    found = measuring.read_json(RESULTS)["machine"]
     return f"{found['cores']} cores of an {found['processor']}"
 
 

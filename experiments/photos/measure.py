@@ -12,7 +12,7 @@ from PIL import ImageOps
 from tyro.conf import Positional
 
 import resnet_jax as rj
-from experiments.measuring import command, write_json
+from experiments.measuring import command, read_json, write_json
 from experiments.photos.photograph import photograph
 from experiments.tables import table
 from resnet_jax.data.digit import find_digit
@@ -22,7 +22,7 @@ COUNT, SEED = 100, 0
 
 
 def recognised() -> str:
-    row = json.loads(RESULTS.read_text())
+    row = read_json(RESULTS)
     cells = [(name, f"{right} of {row['count']}") for name, right in row["right"].items()]
     return table(("what the network gets", f"right, by a run of `{row['preset']}`"), cells)
 

@@ -8,7 +8,6 @@ Result:    results.jsonl, a line for each run
 Each run is the user's own command in a process of its own, timed from start to exit.
 """
 
-import json
 import statistics
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments import units
-from experiments.measuring import Row, in_process, mean_and_sd, read_rows
+from experiments.measuring import Row, in_process, mean_and_sd, read_json, read_rows
 from experiments.tables import table
 
 RESULTS = Path(__file__).with_name("results.jsonl")
@@ -123,7 +122,7 @@ def _in_pytorch(name: str, in_full: bool) -> str:
     twin, network = f"{name}_pytorch", (18, PLAIN[0] not in QUESTIONS[name].arguments, 0.005)
     found = [
         f"{row['mean']:.2f} % on other images"  # the first 1,000 digits, 5 seeds
-        for row in json.loads(OTHER_IMAGES.read_text())["accuracy"]
+        for row in read_json(OTHER_IMAGES)["accuracy"]
         if name.startswith("book") and (row["layers"], row["residual"], row["rate"]) == network
     ]
     if accuracies := accuracies_of(twin) if twin in QUESTIONS else []:

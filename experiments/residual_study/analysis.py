@@ -3,7 +3,6 @@
 Command:   python -m experiments.tables     (writes them; figures.py and results.ipynb draw them)
 """
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.measuring import interval, mean_and_sd, read_rows
+from experiments.measuring import interval, mean_and_sd, read_json, read_rows
 from experiments.presets.measure import accuracies_of
 from experiments.residual_study.study import RESULTS, keeps_shape, runs, units_of
 from experiments.tables import MISSING, table
@@ -142,7 +141,7 @@ def pytorch() -> pd.DataFrame:
     """PyTorch's accuracies in the book's setting, in %: on the first 1,000 digits, and on ours."""
     rows = [
         {**row, "images": "another draw", "accuracy": accuracy}
-        for row in json.loads(RESULTS.with_name("pytorch.json").read_text())["accuracy"]
+        for row in read_json(RESULTS.with_name("pytorch.json"))["accuracy"]
         for accuracy in row["seeds"]
     ]
     networks = {"": (18, True), "_plain": (18, False), "34": (34, True), "34_plain": (34, False)}

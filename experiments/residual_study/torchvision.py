@@ -7,14 +7,13 @@ Weights are drawn by numpy, so that both can have them without a download, runni
 included. torchvision's logits are those that `tests/interop/make_expectations.py` stored.
 """
 
-import json
 from pathlib import Path
 
 import jax
 import numpy as np
 
 import resnet_jax as rj
-from experiments.measuring import Row, write_json
+from experiments.measuring import Row, read_json, write_json
 from experiments.tables import ROOT, table
 from resnet_jax.interop import from_torchvision, to_torchvision
 from tests.interop.random_weights import NUM_CLASSES, SIZES, random_images, random_weights
@@ -53,7 +52,7 @@ def relative(row: Row) -> str:
 
 
 def table_of_torchvision() -> str:
-    found = json.loads(RESULTS.read_text())
+    found = read_json(RESULTS)
     lines = []
     for row in found["rows"]:
         logits = [" ".join(f"{v:.5f}" for v in row[side]) for side in ("ours", "torchvision")]
@@ -66,7 +65,7 @@ def table_of_torchvision() -> str:
 
 
 def torchvision_difference() -> str:
-    return max(map(relative, json.loads(RESULTS.read_text())["rows"]), key=float)
+    return max(map(relative, read_json(RESULTS)["rows"]), key=float)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Needs:     runs of `quickstart` or `mnist` and of `folder` (or of experiments/ci
 Result:    results.json, in half an hour on 2 cores for two runs; README.md says what is measured
 """
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -20,7 +19,7 @@ from tyro.conf import Positional
 
 import resnet_jax as rj
 from experiments.cifar10.__main__ import load
-from experiments.measuring import Row, command, write_json
+from experiments.measuring import Row, command, read_json, write_json
 from experiments.tables import table
 from resnet_jax.inspection import grad_cam
 from resnet_jax.inspection.saliency import DEFAULT_METHOD, Method, default_stage, forward, map_names
@@ -140,7 +139,7 @@ def facts_of(run: rj.Run, images: np.ndarray, pixels: jax.Array, rows: list[Row]
 
 
 def table_of(part: str) -> str:
-    rows = json.loads(RESULTS.read_text())[part]
+    rows = read_json(RESULTS)[part]
     return table(rows[0], [row.values() for row in rows])
 
 

@@ -23,7 +23,7 @@ import optax
 import resnet_jax as rj
 from experiments import units
 from experiments.cpu_speed.contenders import examples
-from experiments.measuring import Row, in_process, peak_mib, with_cache
+from experiments.measuring import Row, in_process, resident_mib, with_cache
 from resnet_jax.models import VARIANTS, summarize
 
 COSTS = Path(__file__).with_name("costs.jsonl")
@@ -74,7 +74,7 @@ def measure(values: Row) -> Row:
     if cell.part == "compile":
         if found:
             sys.exit(f"{cell}: the cache holds this step: give other --runs to time compiling")
-        return {"compile_cpu_s": round(seconds, 1), "peak_mib": round(peak_mib())}
+        return {"compile_cpu_s": round(seconds, 1), "peak_mib": round(resident_mib())}
     if not found:
         sys.exit(f"{cell}: the cache does not hold this step: remove its line, to compile again")
 
@@ -99,7 +99,7 @@ def measure(values: Row) -> Row:
         "quartiles_ms": [round(low * 1e3, 2), round(high * 1e3, 2)],
         "steps": len(times) - 1,
         "program_mib": round(held / 2**20),
-        "peak_mib": round(peak_mib()),
+        "peak_mib": round(resident_mib()),
     }
 
 

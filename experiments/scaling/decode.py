@@ -8,7 +8,6 @@ The images have the size of ImageNet's: 500x375 pixels and about 110 kB.
 
 import io
 import itertools
-import json
 import os
 import statistics
 from functools import partial
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from experiments.measuring import in_turns
+from experiments.measuring import in_turns, read_json, write_json
 from resnet_jax.data.image import DecodeSpec, read_image
 
 DECODE = Path(__file__).with_name("decode.json")
@@ -38,7 +37,7 @@ def photograph(seed: int, width: int = 500, height: int = 375) -> bytes:
 
 
 def decoded_per_s() -> float:
-    return json.loads(DECODE.read_text())["images_per_s"]
+    return read_json(DECODE)["images_per_s"]
 
 
 def decoded() -> str:
@@ -58,4 +57,4 @@ if __name__ == "__main__":
         "bytes": round(statistics.mean(map(len, files))),
         "cores": os.cpu_count(),
     }
-    DECODE.write_text(json.dumps(found) + "\n")
+    write_json(DECODE, found)
