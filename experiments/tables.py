@@ -1,16 +1,19 @@
 """Write the measured numbers into the Markdown pages.
 
 Command:   python -m experiments.tables    (every page, from the committed results)
-Result:    the pages of `PAGES`; the tests say where one differs from its results
+Result:    the pages; the tests say where one differs from its results
 
-A page marks the place of a number or of a table, by a name or by a call with literal arguments.
-What stands between the marks is the script's; nobody types it:
+A page marks the place of a number or of a table, by a name or by a call with literal arguments, and
+says at its end in which modules of experiments/ these functions are: in their `values()`, if they
+have that. What stands between the marks is the script's; nobody types it:
 
     <!-- speed -->
     | a table |
     <!-- end speed -->
 
     The shortcut gains <!-- gain("book", 18, 0.005) -->+0.4 points<!-- end -->.
+
+    <!-- numbers by cpu_speed.plot, residual_study.analysis -->
 """
 
 import ast
@@ -26,24 +29,7 @@ MARK = re.compile(
     r"(?P<end><!-- end(?: \w+)? -->)",
     re.DOTALL,
 )
-# The modules whose functions the marks of a page call; `values()` where they are no module's own.
-PAGES = {
-    "README.md": ("presets.measure", "residual_study.analysis", "cpu_speed.plot", "cifar10.figure"),
-    "docs/scaling.md": ("scaling.paper", "scaling.decode"),
-    "experiments/README.md": ("residual_study.analysis", "residual_study.torchvision"),
-    "experiments/cifar10/README.md": ("cifar10.figure",),
-    "experiments/cpu_speed/README.md": ("cpu_speed.plot",),
-    "experiments/export_speed/README.md": ("export_speed.measure",),
-    "experiments/fine_tuning/README.md": ("fine_tuning.run",),
-    "experiments/gpu_speed/README.md": ("gpu_speed.__main__",),
-    "experiments/folder_preset/README.md": ("folder_preset.__main__",),
-    "experiments/input_pipeline/README.md": ("input_pipeline.measure",),
-    "experiments/mnist_record/README.md": ("mnist_record.figure",),
-    "experiments/photos/README.md": ("photos.measure",),
-    "experiments/presets/README.md": ("presets.measure",),
-    "experiments/saliency/README.md": ("saliency.measure",),
-    "experiments/scaling/README.md": ("scaling.plot", "scaling.decode"),
-}
+MODULES = re.compile(r"<!-- numbers by ([\w., ]+) -->")
 
 
 def table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
@@ -59,9 +45,15 @@ def crossed(cells: Mapping[tuple[str, ...], str], *head: str) -> str:
     return table([*head, *columns], lines)
 
 
-def functions_of(page: Path) -> dict[str, Callable[..., str]]:
+def pages() -> list[Path]:
+    """The pages with marks."""
+    found = ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("experiments/**/*.md")
+    return sorted(page for page in found if "<!-- " in page.read_text())
+
+
+def functions_of(content: str) -> dict[str, Callable[..., str]]:
     found: dict[str, Callable[..., str]] = {}
-    for name in PAGES[str(page.relative_to(ROOT))]:
+    for name in MODULES.search(content)[1].split(", "):
         module = importlib.import_module(f"experiments.{name}")
         found |= module.values() if hasattr(module, "values") else vars(module)
     return found
@@ -80,6 +72,6 @@ def filled(content: str, functions: Mapping[str, Callable[..., str]]) -> str:
 
 
 if __name__ == "__main__":
-    for name in PAGES:
-        page = ROOT / name
-        page.write_text(filled(page.read_text(), functions_of(page)))
+    for page in pages():
+        content = page.read_text()
+        page.write_text(filled(content, functions_of(content)))

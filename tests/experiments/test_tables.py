@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 from experiments.measuring import append_row, interval, read_rows
-from experiments.tables import MARK, PAGES, ROOT, filled, functions_of, table
+from experiments.tables import MARK, MODULES, ROOT, filled, functions_of, pages, table
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_number_of_a_page_is_that_of_the_results(page):
-    content = (ROOT / page).read_text()
+    content = page.read_text()
     assert MARK.search(content), "no number in it comes from the results"
-    assert filled(content, functions_of(ROOT / page)) == content, "run python -m experiments.tables"
+    assert MODULES.search(content), "it does not say in which modules its functions are"
+    assert filled(content, functions_of(content)) == content, "run python -m experiments.tables"
 
 
 def test_a_number_is_written_between_its_marks_alone():
