@@ -123,9 +123,7 @@ def main(only: str = "", batches: tuple[int, ...] = BATCHES) -> None:
         # Larger than 1x1, each once, without the last stage's: at 32x32 its map is a single pixel.
         shapes = dict.fromkeys(s for s in convolutions(side, stem, width) if s[1] > 1)
         new = {
-            "within": [
-                row for what in ("training", "inference") for row in within(name, batch, what)
-            ],
+            "within": within(name, batch, "training") + within(name, batch, "inference"),
             "alone": [row for shape in list(shapes)[:-1] for row in alone(name, batch, shape)],
         }
         for part, rows in new.items():

@@ -35,10 +35,8 @@ class ResNet18(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        if self.stem == "imagenet":
-            x = nn.Conv(self.width, (7, 7), (2, 2), padding=3, use_bias=False)(x)
-        else:
-            x = nn.Conv(self.width, (3, 3), padding=1, use_bias=False)(x)
+        side, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
+        x = nn.Conv(self.width, (side,) * 2, stride, padding=side // 2, use_bias=False)(x)
         x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
