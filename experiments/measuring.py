@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,10 @@ def mean_and_sd(values: Sequence[float], digits: int, unit: str = "") -> str:
     """``98.27 % ± 0.31``; of one value itself, and of none nothing."""
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.{digits}f}{unit}{spread}" if len(values) else ""
+
+
+def count_seeds(values: Sized) -> str:
+    return f"{len(values)} seed" + "s" * (len(values) != 1)
 
 
 def median_and_quartiles(values: Sequence[float]) -> str:

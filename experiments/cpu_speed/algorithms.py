@@ -31,8 +31,6 @@ from resnet_jax.ops.geometry import Geometry
 
 RESULTS = of_processor(Path(__file__).parent, "algorithms")
 BATCHES = (64, 256)
-
-
 # Stem, width and side of ResNet-18 for images of one channel.
 NETWORKS = {"width 64, 32x32": ("imagenet", 64, 32), "width 16, 28x28": ("small", 16, 28)}
 

@@ -77,10 +77,8 @@ def with_torch(case: Row, setting: str) -> Call:
     device, kind = case.get("device", "cpu"), case.get("dtype")
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = kind == "tf32"
-    model = twin(
-        "resnet18", num_classes=case["classes"], width=case["width"], channels=case["channels"],
-        stem=case["stem"],
-    ).to(device)  # fmt: skip
+    settings = {name: case[name] for name in ("channels", "width", "stem")}
+    model = twin("resnet18", num_classes=case["classes"], **settings).to(device)
     images, labels = (torch.from_numpy(a).to(device) for a in examples(case))
     images, labels = images.permute(0, 3, 1, 2).contiguous(), labels.long()
     if setting == "channels_last" or (setting, device) == ("compile", "cuda"):

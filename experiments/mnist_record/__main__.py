@@ -2,7 +2,6 @@
 
 Command:   python -m experiments.mnist_record           (--list shows the trainings)
            python -m experiments.mnist_record.figure    (the figures, from the rows)
-           python -m experiments.tables                 (the numbers of README.md)
 Needs:     the full MNIST and Fashion-MNIST prepared: $TFDS_DATA_DIR, or `resnet-jax data prepare`
 Result:    results.jsonl, a row for each finished training
 Machine:   2 cores; a training takes at most 90 minutes there

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments import units
-from experiments.measuring import Row, in_process, mean_and_sd, read_json, read_rows
+from experiments.measuring import Row, count_seeds, in_process, mean_and_sd, read_json, read_rows
 from experiments.tables import table
 
 RESULTS = Path(__file__).with_name("results.jsonl")
@@ -126,8 +126,7 @@ def _in_pytorch(name: str, in_full: bool) -> str:
         if name.startswith("book") and (row["layers"], row["residual"], row["rate"]) == network
     ]
     if accuracies := accuracies_of(twin) if twin in QUESTIONS else []:
-        seeds = f"{len(accuracies)} seed{'s' * (len(accuracies) > 1)}"
-        here = f"{mean_and_sd(accuracies, 2, ' %')} ({seeds})"
+        here = f"{mean_and_sd(accuracies, 2, ' %')} ({count_seeds(accuracies)})"
         found.append(", ".join(filter(None, (here, _time(twin, in_full)))))
     return "; ".join(found)
 

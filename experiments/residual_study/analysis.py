@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.measuring import interval, mean_and_sd, read_json, read_rows
+from experiments.measuring import count_seeds, interval, mean_and_sd, read_json, read_rows
 from experiments.presets.measure import accuracies_of
 from experiments.residual_study.study import RESULTS, keeps_shape, runs, units_of
 from experiments.tables import MISSING, table
@@ -35,7 +35,7 @@ class Study:
     def accuracy(self, *which: Any) -> str:
         """``92.5 ± 0.2 % (10 seeds)``: mean and standard deviation."""
         values = self.select(*which)["accuracy"]
-        return f"{mean_and_sd(values, 1)} % ({_seeds(len(values))})" if len(values) else MISSING
+        return f"{mean_and_sd(values, 1)} % ({count_seeds(values)})" if len(values) else MISSING
 
     def difference(self, one: tuple, other: tuple) -> str:
         """Accuracy of one network less another's, each as `select` has it, over common seeds."""
@@ -43,7 +43,7 @@ class Study:
         if found.empty:
             return MISSING
         spread = "{:+.1f} to {:+.1f}, ".format(*interval(found)) if len(found) > 1 else ""
-        return f"{found.mean():+.1f} points ({spread}{_seeds(len(found))})"
+        return f"{found.mean():+.1f} points ({spread}{count_seeds(found)})"
 
     def gain(self, setting: str, *which: Any) -> str:
         return self.difference((setting, "residual", *which), (setting, "plain", *which))
@@ -55,7 +55,7 @@ class Study:
         )["accuracy"]
         if not len(ours) or not len(theirs):
             return MISSING
-        seeds = f"{_seeds(len(ours))} here, {len(theirs)} in PyTorch"
+        seeds = f"{count_seeds(ours)} here, {len(theirs)} in PyTorch"
         if min(len(ours), len(theirs)) > 1:
             seeds = "{:+.1f} to {:+.1f}, ".format(*interval(ours, theirs)) + seeds
         return f"{ours.mean() - theirs.mean():+.1f} points ({seeds})"
@@ -87,7 +87,7 @@ class Study:
         kept = list(map(keeps_shape, units_of(layers)))
         left = np.array([result["without"] for result in found])[:, kept].astype(float)
         lost = 100 * (np.array([[result["whole"]] for result in found]) - left).mean(axis=0)
-        between = f"{lost.min():.1f} to {lost.max():.1f}, {_seeds(len(found))}"
+        between = f"{lost.min():.1f} to {lost.max():.1f}, {count_seeds(found)}"
         return f"{np.median(lost):.1f} points in the median unit ({between})"
 
     def sweep(self, kind: str, layers: int) -> pd.DataFrame:
@@ -161,7 +161,3 @@ def values() -> dict:
 
 def _short(value: float) -> str:
     return f"{value:.2g}" if value < 10 else f"{value:.0f}" if value < 1000 else f"{value:.1e}"
-
-
-def _seeds(count: int) -> str:
-    return f"{count} seed" + "s" * (count != 1)
