@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -102,28 +103,38 @@ def test_the_folder_of_an_earlier_run_of_another_dataset_stays(
     assert [str(folder) for folder, _ in trained] == ["runs/quickstart-kmnist-seed0"]
 
 
+@pytest.fixture
+def began_as(own_run, tmp_path, monkeypatch):
+    """Puts a run of a preset, with changes to its settings, into a folder of this test's."""
+    monkeypatch.chdir(tmp_path)
+
+    def put(place, preset, changes):
+        folder = RunFolder(Path(shutil.copytree(own_run, place)))
+        config = replaced(PRESETS[preset], changes)
+        folder.write_record(dataclasses.replace(folder.read_record(), config=config))
+
+    return put
+
+
 IN_R = ["--run-dir", "r"]
 
 
 @pytest.mark.parametrize(
-    ("place", "flip", "options", "expected"),
+    ("place", "told", "options", "expected"),
     [
-        ("runs/folder-seed0", False, [], (False, 0.0, 0.1)),  # where 0.1.0 put it
-        ("r", False, IN_R, (False, 0.0, 0.1)),
-        ("r", False, [*IN_R, "--augment.flip"], (True, 0.0, 0.1)),
-        ("r", False, [*IN_R, "--optim.learning_rate=0.05"], (False, 0.0, 0.05)),
-        ("r", True, IN_R, (True, 0.0, 0.1)),  # which 0.1.0 was told
+        ("runs/folder-seed0", {}, [], (False, 0.0, 0.1)),  # where 0.1.0 put it
+        ("r", {}, IN_R, (False, 0.0, 0.1)),
+        ("r", {}, [*IN_R, "--augment.flip"], (True, 0.0, 0.1)),
+        ("r", {}, [*IN_R, "--optim.learning_rate=0.05"], (False, 0.0, 0.05)),
+        # What 0.1.0 was told is not the preset's: the command must say it again.
+        ("r", {"augment.flip": True}, IN_R, (True, 0.0, 0.1)),
+        ("r", {"optim.learning-rate": 0.2}, IN_R, (False, 0.0, 0.05)),
     ],
 )
 def test_a_run_goes_on_with_what_its_preset_was_when_it_began(
-    place, flip, options, expected, own_run, trained, tmp_path, monkeypatch, capsys
+    place, told, options, expected, began_as, trained, capsys
 ):
-    monkeypatch.chdir(tmp_path)
-    began = {**EARLIER["folder"], "augment.flip": flip, "data.dir": "x"}
-    folder = RunFolder(own_run)
-    config = replaced(PRESETS["folder"], began)
-    folder.write_record(dataclasses.replace(folder.read_record(), config=config))
-    shutil.copytree(own_run, place)
+    began_as(place, "folder", {**EARLIER["folder"], **told, "data.dir": "x"})
     assert main(["train", "folder", "--data.dir", "x", "--no-report", *options]) == 0
     ((at, config),) = trained
     found = config.augment.flip, config.augment.resized_crop, config.optim.learning_rate
