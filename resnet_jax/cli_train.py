@@ -174,11 +174,16 @@ def _planned(
             name = run_name(folder.name, reference, settings, varied)
             named = folder.with_name(f"{name}-seed{settings.seed}")
         if run_dir is None:
-            named = _or_earlier(named, preset, settings, arguments)
+            named = _or_earlier(named, preset, settings, varied, arguments)
         begun = _as_begun(named, preset, settings, arguments)
         if kept := differences(settings, begun):
             listing = ", ".join(f"--{option} {value}" for option, (_, value) in kept.items())
             display.print_line(f"{named} goes on as preset {preset} was in 0.1.0: {listing}")
+        if named in (at for _, at in planned):
+            raise ResNetJaxError(
+                f"--grid makes {named} the folder of two runs: give each value once, and files of "
+                "different names"
+            )
         planned.append((begun, named))
     return planned
 
@@ -194,7 +199,9 @@ def _as_begun(folder: Path, preset: str, config: TrainConfig, arguments: list[st
     return replaced(config, {k: begun[k] for k in unnamed if begun[k] == EARLIER[preset][k]})
 
 
-def _or_earlier(named: Path, preset: str, config: TrainConfig, arguments: list[str]) -> Path:
+def _or_earlier(
+    named: Path, preset: str, config: TrainConfig, varied: set[str], arguments: list[str]
+) -> Path:
     """Return the folder, or runs/PRESET-seedN if an earlier version began this very run there."""
     plain = named.with_name(f"{preset}-seed{config.seed}")
     if named == plain or not (plain / "config.yaml").is_file():
@@ -203,9 +210,9 @@ def _or_earlier(named: Path, preset: str, config: TrainConfig, arguments: list[s
 
     config = _as_begun(plain, preset, config, arguments)
     recorded = RunFolder(plain).read_record().config
-    own = {f"data.{key}": getattr(recorded.data, key) for key in ("mean", "std", "dir")}
-    same = run_name("", recorded, replaced(config, own)) == ""
-    return plain if same else named
+    own = {f"data.{key}": getattr(config.data, key) for key in ("mean", "std")}
+    name = partial(run_name, "", PRESETS[preset], always=varied)
+    return plain if name(config) == name(replaced(recorded, own)) else named
 
 
 def _with_settings_of_its_dataset(

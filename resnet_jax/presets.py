@@ -10,6 +10,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from resnet_jax.config import (
     settings,
 )
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.settings import has_type
 
 # SGD under the 1cycle policy (arXiv 1708.07120).
 _one_cycle = partial(
@@ -249,16 +251,16 @@ def grid(config: TrainConfig, axes: Sequence[str]) -> list[TrainConfig]:
             raise ResNetJaxError(
                 f"--grid must be OPTION=VALUE,VALUE,..., each once, got {axis}{hint}"
             )
-        values = [_parsed(text) for text in texts.split(",")]
-        # A setting of several numbers is given one for all of them here.
-        several = "tuple" in str(kinds[option])
-        columns[option] = [(value,) if several else value for value in values]
+        columns[option] = [_parsed(text, kinds[option]) for text in texts.split(",")]
     combinations = itertools.product(*columns.values())
     return [replaced(config, dict(zip(columns, values, strict=True))) for values in combinations]
 
 
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)  # numbers, true, false, null
-    except ValueError:
-        return text
+def _parsed(text: str, kind: Any) -> Any:
+    """Read a value as JSON where that gives the setting's type, if need be one for several."""
+    with suppress(ValueError, RecursionError):
+        value = json.loads(text)  # numbers, true, false, null
+        for found in (value, (value,)):
+            if has_type(found, kind):
+                return found
+    return text

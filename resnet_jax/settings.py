@@ -81,7 +81,7 @@ def as_typed(value: Any) -> str:
 def check(config: Any) -> None:
     """Refuse a value of the wrong type or out of bounds, by its option (`ResNetJaxError`)."""
     for option, value, kind, within, _ in settings(config):
-        if not _is_of(value, kind):
+        if not has_type(value, kind):
             name = kind.__name__ if isinstance(kind, type) else str(kind)
             for choice in (kind, *get_args(kind)):
                 if get_origin(choice) is Literal:
@@ -92,18 +92,18 @@ def check(config: Any) -> None:
                 raise ResNetJaxError(f"--{option} must be {within}, got {number:g}")
 
 
-def _is_of(value: Any, kind: Any) -> bool:
+def has_type(value: Any, kind: Any) -> bool:
     """Whether a value has the type of a setting; an int passes as a float, a bool as neither."""
     origin, kinds = get_origin(kind), get_args(kind)
     if types.NoneType in kinds:
-        return any(_is_of(value, one) for one in kinds)
+        return any(has_type(value, one) for one in kinds)
     if origin is Literal:
         return value in kinds
     if origin is tuple:
         if kinds[-1] is Ellipsis and isinstance(value, tuple):
             kinds = kinds[:1] * max(1, len(value))
         fits = isinstance(value, tuple) and len(value) == len(kinds)
-        return fits and all(map(_is_of, value, kinds))
+        return fits and all(map(has_type, value, kinds))
     if isinstance(value, bool):
         return kind is bool
     # NumPy's numbers too, as they come out of `np.logspace`.

@@ -93,16 +93,6 @@ def test_what_a_preset_says_of_its_dataset_is_not_said_of_another(options, expec
     assert [(d.name, d.mean, d.find_digit) for d in data] == expected
 
 
-def test_the_folder_of_an_earlier_run_of_another_dataset_stays(
-    own_run, trained, tmp_path, monkeypatch
-):
-    """Its mean, which the run recorded, was taken for one that the command names."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(own_run, "runs/quickstart-seed0")
-    assert main(["train", "--no-report", "--data.name", "kmnist"]) == 0
-    assert [str(folder) for folder, _ in trained] == ["runs/quickstart-kmnist-seed0"]
-
-
 @pytest.fixture
 def began_as(own_run, tmp_path, monkeypatch):
     """Puts a run of a preset, with changes to its settings, into a folder of this test's."""
@@ -114,6 +104,33 @@ def began_as(own_run, tmp_path, monkeypatch):
         folder.write_record(dataclasses.replace(folder.read_record(), config=config))
 
     return put
+
+
+@pytest.mark.parametrize(
+    ("preset", "options", "names"),
+    [
+        # Its mean, which the run recorded, was taken for one that the command names.
+        ("quickstart", ["--data.name", "kmnist"], ["quickstart-kmnist-seed0"]),
+        # The run that is there stood for every value.
+        ("mnist", ["--grid", "epochs=1,5"], ["mnist-epochs-1-seed0", "mnist-seed0"]),
+        ("mnist", ["--grid", "log-every=5,50"], ["mnist-log-every-5-seed0", "mnist-seed0"]),
+        # So it did for other pictures.
+        ("folder", ["--data.dir", "y"], ["folder-y-seed0"]),
+    ],
+)
+def test_the_folder_of_an_earlier_run_is_for_that_run_alone(
+    preset, options, names, began_as, trained
+):
+    began_as(f"runs/{preset}-seed0", preset, {**EARLIER.get(preset, {}), "data.dir": "x"})
+    assert main(["train", preset, "--no-report", *options]) == 0
+    assert [folder.name for folder, _ in trained] == names
+
+
+@pytest.mark.parametrize("axis", ["seed=1,1", "init-from=a/net.pth,b/net.pth"])
+def test_two_runs_of_a_grid_are_not_one_folders(axis, trained, refusal):
+    """The second was refused when the first had been trained."""
+    assert "of two runs" in refusal("train", "mnist", "--grid", axis)
+    assert not trained
 
 
 IN_R = ["--run-dir", "r"]
@@ -184,6 +201,8 @@ def test_a_grid_is_every_combination_in_order():
     assert grid(base, []) == [base]
     one = dataclasses.replace(base, optim=OptimConfig(learning_rate=0.01))
     assert grid(base, ["optim.learning-rate=0.01"]) == [one]
+    data = [config.data for config in grid(base, ["data.mean=null,0.5", "data.dir=2025"])]
+    assert [(d.mean, d.dir) for d in data] == [(None, "2025"), ((0.5,), "2025")]
 
 
 @pytest.mark.parametrize(
@@ -194,6 +213,7 @@ def test_a_grid_is_every_combination_in_order():
         ("seed=", "OPTION=VALUE"),
         ("optim.learning-rate=fast", "--optim.learning-rate must be float, got 'fast'"),
         ("optim.learning-rate=0.1,-1", "--optim.learning-rate must be more than 0, got -1"),
+        (f"epochs={'[' * 10_000}", "--epochs must be float, got"),
     ],
 )
 def test_a_bad_axis_is_refused(axis, reason):
