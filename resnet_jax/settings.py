@@ -27,10 +27,10 @@ class Within:
         return above and (value < self.high if open_high else value <= self.high)
 
     def __str__(self) -> str:
-        low = f"more than {self.low:g}" if self.open_low else f"at least {self.low:g}"
+        low = f"more than {self.low}" if self.open_low else f"at least {self.low}"
         if self.high == math.inf:
             return low
-        return f"{low} and {'below' if self.open_high else 'at most'} {self.high:g}"
+        return f"{low} and {'below' if self.open_high else 'at most'} {self.high}"
 
 
 Count = Within(1)
@@ -89,7 +89,7 @@ def check(config: Any) -> None:
             raise ResNetJaxError(f"--{option} must be {name}, got {value!r}")
         for number in value if isinstance(value, tuple) else (value,):
             if within is not None and number is not None and number not in within:
-                raise ResNetJaxError(f"--{option} must be {within}, got {number:g}")
+                raise ResNetJaxError(f"--{option} must be {within}, got {number}")
 
 
 def has_type(value: Any, kind: Any) -> bool:

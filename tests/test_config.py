@@ -16,7 +16,7 @@ nan, infinity = float("nan"), float("inf")
 REFUSED = {
     "batch-size": (64.5, "64", True, 0),
     "epochs": (0, infinity),
-    "seed": (-1,),
+    "seed": (-1, 2**31),
     "label-smoothing": (1,),
     "ema": ("0.9", 1.0),
     "eval-every": (0,),

@@ -316,14 +316,12 @@ def sample(dataset: Dataset, *, train: int, validation: int, test: int, seed: in
     Training and validation examples are drawn from its training examples, without overlap, and
     test examples from its test examples. All numbers and the ``seed`` together fix the draw.
     """
-    for asked, available, what in (
-        (train + validation, len(dataset.train), "training and validation"),
-        (test, len(dataset.test), "test"),
-    ):
-        if asked > available or min(train - 1, validation, test) < 0:
-            raise ResNetJaxError(
-                f"a sample of {asked} {what} examples: expected 1 to {available} (--data.subset)"
-            )
+    most, tested = len(dataset.train), len(dataset.test)
+    if min(train - 1, validation, test) < 0 or train + validation > most or test > tested:
+        raise ResNetJaxError(
+            f"--data.subset must be at least 1 0 0, the first two together at most {most} and the "
+            f"last {tested}, got {train} {validation} {test}"
+        )
     training = permutation(len(dataset.train), seed, 0)
     return Dataset.of(
         dataset.name,

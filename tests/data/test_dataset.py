@@ -83,7 +83,9 @@ def test_sample_is_fixed_disjoint_and_from_the_right_parts(mnist_5k):
 )
 def test_a_sample_larger_than_the_data_is_refused(mnist_5k, sizes):
     numbers = dict(zip(("train", "validation", "test"), sizes, strict=True))
-    assert "expected 1 to" in refused(sample, mnist_5k, **numbers)
+    said = refused(sample, mnist_5k, **numbers)
+    assert said.startswith("--data.subset must be at least 1 0 0, ")
+    assert said.endswith("got {} {} {}".format(*sizes))
 
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 4, 5, 3), np.uint8)
