@@ -272,8 +272,9 @@ def summary(
 def data(
     action: Positional[Literal["list", "prepare"]],
     name: Positional[str | None] = None,
-    dir: str | None = None,
-    from_idx: str | None = None,
+    # By the names that errors call them, too, which are those of `train`.
+    dir: Annotated[str | None, tyro.conf.arg(aliases=["--data.dir"])] = None,
+    from_idx: Annotated[str | None, tyro.conf.arg(aliases=["--data.from-idx"])] = None,
 ) -> None:
     """List the datasets, or prepare one.
 

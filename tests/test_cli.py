@@ -207,6 +207,7 @@ def test_what_needs_no_data_is_shown(words, shown, command):
         (["verify", "EMPTY", "--data.background", "300"], ["--data.background", "300"]),
         (["data", "prepare"], ["NAME"]),
         (["data", "prepare", "imagnet"], ["imagnet"]),
+        (["data", "prepare", "folder"], ["folder", "--data.dir"]),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_1(

@@ -189,6 +189,11 @@ def not_prepared(name: str, root: Path) -> ResNetJaxError:
 def check_known(name: str) -> None:
     import tensorflow_datasets as tfds
 
+    if name == "folder":
+        raise ResNetJaxError(
+            "your own images need no preparing: `resnet-jax verify DIR` checks their folder, "
+            "`resnet-jax train folder --data.dir DIR` trains on it"
+        )
     known = [*DATASETS, *tfds.list_builders(with_community_datasets=False)]
     if name.split("/")[0] in known:
         return

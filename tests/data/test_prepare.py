@@ -44,9 +44,11 @@ def assert_holds(data, folder):
         assert found == expected
 
 
-def test_from_idx_prepares_what_tfds_reads(tiny_mnist, tmp_path, command):
+@pytest.mark.parametrize("prefix", ["--", "--data."])  # as errors name them
+def test_from_idx_prepares_what_tfds_reads(prefix, tiny_mnist, tmp_path, command):
     root = tmp_path / "new" / "root"
-    _, out, _ = command("data", "prepare", "mnist", "--dir", root, "--from-idx", tiny_mnist)
+    options = (f"{prefix}dir", root, f"{prefix}from-idx", tiny_mnist)
+    _, out, _ = command("data", "prepare", "mnist", *options)
     assert "mnist is prepared in" in " ".join(out.split())
     assert leftovers(root) == ["mnist"]
     data = load_dataset("mnist", root)
