@@ -32,11 +32,12 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in paths:
-        matches = [path]
+        matches, before = [path], len(found)
         if not os.path.lexists(path) and glob.has_magic(str(path)):
             matches = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
             if not matches:
                 raise ResNetJaxError(f"no file fits {path}: give another pattern")
+        endings: Counter[str] = Counter()
         for match in matches:
             if not os.path.isdir(match):
                 found.append(match)
@@ -44,9 +45,10 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
             images, others, _ = walk(match)
             if others:
                 log.warning("left out by ending: %s in %s", by_ending(others), match)
-            if not images and match == path:
-                raise no_images(f"folder {path}", others)
+            endings += others
             found += map(Path, images)
+        if len(found) == before:
+            raise no_images(f"folder {path}", endings)
     return list(dict.fromkeys(found))  # a pattern's folders and the files in them
 
 
