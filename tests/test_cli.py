@@ -156,6 +156,7 @@ def test_a_grid_takes_the_run_that_is_there_trains_the_rest_and_compares(
             ["25,557,032", "4,089,184,256"],  # torchvision's 4.089 GMAC
         ),
         ("summary --no-residual", ["11,001,546"]),
+        ("summary --image-size 1000000", ["250000x250000x64"]),  # none of it is in memory
         ("data list", ["mnist_5k", "mnist", "fashion_mnist"]),
     ],
 )

@@ -58,6 +58,7 @@ def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer
         return output
 
     init = partial(model.init, train=False)
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     with nn.intercept_methods(note):
-        jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, *image_shape)))
+        jax.eval_shape(init, jax.random.key(0), images)
     return layers
