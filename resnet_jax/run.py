@@ -256,7 +256,7 @@ class Run:
             raise ResNetJaxError(f"format {format} is not known: give one of {', '.join(EXPORTS)}")
         write, suffix = EXPORTS[format]
         name = self.model_name.replace(" ", "_")
-        path = Path(output) if output else self.path / "export" / f"{name}{suffix}"
+        path = expanded(output) if output else self.path / "export" / f"{name}{suffix}"
         check_replaceable(path)
         with configured_jax(self.config):  # which are written into a network's file
             made_by = {"data": self.config.data.name, "checkpoint": checkpoint}

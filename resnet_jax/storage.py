@@ -145,7 +145,8 @@ def refuse_links(folder: Path) -> None:
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
             path = Path(place, name)
-            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            plain = path.is_file() or path.is_dir()
+            if path.is_symlink() or (not plain and os.path.lexists(path)):  # else it is gone now
                 kind = f"a link to {os.readlink(path)}" if path.is_symlink() else "no plain file"
                 raise ResNetJaxError(
                     f"{path} is {kind}: nothing is written to a folder that holds one; remove it"

@@ -15,6 +15,7 @@ from resnet_jax.data.walk import find_images
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.inspection.saliency import draw_map, explain
 from resnet_jax.run import Checkpoint, Run
+from resnet_jax.storage import expanded
 
 EXPLAINED = "resnet-jax predict --explain"  # marks a picture that it wrote
 ENLARGED, SMALL = 8, 64  # times, an image smaller than so many pixels
@@ -45,7 +46,7 @@ def classify_files(
         except ResNetJaxError as error:
             on_error(error)
     once = list(dict.fromkeys(files))  # of a folder and a file in it
-    targets = _explanation_files(once, explain_in) if explain_in else {}
+    targets = _explanation_files(once, expanded(explain_in)) if explain_in else {}
     settings = run.config.data
     spec = DecodeSpec(run.image_shape, settings.fit, settings.background)
 

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import resnet_jax as rj
-from resnet_jax.storage import check_replaceable
+from resnet_jax.storage import check_replaceable, refuse_links
 
 
 def export(run, format, output):
@@ -96,6 +97,31 @@ def test_nothing_but_a_regular_file_is_replaced(
     left = {path.name for path in place.parent.iterdir()}
     assert left == names or place.parent.name == "report"  # whose other files came before it
     assert "nothing" not in left
+
+
+def test_home_is_known_by_its_sign(finished_run, tmp_path, monkeypatch, command):
+    """A folder of that name was made; shells leave the sign alone behind ``--output=``."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    picture = tmp_path / "0.png"
+    Image.new("L", (28, 28)).save(picture)
+    for words in (
+        export(finished_run.path, "torchvision", "~/net.safetensors"),
+        ("predict", finished_run.path, picture, "--explain", "~/maps"),
+    ):
+        assert command(*words)[0] == 0
+    assert not (tmp_path / "~").exists()
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("home/**/*.*")}
+    assert found == {"home/net.safetensors", "home/maps/0.png"}
+
+
+def test_a_file_that_goes_while_it_is_looked_at_is_no_link(own_run, monkeypatch):
+    """As those of a run that trains on, while its report is made."""
+    walk = os.walk
+    monkeypatch.setattr(
+        os, "walk", lambda top: ((*at, [*names, "gone"]) for *at, names in walk(top))
+    )
+    refuse_links(own_run)
 
 
 def test_an_interrupted_export_leaves_the_old_file_and_nothing_else(
