@@ -13,7 +13,7 @@ from tyro.conf import Positional
 
 from resnet_jax import display
 from resnet_jax.config import TrainConfig, differences, replaced
-from resnet_jax.errors import ResNetJaxError
+from resnet_jax.errors import ResNetJaxError, importing
 from resnet_jax.presets import EARLIER, PRESETS, run_name
 from resnet_jax.presets import grid as grid_of
 from resnet_jax.presets import preset as find_preset
@@ -230,10 +230,8 @@ def _named_in(arguments: list[str]) -> set[str]:
 
 
 def make_report(run: "Run", *arguments: Any) -> None:
-    try:
+    with importing("a report", "resnet_jax"):
         from resnet_jax.inspection.report import write_report
-    except ImportError as error:
-        raise ResNetJaxError(f"a report needs {error.name}: pip install {error.name}") from error
     display.print_line(f"report: {write_report(run, *arguments)}")
 
 

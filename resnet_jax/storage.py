@@ -104,12 +104,17 @@ def write_whole(path: Path | str, content: bytes) -> None:
         atomic_write(path, content, remedy)
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a run was trained into a folder, or has just begun there."""
+    signs = ({"config.yaml", "checkpoints"}, {".lock", "run.log"})
+    return any(all(os.path.exists(folder / name) for name in names) for names in signs)
+
+
 def check_replaceable(path: Path) -> None:
     """Refuse a place that holds anything but a regular file, and the files that make up a run."""
     place = Path(os.path.realpath(path.parent), path.name)
     for folder in place.parents:
-        own = place.relative_to(folder).parts[0] in RUN_FILES
-        if own and (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
+        if place.relative_to(folder).parts[0] in RUN_FILES and is_run(folder):
             raise ResNetJaxError(f"{path} is part of the run in {folder}: give another --output")
     try:
         mode = path.lstat().st_mode

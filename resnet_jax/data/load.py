@@ -20,7 +20,8 @@ from resnet_jax.data.image import Fit
 from resnet_jax.data.image_folder import open_image_folder
 from resnet_jax.data.mnist import DATASETS, mnist_5k
 from resnet_jax.data.prepare import prepare
-from resnet_jax.data.tfds import SPLITS, find_prepared, not_prepared, open_prepared, tfds_root
+from resnet_jax.data.tfds import find_prepared, not_prepared, open_prepared, tfds_root
+from resnet_jax.data.walk import SPLITS
 from resnet_jax.errors import ResNetJaxError
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from resnet_jax.data.image import FORMATS
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.storage import is_run
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def walk(folder: Path) -> tuple[list[str], Counter[str], bool]:
         visible = [Path(place, name) for name in sorted(below) if not name.startswith(".")]
         below.clear()
         for path in visible:
-            if _is_run(path):
+            if is_run(path):
                 has_run = True
             elif (real := os.path.realpath(path)) not in seen:
                 seen.add(real)
@@ -94,12 +95,6 @@ def walk(folder: Path) -> tuple[list[str], Counter[str], bool]:
                 others[Path(name).suffix.lower()] += 1
     # In the order of `Path`, where "cat/1.png" comes before "cat-2/0.png".
     return sorted(images, key=lambda path: path.replace(os.sep, "\0")), others, has_run
-
-
-def _is_run(folder: Path) -> bool:
-    """Whether a run was trained into a folder; its pictures are reports."""
-    signs = ({"config.yaml", "checkpoints"}, {".lock", "run.log"})  # the latter from the start on
-    return any(all(os.path.exists(folder / name) for name in names) for names in signs)
 
 
 def _is_image(name: str) -> bool:
@@ -188,4 +183,4 @@ def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
         raise ResNetJaxError(f"folder {folder} cannot be read: {error.strerror}") from error
     images = [path for path in entries if _is_image(path.name) and not os.path.isdir(path)]
     folders = [path for path in entries if os.path.isdir(path) or _is_lost(path)]
-    return [path for path in folders if not _is_run(path)], images
+    return [path for path in folders if not is_run(path)], images

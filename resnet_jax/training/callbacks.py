@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_jax.errors import ResNetJaxError
+from resnet_jax.errors import importing
 from resnet_jax.storage import writing
 
 if TYPE_CHECKING:
@@ -50,13 +50,8 @@ class Events(Callback):
     """
 
     def __init__(self, folder: Path, rows: Iterable[dict[str, Any]] = ()) -> None:
-        try:
+        with importing("--tensorboard", "'resnet_jax[tensorboard]', or give --no-tensorboard"):
             from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise ResNetJaxError(
-                "--tensorboard needs tensorboardX: pip install 'resnet_jax[tensorboard]', or give "
-                "--no-tensorboard"
-            ) from error
         shutil.rmtree(folder, ignore_errors=True)
         self._folder = folder
         self._writer = SummaryWriter(str(folder), purge_step=0)
