@@ -195,14 +195,13 @@ def print_datasets(datasets: "Iterable[DatasetInfo]") -> None:
 
 
 class Display(Callback):
-    """Shows a run on a console: a moving bar in a terminal, and a line for each evaluation.
+    """Shows a run on the console: a moving bar in a terminal, and a line for each evaluation.
 
     ``bar`` is entered by ``with``. ``momentum`` is batch norm's: the share of its running
     statistics that a step keeps.
     """
 
-    def __init__(self, console: Console | None = None, momentum: float = 0.0) -> None:
-        self.console = console or PatientConsole(highlight=False)
+    def __init__(self, momentum: float = 0.0) -> None:
         self.bar = progress.Progress(
             progress.SpinnerColumn(),
             progress.BarColumn(bar_width=16),
@@ -210,8 +209,8 @@ class Display(Callback):
             progress.TextColumn("{task.fields[metrics]}"),
             progress.TimeRemainingColumn(compact=True),
             progress.TextColumn("left"),
-            console=self.console,
-            disable=not self.console.is_terminal,
+            console=console,
+            disable=not console.is_terminal,
             transient=True,
         )
         self._task = self.bar.add_task("", total=None, metrics="opening the data")
@@ -242,7 +241,7 @@ class Display(Callback):
             )
             self.bar.update(self._task, metrics=metrics)
             silent = time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES
-            if silent and not self.console.is_terminal:
+            if silent and not console.is_terminal:
                 self.log(f"{where}  {metrics}")
         elif row["kind"] == "validation":  # loss and accuracy, in 80 columns
             train = self._last_train
@@ -257,7 +256,7 @@ class Display(Callback):
     def log(self, text: str) -> None:
         """Print a line, above the bar where there is one."""
         self._last_line = time.monotonic()
-        self.console.print(printable(text), soft_wrap=True, markup=False)
+        print_line(text)
 
 
 def test_result(row: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """What a person sees, in a terminal and in a pipe."""
 
 import io
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -26,9 +27,8 @@ def show(
     *rows: dict, terminal: bool = False, momentum: float = 0.0, found: Evaluation | None = None
 ) -> str:
     """What a console of 80 columns shows of a run; ``found`` is its evaluation."""
-    file = io.StringIO()
-    shown = Display(Console(file=file, force_terminal=terminal, width=80), momentum)
-    with shown.bar:
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=80)
+    with mock.patch.object(display, "console", console), (shown := Display(momentum)).bar:
         shown.on_start(0, 8)
         for row in rows:
             shown.on_step(row["step"])
@@ -36,7 +36,7 @@ def show(
                 shown.on_evaluate(row["step"], "validation", found)
             shown.on_metrics(row)
         shown.bar.refresh()
-    return file.getvalue()
+    return console.file.getvalue()
 
 
 def test_a_terminal_shows_a_bar_with_loss_accuracy_speed_and_time_left():
@@ -57,6 +57,11 @@ def test_a_pipe_gets_plain_lines(monkeypatch):
     assert show(TRAIN).splitlines()[0] == (
         "epoch  0.50  step     4  loss 1.235  accuracy 50.0%  1,234 images/s"
     )
+
+
+def test_a_name_is_no_emoji(capsys):
+    Display().log("runs/scan:100:1")
+    assert capsys.readouterr().out == "runs/scan:100:1\n"
 
 
 def test_an_evaluation_is_one_line_of_80_columns():
