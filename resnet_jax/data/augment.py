@@ -41,11 +41,11 @@ def augment(
     erase: float = 0.0,
     fill: float = 0.0,
 ) -> Float[Array, "n new_h new_w c"]:
-    """Return the images, each cropped, flipped, moved, recoloured and partly erased at random.
+    """Return the images, each cropped, flipped, recoloured, moved and partly erased at random.
 
-    `resnet_jax.AugmentConfig` describes the settings, in the order in which they are applied. Those
-    from ``shift`` to ``shear`` make one affine map about the image's centre, and with ``elastic``
-    one resampling. A setting of 0 costs nothing. Whatever the others are, a setting draws the same.
+    `resnet_jax.AugmentConfig` describes the settings. Those from ``shift`` to ``shear`` make one
+    affine map about the image's centre, and with ``elastic`` one resampling. A setting of 0 costs
+    nothing. Whatever the others are, a setting draws the same.
 
     Args:
         images: float32[N, H, W, C]; in [0, 255] for ``randaugment``.
