@@ -27,12 +27,17 @@ def message_and_code(error: BaseException) -> tuple[str, int]:
         case KeyboardInterrupt():
             # Before or after training, which ends by an error of its own: nothing is half-written.
             return STOPPED, 75
-        case MemoryError():
-            return "there is not enough memory: free some, or raise the limit (ulimit -v)", 1
+        case _ if out_of_memory(error):
+            return "there is not enough memory: free some, raise ulimit -v, or set JAX_PLATFORMS", 1
         case OSError():
             # What no code expected of a file system: its own words name the file.
             return f"{error}: mend that and run the same command", 1
     return repr(error), 1
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether there was no memory, by Python or by XLA, whose errors have one type."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 @contextmanager

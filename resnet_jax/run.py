@@ -18,7 +18,7 @@ from resnet_jax.data.dataset import Dataset, Split
 from resnet_jax.data.load import load_splits
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.display import Display
-from resnet_jax.errors import ResNetJaxError
+from resnet_jax.errors import ResNetJaxError, out_of_memory
 from resnet_jax.interop.network import Network, export_stablehlo
 from resnet_jax.interop.onnx import export_onnx
 from resnet_jax.interop.weights import export_torchvision
@@ -99,7 +99,7 @@ def train(
         try:
             Training(config, expanded(run_dir), callbacks, custom, stack).fit(should_stop)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not out_of_memory(error):
                 raise
             raise ResNetJaxError(
                 f"--batch-size {config.batch_size} does not fit in the device's memory: give a "

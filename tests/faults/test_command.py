@@ -175,6 +175,17 @@ def test_limits_that_are_too_low_are_named(limit, words, finished_run, tmp_path)
     assert f"(ulimit {limit[:2]}) must be at least" in one_line(done)
 
 
+@pytest.mark.parametrize("error", [MemoryError, jax.errors.JaxRuntimeError])
+def test_memory_that_does_not_suffice_is_one_line(error, finished_run, monkeypatch, refusal):
+    """Of a run that was trained in larger batches than this machine can evaluate."""
+
+    def evaluate(*_):
+        raise error("RESOURCE_EXHAUSTED: Out of memory allocating 2824000272 bytes.")
+
+    monkeypatch.setattr(rj.Run, "evaluate", evaluate)
+    assert "not enough memory" in refusal("evaluate", finished_run.path)
+
+
 @pytest.fixture
 def thousand_bytes_a_file():
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
