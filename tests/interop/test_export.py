@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -19,7 +20,7 @@ from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.interop import Network, from_torchvision, load_metadata, load_weights, onnx
 from resnet_jax.interop.network import noise
 from resnet_jax.interop.onnx import runner, to_onnx
-from resnet_jax.models import VARIANTS
+from resnet_jax.models import VARIANTS, BatchNorm
 
 
 def read_back(metadata):
@@ -192,6 +193,24 @@ def test_a_network_that_differs_is_not_left_in_place(run, tmp_path, format, monk
     with pytest.raises(rj.ResNetJaxError, match=f"{format} export differs from the network by"):
         run.export(format, tmp_path / "network")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_deep_network_that_has_hardly_learnt_is_exported():
+    """It magnifies rounding to 2e-5 of its logits, and was refused; ResNet-50 to 5e-5."""
+    pytest.importorskip("onnxruntime")
+    model = partial(rj.ResNet, (8, 8), rj.BasicUnit, width=4, stem="small", residual=False)
+    preprocessing = Preprocessing((8, 8, 1), mean=(0.5,), std=(0.25,))
+    pixels = preprocessing(noise((8, 8, 1)))
+
+    @jax.jit
+    def begun(key):
+        network = model(norm=partial(BatchNorm, momentum=0.0), lowering="reference")
+        variables = network.init(key, pixels, train=False)
+        return variables | network.apply(variables, pixels, train=True, mutable=["batch_stats"])[1]
+
+    variables = begun(jax.random.key(0))
+    network = Network(model(lowering="reference"), variables, preprocessing, "0123456789")
+    network.check("onnx", runner(to_onnx(network)))
 
 
 def test_a_missing_package_is_named(run, monkeypatch):
