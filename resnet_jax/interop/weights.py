@@ -10,7 +10,7 @@ import os
 import pickle
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,7 @@ def _of_run(
         f"--model.{name} {one[name]}, not {other[name]}" for name in one if one[name] != other[name]
     ]
     if different:
-        raise ResNetJaxError(f"{folder} was trained with {', '.join(different)}: give the same")
+        raise _different(folder, different)
     variables = run.read_variables("best")
     same = model.clone(num_classes=len(record.class_names))
     if not has_parameters(same, record.image_shape, variables):  # of a network of one's own
@@ -168,6 +168,10 @@ def _of_run(
             f"{config.model.title}: give a run of the same network"
         )
     return variables, record.class_names
+
+
+def _different(source: Path, settings: list[str]) -> ResNetJaxError:
+    return ResNetJaxError(f"{source} was trained with {', '.join(settings)}: give the same")
 
 
 def _of_file(
@@ -179,10 +183,13 @@ def _of_file(
         variables = torchvision.from_torchvision(weights, model, num_classes=count or num_classes)
     except ResNetJaxError as error:
         raise ResNetJaxError(f"{path}: {error}") from error
-    try:
-        return variables, count, tuple(map(str, json.loads(load_metadata(path)["class_names"])))
-    except (LookupError, ValueError, TypeError):  # none, or someone else's under the same name
-        return variables, count, None
+    names, metadata = None, load_metadata(path)
+    with suppress(LookupError, ValueError, TypeError):  # none, or someone else's of the same name
+        names = tuple(map(str, json.loads(metadata["class_names"])))
+        # All else is told by names and shapes; shortcuts may be there and not used.
+        if json.loads(metadata["model"])["residual"] is (not model.residual):
+            raise _different(path, [f"--model.residual {not model.residual}, not {model.residual}"])
+    return variables, count, names
 
 
 def _timm_config(path: Path) -> tuple[str, Mapping[str, Any]]:

@@ -83,6 +83,14 @@ def test_the_same_classes_keep_the_head_and_others_start_fresh(run, exported, ki
     assert_same(three, variables)
 
 
+@pytest.mark.parametrize("kind", ["run", "file"])
+def test_weights_of_a_residual_network_are_none_for_a_plain_one(run, exported, kind):
+    """The file was read: of its entries a plain network lacks but the shortcuts."""
+    plain = dataclasses.replace(CONFIG.model, residual=False)
+    with pytest.raises(rj.ResNetJaxError, match=r"--model.residual True, not False"):
+        starting_from(run.path if kind == "run" else exported, model=plain)
+
+
 def test_without_class_names_the_number_decides(run, tmp_path):
     weights = tmp_path / "weights.safetensors"
     save_weights(weights, to_torchvision(run.variables()), {"class_names": "not JSON"})
