@@ -16,14 +16,13 @@ from flax import traverse_util
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.errors import ResNetJaxError, importing
 from resnet_jax.interop.network import Network
-from resnet_jax.models import VARIANTS, BatchNorm, ResNet, norm_of
+from resnet_jax.models import UNITS, BatchNorm, ResNet, norm_of
 from resnet_jax.storage import write_whole
 
 # Both old enough for any runtime of the last years.
 OPSET, IR_VERSION = 17, 8
 OUTPUTS = ("logits", "probabilities")
 NEEDED = "export to ONNX", "'resnet_jax[onnx]'"
-UNITS = {row().unit for row in VARIANTS.values()}
 
 
 def export_onnx(path: Path, network: Network) -> None:

@@ -16,7 +16,7 @@ from flax import traverse_util
 
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.interop.state_dict import BOOK, DEEP, TORCHVISION, StateDict, is_counter
-from resnet_jax.models import VARIANTS, BasicUnit, BatchNorm, ResNet, norm_of, shapes_of
+from resnet_jax.models import UNITS, VARIANTS, BasicUnit, BatchNorm, ResNet, norm_of, shapes_of
 
 log = logging.getLogger(__name__)
 
@@ -101,10 +101,7 @@ def to_torchvision(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     kept = {name: variables[name] for name in ("params", "batch_stats") if name in variables}
     flat = traverse_util.flatten_dict(kept)
     what = "pre-activation network" if ("params", "norm", "scale") in flat else ""
-    if not variables.get("batch_stats"):
-        what = "network without batch norm"
-    if what:
-        raise ResNetJaxError(f"torchvision has no {what}: export as stablehlo or onnx")
+    _refuse(what if variables.get("batch_stats") else "network without batch norm")
     names = DEEP if ("params", "stem", "conv1", "kernel") in flat else TORCHVISION
     state_dict = {}
     for path, value in flat.items():
@@ -207,6 +204,8 @@ def check_written(model: ResNet) -> None:
     norm, what = norm_of(model), ""
     if not isinstance(norm, BatchNorm) or norm.epsilon != BatchNorm.epsilon:
         what = f"norm but BatchNorm with epsilon {BatchNorm.epsilon:g}"
+    if model.unit not in UNITS:
+        what = f"unit {model.unit.__name__}"
     _refuse("stem without a norm" if model.stem == "conv" else what)
 
 

@@ -78,6 +78,7 @@ VARIANTS |= {
     f"resnet{depth}d": partial(VARIANTS[f"resnet{depth}"], stem="deep", shortcut="average")
     for depth in (18, 26, 34, 50, 101, 152)
 }
+UNITS = {row().unit for row in VARIANTS.values()}
 
 
 def make_model(config: ModelConfig | TrainConfig, num_classes: int) -> ResNet:

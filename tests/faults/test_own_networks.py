@@ -71,6 +71,13 @@ def test_norms_are_written_as_they_are_or_refused(tmp_path):
     assert (tmp_path / "own.onnx").exists()
 
 
+def test_a_unit_of_ones_own_is_not_written_as_torchvisions(tmp_path):
+    """Whose networks would compute something else with its weights."""
+    own = type("Own", (rj.BasicUnit,), {})
+    said = answer(export_torchvision, tmp_path / "weights", network(tiny().clone(unit=own)))
+    assert "no unit Own" in said
+
+
 def test_a_stem_without_a_norm_has_no_name_in_torchvision(tmp_path):
     said = answer(export_torchvision, tmp_path / "weights", network(tiny(stem="conv")))
     assert "no stem without a norm" in said
