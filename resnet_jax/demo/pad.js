@@ -24,7 +24,7 @@ async function ask() { // one request at a time; what changes meanwhile is asked
 }
 function show(newStrokes, file = null) {
   [strokes, dropped] = [newStrokes, file];
-  if (!file) find("[type=file]").value = "";
+  if (file !== find("[type=file]").files[0]) find("[type=file]").value = "";
   const path = strokes.map((stroke) => `M${stroke[0]}L${stroke.join("L")}`).join(" ");
   pad?.firstElementChild.setAttribute("d", path);
   ask();
@@ -48,8 +48,11 @@ if (pad) {
   pad.onpointerdown = pad.onpointermove = draw;
   pad.onlostpointercapture = (event) => { if (event.pointerId === pen) pen = null; };
 }
-for (const button of element.querySelectorAll("button")) // "Undo" has no strokes for a value
-  button.onclick = () => show(button.value ? JSON.parse(button.value) : strokes.slice(0, -1));
+for (const button of element.querySelectorAll("button"))
+  button.onclick = () => { // another finger may draw meanwhile; "Undo" has no strokes for a value
+    pen = null;
+    show(button.value ? JSON.parse(button.value) : strokes.slice(0, -1));
+  };
 const take = (files) => files.length && show([], files[0]);
 find("[type=file]").onchange = (event) => take(event.target.files);
 invert.onchange = () => dropped && ask();

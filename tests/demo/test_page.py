@@ -124,6 +124,19 @@ def test_the_answer_follows_the_mouse(open_page):
     assert page.locator(".shown img").count() == 0
 
 
+def test_a_button_ends_the_stroke_that_is_drawn(open_page):
+    """By another finger. The next move of the first one failed, or changed an example."""
+    page = open_page()
+    begin, on, after = places(page, [(200, 200), (300, 300), (400, 400)])
+    page.mouse.move(*begin)
+    page.mouse.down()
+    page.mouse.move(*on)
+    page.evaluate("document.querySelector('.pad button').click()")
+    page.mouse.move(*after)
+    wait_for(page, "")
+    assert not page.locator(".drawing path").get_attribute("d")
+
+
 def test_a_finger_draws_and_the_palm_beside_it_does_not(open_page):
     page = open_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     stroke = next(d["strokes"][0] for d in DRAWINGS if d["hand"] == 0 and d["digit"] == "3")
@@ -205,3 +218,12 @@ def test_files(open_page, tmp_path):
     )
     assert page.locator(".shown img").count() == 0
     assert page.get_by_text("7", exact=True).count() == 0
+    # Where another file is dropped, the one chosen before may be chosen again.
+    dropped = """() => {
+        const files = new DataTransfer();
+        files.items.add(new File([], "empty.png"));
+        return files;
+    }"""
+    page.dispatch_event("body", "drop", {"dataTransfer": page.evaluate_handle(dropped)})
+    page.wait_for_function("document.querySelector('[role=status]').innerText.includes('empty')")
+    assert page.locator("[type=file]").input_value() == ""
