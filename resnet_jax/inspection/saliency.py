@@ -215,13 +215,13 @@ def explain(
         network = type(run.model).__name__
         raise ResNetJaxError(f"Grad-CAM needs a ResNet, the network of {run.path} is a {network}")
     with run.jax_settings():
-        pixels, variables = run.preprocess(images), run.variables(checkpoint)
-        labels = _checked(run.model, pixels, labels, stage)
-        maps = [np.zeros((0, 1, 1), np.float32)] * (not len(pixels))
-        for part in padded_order(len(pixels), min(BATCH, max(1, len(pixels)))):
-            chosen = None if labels is None else labels[part]
-            maps.append(_grad_cam(run.model, variables, pixels[part], chosen, stage))
-        return run.preprocessing.uncrop(np.concatenate(maps)[: len(pixels)])
+        images, variables = run.preprocessing.checked(images), run.variables(checkpoint)
+        labels = _checked(run.model, images, labels, stage)
+        maps = [np.zeros((0, 1, 1), np.float32)] * (not len(images))
+        for part in padded_order(len(images), min(BATCH, max(1, len(images)))):
+            pixels, chosen = run.preprocess(images[part]), None if labels is None else labels[part]
+            maps.append(np.asarray(_grad_cam(run.model, variables, pixels, chosen, stage)))
+        return run.preprocessing.uncrop(np.concatenate(maps)[: len(images)])
 
 
 def overlay(images: np.ndarray, maps: ArrayLike, *, opacity: float = 0.6) -> np.ndarray:

@@ -137,6 +137,16 @@ def test_what_cannot_be_explained_is_named(small, settings, names):
         rj.inspection.grad_cam(*small, **settings)
 
 
+def test_images_are_explained_a_batch_at_a_time(finished_run, monkeypatch):
+    """All were float32 in memory at once, four times their size."""
+    preprocess, counts = rj.Run.preprocess, []
+    monkeypatch.setattr(
+        rj.Run, "preprocess", lambda run, part: (counts.append(len(part)), preprocess(run, part))[1]
+    )
+    rj.inspection.explain(finished_run, np.zeros((65, 28, 28, 1), np.uint8))
+    assert counts == [64, 64]
+
+
 def test_overlay_leaves_places_without_evidence_as_they_are():
     images = np.full((1, 8, 8, 1), 100, np.uint8)
     maps = np.zeros((1, 2, 2), np.float32)
