@@ -230,7 +230,7 @@ def _named_in(arguments: list[str]) -> set[str]:
 
 
 def make_report(run: "Run", *arguments: Any) -> None:
-    with importing("a report", "resnet_jax"):
+    with importing("a report"):
         from resnet_jax.inspection.report import write_report
     display.print_line(f"report: {write_report(run, *arguments)}")
 

@@ -41,14 +41,14 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def importing(what: str, requirement: str) -> Iterator[None]:
+def importing(what: str, requirement: str = "") -> Iterator[None]:
     """Turn an import that fails into the error that says what needs it and what installs it."""
     try:
         yield
     except ImportError as error:
         absent = isinstance(error, ModuleNotFoundError)
         reason = f"needs {error.name}" if absent else f"cannot be imported ({error})"
-        raise ResNetJaxError(f"{what} {reason}: pip install {requirement}") from error
+        raise ResNetJaxError(f"{what} {reason}: pip install {requirement or error.name}") from error
 
 
 def printable(text: str) -> str:
