@@ -28,8 +28,8 @@ Images = Shaped[Array | np.ndarray, "n h w c"]
 class Unit(nn.Module):
     """What every unit takes.
 
-    A unit maps ``[N, H, W, C]`` to ``[N, ceil(H/strides), ceil(W/strides), expansion * features]``,
-    called with ``train``, batch norm's mode.
+    A unit maps ``[N, H, W, C]`` to ``[N, ceil(H/strides), ceil(W/strides), features]``, a
+    bottleneck to ``wide`` channels. It is called with ``train``, batch norm's mode.
 
     Attributes:
         features: channels of the unit's 3x3 convolutions.
@@ -140,7 +140,7 @@ class PreActivationUnit(Unit):
 
 
 class PreActivationBottleneckUnit(Unit):
-    """Norm and ReLU before each of a bottleneck's convolutions (arXiv 1603.05027, section 4.2)."""
+    """Norm and ReLU before each of a bottleneck's convolutions (arXiv 1603.05027, section 4.1)."""
 
     expansion: ClassVar[int] = 4
     preactivation: ClassVar[bool] = True

@@ -60,16 +60,10 @@ def col2im(taps: Sequence[jax.Array], dim: int, axis: Axis) -> jax.Array:
         if total is None:
             total = jnp.zeros_like(taps[0], shape=_resized(taps[0], dim, length))
         phases.append(total)
-    return interleave(phases, dim, axis.size)
-
-
-def interleave(phases: Sequence[jax.Array], dim: int, size: int) -> jax.Array:
-    """Take one element of each array in turn, along one dimension, and cut it to `size`."""
     x = phases[0]
     if len(phases) > 1:
-        shape = _resized(x, dim, len(phases) * x.shape[dim])
-        x = jnp.stack(phases, dim + 1).reshape(shape)
-    return lax.slice_in_dim(x, 0, size, 1, dim)
+        x = jnp.stack(phases, dim + 1).reshape(_resized(x, dim, len(phases) * length))
+    return lax.slice_in_dim(x, 0, axis.size, 1, dim)
 
 
 def _resized(x: jax.Array, dim: int, size: int) -> tuple[int, ...]:
