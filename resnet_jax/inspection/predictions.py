@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from numpy.typing import ArrayLike
 
 from resnet_jax.data.dataset import padded_order, read_batches
@@ -18,6 +17,7 @@ from resnet_jax.models import ResNet
 from resnet_jax.run import Checkpoint, Run
 from resnet_jax.training.jax_settings import compiler_options
 from resnet_jax.training.metrics import Evaluation
+from resnet_jax.training.step import count
 
 MAX_IMAGES = 10_000  # whose maps and features are kept in memory
 MAX_BYTES = 2**29  # of the images themselves
@@ -155,17 +155,13 @@ class Predictions:
         """The most probable classes, ``int64[N]``."""
         return np.asarray(self.logits.argmax(1))
 
-    @property
+    @cached_property
     def evaluation(self) -> Evaluation:
         """Loss, accuracy, confusion and the classes' rates."""
-        losses = optax.softmax_cross_entropy_with_integer_labels(self.logits, self.labels)
-        _, five = jax.lax.top_k(self.logits, min(5, len(self.class_names)))
-        return Evaluation(
-            loss=float(losses.mean()),
-            confusion=confusion_matrix(self.labels, self.predictions, len(self.class_names)),
-            class_names=self.class_names,
-            correct5=int((five == self.labels[:, None]).sum()),
-        )
+        counts = jax.device_get(jax.jit(count)(self.logits, self.labels))
+        loss = float(counts.loss) / len(self.labels)
+        confusion = counts.confusion.astype(np.int64)
+        return Evaluation(loss, confusion, self.class_names, int(counts.top5))
 
     @property
     def calibration(self) -> Calibration:
@@ -206,7 +202,7 @@ def examine(
     maps: dict[str, np.ndarray] = {}
     with run.jax_settings():
         variables = run.variables(checkpoint)
-        for images, labels in read_batches(examples, order):
+        for images, labels in read_batches(examples, order, run.config.data.workers):
             inside, saliency = predict(variables, images)
             if not maps and inside.maps:
                 first = [np.asarray(x[0], np.float32) for x in inside.maps]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.training.state import Batch, TrainState
@@ -91,9 +91,10 @@ def train_step(
     updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     averaged = state.ema
-    if ema is None and averaged is not None:
+    if (ema is None) != (averaged is None):
         raise ResNetJaxError(
-            "the state has averages of its weights: give ema=0.999, or state.replace(ema=None)"
+            f"ema is {ema} and the state has {'no ' * (averaged is None)}averages of its weights: "
+            "give ema=0.999 and a state with averages, or ema=None and state.replace(ema=None)"
         )
     if ema is not None:
         step = state.step.astype(float)  # else divided in float32, even in a float64 run
@@ -165,9 +166,13 @@ def eval_step(state: TrainState, batch: Batch) -> Counts:
 
     Uses the averaged weights where the state has any.
     """
-    logits = state.apply_fn(state.variables, batch.images, train=False)
-    real = batch.labels >= 0
-    labels = jnp.where(real, batch.labels, 0).astype(jnp.int32)  # uint8 would overflow below
+    return count(state.apply_fn(state.variables, batch.images, train=False), batch.labels)
+
+
+def count(logits: Float[Array, "n k"], labels: Integer[Array | np.ndarray, " n"]) -> Counts:
+    """Count what `eval_step` does, by the logits."""
+    real = labels >= 0
+    labels = jnp.where(real, labels, 0).astype(jnp.int32)  # uint8 would overflow below
     num_classes = logits.shape[-1]
     cell = labels * num_classes + logits.argmax(-1)
     confusion = jnp.zeros(num_classes**2, jnp.int32).at[cell].add(real.astype(jnp.int32))

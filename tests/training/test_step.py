@@ -268,9 +268,11 @@ def test_a_loss_is_summed_in_float32_whatever_the_logits_are():
     np.testing.assert_allclose(loss, np.log(np.exp([1.0, 2, 4]).sum()) - 1, rtol=1e-6)
 
 
-def test_averages_that_would_never_move_are_refused():
+@pytest.mark.parametrize("decay", [None, 0.9])
+def test_averages_that_would_never_move_or_are_not_there_are_refused(decay):
+    step, state = partial(rj.train_step, ema=decay), make_state(ema=decay is None)
     with pytest.raises(rj.ResNetJaxError, match="give ema="):
-        jax.eval_shape(rj.train_step, make_state(ema=True), make_batch(0))
+        jax.eval_shape(step, state, make_batch(0))
 
 
 def test_shapes_of_a_state_are_found_for_traced_images():
