@@ -322,10 +322,10 @@ def verify(
     is_run = (place / "config.yaml").exists()
     if not place.exists() or (what in DATASETS and not is_run):
         found = verify_prepared(what, data_dir)
-    elif place.is_dir() and not is_run:
-        found = scan(place, background=settings.background, refresh=True).report()
-    else:
+    elif is_run:
         found = _open(place).verify()
+    else:
+        found = scan(place, background=settings.background, refresh=True).report()
     for name in found.good:
         display.print_line(f"good     {found.folder / name}")
     for line in (*(f"damaged  {line}" for line in found.damaged), *found.left_out):

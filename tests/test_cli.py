@@ -206,6 +206,7 @@ def test_what_needs_no_data_is_shown(words, shown, command):
         (MEETING.format("host:1", 2, 2).split(), ["--process-id", "2", "1"]),
         (MEETING.format("host:1", 0, 0).split(), ["--num-processes", "0", "1"]),
         (["verify", "EMPTY", "--data.background", "300"], ["--data.background", "300"]),
+        (["verify", "/dev/null"], ["/dev/null", "folder"]),  # it was to become a run
         (["data", "prepare"], ["NAME"]),
         (["data", "prepare", "imagnet"], ["imagnet"]),
         (["data", "prepare", "folder"], ["folder", "--data.dir"]),
