@@ -167,7 +167,8 @@ class RunFolder:
             for r in (before, new)
         )
         changed |= {n: (old.get(n), now.get(n)) for n in old | now if old.get(n) != now.get(n)}
-        listing = ", ".join(f"{name} {one} -> {other}" for name, (one, other) in changed.items())
+        # The names of a thousand classes may be among them.
+        listing = ", ".join(f"{name} {a!s:.200} -> {b!s:.200}" for name, (a, b) in changed.items())
         if listing:
             raise ResNetJaxError(
                 f"{self.path} is a run of another configuration ({listing}): "

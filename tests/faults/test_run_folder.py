@@ -201,6 +201,14 @@ def test_a_checkpoint_of_another_optimiser_is_refused_in_one_line(own_run, tiny_
     assert "\n" not in str(refused.value)
 
 
+def test_a_thousand_other_classes_are_a_line_that_can_be_read(own_run):
+    folder = RunFolder(own_run)
+    other = tuple(f"class {number}" for number in range(1000))
+    with pytest.raises(rj.ResNetJaxError, match=r"class names .*'0', '1'.* -> .*'class 0'") as said:
+        folder.check_same(dataclasses.replace(folder.read_record(), class_names=other))
+    assert len(str(said.value)) < 1000
+
+
 def test_a_failure_is_not_kept_back_by_the_compiler(tiny_config, tmp_path, monkeypatch):
     compiled = threading.Event()
 
