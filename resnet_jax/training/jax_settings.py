@@ -1,5 +1,6 @@
 """JAX's settings and devices, as a configuration asks for them and for as long as it is at work."""
 
+import functools
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -88,6 +89,7 @@ def _configure(values: Mapping[str, Any]) -> None:
     reset_cache()  # JAX reads the settings of its cache once
 
 
+@functools.cache  # once in a process: with thousands of programs it takes longer than a prediction
 def _remove_oldest(folder: Path, limit: int) -> None:
     """Remove the oldest files of a folder until the others take at most ``limit`` bytes."""
     with suppress(OSError):  # another process removes them too, or none may be removed
