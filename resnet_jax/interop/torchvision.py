@@ -123,10 +123,11 @@ def with_fresh_head(
     params = variables["params"]
     features, dtype = params["head"]["kernel"].shape[0], params["stem"]["conv"]["kernel"].dtype
     # A stem and a head alone: Flax draws by the layer's name, whatever lies between them.
-    model = ResNet((), BasicUnit, num_classes, features, stem="small", param_dtype=dtype)
+    drawn = jax.dtypes.canonicalize_dtype(dtype)
+    model = ResNet((), BasicUnit, num_classes, features, stem="small", param_dtype=drawn)
     key = jax.random.key(0) if key is None else key
     fresh = jax.jit(lambda key: model.init(key, jnp.zeros((1, 1, 1, 1)), train=False))(key)
-    head = jax.tree.map(np.asarray, fresh["params"]["head"])
+    head = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), fresh["params"]["head"])
     return {**variables, "params": {**params, "head": head}}
 
 

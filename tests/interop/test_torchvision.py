@@ -309,6 +309,9 @@ def test_another_number_of_classes_gets_the_head_of_a_new_network():
     jax.tree.map(np.testing.assert_array_equal, again, jax.tree.map(np.asarray, new))
     other["params"]["head"] = same["params"]["head"]
     jax.tree.map(np.testing.assert_array_equal, other, same)
+    double = {name: value.astype(float) for name, value in weights.items() if value.ndim}
+    found = jax.tree.leaves(from_torchvision(double, num_classes=7))
+    assert {leaf.dtype for leaf in found} == {np.dtype(float)}  # the head's too
 
 
 @pytest.mark.slow
