@@ -80,20 +80,11 @@ class Problem(NamedTuple):
         elements = a.size if isinstance(a.shape[0], int) else math.inf
         return cls(pass_, geometry, (inputs, b.shape[-1]), elements)
 
-    @property
-    def pairs(self) -> int:
-        """Number of pairs of an input and an output position."""
-        return math.prod(self.geometry.size) * math.prod(self.geometry.out)
-
-    @property
-    def strided(self) -> bool:
-        return self.geometry.stride != (1, 1)
-
 
 def choose(problem: Problem, instructions: str) -> str:
     """Return the name of the algorithm that is fastest with an instruction set."""
     pass_, geometry, channels, elements = problem
-    column, strided = COLUMNS[instructions], problem.strided
+    column, strided = COLUMNS[instructions], geometry.stride != (1, 1)
     wide = min(channels) >= column.wide[pass_]
     if geometry.kernel == (1, 1) or elements <= IM2COL_MAX_ELEMENTS:
         return "im2col"
@@ -102,7 +93,8 @@ def choose(problem: Problem, instructions: str) -> str:
     if channels[0] <= im2col.MAX_IMAGE_CHANNELS:
         large = elements >= XLA_MIN_IMAGE_ELEMENTS
         return "xla" if large and pass_ in column.images else "im2col"
-    narrow = min(channels) in XLA_CHANNELS and problem.pairs >= XLA_MIN_PAIRS
+    pairs = math.prod((*geometry.size, *geometry.out))
+    narrow = min(channels) in XLA_CHANNELS and pairs >= XLA_MIN_PAIRS
     if narrow and pass_ in (column.narrow_strided if strided else column.narrow):
         return "xla"
     if supports("winograd_4", geometry) and wide:
