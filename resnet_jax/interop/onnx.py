@@ -35,7 +35,8 @@ def export_onnx(path: Path, network: Network) -> None:
         ResNetJaxError: the package onnx is not installed, or the unit is not one of ours.
     """
     content = to_onnx(network)
-    network.check("onnx", runner(content))
+    with jax.default_matmul_precision("highest"):  # as the file, whatever a run's GPU does
+        network.check("onnx", runner(content))
     write_whole(path, content)
 
 

@@ -96,7 +96,7 @@ def to_torchvision(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     ``num_batches_tracked``, which nothing here counts, is written as int64 0.
 
     Raises:
-        ResNetJaxError: torchvision has no names for this network (pre-activation units).
+        ResNetJaxError: torchvision has no such network (pre-activation units, no batch norm).
     """
     kept = {name: variables[name] for name in ("params", "batch_stats") if name in variables}
     flat = traverse_util.flatten_dict(kept)

@@ -213,6 +213,20 @@ def test_a_deep_network_that_has_hardly_learnt_is_exported():
     network.check("onnx", runner(to_onnx(network)))
 
 
+def test_an_onnx_file_is_compared_with_products_in_float32(run, tmp_path, monkeypatch):
+    """By default a GPU's have ten bits, and every file differed."""
+    pytest.importorskip("onnxruntime")
+    known, used = (run.model, run.variables(), run.preprocessing, run.class_names), []
+
+    def noting(content):
+        used.append(jax.config.values["jax_default_matmul_precision"])
+        return runner(content)
+
+    monkeypatch.setattr(onnx, "runner", noting)
+    onnx.export_onnx(tmp_path / "network.onnx", Network(*known))
+    assert used == ["highest"]
+
+
 def test_a_missing_package_is_named(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(rj.ResNetJaxError, match=r"pip install 'resnet_jax\[onnx\]'"):
