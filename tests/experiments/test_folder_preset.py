@@ -108,5 +108,5 @@ def test_a_recipe_is_measured_against_the_best_of_each_set(tmp_path, monkeypatch
         ["logistic regression", "29.0"],
         [str(earlier), "32.0 ± 2.8", "70.0", "8.0 (CIFAR-10 200)"],
         [str(base), "40.0 ± 0.0", "67.0", "3.0 (weights 200)"],
-        [f"{base}, without weights", "40.0 ± 0.0", "50.0"],
+        [f"{base}, without weights", "50.0"],
     ]
