@@ -163,7 +163,7 @@ def _planned(
         axes = (*axes, f"seed={','.join(map(str, range(seeds)))}")
     if axes and run_dir is not None and run_dir.name in ("", ".."):
         raise ResNetJaxError(f"--run-dir {run_dir} has no name for several runs: give runs/NAME")
-    planned = []
+    planned: list[tuple[TrainConfig, Path]] = []
     varied = {axis.removeprefix("--").partition("=")[0] for axis in axes} - {"seed"}
     folder = run_dir or Path("runs", preset)
     reference = config if run_dir else PRESETS[preset]
