@@ -97,7 +97,7 @@ GRIDS: list[Grid] = [
     ("book", (18,), "none", SWEEP_RATES, range(3)),
 ]
 # The same questions asked of small networks, on a few images: numbers without meaning.
-QUICK_GRIDS: list[Grid] = [(s, (10,), norm, rates[:1], range(2)) for s, _, norm, rates, _ in GRIDS]
+QUICK_GRIDS: list[Grid] = [(s, (10,), norm, rates[:2], range(2)) for s, _, norm, rates, _ in GRIDS]
 
 
 def runs(quick: bool = False) -> list[Run]:
