@@ -36,7 +36,9 @@ def folder_of(data: str, count: int, held_out: int, place: Path, cifar: Path | N
         for name, pictures in classes.items():
             if each + aside > len(pictures):
                 known = len(pictures)
-                raise ValueError(f"{data}: {known} pictures of {name}, not {each} + {aside}")
+                raise rj.ResNetJaxError(
+                    f"{data}: expected {each} + {aside} pictures of {name}, got {known}"
+                )
             order = np.random.default_rng(0).permutation(len(pictures))
             for split, chosen in (("val", order[:aside]), ("train", order[aside : aside + each])):
                 class_ = Path(temporary, data, split, name)
@@ -50,8 +52,10 @@ def folder_of(data: str, count: int, held_out: int, place: Path, cifar: Path | N
 
 def _cifar(data: str, folder: Path | None) -> tuple[str, dict[str, list[Write]]]:
     """Links to the JPEG files of all classes, of the first five, or of the last five."""
-    if folder is None:
-        raise ValueError("give the folder of CIFAR-10's images, or CIFAR10_FOLDER")
+    if folder is None or not (folder / "train").is_dir():
+        raise rj.ResNetJaxError(
+            f"{folder} holds no images of CIFAR-10: give the folder with train/, or CIFAR10_FOLDER"
+        )
     names = sorted(path.name for path in (folder / "train").iterdir())
     chosen = {"cifar": names, "first5": names[:5], "last5": names[5:]}[data]
     return ".jpg", {

@@ -24,7 +24,7 @@ from experiments.tables import table
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 OTHER_IMAGES = RESULTS.parents[1] / "residual_study/pytorch.json"
-QUICK = ("--epochs", "0.01", "--model.width", "4", "--model.lowering", "reference")
+QUICK = ("--epochs", "0.01", "--model.width", "8", "--model.lowering", "reference")
 
 
 class Question(NamedTuple):

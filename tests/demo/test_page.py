@@ -101,6 +101,7 @@ def test_a_hundred_drawn_digits_are_recognised(address):
         body = json.dumps({"strokes": drawing["strokes"]})
         connection.request("POST", "/api/predict", body, {"Content-Type": "application/json"})
         answer = json.loads(connection.getresponse().read())
+        connection.close()
         wrong += [] if answer["label"] == drawing["digit"] else [drawing["digit"]]
     assert len(DRAWINGS) == 100
     assert len(wrong) <= 10, wrong

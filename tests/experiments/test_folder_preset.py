@@ -50,8 +50,11 @@ def test_folders_are_balanced_and_nested_and_hold_out_the_same(cifar, tmp_path):
         CLASSES[:5],
         CLASSES[5:],
     ]
-    with pytest.raises(ValueError, match="9 pictures of airplane, not 7 \\+ 3"):
+    with pytest.raises(rj.ResNetJaxError, match="7 \\+ 3 pictures of airplane, got 9"):
         folder_of("cifar", 70, 30, tmp_path, cifar)
+    for nowhere in (None, tmp_path / "nowhere"):
+        with pytest.raises(rj.ResNetJaxError, match="give the folder with train/"):
+            folder_of("cifar", 20, 10, tmp_path, nowhere)
 
 
 def test_digits_are_files_of_their_pixels(tmp_path):
