@@ -1,5 +1,6 @@
 """Exported networks compute what the run computes, with their preprocessing, and nothing else."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -193,6 +194,23 @@ def test_a_network_that_differs_is_not_left_in_place(run, tmp_path, format, monk
     with pytest.raises(rj.ResNetJaxError, match=f"{format} export differs from the network by"):
         run.export(format, tmp_path / "network")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("off", ["", "file", "avx2", "reference"])
+def test_a_file_is_compared_with_the_network_and_with_xlas_convolutions(off, run):
+    """One of the three is off by a thousandth, which is no rounding."""
+
+    class Off(Network):
+        def apply(self, variables, images):
+            factor = 1.001 if off == self.model.lowering else 1
+            return jax.tree.map(lambda x: factor * x, super().apply(variables, images))
+
+    variables, images = run.variables(), noise(run.image_shape)
+    known = run.model.clone(lowering="avx2"), variables, run.preprocessing, run.class_names
+    right = jax.jit(Network(*known).apply)(variables, images)
+    file = jax.tree.map(lambda x: (1.001 if off == "file" else 1) * x, right)
+    with pytest.raises(rj.ResNetJaxError, match="differs") if off else contextlib.nullcontext():
+        Off(*known).check("file", lambda images: file)
 
 
 def test_a_deep_network_that_has_hardly_learnt_is_exported():
