@@ -319,13 +319,12 @@ def verify(
 
     settings = TrainConfig(data=DataConfig(background=background)).data  # or refuse it
     place = Path(what)
-    is_run = (place / "config.yaml").exists()
-    if not place.exists() or (what in DATASETS and not is_run):
-        found = verify_prepared(what, data_dir)
-    elif is_run:
+    if (place / "config.yaml").exists():
         found = _open(place).verify()
-    else:
+    elif place.exists() and what not in DATASETS:
         found = scan(place, background=settings.background, refresh=True).report()
+    else:
+        found = verify_prepared(what, data_dir)
     for name in found.good:
         display.print_line(f"good     {found.folder / name}")
     for line in (*(f"damaged  {line}" for line in found.damaged), *found.left_out):

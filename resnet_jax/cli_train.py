@@ -11,12 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from tyro.conf import Positional
 
-from resnet_jax import display
+from resnet_jax import display, presets
 from resnet_jax.config import TrainConfig, differences, replaced
 from resnet_jax.errors import ResNetJaxError, importing
-from resnet_jax.presets import EARLIER, PRESETS, run_name
-from resnet_jax.presets import grid as grid_of
-from resnet_jax.presets import preset as find_preset
 from resnet_jax.settings import settings as settings_of
 from resnet_jax.signals import Stop
 
@@ -65,13 +62,13 @@ class Processes:
             assert_equal("run folders with digest", names.hexdigest(), remedy)
 
 
-PresetName = Annotated[Positional[str], tyro.conf.arg(help=f"one of {', '.join(PRESETS)}.")]
+PresetName = Annotated[Positional[str], tyro.conf.arg(help=f"one of {', '.join(presets.PRESETS)}.")]
 
 
 def train_verb(arguments: list[str], stop: Stop) -> Callable[..., None]:
     """Return `train` with the defaults of the preset that the arguments begin with."""
     name = _preset_named(arguments)
-    default = find_preset(name)
+    default = presets.preset(name)
     verb = partial(train, preset=name, config=default, arguments=arguments, stop=stop)
     verb.__doc__ = train.__doc__  # the help's text
     return verb
@@ -107,7 +104,7 @@ def train(
         report: make the run's report, as `resnet-jax report` does; not with --distributed.
         from_idx: prepare MNIST or Fashion-MNIST first from the IDX files in this folder.
     """
-    default = find_preset(preset)
+    default = presets.preset(preset)
     if preset != _preset_named(arguments):  # whose defaults the options have
         raise ResNetJaxError(
             f"preset {preset} stands after options: give it first, `resnet-jax train {preset} ...`"
@@ -166,12 +163,12 @@ def _planned(
     planned: list[tuple[TrainConfig, Path]] = []
     varied = {axis.removeprefix("--").partition("=")[0] for axis in axes} - {"seed"}
     folder = run_dir or Path("runs", preset)
-    reference = config if run_dir else PRESETS[preset]
-    for settings in grid_of(config, axes):
+    reference = config if run_dir else presets.PRESETS[preset]
+    for settings in presets.grid(config, axes):
         settings = _with_settings_of_its_dataset(settings, config, arguments)
         named = folder
         if axes or run_dir is None:
-            name = run_name(folder.name, reference, settings, varied)
+            name = presets.run_name(folder.name, reference, settings, varied)
             named = folder.with_name(f"{name}-seed{settings.seed}")
         if run_dir is None:
             named = _or_earlier(named, preset, settings, varied, arguments)
@@ -180,23 +177,21 @@ def _planned(
             listing = ", ".join(f"--{option} {value}" for option, (_, value) in kept.items())
             display.print_line(f"{named} goes on as preset {preset} was in 0.1.0: {listing}")
         if named in (at for _, at in planned):
-            raise ResNetJaxError(
-                f"--grid makes {named} the folder of two runs: give each value once, and files of "
-                "different names"
-            )
+            raise ResNetJaxError(f"--grid gives two runs the folder {named}: use no name twice")
         planned.append((begun, named))
     return planned
 
 
 def _as_begun(folder: Path, preset: str, config: TrainConfig, arguments: list[str]) -> TrainConfig:
     """Return what the preset was when the run in a folder began, but for what the command names."""
-    if preset not in EARLIER or not (folder / "config.yaml").is_file():
+    earlier = presets.EARLIER.get(preset, {})
+    if not earlier or not (folder / "config.yaml").is_file():
         return config
     from resnet_jax.training.run_folder import RunFolder
 
     begun = {s.option: s.value for s in settings_of(RunFolder(folder).read_record().config)}
-    unnamed = EARLIER[preset].keys() - _named_in(arguments)
-    return replaced(config, {k: begun[k] for k in unnamed if begun[k] == EARLIER[preset][k]})
+    unnamed = earlier.keys() - _named_in(arguments)
+    return replaced(config, {k: begun[k] for k in unnamed if begun[k] == earlier[k]})
 
 
 def _or_earlier(
@@ -211,7 +206,7 @@ def _or_earlier(
     config = _as_begun(plain, preset, config, arguments)
     recorded = RunFolder(plain).read_record().config
     own = {f"data.{key}": getattr(config.data, key) for key in ("mean", "std")}
-    name = partial(run_name, "", PRESETS[preset], always=varied)
+    name = partial(presets.run_name, "", presets.PRESETS[preset], always=varied)
     return plain if name(config) == name(replaced(recorded, own)) else named
 
 

@@ -31,6 +31,7 @@ Variant = Literal[
 Lowering = Literal["auto", "reference", "avx2", "avx512"]
 StemKind = Literal["imagenet", "deep", "small", "conv"]
 Shortcut = Literal["projection", "projection-all", "pad", "average"]
+Fit = Literal["pad", "crop"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class DataConfig:
     resizes them to --data.image-size after augmentation. None: --data.image-size."""
     center_crop: bool = False
     """Crop --data.image-size from the middle of the image instead of resizing it."""
-    fit: Literal["pad", "crop"] = "pad"
+    fit: Fit = "pad"
     """How a picture that is not square becomes square. pad: black borders; crop: its centre."""
     background: Annotated[int | None, Within(0, 255)] = None
     """Grey level put under transparent pixels: 0 black, 255 white. None: they are refused."""

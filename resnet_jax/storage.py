@@ -124,16 +124,6 @@ def check_replaceable(path: Path) -> None:
         raise ResNetJaxError(f"{path} is no regular file and stays as it is: give another --output")
 
 
-def check_utf8(folder: Path) -> None:
-    """Refuse a folder in which TensorStore could not keep checkpoints."""
-    try:
-        str(folder.absolute()).encode()
-    except UnicodeEncodeError:
-        raise ResNetJaxError(
-            f"run folder {folder} has a name that is no UTF-8: rename it, or give another --run-dir"
-        ) from None
-
-
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content."""
     with path.open("rb") as file:

@@ -9,12 +9,12 @@ import os
 import stat
 import struct
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from resnet_jax.config import DataConfig
+from resnet_jax.config import DataConfig, Fit
 from resnet_jax.errors import ResNetJaxError
 
 # Larger than any camera's picture; a small file can claim far more and fill the memory.
@@ -31,7 +31,6 @@ TIFF_LAYOUT |= {*range(322, 326), 347, *range(512, 522), *range(529, 533), 700, 
 
 log = logging.getLogger(__name__)
 
-Fit = Literal["pad", "crop"]
 # Left, top, right and bottom as fractions of a picture's sides; below 0 and above 1 is outside.
 Box = tuple[float, float, float, float]
 

@@ -5,7 +5,7 @@ import os
 from functools import partial
 from typing import Literal
 
-from resnet_jax.config import DataConfig, TrainConfig
+from resnet_jax.config import DataConfig, Fit, TrainConfig
 from resnet_jax.data.cache import cached_arrays
 from resnet_jax.data.dataset import (
     ArraySplit,
@@ -16,7 +16,6 @@ from resnet_jax.data.dataset import (
     read_all,
     sample,
 )
-from resnet_jax.data.image import Fit
 from resnet_jax.data.image_folder import open_image_folder
 from resnet_jax.data.mnist import DATASETS, mnist_5k
 from resnet_jax.data.prepare import prepare

@@ -2,14 +2,14 @@
 
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from resnet_jax.config import DataConfig
+from resnet_jax.config import DataConfig, Fit
 from resnet_jax.data.augment import preprocess
 from resnet_jax.data.dataset import Split, read_batches, small_parts
 from resnet_jax.errors import ResNetJaxError
@@ -35,7 +35,7 @@ class Preprocessing:
     center_crop: bool = False
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
-    fit: Literal["pad", "crop"] = "pad"
+    fit: Fit = "pad"
     background: int | None = None
     find_digit: bool = False
 

@@ -190,10 +190,7 @@ def check_known(name: str) -> None:
     import tensorflow_datasets as tfds
 
     if name == "folder":
-        raise ResNetJaxError(
-            "your own images need no preparing: `resnet-jax verify DIR` checks their folder, "
-            "`resnet-jax train folder --data.dir DIR` trains on it"
-        )
+        raise ResNetJaxError("`folder` is never prepared: give `resnet-jax train` its --data.dir")
     known = [*DATASETS, *tfds.list_builders(with_community_datasets=False)]
     if name.split("/")[0] in known:
         return

@@ -7,7 +7,6 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image
@@ -25,31 +24,30 @@ SPLITS = {
 }
 
 
-def find_images(paths: Iterable[Path]) -> list[Path]:
-    """Return the files among ``paths``, and the image files that training finds in folders.
+def find_images(path: Path) -> list[Path]:
+    """Return the file, the image files that training finds in the folder, or what a pattern fits.
 
     A path that is not there is a pattern where it has ``*``, ``?`` or ``[``: for shells that leave
     patterns alone, and for more files than a command line holds.
     """
+    matches = [path]
+    if not os.path.lexists(path) and glob.has_magic(str(path)):
+        matches = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+        if not matches:
+            raise ResNetJaxError(f"no file fits {path}: give another pattern")
     found: list[Path] = []
-    for path in paths:
-        matches, before = [path], len(found)
-        if not os.path.lexists(path) and glob.has_magic(str(path)):
-            matches = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
-            if not matches:
-                raise ResNetJaxError(f"no file fits {path}: give another pattern")
-        endings: Counter[str] = Counter()
-        for match in matches:
-            if not os.path.isdir(match):
-                found.append(match)
-                continue
-            images, others, _ = walk(match)
-            if others:
-                log.warning("left out by ending: %s in %s", by_ending(others), match)
-            endings += others
-            found += map(Path, images)
-        if len(found) == before:
-            raise no_images(f"folder {path}", endings)
+    endings: Counter[str] = Counter()
+    for match in matches:
+        if not os.path.isdir(match):
+            found.append(match)
+            continue
+        images, others, _ = walk(match)
+        if others:
+            log.warning("left out by ending: %s in %s", by_ending(others), match)
+        endings += others
+        found += map(Path, images)
+    if not found:
+        raise no_images(f"folder {path}", endings)
     return list(dict.fromkeys(found))  # a pattern's folders and the files in them
 
 

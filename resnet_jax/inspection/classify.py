@@ -42,7 +42,7 @@ def classify_files(
     files: list[Path] = []
     for path in paths:
         try:
-            files += find_images([path])
+            files += find_images(path)
         except ResNetJaxError as error:
             on_error(error)
     once = list(dict.fromkeys(files))  # of a folder and a file in it

@@ -51,7 +51,13 @@ class RunFolder:
     """``runs/<preset>-seed<N>/`` and the files in it."""
 
     def __init__(self, path: Path) -> None:
-        storage.check_utf8(path)
+        try:
+            str(path.absolute()).encode()  # else TensorStore could not keep checkpoints there
+        except UnicodeEncodeError:
+            raise ResNetJaxError(
+                f"run folder {path} has a name that is no UTF-8: rename it, or give another "
+                "--run-dir"
+            ) from None
         self.path = path
         self.checkpoints = Checkpoints(path / "checkpoints")
 
@@ -124,11 +130,7 @@ class RunFolder:
                 str(data["fingerprint"]),
                 tuple(map(str, data["class_names"])),
                 (height, width, channels),
-                # "__mp_main__" is what a spawned process calls the script.
-                {
-                    name: str(part).replace("__mp_main__.", "__main__.")
-                    for name, part in dict(document.get("parts", {})).items()
-                },
+                {name: str(part) for name, part in dict(document.get("parts", {})).items()},
                 instructions,
             )
         except ResNetJaxError as error:
