@@ -172,7 +172,7 @@ def eval_step(state: TrainState, batch: Batch) -> Counts:
 def count(logits: Float[Array, "n k"], labels: Integer[Array | np.ndarray, " n"]) -> Counts:
     """Count what `eval_step` does, by the logits."""
     real = labels >= 0
-    labels = jnp.where(real, labels, 0).astype(jnp.int32)  # uint8 would overflow below
+    labels = labels.astype(jnp.int32)  # uint8 would overflow below
     num_classes = logits.shape[-1]
     cell = labels * num_classes + logits.argmax(-1)
     confusion = jnp.zeros(num_classes**2, jnp.int32).at[cell].add(real.astype(jnp.int32))

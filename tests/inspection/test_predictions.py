@@ -96,11 +96,22 @@ def test_what_is_not_finite_is_refused(finished_run, monkeypatch):
         rj.inspection.examine(finished_run)
 
 
+def test_the_evaluation_by_hand():
+    """Three answers of eight classes that know nothing, whose first five are classes 0 to 4."""
+    unused, logits = np.zeros((3, 1, 1, 1), np.uint8), np.zeros((3, 8), np.float32)
+    labels = np.array([0, 4, 5], np.int32)
+    found = Predictions(unused, labels, tuple("abcdefgh"), logits, logits, unused, {}).evaluation
+    assert found.loss == pytest.approx(np.log(8))
+    assert (found.correct, found.correct5) == (1, 2)
+    assert sorted(zip(*found.confusion.nonzero(), strict=True)) == [(0, 0), (4, 0), (5, 0)]
+
+
 @pytest.mark.slow
 def test_findings_are_those_of_the_run(finished_run):
     found = rj.inspection.examine(finished_run)
     expected = finished_run.evaluate("test")
     np.testing.assert_array_equal(found.evaluation.confusion, expected.confusion)
+    assert found.evaluation.correct5 == expected.correct5
     assert found.evaluation.loss == pytest.approx(expected.loss, rel=1e-4)
     p = finished_run.predict(finished_run.split("test").images)
     np.testing.assert_allclose(found.probabilities, p, atol=1e-5)
