@@ -78,8 +78,7 @@ def numbers(folder: Path) -> dict[str, Any]:
     if count == 8:
         runs["auto"] = config(1, lowering="auto")
     runs["float64"] = config(20, dtype="float64")  # last: it switches to float64 for good
-    if count != 4:
-        runs["parts"] = config(5, accumulate=2, dtype="float64")
+    runs["parts"] = config(5, accumulate=2, dtype="float64")
     return found | {n: trained(c, folder / f"{n}-on-{count}") for n, c in runs.items()}
 
 
