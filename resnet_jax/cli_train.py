@@ -236,8 +236,7 @@ def _report_if_new(run: "Run") -> None:
     if page.exists() and page.stat().st_mtime >= metrics.stat().st_mtime:
         return
     try:
-        # Of some datasets no test labels are published.
-        make_report(run, "test" if "test" in set(run.metrics()["kind"]) else "validation")
+        make_report(run, "test" if "test" in set(run.metrics().get("split", ())) else "validation")
     except ResNetJaxError as error:
         display.print_error(
             f"warning: no report ({error}); the run is whole, `resnet-jax report {run.path}` "

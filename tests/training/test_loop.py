@@ -17,6 +17,7 @@ from test_cli import SAME
 from worker import Moment
 
 import resnet_jax as rj
+from resnet_jax.config import replaced
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.training import loop
 from resnet_jax.training.engine import Engine
@@ -68,6 +69,18 @@ def test_best_is_the_best_validation_accuracy(finished_run):
     assert tested["step"] == best["step"]
     found = finished_run.evaluate("validation", "best")
     assert (found.accuracy, found.count) == (pytest.approx(best["accuracy"]), 50)
+
+
+def test_a_run_without_test_images_is_judged_by_those_held_out(tiny_config, tmp_path):
+    """As of ImageNet, whose test labels are not published; it had no result to compare."""
+    digits = rj.load_dataset("mnist_5k").train.take(slice(60))
+    data = rj.Dataset.from_arrays("own", digits.images, digits.labels, validation=20)
+    run = rj.train(replaced(tiny_config, {"data.subset": None}), tmp_path, data=data, quiet=True)
+    (of_run,) = rj.inspection.compare_runs([run]).to_dict("records")
+    assert of_run["runs"] == 1
+    best = max(row["accuracy"] for row in rows(run, "validation"))
+    assert of_run["validation accuracy"] == pytest.approx(best)
+    assert [row["checkpoint"] for row in rows(run, "test")] == ["latest", "best"]
 
 
 def test_killed_and_started_again_it_ends_with_the_same_bits(
