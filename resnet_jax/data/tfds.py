@@ -198,7 +198,8 @@ def check_known(name: str) -> None:
     hint = f" (did you mean `{near[0]}`?)" if near else ""
     raise ResNetJaxError(
         f"unknown dataset `{name}`{hint}: expected one of {', '.join(DATASETS)} "
-        "(`resnet-jax data list` describes them), another that TFDS knows, or folder"
+        "(`resnet-jax data list` describes them), another that TFDS knows, or folder; a run's that "
+        "was made in Python goes to rj.Run.open(..., data=...)"
     )
 
 

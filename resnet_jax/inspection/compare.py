@@ -55,7 +55,7 @@ def compare_runs(runs: Sequence[Run], checkpoint: Checkpoint = "best") -> pd.Dat
 
     Returns:
         By the folders' names: the settings that differ; ``runs`` (how many are finished) and
-        ``seeds``; then for each split tested ``accuracy`` (a fraction), ``loss``, and their standard
+        ``seeds``; then for each test ``accuracy`` (a fraction), ``loss``, and their standard
         deviations with n - 1 (NaN for one run) as ``accuracy sd`` and ``loss sd``; ``seconds``, the
         mean time.
 

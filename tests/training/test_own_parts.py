@@ -102,6 +102,8 @@ def test_it_is_opened_with_its_network_and_its_data(whole):
     plain = rj.Run.open(run.path)
     with pytest.raises(rj.ResNetJaxError, match=r"SqueezeExcitation: open it with .*model="):
         plain.predict(DATA.test.images)
+    with pytest.raises(rj.ResNetJaxError, match=r"Run\.open\(\.\.\., data="):
+        plain.evaluate()
     opened = rj.Run.open(run.path, model=SqueezeExcitation(), data=DATA)
     probabilities = opened.predict(DATA.test.images)
     assert (probabilities.argmax(1) == DATA.test.labels).mean() == opened.evaluate().accuracy
