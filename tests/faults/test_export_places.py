@@ -28,14 +28,6 @@ def test_no_digits_are_needed(finished_run, tmp_path, monkeypatch, command):
     assert code == 0, errors
 
 
-def test_what_stablehlo_needs_is_named(finished_run, tmp_path, monkeypatch, refusal):
-    """That it is declared, `test_extras.py` shows."""
-    monkeypatch.setitem(sys.modules, "flatbuffers", None)
-    line = refusal(*export(finished_run.path, "stablehlo", tmp_path / "network"))
-    assert "pip install flatbuffers" in line
-    assert not list(tmp_path.iterdir())
-
-
 def device(path):
     try:
         os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 3))

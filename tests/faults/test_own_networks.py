@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import linen as nn
-from test_weights import answer
+from make_datasets import refused
 
 import resnet_jax as rj
 from resnet_jax.data.preprocessing import Preprocessing
@@ -38,7 +38,7 @@ def test_weights_are_not_read_from_a_run_of_another_network(
     )
     for format in ("onnx", "stablehlo", "torchvision"):
         opened = rj.Run.open(own.path, model=Own())
-        assert "this is a Own" in answer(opened.export, format, tmp_path / "file")
+        assert "this is a Own" in refused(opened.export, format, tmp_path / "file")
 
 
 def network(model, class_names="ab"):
@@ -51,33 +51,32 @@ tiny = partial(rj.ResNet, (1,), rj.BasicUnit, num_classes=2, width=2, lowering="
 
 
 def test_a_file_names_each_class():
-    assert "2 classes and there are 3 class_names" in answer(network, tiny(), "abc")
-    assert "0 classes" in answer(network, tiny(num_classes=0), "")
+    assert "2 classes and there are 3 class_names" in refused(network, tiny(), "abc")
+    assert "0 classes" in refused(network, tiny(num_classes=0), "")
 
 
-def test_norms_are_written_as_they_are_or_refused(tmp_path):
-    affine, own = tiny(norm=Affine), tiny(norm=partial(BatchNorm, epsilon=0.1))
-    refused = answer(export_torchvision, tmp_path / "weights", network(own))
-    assert "no norm but BatchNorm with epsilon 1e-05" in refused
-    assert refused == answer(export_torchvision, tmp_path / "weights", network(affine))
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"norm": Affine}, "norm but BatchNorm with epsilon 1e-05"),
+        ({"norm": partial(BatchNorm, epsilon=0.1)}, "norm but BatchNorm with epsilon 1e-05"),
+        ({"unit": type("Own", (rj.BasicUnit,), {})}, "unit Own"),
+        ({"stem": "conv"}, "stem without a norm"),
+    ],
+)
+def test_what_torchvision_would_compute_otherwise_is_not_written_as_its(changes, said, tmp_path):
+    own = network(tiny().clone(**changes))
+    assert f"no {said}" in refused(export_torchvision, tmp_path / "weights", own)
+
+
+def test_norms_of_ones_own_are_written_as_they_are_or_refused(tmp_path):
+    affine, own = network(tiny(norm=Affine)), network(tiny(norm=partial(BatchNorm, epsilon=0.1)))
     for nothing in ({}, {"batch_stats": {}}):  # as it is drawn, and as a run gives it
-        variables = {"params": network(affine).variables["params"], **nothing}
-        assert "no network without batch norm" in answer(rj.interop.to_torchvision, variables)
-    weights = rj.interop.to_torchvision(network(own).variables)
-    assert "params" in rj.interop.from_torchvision(weights, own)  # which reads what it is given
+        variables = {"params": affine.variables["params"], **nothing}
+        assert "no network without batch norm" in refused(rj.interop.to_torchvision, variables)
+    weights = rj.interop.to_torchvision(own.variables)
+    assert "params" in rj.interop.from_torchvision(weights, own.model)  # reads what it is given
     pytest.importorskip("onnxruntime")
-    assert "units BasicUnit with Affine" in answer(export_onnx, tmp_path / "x", network(affine))
-    export_onnx(str(tmp_path / "own.onnx"), network(own))  # which compares the two
+    assert "units BasicUnit with Affine" in refused(export_onnx, tmp_path / "x", affine)
+    export_onnx(str(tmp_path / "own.onnx"), own)  # which compares the two
     assert (tmp_path / "own.onnx").exists()
-
-
-def test_a_unit_of_ones_own_is_not_written_as_torchvisions(tmp_path):
-    """Whose networks would compute something else with its weights."""
-    own = type("Own", (rj.BasicUnit,), {})
-    said = answer(export_torchvision, tmp_path / "weights", network(tiny().clone(unit=own)))
-    assert "no unit Own" in said
-
-
-def test_a_stem_without_a_norm_has_no_name_in_torchvision(tmp_path):
-    said = answer(export_torchvision, tmp_path / "weights", network(tiny(stem="conv")))
-    assert "no stem without a norm" in said

@@ -1,7 +1,5 @@
 """Settings: what a dataset is given, what is compared as one, and what the help says of them."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
@@ -42,17 +40,6 @@ def test_a_folder_is_normalised_by_its_own_images_and_finished_without_test_imag
     assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
     # What is given is another configuration.
     assert "data.mean" in refusal(*train, "--data.mean", "0.25")
-
-
-def test_seeds_that_differ_in_how_images_are_read_are_compared_as_one(
-    finished_run, own_run, command
-):
-    document = yaml.safe_load((own_run / "config.yaml").read_text())
-    document["config"]["seed"] = 1
-    document["config"]["data"] |= {"workers": 3, "streaming": "never", "memory_limit": 1.0}
-    (own_run / "config.yaml").write_text(yaml.safe_dump(document))
-    code, out, _ = command("compare", finished_run.path, own_run, "--json")
-    assert (code, [row["runs"] for row in json.loads(out)]) == (0, [2])
 
 
 def test_the_help_states_each_default_once():

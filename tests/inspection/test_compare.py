@@ -32,10 +32,11 @@ def stored(path: Path, config: rj.TrainConfig, accuracy: float | None) -> Path:
 @pytest.fixture
 def four(tmp_path) -> list[str]:
     plain = rj.TrainConfig()
+    reading = {"data.workers": 3, "data.streaming": "never", "data.memory-limit": 1.0}
     fast = replaced(plain, {"optim.learning-rate": 0.2, "log-every": 7})
     made = [
         stored(tmp_path / "a0", plain, 0.90),
-        stored(tmp_path / "a1", replaced(plain, {"seed": 1}), 0.94),
+        stored(tmp_path / "a1", replaced(plain, reading | {"seed": 1}), 0.94),
         stored(tmp_path / "b0", fast, 0.80),
         stored(tmp_path / "b3", replaced(fast, {"seed": 3}), None),
     ]
@@ -44,7 +45,7 @@ def four(tmp_path) -> list[str]:
 
 def test_runs_that_differ_in_the_seed_are_one_row(four, command):
     slow, fast = json.loads(command("compare", *four, "--json")[1])
-    # Nothing but the rate tells them apart: the lines of metrics change nothing.
+    # Nothing but the rate tells them apart: lines of metrics and ways of reading change nothing.
     assert set(slow) == {
         "optim.learning-rate", "runs", "seeds", "test accuracy", "test accuracy sd", "test loss",
         "test loss sd", "seconds",

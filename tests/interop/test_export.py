@@ -245,10 +245,15 @@ def test_an_onnx_file_is_compared_with_products_in_float32(run, tmp_path, monkey
     assert used == ["highest"]
 
 
-def test_a_missing_package_is_named(run, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(rj.ResNetJaxError, match=r"pip install 'resnet_jax\[onnx\]'"):
-        run.export("onnx")
+@pytest.mark.parametrize(
+    ("format", "package", "installs"),
+    [("onnx", "onnx", "'resnet_jax[onnx]'"), ("stablehlo", "flatbuffers", "flatbuffers")],
+)
+def test_a_missing_package_is_named(format, package, installs, run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(rj.ResNetJaxError, match=re.escape(f"pip install {installs}")):
+        run.export(format, tmp_path / "network")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
