@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import jax
 import pytest
 import worker
-from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from PIL import Image
 
 import resnet_jax as rj
@@ -186,24 +186,22 @@ def test_memory_that_does_not_suffice_is_one_line(error, finished_run, monkeypat
     assert "not enough memory" in refusal("evaluate", finished_run.path)
 
 
-@pytest.fixture
-def thousand_bytes_a_file():
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    jax.config.update("jax_enable_compilation_cache", False)  # it would keep halves of programs
-    reset_cache()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    jax.config.update("jax_enable_compilation_cache", True)
-    reset_cache()
+@contextmanager
+def limited(what, soft):
+    before = resource.getrlimit(what)
+    resource.setrlimit(what, (soft, before[1]))
+    try:
+        yield before[1]
+    finally:
+        resource.setrlimit(what, before)
 
 
-def test_a_limit_on_the_size_of_files_is_named(
-    finished_run, tmp_path, refusal, thousand_bytes_a_file
-):
+@pytest.mark.usefixtures("own_cache", "no_programs")  # which would be kept by half
+def test_a_limit_on_the_size_of_files_is_named(finished_run, tmp_path, refusal):
     export = ["export", finished_run.path, "--format", "torchvision", "--output"]
     for words in ([*export, tmp_path / "net"], [*TRAIN, "--run-dir", tmp_path]):
-        assert "cannot be written (File too large)" in refusal(*words)
+        with limited(resource.RLIMIT_FSIZE, 1000):
+            assert "cannot be written (File too large)" in refusal(*words)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(("net", ".net"))]
 
 
@@ -222,13 +220,9 @@ def test_a_checkpoint_without_permission_is_named(own_run):
 
 
 def test_as_many_files_may_be_open_as_the_system_allows():
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    with limited(resource.RLIMIT_NOFILE, 256) as hard:
         check_limits()
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(hard, MOST_FILES), hard)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_home_folder_that_is_not_there_is_one_line(tmp_path, refusal):

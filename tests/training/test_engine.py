@@ -119,13 +119,3 @@ def test_what_the_images_do_not_allow_is_refused(changes, said, tiny_config):
     config = dataclasses.replace(tiny_config, **changes)
     with pytest.raises(ResNetJaxError, match=said):
         check_against_dataset(config, BLACK, make_model(config, 10))
-
-
-@pytest.mark.slow
-def test_an_empty_split_is_no_result(tiny_config, one_unit, tmp_path):
-    data = dataclasses.replace(tiny_config.data, subset=(120, 50, 0))
-    run = rj.train(dataclasses.replace(tiny_config, data=data), tmp_path, quiet=True)
-    metrics = run.metrics()
-    assert set(metrics[metrics["kind"] == "test"]["split"]) == {"test_all"}
-    with pytest.raises(ResNetJaxError, match="split test holds no images: give one of train"):
-        run.evaluate("test")

@@ -184,18 +184,19 @@ def test_target_and_patience_are_their_definitions(seed):
 
 
 @pytest.mark.slow
-def test_a_target_ends_the_run_and_without_validation_the_newest_is_the_best(
-    unaveraged_config, tmp_path
-):
+def test_a_target_ends_the_run_and_an_empty_split_is_no_result(unaveraged_config, tmp_path):
+    """Without validation the newest step is the best."""
     config = dataclasses.replace(unaveraged_config, target=0.0)
     run = rj.train(config, tmp_path / "target", quiet=True)
     assert [row["step"] for row in rows(run, "validation")] == [5]
     assert rows(run, "test")[0]["last"] == 5
-    data = dataclasses.replace(unaveraged_config.data, subset=(120, 0, 30))
+    data = dataclasses.replace(unaveraged_config.data, subset=(120, 0, 0))
     config = dataclasses.replace(unaveraged_config, data=data)
     run = rj.train(config, tmp_path / "run", quiet=True)
     assert rows(run, "validation") == []
-    assert {row["step"] for row in rows(run, "test")} == {12}
+    assert {(row["step"], row["split"]) for row in rows(run, "test")} == {(12, "test_all")}
+    with pytest.raises(ResNetJaxError, match="split test holds no images: give one of train"):
+        run.evaluate("test")
 
 
 @pytest.mark.parametrize(

@@ -227,8 +227,8 @@ def test_a_states_shapes_are_found_without_computing_it(monkeypatch):
     """A compiler's options belong to the outermost jit alone; the tests' own XLA_FLAGS hid it."""
     monkeypatch.delenv("XLA_FLAGS")
     model = rj.ResNet((1,), rj.BasicUnit, num_classes=2, width=2, lowering="reference")
-    create = partial(rj.TrainState.create, model, optax.sgd(0.1))
-    state = jax.eval_shape(create, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    create = partial(rj.TrainState.create, model, optax.sgd(0.1), jax.random.key(0))
+    state = jax.eval_shape(create, jnp.zeros((1, 8, 8, 1)))  # which alone are traced
     assert state.params["head"]["kernel"].shape == (2, 2)
 
 
@@ -273,8 +273,3 @@ def test_averages_that_would_never_move_or_are_not_there_are_refused(decay):
     step, state = partial(rj.train_step, ema=decay), make_state(ema=decay is None)
     with pytest.raises(rj.ResNetJaxError, match="give ema="):
         jax.eval_shape(step, state, make_batch(0))
-
-
-def test_shapes_of_a_state_are_found_for_traced_images():
-    create = partial(rj.TrainState.create, tiny(), optax.sgd(0.1), jax.random.key(0))
-    assert jax.eval_shape(create, make_batch(0).images).step.shape == ()
