@@ -1,6 +1,6 @@
 """One of two processes that agree, say on what as JSON, and fail in a chosen way.
 
-``python member.py PORT PROCESS_ID FOLDER fail|bug|interrupt|hang``
+``python member.py PORT PROCESS_ID FOLDER bug|interrupt|hang``
 """
 
 import json
@@ -64,8 +64,6 @@ def main() -> None:
         print(json.dumps(agree(Path(folder))), flush=True)
         if not is_main_process():
             match what:
-                case "fail":
-                    raise ResNetJaxError("row 3 is rotten")
                 case "bug":
                     raise KeyError("no such name")
                 case "interrupt":

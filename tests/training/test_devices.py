@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,38 +13,35 @@ pytestmark = pytest.mark.slow
 COUNTS = (1, 2, 8)
 
 
-def on_devices(count: int, what: str, folder: Path, flags: str = "") -> dict:
+@pytest.fixture(scope="module")
+def on_devices(tmp_path_factory, python):
     """What `on_devices.py` finds with that many virtual devices."""
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count} {flags}"
-    # XLA writes the texts of what it compiles, and not of what it finds in a cache.
-    cached = {"JAX_ENABLE_COMPILATION_CACHE": "false"} if "dump" in flags else {}
-    script = Path(__file__).with_name("on_devices.py")
-    done = subprocess.run(
-        [sys.executable, str(script), what, str(folder)],
-        env={**os.environ, **cached, "XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-@pytest.fixture(scope="module")
-def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("devices")
-    return {count: on_devices(count, "numbers", folder) for count in (*COUNTS, 3)}
+
+    def run(count: int, what: str, flags: str = "", **environment: str) -> dict:
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count} {flags}"
+        script = Path(__file__).with_name("on_devices.py")
+        done = python(script, what, folder, XLA_FLAGS=flags.format(folder), **environment)
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def communication(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("programs")
-    return on_devices(8, "communication", folder, f"--xla_dump_to={folder} --xla_dump_hlo_as_text")
+def found(on_devices):
+    return {count: on_devices(count, "numbers") for count in (*COUNTS, 3)}
 
 
 @pytest.fixture(scope="module")
-def platforms(tmp_path_factory):
-    return on_devices(8, "platforms", tmp_path_factory.mktemp("platforms"))
+def communication(on_devices):
+    # XLA writes the texts of what it compiles, and not of what it finds in a cache.
+    uncached = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    return on_devices(8, "communication", "--xla_dump_to={} --xla_dump_hlo_as_text", **uncached)
+
+
+@pytest.fixture(scope="module")
+def platforms(on_devices):
+    return on_devices(8, "platforms")
 
 
 @pytest.mark.parametrize("what", ["float64", "parts"])

@@ -78,7 +78,7 @@ def test_no_more_is_read_than_two_batches_for_each_worker_and_threads_end():
 
 @pytest.mark.slow
 def test_a_run_that_changes_between_disk_and_memory_is_the_run_in_memory(
-    folder, tiny_config, tmp_path, stop_after
+    folder, tiny_config, one_unit, tmp_path, stop_after
 ):
     held = rj.train(config_of(folder, tiny_config, streaming="never"), tmp_path / "a", quiet=True)
     for streaming, step in (("always", 1), ("never", 2)):
@@ -124,7 +124,7 @@ def test_memory_is_flat_when_the_data_are_ten_times_the_limit(tmp_path):
         return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
     sampler = EpochSampler(len(data.train), 16, seed=0)
-    steps = sampler.steps(2)
+    steps = sampler.steps(1)
     order = map(sampler.batch, range(steps))
     taken = [resident() for _ in read_batches(data.train, order, workers=2)]
     early, late = max(taken[: steps // 4]), max(taken)
