@@ -12,12 +12,12 @@ import pytest
 # A run of the command with JAX's own counts of what the compilation cache had and had not.
 COUNTING = """
 import collections, json, sys
-import jax
-from resnet_jax.cli import main
+import jax, worker
 
+worker.shrink()
 counts = collections.Counter()
 jax.monitoring.register_event_listener(lambda event, **_: counts.update([event]))
-code = main(sys.argv[1:])
+code = worker.main(sys.argv[1:])
 known = ("compile_requests_use_cache", "cache_hits", "cache_misses")
 found = {name: counts[f"/jax/compilation_cache/{name}"] for name in known}
 print(json.dumps({"code": code, **found}))
