@@ -19,8 +19,6 @@ import resnet_jax as rj
 from resnet_jax.training.checkpoint import Checkpoints
 from resnet_jax.training.optim import make_optimizer, make_schedule
 
-FLOAT64 = {"dtype": jnp.float64, "param_dtype": jnp.float64}
-
 
 @pytest.mark.parametrize(("stages", "frozen"), [(4, 5), (4, 6), (2, 3), (2, -1)])
 def test_more_stages_than_there_are_cannot_be_frozen(stages, frozen):
@@ -28,39 +26,6 @@ def test_more_stages_than_there_are_cannot_be_frozen(stages, frozen):
     model = rj.ResNet((1,) * stages, rj.BasicUnit, width=4, frozen_stages=frozen)
     with pytest.raises(rj.ResNetJaxError, match=f"got {frozen}"):
         jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((2, 8, 8, 1)))
-
-
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [
-        ("constant", [0.05 / 3, 0.05 / 3 * 2, 0.05, 0.05]),
-        ("cosine", [0.05 / 3, 0.05 / 3 * 2, 0.05, 0.025]),
-        ("one_cycle", [0.002, 0.026, 0.05, 0.0250001]),
-    ],
-)
-def test_rates_of_a_float64_run_are_float64(schedule, expected):
-    """A step counts in int32, by which the warm-up was divided in float32."""
-    config = rj.OptimConfig(learning_rate=0.05, schedule=schedule, warmup=0.5)
-    with jax.enable_x64(True):
-        rates = jax.jit(make_schedule(config, 4))
-        found = [float(rates(jnp.int32(step))) for step in range(4)]
-    assert found == pytest.approx(expected, rel=1e-14)
-
-
-def test_averages_of_a_float64_run_are_float64():
-    """After step k they decay by (1 + k) / (10 + k), which was divided in float32."""
-    with jax.enable_x64(True):
-        model = rj.ResNet((1,), rj.BasicUnit, 10, 2, lowering="reference", **FLOAT64)
-        images = jax.random.uniform(jax.random.key(1), (8, 28, 28, 1), jnp.float64)
-        batch = rj.Batch(images, jnp.arange(8, dtype=jnp.int32))
-        key, step = jax.random.key(0), jax.jit(partial(rj.train_step, ema=0.9))
-        state = rj.TrainState.create(model, optax.sgd(0.05), key, images, ema=True)
-        one, _ = step(state, batch)
-        two, _ = step(one, batch)
-        kernels = [tree["params"]["head"]["kernel"] for tree in (one.ema, vars(two), two.ema)]
-    averaged, new, found = map(np.asarray, kernels)
-    assert not np.allclose(new, averaged, rtol=1e-6)
-    np.testing.assert_allclose(found, 2 / 11 * averaged + 9 / 11 * new, rtol=1e-13)
 
 
 @pytest.mark.parametrize("total", [3, 4, 40])

@@ -1,5 +1,6 @@
 """The steps: one trace, jitted equals unjitted, gradients against finite differences, counting."""
 
+import itertools
 from functools import cache, partial
 
 import chex
@@ -158,16 +159,23 @@ def test_metrics_are_those_of_the_parameters_before_the_update():
 
 
 def test_averages_follow_parameters_and_statistics():
-    state = make_state(ema=True)
-    after, _ = jax.jit(partial(rj.train_step, ema=0.999))(state, make_batch(5))
-    state, after = jax.device_get((state, after))
-    # At step 0 the decay is 1 / 10, so that nine tenths are the new parameters.
-    for name in ("params", "batch_stats"):
-        expected = jax.tree.map(
-            lambda old, new: 0.1 * old + 0.9 * new, getattr(state, name), getattr(after, name)
-        )
-        chex.assert_trees_all_close(after.ema[name], expected, rtol=1e-5, atol=1e-7)
-    assert after.variables is after.ema
+    """In float64: the decay was divided in float32."""
+    with jax.enable_x64(True):
+        step = jax.jit(partial(rj.train_step, ema=0.999))
+        states = [make_state(ema=True, dtype=jnp.float64)]
+        for seed in (5, 6):
+            states.append(step(states[-1], make_batch(seed, dtype=jnp.float64))[0])
+        states = jax.device_get(states)
+    # After step k the decay is (1 + k) / (10 + k): nine tenths, then 9/11 are the new parameters.
+    for (before, after), decay in zip(itertools.pairwise(states), (1 / 10, 2 / 11), strict=True):
+        for name in ("params", "batch_stats"):
+            expected = jax.tree.map(
+                lambda old, new, decay=decay: decay * old + (1 - decay) * new,
+                before.ema[name],
+                getattr(after, name),
+            )
+            chex.assert_trees_all_close(after.ema[name], expected, rtol=1e-12, atol=1e-15)
+        assert after.variables is after.ema
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
