@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -142,17 +141,7 @@ def test_a_run_sees_every_example_once_an_epoch_in_the_order_of_its_seed(one_uni
     order = np.concatenate([np.argsort(numbers, kind="stable") for numbers in raw])
     first = saved(tmp_path / "kept/1", "")
     network = {"width": 2, "num_classes": len(set(data.labels)), "lowering": "reference"}
-    tx = optax.sgd(0.05)
-    state = rj.TrainState(
-        step=jnp.asarray(1),
-        params=first["params"],
-        batch_stats=first["batch_stats"],
-        opt_state=tx.init(first["params"]),
-        ema=None,
-        first_bad_step=jnp.asarray(-1),
-        apply_fn=VARIANTS["resnet18"](**network).apply,
-        tx=tx,
-    )
+    state = rj.TrainState.of_variables(VARIANTS["resnet18"](**network), first, optax.sgd(0.05))
     step, expected = jax.jit(rj.train_step), []
     for at in range(1, 10):  # 28 examples are three batches and a part of the fourth
         examples = order[9 * at : 9 * at + 9]
