@@ -15,6 +15,7 @@ import jax
 import pytest
 import worker
 from PIL import Image
+from test_docs import help_of
 
 import resnet_jax as rj
 from resnet_jax.memory import MOST_FILES, check_limits
@@ -242,3 +243,12 @@ def test_a_terminal_without_the_letters_gets_escapes(tmp_path, python):
     done = python("-m", "resnet_jax", "verify", tmp_path, PYTHONIOENCODING="latin-1")
     assert done.stderr == ""
     assert "\\u65e5\\u672c (1 images)" in done.stdout
+
+
+def test_the_help_states_each_default_once():
+    """It said "Default: 300. (default: None)"."""
+    commands = ("train", "export", "demo", "predict", "summary", "data", "verify")
+    text = " ".join("".join(map(help_of, commands)).replace("│", " ").split())
+    assert "Train a network, or resume" in text  # it was that of `functools.partial`
+    assert "(default:" in text
+    assert "Default:" not in text

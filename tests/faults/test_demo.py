@@ -1,13 +1,72 @@
 """Faults of the page to draw on that 0.1.0 had, shown by the command and HTTP alone."""
 
 import contextlib
+import http.client
+import importlib.util
 import io
+import os
 import re
 import signal
+import socket
+import subprocess
+import sys
 import time
 
 import pytest
 from PIL import Image
+
+# The demo of `finished_run`, which writes down whom it asks.
+DEMO = """
+import sys
+asked = open(sys.argv[1], "a", buffering=1)
+def note(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname"):
+        print(event, arguments, file=asked)
+sys.addaudithook(note)
+sys.modules["uvloop"] = None  # which asks without Python's knowledge
+import worker
+worker.shrink()
+sys.exit(worker.main(sys.argv[2:]))
+"""
+
+
+class Demo:
+    def __init__(self, run, folder):
+        self.asked, self.temporary = folder / "asked.txt", folder / "tmp"
+        self.temporary.mkdir()
+        self.asked.touch()
+        environment = os.environ | {"TMPDIR": str(self.temporary)}
+        command = [sys.executable, "-c", DEMO, str(self.asked), "demo", str(run.path)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen([*command, "--port", "0"], env=environment, **pipes)
+        line = self.process.stdout.readline()
+        assert "http://127.0.0.1:" in line, self.process.communicate()
+        self.port = int(re.search(r"http://127.0.0.1:(\d+)", line)[1])
+
+    def get(self, path, method="GET", body=None, headers=None, timeout=30):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        with contextlib.closing(connection):
+            connection.request(method, path, body, headers or {})
+            reply = connection.getresponse()
+            return reply.status, reply.headers, reply.read().decode()
+
+    def connect(self, start=b""):
+        connection = socket.create_connection(("127.0.0.1", self.port))
+        connection.sendall(start)
+        return connection
+
+
+@pytest.fixture(scope="module")
+def demo(finished_run, tmp_path_factory):
+    """The page to draw on, in a process of its own."""
+    if importlib.util.find_spec("gradio") is None:  # imported in that process alone
+        pytest.skip("needs the extra demo")
+    demo = Demo(finished_run, tmp_path_factory.mktemp("demo"))
+    yield demo
+    if demo.process.poll() is None:
+        demo.process.kill()
+        demo.process.communicate()
+
 
 HALF_A_BODY = b"POST /api/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9999\r\n\r\nhalf"
 HALF_A_HEAD = b"POST /api/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "

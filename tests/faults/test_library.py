@@ -285,3 +285,19 @@ def test_a_cache_that_may_only_be_read_is_read_and_nothing_is_said(tmp_path, mon
 def test_a_script_in_a_spawned_process_has_the_same_parts():
     other = type("Net", (), {"__module__": "__mp_main__"})
     assert _qualified(other) == "__main__.Net"
+
+
+def test_a_few_images_are_not_predicted_in_a_whole_training_batch(finished_run, monkeypatch):
+    """The batch that is computed is the next power of two at most."""
+    sizes = []
+    softmax = jax.nn.softmax
+
+    def noting(logits, *args, **kwargs):
+        sizes.append(logits.shape[0])
+        return softmax(logits, *args, **kwargs)
+
+    run = rj.Run.open(finished_run.path)
+    monkeypatch.setattr(jax.nn, "softmax", noting)
+    images = np.zeros((3, 28, 28, 1), np.uint8)
+    assert run.predict(images).shape == (3, 10)
+    assert max(sizes) <= 4
