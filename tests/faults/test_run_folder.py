@@ -38,7 +38,9 @@ def test_a_link_in_a_runs_folder_changes_nothing_outside(name, own_run, tiny_con
 def test_a_damaged_configuration_is_named_and_builds_no_object(own_run):
     evil = f"config: !!python/object/apply:os.mkdir ['{own_run}/made']"
     whole = (own_run / "config.yaml").read_text()
-    texts = ["config: [", "a: 1", "", evil, "{}", f"{whole}\nparts:\n", f"{whole}\nparts: 3\n"]
+    texts = ["config: [", "a: 1", "", evil, "{}"]
+    for more in ("parts:", "parts: 3", *(f"instructions: {i}" for i in ("sse", "[avx2]", "2"))):
+        texts.append(f"{whole}\n{more}\n")
     for text in (*texts, whole.replace("batch_size:", "batch_length:")):
         (own_run / "config.yaml").write_text(text)
         with pytest.raises(rj.ResNetJaxError, match=r"config\.yaml is damaged") as error:

@@ -16,14 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import worker
 from flax import traverse_util
 
 import resnet_jax as rj
 from resnet_jax.models import make_model
 from resnet_jax.training.engine import Engine
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "reliability"))
-import worker
 
 IMAGES = 120
 CONFIG = rj.TrainConfig(
@@ -77,7 +75,7 @@ def numbers(folder: Path) -> dict[str, Any]:
         runs["bfloat16"] = config(1, dtype="bfloat16")
     if count == 8:
         runs["auto"] = config(1, lowering="auto")
-    runs["float64"] = config(20, dtype="float64")  # last: it switches to float64 for good
+    runs["float64"] = config(20, dtype="float64")
     runs["parts"] = config(5, accumulate=2, dtype="float64")
     return found | {n: trained(c, folder / f"{n}-on-{count}") for n, c in runs.items()}
 

@@ -131,13 +131,8 @@ def test_a_run_goes_on_with_the_algorithms_that_it_began_with(
     said = "resumes at step 3 of 12; computes as it began on avx2; on avx512 bits may differ"
     assert said in capsys.readouterr().out.replace("\n", " ")
     assert rj.Run.open(tmp_path / "run").config.model.lowering == "auto"
-    path = tmp_path / "run/config.yaml"
-    assert yaml.safe_load(path.read_text())["instructions"] == "avx2"
-    for other in ("sse", "[avx2]", "2"):
-        path.write_text(path.read_text().replace("instructions: avx2", f"instructions: {other}"))
-        with pytest.raises(ResNetJaxError, match=r"yaml is damaged: instructions .* none of"):
-            rj.train(config, tmp_path / "run")
-        path.write_text(path.read_text().replace(f"instructions: {other}", "instructions: avx2"))
+    document = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert document["instructions"] == "avx2"
 
 
 def test_another_configuration_is_refused_with_every_difference(finished_run, tiny_config):
