@@ -176,16 +176,11 @@ def look(root: Path, run: rj.Run, command, client, kinds) -> None:
     assert (code, len(err.splitlines())) == (bool(named), len(named) + bool(named))
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(100, marks=pytest.mark.slow)])
-def test_pictures_of_every_kind(count, check):
-    at_any_pace = {"deadline": None, "suppress_health_check": list(HealthCheck)}
-
-    @settings(max_examples=count, derandomize=count == 3, phases=[Phase.generate], **at_any_pace)
-    @given(pictures)
-    def each(kinds):
-        check(kinds)
-
-    each()
+@pytest.mark.slow
+@settings(phases=[Phase.generate], deadline=None, suppress_health_check=list(HealthCheck))
+@given(kinds=pictures)
+def test_pictures_of_every_kind(kinds, check):
+    check(kinds)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
