@@ -56,7 +56,6 @@ WRITERS = [  # the command, PLACE, and what is said of it
     (export("RUN", "torchvision", "PLACE"), "net.safetensors", NO_FILE, [*SPECIAL, Path.mkdir]),
     (("compare", "RUN", "--output", "PLACE"), "curves.png", NO_FILE, [*SPECIAL, Path.mkdir]),
     (("report", "RUN"), "run/report", "remove it", SPECIAL),
-    (("report", "RUN"), "run/report/index.html", "remove it", SPECIAL),
     (("report", "RUN"), "run/report/curves.png", "remove it", SPECIAL),
     # A link to a folder is a run's folder; a link to anything else is not followed.
     (TRAIN, "new", "cannot be written", SPECIAL),

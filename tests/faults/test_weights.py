@@ -234,14 +234,11 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_timms_config_names_a_network_that_computes_something_else(
-    weights, name, tmp_path, refusal
-):
+def test_timms_config_names_a_network_that_computes_something_else(weights, name, tmp_path):
     file = tmp_path / "model.safetensors"
     rj.interop.save_weights(file, weights)
     (tmp_path / "config.json").write_text(OTHERS[name])
     assert name in refused(rj.interop.load_weights, file)
-    assert name in refusal("train", "--run-dir", tmp_path / "run", *TINY, "--init-from", file)
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,7 @@ def test_a_folder_in_use_is_refused_by_all(tmp_path):
     wait_until(lambda: (tmp_path / "run/config.yaml").exists())
     holder.signal(signal.SIGSTOP)  # it is there, and does not go on
     try:
-        for member in start(tmp_path / "run", 2, "--seed", "3", each={0: [], 1: []}):
+        for member in start(tmp_path / "run", 2, "--seed", "3"):
             assert_refused(*member.ends(), str(tmp_path / "run"))
     finally:
         holder.signal(signal.SIGKILL)

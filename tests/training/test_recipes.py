@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import chex
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from make_datasets import build, encoded
@@ -114,5 +113,3 @@ def test_every_augmentation_at_once_trains_and_resumes_to_the_same_bits(
         rj.train(config, tmp_path / "parts", quiet=True, should_stop=stop_after(4))
     parts = rj.train(config, tmp_path / "parts", quiet=True)
     chex.assert_trees_all_equal(whole.variables("latest"), parts.variables("latest"))
-    train = whole.metrics().query("kind == 'train'")
-    assert jnp.isfinite(train["loss"].to_numpy()).all()
