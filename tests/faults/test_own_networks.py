@@ -33,6 +33,7 @@ def test_weights_are_not_read_from_a_run_of_another_network(
     words = ["train", "--run-dir", tmp_path / "run", *tiny_options, "--init-from"]
     line = refusal(*words, own.path)
     assert f"{own.path} was trained with parameters of other names or shapes" in line
+    assert "is not there: give a file of weights" in refusal(*words, tmp_path / "typo")
     for format in ("onnx", "stablehlo", "torchvision"):
         opened = rj.Run.open(own.path, model=Own())
         assert "this is a Own" in refused(opened.export, format, tmp_path / "file")

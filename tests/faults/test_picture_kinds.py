@@ -185,5 +185,7 @@ def test_pictures_of_every_kind(kinds, check):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_container_and_mode(orientation, check):
-    """Each once, with the pictures split over the eight orientations."""
-    check([(kind, orientation, False, [], None) for kind in KINDS[orientation - 1 :: 8]])
+    """Each once, with the pictures split over the eight orientations; with a clear pixel too."""
+    kinds = KINDS[orientation - 1 :: 8]
+    clear = [(kind, orientation, True, [], None) for kind in kinds if kind[1] in ("LA", "RGBA")]
+    check([(kind, orientation, False, [], None) for kind in kinds] + clear)

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from make_datasets import refused
 from PIL import ExifTags, Image
 
 import resnet_jax as rj
@@ -251,8 +252,7 @@ def test_an_onnx_file_is_compared_with_products_in_float32(run, tmp_path, monkey
 )
 def test_a_missing_package_is_named(format, package, installs, run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(rj.ResNetJaxError, match=re.escape(f"pip install {installs}")):
-        run.export(format, tmp_path / "network")
+    assert f"pip install {installs}" in refused(run.export, format, tmp_path / "network")
     assert not list(tmp_path.iterdir())
 
 
