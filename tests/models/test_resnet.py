@@ -19,6 +19,7 @@ tiny = partial(
 )
 bottleneck = partial(tiny, unit=rj.BottleneckUnit)
 preactivation = partial(tiny, unit=PreActivationUnit)
+shallow = partial(tiny, stage_sizes=(1, 1))
 
 
 def count_parameters(model: rj.ResNet, channels: int) -> int:
@@ -92,14 +93,13 @@ def test_networks_for_cifar_have_the_papers_counts(name, published):
 
 def test_the_counts_of_networks_for_cifar_follow_from_their_depth():
     # Of a unit of c channels: two 3x3 kernels, two norms; the first of a stage reads c/2 channels.
-    for name, n in (("resnet20", 3), ("resnet1202", 200)):
-        units = sum(2 * n * (9 * c * c + 2 * c) for c in (16, 32, 64)) - sum(
+    # 1202 layers take long to trace: theirs is the count of the row of the table.
+    for name, count in (("resnet20", 269_722), ("resnet1202", 19_421_274)):
+        sizes = dict(zip((16, 32, 64), VARIANTS[name]().stage_sizes, strict=True))
+        units = sum(2 * n * (9 * c * c + 2 * c) for c, n in sizes.items()) - sum(
             9 * c * c // 2 for c in (32, 64)
         )
-        expected = 3 * 9 * 16 + 2 * 16 + units + 64 * 10 + 10
-        assert round(expected / 1e6, 2) == {3: 0.27, 200: 19.42}[n]
-        if n == 3:
-            assert count_parameters(VARIANTS[name](num_classes=10), channels=3) == expected
+        assert 3 * 9 * 16 + 2 * 16 + units + 64 * 10 + 10 == count
 
 
 def test_the_shortcuts_by_where_they_project():
@@ -123,11 +123,11 @@ def test_the_shortcuts_by_where_they_project():
 
 def test_without_classes_the_network_gives_the_heads_input():
     images = jax.random.normal(jax.random.key(1), (2, 16, 16, 1))
-    model = tiny(num_classes=3)
+    model = shallow(num_classes=3)
     variables = initialise(model, images)
     apply = jax.jit(partial(model.clone(num_classes=0).apply, train=False))
     pooled, head = apply(variables, images), variables["params"]["head"]
-    chex.assert_shape(pooled, (2, 64))
+    chex.assert_shape(pooled, (2, 16))
     logits = jax.jit(partial(model.apply, train=False))(variables, images)
     chex.assert_trees_all_close(pooled @ head["kernel"] + head["bias"], logits, rtol=1e-5)
 
@@ -181,17 +181,18 @@ def test_stems_have_the_papers_sizes(stem, expected):
 
 @pytest.mark.parametrize("make", [tiny, bottleneck, preactivation])
 def test_logits_are_float32_for_images_of_any_shape(make):
-    images = jax.random.normal(jax.random.key(1), (2, 17, 12, 3))
-    model = make(num_classes=7)
-    logits = jax.jit(partial(model.apply, train=False))(initialise(model, images), images)
+    logits, _ = jax.eval_shape(
+        partial(make(num_classes=7).init_with_output, train=False),
+        jax.random.key(0),
+        jnp.zeros((2, 17, 12, 3)),
+    )
     chex.assert_shape(logits, (2, 7))
     chex.assert_type(logits, jnp.float32)
-    chex.assert_tree_all_finite(logits)
 
 
 def test_bfloat16_computes_in_half_and_gives_float32():
     images = jax.random.normal(jax.random.key(1), (4, 16, 16, 1))
-    model, half = tiny(), tiny(dtype=jnp.bfloat16)
+    model, half = shallow(), shallow(dtype=jnp.bfloat16)
     variables = initialise(half, images)
     chex.assert_type(jax.tree.leaves(variables), jnp.float32)
     logits, exact = (
@@ -203,32 +204,6 @@ def test_bfloat16_computes_in_half_and_gives_float32():
     assert 1e-5 < error < 0.1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("make", [rj.ResNet18, rj.ResNet50])
-def test_gradients_of_whole_networks_do_not_depend_on_the_lowering(make):
-    with jax.enable_x64(True):
-        images = jax.random.normal(jax.random.key(1), (4, 32, 32, 1), jnp.float64)
-        kinds = {"dtype": jnp.float64, "param_dtype": jnp.float64}
-        variables = initialise(make(**kinds), images)
-
-        def gradient(lowering):
-            apply = partial(make(lowering=lowering, **kinds).apply, train=True)
-
-            def loss(params):
-                variables_ = {**variables, "params": params}
-                logits, _ = apply(variables_, images, mutable=["batch_stats"])
-                return (logits**2).mean()
-
-            return jax.jit(jax.grad(loss))(variables["params"])
-
-        auto, reference = gradient("auto"), gradient("reference")
-
-    def error(one, other):
-        return np.abs(one - other).max() / np.abs(other).max()
-
-    assert max(jax.tree.leaves(jax.tree.map(error, auto, reference))) < 1e-9
-
-
 def test_mode_has_no_default():
     images = jnp.zeros((1, 16, 16, 1))
     with pytest.raises(TypeError, match="train"):
@@ -237,7 +212,7 @@ def test_mode_has_no_default():
 
 def test_training_mode_sees_the_batch_and_evaluation_mode_does_not():
     images = jax.random.normal(jax.random.key(1), (4, 16, 16, 1))
-    model = tiny()
+    model = shallow()
     variables = initialise(model, images)
     evaluate = jax.jit(partial(model.apply, train=False))
     evaluated = evaluate(variables, images)
@@ -254,7 +229,8 @@ def test_training_mode_sees_the_batch_and_evaluation_mode_does_not():
 
 
 def test_head_starts_by_pytorchs_default():
-    head = initialise(tiny(num_classes=100, width=32), jnp.zeros((1, 16, 16, 1)))["params"]["head"]
+    model = tiny(stage_sizes=(1,), num_classes=100, width=256)
+    head = initialise(model, jnp.zeros((1, 16, 16, 1)))["params"]["head"]
     bound = 1 / 16  # 256 inputs
     for leaf in (head["kernel"], head["bias"]):
         assert np.abs(leaf).max() <= bound
