@@ -94,18 +94,15 @@ def test_a_worked_example() -> None:
     chex.assert_trees_all_equal(y[0, :, :, 0], np.array([[4.0, 6, 4], [6, 9, 6], [4, 6, 4]]))
 
 
-def test_an_empty_batch() -> None:
-    y, input_grad, kernel_grad = passes(jnp.zeros((0, 5, 5, 4)), normal(2, 3, 3, 4, 6), padding=1)
-    assert y.shape == (0, 5, 5, 6)
-    assert input_grad.shape == (0, 5, 5, 4)
-    np.testing.assert_array_equal(kernel_grad, np.zeros((3, 3, 4, 6)))
-
-
-def test_without_jit() -> None:
-    x, kernel = normal(1, 1, 4, 4, 2), normal(2, 3, 3, 2, 2)
-    assert_close(
-        conv2d(x, kernel, padding=1), conv2d(x, kernel, padding=1, lowering="reference"), 1e-9
-    )
+@pytest.mark.parametrize(
+    ("shape", "features", "stride"),
+    [((0, 5, 5, 4), 6, 1), ((300, 8, 8, 4), 0, 1), ((300, 2, 2, 4), 0, 2)],
+)
+def test_without_images_or_features_it_is_empty_as_the_reference_is(shape, features, stride):
+    x, kernel = jnp.ones(shape), jnp.ones((3, 3, 4, features))
+    options = {"stride": stride, "padding": 1}
+    expected = passes(x, kernel, lowering="reference", **options)
+    assert_close(passes(x, kernel, **options), expected, 0)
 
 
 def test_the_kernel_is_cast_to_the_images_dtype() -> None:
