@@ -121,8 +121,7 @@ def test_train_makes_the_report_once_and_stands_without_matplotlib(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_a_browser_shows_it_and_axe_has_nothing_serious(
     width, scheme, hostile_page, browser, serious
 ):

@@ -15,7 +15,7 @@ from resnet_jax.data.digit import read_digit_or_image
 from resnet_jax.data.image import DecodeSpec, open_image
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.inspection.classify import _write_explanation
-from resnet_jax.inspection.saliency import forward, map_names
+from resnet_jax.inspection.saliency import default_stage, forward, map_names
 from resnet_jax.models import Unit
 
 
@@ -83,8 +83,7 @@ def test_maps_of_what_was_cut_out_lie_where_it_was():
 
 @pytest.fixture(scope="module")
 def small():
-    stages = (1, 1, 1, 1)
-    model = rj.ResNet(stages, rj.BasicUnit, num_classes=5, width=4, lowering="reference")
+    model = rj.ResNet((1, 1), rj.BasicUnit, num_classes=5, width=4, lowering="reference")
     images = jax.random.normal(jax.random.key(1), (3, 28, 28, 1))
     variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), images)
     return model, variables, images
@@ -96,18 +95,20 @@ def test_noting_changes_nothing_and_the_default_stage_is_the_deepest_of_7x7(smal
     logits = jax.jit(partial(model.apply, train=False))(variables, images)
     np.testing.assert_array_equal(found.logits, logits)
     sizes = dict(zip(map_names(model), (x.shape[1] for x in found.maps), strict=True))
-    assert sizes == {"stem": 7, "stage1": 7, "stage2": 4, "stage3": 2, "stage4": 1}
+    assert sizes == {"stem": 7, "stage1": 7, "stage2": 4}
     default = rj.inspection.grad_cam(model, variables, images)
     chex.assert_shape(default, (3, 7, 7))
+    photograph = [np.zeros((1, side, side, 8)) for side in (56, 56, 28, 14, 7)]
+    assert default_stage(photograph) == 4
     np.testing.assert_allclose(default.max((1, 2)), 1)
     # What is frozen in training has a gradient here all the same.
-    frozen = rj.inspection.grad_cam(model.clone(frozen_stages=4), variables, images)
+    frozen = rj.inspection.grad_cam(model.clone(frozen_stages=2), variables, images)
     np.testing.assert_array_equal(frozen, default)
     # And what is computed twice in training, once.
     twice = rj.inspection.grad_cam(model.clone(remat=True), variables, images)
     np.testing.assert_array_equal(twice, default)
     maps = rj.inspection.feature_maps(model.clone(remat=True), variables, images)
-    np.testing.assert_allclose(maps["stage4"], found.maps[-1], atol=1e-6)
+    np.testing.assert_allclose(maps["stage2"], found.maps[-1], atol=1e-6)
 
 
 def test_a_network_without_classes_has_features_and_nothing_to_explain(small):
@@ -124,7 +125,7 @@ def test_a_network_without_classes_has_features_and_nothing_to_explain(small):
 @pytest.mark.parametrize(
     ("settings", "names"),
     [
-        ({"stage": 5}, "stage 5"),
+        ({"stage": 3}, "stage 3"),
         ({"stage": 0}, "stage 0"),
         ({"method": "lime"}, "grad-cam or grad-cam"),
         ({"labels": [1, 2]}, "one for each image"),
