@@ -16,8 +16,6 @@ from resnet_jax.ops.algorithms import ALGORITHMS, im2col, shift_add, supports, w
 from resnet_jax.ops.geometry import Geometry
 from resnet_jax.ops.primitives import depends_on
 
-CHECKED = itertools.count()
-
 
 @pytest.fixture(autouse=True)
 def _small_as_if_large(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,21 +25,20 @@ def _small_as_if_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heuristics, "XLA_CHANNELS", ())
 
 
-@settings(max_examples=6, deadline=None, derandomize=True)
-@given(convolutions())
-def test_any_convolution_equals_the_reference(case: dict[str, tuple[int, ...]]) -> None:
-    check_against_reference(case)
+@pytest.mark.parametrize("count", [6, pytest.param(200, marks=pytest.mark.slow)])
+def test_any_convolution_equals_the_reference(count: int) -> None:
+    checked = itertools.count(1)
 
+    @settings(max_examples=count, deadline=None, derandomize=True)
+    @given(convolutions())
+    def each(case: dict[str, tuple[int, ...]]) -> None:
+        check_against_reference(case)
+        if next(checked) % 25 == 0:
+            # Every compiled program holds pieces of memory of its own, of which Linux gives a
+            # process 65,530.
+            jax.clear_caches()
 
-@pytest.mark.slow
-@settings(max_examples=200, deadline=None, derandomize=True)
-@given(convolutions())
-def test_many_convolutions_equal_the_reference(case: dict[str, tuple[int, ...]]) -> None:
-    check_against_reference(case)
-    if next(CHECKED) % 25 == 24:
-        # Every compiled program holds pieces of memory of its own, of which Linux gives a process
-        # 65,530.
-        jax.clear_caches()
+    each()
 
 
 def operands(x, grad, kernel):
