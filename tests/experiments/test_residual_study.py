@@ -25,9 +25,10 @@ from experiments.residual_study.__main__ import (
     without,
 )  # fmt: skip
 from experiments.residual_study.analysis import Study
-from experiments.residual_study.study import QUICK_SETTINGS, Run, keeps_shape, runs, units_of
+from experiments.residual_study.study import QUICK_SETTINGS, RESULTS, Run, keeps_shape, units_of
 from experiments.tables import ROOT
-from resnet_jax.models import Affine, BatchNorm
+from resnet_jax.config import replaced
+from resnet_jax.models import VARIANTS, Affine, BatchNorm
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 12, 12, 1)).astype(np.float32)
 UNITS = ["stage1_unit1", "stage1_unit2", "stage2_unit1"]
@@ -142,37 +143,33 @@ def test_differences_are_paired_by_seed(tmp_path):
     assert study.gain("book", 34, 0.005) == "not yet measured"
 
 
-@pytest.fixture(scope="module")
-def quick_results(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("study") / "quick.jsonl"
-    command.main(["--quick", "--results", str(path)])
-    return path
-
-
 @pytest.mark.slow
-def test_quick_gives_the_same_numbers_twice_also_after_a_kill(quick_results, tmp_path):
-    again, network = tmp_path / "again.jsonl", "book/residual-10/"
-    lines = quick_results.read_text().splitlines(keepends=True)
+def test_quick_gives_the_same_numbers_twice_also_after_a_kill(tmp_path):
+    networks = "^book/(residual-10|plain-10-without-norm)/0.005/"
+
+    def rows(path: Path) -> list[dict]:
+        command.main(["--quick", "--results", str(path), "--only", networks])
+        return [row | {"seconds": 0} for row in read_rows(path)]
+
+    first = rows(tmp_path / "once.jsonl")
+    lines = (tmp_path / "once.jsonl").read_text().splitlines(keepends=True)
     # As a kill leaves it: one run done and half of the next one's line.
-    again.write_text(lines[0] + lines[1][:100])
-    command.main(["--quick", "--results", str(again), "--only", network])
-    first, second = (
-        [row | {"seconds": 0} for row in read_rows(path)] for path in (quick_results, again)
-    )
-    assert len(second) == sum(network in str(run) for run in runs(quick=True)) == 8
-    assert all(row in first for row in second)
-    removals = [row for row in first if "removal" in row]
-    assert any(row["removal"]["whole"] not in row["removal"]["without"] for row in removals)
-    for row in removals:
+    (tmp_path / "again.jsonl").write_text(lines[0] + lines[1][:100])
+    assert rows(tmp_path / "again.jsonl") == first
+    assert [row["residual"] for row in first] == [True, False] * 2
+    assert any(row["removal"]["whole"] not in row["removal"]["without"] for row in first)
+    for row in first:
         gaps = [accuracy is None for accuracy in row["removal"]["without"]]
         # Only a plain unit that changes the shape cannot be left out.
         assert gaps == [not row["residual"] and not keeps_shape(u) for u in units_of(row["layers"])]
 
 
 @pytest.mark.slow
-def test_a_run_of_the_study_is_a_run_of_the_package(tmp_path):
-    run = Run("book", 18, True, "batch", width=4, rate=0.005, seed=3)
-    config = QUICK_SETTINGS["book"]
+def test_a_run_of_the_study_is_a_run_of_the_package(tmp_path, monkeypatch):
+    """Of one unit a stage, whose rate rises and falls."""
+    monkeypatch.setitem(VARIANTS, "resnet18", partial(rj.ResNet, (1, 1, 1, 1), rj.BasicUnit))
+    run = Run("stronger", 10, True, "batch", width=4, rate=0.02, seed=3)
+    config = QUICK_SETTINGS["stronger"]
     lab = Laboratory(run, config)
     result = carry_out(run, lab)
     compiled: list[str] = []
@@ -181,26 +178,29 @@ def test_a_run_of_the_study_is_a_run_of_the_package(tmp_path):
     carry_out(dataclasses.replace(run, rate=0.01, seed=4), lab)
     # Learning rate and seed are no constants: one program.
     assert not [name for name in compiled if "backend_compile" in name]
-    model = dataclasses.replace(config.model, width=4)
-    config = dataclasses.replace(config, model=model, seed=3, log_every=1)
-    metrics = rj.train(config, tmp_path / "run", quiet=True).metrics()
+    same = {"model.width": 4, "optim.learning-rate": 0.02, "seed": 3, "log-every": 1}
+    metrics = rj.train(replaced(config, same), tmp_path / "run", quiet=True).metrics()
     losses = metrics[metrics["kind"] == "train"]["loss"]
     np.testing.assert_allclose(result["train"]["loss"], losses, rtol=1e-3)
 
 
 @pytest.mark.slow
-def test_figures_are_drawn_from_any_results(quick_results):
+def test_figures_are_drawn_from_any_results(tmp_path):
+    """From the study's, and from those of its first networks."""
     from experiments.residual_study.figures import FIGURES  # Matplotlib takes a second
 
-    for name, draw in FIGURES.items():
-        assert [a for a in draw(Study(quick_results)).axes if a.lines], f"{name} shows nothing"
+    lines = RESULTS.read_text().splitlines(keepends=True)
+    beginning = tmp_path / "beginning.jsonl"
+    beginning.write_text("".join(line for line in lines if json.loads(line)["layers"] == 18))
+    for path in (RESULTS, beginning):
+        for name, draw in FIGURES.items():
+            assert [a for a in draw(Study(path)).axes if a.lines], f"{name} shows nothing"
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_top_to_bottom(quick_results, tmp_path, monkeypatch):
+def test_the_notebook_runs_top_to_bottom(tmp_path, monkeypatch):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     book = nbformat.read(ROOT / "experiments/results.ipynb", as_version=4)
-    monkeypatch.setenv("RESIDUAL_STUDY", str(quick_results))
     monkeypatch.setenv("RUN", str(tmp_path / "run"))
     monkeypatch.setenv("QUICK", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
