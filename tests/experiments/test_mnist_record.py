@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -41,45 +40,36 @@ def test_a_training_has_only_the_images_that_it_learns_from(training):
     assert not learnt & {image.tobytes() for image in judging.images}
 
 
-@dataclass(frozen=True)
-class Unit:
-    number: int
-
-    def __str__(self):
-        return f"unit{self.number}"
-
-
 def test_what_has_a_row_is_not_done_again(tmp_path, capsys):
     done = []
 
     def work(unit, folder):
         assert folder == tmp_path / "runs" / str(unit)
-        done.append(unit.number)
-        return {"square": unit.number**2}
+        done.append(unit.seed)
+        return {"square": unit.seed**2}
 
     def carry_out(*arguments):
         where = ("--runs", str(tmp_path / "runs"))
         options = units.parsed("Title.", tmp_path / "rows.jsonl", [*where, *arguments])
-        units.carry_out([Unit(n) for n in (3, 1, 2)], options, work)
+        units.carry_out([Training("plain", "mnist", n) for n in (3, 1, 2)], options, work)
 
-    carry_out("--only", "unit[12]")
+    carry_out("--only", "seed[12]")
     carry_out()
     assert done == [1, 2, 3]
     rows = read_rows(tmp_path / "rows.jsonl")
-    assert [(row["name"], row["square"]) for row in rows] == [
-        ("unit1", 1),
-        ("unit2", 4),
-        ("unit3", 9),
-    ]
+    names = [f"plain-mnist-seed{n}" for n in done]
+    assert [row["name"] for row in rows] == names
+    assert [row["square"] for row in rows] == [1, 4, 9]
     (tmp_path / "rows.jsonl").write_text(json.dumps(rows[0]) + "\n")
     capsys.readouterr()
     carry_out("--list")
-    assert capsys.readouterr().out.splitlines() == ["to do unit3", "done  unit1", "to do unit2"]
+    listed = [f"to do {names[2]}", f"done  {names[0]}", f"to do {names[1]}"]
+    assert capsys.readouterr().out.splitlines() == listed
     assert done == [1, 2, 3]
 
 
 @pytest.mark.slow
-def test_a_quick_training_leaves_one_row_of_its_last_parameters(tmp_path):
+def test_a_quick_training_leaves_one_row_of_its_last_parameters(one_unit, tmp_path):
     quick = ["--quick", "--runs", str(tmp_path), "--only", "final-mnist-seed0"]
     record.main(quick)
     (row,) = read_rows(tmp_path / "quick.jsonl")
