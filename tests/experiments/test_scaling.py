@@ -83,12 +83,10 @@ def test_a_step_takes_the_longer_of_input_and_the_rest():
         assert (Step(*terms).seconds, Step(*terms).bound) == (seconds, bound)
 
 
-def test_counts_of_the_networks():
-    # torchvision's ResNet-50: 25,557,032 parameters; table 1 of arXiv 1512.03385: 3.8 GFLOP for the
-    # stride on the first 1x1, 4.09 on the 3x3.
-    assert network(50).parameters == 25_557_032
-    assert network(50).multiply_adds == pytest.approx(4.09e9, rel=1e-3)
-    assert len(network(50).norms) == 53
+def test_a_network_has_torchvisions_counts():
+    found = network(50)
+    assert (found.parameters, found.multiply_adds) == (25_557_032, 4_089_184_256)
+    assert len(found.norms) == 53
 
 
 def test_what_the_page_says_in_words_is_so():
@@ -100,7 +98,7 @@ def test_what_the_page_says_in_words_is_so():
 
 
 @pytest.mark.slow
-def test_quick_measures_and_does_not_measure_again(tmp_path, python):
+def test_quick_measures_and_does_not_time_what_the_cache_holds(tmp_path, python):
     quick = partial(
         python, "-m", "experiments.scaling.cost", "--quick", "--runs", tmp_path, cwd=ROOT
     )
@@ -109,7 +107,6 @@ def test_quick_measures_and_does_not_measure_again(tmp_path, python):
     assert (compiled["part"], steps["part"]) == ("compile", "steps")
     assert compiled["compile_cpu_s"] > 0.1
     assert steps["step_ms"] > 0.1
-    assert quick().stderr == ""
     (tmp_path / "quick.jsonl").write_text(json.dumps(steps))
     assert "the cache holds this step" in quick(code=1).stderr
 
