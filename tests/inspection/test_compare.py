@@ -90,7 +90,6 @@ def test_bad_comparisons_are_one_line(four, refusal):
 def test_events_are_the_metrics_that_are_left(tmp_path):
     pytest.importorskip("tensorboardX")
     from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.record_writer import masked_crc32c  # noqa: F401  (the format's checksum)
 
     from resnet_jax.training.callbacks import Events
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.models import Affine, BatchNorm, Conv
+from resnet_jax.models import Affine, BatchNorm
 from resnet_jax.models.layers import he_fan_out, torch_default
 
 
@@ -99,14 +99,3 @@ def test_initialisers_have_the_variance_of_their_definition(initializer, varianc
     assert np.abs(kernel).max() <= largest
     if np.isinf(largest):  # normal, and not truncated
         assert np.abs(kernel).max() > 4 * np.sqrt(variance)
-
-
-def test_convolution_of_an_image_by_hand():
-    # A 2x2 image of ones under a 3x3 kernel of 1..9, padded by one: each output sums the part
-    # of the kernel that lies on the image.
-    conv = Conv(features=1, kernel_size=3)
-    kernel = jnp.arange(1.0, 10).reshape(3, 3, 1, 1)
-    y = conv.apply({"params": {"kernel": kernel}}, jnp.ones((1, 2, 2, 1)))
-    np.testing.assert_array_equal(
-        y[0, :, :, 0], [[5 + 6 + 8 + 9, 4 + 5 + 7 + 8], [2 + 3 + 5 + 6, 1 + 2 + 4 + 5]]
-    )

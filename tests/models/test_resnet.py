@@ -114,17 +114,6 @@ def test_the_shortcuts_by_where_they_project():
     }
 
 
-def test_without_classes_the_network_gives_the_heads_input():
-    images = jax.random.normal(jax.random.key(1), (2, 16, 16, 1))
-    model = shallow(num_classes=3)
-    variables = initialise(model, images)
-    apply = jax.jit(partial(model.clone(num_classes=0).apply, train=False))
-    pooled, head = apply(variables, images), variables["params"]["head"]
-    chex.assert_shape(pooled, (2, 16))
-    logits = jax.jit(partial(model.apply, train=False))(variables, images)
-    chex.assert_trees_all_close(pooled @ head["kernel"] + head["bias"], logits, rtol=1e-5)
-
-
 def test_the_table_of_variants_is_what_the_configuration_offers():
     assert set(VARIANTS) == set(get_args(get_type_hints(rj.ModelConfig)["name"]))
 

@@ -1,6 +1,5 @@
 """The convolution is the reference's: values and both gradients; see test_algorithms.py too."""
 
-import chex
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -89,9 +88,14 @@ def test_layers_of_a_resnet_equal_the_reference(shape, k, stride) -> None:
 
 
 def test_a_worked_example() -> None:
-    """Ones over a 3x3 image of ones: each output counts the neighbours inside the image."""
-    y = conv2d(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)), padding=1)
-    chex.assert_trees_all_equal(y[0, :, :, 0], np.array([[4.0, 6, 4], [6, 9, 6], [4, 6, 4]]))
+    """A 2x2 image of ones under a kernel of 1..9, padded by one.
+
+    Each output sums the part of the kernel that lies on the image.
+    """
+    kernel = jnp.arange(1.0, 10).reshape(3, 3, 1, 1)
+    y = conv2d(jnp.ones((1, 2, 2, 1)), kernel, padding=1)
+    expected = [[5 + 6 + 8 + 9, 4 + 5 + 7 + 8], [2 + 3 + 5 + 6, 1 + 2 + 4 + 5]]
+    np.testing.assert_array_equal(y[0, :, :, 0], expected)
 
 
 @pytest.mark.parametrize(
