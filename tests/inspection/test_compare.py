@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from make_datasets import picture
 from PIL import Image
 
 import resnet_jax as rj
@@ -144,11 +145,8 @@ def test_a_run_shows_itself(finished_run):
 
 def test_patterns_and_explanations(finished_run, tmp_path, command, monkeypatch):
     """A file that is given twice is explained once, and one that goes meanwhile is named."""
-    images = finished_run.split("test").images
     for number, name in enumerate(("a/1.png", "b/1.png", "b/2.png")):
-        path = tmp_path / "digits" / name
-        path.parent.mkdir(exist_ok=True, parents=True)
-        Image.fromarray(images[number, ..., 0]).save(path)
+        path = picture(tmp_path / "digits" / name, number, (28, 28), "L")
     pattern, out = tmp_path / "digits" / "*" / "*.png", tmp_path / "out"
     words = ("predict", finished_run.path, pattern, path, "--csv", "--explain", out)
     code, rows, _ = command(*words)
