@@ -2,9 +2,8 @@
 
 from functools import partial
 
-import numpy as np
 import pytest
-from PIL import Image
+from make_datasets import picture
 
 from experiments.cifar10 import figure
 from experiments.cifar10.__main__ import UPDATES, main, trainings
@@ -32,14 +31,10 @@ def test_every_training_is_one_of_its_own_with_the_updates_of_its_recipe():
 @pytest.mark.slow
 def test_a_training_ends_with_a_row(tmp_path, monkeypatch):
     monkeypatch.setitem(VARIANTS, "resnet20", partial(ResNet20, stage_sizes=(1,)))
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 256), ("test", 50)):
-        for name in ("cat", "dog"):
-            folder = tmp_path / "images" / part / name
-            folder.mkdir(parents=True)
-            for number in range(count):
-                pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
-                Image.fromarray(pixels).save(folder / f"{number}.jpg")
+    for part, count in (("train", 512), ("test", 100)):
+        for number in range(count):
+            place = tmp_path / "images" / part / ("cat", "dog")[number % 2]
+            picture(place / f"{number}.jpg", number, (32, 32))
     rows = tmp_path / "rows.jsonl"
     command = [str(tmp_path / "images"), "--quick", "--only", "short-plain-20.*seed0"]
     main([*command, "--results", str(rows)])
