@@ -7,6 +7,7 @@ Weights are drawn by numpy, so that both can have them without a download, runni
 included. torchvision's logits are those that `tests/interop/make_expectations.py` stored.
 """
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -25,8 +26,10 @@ SEED = 0  # of the stored weights of resnet18
 def compare() -> Row:
     stored = np.load(ROOT / "tests/interop/torchvision_logits.npz")
     model = rj.ResNet18(num_classes=NUM_CLASSES)
-    drawn = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3)), train=False)
-    shapes = {name: value.shape for name, value in to_torchvision(drawn).items()}
+    init = partial(model.init, train=False)
+    ours = jax.eval_shape(init, jax.random.key(0), np.zeros((1, 32, 32, 3)))
+    zeros = to_torchvision(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), ours))
+    shapes = {name: value.shape for name, value in zeros.items()}
     variables = from_torchvision(random_weights(shapes, SEED))
     logits = jax.jit(lambda images: model.apply(variables, images, train=False))
     rows = []
