@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from faults import saved
 from flax import traverse_util
 
 import resnet_jax as rj
@@ -22,15 +23,6 @@ pytestmark = pytest.mark.usefixtures("one_unit")
 
 DIGITS = tuple("0123456789")
 CONFIG = rj.TrainConfig(model=rj.ModelConfig(width=4, lowering="reference"))
-
-
-def fresh_state(config):
-    """The state at step 0 of a network for ten classes."""
-    tx = make_optimizer(config.optim, optax.constant_schedule(0.1))
-    model, images = make_model(config, 10), jnp.zeros((1, 28, 28, 1))
-    return rj.TrainState.create(model, tx, KEY, images, ema=config.ema is not None)
-
-
 KEY = jax.random.key(7)
 
 
@@ -66,9 +58,12 @@ def assert_same(got, expected):
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
-@pytest.mark.parametrize("kind", ["run", "file"])
-def test_the_same_classes_keep_the_head_and_others_start_fresh(run, exported, kind):
-    source = run.path if kind == "run" else exported
+@pytest.fixture(params=["run", "file"])
+def source(request, run, exported):
+    return run.path if request.param == "run" else exported
+
+
+def test_the_same_classes_keep_the_head_and_others_start_fresh(run, source):
     variables = jax.device_get(run.variables())
     assert_same(starting_from(source), variables)
     others = tuple("abcdefghij")
@@ -83,12 +78,11 @@ def test_the_same_classes_keep_the_head_and_others_start_fresh(run, exported, ki
     assert_same(three, variables)
 
 
-@pytest.mark.parametrize("kind", ["run", "file"])
-def test_weights_of_a_residual_network_are_none_for_a_plain_one(run, exported, kind):
+def test_weights_of_a_residual_network_are_none_for_a_plain_one(source):
     """The file was read: of its entries a plain network lacks but the shortcuts."""
     plain = dataclasses.replace(CONFIG.model, residual=False)
     with pytest.raises(rj.ResNetJaxError, match=r"--model.residual True, not False"):
-        starting_from(run.path if kind == "run" else exported, model=plain)
+        starting_from(source, model=plain)
 
 
 def test_without_class_names_the_number_decides(run, tmp_path):
@@ -135,28 +129,10 @@ def test_a_sentence_says_what_became_of_the_weights(exported, given, channels, c
     assert is_fresh(variables, len(classes)) == ("fresh" in said)
 
 
-def test_a_fresh_head_is_the_runs_own_and_the_averages_start_from_the_weights(run):
-    fresh = fresh_state(dataclasses.replace(CONFIG, ema=0.9))
-    expected = dict(run.variables()["params"]) | {"head": fresh.params["head"]}
-    expected = jax.tree.map(np.asarray, expected)
-    variables = starting_from(run.path, init_head="fresh")
-    model = make_model(CONFIG, 10)
-    state = rj.TrainState.of_variables(model, variables, fresh.tx, ema=True)
-    head = state.params["head"]
-    # The same draws in another program: equal to rounding.
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), head, expected["head"])
-    expected["head"] = head
-    assert_same(state.params, expected)
-    assert_same(state.ema, {"params": expected, "batch_stats": run.variables()["batch_stats"]})
-
-
 def test_a_runs_weights_are_read_without_its_optimiser_or_opening_it(finished_run):
     """The averaged ones: the run has an EMA."""
-    folder = RunFolder(finished_run.path)
-    step = next(folder.checkpoints.good_steps())
-    whole = folder.checkpoints.restore(fresh_state(finished_run.config), step)
-    alone = folder.read_variables("latest")
-    assert_same(alone, whole.ema)
+    alone = RunFolder(finished_run.path).read_variables("latest")
+    assert_same(alone, saved(finished_run.path / "checkpoints/12", "")["ema"])
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(alone))
 
 
@@ -169,9 +145,9 @@ def moved(before, after):
 @pytest.mark.parametrize(
     ("frozen", "unit"),
     [
-        (2, rj.BasicUnit),
+        (1, rj.BasicUnit),
         # Of a pre-activation network the last norm went on learning with all stages frozen.
-        (3, rj.PreActivationUnit),
+        (2, rj.PreActivationUnit),
         *(pytest.param(n, rj.BasicUnit, marks=pytest.mark.slow) for n in (None, 0)),
     ],
 )
@@ -179,14 +155,14 @@ def test_frozen_stages_keep_parameters_and_statistics_to_the_bit(frozen, unit):
     # Weight decay and momentum too must leave them alone.
     settings = rj.OptimConfig(weight_decay=0.1, learning_rate=0.1, body_rate=0.5)
     tx = make_optimizer(settings, lambda step: 0.1, frozen)
-    model = rj.ResNet((1, 1, 1), unit, width=4, frozen_stages=frozen, lowering="reference")
-    images = jax.random.normal(jax.random.key(1), (8, 32, 32, 1))
+    model = rj.ResNet((1, 1), unit, width=4, frozen_stages=frozen, lowering="reference")
+    images = jax.random.normal(jax.random.key(1), (8, 16, 16, 1))
     state = rj.TrainState.create(model, tx, jax.random.key(0), images)
     step = jax.jit(rj.train_step)
     after = state
     for _ in range(2):
         after, _ = step(after, rj.Batch(images, np.arange(8, dtype=np.int32)))
-    layers = ["stem", "stage1_unit1", "stage2_unit1", "stage3_unit1", "head"]
+    layers = ["stem", "stage1_unit1", "stage2_unit1", "head"]
     moving = set(layers[0 if frozen is None else frozen + 1 :])
     assert moved(state.params, after.params) == moving
     assert moved(state.batch_stats, after.batch_stats) == moving - {"head"}
@@ -215,7 +191,6 @@ def test_the_body_moves_at_its_share_of_the_rate(name):
     ("name", "message"),
     [
         ("weights.safetensors", "damaged"),
-        ("nothing.safetensors", "is not there"),
         (".", "is not a run"),
     ],
 )
