@@ -65,6 +65,13 @@ def torch_shapes(model, channels=3):
     return {name: value.shape for name, value in to_torchvision(zeros_of(model, channels)).items()}
 
 
+def weights_of(name):
+    """Random weights for one of the networks whose logits are stored, by their own names."""
+    shapes = torch_shapes(make(name))
+    assert digest(shapes) == str(EXPECTED[f"{name} digest"])
+    return random_weights(shapes, (*NAMES, *RELATIVES).index(name))
+
+
 def tiny(seed=0, channels=3, **options):
     """A ResNet-18 of width 4 and random weights for it."""
     model = make("resnet18", **{"width": 4, "num_classes": 5, **options})
@@ -77,14 +84,17 @@ def apply(model, variables, images):
 
 def cases():
     for case in itertools.product(NAMES, SIZES, (np.float32, np.float64)):
-        marks = [] if case in IN_DEFAULT_RUN else [pytest.mark.slow]
         name, (height, width), dtype = case
+        # Two sizes take each algorithm: one ends in maps of 2x2, the other begins with large ones.
+        if dtype == np.float64 and (height, width) not in SIZES[1::2]:
+            continue
+        marks = [] if case in IN_DEFAULT_RUN else [pytest.mark.slow]
         yield pytest.param(*case, marks=marks, id=f"{name}-{height}x{width}-{dtype.__name__}")
 
 
 @pytest.mark.parametrize(("name", "size", "dtype"), list(cases()))
 def test_logits_are_torchvisions(name, size, dtype):
-    weights = random_weights(torch_shapes(make(name)), NAMES.index(name))
+    weights = weights_of(name)
     expected = EXPECTED[f"{name} {size[0]}x{size[1]}"]
     with jax.enable_x64(dtype == np.float64):
         model = make(name, dtype=dtype, param_dtype=dtype)
@@ -94,7 +104,6 @@ def test_logits_are_torchvisions(name, size, dtype):
     assert relative < (1e-5 if dtype == np.float32 else 1e-10)
 
 
-@pytest.mark.parametrize("size", [SIZES[0], pytest.param(SIZES[1], marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "name",
     [
@@ -102,12 +111,10 @@ def test_logits_are_torchvisions(name, size, dtype):
         for name in RELATIVES
     ],
 )
-def test_logits_of_the_relatives_are_torchvisions_and_timms(name, size):
+def test_logits_of_the_relatives_are_torchvisions_and_timms(name):
     """Read without naming the network: their widths, groups and stems are in the shapes."""
-    weights = random_weights(torch_shapes(make(name)), len(NAMES) + RELATIVES.index(name))
-    assert digest({key: value.shape for key, value in weights.items()}) == str(
-        EXPECTED[f"{name} digest"]
-    )
+    size = SIZES[1]  # odd, as are some maps
+    weights = weights_of(name)
     expected = EXPECTED[f"{name} {size[0]}x{size[1]}"]
     variables = from_torchvision(weights)
     got = apply(make(name, lowering="reference"), variables, random_images(size))
@@ -169,18 +176,6 @@ def test_weights_without_classes_give_features():
         assert apply(features, variables, random_images((32, 32))).shape == (2, 32)
 
 
-# Each kind of unit, and the deepest ones in CI: tracing takes a second of each.
-DEEPER = [
-    pytest.param(name, marks=pytest.mark.slow) if name in ("resnet101", "resnet152") else name
-    for name in NAMES
-]
-
-
-@pytest.mark.parametrize("name", DEEPER)
-def test_names_and_shapes_are_torchvisions(name):
-    assert digest(torch_shapes(make(name))) == str(EXPECTED[f"{name} digest"])
-
-
 @pytest.mark.parametrize(
     ("name", "residual"),
     [
@@ -214,15 +209,6 @@ def test_round_trip_is_exact(name, residual, stem):
     for key, value in weights.items():
         assert back[key].dtype == value.dtype
         np.testing.assert_array_equal(back[key], value)
-
-
-def test_from_variables_and_back_is_exact():
-    model = make("resnet18", width=4)
-    images = np.zeros((1, 32, 32, 1), np.float32)
-    variables = jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(0))
-    again = from_torchvision(to_torchvision(variables), model)
-    assert jax.tree.structure(again) == jax.tree.structure(variables)
-    jax.tree.map(np.testing.assert_array_equal, again, variables)
 
 
 def test_batches_tracked_may_be_missing_as_in_old_files():
@@ -300,13 +286,8 @@ def test_another_number_of_classes_gets_the_head_of_a_new_network():
     assert bias.shape == (7,)
     # PyTorch's default: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
     assert 0.5 * 32**-0.5 < np.abs(kernel).max() <= 32**-0.5
-    key = jax.random.key(1)
-    again = from_torchvision(weights, num_classes=7, key=key)["params"]["head"]
-    assert (again["kernel"] != kernel).any()
-    images = np.zeros((1, 32, 32, 3), np.float32)
-    new = make("resnet18", width=4, num_classes=7)
-    new = jax.jit(lambda key: new.init(key, images, train=False)["params"]["head"])(key)
-    jax.tree.map(np.testing.assert_array_equal, again, jax.tree.map(np.asarray, new))
+    again = from_torchvision(weights, num_classes=7, key=jax.random.key(1))["params"]["head"]
+    assert (again["kernel"] != kernel).any()  # that it is the network's own: test_fine_tuning.py
     other["params"]["head"] = same["params"]["head"]
     jax.tree.map(np.testing.assert_array_equal, other, same)
     double = {name: value.astype(float) for name, value in weights.items() if value.ndim}
