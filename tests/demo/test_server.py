@@ -126,10 +126,7 @@ FILE, STROKES = "image/png", "application/json; charset=utf-8"
 @pytest.mark.parametrize(
     ("kind", "body", "reason"),
     [
-        (FILE, b"", "image"),
-        (FILE, b"hello", "no image"),
         (FILE, encoded(GREY, "jpeg")[:300], "the image"),
-        (FILE, encoded(np.zeros((9, 9, 4), np.uint8)), "transparent"),
         (FILE, png((6325, 6325), b""), "6325x6325 pixels: at most 40,000,000"),  # some kilobytes
         (STROKES, "", "send JSON"),
         (STROKES, "{", "send JSON"),
@@ -138,7 +135,6 @@ FILE, STROKES = "image/png", "application/json; charset=utf-8"
         (STROKES, "1" * 5000, "send JSON"),
         (STROKES, "null", "send JSON"),
         (STROKES, "[]", "send JSON"),
-        (STROKES, '{"strokes": []}', "10,000 points"),
         (STROKES, '{"strokes": [[[NaN, 0]]]}', "below 1e6"),
     ],
     ids=itertools.count(),
