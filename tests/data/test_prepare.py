@@ -44,10 +44,9 @@ def assert_holds(data, folder):
         assert found == expected
 
 
-@pytest.mark.parametrize("prefix", ["--", "--data."])  # as errors name them
-def test_from_idx_prepares_what_tfds_reads(prefix, tiny_mnist, tmp_path, command):
+def test_from_idx_prepares_what_tfds_reads(tiny_mnist, tmp_path, command):
     root = tmp_path / "new" / "root"
-    options = (f"{prefix}dir", root, f"{prefix}from-idx", tiny_mnist)
+    options = ("--data.dir", root, "--data.from-idx", tiny_mnist)  # as errors name them
     _, out, _ = command("data", "prepare", "mnist", *options)
     assert "mnist is prepared in" in " ".join(out.split())
     assert leftovers(root) == ["mnist"]
