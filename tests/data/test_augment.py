@@ -238,8 +238,8 @@ def test_crop_is_a_window_of_the_padded_image_and_every_window_comes():
     assert max(seen.count(place) for place in set(seen)) < 45  # 20 expected
 
 
-@pytest.mark.parametrize("size", [(5, 9), pytest.param((24, 24), marks=pytest.mark.slow)])
-def test_a_cut_is_resized_as_pillow_resizes_a_box(size):
+def test_a_cut_is_resized_as_pillow_resizes_a_box():
+    size = (9, 7)  # for the last box, more rows and columns than it has
     images = images_of((3, 20, 16, 2)) * 255
     boxes = np.array([[0, 0, 20, 16], [3.25, 1.5, 10, 13.75], [15, 9, 5, 4.5]], np.float32)
     ours = jax.jit(cut_out, static_argnums=2)(images, jnp.asarray(boxes), size)

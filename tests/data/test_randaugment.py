@@ -81,6 +81,8 @@ def test_each_operation_is_pillows(channels):
             difference = difference[inside]
         assert difference.max() <= tolerance, (name, strength, difference.max())
     assert {name for name, *_ in IN_PILLOW} == set(OPERATIONS)
+    for name in set(OPERATIONS) - {"autocontrast", "equalize"}:  # which have no strength
+        np.testing.assert_allclose(changed(image, name, 0.0), image, atol=1e-3, err_msg=name)
 
 
 @pytest.mark.slow
@@ -99,22 +101,6 @@ def test_flat_and_extreme_images_stay_images(channels):
         np.testing.assert_array_equal(changed(flat, name, 1.0), flat)
     mean = changed(picture(channels), "contrast", -1.0).mean()
     assert abs(mean - picture(channels).mean()) < (1 if channels == 1 else 25)
-
-
-@pytest.mark.slow
-def test_a_greater_strength_changes_more():
-    images = jnp.asarray(np.stack([picture(3, seed) for seed in range(4)]), jnp.float32)
-    for name in OPERATIONS:
-        if name in ("identity", "autocontrast", "equalize"):
-            continue
-        which = jnp.full(4, OPERATIONS.index(name))
-        distances = [
-            float(jnp.abs(apply_jitted(images, which, jnp.full(4, s)) - images).mean())
-            for s in (0.0, 0.3, 0.6, 1.0)
-        ]
-        assert distances[0] < 1e-3, name
-        assert distances == sorted(distances), name
-        assert distances[-1] > 2, name
 
 
 @pytest.mark.slow
