@@ -184,8 +184,8 @@ def test_a_network_that_differs_is_not_left_in_place(run, tmp_path, format, monk
         return shown
 
     monkeypatch.setattr(module, name, on_other_images)
-    with pytest.raises(rj.ResNetJaxError, match=f"{format} export differs from the network by"):
-        run.export(format, tmp_path / "network")
+    said = refused(run.export, format, tmp_path / "network")
+    assert f"{format} export differs from the network by" in said
     assert not list(tmp_path.iterdir())
 
 

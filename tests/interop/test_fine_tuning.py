@@ -11,6 +11,7 @@ import optax
 import pytest
 from faults import saved
 from flax import traverse_util
+from make_datasets import refused
 
 import resnet_jax as rj
 from resnet_jax.interop import load_weights, save_weights, to_torchvision
@@ -70,8 +71,8 @@ def test_the_same_classes_keep_the_head_and_others_start_fresh(run, source):
     assert is_fresh(starting_from(source, others), 10)
     assert_same(starting_from(source, others, init_head="keep"), variables)
     assert is_fresh(starting_from(source, init_head="fresh"), 10)
-    with pytest.raises(rj.ResNetJaxError, match="knows 10 classes, mnist_5k has 3"):
-        starting_from(source, ("a", "b", "c"), init_head="keep")
+    said = refused(starting_from, source, ("a", "b", "c"), init_head="keep")
+    assert "knows 10 classes, mnist_5k has 3" in said
     three = starting_from(source, ("a", "b", "c"))
     assert is_fresh(three, 3)
     del three["params"]["head"], variables["params"]["head"]
@@ -81,8 +82,7 @@ def test_the_same_classes_keep_the_head_and_others_start_fresh(run, source):
 def test_weights_of_a_residual_network_are_none_for_a_plain_one(source):
     """The file was read: of its entries a plain network lacks but the shortcuts."""
     plain = dataclasses.replace(CONFIG.model, residual=False)
-    with pytest.raises(rj.ResNetJaxError, match=r"--model.residual True, not False"):
-        starting_from(source, model=plain)
+    assert "--model.residual True, not False" in refused(starting_from, source, model=plain)
 
 
 def test_without_class_names_the_number_decides(run, tmp_path):
@@ -204,5 +204,5 @@ def test_bad_weights_are_one_line_and_nothing_is_written(
 
 
 def test_a_run_of_another_network_is_refused_by_the_options_that_differ(run):
-    with pytest.raises(rj.ResNetJaxError, match=r"--model\.width 4, not 8, --model\.stem"):
-        starting_from(run.path, model=rj.ModelConfig(width=8, stem="small"))
+    said = refused(starting_from, run.path, model=rj.ModelConfig(width=8, stem="small"))
+    assert "--model.width 4, not 8, --model.stem" in said

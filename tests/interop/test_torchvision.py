@@ -1,15 +1,17 @@
 """torchvision's weights give torchvision's logits here, and travel both ways to the bit."""
 
 import itertools
+import re
 from functools import partial
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
+from make_datasets import refused
 from random_weights import NUM_CLASSES, RELATIVES, SIZES, digest, random_images, random_weights
 
-import resnet_jax as rj
 from resnet_jax.interop import from_torchvision, to_torchvision
 from resnet_jax.models import VARIANTS
 
@@ -22,26 +24,22 @@ NAMES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 IN_DEFAULT_RUN = (("resnet18", (32, 32), np.float32), ("resnet18", (33, 47), np.float64))
 
 # Parameters with 1000 classes. torchvision documents those of its models ("num_params" of their
-# weights). The others by hand. Shortcuts that project: 1x1 kernels C_in * C_out, norms 2 * C_out.
-WIDTHS = (64, 128, 256, 512)
-BASIC = [(c, 2 * c) for c in WIDTHS[:3]]
-BOTTLENECK = [(64, 256), *((4 * c, 8 * c) for c in WIDTHS[:3])]
-KERNELS = sum(a * b for a, b in BASIC)
+# weights). The others by hand. Shortcuts that project: 1x1 kernels C_in * C_out, norms 2 * C_out;
+# those of plain networks of basic units are in tests/models/test_resnet.py.
+BASIC = [(c, 2 * c) for c in (64, 128, 256)]
+BOTTLENECK = [(64, 256), *((4 * c, 8 * c) for c in (64, 128, 256))]
 # Pre-activation: no norm in the three projections, the first norm of a stage as wide as the stage
 # before, and one norm at the end.
 PREACTIVATION = -sum(2 * b for _, b in BASIC) - sum(2 * (b - a) for a, b in BASIC) + 2 * 512
 PUBLISHED = dict(
     zip(NAMES, (11_689_512, 21_797_672, 25_557_032, 44_549_160, 60_192_808), strict=True)
 )
+PREACT18 = PUBLISHED["resnet18"] + PREACTIVATION
 PARAMETERS = {
     **{(name, True): count for name, count in PUBLISHED.items()},
-    **{
-        (name, False): count
-        - sum(a * b + 2 * b for a, b in (BASIC if name in NAMES[:2] else BOTTLENECK))
-        for name, count in PUBLISHED.items()
-    },
-    **{(f"preact_{name}", True): PUBLISHED[name] + PREACTIVATION for name in NAMES[:2]},
-    **{(f"preact_{name}", False): PUBLISHED[name] + PREACTIVATION - KERNELS for name in NAMES[:2]},
+    ("resnet50", False): PUBLISHED["resnet50"] - sum(a * b + 2 * b for a, b in BOTTLENECK),
+    ("preact_resnet18", True): PREACT18,
+    ("preact_resnet18", False): PREACT18 - sum(a * b for a, b in BASIC),
 }
 # torchvision's "num_params", and timm's of resnet26, resnet18d and resnet50d.
 COUNTS = (25_028_904, 68_883_240, 15_995_176, 11_708_744, 25_576_264)
@@ -107,7 +105,7 @@ def test_logits_are_torchvisions(name, size, dtype):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] if "wide" in name or "18" in name else [])
+        pytest.param(name, marks=[pytest.mark.slow] if "wide" in name or "50d" in name else [])
         for name in RELATIVES
     ],
 )
@@ -124,12 +122,11 @@ def test_logits_of_the_relatives_are_torchvisions_and_timms(name):
     assert all(np.array_equal(back[key], value) for key, value in weights.items())
 
 
-@pytest.mark.parametrize("name", ["resnet20", pytest.param("resnet56", marks=pytest.mark.slow)])
-def test_logits_with_option_a_are_those_of_a_torch_network(name):
+def test_logits_with_option_a_are_those_of_a_torch_network():
     torch = pytest.importorskip("torch")
     from torch_twin import ResNet
 
-    model = make(name, lowering="reference")
+    model = make("resnet20", stage_sizes=(2, 1, 1), lowering="reference")
     network = ResNet(model.stage_sizes, False, NUM_CLASSES, width=16, stem="small", pad=True)
     twin = network.double().eval()
     shapes = {key: tuple(value.shape) for key, value in twin.state_dict().items()}
@@ -142,8 +139,7 @@ def test_logits_with_option_a_are_those_of_a_torch_network(name):
     variables = from_torchvision(weights, model.clone(residual=False))
     got = apply(model, variables, images)
     assert np.abs(got - expected).max() < 1e-5 * np.abs(expected).max()
-    with pytest.raises(rj.ResNetJaxError, match="torchvision has no shortcut pad"):
-        from_torchvision(weights, model)
+    assert "torchvision has no shortcut pad" in refused(from_torchvision, weights, model)
 
 
 @pytest.mark.parametrize(
@@ -160,9 +156,8 @@ def test_logits_with_option_a_are_those_of_a_torch_network(name):
 def test_weights_of_another_variant_are_refused_by_its_name(weights, model):
     options = {"num_classes": 3}
     zeros = to_torchvision(zeros_of(make(weights, **options)))
-    with pytest.raises(rj.ResNetJaxError, match=f"{model} .*look like {weights}: ") as caught:
-        from_torchvision(zeros, make(model, **options))
-    assert "\n" not in str(caught.value)
+    said = refused(from_torchvision, zeros, make(model, **options))
+    assert re.search(f"{model} .*look like {weights}: ", said)
 
 
 def test_weights_without_classes_give_features():
@@ -172,20 +167,14 @@ def test_weights_without_classes_give_features():
         from_torchvision(weights, features),
         from_torchvision({n: w for n, w in weights.items() if "fc." not in n}, num_classes=0),
     ):
-        assert "head" not in variables["params"]
-        assert apply(features, variables, random_images((32, 32))).shape == (2, 32)
+        chex.assert_trees_all_equal_shapes(variables, zeros_of(features))
 
 
 @pytest.mark.parametrize(
     ("name", "residual"),
     [
-        *itertools.product([*NAMES[:3], "preact_resnet18", "preact_resnet34"], (True, False)),
-        *((name, True) for name in RELATIVES),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in PARAMETERS
-            if case[0] in NAMES[3:]
-        ),
+        pytest.param(*case, marks=[pytest.mark.slow] if case[0] in NAMES[3:] else [])
+        for case in PARAMETERS
     ],
 )
 def test_parameter_counts(name, residual):
@@ -197,8 +186,7 @@ def test_parameter_counts(name, residual):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-@pytest.mark.parametrize("residual", [True, False])
-@pytest.mark.parametrize("stem", ["imagenet", "small"])
+@pytest.mark.parametrize(("residual", "stem"), [(True, "small"), (False, "imagenet")])
 def test_round_trip_is_exact(name, residual, stem):
     dtype = np.float64 if residual else np.float32
     model = make(name, width=4, residual=residual, stem=stem)
@@ -226,10 +214,7 @@ def test_every_entry_that_does_not_fit_is_named():
     weights["bn1.bias"] = np.zeros(4, np.int32)
     weights["bn1.running_var"] = np.array([1, 1, np.nan, 1], np.float32)
     weights["layer1.0.bn1.running_var"] = -weights["layer1.0.bn1.running_var"]
-    with pytest.raises(rj.ResNetJaxError) as caught:
-        from_torchvision(weights)
-    message = str(caught.value)
-    assert "\n" not in message
+    message = refused(from_torchvision, weights)
     for part in (
         "resnet18",
         "2 missing: fc.bias, layer2.0.downsample.0.weight",
@@ -244,36 +229,34 @@ def test_every_entry_that_does_not_fit_is_named():
 def test_a_missing_unit_is_no_smaller_network():
     _, weights = tiny()
     cut = {n: w for n, w in weights.items() if not n.startswith("layer4.1.")}
-    with pytest.raises(rj.ResNetJaxError, match=r"10 missing: layer4\.1\.bn1\.bias"):
-        from_torchvision(cut)
+    assert "10 missing: layer4.1.bn1.bias" in refused(from_torchvision, cut)
 
 
 @pytest.mark.parametrize(
     "strange", [{}, {"features.0.weight": np.zeros((64, 3, 3, 3))}, {"conv1.weight": np.zeros(3)}]
 )
 def test_another_architecture_is_refused_in_one_short_line(strange):
-    with pytest.raises(rj.ResNetJaxError, match="not those of a residual network") as caught:
-        from_torchvision(strange)
-    assert len(str(caught.value)) < 300
+    said = refused(from_torchvision, strange)
+    assert "not those of a residual network" in said
+    assert len(said) < 300
 
 
 def test_another_model_than_the_weights_are_for():
     _, weights = tiny()
-    with pytest.raises(rj.ResNetJaxError, match="do not fit resnet34"):
-        from_torchvision(weights, make("resnet34", width=4))
-    with pytest.raises(rj.ResNetJaxError, match=r"conv1\.weight \[4, 3, 7, 7\], expected \[8"):
-        from_torchvision(weights, make("resnet18", width=8))
-    with pytest.raises(rj.ResNetJaxError, match=r"fc\.bias \[5\], expected \[6\]"):
-        from_torchvision(weights, make("resnet18", width=4, num_classes=6))
+    for name, options, said in (
+        ("resnet34", {}, "do not fit resnet34"),
+        ("resnet18", {"width": 8}, "conv1.weight [4, 3, 7, 7], expected [8"),
+        ("resnet18", {"num_classes": 6}, "fc.bias [5], expected [6]"),
+    ):
+        assert said in refused(from_torchvision, weights, make(name, **{"width": 4, **options}))
 
 
 def test_what_has_no_names_there_is_named():
-    with pytest.raises(rj.ResNetJaxError, match="pre-activation"):
-        to_torchvision(zeros_of(make("preact_resnet18", width=4), 1))
+    preactivation = zeros_of(make("preact_resnet18", width=4), 1)
+    assert "pre-activation" in refused(to_torchvision, preactivation)
     variables = zeros_of(make("resnet18", width=4))
     variables["params"]["dense"] = {"kernel": np.zeros((3, 3))}
-    with pytest.raises(rj.ResNetJaxError, match="dense"):
-        to_torchvision(variables)
+    assert "dense" in refused(to_torchvision, variables)
 
 
 def test_another_number_of_classes_gets_the_head_of_a_new_network():
@@ -305,5 +288,5 @@ def test_grey_images_get_the_logits_of_grey_rgb_and_the_other_way_round():
     np.testing.assert_allclose(apply(model, summed, grey), of_colour, rtol=0, atol=2e-6)
     spread = from_torchvision(to_torchvision(summed), in_channels=3)
     np.testing.assert_allclose(apply(model, spread, colour), of_colour, rtol=0, atol=2e-6)
-    with pytest.raises(rj.ResNetJaxError, match="3 channels cannot be made one for 2"):
-        from_torchvision(weights, in_channels=2)
+    said = refused(from_torchvision, weights, in_channels=2)
+    assert "3 channels cannot be made one for 2" in said

@@ -7,9 +7,9 @@ import chex
 import jax
 import numpy as np
 import pytest
+from make_datasets import refused
 from test_torchvision import tiny, zeros_of
 
-import resnet_jax as rj
 from resnet_jax.interop import from_torchvision, load_metadata, load_weights, save_weights
 
 
@@ -48,11 +48,10 @@ def test_what_the_books_file_lacks_is_named_as_the_book_would():
     del book["net.2.0.shortcut.weight"], book["net.0.1.running_mean"]
     book["net.1.0.conv1.bias"] = np.zeros(4, np.float32)
     book["net.0.0.bias"] = np.zeros(3, np.float32)
-    missing = r"2 missing: net\.0\.1\.running_mean, net\.2\.0\.shortcut\.weight"
-    missing += r"; 1 unknown: net\.1\.0\.conv1\.bias; "
-    missing += r"1 of another shape: net\.0\.0\.bias \[3\], expected \[4\]"
-    with pytest.raises(rj.ResNetJaxError, match=missing):
-        from_torchvision(book)
+    missing = "2 missing: net.0.1.running_mean, net.2.0.shortcut.weight"
+    missing += "; 1 unknown: net.1.0.conv1.bias; "
+    missing += "1 of another shape: net.0.0.bias [3], expected [4]"
+    assert missing in refused(from_torchvision, book)
 
 
 def test_safetensors_round_trip_with_metadata(tmp_path):
@@ -83,18 +82,14 @@ def test_a_truncated_file_or_a_text_is_one_line(tmp_path, suffix):
     parts = [whole[:length] for length in (0, 4, 100, len(whole) // 2, -1)]
     for content in (*parts, b"<html>404</html>" * 100):
         path.write_bytes(content)
-        with pytest.raises(rj.ResNetJaxError, match="damaged") as caught:
-            load_weights(path)
-        assert str(path) in str(caught.value)
-        assert "\n" not in str(caught.value)
+        assert f"{path} is damaged" in refused(load_weights, path)
 
 
 @pytest.mark.parametrize("name", ["missing.safetensors", "picture.png", "folder.pth"])
 def test_no_such_file_or_of_another_kind(tmp_path, name):
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
     (tmp_path / "folder.pth").mkdir()
-    with pytest.raises(rj.ResNetJaxError, match=r"\.safetensors"):
-        load_weights(tmp_path / name)
+    assert ".safetensors" in refused(load_weights, tmp_path / name)
 
 
 def test_bfloat16_in_safetensors(tmp_path):
@@ -123,7 +118,5 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path):
     torch.save(content, tmp_path / "zip.pth")
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(content, protocol=2))
     for name in ("zip.pth", "plain.pth"):
-        with pytest.raises(rj.ResNetJaxError, match="can run code") as caught:
-            load_weights(tmp_path / name)
-        assert "\n" not in str(caught.value)
+        assert "can run code" in refused(load_weights, tmp_path / name)
         assert not (tmp_path / "ran").exists()
