@@ -1,5 +1,6 @@
 """RandAugment's operations are Pillow's, on colour and grey, and each is drawn as often."""
 
+import itertools
 from functools import partial
 
 import chex
@@ -69,8 +70,9 @@ IN_PILLOW = [
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_each_operation_is_pillows(channels):
-    image = picture(channels)
-    for name, strength, theirs, tolerance in IN_PILLOW:
+    flat = [np.full((24, 28, channels), level, np.uint8) for level in (0, 7, 255)]
+    for image, operation in itertools.product([*flat, picture(channels)], IN_PILLOW):
+        name, strength, theirs, tolerance = operation
         expected = np.asarray(theirs(image), np.float32).reshape(image.shape)
         found = changed(image, name, strength)
         difference = np.abs(found - expected)
@@ -83,24 +85,6 @@ def test_each_operation_is_pillows(channels):
     assert {name for name, *_ in IN_PILLOW} == set(OPERATIONS)
     for name in set(OPERATIONS) - {"autocontrast", "equalize"}:  # which have no strength
         np.testing.assert_allclose(changed(image, name, 0.0), image, atol=1e-3, err_msg=name)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("channels", [1, 3])
-def test_flat_and_extreme_images_stay_images(channels):
-    for level in (0, 7, 255):
-        flat = np.full((24, 28, channels), level, np.uint8)
-        for name in OPERATIONS[:IN_PLACE]:
-            for strength in (-1.0, 1.0):
-                found = changed(flat, name, strength)
-                assert np.isfinite(found).all(), name
-                assert 0 <= found.min() <= found.max() <= 255, name
-    # What has no contrast to stretch stays as it is.
-    flat = np.full((24, 28, channels), 7, np.uint8)
-    for name in ("autocontrast", "equalize"):
-        np.testing.assert_array_equal(changed(flat, name, 1.0), flat)
-    mean = changed(picture(channels), "contrast", -1.0).mean()
-    assert abs(mean - picture(channels).mean()) < (1 if channels == 1 else 25)
 
 
 @pytest.mark.slow

@@ -50,16 +50,7 @@ def pair(name, width, residual=True, dtype=np.float64):
     ours = MODELS[name](width=width, residual=residual, dtype=dtype, param_dtype=dtype)
     variables = jax.tree.map(jnp.array, from_torchvision(weights, ours))
     tx = make_optimizer(OPTIM, lambda step: OPTIM.learning_rate)
-    state = rj.TrainState(
-        step=jnp.zeros((), jnp.int32),
-        opt_state=tx.init(variables["params"]),
-        ema=None,
-        first_bad_step=jnp.full((), -1, jnp.int32),
-        apply_fn=ours.apply,
-        tx=tx,
-        **variables,
-    )
-    return theirs.train(), state
+    return theirs.train(), rj.TrainState.of_variables(ours, variables, tx)
 
 
 def torch_step(model, optimizer, images, labels):
