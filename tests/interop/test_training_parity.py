@@ -17,8 +17,8 @@ from resnet_jax.training.step import cross_entropy
 torch = pytest.importorskip("torch")
 from torch_twin import BookNet, ResNet, sgd, twin  # noqa: E402  (needs torch)
 
-# One unit a stage: what XLA takes to compile is most of these tests' time.
-TINY = (1, 1, 1, 1)
+# Two stages of a unit: what XLA takes to compile is most of these tests' time.
+TINY = (1, 1)
 NETWORKS = {name: partial(twin, name) for name in ("resnet18", "resnet50")}
 NETWORKS |= {"basic": partial(ResNet, TINY), "bottleneck": partial(ResNet, TINY, True)}
 MODELS = {
