@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import http.server
-import importlib.util
 import os
 import shutil
 import socket
@@ -137,12 +136,7 @@ def test_a_folder_that_cannot_be_written_is_named(tiny_mnist, tmp_path):
 
 
 def test_without_tensorflow_the_extra_is_named(monkeypatch, tmp_path, command):
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util,
-        "find_spec",
-        lambda name, *more: None if name == "tensorflow" else find_spec(name, *more),
-    )
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
     code, _, line = command("data", "prepare", "cifar10", "--dir", tmp_path / "root")
     assert (code, line.count("\n")) == (1, 1)
     assert "`cifar10` needs TensorFlow to be prepared" in line

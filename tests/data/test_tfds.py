@@ -104,7 +104,6 @@ def test_images_of_several_sizes_need_one_to_be_brought_to(tmp_path):
     pairs = [(encoded(np.zeros(size, np.uint8)), 0) for size in ((6, 5), (4, 4), (9, 9))]
     build(tmp_path, {"train": pairs}, shape=(None, None, 1))
     assert "several sizes: give the side" in refusal(tmp_path)
-    assert load_dataset("digits", tmp_path, size=8).image_shape == (8, 8, 1)
 
 
 def test_configurations_are_named_where_there_are_several(tmp_path):
