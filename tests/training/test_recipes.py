@@ -73,8 +73,10 @@ def test_imagenet_trains_by_its_preset(prepared, one_unit, tmp_path, command, mo
     assert len(run.class_names) == 1000
     metrics = run.metrics()
     assert metrics["step"].max() == 2
-    assert set(metrics["kind"]) == {"train", "validation"}
     row = metrics[metrics["kind"] == "validation"].iloc[-1]
+    tests = metrics[metrics["kind"] == "test"]
+    assert list(tests["split"]) == ["validation"] * 2
+    assert tests["accuracy"].max() == row["accuracy"]
     found = json.loads(command("evaluate", run_dir, "--split", "validation", "--json")[1])
     assert found["count"] == 4
     assert found["top5"] == row["top5"]
