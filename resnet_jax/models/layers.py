@@ -26,14 +26,12 @@ torch_default: Initializer = variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Conv(nn.Module):
-    """A 2-D convolution without bias: NHWC images, HWIO kernel, symmetric zero padding.
+    """A 2-D convolution without bias: NHWC images, HWIO kernel, ``kernel_size // 2`` zeros around.
 
     Attributes:
         features: number of output channels.
         kernel_size: side of the square kernel.
         strides: step between windows, in pixels, the same in both directions.
-        padding: zeros added on each side, in pixels; ``None`` keeps the size at stride 1, of a
-            kernel of an odd size.
         groups: of channels that are convolved apart.
         lowering: see `resnet_jax.ops.conv2d`.
         kernel_init: initialiser of the kernel.
@@ -44,7 +42,6 @@ class Conv(nn.Module):
     features: int
     kernel_size: int
     strides: int = 1
-    padding: int | None = None
     groups: int = 1
     lowering: str = "auto"
     kernel_init: Initializer = he_fan_out
@@ -57,12 +54,11 @@ class Conv(nn.Module):
         side, inputs = self.kernel_size, x.shape[-1]
         shape = (side, side, inputs // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        padding = self.kernel_size // 2 if self.padding is None else self.padding
         return ops.conv2d(
             x.astype(self.dtype),
             kernel,
             stride=self.strides,
-            padding=padding,
+            padding=side // 2,
             groups=self.groups,
             lowering=self.lowering,
         )
