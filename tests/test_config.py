@@ -55,6 +55,11 @@ def test_settings_that_make_no_sense_are_refused_by_name(option):
         assert str(refusal.value).rpartition("got ")[2].strip("'") in str(value)
 
 
+def test_a_bound_is_named_to_its_last_digit():
+    with pytest.raises(rj.ResNetJaxError, match="at most 2147483647, got 2147483648"):
+        rj.TrainConfig(seed=2**31)
+
+
 def test_settings_that_do_not_fit_together_are_refused_by_name():
     crops = rj.AugmentConfig(crop=4, resized_crop=0.08)
     sizes = rj.DataConfig(subset=[100, 10, 9])
