@@ -177,7 +177,10 @@ def _planned(
             listing = ", ".join(f"--{option} {value}" for option, (_, value) in kept.items())
             display.print_line(f"{named} goes on as preset {preset} was in 0.1.0: {listing}")
         if named in (at for _, at in planned):
-            raise ResNetJaxError(f"--grid gives two runs the folder {named}: use no name twice")
+            raise ResNetJaxError(
+                f"--grid makes {named} the folder of two runs: give each value once, and files of "
+                "different names"
+            )
         planned.append((begun, named))
     return planned
 

@@ -167,7 +167,9 @@ def scan(
     that are cached, too.
     """
     if not root.is_dir():
-        raise ResNetJaxError(f"{root} is no folder: give one of class folders (--data.dir)")
+        raise ResNetJaxError(
+            f"{root} is no folder: give one with a folder for each class (--data.dir)"
+        )
     rows, class_names, left_out = find_classes(root)
     paths = [path for path, *_ in rows]
     facts = cached_facts(

@@ -190,7 +190,10 @@ def check_known(name: str) -> None:
     import tensorflow_datasets as tfds
 
     if name == "folder":
-        raise ResNetJaxError("`folder` is never prepared: give `resnet-jax train` its --data.dir")
+        raise ResNetJaxError(
+            "your own images need no preparing: `resnet-jax verify DIR` checks their folder, "
+            "`resnet-jax train folder --data.dir DIR` trains on it"
+        )
     known = [*DATASETS, *tfds.list_builders(with_community_datasets=False)]
     if name.split("/")[0] in known:
         return
@@ -198,8 +201,8 @@ def check_known(name: str) -> None:
     hint = f" (did you mean `{near[0]}`?)" if near else ""
     raise ResNetJaxError(
         f"unknown dataset `{name}`{hint}: expected one of {', '.join(DATASETS)} "
-        "(`resnet-jax data list` describes them), another that TFDS knows, or folder; a run's that "
-        "was made in Python goes to rj.Run.open(..., data=...)"
+        "(`resnet-jax data list` describes them), another that TFDS knows, or folder; give a run's "
+        "own dataset to rj.Run.open(..., data=...)"
     )
 
 
