@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from resnet_jax.run import Run
 
 RunDir = Annotated[Positional[Path], tyro.conf.arg(help="the run's folder.")]
+# Of which tyro's help says "(default: )"; none is refused where they are used.
+Paths = Annotated[
+    Positional[tuple[Path, ...]],
+    tyro.conf.arg(metavar="PATH [PATH ...]", help_behavior_hint="(required)"),
+]
 CheckpointOption = Annotated[
     Literal["best", "latest"], tyro.conf.arg(help="best by validation accuracy, or latest.")
 ]
@@ -118,7 +123,7 @@ def evaluate(
 
 def predict(
     run: RunDir,
-    paths: Positional[tuple[Path, ...]],
+    paths: Paths,
     checkpoint: CheckpointOption = "best",
     topk: int = 1,
     invert: bool = False,
@@ -178,7 +183,7 @@ def report(
 
 
 def compare(
-    runs: Positional[tuple[Path, ...]],
+    runs: Paths,
     checkpoint: CheckpointOption = "best",
     output: Path | None = None,
     json: bool = False,
@@ -287,6 +292,8 @@ def data(
         from_idx: folder with the IDX files to prepare from, instead of a download.
     """
     if action == "list":
+        if name is not None:
+            raise ResNetJaxError(f"data list takes no NAME, got {name}: it lists all datasets")
         from resnet_jax.data.mnist import DATASETS
 
         display.print_datasets(DATASETS.values())

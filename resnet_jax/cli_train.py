@@ -16,6 +16,7 @@ from resnet_jax.config import TrainConfig, differences, replaced
 from resnet_jax.errors import ResNetJaxError, importing
 from resnet_jax.settings import settings as settings_of
 from resnet_jax.signals import Stop
+from resnet_jax.storage import expanded
 
 if TYPE_CHECKING:
     from resnet_jax.run import Run
@@ -110,6 +111,7 @@ def train(
             f"preset {preset} stands after options: give it first, `resnet-jax train {preset} ...`"
         )
     processes.meet()
+    run_dir = run_dir and expanded(run_dir)
     config = _with_settings_of_its_dataset(config, default, arguments)
     runs: list[Run] = []
     planned = _planned(preset, config, run_dir, seeds, grid, arguments)
@@ -206,8 +208,11 @@ def _or_earlier(
         return named
     from resnet_jax.training.run_folder import RunFolder
 
-    config = _as_begun(plain, preset, config, arguments)
-    recorded = RunFolder(plain).read_record().config
+    try:
+        config = _as_begun(plain, preset, config, arguments)
+        recorded = RunFolder(plain).read_record().config
+    except ResNetJaxError:  # a damaged run is refused where it is asked for
+        return named
     own = {f"data.{key}": getattr(config.data, key) for key in ("mean", "std")}
     name = partial(presets.run_name, "", presets.PRESETS[preset], always=varied)
     return plain if name(config) == name(replaced(recorded, own)) else named

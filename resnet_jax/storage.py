@@ -96,7 +96,7 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 
 def write_whole(path: Path | str, content: bytes) -> None:
     """Write what ``--output`` names as a whole, in the place of a regular file or of none."""
-    path = Path(path)
+    path = expanded(path)
     check_replaceable(path)
     remedy = "give another --output"
     with writing(path, remedy):

@@ -208,6 +208,7 @@ def test_what_needs_no_data_is_shown(words, shown, command):
         (["verify", "EMPTY", "--data.background", "300"], ["--data.background", "300"]),
         (["verify", "/dev/null"], ["/dev/null", "folder"]),  # it was to become a run
         (["data", "prepare"], ["NAME"]),
+        (["data", "list", "mnist"], ["mnist", "NAME"]),
         (["data", "prepare", "imagnet"], ["imagnet"]),
         (["data", "prepare", "folder"], ["folder", "--data.dir"]),
     ],

@@ -126,6 +126,14 @@ def test_the_folder_of_an_earlier_run_is_for_that_run_alone(
     assert [folder.name for folder, _ in trained] == names
 
 
+def test_a_damaged_run_elsewhere_stops_no_other(began_as, trained, refusal):
+    """That of the preset's own folder stopped every run that the preset began, by any settings."""
+    began_as("runs/mnist-seed0", "mnist", {})
+    Path("runs/mnist-seed0/config.yaml").write_text("model: [")
+    assert main(["train", "mnist", "--no-report", "--augment.flip"]) == 0
+    assert [folder.name for folder, _ in trained] == ["mnist-flip-seed0"]
+
+
 @pytest.mark.parametrize("axis", ["seed=1,1", "init-from=a/net.pth,b/net.pth"])
 def test_two_runs_of_a_grid_are_not_one_folders(axis, trained, refusal):
     """The second was refused when the first had been trained."""
@@ -141,6 +149,7 @@ IN_R = ["--run-dir", "r"]
     [
         ("runs/folder-seed0", {}, [], (False, 0.0, 0.1)),  # where 0.1.0 put it
         ("r", {}, IN_R, (False, 0.0, 0.1)),
+        ("r", {}, ["--run-dir=~/r"], (False, 0.0, 0.1)),  # which shells leave as it is
         ("r", {}, [*IN_R, "--augment.flip"], (True, 0.0, 0.1)),
         ("r", {}, [*IN_R, "--optim.learning_rate=0.05"], (False, 0.0, 0.05)),
         # What 0.1.0 was told is not the preset's: the command must say it again.
@@ -149,13 +158,14 @@ IN_R = ["--run-dir", "r"]
     ],
 )
 def test_a_run_goes_on_with_what_its_preset_was_when_it_began(
-    place, told, options, expected, began_as, trained, capsys
+    place, told, options, expected, began_as, trained, capsys, tmp_path, monkeypatch
 ):
+    monkeypatch.setenv("HOME", str(tmp_path))
     began_as(place, "folder", {**EARLIER["folder"], **told, "data.dir": "x"})
     assert main(["train", "folder", "--data.dir", "x", "--no-report", *options]) == 0
     ((at, config),) = trained
     found = config.augment.flip, config.augment.resized_crop, config.optim.learning_rate
-    assert (str(at), found) == (place, expected)
+    assert (at.resolve(), found) == (tmp_path / place, expected)
     assert "was in 0.1.0: " in capsys.readouterr().out
 
 

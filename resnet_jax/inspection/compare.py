@@ -11,7 +11,7 @@ from resnet_jax.config import options_with
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.run import Checkpoint, Run
 from resnet_jax.settings import Effect, as_typed, settings
-from resnet_jax.storage import check_replaceable, write_whole
+from resnet_jax.storage import check_replaceable, expanded, write_whole
 
 
 def group_by_settings(runs: Sequence[Run]) -> list[tuple[dict[str, Any], list[Run]]]:
@@ -94,6 +94,7 @@ def write_curves(runs: Sequence[Run], output: Path) -> None:
     """Write the curves of several runs into a picture, in one colour those of one setting."""
     from resnet_jax.inspection.plots import compared_curves
 
+    output = expanded(output)
     check_replaceable(output)
     if not output.parent.is_dir():
         raise ResNetJaxError(f"{output} cannot be written: {output.parent} is no folder; make it")

@@ -129,7 +129,8 @@ def grad_cam(
     >>> import jax, jax.numpy as jnp, resnet_jax as rj
     >>> model = rj.ResNet18(num_classes=10, width=8)
     >>> images = jnp.zeros((2, 32, 32, 1))
-    >>> variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), images)
+    >>> init = jax.jit(model.init, static_argnames="train")
+    >>> variables = init(jax.random.key(0), images, train=False)
     >>> rj.inspection.grad_cam(model, variables, images).shape
     (2, 8, 8)
 

@@ -6,7 +6,7 @@ The layout is torchvision's: explicit padding, no bias before batch norm, and in
 stride on the 3x3 convolution ("ResNet v1.5"; the paper has it on the first 1x1).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -234,7 +234,7 @@ class ResNet(nn.Module):
         param_dtype: type of parameters and running statistics.
     """
 
-    stage_sizes: tuple[int, ...]
+    stage_sizes: Sequence[int]
     unit: type[Unit]
     num_classes: int = 10
     width: int = 64
@@ -251,6 +251,10 @@ class ResNet(nn.Module):
     remat: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        self.stage_sizes = tuple(self.stage_sizes)  # of a list, too, `jax.jit` can take a hash
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, images: Images, *, train: bool) -> Float[Array, "n ..."]:

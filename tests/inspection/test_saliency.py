@@ -20,7 +20,10 @@ from resnet_jax.models import Unit
 
 
 def by_hand(head, second):
-    """A network of one stage whose map is known: the image, and what ``second`` makes of it."""
+    """A network of one stage whose map is known: the image, and what ``second`` makes of it.
+
+    Its stages are a list, as many write them, which has no hash for `jax.jit`.
+    """
 
     class Pair(Unit):
         @nn.compact
@@ -28,7 +31,7 @@ def by_hand(head, second):
             image = x[..., :1]
             return jnp.concatenate([image, second(image)], -1)
 
-    model = rj.ResNet(stage_sizes=(1,), unit=Pair, num_classes=2, width=1, stem="small")
+    model = rj.ResNet(stage_sizes=[1], unit=Pair, num_classes=2, width=1, stem="small")
     image = jnp.asarray([[1.0, 2.0], [3.0, 4.0]])[None, :, :, None]
     variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), image)
     params = jax.tree.map(jnp.zeros_like, variables["params"])
