@@ -125,6 +125,7 @@ class Run:
         image_shape: ``(H, W, C)`` of the images it was trained on.
         fingerprint: SHA-256 of the data it was trained on, see `Dataset`.
         parts: what is recorded of a network, an optimiser and a loss of one's own, see `train`.
+        made_by: the commit and the versions of packages that it began with.
     """
 
     def __init__(
@@ -134,7 +135,7 @@ class Run:
         record = folder.read_record()
         self.path, self.config, self.fingerprint = folder.path, record.config, record.fingerprint
         self.class_names, self.image_shape = record.class_names, record.image_shape
-        self.parts = record.parts
+        self.parts, self.made_by = record.parts, record.made_by
         self._states: dict[Checkpoint, TrainState] = {}
 
     @classmethod

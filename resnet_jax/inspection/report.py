@@ -9,7 +9,6 @@ from string import Template
 from typing import Any
 
 import pandas as pd
-import yaml
 from matplotlib.figure import Figure
 
 from resnet_jax.errors import printable
@@ -51,7 +50,7 @@ def write_report(
             figure.savefig(file, dpi=150)
             png = base64.b64encode(file.read_bytes()).decode()
             sections.append(FIGURE.format(title=title, note=escape(note), png=png))
-    config, document = run.config, yaml.safe_load((run.path / "config.yaml").read_text())
+    config = run.config
     rates = ("recall", "precision")
     classes = [
         (f"#{k}", name, row["count"], *("-" if row[r] is None else f"{row[r]:.2%}" for r in rates))
@@ -61,8 +60,7 @@ def write_report(
         "run folder": run.path.resolve().name,
         "data fingerprint": run.fingerprint,
         **run.parts,
-        "commit": document.get("commit"),
-        **(document.get("versions") or {}),
+        **run.made_by,
     }
     page = PAGE.substitute(
         title=escape(f"{run.model_name} on {config.data.name}, seed {config.seed}"),

@@ -45,6 +45,8 @@ class Record:
     parts: Mapping[str, str] = dataclasses.field(default_factory=dict)  # see `Custom`
     # Whose algorithms "auto" is on a CPU; None for a run of version 0.1.0, which did not say.
     instructions: str | None = None
+    # The commit and the versions of packages that the run began with.
+    made_by: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
 
 class RunFolder:
@@ -97,7 +99,9 @@ class RunFolder:
 
     def write_record(self, record: Record) -> None:
         """Write ``config.yaml``; package versions and commit stay those that the run began with."""
-        began = _load_yaml(self.path / "config.yaml") if self.exists else {}
+        now = {"commit": _commit(), **{name: _version(name) for name in PACKAGES}}
+        versions = dict(self.read_record().made_by if self.exists else now)
+        commit = versions.pop("commit")
         document = {
             "config": to_dict(record.config),
             "data": {
@@ -107,8 +111,8 @@ class RunFolder:
             },
             **({"parts": dict(record.parts)} if record.parts else {}),
             **({"instructions": record.instructions} if record.instructions else {}),
-            "versions": began.get("versions") or {name: _version(name) for name in PACKAGES},
-            "commit": began["commit"] if "commit" in began else _commit(),
+            "versions": versions,
+            "commit": commit,
         }
         storage.atomic_write(self.path / "config.yaml", yaml.safe_dump(document, sort_keys=False))
 
@@ -122,16 +126,20 @@ class RunFolder:
         try:
             document = _load_yaml(path)
             data = document["data"]
-            height, width, channels = map(int, data["image_shape"])
+            height, width, channels = shape = tuple(map(int, data["image_shape"]))
+            names = tuple(map(str, data["class_names"]))
+            if not 0 < min(shape) <= math.prod(shape) < 2**40 or len(set(names)) < len(names):
+                raise ValueError(f"there are no images of {shape}, or two classes of one name")
             if (instructions := document.get("instructions")) not in (None, *INSTRUCTION_SETS):
                 raise ValueError(f"instructions {instructions!r} are none of {INSTRUCTION_SETS}")
             return Record(
                 from_dict(document["config"]),
                 str(data["fingerprint"]),
-                tuple(map(str, data["class_names"])),
+                names,
                 (height, width, channels),
                 {name: str(part) for name, part in dict(document.get("parts", {})).items()},
                 instructions,
+                {"commit": document.get("commit"), **(document.get("versions") or {})},
             )
         except ResNetJaxError as error:
             raise ResNetJaxError(f"{path} is damaged or of another version: {error}") from error
@@ -267,7 +275,7 @@ def _row(line: str, before: list[dict[str, Any]]) -> dict[str, Any]:
     row = json.loads(line)
     if not isinstance(row, dict) or not row.keys() >= COMMON:
         raise ValueError(f"no JSON object with {', '.join(sorted(COMMON))}")
-    for name in row.keys() & (COMMON | {"last"}) - {"kind"}:
+    for name in row.keys() - {"kind", "split", "checkpoint"}:
         number = row[name]
         most = 2**63 if name in ("step", "last") else math.inf
         is_one = isinstance(number, int | float) and not isinstance(number, bool)
