@@ -71,12 +71,12 @@ def numbers(folder: Path) -> dict[str, Any]:
         except rj.ResNetJaxError as error:
             return found | {"refusal": str(error)}
     runs = {"float32": config(1)}
+    runs["float64"] = config(20, dtype="float64")
     if count in (1, 8):
         runs["bfloat16"] = config(1, dtype="bfloat16")
+        runs["parts"] = config(5, accumulate=2, dtype="float64")
     if count == 8:
         runs["auto"] = config(1, lowering="auto")
-    runs["float64"] = config(20, dtype="float64")
-    runs["parts"] = config(5, accumulate=2, dtype="float64")
     return found | {n: trained(c, folder / f"{n}-on-{count}") for n, c in runs.items()}
 
 

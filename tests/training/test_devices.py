@@ -46,8 +46,9 @@ def platforms(on_devices):
 
 @pytest.mark.parametrize("what", ["float64", "parts"])
 def test_losses_and_parameters_are_those_of_one_device(found, what):
-    """Whole batches for 20 steps, and batches in two parts for five."""
-    one, *others = (found[count][what] for count in COUNTS)
+    """Whole batches for 20 steps, and on one and eight batches in two parts for five."""
+    one, *others = (found[count][what] for count in COUNTS if what in found[count])
+    assert others
     assert len(one["losses"]) == (20 if what == "float64" else 5)
     for other in others:
         np.testing.assert_allclose(other["losses"], one["losses"], rtol=1e-8)
