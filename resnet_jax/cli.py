@@ -142,7 +142,7 @@ def predict(
         invert: exchange black and white first: for dark ink on paper.
         explain: write each image with Grad-CAM over it, a PNG, into this folder; no other file
             there is replaced.
-        json: print a JSON list of {path, label, probability, topk}.
+        json: print a JSON list of {path, label, probability, topk}, and found, of digits.
         csv: print CSV: path, label, probability.
     """
     from resnet_jax.inspection.classify import classify_files

@@ -19,7 +19,7 @@ from experiments.tables import ROOT, crossed, table
 
 SERIES = {
     "flax": ("Flax, the obvious way", BLACK, "s"),
-    "torch": ("PyTorch at its best setting", ORANGE, "^"),
+    "torch": ("PyTorch at its best float32 setting", ORANGE, "^"),
     "resnet_jax": ("resnet_jax", BLUE, "o"),
 }
 PROCESSORS = {"avx2": "AVX2", "avx512": "AVX-512"}
@@ -67,7 +67,7 @@ def titled(case: str, row: dict[str, Row]) -> str:
 
 def draw() -> Figure:
     both = {name: measured(processor) for processor, name in PROCESSORS.items()}
-    titles = ("ResNet-18, 32x32x1", "how many times as fast as PyTorch at its best setting")
+    titles = ("ResNet-18, 32x32x1", "times as fast as PyTorch at its best in that type")
     figure, ((sweep, bars),) = panels((10, 5.4), titles, width_ratios=(1, 1.15))
     usual = re.compile(USUAL.format("training"))
     sizes = {case["name"]: case["batch"] for case in CASES if usual.fullmatch(case["name"])}

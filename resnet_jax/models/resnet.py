@@ -33,8 +33,8 @@ class Unit(nn.Module):
 
     Attributes:
         features: channels of the unit's 3x3 convolutions.
-        conv: makes a convolution from ``(features, kernel_size, strides, name=...)``.
-        norm: makes a normalisation from ``(name=...)``.
+        conv: makes a convolution from ``(features, kernel_size, strides, groups=..., name=...)``.
+        norm: makes a normalisation from ``(scale_init=..., name=...)``.
         strides: step of the unit's strided convolution, in pixels.
         residual, zero_init_last, shortcut, widening, groups: see `ResNet`.
     """

@@ -30,7 +30,10 @@ class Callback:
         """A line of ``metrics.jsonl`` was written."""
 
     def on_evaluate(self, step: int, split: str, evaluation: "Evaluation") -> None:
-        """A split was evaluated: ``validation``, or at the end ``test`` and ``test_all``."""
+        """A split was evaluated: ``validation``, and at the end what there is for testing, twice.
+
+        Then with the latest parameters and with the best.
+        """
 
     def on_save(self, step: int, path: Path) -> None:
         """A checkpoint was written to the folder ``path``."""
