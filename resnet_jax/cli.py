@@ -55,7 +55,9 @@ def main(argv: list[str] | None = None) -> int:
         with stop.handling(), warnings.catch_warnings():
             # Of what is odd in a picture, what matters is said in one line that names the file.
             warnings.filterwarnings("ignore", module=r"PIL\b")
-            return _parsed(arguments, stop)() or 0
+            code = _parsed(arguments, stop)() or 0
+            print(end="", flush=True)  # while what fails can still be told
+            return code
     except BrokenPipeError:
         display.console.on_broken_pipe()
         return 1
@@ -64,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         line, code = message_and_code(error)
         display.print_error(line)
+        display.console.finish()
         return code
 
 

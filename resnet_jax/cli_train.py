@@ -131,7 +131,9 @@ def train(
                 main_process_first(partial(prepare, data.name, data.dir, from_idx))
             run = library.train(settings, folder, should_stop=stop, callbacks=[stop])
         if not stop.training:  # it was finished
-            for row in run.metrics().query("kind == 'test'").to_dict("records"):
+            from resnet_jax.inspection.compare import final_tests
+
+            for row in final_tests(run.metrics()).to_dict("records"):
                 display.print_line(display.test_result(row))
         stop.training = False
         if report and not processes.distributed:

@@ -45,6 +45,13 @@ class PatientConsole(Console):
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
+    def finish(self) -> None:
+        """Write what is left, or nowhere what cannot be written: else Python tries at its end."""
+        try:
+            print(end="", flush=True)
+        except OSError:
+            self.on_broken_pipe()
+
 
 # A pipe or a file has no width; tables get what they need.
 _width = None if sys.stdout and sys.stdout.isatty() else 10_000

@@ -111,12 +111,17 @@ def small_parts(split: Split, most: int = 1000) -> list[np.ndarray]:
 def read_batch(split: Split, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Read one batch; at an index of `PADDING` the image is black and the label is `PADDING`."""
     present = indices >= 0
-    if present.all():
-        return split.batch(indices)
     images = np.zeros((len(indices), *split.image_shape), np.uint8)
     labels = np.full(len(indices), PADDING, np.int32)
     if present.any():
-        images[present], labels[present] = split.batch(indices[present])
+        found = split.batch(indices if present.all() else indices[present])
+        _check(*found)
+        if found[0].shape[1:] != images.shape[1:]:
+            said = f"image_shape is {tuple(split.image_shape)}"
+            raise ResNetJaxError(f"images are {found[0].shape[1:]}, {said}")
+        if present.all():
+            return found
+        images[present], labels[present] = found
     return images, labels
 
 
@@ -208,7 +213,8 @@ class Dataset:
         collection. ``cut`` is, with ``source``, what else decided which examples are in the splits.
 
         Raises:
-            ResNetJaxError: arrays have another type or shape, or a label that is read has no name.
+            ResNetJaxError: arrays have another type, splits several shapes, or a label that is
+                read has no name.
         """
         splits, names = (train, validation, test), tuple(map(str, class_names))
         if len(set(names)) < len(names) and not source:
@@ -217,6 +223,9 @@ class Dataset:
         for split in splits:
             if isinstance(split, ArraySplit):
                 _check(split.images, split.labels)
+        shapes = sorted({tuple(split.image_shape) for split in splits if len(split)})
+        if len(shapes) > 1:
+            raise ResNetJaxError(f"images are {' and '.join(map(str, shapes))}: give one shape")
         digest = hashlib.sha256()
         if source:
             digest.update(repr((source, cut, [len(split) for split in splits])).encode())
@@ -225,7 +234,7 @@ class Dataset:
                 digest.update(str((len(split), *split.image_shape)).encode())
                 labels = b""
                 for images, some in read_batches(split, small_parts(split) if len(split) else []):
-                    _check_part(images, some, split, len(names))
+                    check_labels(some, len(names))
                     digest.update(np.ascontiguousarray(images).data)
                     labels += np.ascontiguousarray(some, "<i4").tobytes()
                 digest.update(labels)
@@ -264,8 +273,6 @@ class Dataset:
         if class_names is None:
             class_names = list(map(str, range(int(pool.labels.max(initial=0)) + 1)))
         tested = pool.take(slice(0)) if test is None else _split_of(*test)
-        if tested.image_shape != pool.image_shape:
-            raise ResNetJaxError(f"test images are {tested.image_shape}, not {pool.image_shape}")
         train, held_out = cut_validation(name, pool, validation)
         return cls.of(name, train, held_out, tested, class_names)
 
@@ -290,11 +297,9 @@ def _check(images: np.ndarray, labels: np.ndarray) -> None:
         )
 
 
-def _check_part(images: np.ndarray, labels: np.ndarray, split: Split, classes: int) -> None:
-    _check(images, labels)
-    if images.shape[1:] != tuple(split.image_shape):
-        raise ResNetJaxError(f"images are {images.shape[1:]}, image_shape is {split.image_shape}")
-    if not 0 <= labels.min() <= labels.max() < classes:
+def check_labels(labels: np.ndarray, classes: int) -> None:
+    """Refuse labels that have no name, by `ResNetJaxError`."""
+    if not 0 <= labels.min(initial=0) <= labels.max(initial=0) < classes:
         found = f"{labels.min()} to {labels.max()}"
         raise ResNetJaxError(f"labels must be 0 to {classes - 1} for {classes} names, got {found}")
 

@@ -25,7 +25,7 @@ from resnet_jax.data.digit import FoundDigit, draw_strokes, parse_strokes, read_
 from resnet_jax.data.image import DecodeSpec
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.inspection import overlay
-from resnet_jax.inspection.saliency import forward_and_saliency
+from resnet_jax.inspection.saliency import as_picture, forward_and_saliency
 from resnet_jax.run import Checkpoint, Run
 
 MAX_BYTES = 16 * 2**20
@@ -71,7 +71,7 @@ class Classifier:
         answer = {"label": label, "probability": named[label], "probabilities": named}
         if how:
             answer["found"] = how
-        pictures = {"image": image.squeeze(-1) if image.shape[-1] == 1 else image}
+        pictures = {"image": as_picture(image)}
         if explain:
             answer["positive_evidence"] = bool(maps.any())
             pictures["grad_cam"] = overlay(image[None], self.run.preprocessing.uncrop(maps))[0]

@@ -73,9 +73,9 @@ def compare_runs(runs: Sequence[Run], checkpoint: Checkpoint = "best") -> pd.Dat
     for values, members in groups:
         tests = []
         for run in members:
-            metrics = run.metrics()
-            if "checkpoint" in metrics:
-                found = metrics[metrics["checkpoint"] == checkpoint]
+            ended = final_tests(run.metrics())
+            if len(ended):
+                found = ended[ended["checkpoint"] == checkpoint]
                 tests.append(found.drop_duplicates("split", keep="last"))
         seeds = " ".join(str(run.config.seed) for run in members)
         row: dict[str, Any] = {**values, "runs": len(tests), "seeds": seeds}
@@ -88,6 +88,11 @@ def compare_runs(runs: Sequence[Run], checkpoint: Checkpoint = "best") -> pd.Dat
             row["seconds"] = splits["seconds"].mean().max()
         rows.append(row)
     return pd.DataFrame(rows, index=_names(groups))
+
+
+def final_tests(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return the lines of the tests at a run's end, none of a run that went on after its end."""
+    return metrics[metrics.index > metrics.index[metrics["kind"] != "test"].max()]
 
 
 def write_curves(runs: Sequence[Run], output: Path) -> None:

@@ -25,7 +25,7 @@ from matplotlib.rcsetup import cycler
 from matplotlib.ticker import LogLocator
 
 from resnet_jax.inspection.predictions import Calibration, Predictions
-from resnet_jax.inspection.saliency import overlay
+from resnet_jax.inspection.saliency import as_picture, overlay
 
 BLUE, ORANGE = "#0072B2", "#D55E00"
 OKABE_ITO = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -251,7 +251,7 @@ def _axes(height: float, *grid: int, width: float = 5, **options: Any) -> tuple[
 
 def _show(ax: Axes, image: np.ndarray) -> None:
     grey: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
-    ax.imshow(image[..., 0] if image.shape[-1] == 1 else image, **grey)
+    ax.imshow(as_picture(image), **grey)
     ax.set_axis_off()
 
 

@@ -9,6 +9,7 @@ from string import Template
 from typing import Any
 
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from resnet_jax.errors import printable
@@ -43,7 +44,7 @@ def write_report(
         of += f", the first {len(predictions.labels)} ({predictions.examined:.0%}) of them"
     folder = run.path / "report"
     sections = []
-    with writing(folder):
+    with writing(folder), rc_context({"text.usetex": False}):
         folder.mkdir(exist_ok=True)
         for name, title, note, figure in _figures(run, predictions, checkpoint):
             file = folder / f"{name}.png"

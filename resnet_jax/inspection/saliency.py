@@ -225,6 +225,14 @@ def explain(
         return run.preprocessing.uncrop(np.concatenate(maps)[: len(images)])
 
 
+def as_picture(image: np.ndarray) -> np.ndarray:
+    """Return what can be shown of an image of any channels, uint8[H, W] or uint8[H, W, 3].
+
+    Of two channels it is their mean, of more than three the first three.
+    """
+    return image[..., :3] if image.shape[-1] > 2 else image.mean(-1).astype(np.uint8)
+
+
 def overlay(images: np.ndarray, maps: ArrayLike, *, opacity: float = 0.6) -> np.ndarray:
     """Draw maps, as of `grad_cam`, over their images: ``uint8[N, H, W, 3]``.
 
@@ -232,12 +240,16 @@ def overlay(images: np.ndarray, maps: ArrayLike, *, opacity: float = 0.6) -> np.
     colour too, the more opaque the stronger it is.
 
     Args:
-        images: ``uint8[N, H, W, C]``, C being 1 or 3.
+        images: ``uint8[N, H, W, C]``.
         maps: ``float[N, h, w]`` in [0, 1].
         opacity: of the strongest places, in [0, 1].
     """
     images = np.asarray(images)
-    pictures = [Image.fromarray(x.squeeze(-1) if x.shape[-1] == 1 else x) for x in images]
+    if images.dtype != np.uint8:
+        raise ResNetJaxError(
+            f"images are {images.dtype}{list(images.shape)}: give uint8[N, H, W, C]"
+        )
+    pictures = [Image.fromarray(as_picture(image)) for image in images]
     pairs = zip(pictures, np.asarray(maps), strict=True)
     drawn = [draw_map(picture, evidence, opacity=opacity) for picture, evidence in pairs]
     return np.reshape([np.asarray(x) for x in drawn], (*images.shape[:3], 3)).astype(np.uint8)

@@ -23,7 +23,7 @@ from resnet_jax.interop import torchvision
 from resnet_jax.interop.network import SHAPING, Network
 from resnet_jax.interop.state_dict import StateDict, as_array
 from resnet_jax.models import ResNet, has_parameters, make_model
-from resnet_jax.storage import write_whole
+from resnet_jax.storage import expanded, write_whole
 from resnet_jax.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def load_weights(path: str | os.PathLike[str], key: str | None = None) -> dict[s
         ResNetJaxError: the file is missing, damaged, of another kind, tries to run code, or is, by
             its own word or ``config.json``'s, of a network that computes something else.
     """
-    path = Path(path)
+    path = expanded(path)
     if not path.is_file():
         raise ResNetJaxError(f"{path} is not a file: give a .safetensors or .pth file of weights")
     _refuse_others(path, *_timm_config(path.with_name("config.json")))
@@ -73,7 +73,7 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """Read the texts that a ``.safetensors`` file carries beside its arrays; others have none."""
     if Path(path).suffix != ".safetensors":
         return {}
-    with _open_safetensors(Path(path)) as file:
+    with _open_safetensors(expanded(path)) as file:
         return dict(file.metadata() or {})
 
 
@@ -114,7 +114,7 @@ def initial_variables(
             f"--init-from reads weights of the package's networks, and model is a "
             f"{type(model).__name__}: leave it out"
         )
-    source = Path(config.init_from or "")
+    source = expanded(config.init_from or "")
     if not source.exists():
         raise ResNetJaxError(
             f"--init-from {source} is not there: give a file of weights or the folder of a run"
@@ -238,7 +238,9 @@ def _load_pickle(path: Path, key: str | None) -> dict[str, np.ndarray]:
             f"{path} is damaged or holds more than numbers and names, and a pickle can run code: "
             "save its state_dict() alone"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a pickle of anything may end in anything
         raise _damaged(path, error) from error
     found = _state_dicts(content, torch)
     if not found or key not in (None, *found):

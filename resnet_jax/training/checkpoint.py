@@ -9,6 +9,7 @@ checked before a step is used. This is the only module that knows Orbax.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -150,8 +151,16 @@ class Checkpoints:
             path = folder / name
             found = None
             if name in present:
-                with contextlib.suppress(FileNotFoundError):  # a run that trains on removes steps
+                try:
                     found = storage.file_sha256(path)
+                except FileNotFoundError:
+                    pass  # a run that trains on removes steps
+                except OSError as error:
+                    if error.errno not in (errno.EIO, errno.ESTALE):
+                        raise
+                    # Of the disk or the server, and for good: an older step is kept for this.
+                    said = f"{path} cannot be read: {error.strerror}"
+                    raise DamagedCheckpointError(said) from error
             if found is None:
                 raise DamagedCheckpointError(f"{path} is missing")
             if found != digest:

@@ -114,7 +114,11 @@ class RunFolder:
             "versions": versions,
             "commit": commit,
         }
-        storage.atomic_write(self.path / "config.yaml", yaml.safe_dump(document, sort_keys=False))
+        text = yaml.safe_dump(document, sort_keys=False)
+        if len(text) > MAX_CONFIG_BYTES:  # which would not be read again
+            names = f"{len(record.class_names)} class names make config.yaml"
+            raise ResNetJaxError(f"{names} more than {MAX_CONFIG_BYTES:,} bytes: give shorter ones")
+        storage.atomic_write(self.path / "config.yaml", text)
 
     def read_record(self) -> Record:
         path = self.path / "config.yaml"

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import optax
 from flax import linen as nn
+from flax.errors import InvalidRngError
 
 from resnet_jax.config import TrainConfig, options_with, replaced
 from resnet_jax.data.dataset import Dataset, Split
@@ -143,6 +144,13 @@ class Custom:
     data: Dataset | None = None
     tag: str | None = None
 
+    def __post_init__(self) -> None:
+        kinds = {"model": nn.Module, "optimizer": optax.GradientTransformation, "data": Dataset}
+        for name, kind in kinds.items():
+            part = getattr(self, name)
+            if not isinstance(part, kind | None):
+                raise ResNetJaxError(f"{name} is {part!r:.60}: give a {kind.__name__} itself")
+
     def describe(
         self, shapes: Callable[[], TrainState], images: jax.Array, num_classes: int
     ) -> dict[str, str]:
@@ -158,14 +166,21 @@ class Custom:
         }
         found = {name: _qualified(part) for name, part in named.items() if part is not None}
         if self.tag is not None:
-            found["tag"] = self.tag
+            found["tag"] = str(self.tag)
         if self.model or self.optimizer:
             state = shapes()
             found["parameters"] = _digest(state.params)
             found["optimizer state"] = _digest(state.opt_state)
         if self.model:
             variables = {"params": state.params, "batch_stats": state.batch_stats}
-            logits = jax.eval_shape(partial(self.model.apply, train=False), variables, images)
+            apply = partial(self.model.apply, train=True, mutable=["batch_stats"])
+            try:
+                logits, _ = jax.eval_shape(apply, variables, images)
+            except InvalidRngError as error:
+                raise ResNetJaxError(
+                    "model draws random numbers in training, as dropout does, and gets none here: "
+                    "leave them out, or write a loop of your own"
+                ) from error
             if getattr(logits, "shape", None) != (1, num_classes):
                 raise ResNetJaxError(
                     f"model returns {logits}: expected logits of shape {(1, num_classes)}, one for "

@@ -120,7 +120,7 @@ def test_a_dataset_is_made_from_arrays():
         ({"labels": LABELS.astype(float)}, "labels must be integers"),
         ({"labels": LABELS - 1}, "labels must be 0 to 1"),
         ({"class_names": ["a", "b"]}, "labels must be 0 to 1 for 2 names"),
-        ({"test": (IMAGES[:, :3], LABELS)}, r"test images are \(3, 5, 3\), not \(4, 5, 3\)"),
+        ({"test": (IMAGES[:, :3], LABELS)}, r"images are \(3, 5, 3\) and \(4, 5, 3\)"),
         ({"validation": 30}, r"--data\.validation must be .* below the 30 .*, got 30$"),
         ({"class_names": ["a", "b", "a"]}, "give each class its own"),
         ({"validation": 0.2}, "--data.validation must be"),
@@ -210,7 +210,14 @@ def test_a_split_of_ones_own_is_what_it_says():
     none = Listed(IMAGES[:0], LABELS[:0])
     assert len(Dataset.of("own", Listed(IMAGES, LABELS), none, none, "abc").test) == 0
     for kind, said in ((Scaled, "got float32"), (Cut, "images are (3, 5, 3), image_shape is")):
-        assert said in refused(Dataset.of, "own", *[kind(IMAGES, LABELS)] * 3, "abc")
+        split = kind(IMAGES, LABELS)
+        assert said in refused(Dataset.of, "own", *[split] * 3, "abc")
+        # A streamed one's are seen when a batch is read, also of one that is filled up.
+        for indices in ([0, 1], [0, dataset.PADDING]):
+            assert said in refused(dataset.read_batch, split, np.array(indices))
+    other = ArraySplit(IMAGES[:, 1:], LABELS)
+    said = refused(Dataset.of, "own", *[ArraySplit(IMAGES, LABELS)] * 2, other, "abc", "version 1")
+    assert "(3, 5, 3)" in said
 
 
 @pytest.mark.parametrize(("count", "most"), [(40, 5), (3, 1), (9000, 1000)])

@@ -59,6 +59,14 @@ def test_what_is_printed_to_closed_descriptors_reaches_no_file(tmp_path, tiny_op
     assert "epoch" not in (run.path / "run.log").read_text()
 
 
+@pytest.mark.parametrize("words", ["data list", "evaluate $1 --json"])
+def test_a_full_disk_under_the_output_is_one_line(words, finished_run):
+    """Python wrote the rest at its end: a traceback of its own, and code 120."""
+    command = f"{sys.executable} {worker.__file__} {words} > /dev/full"
+    done = shell(command, finished_run.path, PYTHONUNBUFFERED="")
+    assert "No space left on device" in one_line(done)
+
+
 # Signals during the start
 
 

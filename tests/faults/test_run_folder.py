@@ -212,6 +212,15 @@ def test_a_thousand_other_classes_are_a_line_that_can_be_read(own_run):
     assert len(str(said.value)) < 1000
 
 
+def test_what_could_not_be_read_again_is_not_written(own_run):
+    """A run with a megabyte of class names was trained to its end, and never opened."""
+    folder = RunFolder(own_run)
+    record = dataclasses.replace(folder.read_record(), class_names=("x" * 1_000_000, "y"))
+    with pytest.raises(rj.ResNetJaxError, match=r"2 class names .* more than 1,000,000 bytes"):
+        folder.write_record(record)
+    assert len(folder.read_record().class_names) == 10
+
+
 def test_a_failure_is_not_kept_back_by_the_compiler(tiny_config, tmp_path, monkeypatch):
     compiled, waiting = threading.Event(), []
 

@@ -58,6 +58,15 @@ def test_runs_that_differ_in_the_seed_are_one_row(four, command):
     assert (fast["runs"], fast["seeds"], fast["test accuracy sd"]) == (1, "0 3", None)
 
 
+def test_a_run_that_goes_on_after_its_end_has_not_ended(four, command):
+    """As one with more epochs: its results were those of the earlier end."""
+    row = {"step": 12, "epoch": 1.3, "kind": "train", "loss": 0.1, "accuracy": 0.5, "seconds": 12.0}
+    RunFolder(Path(four[2])).append_metrics(row)
+    slow, fast = json.loads(command("compare", *four, "--json")[1])
+    assert (slow["runs"], slow["test accuracy"]) == (2, pytest.approx(0.92))
+    assert (fast["runs"], fast["seeds"], fast["test accuracy"]) == (0, "0 3", None)
+
+
 def test_runs_with_other_parts_of_ones_own_are_rows_of_their_own(four):
     runs = list(map(rj.Run.open, four[:2]))
     for run, tag in zip(runs, ("rate 0.1", "rate 0.2"), strict=True):

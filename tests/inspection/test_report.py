@@ -6,6 +6,7 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import yaml
@@ -46,7 +47,8 @@ def hostile_page(finished_run, tmp_path_factory) -> Path:
     names = [*HOSTILE, "x" * 300, "数字", "日本", "한글", "line\nbreak"]
     document["data"]["class_names"] = names
     (copy / "config.yaml").write_text(yaml.safe_dump(document))
-    return write_report(rj.Run.open(copy))
+    with matplotlib.rc_context({"text.usetex": True}):  # LaTeX, where the user likes it in figures
+        return write_report(rj.Run.open(copy))
 
 
 def test_the_page_is_whole_by_itself_and_says_what_was_run(hostile_page, finished_run):

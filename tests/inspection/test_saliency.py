@@ -1,5 +1,6 @@
 """Grad-CAM against numbers worked out by hand, and what the maps are."""
 
+import io
 from functools import partial
 
 import chex
@@ -14,6 +15,7 @@ import resnet_jax as rj
 from resnet_jax.data.digit import read_digit_or_image
 from resnet_jax.data.image import DecodeSpec, open_image
 from resnet_jax.data.preprocessing import Preprocessing
+from resnet_jax.inspection import plots
 from resnet_jax.inspection.classify import _write_explanation
 from resnet_jax.inspection.saliency import default_stage, forward, map_names
 from resnet_jax.models import Unit
@@ -159,6 +161,19 @@ def test_overlay_leaves_places_without_evidence_as_they_are():
     shown = rj.inspection.overlay(images, maps)
     assert (shown[0, 0, 0] != 100).any()
     np.testing.assert_array_equal(shown[0, -1, -1], 100)
+
+
+@pytest.mark.parametrize(
+    ("channels", "expected"), [(2, [40] * 3), (3, [20, 60, 90]), (5, [20, 60, 90])]
+)
+def test_images_of_any_channels_are_shown(channels, expected):
+    """Two as their mean, of more the first three; such a run's report was a traceback."""
+    images = np.full((1, 8, 8, 5), [20, 60, 90, 7, 7], np.uint8)[..., :channels]
+    shown = rj.inspection.overlay(images, np.zeros((1, 2, 2)))
+    np.testing.assert_array_equal(shown, np.full((1, 8, 8, 3), expected))
+    plots.feature_maps({"stem": np.zeros((8, 8, 2))}, images[0]).savefig(io.BytesIO())
+    with pytest.raises(rj.ResNetJaxError, match=r"float32.*give uint8"):
+        rj.inspection.overlay(images.astype(np.float32), np.zeros((1, 2, 2)))
 
 
 def explained(path, spec, *, find=False):

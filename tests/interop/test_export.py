@@ -54,6 +54,8 @@ def test_torchvision_weights_with_class_names_and_preprocessing(run):
 def test_every_choice_of_a_preprocessing_survives_json():
     other = Preprocessing((9, 8, 3), 5, True, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "crop", 255, True)
     assert read_back(json.loads(json.dumps(other.to_metadata()))) == other
+    arrays = dataclasses.replace(other, mean=np.array(other.mean), std=np.array(other.std))
+    assert arrays.to_metadata() == other.to_metadata()
 
 
 WITH_JAX_ALONE = """

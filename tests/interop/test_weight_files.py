@@ -80,9 +80,17 @@ def test_a_truncated_file_or_a_text_is_one_line(tmp_path, suffix):
         save_weights(path, weights)
     whole = path.read_bytes()
     parts = [whole[:length] for length in (0, 4, 100, len(whole) // 2, -1)]
-    for content in (*parts, b"<html>404</html>" * 100):
+    # What a server says in place of a file; in a pickle its first letter takes from the stack.
+    for content in (*parts, b"<html>404</html>" * 100, b"error code: 1015"):
         path.write_bytes(content)
         assert f"{path} is damaged" in refused(load_weights, path)
+
+
+def test_a_file_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_weights("~/weights.safetensors", {"a.weight": np.ones(3)}, {"of": "a"})
+    assert load_weights("~/weights.safetensors").keys() == {"a.weight"}
+    assert load_metadata("~/weights.safetensors")["of"] == "a"
 
 
 @pytest.mark.parametrize("name", ["missing.safetensors", "picture.png", "folder.pth"])

@@ -1,5 +1,6 @@
 """A checkpoint exists if it is whole: real damage to every file of one."""
 
+import errno
 import json
 import os
 import random
@@ -70,13 +71,14 @@ def test_every_flipped_cut_or_missing_byte_is_noticed_and_its_file_named(checkpo
     checkpoints.verify(12)
 
 
-def test_a_step_that_goes_while_it_is_verified_is_passed_over(checkpoints, monkeypatch):
-    """By a run that trains on."""
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.EIO, errno.ESTALE])
+def test_a_step_that_goes_or_cannot_be_read_is_passed_over(code, checkpoints, monkeypatch):
+    """By a run that trains on; by a bad sector, or a server that lost the file."""
     sha256 = storage.file_sha256
 
     def gone(path, **options):
         if "12" in path.parts:
-            raise FileNotFoundError(path)
+            raise OSError(code, os.strerror(code), str(path))
         return sha256(path, **options)
 
     monkeypatch.setattr(storage, "file_sha256", gone)

@@ -13,9 +13,10 @@ import pytest
 from flax import linen as nn
 
 import resnet_jax as rj
-from resnet_jax.data.dataset import ArraySplit, Dataset
+from resnet_jax.data.dataset import ArraySplit, Dataset, DiskSplit
 from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.models import Affine
+from resnet_jax.training.setup import Custom
 
 
 class SqueezeExcitation(nn.Module):
@@ -147,6 +148,43 @@ def test_a_network_that_does_not_fit_is_refused_before_anything(changes, model, 
     with pytest.raises(rj.ResNetJaxError, match=said):
         rj.train(config, tmp_path / "run", quiet=True, model=model, data=DATA)
     assert not (tmp_path / "run").exists()
+
+
+class Dropping(nn.Module):
+    @nn.compact
+    def __call__(self, images, *, train):
+        return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(images.mean((1, 2))))
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ({"model": Dropping()}, "model draws random numbers in training"),
+        ({"model": rj.ResNet18}, "model is functools.partial.*: give a Module"),
+        ({"optimizer": optax.adam}, "optimizer is <function adam.*: give a GradientTransformation"),
+    ],
+)
+def test_what_is_no_such_part_is_refused_before_anything(part, said, tmp_path):
+    """It was a traceback, in the first step."""
+    with pytest.raises(rj.ResNetJaxError, match=said):
+        start(tmp_path / "run", **part)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tag_is_the_text_that_the_folder_has():
+    """A run with a number for a tag did not know it again."""
+    assert Custom(tag=np.float64(0.003)).describe(None, None, 3) == {"tag": "0.003"}
+
+
+def test_labels_that_a_streamed_dataset_has_no_names_for_are_refused(tmp_path):
+    """They are read in training alone, and counted for nothing there."""
+    split = DATA.train
+    counted_from_one = DiskSplit(
+        lambda at: (split.images[at], split.labels[at] + 1), np.arange(60), (8, 8, 1)
+    )
+    data = Dataset.of("ones", *[counted_from_one] * 3, "abc", source="version 1")
+    with pytest.raises(rj.ResNetJaxError, match="labels must be 0 to 2 for 3 names, got 1 to 3"):
+        start(tmp_path / "run", data=data)
 
 
 def test_without_batch_norm_one_image_is_a_batch(tmp_path):
