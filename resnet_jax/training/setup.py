@@ -145,11 +145,15 @@ class Custom:
     tag: str | None = None
 
     def __post_init__(self) -> None:
-        kinds = {"model": nn.Module, "optimizer": optax.GradientTransformation, "data": Dataset}
-        for name, kind in kinds.items():
+        for name, attribute, expected in (
+            ("model", "apply", "a Linen module, such as rj.ResNet18()"),
+            ("optimizer", "update", "an optax transformation, such as optax.adam(1e-3)"),
+            ("data", "fingerprint", "a rj.Dataset"),
+        ):
             part = getattr(self, name)
-            if not isinstance(part, kind | None):
-                raise ResNetJaxError(f"{name} is {part!r:.60}: give a {kind.__name__} itself")
+            made = hasattr(part, attribute) and not isinstance(part, type)
+            if part is not None and not made:
+                raise ResNetJaxError(f"{name} is {part!r:.60}: give {expected}")
 
     def describe(
         self, shapes: Callable[[], TrainState], images: jax.Array, num_classes: int

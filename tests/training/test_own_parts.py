@@ -160,8 +160,9 @@ class Dropping(nn.Module):
     ("part", "said"),
     [
         ({"model": Dropping()}, "model draws random numbers in training"),
-        ({"model": rj.ResNet18}, "model is functools.partial.*: give a Module"),
-        ({"optimizer": optax.adam}, "optimizer is <function adam.*: give a GradientTransformation"),
+        ({"model": rj.ResNet18}, r"model is functools.partial.*: give .* rj.ResNet18\(\)"),
+        ({"model": Dropping}, "model is .*Dropping.*: give a Linen module"),
+        ({"optimizer": optax.adam}, "optimizer is <function adam.*: give an optax transformation"),
     ],
 )
 def test_what_is_no_such_part_is_refused_before_anything(part, said, tmp_path):
