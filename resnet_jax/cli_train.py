@@ -13,7 +13,7 @@ from tyro.conf import Positional
 
 from resnet_jax import display, presets
 from resnet_jax.config import TrainConfig, differences, replaced
-from resnet_jax.errors import ResNetJaxError, importing
+from resnet_jax.errors import DivergedError, ResNetJaxError, importing
 from resnet_jax.settings import settings as settings_of
 from resnet_jax.signals import Stop
 from resnet_jax.storage import expanded
@@ -125,24 +125,42 @@ def train(
         from resnet_jax.data.prepare import prepare
         from resnet_jax.training.distributed import failing_together, main_process_first
 
-        with failing_together(folder):
-            if from_idx is not None and not runs:
-                data = settings.data
-                main_process_first(partial(prepare, data.name, data.dir, from_idx))
-            run = library.train(settings, folder, should_stop=stop, callbacks=[stop])
-        if not stop.training:  # it was finished
-            from resnet_jax.inspection.compare import final_tests
-
-            for row in final_tests(run.metrics()).to_dict("records"):
-                display.print_line(display.test_result(row))
+        try:
+            with failing_together(folder):
+                if from_idx is not None and not runs:
+                    data = settings.data
+                    main_process_first(partial(prepare, data.name, data.dir, from_idx))
+                run = library.train(settings, folder, should_stop=stop, callbacks=[stop])
+        except DivergedError as error:  # the next one need not
+            if len(planned) == 1 or processes.distributed:
+                raise
+            display.print_error(error)
+            continue
+        if not stop.training:
+            _print_result(run)
         stop.training = False
         if report and not processes.distributed:
             _report_if_new(run)
         runs.append(run)
     if seeds is not None or grid:
-        from resnet_jax.inspection.compare import compare_runs
+        _compare(runs, len(planned))
 
+
+def _print_result(run: "Run") -> None:
+    """Print the result of a run that was finished before."""
+    from resnet_jax.inspection.compare import final_tests
+
+    for row in final_tests(run.metrics()).to_dict("records"):
+        display.print_line(display.test_result(row))
+
+
+def _compare(runs: list["Run"], planned: int) -> None:
+    from resnet_jax.inspection.compare import compare_runs
+
+    if runs:
         display.print_comparison(compare_runs(runs))
+    if len(runs) < planned:
+        raise ResNetJaxError(f"{planned - len(runs)} of {planned} runs diverged, as said above")
 
 
 def _planned(

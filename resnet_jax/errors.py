@@ -19,6 +19,10 @@ class ResNetJaxError(Exception):
         self.exit_code = exit_code
 
 
+class DivergedError(ResNetJaxError):
+    """A loss, a gradient or a parameter of a run was not finite."""
+
+
 def message_and_code(error: BaseException) -> tuple[str, int]:
     """Return the line and the exit code with which an error ends the command."""
     match error:

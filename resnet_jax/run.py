@@ -78,7 +78,8 @@ def train(
         optimizer: an optax transformation, in the place of ``config.optim``.
         loss: of ``(logits, targets)``, for training: of each example, or the mean. Targets are
             classes, int32[N], or with mixup and cutmix soft labels, float[N, K].
-        data: a dataset, in the place of the one that ``config.data`` names.
+        data: a dataset, in the place of the one that ``config.data`` names; a mean and a deviation
+            that ``config.data`` gives stay.
         tag: a word for what names and shapes do not tell of these parts, such as a rate inside of
             a function. A run goes on with parts of the same names, shapes and tag only.
 
@@ -88,6 +89,9 @@ def train(
             finite; the last checkpoint stays. With ``exit_code`` 75: `should_stop` gave a reason;
             the step is saved and the same call continues.
     """
+    if not isinstance(config, TrainConfig):
+        raise ResNetJaxError(f"config is {config!r:.60}: give a TrainConfig, as rj.PRESETS[NAME]")
+    callbacks = [callbacks] if isinstance(callbacks, Callback) else callbacks
     custom = Custom(model, optimizer, loss, data, tag)
     with ExitStack() as stack:
         if not quiet and is_main_process():
@@ -164,13 +168,8 @@ class Run:
     def _repr_html_(self) -> str:
         import pandas as pd
 
-        facts = {
-            "run": str(self.path),
-            "model": self.model_name,
-            "data": self.config.data.name,
-            "seed": self.config.seed,
-            "trained for": self._epochs(),
-        }
+        facts = {"run": str(self.path), "model": self.model_name, "data": self.config.data.name}
+        facts |= {"seed": str(self.config.seed), "trained for": self._epochs()}
         for row in self._folder.read_metrics():
             if row["kind"] == "test":
                 key = f"{row['split']}, {row['checkpoint']}"
@@ -340,10 +339,11 @@ class Run:
         # Read and verified once: a run that is still training is seen as it was at first sight.
         if checkpoint not in self._states:
             variables = self._folder.read_variables(checkpoint)
-            if self._model is None and not has_parameters(self.model, self.image_shape, variables):
+            if not has_parameters(self.model, self.preprocessing.input_shape, variables):
+                name = type(self._model).__name__ if self._model else self.config.model.name
                 raise ResNetJaxError(
-                    f"{self.path} was trained with another network than {self.config.model.name}: "
-                    "open it in a program that makes that network, as the one that trained it did"
+                    f"{self.path} was trained with another network than {name}: open it with that "
+                    "network (model=...), in a program that makes it"
                 )
             state = TrainState.of_variables(self.model, variables)
             self._states[checkpoint] = self._engine.replicate(state)

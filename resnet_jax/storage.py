@@ -75,7 +75,7 @@ def remove_unfinished(folder: Path) -> None:
     for path in folder.glob(f"*{UNFINISHED}"):
         path.unlink()
     for path in folder.glob(f"{UNFINISHED}-*"):
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_abandoned(folder: Path, prefix: str) -> None:

@@ -12,7 +12,7 @@ from resnet_jax import display, run
 from resnet_jax.cli import main
 from resnet_jax.config import OptimConfig, TrainConfig, replaced
 from resnet_jax.data.sampler import EpochSampler
-from resnet_jax.errors import ResNetJaxError
+from resnet_jax.errors import DivergedError, ResNetJaxError
 from resnet_jax.inspection import compare
 from resnet_jax.presets import EARLIER, PRESETS, grid, run_name
 from resnet_jax.training.optim import make_schedule
@@ -132,6 +132,23 @@ def test_a_damaged_run_elsewhere_stops_no_other(began_as, trained, refusal):
     Path("runs/mnist-seed0/config.yaml").write_text("model: [")
     assert main(["train", "mnist", "--no-report", "--augment.flip"]) == 0
     assert [folder.name for folder, _ in trained] == ["mnist-flip-seed0"]
+
+
+def test_a_run_that_diverges_ends_not_the_others(trained, command, monkeypatch):
+    """Nor is it alone a grid."""
+    train = run.train
+
+    def diverging(config, folder, **more):
+        if config.optim.learning_rate > 1:
+            raise DivergedError("loss was not finite at step 3")
+        return train(config, folder, **more)
+
+    monkeypatch.setattr(run, "train", diverging)
+    words = ["train", "mnist", "--no-report", "--grid", "optim.learning-rate"]
+    code, _, errors = command(*words[:-1], f"{words[-1]}=9,0.1,0.2")
+    assert (code, len(trained)) == (1, 2)
+    assert "not finite at step 3" in errors
+    assert errors.endswith("resnet-jax: 1 of 3 runs diverged, as said above\n")
 
 
 @pytest.mark.parametrize("axis", ["seed=1,1", "init-from=a/net.pth,b/net.pth"])

@@ -18,6 +18,7 @@ import numpy as np
 import PIL
 import platformdirs
 
+from resnet_jax.data.dataset import cores
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.storage import expanded, remove_abandoned
 
@@ -90,7 +91,7 @@ def cached_facts(
             except OSError as error:
                 facts[i], stamps[i] = error, ""
 
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cores()
     # In parts: a task for each small file takes longer than the file.
     size = max(1, min(20, len(new) // (4 * workers)))
     with ThreadPoolExecutor(workers) as pool:

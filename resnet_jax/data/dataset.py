@@ -94,6 +94,12 @@ class Examples:
     workers: int | None = None  # threads that read all of it fastest; None: one for each core
 
 
+def cores() -> int:
+    """Return how many cores this process may use, which a scheduler may have limited."""
+    limited = hasattr(os, "sched_getaffinity")  # on Linux
+    return len(os.sched_getaffinity(0)) if limited else os.cpu_count() or 1
+
+
 def padded_order(count: int, batch_size: int) -> np.ndarray:
     """Return 0 to ``count - 1``, then `PADDING`, in full batches: int32[batches, batch_size]."""
     order = np.full((-(-count // batch_size), batch_size), PADDING, np.int32)
@@ -129,7 +135,7 @@ def read_batches(
     split: Split, order: Iterable[np.ndarray], workers: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the batch of each array of indices, in order, read ahead by threads (one a core)."""
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cores()
     order = iter(order)
     pool = ThreadPoolExecutor(workers)
     try:
@@ -145,7 +151,7 @@ def read_batches(
 
 def read_all(split: Split, workers: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Read a whole split into memory, by threads (default: one for each core)."""
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cores()
     images = np.empty((len(split), *split.image_shape), np.uint8)
     labels = np.empty(len(split), np.int32)
     # array_record takes a quarter of the time for each record if it is asked for many.

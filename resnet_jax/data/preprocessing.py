@@ -45,6 +45,12 @@ class Preprocessing:
         # Only a run knows its images' own mean and deviation.
         return cls(image_shape, **{name: v for name, v in given.items() if v is not None})
 
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the network's input."""
+        height, width, channels = self.image_shape
+        return (self.image_size or height, self.image_size or width, channels)
+
     def __call__(self, images: ArrayLike) -> jax.Array:
         """Map ``uint8[N, H, W, C]`` images to the network's input, ``float32[N, h, w, C]``."""
         return preprocess(

@@ -24,7 +24,7 @@ from PIL import Image
 
 from resnet_jax.config import DataConfig
 from resnet_jax.data.cache import cached_facts, user_folder
-from resnet_jax.data.dataset import DiskSplit, Examples, small_parts
+from resnet_jax.data.dataset import DiskSplit, Examples, cores, small_parts
 from resnet_jax.data.image import FORMATS, MAX_PIXELS, DecodeSpec, read_image
 from resnet_jax.data.mnist import DATASETS, mnist_5k, mnist_5k_file
 from resnet_jax.data.walk import SPLITS
@@ -240,7 +240,7 @@ def _look(folder: Path, root: Path) -> list[Any]:
         with _reading(path, root):
             if not path.is_file():  # to read a pipe or a device may never end
                 raise ValueError("no such file")
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         return [whole.class_names, whole.shape, whole.keys, splits, [*pool.map(file_sha256, paths)]]
 
 

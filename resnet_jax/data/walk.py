@@ -23,6 +23,9 @@ SPLITS = {
     "test": ("test", "testing"),
 }
 
+# What a network drive, an archive or a file system keeps of its own, thumbnails among it.
+SYSTEM = {"@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+
 
 def find_images(path: Path) -> list[Path]:
     """Return the file, the image files that training finds in the folder, or what a pattern fits.
@@ -77,7 +80,7 @@ def walk(folder: Path) -> tuple[list[str], Counter[str], bool]:
         images.append(error.filename)
 
     for place, below, names in os.walk(folder, followlinks=True, onerror=note):
-        visible = [Path(place, name) for name in sorted(below) if not name.startswith(".")]
+        visible = [Path(place, name) for name in sorted(below) if _is_visible(name)]
         below.clear()
         for path in visible:
             if is_run(path):
@@ -89,14 +92,18 @@ def walk(folder: Path) -> tuple[list[str], Counter[str], bool]:
         for name in names:
             if _is_image(name):
                 images.append(prefix + name)
-            elif not name.startswith("."):
+            elif _is_visible(name):
                 others[Path(name).suffix.lower()] += 1
     # In the order of `Path`, where "cat/1.png" comes before "cat-2/0.png".
     return sorted(images, key=lambda path: path.replace(os.sep, "\0")), others, has_run
 
 
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".") and name not in SYSTEM
+
+
 def _is_image(name: str) -> bool:
-    return name[0] != "." and name.lower().endswith(_endings())
+    return _is_visible(name) and name.lower().endswith(_endings())
 
 
 @functools.cache
@@ -176,7 +183,7 @@ def _is_lost(path: Path) -> bool:
 def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return the folders and the image files that are directly in a folder, but for runs."""
     try:
-        entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        entries = sorted(path for path in folder.iterdir() if _is_visible(path.name))
     except OSError as error:
         raise ResNetJaxError(f"folder {folder} cannot be read: {error.strerror}") from error
     images = [path for path in entries if _is_image(path.name) and not os.path.isdir(path)]

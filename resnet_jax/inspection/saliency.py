@@ -245,10 +245,10 @@ def overlay(images: np.ndarray, maps: ArrayLike, *, opacity: float = 0.6) -> np.
         opacity: of the strongest places, in [0, 1].
     """
     images = np.asarray(images)
-    if images.dtype != np.uint8:
-        raise ResNetJaxError(
-            f"images are {images.dtype}{list(images.shape)}: give uint8[N, H, W, C]"
-        )
+    shape = np.shape(maps)
+    if images.dtype != np.uint8 or images.ndim != 4 or shape[:1] != images.shape[:1]:
+        found = f"{images.dtype}{list(images.shape)} with maps of {list(shape)}"
+        raise ResNetJaxError(f"images are {found}: give uint8[N, H, W, C] and a map for each")
     pictures = [Image.fromarray(as_picture(image)) for image in images]
     pairs = zip(pictures, np.asarray(maps), strict=True)
     drawn = [draw_map(picture, evidence, opacity=opacity) for picture, evidence in pairs]

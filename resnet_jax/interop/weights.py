@@ -119,6 +119,12 @@ def initial_variables(
         raise ResNetJaxError(
             f"--init-from {source} is not there: give a file of weights or the folder of a run"
         )
+    if source.is_dir() and not RunFolder(source).exists:
+        files = ", ".join(
+            sorted(p.name for p in source.iterdir() if p.suffix in (".safetensors", *PICKLES))
+        )
+        but = f", and holds {files}: give that file" if files else ": give a run's folder or a file"
+        raise ResNetJaxError(f"--init-from {source} is not a run{but}")
     if source.is_dir():
         variables, known = _of_run(source, config, model)
         count: int | None = len(known or ())

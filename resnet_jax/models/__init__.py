@@ -110,8 +110,11 @@ def shapes_of(
 ) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Return the shapes of a network's variables by their paths; nothing is computed."""
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    init = partial(model.clone(lowering="reference").init, train=False)  # the quickest to trace
-    tree = jax.eval_shape(init, jax.random.key(0), images)
+    if isinstance(model, ResNet):
+        model = model.clone(lowering="reference")  # the quickest to trace
+    tree = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    # A network of one's own may have further collections, which no run keeps.
+    tree = {name: tree[name] for name in ("params", "batch_stats") if name in tree}
     return flatten_dict(jax.tree.map(np.shape, tree))
 
 

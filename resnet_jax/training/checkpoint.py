@@ -228,7 +228,8 @@ class Checkpoints:
         gone = self.directory / f"{storage.UNFINISHED}-discarded-{step}"
         with contextlib.suppress(FileNotFoundError):
             (self.directory / str(step)).rename(gone)
-            shutil.rmtree(gone)
+            # On NFS a file that a reader has open stays; a later save removes it.
+            shutil.rmtree(gone, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -260,4 +261,7 @@ def _check_room(folder: Path, needed: int) -> None:
 
 
 def _files(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    found = (p for p in folder.rglob("*") if p.is_file())
+    # macOS leaves such files in folders that are looked at, or copied to other disks.
+    own = (p for p in found if p.name != ".DS_Store" and not p.name.startswith("._"))
+    return sorted(str(p.relative_to(folder)) for p in own)

@@ -182,4 +182,6 @@ class Engine:
 
     def _probabilities(self, state: TrainState, images: jax.Array) -> jax.Array:
         logits = state.apply_fn(state.variables, self.preprocessing(images), train=False)
+        # A network of one's own may give them in bfloat16.
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         return jax.nn.softmax(logits).astype(jnp.float32)

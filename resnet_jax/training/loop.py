@@ -17,7 +17,7 @@ from flax import linen as nn
 from resnet_jax.config import TrainConfig
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.sampler import EpochSampler
-from resnet_jax.errors import ResNetJaxError
+from resnet_jax.errors import DivergedError, ResNetJaxError
 from resnet_jax.interop.weights import initial_variables
 from resnet_jax.models import ResNet
 from resnet_jax.ops.heuristics import instruction_set
@@ -26,7 +26,7 @@ from resnet_jax.training.distributed import broadcast_from_main, is_main_process
 from resnet_jax.training.engine import Engine
 from resnet_jax.training.jax_settings import find_devices
 from resnet_jax.training.metrics import Evaluation
-from resnet_jax.training.optim import make_optimizer, make_schedule
+from resnet_jax.training.optim import holding, make_optimizer, make_schedule
 from resnet_jax.training.run_folder import Record, RunFolder, events_log
 from resnet_jax.training.setup import Custom, open_data
 from resnet_jax.training.state import TrainState
@@ -86,7 +86,11 @@ class Training:
             if instructions != here and jax.default_backend() == "cpu":
                 self.origin = f"computes as it began on {instructions}; on {here} bits may differ"
         frozen = config.model.frozen_stages
-        tx = custom.optimizer or make_optimizer(config.optim, self.schedule, frozen)
+        tx = make_optimizer(config.optim, self.schedule, frozen)
+        if custom.optimizer:
+            tx = holding(
+                custom.optimizer, model.frozen_stages if isinstance(model, ResNet) else None
+            )
         self._apply = model.apply
         # XLA's own convolution is quicker to trace, and here it is never computed.
         drawn = model.clone(lowering="reference") if isinstance(model, ResNet) else model
@@ -286,9 +290,9 @@ class Training:
             rows.append({"step": step, "kind": "test", **found.metrics, **where})
         self._record(*rows)
 
-    def _not_finite(self, what: str, step: int) -> ResNetJaxError:
+    def _not_finite(self, what: str, step: int) -> DivergedError:
         saved = self.folder.checkpoints.steps()
-        return ResNetJaxError(
+        return DivergedError(
             f"{what} was not finite at step {step}: the last checkpoint is "
             f"{f'step {saved[-1]}' if saved else 'none'}; try a smaller --optim.learning-rate "
             "or --optim.clip-norm 1 with another --run-dir"

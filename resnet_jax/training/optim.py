@@ -82,6 +82,21 @@ def make_optimizer(
     return optax.chain(*clip, *decay, rule, *shares)
 
 
+def holding(
+    tx: optax.GradientTransformation, frozen_stages: int | None
+) -> optax.GradientTransformation:
+    """Return an optimiser that leaves the frozen stages where they are, by its decay, too."""
+    if frozen_stages is None:
+        return tx
+    share, tx = _scale_by_layer(1.0, frozen_stages), optax.with_extra_args_support(tx)
+
+    def update(updates: Any, state: Any, params: Any = None, **more: Any) -> Any:
+        updates, state = tx.update(updates, state, params, **more)
+        return share.update(updates, optax.EmptyState())[0], state
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
 def _scale_by_layer(body_rate: float, frozen_stages: int | None) -> optax.GradientTransformation:
     frozen_to = -1 if frozen_stages is None else frozen_stages
 

@@ -32,6 +32,12 @@ def open_data(
     images. What does not fit is refused, and so are other data or settings of a process.
     """
     if custom.data is not None:
+        held_out, there = config.data.validation, len(custom.data.validation)
+        if held_out not in (None, there):
+            raise ResNetJaxError(
+                f"data is cut already, with {there} images for validation: leave "
+                f"--data.validation {held_out} out, or give it to Dataset.from_arrays"
+            )
         config = replaced(config, {"data.name": custom.data.name})
     data, splits = main_process_first(lambda: load_splits(config.data, custom.data))
     given = config.data

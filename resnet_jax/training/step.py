@@ -88,7 +88,9 @@ def train_step(
     """
     loss = loss or partial(cross_entropy, label_smoothing=label_smoothing)
     grads, batch_stats, mean_loss, accuracy = _gradient(state, batch, loss, accumulate)
-    updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
+    # Some take the loss, such as `optax.contrib.reduce_on_plateau`.
+    tx = optax.with_extra_args_support(state.tx)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params, value=mean_loss)
     params = optax.apply_updates(state.params, updates)
     averaged = state.ema
     if (ema is None) != (averaged is None):

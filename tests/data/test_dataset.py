@@ -1,6 +1,7 @@
 """Datasets from names, arrays and splits of one's own: cut, sampled, identified and refused."""
 
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -218,6 +219,12 @@ def test_a_split_of_ones_own_is_what_it_says():
     other = ArraySplit(IMAGES[:, 1:], LABELS)
     said = refused(Dataset.of, "own", *[ArraySplit(IMAGES, LABELS)] * 2, other, "abc", "version 1")
     assert "(3, 5, 3)" in said
+
+
+def test_threads_are_those_that_a_scheduler_gives(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 4, 7}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    assert dataset.cores() == 3
 
 
 @pytest.mark.parametrize(("count", "most"), [(40, 5), (3, 1), (9000, 1000)])

@@ -115,8 +115,8 @@ def test_what_is_left_out_is_counted_by_ending(pets, command, finished_run, answ
 
 def test_predict_walks_as_training_does(pets, finished_run, command, answers):
     picture(pets / "cat" / "deep" / "x.png" / "inside.jpg", 60)
-    for hidden in ("._0.png", ".thumbnails/0.png"):
-        (pets / "cat" / hidden).parent.mkdir(exist_ok=True)
+    for hidden in ("._0.png", ".thumbnails/0.png", "@eaDir/0.png/thumbnail.png"):
+        (pets / "cat" / hidden).parent.mkdir(exist_ok=True, parents=True)
         (pets / "cat" / hidden).write_bytes(b"resource fork")
     code, out, err = command("predict", finished_run.path, pets, "--json")
     assert (code, err) == (0, "")

@@ -174,6 +174,8 @@ def test_images_of_any_channels_are_shown(channels, expected):
     plots.feature_maps({"stem": np.zeros((8, 8, 2))}, images[0]).savefig(io.BytesIO())
     with pytest.raises(rj.ResNetJaxError, match=r"float32.*give uint8"):
         rj.inspection.overlay(images.astype(np.float32), np.zeros((1, 2, 2)))
+    with pytest.raises(rj.ResNetJaxError, match="a map for each"):
+        rj.inspection.overlay(images, np.zeros((2, 2, 2)))
 
 
 def explained(path, spec, *, find=False):

@@ -191,7 +191,7 @@ def test_the_body_moves_at_its_share_of_the_rate(name):
     ("name", "message"),
     [
         ("weights.safetensors", "damaged"),
-        (".", "is not a run"),
+        (".", "is not a run, and holds weights.safetensors: give that file"),
     ],
 )
 def test_bad_weights_are_one_line_and_nothing_is_written(

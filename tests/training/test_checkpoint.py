@@ -85,6 +85,26 @@ def test_a_step_that_goes_or_cannot_be_read_is_passed_over(code, checkpoints, mo
     assert next(checkpoints.good_steps()) == 10
 
 
+def test_what_macos_leaves_in_a_folder_damages_nothing(checkpoints):
+    """Two such files, and the run began anew."""
+    for name in ("12/.DS_Store", "12/state/._manifest.json"):
+        (checkpoints.directory / name).write_bytes(b"Bud1")
+    assert next(checkpoints.good_steps()) == 12
+
+
+def test_a_step_that_somebody_reads_is_discarded_all_the_same(checkpoints, monkeypatch):
+    """On NFS the file stays in the folder, which then cannot be removed."""
+
+    def busy(*_, **__):
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rmdir", busy)
+        checkpoints._discard(10)
+        storage.remove_unfinished(checkpoints.directory)
+    assert checkpoints.steps() == [12]
+
+
 def test_what_is_no_step_is_no_step(checkpoints):
     (checkpoints.directory / "30").mkdir()  # Orbax would call this the newest step
     shutil.copytree(checkpoints.directory / "12", checkpoints.directory / "40")

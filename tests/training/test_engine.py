@@ -5,6 +5,7 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, wraps
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,16 @@ from resnet_jax.training.setup import check_against_dataset
 BLACK = rj.Dataset.from_arrays(
     "black", np.zeros((120, 28, 28, 1), np.uint8), np.zeros(120, int), validation=0
 )
+
+
+def test_logits_in_half_precision_are_probabilities_in_whole():
+    engine = Engine(rj.TrainConfig(batch_size=4), tuple("0123456789"), (2, 5, 1))
+    state = SimpleNamespace(
+        variables={}, apply_fn=lambda _, x, train: x.reshape(len(x), 10).astype(jnp.bfloat16)
+    )
+    images = np.arange(40, dtype=np.uint8).reshape(4, 2, 5, 1)
+    np.testing.assert_allclose(engine._probabilities(state, images).sum(1), 1, atol=1e-6)
+
 
 PACKAGE = str(Path(rj.__file__).parent)
 

@@ -60,7 +60,7 @@ def start(run_dir, **changes):
 def whole(tmp_path_factory):
     """A whole run, and what its callback was told."""
     told = mock.Mock(spec=rj.Callback)
-    return start(tmp_path_factory.mktemp("own") / "run", callbacks=[told]), told
+    return start(tmp_path_factory.mktemp("own") / "run", callbacks=told), told
 
 
 def test_the_run_is_trained_by_those_parts(whole):
@@ -108,6 +108,10 @@ def test_it_is_opened_with_its_network_and_its_data(whole):
     opened = rj.Run.open(run.path, model=SqueezeExcitation(), data=DATA)
     probabilities = opened.predict(DATA.test.images)
     assert (probabilities.argmax(1) == DATA.test.labels).mean() == opened.evaluate().accuracy
+    # Parameters of other shapes ended in a traceback; fewer ones, in another network's answers.
+    other = rj.Run.open(run.path, model=SqueezeExcitation(features=5))
+    with pytest.raises(rj.ResNetJaxError, match="another network than SqueezeExcitation: open"):
+        other.predict(DATA.test.images)
     assert opened.verify().ok
 
 
@@ -138,6 +142,7 @@ OTHER_CLASSES = rj.ResNet((1,), rj.BasicUnit, num_classes=10, width=2, stem="sma
     ("changes", "model", "said"),
     [
         ({}, OTHER_CLASSES, r"one for each of 3 classes"),
+        ({"data": rj.DataConfig(validation=5)}, SqueezeExcitation(), "cut already, with 20 images"),
         ({"init_from": "weights"}, SqueezeExcitation(), r"--init-from .* SqueezeExcitation: leave"),
         ({"model": rj.ModelConfig(frozen_stages=0)}, SqueezeExcitation(), r"--model.frozen-stages"),
         ({"optim": rj.OptimConfig(body_rate=0.1)}, SqueezeExcitation(), r"--optim.body-rate"),
@@ -172,6 +177,11 @@ def test_what_is_no_such_part_is_refused_before_anything(part, said, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_presets_name_is_no_configuration(tmp_path):
+    with pytest.raises(rj.ResNetJaxError, match="config is 'quickstart': give a TrainConfig"):
+        rj.train("quickstart", tmp_path / "run", quiet=True)
+
+
 def test_a_tag_is_the_text_that_the_folder_has():
     """A run with a number for a tag did not know it again."""
     assert Custom(tag=np.float64(0.003)).describe(None, None, 3) == {"tag": "0.003"}
@@ -200,15 +210,21 @@ def test_without_batch_norm_one_image_is_a_batch(tmp_path):
     assert again.metrics().step.max() == 1
 
 
-def test_stages_that_a_network_of_ones_own_freezes_do_not_decay(tmp_path):
-    """The optimiser goes by the configuration, batch norm and gradients by the network."""
+@pytest.mark.parametrize("optimizer", [None, optax.adamw(0.1, weight_decay=0.1)])
+def test_frozen_stages_do_not_decay(optimizer, tmp_path):
+    """The optimiser goes by the configuration, batch norm and gradients by the network.
+
+    One of one's own, by the network: it decayed what was frozen.
+    """
     model = rj.ResNet((1,), rj.BasicUnit, num_classes=3, width=2, stem="small", frozen_stages=1)
     decay = rj.OptimConfig(learning_rate=0.1, weight_decay=0.1)
     config = dataclasses.replace(CONFIG, epochs=1, optim=decay, ema=None)
-    with pytest.raises(rj.ResNetJaxError, match="give both the same"):
-        rj.train(config, tmp_path, quiet=True, model=model, data=DATA)
-    config = dataclasses.replace(config, model=rj.ModelConfig(frozen_stages=1))
-    run = rj.train(config, tmp_path, quiet=True, model=model, data=DATA)
+    parts = {"model": model, "data": DATA, "optimizer": optimizer}
+    if optimizer is None:
+        with pytest.raises(rj.ResNetJaxError, match="give both the same"):
+            rj.train(config, tmp_path, quiet=True, **parts)
+        config = dataclasses.replace(config, model=rj.ModelConfig(frozen_stages=1))
+    run = rj.train(config, tmp_path, quiet=True, **parts)
     key, _ = jax.random.split(jax.random.key(config.seed))
     images = jnp.zeros((1, *DATA.image_shape))
     init = jax.jit(partial(model.clone(lowering="reference").init, train=False))

@@ -32,6 +32,15 @@ def make_state(tx=None, *, ema: bool = False, dtype=jnp.float32, **options) -> r
     return rj.TrainState.create(model, tx, jax.random.key(0), images, ema=ema)
 
 
+def test_an_optimiser_may_take_the_loss():
+    """As `optax.contrib.reduce_on_plateau` does, whose update it is."""
+    tx = optax.GradientTransformationExtraArgs(
+        lambda params: jnp.zeros(()), lambda grads, state, params, *, value: (grads, value)
+    )
+    moved, metrics = jax.jit(rj.train_step)(make_state(tx), make_batch(0))
+    assert moved.opt_state == metrics.loss > 0
+
+
 @pytest.mark.slow
 def test_a_network_without_batch_norm_trains_and_evaluates():
     model, batch = tiny(norm=Affine), make_batch(0)
