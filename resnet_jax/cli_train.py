@@ -135,6 +135,7 @@ def train(
             if len(planned) == 1 or processes.distributed:
                 raise
             display.print_error(error)
+            stop.training = False
             continue
         if not stop.training:
             _print_result(run)
