@@ -53,7 +53,7 @@ class Processes:
                 "--distributed: give it too"
             )
 
-    def agree(self, planned: list[tuple[TrainConfig, Path]]) -> None:
+    def agreed(self, planned: list[tuple[TrainConfig, Path]]) -> list[tuple[TrainConfig, Path]]:
         """Refuse other runs than the other processes have; a host may mount them elsewhere."""
         if self.distributed:
             from resnet_jax.training.distributed import assert_equal
@@ -61,6 +61,7 @@ class Processes:
             names = hashlib.sha256(repr([folder.name for _, folder in planned]).encode())
             remedy = "give all processes the same --run-dir, --seeds and --grid"
             assert_equal("run folders with digest", names.hexdigest(), remedy)
+        return planned
 
 
 PresetName = Annotated[Positional[str], tyro.conf.arg(help=f"one of {', '.join(presets.PRESETS)}.")]
@@ -115,12 +116,9 @@ def train(
     config = _with_settings_of_its_dataset(config, default, arguments)
     runs: list[Run] = []
     planned = _planned(preset, config, run_dir, seeds, grid, arguments)
-    processes.agree(planned)
-    for settings, folder in planned:
-        display.print_line(
-            f"{settings.model.title} on {settings.data.name}, seed {settings.seed}: "
-            f"{settings.epochs:g} epochs in batches of {settings.batch_size}, run folder {folder}"
-        )
+    for settings, folder in processes.agreed(planned):
+        stop.training = False
+        _announce(settings, folder)
         from resnet_jax import run as library
         from resnet_jax.data.prepare import prepare
         from resnet_jax.training.distributed import failing_together, main_process_first
@@ -135,16 +133,21 @@ def train(
             if len(planned) == 1 or processes.distributed:
                 raise
             display.print_error(error)
-            stop.training = False
             continue
         if not stop.training:
             _print_result(run)
-        stop.training = False
         if report and not processes.distributed:
             _report_if_new(run)
         runs.append(run)
     if seeds is not None or grid:
         _compare(runs, len(planned))
+
+
+def _announce(config: TrainConfig, folder: Path) -> None:
+    display.print_line(
+        f"{config.model.title} on {config.data.name}, seed {config.seed}: {config.epochs:g} epochs "
+        f"in batches of {config.batch_size}, run folder {folder}"
+    )
 
 
 def _print_result(run: "Run") -> None:

@@ -78,8 +78,7 @@ def train(
         optimizer: an optax transformation, in the place of ``config.optim``.
         loss: of ``(logits, targets)``, for training: of each example, or the mean. Targets are
             classes, int32[N], or with mixup and cutmix soft labels, float[N, K].
-        data: a dataset, in the place of the one that ``config.data`` names; a mean and a deviation
-            that ``config.data`` gives stay.
+        data: a dataset, in the place of the one that ``config.data`` names; its mean stays.
         tag: a word for what names and shapes do not tell of these parts, such as a rate inside of
             a function. A run goes on with parts of the same names, shapes and tag only.
 
@@ -91,7 +90,6 @@ def train(
     """
     if not isinstance(config, TrainConfig):
         raise ResNetJaxError(f"config is {config!r:.60}: give a TrainConfig, as rj.PRESETS[NAME]")
-    callbacks = [callbacks] if isinstance(callbacks, Callback) else callbacks
     custom = Custom(model, optimizer, loss, data, tag)
     with ExitStack() as stack:
         if not quiet and is_main_process():

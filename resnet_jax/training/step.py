@@ -88,8 +88,7 @@ def train_step(
     """
     loss = loss or partial(cross_entropy, label_smoothing=label_smoothing)
     grads, batch_stats, mean_loss, accuracy = _gradient(state, batch, loss, accumulate)
-    # Some take the loss, such as `optax.contrib.reduce_on_plateau`.
-    tx = optax.with_extra_args_support(state.tx)
+    tx = optax.with_extra_args_support(state.tx)  # some take the loss: `reduce_on_plateau`
     updates, opt_state = tx.update(grads, state.opt_state, state.params, value=mean_loss)
     params = optax.apply_updates(state.params, updates)
     averaged = state.ema

@@ -60,7 +60,7 @@ def start(run_dir, **changes):
 def whole(tmp_path_factory):
     """A whole run, and what its callback was told."""
     told = mock.Mock(spec=rj.Callback)
-    return start(tmp_path_factory.mktemp("own") / "run", callbacks=told), told
+    return start(tmp_path_factory.mktemp("own") / "run", callbacks=[told]), told
 
 
 def test_the_run_is_trained_by_those_parts(whole):
