@@ -164,7 +164,10 @@ def _compare(runs: list["Run"], planned: int) -> None:
     if runs:
         display.print_comparison(compare_runs(runs))
     if len(runs) < planned:
-        raise ResNetJaxError(f"{planned - len(runs)} of {planned} runs diverged, as said above")
+        raise ResNetJaxError(
+            f"{planned - len(runs)} of {planned} runs diverged, as said above: give them a smaller "
+            "--optim.learning-rate"
+        )
 
 
 def _planned(

@@ -148,7 +148,10 @@ def test_a_run_that_diverges_ends_not_the_others(trained, command, monkeypatch):
     code, _, errors = command(*words[:-1], f"{words[-1]}=9,0.1,0.2")
     assert (code, len(trained)) == (1, 2)
     assert "not finite at step 3" in errors
-    assert errors.endswith("resnet-jax: 1 of 3 runs diverged, as said above\n")
+    assert errors.endswith(
+        "resnet-jax: 1 of 3 runs diverged, as said above: give them a smaller "
+        "--optim.learning-rate\n"
+    )
 
 
 @pytest.mark.parametrize("axis", ["seed=1,1", "init-from=a/net.pth,b/net.pth"])

@@ -116,19 +116,23 @@ def small_parts(split: Split, most: int = 1000) -> list[np.ndarray]:
 
 def read_batch(split: Split, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Read one batch; at an index of `PADDING` the image is black and the label is `PADDING`."""
-    present = indices >= 0
-    images = np.zeros((len(indices), *split.image_shape), np.uint8)
-    labels = np.full(len(indices), PADDING, np.int32)
+    present, shape = indices >= 0, tuple(split.image_shape)
     if present.any():
         found = split.batch(indices if present.all() else indices[present])
-        _check(*found)
-        if found[0].shape[1:] != images.shape[1:]:
-            said = f"image_shape is {tuple(split.image_shape)}"
-            raise ResNetJaxError(f"images are {found[0].shape[1:]}, {said}")
+        images, labels = map(np.asarray, found)
+        _check(images, labels)
+        if images.shape[1:] != shape:
+            raise ResNetJaxError(f"images are {images.shape[1:]}, image_shape is {shape}")
+        if labels.min() < 0:
+            raise ResNetJaxError(
+                f"labels must be from 0, got {labels.min()}: leave such images out"
+            )
         if present.all():
-            return found
-        images[present], labels[present] = found
-    return images, labels
+            return images, labels
+    padded = np.zeros((len(indices), *shape), np.uint8), np.full(len(indices), PADDING, np.int32)
+    if present.any():
+        padded[0][present], padded[1][present] = images, labels
+    return padded
 
 
 def read_batches(
@@ -299,7 +303,8 @@ def _check(images: np.ndarray, labels: np.ndarray) -> None:
         )
     if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         raise ResNetJaxError(
-            f"labels must be integers[{len(images)}], got {labels.dtype}{list(labels.shape)}"
+            f"labels must be integers[{len(images)}], got {labels.dtype}{list(labels.shape)}: cast "
+            "them, as by labels.astype(np.int32)"
         )
 
 

@@ -97,6 +97,8 @@ def final_tests(metrics: pd.DataFrame) -> pd.DataFrame:
 
 def write_curves(runs: Sequence[Run], output: Path) -> None:
     """Write the curves of several runs into a picture, in one colour those of one setting."""
+    from matplotlib import rc_context
+
     from resnet_jax.inspection.plots import compared_curves
 
     output = expanded(output)
@@ -110,7 +112,8 @@ def write_curves(runs: Sequence[Run], output: Path) -> None:
         curves[f"{name}: {listing}" if listing else name] = [run.metrics() for run in members]
     picture = io.BytesIO()
     try:
-        compared_curves(curves).savefig(picture, format=output.suffix[1:], dpi=150)
+        with rc_context({"text.usetex": False}):
+            compared_curves(curves).savefig(picture, format=output.suffix[1:], dpi=150)
     except ValueError as error:
         raise ResNetJaxError(
             f"{output} cannot be written ({error}): give a name that ends in .png"

@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -225,7 +226,7 @@ class Checkpoints:
 
     def _discard(self, step: int) -> None:
         """Remove a step; renamed first, so that a kill never leaves half of it in place."""
-        gone = self.directory / f"{storage.UNFINISHED}-discarded-{step}"
+        gone = self.directory / f"{storage.UNFINISHED}-discarded-{step}-{time.time_ns()}"
         with contextlib.suppress(FileNotFoundError):
             (self.directory / str(step)).rename(gone)
             # On NFS a file that a reader has open stays; a later save removes it.

@@ -55,6 +55,9 @@ class Evaluation:
     def per_class(self) -> dict[str, dict[str, float | int | None]]:
         """For each class: ``count``, ``recall`` and ``precision``; None where undefined."""
         hits = np.diag(self.confusion)
+        names = self.class_names
+        if len(set(names)) < len(names):  # as a streamed dataset of one's own may have them
+            names = tuple(f"#{k} {name}" for k, name in enumerate(names))
         of_label, of_prediction = self.confusion.sum(axis=1), self.confusion.sum(axis=0)
         return {
             name: {
@@ -62,7 +65,7 @@ class Evaluation:
                 "recall": float(hits[k] / of_label[k]) if of_label[k] else None,
                 "precision": float(hits[k] / of_prediction[k]) if of_prediction[k] else None,
             }
-            for k, name in enumerate(self.class_names)
+            for k, name in enumerate(names)
         }
 
     def __str__(self) -> str:

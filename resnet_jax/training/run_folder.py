@@ -131,15 +131,14 @@ class RunFolder:
             document = _load_yaml(path)
             data = document["data"]
             height, width, channels = shape = tuple(map(int, data["image_shape"]))
-            names = tuple(map(str, data["class_names"]))
-            if not 0 < min(shape) <= math.prod(shape) < 2**40 or len(set(names)) < len(names):
-                raise ValueError(f"there are no images of {shape}, or two classes of one name")
+            if not 0 < min(shape) <= math.prod(shape) < 2**40:
+                raise ValueError(f"there are no images of {shape}")
             if (instructions := document.get("instructions")) not in (None, *INSTRUCTION_SETS):
                 raise ValueError(f"instructions {instructions!r} are none of {INSTRUCTION_SETS}")
             return Record(
                 from_dict(document["config"]),
                 str(data["fingerprint"]),
-                names,
+                tuple(map(str, data["class_names"])),
                 (height, width, channels),
                 {name: str(part) for name, part in dict(document.get("parts", {})).items()},
                 instructions,

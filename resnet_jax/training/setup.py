@@ -33,7 +33,7 @@ def open_data(
     """
     if custom.data is not None:
         held_out, there = config.data.validation, len(custom.data.validation)
-        if held_out not in (None, there):
+        if recorded is None and held_out and held_out != there:
             raise ResNetJaxError(
                 f"data is cut already, with {there} images for validation: leave "
                 f"--data.validation {held_out} out, or give it to Dataset.from_arrays"
@@ -151,15 +151,16 @@ class Custom:
     tag: str | None = None
 
     def __post_init__(self) -> None:
-        for name, attribute, expected in (
-            ("model", "apply", "a Linen module, such as rj.ResNet18()"),
-            ("optimizer", "update", "an optax transformation, such as optax.adam(1e-3)"),
+        for name, attributes, expected in (
+            ("model", "init apply", "a Linen module, such as rj.ResNet18()"),
+            ("optimizer", "init update", "an optax transformation, such as optax.adam(1e-3)"),
             ("data", "fingerprint", "a rj.Dataset"),
         ):
             part = getattr(self, name)
-            made = hasattr(part, attribute) and not isinstance(part, type)
+            made = all(hasattr(part, a) for a in attributes.split()) and not isinstance(part, type)
             if part is not None and not made:
-                raise ResNetJaxError(f"{name} is {part!r:.60}: give {expected}")
+                found = " ".join(repr(part).split())[:60]
+                raise ResNetJaxError(f"{name} is {found}: give {expected}")
 
     def describe(
         self, shapes: Callable[[], TrainState], images: jax.Array, num_classes: int
@@ -183,20 +184,26 @@ class Custom:
             found["optimizer state"] = _digest(state.opt_state)
         if self.model:
             variables = {"params": state.params, "batch_stats": state.batch_stats}
-            apply = partial(self.model.apply, train=True, mutable=["batch_stats"])
-            try:
-                logits, _ = jax.eval_shape(apply, variables, images)
-            except InvalidRngError as error:
-                raise ResNetJaxError(
-                    "model draws random numbers in training, as dropout does, and gets none here: "
-                    "leave them out, or write a loop of your own"
-                ) from error
-            if getattr(logits, "shape", None) != (1, num_classes):
-                raise ResNetJaxError(
-                    f"model returns {logits}: expected logits of shape {(1, num_classes)}, one for "
-                    f"each of {num_classes} classes"
-                )
+            for train in (True, False):
+                apply = partial(self.model.apply, train=train, mutable=["batch_stats"])
+                _check_logits(apply, variables, images, num_classes)
         return found
+
+
+def _check_logits(apply: Any, variables: Any, images: jax.Array, num_classes: int) -> None:
+    """Refuse a network of one's own that gives no logits, or needs random numbers for them."""
+    try:
+        logits, _ = jax.eval_shape(apply, variables, images)
+    except InvalidRngError as error:
+        raise ResNetJaxError(
+            "model draws random numbers in training, as dropout does, and gets none here: leave "
+            "them out, or write a loop of your own"
+        ) from error
+    if getattr(logits, "shape", None) != (1, num_classes):
+        raise ResNetJaxError(
+            f"model returns {logits}: expected logits of shape {(1, num_classes)}, one for each of "
+            f"{num_classes} classes"
+        )
 
 
 def _qualified(part: Any) -> str:

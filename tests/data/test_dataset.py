@@ -119,7 +119,7 @@ def test_a_dataset_is_made_from_arrays():
         ),
         ({"labels": LABELS[1:]}, r"labels must be integers\[30\], got int64\[29\]"),
         ({"labels": LABELS.astype(float)}, "labels must be integers"),
-        ({"labels": LABELS - 1}, "labels must be 0 to 1"),
+        ({"labels": LABELS - 1}, "labels must be from 0, got -1: leave such"),
         ({"class_names": ["a", "b"]}, "labels must be 0 to 1 for 2 names"),
         ({"test": (IMAGES[:, :3], LABELS)}, r"images are \(3, 5, 3\) and \(4, 5, 3\)"),
         ({"validation": 30}, r"--data\.validation must be .* below the 30 .*, got 30$"),
@@ -208,6 +208,12 @@ def test_a_split_of_ones_own_is_what_it_says():
         def batch(self, indices):
             return np.array([self.images[i] for i in indices]), self.labels[indices]
 
+    class Lists(ArraySplit):
+        def batch(self, indices):
+            return self.images[indices].tolist(), self.labels[indices].tolist()
+
+    # Of numbers alone nothing tells the type.
+    assert "got int64" in refused(dataset.read_batch, Lists(IMAGES, LABELS), np.array([0, 1]))
     none = Listed(IMAGES[:0], LABELS[:0])
     assert len(Dataset.of("own", Listed(IMAGES, LABELS), none, none, "abc").test) == 0
     for kind, said in ((Scaled, "got float32"), (Cut, "images are (3, 5, 3), image_shape is")):

@@ -1,5 +1,7 @@
 """Calibration by hand and against scikit-learn, and a run's findings against the run."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -104,6 +106,9 @@ def test_the_evaluation_by_hand():
     assert found.loss == pytest.approx(np.log(8))
     assert (found.correct, found.correct5) == (1, 2)
     assert sorted(zip(*found.confusion.nonzero(), strict=True)) == [(0, 0), (4, 0), (5, 0)]
+    # A streamed dataset of one's own may have a name twice.
+    twice = dataclasses.replace(found, confusion=np.eye(2, dtype=int), class_names=("a", "a"))
+    assert twice.per_class.keys() == {"#0 a", "#1 a"}
 
 
 @pytest.mark.slow

@@ -135,6 +135,13 @@ def test_other_parts_are_refused(changes, said, whole):
         start(whole[0].path, **changes)
 
 
+class Two(SqueezeExcitation):
+    @nn.compact
+    def __call__(self, images, *, train):
+        logits = super().__call__(images, train=train)
+        return logits if train else (logits, images)
+
+
 OTHER_CLASSES = rj.ResNet((1,), rj.BasicUnit, num_classes=10, width=2, stem="small")
 
 
@@ -142,6 +149,7 @@ OTHER_CLASSES = rj.ResNet((1,), rj.BasicUnit, num_classes=10, width=2, stem="sma
     ("changes", "model", "said"),
     [
         ({}, OTHER_CLASSES, r"one for each of 3 classes"),
+        ({}, Two(), r"one for each of 3 classes"),
         ({"data": rj.DataConfig(validation=5)}, SqueezeExcitation(), "cut already, with 20 images"),
         ({"init_from": "weights"}, SqueezeExcitation(), r"--init-from .* SqueezeExcitation: leave"),
         ({"model": rj.ModelConfig(frozen_stages=0)}, SqueezeExcitation(), r"--model.frozen-stages"),
