@@ -121,12 +121,10 @@ def read_batch(split: Split, indices: np.ndarray) -> tuple[np.ndarray, np.ndarra
         found = split.batch(indices if present.all() else indices[present])
         images, labels = map(np.asarray, found)
         _check(images, labels)
-        if images.shape[1:] != shape:
-            raise ResNetJaxError(f"images are {images.shape[1:]}, image_shape is {shape}")
-        if labels.min() < 0:
-            raise ResNetJaxError(
-                f"labels must be from 0, got {labels.min()}: leave such images out"
-            )
+        if images.shape != (expected := (int(present.sum()), *shape)):
+            raise ResNetJaxError(f"images read are {images.shape}, expected are {expected}")
+        if (lowest := labels.min()) < 0:
+            raise ResNetJaxError(f"labels must be from 0, got {lowest}: leave such images out")
         if present.all():
             return images, labels
     padded = np.zeros((len(indices), *shape), np.uint8), np.full(len(indices), PADDING, np.int32)

@@ -120,9 +120,8 @@ def initial_variables(
             f"--init-from {source} is not there: give a file of weights or the folder of a run"
         )
     if source.is_dir() and not RunFolder(source).exists:
-        files = ", ".join(
-            sorted(p.name for p in source.iterdir() if p.suffix in (".safetensors", *PICKLES))
-        )
+        found = [p.name for p in source.iterdir() if p.suffix in (".safetensors", *PICKLES)]
+        files = ", ".join(sorted(found)[:3])
         but = f", and holds {files}: give that file" if files else ": give a run's folder or a file"
         raise ResNetJaxError(f"--init-from {source} is not a run{but}")
     if source.is_dir():

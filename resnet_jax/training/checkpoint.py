@@ -154,8 +154,8 @@ class Checkpoints:
             if name in present:
                 try:
                     found = storage.file_sha256(path)
-                except FileNotFoundError:
-                    pass  # a run that trains on removes steps
+                except FileNotFoundError:  # a run that trains on removes steps
+                    found = None
                 except OSError as error:
                     if error.errno not in (errno.EIO, errno.ESTALE):
                         raise

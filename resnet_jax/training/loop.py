@@ -26,7 +26,7 @@ from resnet_jax.training.distributed import broadcast_from_main, is_main_process
 from resnet_jax.training.engine import Engine
 from resnet_jax.training.jax_settings import find_devices
 from resnet_jax.training.metrics import Evaluation
-from resnet_jax.training.optim import holding, make_optimizer, make_schedule
+from resnet_jax.training.optim import freezing, make_optimizer, make_schedule
 from resnet_jax.training.run_folder import Record, RunFolder, events_log
 from resnet_jax.training.setup import Custom, open_data
 from resnet_jax.training.state import TrainState
@@ -85,12 +85,11 @@ class Training:
             model = model.clone(lowering=instructions)
             if instructions != here and jax.default_backend() == "cpu":
                 self.origin = f"computes as it began on {instructions}; on {here} bits may differ"
-        frozen = config.model.frozen_stages
-        tx = make_optimizer(config.optim, self.schedule, frozen)
         if custom.optimizer:
-            tx = holding(
-                custom.optimizer, model.frozen_stages if isinstance(model, ResNet) else None
-            )
+            frozen = model.frozen_stages if isinstance(model, ResNet) else None
+            tx = freezing(custom.optimizer, frozen)
+        else:
+            tx = make_optimizer(config.optim, self.schedule, config.model.frozen_stages)
         self._apply = model.apply
         # XLA's own convolution is quicker to trace, and here it is never computed.
         drawn = model.clone(lowering="reference") if isinstance(model, ResNet) else model

@@ -82,7 +82,7 @@ def make_optimizer(
     return optax.chain(*clip, *decay, rule, *shares)
 
 
-def holding(
+def freezing(
     tx: optax.GradientTransformation, frozen_stages: int | None
 ) -> optax.GradientTransformation:
     """Return an optimiser that leaves the frozen stages where they are, by its decay, too."""

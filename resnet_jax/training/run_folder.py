@@ -99,8 +99,10 @@ class RunFolder:
 
     def write_record(self, record: Record) -> None:
         """Write ``config.yaml``; package versions and commit stay those that the run began with."""
-        now = {"commit": _commit(), **{name: _version(name) for name in PACKAGES}}
-        versions = dict(self.read_record().made_by if self.exists else now)
+        if self.exists:
+            versions = dict(self.read_record().made_by)
+        else:
+            versions = {"commit": _commit(), **{name: _version(name) for name in PACKAGES}}
         commit = versions.pop("commit")
         document = {
             "config": to_dict(record.config),

@@ -202,6 +202,10 @@ def test_a_split_of_ones_own_is_what_it_says():
         def batch(self, indices):
             return self.images[indices, 1:], self.labels[indices]
 
+    class Short(ArraySplit):
+        def batch(self, indices):
+            return self.images[:0], self.labels[:0]
+
     class Listed(ArraySplit):
         image_shape = [4, 5, 3]  # noqa: RUF012
 
@@ -216,7 +220,11 @@ def test_a_split_of_ones_own_is_what_it_says():
     assert "got int64" in refused(dataset.read_batch, Lists(IMAGES, LABELS), np.array([0, 1]))
     none = Listed(IMAGES[:0], LABELS[:0])
     assert len(Dataset.of("own", Listed(IMAGES, LABELS), none, none, "abc").test) == 0
-    for kind, said in ((Scaled, "got float32"), (Cut, "images are (3, 5, 3), image_shape is")):
+    for kind, said in (
+        (Scaled, "got float32"),
+        (Cut, "3, 5, 3), expected are ("),
+        (Short, "read are (0, "),
+    ):
         split = kind(IMAGES, LABELS)
         assert said in refused(Dataset.of, "own", *[split] * 3, "abc")
         # A streamed one's are seen when a batch is read, also of one that is filled up.
