@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from resnet_jax import display, run
+from resnet_jax import cli_train, display, run
 from resnet_jax.cli import main
 from resnet_jax.config import OptimConfig, TrainConfig, replaced
 from resnet_jax.data.sampler import EpochSampler
@@ -136,17 +136,20 @@ def test_a_damaged_run_elsewhere_stops_no_other(began_as, trained, refusal):
 
 def test_a_run_that_diverges_ends_not_the_others(trained, command, monkeypatch):
     """Nor is it alone a grid."""
-    train = run.train
+    train, shown = run.train, []
 
-    def diverging(config, folder, **more):
+    def diverging(config, folder, should_stop, **more):
+        if config.optim.learning_rate == 0.1:  # it was finished, and its result is shown
+            return
+        train(config, folder, should_stop, **more)
         if config.optim.learning_rate > 1:
             raise DivergedError("loss was not finite at step 3")
-        return train(config, folder, **more)
 
     monkeypatch.setattr(run, "train", diverging)
+    monkeypatch.setattr(cli_train, "_print_result", shown.append)
     words = ["train", "mnist", "--no-report", "--grid", "optim.learning-rate"]
     code, _, errors = command(*words[:-1], f"{words[-1]}=9,0.1,0.2")
-    assert (code, len(trained)) == (1, 2)
+    assert (code, len(trained), len(shown)) == (1, 2, 1)
     assert "not finite at step 3" in errors
     assert errors.endswith(
         "resnet-jax: 1 of 3 runs diverged, as said above: give them a smaller "
