@@ -48,7 +48,7 @@ def of_processor(folder: Path, name: str) -> Path:
 
 
 def read_json(path: Path, missing: Any = None) -> Any:
-    """What `write_json` wrote, or ``missing`` where nothing was and that is given."""
+    """Read what `write_json` wrote; where there is no file, return ``missing`` if there is any."""
     return missing if missing and not path.exists() else json.loads(path.read_text())
 
 
@@ -112,7 +112,7 @@ print(json.dumps({function}(*json.loads(sys.argv[1]))))"""
 
 
 def mean_and_sd(values: Sequence[float], digits: int, unit: str = "") -> str:
-    """``98.27 % ± 0.31``; of one value itself, and of none nothing."""
+    """Format ``98.27 % ± 0.31``: one value has no spread, and none give an empty text."""
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.{digits}f}{unit}{spread}" if len(values) else ""
 

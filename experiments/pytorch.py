@@ -43,7 +43,7 @@ def crops(images: torch.Tensor, pixels: int) -> torch.Tensor:
     return padded.permute(0, 2, 3, 1)[each, rows, columns].permute(0, 3, 1, 2)
 
 
-WRITTEN = """
+SUPPORTED = """
     seed epochs batch-size label-smoothing target eval-every log-every tensorboard compilation-cache
     model.name model.width model.stem model.residual model.shortcut model.initializer
     augment.crop augment.flip
@@ -55,7 +55,7 @@ WRITTEN = """
 def check(config: rj.TrainConfig) -> None:
     """Refuse a recipe with settings that are not written here."""
     changed = differences(rj.TrainConfig(), config)
-    missing = [n for n in changed if n not in WRITTEN.split() and not n.startswith("data.")]
+    missing = [n for n in changed if n not in SUPPORTED.split() and not n.startswith("data.")]
     network, augment = make_model(config, 1), config.augment
     if augment.flip != bool(augment.crop):
         missing.append("augment.flip")

@@ -3,9 +3,9 @@
 Command:   python -m experiments.tables    (every page, from the committed results)
 Result:    the pages; the tests say where one differs from its results
 
-A page marks the place of a number or of a table, by a name or by a call with literal arguments, and
-says at its end in which modules of experiments/ these functions are: in their `values()`, if they
-have that. What stands between the marks is the script's; nobody types it:
+A page marks each number or table with the function that writes it, and literal arguments if any.
+Its last comment names the modules of experiments/ with these functions, which are in the module's
+`values()` where it has one. The text between the marks is the script's; nobody types it:
 
     <!-- speed -->
     | a table |
@@ -60,7 +60,7 @@ def functions_of(content: str) -> dict[str, Callable[..., str]]:
 
 
 def filled(content: str, functions: Mapping[str, Callable[..., str]]) -> str:
-    """The content of a page with what the functions say behind the marks, a table on own lines."""
+    """Return a page's content with its functions' texts between the marks, tables on own lines."""
 
     def between(mark: re.Match[str]) -> str:
         arguments = ast.literal_eval(f"({mark['arguments']},)") if mark["arguments"] else ()

@@ -10,14 +10,14 @@ from resnet_jax.signals import SIGNALS, end_at_a_signal
 
 
 def main() -> int:
-    """Run `resnet_jax.cli.main`; what computes, in a process whose memory suits it."""
+    """Run `resnet_jax.cli.main`; verbs that compute first restart with settings of malloc."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a restart forgets the handlers
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
-        if getattr(sys, name) is None:  # closed: else the next file that is opened takes its place
+        if getattr(sys, name) is None:  # closed: the next file opened would get its number
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
             os.set_inheritable(number, True)
         if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # of a name that it has no letters for
+            stream.reconfigure(errors="backslashreplace")  # a name may not fit its encoding
     if COMPUTE & set(sys.argv[1:2]) and not {"-h", "--help"} & set(sys.argv):
         restart_tuned()  # before the imports, which would be done twice
     end_at_a_signal()

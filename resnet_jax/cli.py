@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from resnet_jax.run import Run
 
 RunDir = Annotated[Positional[Path], tyro.conf.arg(help="the run's folder.")]
-# Of which tyro's help says "(default: )"; none is refused where they are used.
+# The hint replaces tyro's "(default: )"; an empty tuple is refused by the function it goes to.
 Paths = Annotated[
     Positional[tuple[Path, ...]],
     tyro.conf.arg(metavar="PATH [PATH ...]", help_behavior_hint="(required)"),
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         if COMPUTE & set(arguments[:1]):
             check_limits()
         with stop.handling(), warnings.catch_warnings():
-            # Of what is odd in a picture, what matters is said in one line that names the file.
+            # Pillow's warnings are dropped: what matters is reported in one line with the file.
             warnings.filterwarnings("ignore", module=r"PIL\b")
             code = _parsed(arguments, stop)() or 0
             print(end="", flush=True)  # while what fails can still be told
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parsed(arguments: list[str], stop: Stop) -> Callable[[], int | None]:
-    """Return the call of a verb that the arguments say; a refusal shows them escaped."""
+    """Parse the arguments to the call of a verb; errors show unprintable characters escaped."""
     verbs = {"train": train_verb(arguments, stop), **VERBS}
 
     def parse(arguments: list[str]) -> Callable[[], int | None]:
@@ -282,7 +282,7 @@ def summary(
 def data(
     action: Positional[Literal["list", "prepare"]],
     name: Positional[str | None] = None,
-    # By the names that errors call them, too, which are those of `train`.
+    # Aliases: error messages name these options as `train` has them.
     dir: Annotated[str | None, tyro.conf.arg(aliases=["--data.dir"])] = None,
     from_idx: Annotated[str | None, tyro.conf.arg(aliases=["--data.from-idx"])] = None,
 ) -> None:

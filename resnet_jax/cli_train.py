@@ -54,7 +54,7 @@ class Processes:
             )
 
     def agreed(self, planned: list[tuple[TrainConfig, Path]]) -> list[tuple[TrainConfig, Path]]:
-        """Refuse other runs than the other processes have; a host may mount them elsewhere."""
+        """Return the planned runs; raise if the names of their folders differ between processes."""
         if self.distributed:
             from resnet_jax.training.distributed import assert_equal
 
@@ -107,13 +107,13 @@ def train(
         from_idx: prepare MNIST or Fashion-MNIST first from the IDX files in this folder.
     """
     default = presets.preset(preset)
-    if preset != _preset_named(arguments):  # whose defaults the options have
+    if preset != _preset_named(arguments):  # the options took its defaults
         raise ResNetJaxError(
             f"preset {preset} stands after options: give it first, `resnet-jax train {preset} ...`"
         )
     processes.meet()
     run_dir = run_dir and expanded(run_dir)
-    config = _with_settings_of_its_dataset(config, default, arguments)
+    config = _reset_dataset_settings(config, default, arguments)
     runs: list[Run] = []
     planned = _planned(preset, config, run_dir, seeds, grid, arguments)
     for settings, folder in processes.agreed(planned):
@@ -129,7 +129,7 @@ def train(
                     data = settings.data
                     main_process_first(partial(prepare, data.name, data.dir, from_idx))
                 run = library.train(settings, folder, should_stop=stop, callbacks=[stop])
-        except DivergedError as error:  # the next one need not
+        except DivergedError as error:  # the other runs may converge
             if len(planned) == 1 or processes.distributed:
                 raise
             display.print_error(error)
@@ -194,13 +194,13 @@ def _planned(
     folder = run_dir or Path("runs", preset)
     reference = config if run_dir else presets.PRESETS[preset]
     for settings in presets.grid(config, axes):
-        settings = _with_settings_of_its_dataset(settings, config, arguments)
+        settings = _reset_dataset_settings(settings, config, arguments)
         named = folder
         if axes or run_dir is None:
             name = presets.run_name(folder.name, reference, settings, varied)
             named = folder.with_name(f"{name}-seed{settings.seed}")
         if run_dir is None:
-            named = _or_earlier(named, preset, settings, varied, arguments)
+            named = _folder_of_earlier_version(named, preset, settings, varied, arguments)
         begun = _as_begun(named, preset, settings, arguments)
         if kept := differences(settings, begun):
             listing = ", ".join(f"--{option} {value}" for option, (_, value) in kept.items())
@@ -215,7 +215,7 @@ def _planned(
 
 
 def _as_begun(folder: Path, preset: str, config: TrainConfig, arguments: list[str]) -> TrainConfig:
-    """Return what the preset was when the run in a folder began, but for what the command names."""
+    """Return the configuration, with the preset's settings of when the run began unless named."""
     earlier = presets.EARLIER.get(preset, {})
     if not earlier or not (folder / "config.yaml").is_file():
         return config
@@ -226,7 +226,7 @@ def _as_begun(folder: Path, preset: str, config: TrainConfig, arguments: list[st
     return replaced(config, {k: begun[k] for k in unnamed if begun[k] == earlier[k]})
 
 
-def _or_earlier(
+def _folder_of_earlier_version(
     named: Path, preset: str, config: TrainConfig, varied: set[str], arguments: list[str]
 ) -> Path:
     """Return the folder, or runs/PRESET-seedN if an earlier version began this very run there."""
@@ -245,14 +245,14 @@ def _or_earlier(
     return plain if name(config) == name(replaced(recorded, own)) else named
 
 
-def _with_settings_of_its_dataset(
+def _reset_dataset_settings(
     config: TrainConfig, preset: TrainConfig, arguments: list[str]
 ) -> TrainConfig:
-    """Drop what a preset says of its dataset where the command, or its grid, names another one."""
+    """Reset the preset's settings of its dataset, unless named, where another is chosen."""
     if config.data.name == preset.data.name:
         return config
-    own = {"data.mean": None, "data.std": None, "data.find-digit": False}
-    return replaced(config, {name: own[name] for name in own.keys() - _named_in(arguments)})
+    reset = {"data.mean": None, "data.std": None, "data.find-digit": False}
+    return replaced(config, {name: reset[name] for name in reset.keys() - _named_in(arguments)})
 
 
 def _named_in(arguments: list[str]) -> set[str]:
@@ -266,7 +266,7 @@ def make_report(run: "Run", *arguments: Any) -> None:
 
 
 def _report_if_new(run: "Run") -> None:
-    """Make a run's report, unless there is one of its last metrics. The run stands without it."""
+    """Make a run's report unless it is up to date; a failure to make it is only a warning."""
     page, metrics = run.path / "report" / "index.html", run.path / "metrics.jsonl"
     if page.exists() and page.stat().st_mtime >= metrics.stat().st_mtime:
         return

@@ -250,7 +250,7 @@ def from_dict(values: Any, cls: Any = TrainConfig, prefix: str = "") -> Any:
     if not isinstance(values, Mapping):
         raise ResNetJaxError(f"setting {prefix or 'config'} is {values!r}: expected a mapping")
     kinds = get_type_hints(cls)
-    if cls is ModelConfig and "shortcut" not in values:  # to 0.2.0, every row's own are these
+    if cls is ModelConfig and "shortcut" not in values:  # before 0.2.0: the defaults then
         own = {"width": 64, "stem": "imagenet"}
         values = {name: None if own.get(name) == v else v for name, v in values.items()}
     known = {}

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from resnet_jax.errors import printable
-from resnet_jax.settings import as_typed
+from resnet_jax.settings import as_argument
 from resnet_jax.training.callbacks import Callback
 
 if TYPE_CHECKING:
@@ -26,27 +26,27 @@ if TYPE_CHECKING:
     from resnet_jax.models.summary import LayerSummary
     from resnet_jax.training.metrics import Evaluation
 
-# A fortieth of a second, which `--help` need not take.
+# Loaded when it is first used: importing it takes 25 ms, which `--help` need not spend.
 progress = lazy_loader.load("rich.progress", suppress_warning=True)
 
-# Without a bar, a line at least this often shows that something happens.
+# Without a bar, a row of training is printed where nothing was for this long.
 SECONDS_BETWEEN_LINES = 10.0
-# Running statistics that are this much those of the start, zeros and ones, are young.
-YOUNG = 0.01
+# Running statistics in which the initial zeros and ones still have this share are marked.
+INITIAL_SHARE = 0.01
 # The confusion of a hundred classes is no table for a terminal.
 MAX_CLASSES_SHOWN = 20
 
 
-class PatientConsole(Console):
+class PipeSafeConsole(Console):
     """A console that goes on, silently, when the reader of its output has gone (``| head``)."""
 
     def on_broken_pipe(self) -> None:
-        """Send what is still printed nowhere; a plain `Console` ends the process."""
+        """Discard all further output; a plain `Console` ends the process."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def finish(self) -> None:
-        """Write what is left, or nowhere what cannot be written: else Python tries at its end."""
+        """Flush stdout, and discard what cannot be written: Python would try it again at exit."""
         try:
             print(end="", flush=True)
         except OSError:
@@ -55,7 +55,7 @@ class PatientConsole(Console):
 
 # A pipe or a file has no width; tables get what they need.
 _width = None if sys.stdout and sys.stdout.isatty() else 10_000
-console = PatientConsole(highlight=False, emoji=False, width=_width)
+console = PipeSafeConsole(highlight=False, emoji=False, width=_width)
 
 
 def print_line(text: str) -> None:
@@ -100,19 +100,20 @@ def _text(text: str) -> Text:
     return Text(printable(text))  # brackets and colons are no markup here
 
 
-def print_evaluation(found: "Evaluation", title: str) -> None:
-    if len(found.class_names) <= MAX_CLASSES_SHOWN:
+def print_evaluation(evaluation: "Evaluation", title: str) -> None:
+    if len(evaluation.class_names) <= MAX_CLASSES_SHOWN:
+        classes = zip(evaluation.per_class.items(), evaluation.confusion, strict=True)
         rows = [
             (
                 *(name, str(row["count"])),
                 *("-" if row[k] is None else f"{row[k]:.2%}" for k in ("recall", "precision")),
                 *(str(n or "") for n in counts),
             )
-            for (name, row), counts in zip(found.per_class.items(), found.confusion, strict=True)
+            for (name, row), counts in classes
         ]
-        headings = ["class", "count", "recall", "precision", *found.class_names]
+        headings = ["class", "count", "recall", "precision", *evaluation.class_names]
         _print_table(headings, rows, title)
-    console.print(str(found))
+    console.print(str(evaluation))
 
 
 def print_predictions(rows: list[dict[str, Any]]) -> None:
@@ -142,12 +143,12 @@ def _utf8(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def print_comparison(found: "pd.DataFrame") -> None:
+def print_comparison(table: "pd.DataFrame") -> None:
     """Print `compare_runs`: a column for each setting, as many beside each other as fit."""
-    labels = [name for name in found if not name.endswith(" sd")]
+    labels = [name for name in table if not name.endswith(" sd")]
     columns = [
         (str(name), *(_result(label, row) for label in labels))
-        for name, row in zip(found.index, found.to_dict("records"), strict=True)
+        for name, row in zip(table.index, table.to_dict("records"), strict=True)
     ]
     while columns:
         block = [("", *labels), columns.pop(0)]
@@ -164,7 +165,7 @@ def _result(name: str, row: dict[str, Any]) -> str:
         return "-"
     style = {"accuracy": ".2%", "loss": ".4f", "seconds": ".0f"}.get(name.split()[-1])
     if style is None or not isinstance(value, float):
-        return as_typed(value)
+        return as_argument(value)
     shown = format(value, style)
     return shown if spread is None or spread != spread else f"{shown} ± {format(spread, style)}"
 
@@ -223,7 +224,7 @@ class Display(Callback):
         self._task = self.bar.add_task("", total=None, metrics="opening the data")
         self._last_train: dict[str, Any] = {}
         self._momentum, self._note = momentum, ""
-        self._last_line = time.monotonic()
+        self._last_line_time = time.monotonic()
 
     def on_start(self, step: int, total_steps: int) -> None:
         self.bar.reset(self._task, total=total_steps, completed=step, metrics="compiling")
@@ -232,11 +233,11 @@ class Display(Callback):
         self.bar.update(self._task, completed=step)
 
     def on_evaluate(self, step: int, split: str, evaluation: "Evaluation") -> None:
-        """Note how much of the statistics is the start's, beside an accuracy near chance."""
+        """Note the share of initial running statistics where the accuracy is close to chance."""
         initial = self._momentum**step
         chance = evaluation.confusion.sum(1).max()  # right by one answer to all
-        young = initial >= YOUNG and evaluation.correct < 1.5 * chance
-        self._note = f"BN {initial:.0%} initial" if young else ""
+        marked = initial >= INITIAL_SHARE and evaluation.correct < 1.5 * chance
+        self._note = f"BN {initial:.0%} initial" if marked else ""
 
     def on_metrics(self, row: dict[str, Any]) -> None:
         where = f"epoch {row['epoch']:5.2f}  step {row['step']:5d}"
@@ -247,7 +248,7 @@ class Display(Callback):
                 f"{row['images_per_s']:,.0f} images/s"
             )
             self.bar.update(self._task, metrics=metrics)
-            silent = time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES
+            silent = time.monotonic() - self._last_line_time > SECONDS_BETWEEN_LINES
             if silent and not console.is_terminal:
                 self.log(f"{where}  {metrics}")
         elif row["kind"] == "validation":  # loss and accuracy, in 80 columns
@@ -262,7 +263,7 @@ class Display(Callback):
 
     def log(self, text: str) -> None:
         """Print a line, above the bar where there is one."""
-        self._last_line = time.monotonic()
+        self._last_line_time = time.monotonic()
         print_line(text)
 
 

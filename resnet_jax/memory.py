@@ -4,7 +4,7 @@ XLA takes the buffers of every execution from ``malloc`` and frees them afterwar
 ones anew and unmaps them again, so that each page is zeroed and faulted in at each step: for
 ResNet-18 at batch 64, 20,700 faults and a fifth of the step's time (``experiments/cpu_speed``).
 Settings of malloc prevent it. They take effect when a process starts: the command restarts itself
-with them, a script is started with them. They do nothing where the C library is not glibc.
+with them, a script must be started with them. They do nothing where the C library is not glibc.
 """
 
 import os
@@ -17,8 +17,8 @@ from resnet_jax.errors import ResNetJaxError
 
 # The verbs of the command that compute.
 COMPUTE = {"train", "evaluate", "predict", "report", "export", "demo"}
-# Below these JAX and Orbax end in the middle of their work, without a word on why, or hang: of
-# memory their programs alone take 2 GiB of addresses. What a network needs beyond JAX says.
+# Below these, JAX and Orbax crash without a reason or hang: their programs alone take 2 GiB of
+# address space. If a network needs more, JAX says so.
 LIMITS = {
     "open files (ulimit -n)": (resource.RLIMIT_NOFILE, 64),
     "bytes of memory (ulimit -v)": (resource.RLIMIT_AS, 5 * 2**29),
@@ -53,8 +53,8 @@ def restart_tuned() -> None:
 
 
 def check_limits() -> None:
-    """Refuse to compute in a process whose limits are too low, and take what files it may open."""
-    # ImageNet has a thousand shards, and a usual limit, which any process may raise, is as many.
+    """Raise the limit on open files, then refuse to compute where a limit is too low."""
+    # ImageNet has about as many shards as the usual soft limit, which any process may raise.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     with suppress(OSError, ValueError):  # where the system has a limit beside it

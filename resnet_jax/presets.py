@@ -39,8 +39,8 @@ _MNIST = DataConfig(name="mnist", mean=(0.1307,), std=(0.3081,), find_digit=True
 _DISTORTED = AugmentConfig(shift=2.0, rotation=12.0, scale=0.12, shear=8.0)
 _CIFAR10 = DataConfig(name="cifar10", mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 # The recipe of arXiv 1512.03385, section 4.2: 64,000 updates on 45,000 images, the rate divided by
-# ten after 32,000 and 48,000. (There the pixels' mean is subtracted, here the channels' too
-# divided.)
+# ten after 32,000 and 48,000. (The paper subtracts the mean of each pixel; here each channel is
+# normalised by its mean and deviation.)
 _PAPER = TrainConfig(
     data=_CIFAR10,
     augment=AugmentConfig(flip=True, crop=4),
@@ -138,7 +138,7 @@ PRESETS: dict[str, TrainConfig] = {
     # The paper's own networks by its recipe: 8.75, 7.51, 7.17, 6.97 and 6.43 % test error in its
     # table 6. Not trained by us.
     **{f"resnet{depth}_cifar10": _of_paper(f"resnet{depth}") for depth in (20, 32, 44, 56)},
-    # There at 0.01 until the training error is below 80 %, about 400 updates; here as a rise.
+    # The paper trains at 0.01 until the error is below 80 % (400 updates); here a linear warm-up.
     "resnet110_cifar10": _of_paper("resnet110", warmup=400 / 64_000),
     # ResNet-20 within 40 passes for two cores, one-cycle. On a lossy JPEG copy of the images it
     # reaches 87.6 % (experiments/cifar10); not trained on the original by us.
@@ -205,8 +205,8 @@ def run_name(
 ) -> str:
     """Return a name with the settings in which what is learnt differs: ``book-plain``.
 
-    Neither the length of the run nor its seed are named, nor what changes nothing learnt, but for
-    the options that ``always`` are; a folder of images is by its last part.
+    Left out of the name are the epochs, the seed and settings that do not change what is learnt,
+    except the options in ``always``; a folder of images is named by the last part of its path.
     """
     changes = differences(reference, config)
     unnamed = {"epochs", "seed"}

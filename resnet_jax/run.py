@@ -78,7 +78,7 @@ def train(
         optimizer: an optax transformation, in the place of ``config.optim``.
         loss: of ``(logits, targets)``, for training: of each example, or the mean. Targets are
             classes, int32[N], or with mixup and cutmix soft labels, float[N, K].
-        data: a dataset, in the place of the one that ``config.data`` names; its mean stays.
+        data: a dataset, in the place of that of ``config.data``, whose mean and std stay.
         tag: a word for what names and shapes do not tell of these parts, such as a rate inside of
             a function. A run goes on with parts of the same names, shapes and tag only.
 

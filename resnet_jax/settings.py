@@ -45,7 +45,7 @@ class Effect(Enum):
 
     LEARNING = "what is learnt: a run continues with the same value only"
     SELECTION = "when a run evaluates and ends, and so which parameters are its best"
-    EXECUTION = "speed, memory and what is shown, not the numbers"
+    EXECUTION = "speed, memory, and how pictures are read and results shown, not what is learnt"
     LOCAL = "how one process reads its data: processes of one run may differ in it"
 
 
@@ -73,7 +73,7 @@ def settings(config: Any, prefix: str = "") -> Iterator[Setting]:
         yield Setting(option, value, kind, marks.get(Within), marks.get(Effect, Effect.LEARNING))
 
 
-def as_typed(value: Any) -> str:
+def as_argument(value: Any) -> str:
     """Write a setting's value as the command takes it."""
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 

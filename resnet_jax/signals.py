@@ -15,7 +15,7 @@ SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 def end_at_a_signal() -> None:
-    """Let a signal end the process with one line and 75, while there is nothing to put in order."""
+    """Make a signal end the process with one line and exit code 75: nothing needs cleanup yet."""
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         SIGNALS.discard(signal.SIGHUP)  # `nohup`: the command outlives its terminal
     for number in SIGNALS:
@@ -53,11 +53,11 @@ class Stop(Callback):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        listening, told = socket.socketpair()
-        told.setblocking(False)
-        thread = threading.Thread(target=self._listen, args=(listening,), daemon=True)
+        receiver, sender = socket.socketpair()
+        sender.setblocking(False)
+        thread = threading.Thread(target=self._listen, args=(receiver,), daemon=True)
         thread.start()
-        wakeup = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+        wakeup = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
         previous = {n: signal.signal(n, self._interrupt) for n in (*SIGNALS, signal.SIGALRM)}
         # What Python cannot raise it would print: an interrupt in a destructor, or what
         # TensorStore's threads meet when a save has failed.
@@ -74,7 +74,7 @@ class Stop(Callback):
                 signal.signal(number, handler)
             sys.unraisablehook = hook
             signal.set_wakeup_fd(wakeup)
-            told.close()
+            sender.close()
             thread.join()
 
     def _interrupt(self, number: int, frame: object) -> None:
@@ -85,10 +85,10 @@ class Stop(Callback):
         signal.setitimer(signal.ITIMER_REAL, 1)
         raise KeyboardInterrupt
 
-    def _listen(self, listening: socket.socket) -> None:
+    def _listen(self, receiver: socket.socket) -> None:
         """Hear signals in a thread: the main one, compiling for minutes, runs no handler then."""
-        with listening:
-            while number := listening.recv(1):
+        with receiver:
+            while number := receiver.recv(1):
                 if self.training and number[0] in SIGNALS:
                     self._received += (number[0],)
                     if len(self._received) > 1:

@@ -21,6 +21,7 @@ MAKE_ROOM = "free space or permissions there, then run the same command again"
 
 # What a run's folder is made of; elsewhere in it, as in export/, anything may be written.
 RUN_FILES = {".lock", "checkpoints", "config.yaml", "metrics.jsonl", "report", "run.log"}
+RUN_FILES |= {"tensorboard"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class VerifyReport:
 
 
 def sync(path: Path) -> None:
-    """Return when a file's content, or a folder's list of names, is on the disk."""
+    """Flush a file's content, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -82,7 +83,8 @@ def remove_abandoned(folder: Path, prefix: str) -> None:
     """Remove temporary folders in which nothing was written for a day: of killed processes."""
     for path in folder.glob(f"{prefix}*"):
         with suppress(OSError):
-            if time.time() - path.stat().st_mtime > 86_400:
+            newest = max(p.stat().st_mtime for p in (path, *path.rglob("*")))
+            if time.time() - newest > 86_400:
                 shutil.rmtree(path, ignore_errors=True)
 
 
@@ -95,7 +97,7 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 
 
 def write_whole(path: Path | str, content: bytes) -> None:
-    """Write what ``--output`` names as a whole, in the place of a regular file or of none."""
+    """Write the file of ``--output`` atomically; nothing but a regular file is replaced."""
     path = expanded(path)
     check_replaceable(path)
     remedy = "give another --output"

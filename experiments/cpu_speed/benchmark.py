@@ -36,10 +36,10 @@ TWO = "--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=fal
 CONTENDERS = ("resnet_jax", DEVICES, "flax", *TORCH)
 QUARTILES = ("quartile1_ms", "median_ms", "quartile3_ms")
 SECONDS = 0.6  # of one turn
-TRIES = 3  # times the turns asked for, until so many had cores with a cache in common
+TRIES = 3  # at most so many times the turns asked for, to get enough with a cache in common
 LEAST = 3  # turns, below which a row would say nothing
 HOPELESS = 10.0  # seconds of a first call after which there is no other
-RARE = 0.25  # share of turns with such cores in the first ones, below which no more are tried
+RARE = 0.25  # least share of those among the turns asked for, for more turns to be tried
 
 
 def case(name: str, what: str, batch: int, **other: Any) -> Row:
@@ -113,11 +113,11 @@ def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
         if len(kinds) == rounds * len(contenders) and kinds.count(False) < RARE * len(kinds):
             break
         for name, contender in contenders.items():
-            kinds.append(before := apart())
-            if calls[name] and max(len(turns[name, False]), len(turns[name, before])) < rounds:
+            kinds.append(was_apart := apart())
+            if calls[name] and max(len(turns[name, False]), len(turns[name, was_apart])) < rounds:
                 answer = contender.time(calls[name])
                 peaks[name] = answer["peak_mib"]
-                turns[name, before or apart()].append(answer["seconds"])
+                turns[name, was_apart or apart()].append(answer["seconds"])
     for contender in contenders.values():
         contender.stop()
     for (name, far), measured in turns.items():

@@ -49,9 +49,9 @@ def by_case(rows: Iterable[Row], cores: str | None = None) -> dict[str, dict[str
 
 
 def measured(processor: str) -> dict[str, dict[str, Row]]:
-    """Rows as `by_case`, of each case those of turns that more contenders have rows of.
+    """Return each case's rows, as `by_case`, from the kind of turns that more contenders have.
 
-    Of equals those with a common cache; the tables mark the others, see `titled`.
+    Kinds: turns with a cache in common, which win a tie, and turns apart, which `titled` marks.
     """
     rows = read("results", processor)["rows"]
     found: dict[str, dict[str, Row]] = {}

@@ -30,7 +30,7 @@ SEEDS = range(2)
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is chosen, at first as the preset had it when this was asked."""
+    """The settings that vary; the defaults are the preset's at the time of the question."""
 
     flip: bool = False
     crop: float = 0.0  # least area of a resized crop
@@ -64,7 +64,7 @@ CANDIDATES = (
     replace(BASE, flip=False),
     replace(BASE, size=64),
 )
-# For weights from elsewhere alone, which may be learnt anew more slowly and not for long.
+# Only for training from weights: the body at a tenth of the rate, for 30 epochs or 15.
 WITH_WEIGHTS = tuple(replace(BASE, body=0.1, epochs=epochs) for epochs in (30, 15))
 SCRATCH = (("cifar", 200), ("cifar", 2_000), ("fashion", 2_000), ("digits", 1_200))
 LARGE = ("cifar", 20_000)  # for the most telling candidates

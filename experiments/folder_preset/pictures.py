@@ -1,6 +1,6 @@
 """Folders of pictures as a user has them, train/<class>/ and val/<class>/, of known datasets.
 
-The training pictures are a beginning of one fixed order of each class, and so are those held out:
+In one fixed order of each class the pictures held out come first and the training pictures follow:
 200 pictures are among the 2,000, and both are judged on the same others.
 """
 

@@ -43,7 +43,7 @@ SEEDS = range(3)
 HELD_OUT, ABLATION_IMAGES = 5_000, 10_000
 QUICK_UPDATES = 4
 SAVE_EVERY = 1_000  # updates
-STEPS = 1_000  # in which probabilities are kept, for the mean over the seeds
+LEVELS = 1_000  # in which probabilities are kept, for the mean over the seeds
 
 MNIST = rj.PRESETS["mnist"]
 # What the ablations change one thing of: the preset's distortions, and elastic ones.
@@ -154,13 +154,13 @@ def moved(images: np.ndarray, degrees: float, rows: float, columns: float) -> np
 
 
 def packed(probabilities: np.ndarray) -> str:
-    levels = np.round(probabilities * STEPS).astype("<u2")
+    levels = np.round(probabilities * LEVELS).astype("<u2")
     return base64.b64encode(zlib.compress(levels.tobytes(), 9)).decode()
 
 
 def unpacked(text: str, classes: int = 10) -> np.ndarray:
     levels = np.frombuffer(zlib.decompress(base64.b64decode(text)), "<u2").reshape(-1, classes)
-    return np.maximum(levels, 0.5) / STEPS  # none is impossible
+    return np.maximum(levels, 0.5) / LEVELS  # none is impossible
 
 
 def checksum(variables: Any) -> str:

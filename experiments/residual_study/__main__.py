@@ -49,7 +49,7 @@ def without(variables: Any, unit: str, residual: bool) -> Any:
     """The variables of the network without a unit, for the programs of the whole network.
 
     A residual unit loses its branch and keeps its shortcut, as in arXiv 1605.06431. A plain one,
-    which has to keep the shape, passes on its input, the output of a ReLU as its own one is.
+    which has to keep the shape, becomes the identity: its input is a ReLU's output already.
     """
     identity = {"kernel": 0, "scale": 1, "bias": 0, "mean": 0, "var": 1 - BatchNorm.epsilon}
 

@@ -113,7 +113,7 @@ def measure(run: rj.Run, most: int) -> tuple[Row, list[Row]]:
             whole = np.concatenate([maps[method] for maps in found])
             rows.append(row(name, method, run.preprocessing.uncrop(whole)))
     facts = facts_of(run, images, pixels, rows)
-    # What needs no network: how far a pixel is from a deleted one, and no order at all.
+    # Baselines without a network: the distance to the deleted colour, and a random order.
     far = np.abs(images.astype(np.float32) - blank).mean(-1)
     rows.append(row("-", "the image itself", far))
     rows.append(row("-", "random order", np.ones_like(far)))

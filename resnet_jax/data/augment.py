@@ -45,7 +45,7 @@ def augment(
 
     `resnet_jax.AugmentConfig` describes the settings. Those from ``shift`` to ``shear`` make one
     affine map about the image's centre, and with ``elastic`` one resampling. A setting of 0 costs
-    nothing. Whatever the others are, a setting draws the same.
+    nothing. The random draws of one setting do not depend on the others.
 
     Args:
         images: float32[N, H, W, C]; in [0, 255] for ``randaugment``.
@@ -139,7 +139,7 @@ def _draw_boxes(shape: tuple[int, ...], key: jax.Array, least: float) -> jax.Arr
     """Draw the rectangles of random resized crops, see `cut_out`."""
     count, height, width = shape
     area_key, aspect_key, place_key = jax.random.split(key, 3)
-    # Of a long image no crop of the aspects allowed has the whole area.
+    # No crop of an allowed aspect covers the whole area of a long image.
     most = min(1, CROP_ASPECT[1] * height / width, width / (CROP_ASPECT[0] * height))
     share = jax.random.uniform(area_key, (count,), minval=min(least, most), maxval=most)
     area = share * height * width

@@ -83,12 +83,12 @@ class DiskSplit:
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """A dataset before it is cut: its files are known, its images not read yet but mnist_5k's."""
+    """A dataset before it is cut into splits; only the images of mnist_5k have been read yet."""
 
     class_names: tuple[str, ...]
     images: Split  # of training, then those of validation, then those of the test
-    test: int  # how many are for the test
-    validation: int | None  # how many are held out unless asked otherwise; None: a tenth
+    num_test: int
+    num_validation: int | None  # how many are held out unless asked otherwise; None: a tenth
     folder: Path = Path()
     digest: str = ""  # over the files and how they are decoded; "" of mnist_5k
     workers: int | None = None  # threads that read all of it fastest; None: one for each core
@@ -108,7 +108,7 @@ def padded_order(count: int, batch_size: int) -> np.ndarray:
 
 
 def small_parts(split: Split, most: int = 1000) -> list[np.ndarray]:
-    """Return all indices in parts of some 4 MiB, since several a core are read ahead."""
+    """Return all indices in parts of about 4 MiB of images; several per core are read ahead."""
     bytes_of_one = max(1, math.prod(split.image_shape))
     size = max(1, min(most, PART_BYTES // bytes_of_one))
     return np.split(np.arange(len(split)), range(size, len(split), size))
@@ -174,7 +174,7 @@ class Dataset:
         test: examples for the end; may be empty.
         class_names: the name of each label.
         fingerprint: SHA-256 over the shapes, images and labels of the three splits, or where there
-            is a ``source`` over that and their sizes.
+            is a ``source`` over that, their sizes, and the ``cut`` of `of`.
         source: what identifies the examples without reading them, such as a SHA-256 over the files
             that they come from; "" for arrays.
     """

@@ -22,7 +22,7 @@ MAX_PIXELS = 100_000_000
 MAX_BYTES = 2**30
 # Formats of pictures alone. Pillow knows more, some of which it hands to other programs (EPS).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-# Where a picture's metadata may say which way up it is, but in a TIFF file's tags.
+# Keys of `Image.info` that may hold the orientation; a TIFF file has it in its tags.
 ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 PNG = b"\x89PNG\r\n\x1a\n"
 # The tags that say how a TIFF file's pixels lie, and which way up (also by XMP, 700).
@@ -45,7 +45,7 @@ class DecodeSpec:
 
     @classmethod
     def of(cls, what: str, shape: tuple[int | None, int | None, int], settings: DataConfig) -> Self:
-        """Choose for images of ``shape``, None for a side that differs; an error names ``what``."""
+        """Return the spec for images of ``shape`` (None: sides that vary); errors name ``what``."""
         if settings.center_crop and not settings.read_size:
             log.warning("--data.center-crop crops nothing from %s: give --data.read-size", what)
         if size := settings.read_size or settings.image_size:
@@ -59,7 +59,7 @@ class DecodeSpec:
 
     @property
     def fingerprint_text(self) -> str:
-        """The text that fingerprints are made with: the class was once called so."""
+        """The text that fingerprints hash, with the class's former name so that they stay valid."""
         return repr(self).replace("DecodeSpec", "ReadAs", 1)
 
 
@@ -171,7 +171,7 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def _without_metadata(content: bytes) -> bytes:
-    """Leave out what Pillow limits or fails on in a sound file, but for the orientation."""
+    """Remove metadata that Pillow limits or fails on in sound files; keep the orientation."""
     if content.startswith(PNG):
         kept, start = [PNG], len(PNG)
         while start < len(content):
@@ -231,8 +231,8 @@ def _to_8_bits(upright: Image.Image, image: Image.Image, content: bytes) -> Imag
     if deep:
         highest = 2 ** tags.get(ExifTags.Base.BitsPerSample, (16,))[0] - 1
         levels = np.asarray(upright)
-        eighth = (np.arange(highest + 1) * 255 + highest // 2) // highest
-        grey = eighth.astype(np.uint8)[np.minimum(levels, highest)]
+        to_8_bits = (np.arange(highest + 1) * 255 + highest // 2) // highest
+        grey = to_8_bits.astype(np.uint8)[np.minimum(levels, highest)]
         if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # white is zero
             grey = 255 - grey
         upright = Image.fromarray(grey)

@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 # Of a folder that is not split, the share of each class that is held back for the test.
 TEST_SHARE = 0.1
-# Bytes below which a file's pixels take less time than the Python around them, which runs one
-# thread at a time: two threads that take turns need twice the time of one.
+# Bytes below which decoding takes less time than the Python around it, where the GIL lets one
+# thread run at a time: two threads then take twice as long as one.
 SMALL_FILE = 4_000
 # Lines that a command shows; `resnet-jax verify` shows all.
 SHOWN = 20
@@ -135,7 +135,7 @@ def _usable(folder: ImageFolder, skip_bad: bool) -> list[ImageFile]:
 
 
 def _splits(files: list[ImageFile]) -> dict[str, list[ImageFile]]:
-    """Return the files of each split, with the classes in their proportions at every stretch.
+    """Return the files of each split, interleaved so that any slice has about the class shares.
 
     Of a folder that is not split the last tenth is the test. The order is that of the SHA-256 of
     the files in each class: it follows from contents alone, not from names or a seed.
@@ -143,7 +143,7 @@ def _splits(files: list[ImageFile]) -> dict[str, list[ImageFile]]:
     totals = Counter((file.split, file.class_name) for file in files)
     seen: Counter[tuple[str, str]] = Counter()
     files = sorted(sorted(files, key=attrgetter("class_name")), key=attrgetter("sha256"))
-    shares = []  # of its class in its split that come before a file
+    shares = []  # for each file, the share of its class and split that comes before it
     for file in files:
         kind = (file.split, file.class_name)
         shares.append((seen[kind] + 0.5) / totals[kind])
@@ -176,7 +176,7 @@ def scan(
         f"folder{'' if background is None else background}",
         root,
         paths,
-        partial(_look, background=background),
+        partial(_examine, background=background),
         workers=workers or _threads(paths),
         refresh=refresh,
     )
@@ -196,7 +196,7 @@ def _threads(paths: list[str]) -> int | None:
     return 1 if sum(map(os.path.getsize, some)) < SMALL_FILE * len(some) else None
 
 
-def _look(path: str, background: int | None) -> list[object]:
+def _examine(path: str, background: int | None) -> list[object]:
     """Return SHA-256, height, width, whether grey, and the problem of an image file."""
     content = read_bytes(path)
     sha256 = hashlib.sha256(content).hexdigest()

@@ -102,8 +102,8 @@ def _load(settings: DataConfig) -> Dataset:
     if opened.digest and (fits or settings.streaming == "never"):
         read = partial(read_all, images, settings.workers or opened.workers)
         images = ArraySplit(*cached_arrays(name, opened.folder, opened.digest, read))
-    cut = len(images) - opened.test
-    held_out = opened.validation if settings.validation is None else settings.validation
+    cut = len(images) - opened.num_test
+    held_out = opened.num_validation if settings.validation is None else settings.validation
     train, validation = cut_validation(name, images.take(slice(cut)), held_out)
     # The fingerprint of a dataset that is known by name is that of its arrays.
     source = "" if name in DATASETS else opened.digest
@@ -122,7 +122,7 @@ def _open_tfds(settings: DataConfig) -> Examples:
         raise ResNetJaxError(f"{root} is no folder of prepared datasets (--data.dir)")
     place = find_prepared(name, root)
     if place is None:
-        # Only to the default folder anything is downloaded, and only what needs no TensorFlow.
+        # Downloads go to the default folder alone, and only where TensorFlow is not needed.
         if name not in DATASETS or settings.dir is not None:
             raise not_prepared(name, root)
         place = prepare(name)

@@ -16,8 +16,8 @@ from resnet_jax.errors import ResNetJaxError
 
 Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # split -> uint8[N, H, W, C], int32[N]
 
-# Of a file or an answer: more than any published one unpacked, and a packed one can claim a
-# thousand times its size.
+# Most bytes read of a file or of an HTTP response: more than any published file unpacked. A small
+# gzip file can unpack to a thousand times its size.
 MAX_BYTES = 2**26
 # As published: images and labels of the training set, then of the test set.
 IDX_FILES = (
@@ -83,8 +83,8 @@ DATASETS = {info.name: info for info in _INFOS}
 def mnist_5k() -> tuple[np.ndarray, np.ndarray]:
     """Read 5,000 images of MNIST's training set and their labels: 500 of each digit.
 
-    The file lists them by digit. Of the k-th image of a digit, counted from 0, k mod 10 = 4 goes
-    to validation, 9 to test and the others to train: 400, 50 and 50 of each digit. Those to train
+    The file lists them by digit. The k-th image of a digit, from 0, goes to validation where k mod
+    10 is 4, to test where it is 9, else to train: 50, 50 and 400 of each digit. Those to train
     on come first, then those for validation; each split is in the order in which TFDS would store
     it, which sorts by the MD5 of split and row.
     """

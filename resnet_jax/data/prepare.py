@@ -25,7 +25,7 @@ from resnet_jax.data.tfds import (
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.storage import expanded, remove_abandoned
 
-PATIENCE = 4.0  # seconds for a host to answer
+HOST_TIMEOUT = 4.0  # seconds for a host to answer
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ def _download(info: mnist.DatasetInfo) -> mnist.Arrays:
             url = f"{info.source}{name}.gz"
             log.warning("downloading %s", url)
             try:
-                with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+                with urllib.request.urlopen(url, timeout=HOST_TIMEOUT) as answer:
                     Path(folder, name).write_bytes(answer.read(mnist.MAX_BYTES))
             except Exception as error:  # of the network, the server or the disk
                 if isinstance(error, urllib.error.HTTPError):

@@ -88,11 +88,11 @@ class Preprocessing:
 
     def to_metadata(self) -> dict[str, Any]:
         """Return what an exported file says of its preprocessing, as values that JSON has."""
-        fields = asdict(self)
-        fields |= {name: np.ravel(fields[name]).tolist() for name in ("mean", "std")}
+        described = asdict(self)
+        described |= {name: np.ravel(described[name]).tolist() for name in ("mean", "std")}
         images = "uint8[N, {}, {}, {}]".format(*self.image_shape)
-        resize = {"images": images, "resize": fields.pop("image_size"), "scale": 255}
-        return {**resize, "filter": "bilinear", **fields}  # Pillow's, over what a pixel covers
+        resize = {"images": images, "resize": described.pop("image_size"), "scale": 255}
+        return {**resize, "filter": "bilinear", **described}  # Pillow's, over what a pixel covers
 
 
 def pixel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:

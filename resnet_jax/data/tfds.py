@@ -53,13 +53,13 @@ class Prepared:
 
 
 class Records:
-    """The records of some files of a prepared dataset; without settings to check them alone."""
+    """The records of some files of a prepared dataset; without ``settings`` only to check them."""
 
     def __init__(
         self, prepared: Prepared, files: dict[str, int], settings: DataConfig | None = None
     ) -> None:
         self.prepared = prepared
-        # To check them any size will do, and -1, which TFDS writes where no label is published.
+        # A check accepts any image size, and label -1, which TFDS writes where none is published.
         self._lowest_label = -1 if settings is None else 0
         settings = settings or DataConfig(image_size=8, background=0)
         if None in prepared.shape:
@@ -125,7 +125,7 @@ class Records:
 
 @contextlib.contextmanager
 def _reading(path: Path, root: Path, place: str = "") -> Iterator[None]:
-    """Say what is wrong with a prepared file, or that it lies not in the file."""
+    """Turn an exception into an error that names the damaged file, or why it cannot be read."""
     try:
         yield
     except ResNetJaxError:
@@ -209,7 +209,7 @@ def check_known(name: str) -> None:
 def open_prepared(folder: Path, root: Path, settings: DataConfig) -> Examples:
     """Open the splits of a dataset that a run can use; their description is cached."""
     name = _name(folder, root)
-    (found,) = cached_facts(name, root, [folder], partial(_look, root=root))
+    (found,) = cached_facts(name, root, [folder], partial(_describe_splits, root=root))
     with _reading(folder, root):
         if isinstance(found, OSError):
             raise found
@@ -229,7 +229,7 @@ def open_prepared(folder: Path, root: Path, settings: DataConfig) -> Examples:
     return Examples(prepared.class_names, records.split, test, held_out, folder, digest)
 
 
-def _look(folder: Path, root: Path) -> list[Any]:
+def _describe_splits(folder: Path, root: Path) -> list[Any]:
     """Describe the splits with labels of a prepared dataset, with the checksums of their files."""
     whole = describe(folder, root)
     splits = {split: whole.splits[split] for split in SPLITS if split in whole.splits}

@@ -174,8 +174,8 @@ def _class_folders(root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
     return folders, left_out
 
 
-def _is_lost(path: Path) -> bool:
-    """Whether a link may have been a class, whose drive is not there; it is then named."""
+def _is_dangling_link(path: Path) -> bool:
+    """Whether a path is a dangling link that may have led to a class's folder."""
     is_file = re.fullmatch(r"\.[A-Za-z]\w{0,4}", path.suffix)  # not "001.Black_footed_Albatross"
     return os.path.islink(path) and not os.path.exists(path) and not is_file
 
@@ -187,5 +187,5 @@ def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
     except OSError as error:
         raise ResNetJaxError(f"folder {folder} cannot be read: {error.strerror}") from error
     images = [path for path in entries if _is_image(path.name) and not os.path.isdir(path)]
-    folders = [path for path in entries if os.path.isdir(path) or _is_lost(path)]
+    folders = [path for path in entries if os.path.isdir(path) or _is_dangling_link(path)]
     return [path for path in folders if not is_run(path)], images

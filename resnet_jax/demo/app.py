@@ -1,4 +1,4 @@
-"""The application: a JSON address that takes an image or strokes, and the page, its client."""
+"""The application: a JSON endpoint that takes an image or strokes, and the page, its client."""
 
 import asyncio
 import base64
@@ -88,7 +88,7 @@ def make_server(run: Run, checkpoint: Checkpoint = "best") -> "Server":
 
     async def predict(request: Request) -> Response:
         body, size = bytearray(), 0
-        async for chunk in request.stream():  # to its end: who is still sending hears no answer
+        async for chunk in request.stream():  # to its end: a client reads no reply while it sends
             size += len(chunk)
             body += chunk if size <= MAX_BYTES else b""
         if size > MAX_BYTES:
@@ -109,7 +109,7 @@ def make_server(run: Run, checkpoint: Checkpoint = "best") -> "Server":
     app.add_exception_handler(ResNetJaxError, lambda _, e: JSONResponse({"detail": str(e)}, 400))
     app.add_exception_handler(ClientDisconnect, lambda *_: NOT_FOUND)  # nobody hears it
     app.add_middleware(CORSMiddleware)  # no other origin may read; gradio's own then stands back
-    # A page elsewhere whose name is made to point here sends that name.
+    # Against DNS rebinding: a foreign name that resolves to this machine is in the Host header.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
     about = {
         "run": str(run.path),
@@ -121,7 +121,7 @@ def make_server(run: Run, checkpoint: Checkpoint = "best") -> "Server":
     }
     app.add_route("/api/predict", predict, methods=["POST"])
     app.add_route("/api/run", lambda _: JSONResponse(about), methods=["GET"])
-    # Of gradio the page needs files alone. Its proxy fetches any address for whoever asks.
+    # The page needs only gradio's files; its proxy would fetch any URL for anyone (SSRF).
     app.mount("/gradio_api", NOT_FOUND)
     app.add_route("/{path:path}", lambda _: NOT_FOUND, methods=["POST", "PUT", "PATCH", "DELETE"])
     _mount_page(app, about)

@@ -1,7 +1,7 @@
-// Strokes and files go to the documented JSON address, and its answers to the page.
+// Strokes and files go to the documented JSON endpoint, and its answers to the page.
 const find = (selector) => element.querySelector(selector);
 const [pad, status, invert] = [".drawing", "[role=status]", "[type=checkbox]"].map(find);
-let strokes = [], dropped = null; // points [x, y] in hundredths of the side; a file instead
+let strokes = [], dropped = null; // lists of points [x, y], in % of the pad's width; or an image file
 let busy = false, again = false, pen = null; // the pointer that draws
 async function ask() { // one request at a time; what changes meanwhile is asked after it
   if (busy) return (again = true);

@@ -18,7 +18,7 @@ from resnet_jax.run import Checkpoint, Run
 from resnet_jax.storage import expanded
 
 EXPLAINED = "resnet-jax predict --explain"  # marks a picture that it wrote
-ENLARGED, SMALL = 8, 64  # times, an image smaller than so many pixels
+ENLARGEMENT, SMALL_SIDE = 8, 64  # factor, for pictures whose longer side is shorter than this
 
 
 def classify_files(
@@ -59,7 +59,7 @@ def classify_files(
 
     rows = []
     readable = read_all()
-    # In batches: of all pictures but those of one, only the answers are kept.
+    # In batches: the pixels of only one batch at a time are kept in memory.
     while batch := list(itertools.islice(readable, run.config.batch_size)):
         images = np.stack([read.image for _, read in batch])
         answers = run.predict(images, checkpoint)
@@ -113,8 +113,8 @@ def _write_explanation(
     """Write a picture with Grad-CAM over it, at its own size; a small one is enlarged."""
     picture = open_image(path, background=spec.background)
     box = box or box_of(picture.size, spec)
-    if max(picture.size) < SMALL:
-        enlarged = [ENLARGED * side for side in picture.size]
+    if max(picture.size) < SMALL_SIDE:
+        enlarged = [ENLARGEMENT * side for side in picture.size]
         picture = picture.resize(enlarged, Image.Resampling.NEAREST)
     picture = draw_map(picture, evidence, box)
     if not evidence.any():

@@ -10,14 +10,14 @@ import pandas as pd
 from resnet_jax.config import options_with
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.run import Checkpoint, Run
-from resnet_jax.settings import Effect, as_typed, settings
+from resnet_jax.settings import Effect, as_argument, settings
 from resnet_jax.storage import check_replaceable, expanded, write_whole
 
 
 def group_by_settings(runs: Sequence[Run]) -> list[tuple[dict[str, Any], list[Run]]]:
-    """Runs that differ in the seed alone together, with what tells the groups apart.
+    """Group the runs that differ in the seed alone, with the values that tell the groups apart.
 
-    That is settings, the data, and the recorded names of `Run.parts`.
+    These are settings, the data's fingerprint, and the recorded names of `Run.parts`.
     """
     telling = options_with(Effect.LEARNING, Effect.SELECTION) - {"seed"}
     described = [
@@ -108,7 +108,7 @@ def write_curves(runs: Sequence[Run], output: Path) -> None:
     groups = group_by_settings(runs)
     curves = {}
     for name, (values, members) in zip(_names(groups), groups, strict=True):
-        listing = ", ".join(f"{option} {as_typed(value)}" for option, value in values.items())
+        listing = ", ".join(f"{option} {as_argument(value)}" for option, value in values.items())
         curves[f"{name}: {listing}" if listing else name] = [run.metrics() for run in members]
     picture = io.BytesIO()
     try:

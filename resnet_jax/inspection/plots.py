@@ -223,8 +223,8 @@ def embedding(points: np.ndarray, predictions: Predictions) -> Figure:
 def shown_names(class_names: Sequence[str]) -> list[str]:
     """Return the classes' names as a figure can hold them: short, on one line, no mathematics.
 
-    Where the font lacks a name's letters, they run to the left, or another class is as short the
-    same, it is the class's number, ``#3``, which the report explains.
+    A name becomes the class's number, ``#3``, which the report explains, where the font lacks its
+    letters, they run from right to left, or another class's name is shortened to the same.
     """
     glyphs = get_font(findfont(FontProperties())).get_charmap()
     shown = [_short(name, 12) for name in class_names]
@@ -271,7 +271,7 @@ def _mosaic(
 
 
 def _error_axis(ax: Axes, label: str) -> None:
-    """Make a logarithmic axis in percent that ends at zero."""
+    """Make an axis in percent: logarithmic, and linear from 0 to 0.1."""
     low, high = ax.dataLim.intervaly
     if not low <= high:  # nothing was drawn
         low, high = 0, 100

@@ -72,7 +72,7 @@ def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
     >>> calibration([[0.75, 0.25], [0.75, 0.25]], [0, 1], bins=2).ece  # 0.75 sure, half right
     0.25
 
-    No examples, or others than finite ``float[N, K]`` and ``int[N]``, are a `ResNetJaxError`.
+    Other than finite ``float[N, K]`` and ``[N]`` labels, N at least 1, are a `ResNetJaxError`.
     """
     p, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
     if p.ndim != 2 or not len(p) or labels.shape != p.shape[:1] or not np.isfinite(p).all():
@@ -180,7 +180,7 @@ Findings = Predictions  # its name in 0.1.0
 def examine(
     run: Run, split: str = "test", checkpoint: Checkpoint = "best", data_dir: str | None = None
 ) -> Predictions:
-    """Evaluate a run's network image by image, for the first 10,000 images or 512 MiB of them.
+    """Evaluate a run's network image by image, for the first 10,000 images, or the first 512 MiB.
 
     The other arguments, and the errors, are those of `Run.evaluate`.
     """

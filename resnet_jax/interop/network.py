@@ -63,7 +63,7 @@ class Network:
         return jax.tree.map(lambda x: x.astype(jnp.float32), outputs)
 
     def metadata(self) -> dict[str, Any]:
-        """Return what travels with the network: what it is, reads and knows, and its origin."""
+        """Return an exported file's metadata: class names, preprocessing, model and origin."""
         from resnet_jax import __version__
 
         model = self.model
@@ -78,8 +78,8 @@ class Network:
     def check(self, format: str, exported: Callable[[np.ndarray], Outputs]) -> None:
         """Refuse an export that differs from the network, or from XLA's convolutions in float32.
 
-        There is no bound to what a deep network makes of rounding errors. So the difference may be
-        as large as that which rounding a few bits of the weights makes.
+        A deep network amplifies rounding errors without a known bound. So the difference may be as
+        large as the one from rounding the weights to 18 (bfloat16: 5) bits of mantissa.
         """
         plain = {"lowering": "reference", "dtype": jnp.float32, "param_dtype": jnp.float32}
         reference = jax.jit(replace(self, model=self.model.clone(**plain)).apply)
@@ -113,7 +113,7 @@ def noise(image_shape: tuple[int, int, int], count: int = CHECKED_IMAGES) -> np.
 
 
 def export_stablehlo(path: Path, network: Network) -> None:
-    """Write a network for cpu, cuda and tpu, compared with itself before the file is in place.
+    """Write a network for cpu, cuda and tpu, once the export's outputs agree with the network's.
 
     ``jax.export.deserialize(file).call(images)`` maps ``uint8[N, H, W, C]`` images to ``logits``
     and ``probabilities``. ``jax.export`` keeps no texts beside a function: the network's metadata

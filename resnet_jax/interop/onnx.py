@@ -26,7 +26,7 @@ NEEDED = "export to ONNX", "'resnet_jax[onnx]'"
 
 
 def export_onnx(path: Path, network: Network) -> None:
-    """Write a network in float32, compared with itself before the file is in place.
+    """Write a network in float32, once the export's outputs agree with the network's.
 
     Input ``images``: ``uint8[N, H, W, C]``; outputs ``logits`` and ``probabilities``:
     ``float32[N, K]``. The network's metadata are the file's, as JSON.
@@ -91,8 +91,8 @@ class _Graph:
         x = self.add("Cast", [x], "float", to=self.onnx.TensorProto.FLOAT)
         size, shape = settings.image_size, settings.image_shape[:2]
         if size is not None and shape != (size, size):
-            # Bilinear resizing is one product for the rows and one for the columns. Taken from
-            # JAX itself, so that low-passing and edges are the same. So is cropping.
+            # Resizing or cropping is one product for the rows and one for the columns. Resizing
+            # matrices come from JAX, so that antialiasing and edges are the same.
             rows, columns = (_resizing(before, size, settings.center_crop) for before in shape)
             x = self.add("MatMul", [self.constant("resize_rows/weight", rows), x], "resize_rows")
             weight = self.constant("resize_columns/weight", columns.T)

@@ -1,4 +1,4 @@
-"""Read what a state_dict of another framework is: whose names, which network, how many classes."""
+"""Infer from a PyTorch state_dict its naming scheme, its network and its number of classes."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -58,7 +58,7 @@ def is_counter(name: str) -> bool:
 
 @dataclass(frozen=True)
 class StateDict:
-    """Arrays by name, without a prefix that all names share, and whose names they are."""
+    """Arrays by name, without a prefix that all names share, and their naming scheme."""
 
     entries: dict[str, np.ndarray]
     names: Mapping[str, str]
@@ -108,7 +108,7 @@ class StateDict:
         return (sizes or [None])[0]
 
     @property
-    def stem(self) -> np.ndarray:
+    def stem_kernel(self) -> np.ndarray:
         """The stem's first kernel, or one of the usual shape where there is none."""
         kernel = self.get("stem/conv1" if self.names is DEEP else "stem/conv")
         usable = kernel is not None and kernel.ndim == 4 and kernel.size
@@ -120,12 +120,12 @@ class StateDict:
         first = self.names["stage/unit"].replace(".", r"\.").format(r"(\d)", r"\d+") + r"\.conv1\."
         stages = [int(match[1]) for name in self.entries if (match := re.match(first, name))]
         bottleneck = any(".conv3." in name for name in self.entries)
-        deep, stem = self.names is DEEP, self.stem
+        deep, stem = self.names is DEEP, self.stem_kernel
         width = stem.shape[0] * (2 if deep else 1)
         # Of shortcuts that average before they project, the projection is the second layer.
         second = f".{self.names['average_conv']}.weight"
         averages = any(n.endswith(second) and value.ndim == 4 for n, value in self.entries.items())
-        # What widens and groups a bottleneck is the first one's 3x3 kernel.
+        # A bottleneck's widening and groups follow from the shape of the first one's 3x3 kernel.
         kernel = self.entries.get(f"{self.names['stage/unit'].format(1, 0)}.conv2.weight")
         inner = inputs = width
         if bottleneck and kernel is not None and kernel.ndim == 4 and kernel.size:

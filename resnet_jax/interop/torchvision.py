@@ -75,7 +75,7 @@ def from_torchvision(
     _check_classes(known.num_classes if num_classes is None else num_classes, least=0)
     if model is None or num_classes is not None:
         known = known.clone(num_classes=classes or num_classes or 1)
-    expected = shapes_of(known, (32, 32, weights.stem.shape[1]))
+    expected = shapes_of(known, (32, 32, weights.stem_kernel.shape[1]))
     features = expected["params", "head", "kernel"][0]
     if classes is None and num_classes is not None:
         expected = {path: shape for path, shape in expected.items() if path[1] != "head"}
@@ -200,7 +200,7 @@ def check_named(model: ResNet) -> None:
 
 
 def check_written(model: ResNet) -> None:
-    """Refuse also a network whose weights torchvision's would compute something else with."""
+    """Refuse a network that torchvision lacks, or whose weights compute something else there."""
     check_named(model)
     norm, what = norm_of(model), ""
     if not isinstance(norm, BatchNorm) or norm.epsilon != BatchNorm.epsilon:
@@ -237,7 +237,7 @@ def _to_ours(value: np.ndarray, path: Path) -> np.ndarray:
 def _read(
     weights: StateDict, expected: dict[Path, tuple[int, ...]], model: ResNet, guessed: bool
 ) -> dict[str, Any]:
-    """Return the expected variables, or refuse all entries that do not fit in one line."""
+    """Return the expected variables, or raise one error for all entries that do not fit."""
     names, rest = weights.names, dict(weights.entries)
     if names is BOOK and weights.get("stem/conv", "bias") is not None:
         expected = {**expected, _STEM_BIAS: (model.width,)}  # torchvision's convolution has none

@@ -29,8 +29,8 @@ from resnet_jax.training.run_folder import RunFolder
 log = logging.getLogger(__name__)
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # .pth.tar is a zip file or a pickle too
-# timm's networks with our names and shapes that compute something else, and the settings that make
-# one of ours do so.
+# Architectures with a ResNet's names and shapes that compute something else, and, for settings that
+# change what a network computes, the values with which it is one of ours.
 OTHERS = re.compile(r"resnet(aa|blur)|deeplab|fcn|dilated")
 SAME_FUNCTION = {
     "output_stride": 32,
@@ -106,8 +106,8 @@ def initial_variables(
 ) -> tuple[dict[str, Any], str]:
     """Read the variables that a run starts from (``--init-from``): a file's or another run's.
 
-    A head for other classes, by name where the weights carry names, else by number, starts fresh.
-    With the variables comes a sentence that says what became of them.
+    Which head is by ``--init-head``; auto compares classes by name where the weights carry names,
+    else by number. With the variables comes a sentence that says what became of them.
     """
     if not isinstance(model, ResNet):
         raise ResNetJaxError(

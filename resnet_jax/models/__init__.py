@@ -44,8 +44,8 @@ ResNet56 = partial(_cifar, stage_sizes=(9, 9, 9))
 ResNet110 = partial(_cifar, stage_sizes=(18, 18, 18))
 
 _preact = partial(ResNet, unit=PreActivationUnit)
-# Their shortcuts are arXiv 1603.05027's: option A for basic units, B for the others. There the
-# first unit's identity begins behind its norm and ReLU, here as in every unit before them.
+# arXiv 1603.05027: option A in preact_resnet110, B in the others. There the first unit's identity
+# shortcut starts after its norm and ReLU; here it starts before them, as in every other unit.
 _preact_cifar = partial(_preact, width=16, stem="conv", stage_sizes=(18, 18, 18))
 _preact_bottleneck = partial(_preact_cifar, unit=PreActivationBottleneckUnit)
 
@@ -92,7 +92,7 @@ def make_model(config: ModelConfig | TrainConfig, num_classes: int) -> ResNet:
         **{name: value for name, value in settings.items() if value is not None},
     )
     step = network.groups // math.gcd(network.groups, network.widening)
-    step = max(step, 2 if network.stem == "deep" else 1)  # which begins with half the width
+    step = max(step, 2 if network.stem == "deep" else 1)  # a deep stem starts with half the width
     if network.width % step:
         raise ResNetJaxError(
             f"--model.width {network.width} is none for {name}: give a multiple of {step}"

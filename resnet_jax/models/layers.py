@@ -1,4 +1,4 @@
-"""Convolution and batch norm by torch's definitions, as Linen layers, and batch norm's absence.
+"""Convolution and batch norm by torch's definitions, and `Affine`, batch norm's scale and bias.
 
 Padding is explicit and symmetric and the running variance is unbiased, so that torchvision's
 weights give torchvision's logits here and a training step updates the same statistics.
@@ -113,7 +113,7 @@ class BatchNorm(nn.Module):
         return _normalise(x, mean, var, scale, bias, self.epsilon).astype(self.dtype)
 
 
-# Jitted in themselves, so that layers of one shape are traced and lowered once in a network.
+# Jitted separately, so that layers of one shape are traced and lowered once in a network.
 @jax.jit
 def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -26,7 +26,7 @@ Images = Shaped[Array | np.ndarray, "n h w c"]
 
 
 class Unit(nn.Module):
-    """What every unit takes.
+    """Base class of residual units, with the attributes that they share.
 
     A unit maps ``[N, H, W, C]`` to ``[N, ceil(H/strides), ceil(W/strides), features]``, a
     bottleneck to ``wide`` channels. It is called with ``train``, batch norm's mode.
@@ -100,7 +100,7 @@ class BottleneckUnit(Unit):
 def _shortcut(
     unit: Unit, x: jax.Array, y: jax.Array, activated: jax.Array | None = None, *, train: bool
 ) -> jax.Array:
-    """The identity, or where the shapes differ what brings ``x`` to that of ``y``.
+    """Return ``x``, or its `shortcut` for other shapes, always with ``"projection-all"``.
 
     A pre-activation unit projects ``activated`` in the place of ``x``, and no norm follows.
     """
@@ -253,7 +253,7 @@ class ResNet(nn.Module):
     param_dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        self.stage_sizes = tuple(self.stage_sizes)  # of a list, too, `jax.jit` can take a hash
+        self.stage_sizes = tuple(self.stage_sizes)  # hashable, for `jax.jit`
         super().__post_init__()
 
     @nn.compact

@@ -114,7 +114,7 @@ _conv.defvjp(
 )
 
 
-# Jitted in itself, so that convolutions of one shape are traced and lowered once in a network.
+# Jitted separately, so that convolutions of one shape are traced and lowered once in a network.
 @partial(jax.jit, static_argnums=(0, 3))
 def _by_platform(pass_: str, a: jax.Array, b: jax.Array, static: _Static) -> jax.Array:
     dtype = static.kernel_dtype if pass_ == "weight_grad" else a.dtype

@@ -1,8 +1,8 @@
 """Which algorithm of convolution is fastest on a CPU, by its instruction set and by static shapes.
 
 The bounds are measured by `experiments/cpu_speed/algorithms.py`; its tables are on the page beside
-it. Instruction sets without measurements use the column of the nearest that has some: ARM's NEON,
-with vectors of half the width, that of AVX2.
+it. Instruction sets without measurements use the bounds of the nearest that has some: ARM's NEON,
+with vectors of half the width, those of AVX2.
 """
 
 import math
@@ -15,38 +15,38 @@ import numpy as np
 from resnet_jax.ops.algorithms import PASSES, im2col, supports
 from resnet_jax.ops.geometry import Geometry
 
-# Up to this many elements of the input there is more of the kernel than of the input, and im2col
-# alone does not rearrange the kernel. ResNet-18's 2x2 maps at batch 16.
+# Up to this many elements of the first operand the kernel is the larger of the two, and only im2col
+# leaves it as it is. ResNet-18's 2x2 maps at batch 16.
 IM2COL_MAX_ELEMENTS = 2**14
-# Channels of the input or of the output for which XLA's own convolution is fastest, from a number
-# of pairs of an input and an output position (10x10 at stride 1): copying the operands of so narrow
-# a product takes longer than the product.
+# XLA's own convolution is fastest where the narrower of input and output has 8 to 31 channels and
+# H * W * OH * OW is at least 100^2 (10x10 maps at stride 1): copying such narrow operands takes
+# longer than the product.
 XLA_CHANNELS, XLA_MIN_PAIRS = range(8, 32), 100**2
-# As many times more of the kernel than of the input, and transforming the kernel takes longer than
-# Winograd's larger tiles save. ResNet-18's last stage at 224x224 and batch 8.
+# Above this ratio of the kernel's elements to the first operand's, transforming the kernel takes
+# longer than Winograd's larger tiles save. ResNet-18's last stage at 224x224 and batch 8.
 TWO_TILES_MIN_RATIO = 8
-# Elements of an image from which its columns take longer to copy than XLA's convolution takes.
+# Elements of a pass's first operand from which XLA's convolution of images is faster than im2col.
 XLA_MIN_IMAGE_ELEMENTS = 2**20
 
 
-class Column(NamedTuple):
+class Bounds(NamedTuple):
     """What differs between instruction sets."""
 
-    images: tuple[str, ...]  # passes in which XLA's own convolution is for large images
-    narrow: tuple[str, ...]  # for few channels at stride 1
-    narrow_strided: tuple[str, ...]
-    wide: dict[str, int]  # channels on both sides from which Winograd is fastest, by pass
-    strided: float = math.inf  # elements from which weight gradients at a stride are XLA's own
+    images: tuple[str, ...]  # passes that use XLA's convolution for large images
+    narrow: tuple[str, ...]  # passes that use it for few channels, at stride 1
+    narrow_strided: tuple[str, ...]  # the same at other strides
+    wide: dict[str, int]  # least channels on both sides for Winograd and for `strided`, by pass
+    strided: float = math.inf  # elements from which strided weight gradients use XLA's convolution
 
 
-COLUMNS = {
-    "avx2": Column(
+BOUNDS = {
+    "avx2": Bounds(
         images=("forward",),
         narrow=("forward", "input_grad"),
         narrow_strided=("forward",),
         wide={"forward": 48, "input_grad": 48, "weight_grad": 16},
     ),
-    "avx512": Column(
+    "avx512": Bounds(
         images=PASSES,
         narrow=PASSES,
         narrow_strided=(),
@@ -54,12 +54,12 @@ COLUMNS = {
         strided=2**19,
     ),
 }
-INSTRUCTION_SETS = tuple(COLUMNS)
+INSTRUCTION_SETS = tuple(BOUNDS)
 
 
 @cache
 def instruction_set() -> str:
-    """Return the instruction set, of `INSTRUCTION_SETS`, whose column this machine uses."""
+    """Return the instruction set, of `INSTRUCTION_SETS`, whose bounds this machine uses."""
     # NumPy leaves out what is empty: a CPU with no more than it was built for.
     found = np.show_config(mode="dicts").get("SIMD Extensions", {}).get("found", [])
     return "avx512" if "X86_V4" in found else "avx2"
@@ -84,23 +84,23 @@ class Problem(NamedTuple):
 def choose(problem: Problem, instructions: str) -> str:
     """Return the name of the algorithm that is fastest with an instruction set."""
     pass_, geometry, channels, elements = problem
-    column, strided = COLUMNS[instructions], geometry.stride != (1, 1)
-    wide = min(channels) >= column.wide[pass_]
+    bounds, strided = BOUNDS[instructions], geometry.stride != (1, 1)
+    wide = min(channels) >= bounds.wide[pass_]
     if geometry.kernel == (1, 1) or elements <= IM2COL_MAX_ELEMENTS:
         return "im2col"
     if geometry.size == (2, 2) and supports("winograd_2", geometry):
-        return "winograd_2"  # nine products where im2col has sixteen
+        return "winograd_2"  # nine products where im2col has 36, of padding too
     if channels[0] <= im2col.MAX_IMAGE_CHANNELS:
         large = elements >= XLA_MIN_IMAGE_ELEMENTS
-        return "xla" if large and pass_ in column.images else "im2col"
+        return "xla" if large and pass_ in bounds.images else "im2col"
     pairs = math.prod((*geometry.size, *geometry.out))
     narrow = min(channels) in XLA_CHANNELS and pairs >= XLA_MIN_PAIRS
-    if narrow and pass_ in (column.narrow_strided if strided else column.narrow):
+    if narrow and pass_ in (bounds.narrow_strided if strided else bounds.narrow):
         return "xla"
     if supports("winograd_4", geometry) and wide:
         kernel = math.prod((*geometry.kernel, *channels))
         return "winograd_2" if kernel > TWO_TILES_MIN_RATIO * elements else "winograd_4"
-    if strided and wide and pass_ == "weight_grad" and elements >= column.strided:
+    if strided and wide and pass_ == "weight_grad" and elements >= bounds.strided:
         return "xla"
     # A single output is one product over the image as it lies.
     return "im2col" if strided or math.prod(geometry.out) == 1 else "shift_add"

@@ -1,4 +1,4 @@
-"""What the algorithms are made of: shifts along one axis, their transpose, products, and order."""
+"""Parts of the algorithms: shifts along one axis, their transpose, products, data dependencies."""
 
 from collections.abc import Sequence
 from functools import reduce
@@ -70,12 +70,13 @@ def _resized(x: jax.Array, dim: int, size: int) -> tuple[int, ...]:
     return (*x.shape[:dim], size, *x.shape[dim + 1 :])
 
 
-def contract(a: jax.Array, b: jax.Array, over: tuple[int, ...], and_: tuple[int, ...]) -> jax.Array:
-    """Sum products over dimensions of `a` and of `b`, in at least float32: sums are added later."""
-    return lax.dot_general(a, b, ((over, and_), ((), ())), preferred_element_type=wide(a.dtype))
+def contract(a: jax.Array, b: jax.Array, of_a: tuple[int, ...], of_b: tuple[int, ...]) -> jax.Array:
+    """Contract dimensions of `a` with those of `b`, in at least float32, to be added up later."""
+    kept = accumulator(a.dtype)
+    return lax.dot_general(a, b, ((of_a, of_b), ((), ())), preferred_element_type=kept)
 
 
-def wide(dtype: jnp.dtype) -> jnp.dtype:
+def accumulator(dtype: jnp.dtype) -> jnp.dtype:
     """Return the type in which sums of `dtype` are kept: float32, or float64 for float64."""
     return jnp.promote_types(dtype, jnp.float32)
 

@@ -30,9 +30,9 @@ class Callback:
         """A line of ``metrics.jsonl`` was written."""
 
     def on_evaluate(self, step: int, split: str, evaluation: "Evaluation") -> None:
-        """A split was evaluated: ``validation``, and at the end what there is for testing, twice.
+        """A split was evaluated.
 
-        Then with the latest parameters and with the best.
+        ``validation``; at the end each test split, with the latest and with the best parameters.
         """
 
     def on_save(self, step: int, path: Path) -> None:

@@ -33,8 +33,8 @@ from resnet_jax.training.state import TrainState
 log = logging.getLogger(__name__)
 
 SAVED = ("step", "params", "batch_stats", "opt_state", "ema")
-# Files of a step, on a disk that can run out of inodes.
-FILES = 40
+# Inodes that a step needs, on a disk that can run out of them.
+FILES_PER_STEP = 40
 
 
 class DamagedCheckpointError(ResNetJaxError):
@@ -55,7 +55,7 @@ class Manifest:
 
 
 class Checkpoints:
-    """The saved steps of one run, in a folder, which only `save` changes."""
+    """The saved steps of one run, in a folder of their own."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -159,7 +159,7 @@ class Checkpoints:
                 except OSError as error:
                     if error.errno not in (errno.EIO, errno.ESTALE):
                         raise
-                    # Of the disk or the server, and for good: an older step is kept for this.
+                    # The disk or the server lost the file for good: an older step is kept for this.
                     said = f"{path} cannot be read: {error.strerror}"
                     raise DamagedCheckpointError(said) from error
             if found is None:
@@ -197,8 +197,8 @@ class Checkpoints:
 
         target = {name: getattr(state, name) for name in SAVED}
         args = ocp.args.PyTreeRestore(target, ocp.checkpoint_utils.construct_restore_args(target))
-        with self._read(step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
-            return state.replace(**orbax.restore(self._state(step), args=args))
+        with self._explaining_read(step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
+            return state.replace(**orbax.restore(self._state_path(step), args=args))
 
     def restore_variables(self, step: int) -> dict[str, Any]:
         """Read a verified step's parameters and running statistics, averaged ones where there are.
@@ -207,21 +207,21 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        with self._read(step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
-            saved = orbax.metadata(self._state(step)).item_metadata.tree
+        with self._explaining_read(step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
+            saved = orbax.metadata(self._state_path(step)).item_metadata.tree
             names = ("params", "batch_stats") if saved["ema"] is None else ("ema",)
             target = {name: saved[name] for name in names}
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
             args = ocp.args.PyTreeRestore(target, restore_args=as_numpy, partial_restore=True)
-            tree: dict[str, Any] = orbax.restore(self._state(step), args=args)
+            tree: dict[str, Any] = orbax.restore(self._state_path(step), args=args)
         return tree.get("ema", tree)
 
-    def _read(self, step: int) -> contextlib.AbstractContextManager[None]:
-        """Explain why a step cannot be read whose files are whole."""
+    def _explaining_read(self, step: int) -> contextlib.AbstractContextManager[None]:
+        """Explain an error in reading a step whose files match the manifest."""
         what = f"step {step} in {self.directory} cannot be read"
         return _explained(what, "mend that, or give the network and optimiser that it is of")
 
-    def _state(self, step: int) -> Path:
+    def _state_path(self, step: int) -> Path:
         return (self.directory / str(step) / "state").absolute()
 
     def _discard(self, step: int) -> None:
@@ -253,8 +253,8 @@ def _check_room(folder: Path, needed: int) -> None:
     free = disk.f_bavail * disk.f_frsize
     if free < needed:
         raise OSError(f"{needed / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free")
-    if disk.f_files and disk.f_favail < FILES:
-        raise OSError(f"{FILES} files are needed and there is room for {disk.f_favail}")
+    if disk.f_files and disk.f_favail < FILES_PER_STEP:
+        raise OSError(f"{FILES_PER_STEP} files are needed and there is room for {disk.f_favail}")
     largest = folder / "largest"
     with largest.open("wb") as file:
         file.truncate(needed)  # takes no room, but there may be a limit (ulimit -f)

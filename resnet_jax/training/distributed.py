@@ -88,7 +88,7 @@ def _check_address(coordinator: str, num_processes: int, process_id: int) -> Non
 
 
 def process_count() -> int:
-    """The number of processes of this run; no device is touched where it is one."""
+    """Return the number of processes of this run, without initialising devices if it is 1."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
@@ -191,7 +191,7 @@ def failing_together(run_dir: Path) -> Iterator[None]:
 
 
 def wait_for_heartbeat(error: BaseException) -> None:
-    """Let JAX end this process first if the error, which has no type, may be another's loss."""
+    """Wait for JAX to abort this process if the error may mean that another one was lost."""
     if process_count() > 1 and isinstance(error, RuntimeError | ValueError):
         seconds = HEARTBEAT_TIMEOUT + 10
         log.warning("%s: waits %d s for JAX's heartbeat", message_and_code(error)[0], seconds)

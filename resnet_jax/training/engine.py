@@ -58,23 +58,23 @@ class Engine:
         self._share_threads = mesh.size > 1 and ordered[0].platform == "cpu"
         self.replicated = NamedSharding(mesh, PartitionSpec())
         self.sharded = NamedSharding(mesh, PartitionSpec("data"))
-        all_, split = self.replicated, self.sharded
+        whole, rows = self.replicated, self.sharded
 
         def program(function: Any, inputs: Any, outputs: Any, **options: Any) -> Any:
             return jax.jit(function, in_shardings=inputs, out_shardings=outputs, **options)
 
         quick = compiler_options(optimization_level=1)
-        self._train = program(self._train_on_batch, (all_, all_, split), all_, donate_argnums=0)
-        self._evaluate = program(self._count, (all_, split), all_, compiler_options=quick)
-        self._predict = program(self._probabilities, (all_, split), split, compiler_options=quick)
-        self._any = program(jnp.any, split, all_)
+        self._train = program(self._train_on_batch, (whole, whole, rows), whole, donate_argnums=0)
+        self._evaluate = program(self._count, (whole, rows), whole, compiler_options=quick)
+        self._predict = program(self._probabilities, (whole, rows), rows, compiler_options=quick)
+        self._any = program(jnp.any, rows, whole)
         self._compiled: Future[Any] | None = None
 
     def train(self, state: TrainState, key: jax.Array, batch: Batch) -> tuple[TrainState, Metrics]:
         """Take one step on a batch; ``state`` is donated, ``key`` is the run's for augmentation."""
         # The key is an argument and no constant: runs of several seeds are one compiled program.
         step = self._compiled.result() if self._compiled else self._train
-        return self._in_turn(step(state, key, batch))
+        return self._wait_if_shared(step(state, key, batch))
 
     def compile_ahead(
         self, pool: Executor, state: TrainState, key: jax.Array, examples: Sequence[np.ndarray]
@@ -94,11 +94,11 @@ class Engine:
         return jax.tree.map(lambda leaf: everywhere(leaf.shape, leaf.dtype), tree)
 
     def evaluate(self, state: TrainState, split: Split) -> Evaluation:
-        """Evaluate every example of a split, which has some, exactly once."""
+        """Evaluate every example of a split that is not empty exactly once."""
         losses, total = [], None
-        order = padded_order(len(split), self._shareable(self.config.batch_size))
+        order = padded_order(len(split), self._round_up_to_devices(self.config.batch_size))
         for batch in self.batches(split, order):
-            counts = self._in_turn(self._evaluate(state, batch))
+            counts = self._wait_if_shared(self._evaluate(state, batch))
             losses.append(counts.loss)
             found = (counts.confusion, counts.top5)
             # Added up on the devices: a thousand classes make four megabytes of counts a batch.
@@ -112,7 +112,7 @@ class Engine:
         """Return probabilities, float32[N, K], of images uint8[N, H, W, C]."""
         # A few images are not worth a whole training batch, nor each number a program of its own.
         few = 1 << (len(images) - 1).bit_length()
-        size = self._shareable(min(self.config.batch_size, few))
+        size = self._round_up_to_devices(min(self.config.batch_size, few))
         split = ArraySplit(images, np.zeros(len(images), np.int32))
         order = padded_order(len(images), size)
         batches = self.batches(split, order)
@@ -135,22 +135,22 @@ class Engine:
 
     def shard_batch(self, rows: np.ndarray) -> jax.Array:
         """Split a batch over the devices; each process gives its `local_rows`."""
-        return self._in_turn(jax.make_array_from_process_local_data(self.sharded, rows))
+        return self._wait_if_shared(jax.make_array_from_process_local_data(self.sharded, rows))
 
     def replicate(self, tree: Any) -> Any:
         """Put a tree on every device; every process gives the same values."""
-        return self._in_turn(jax.make_array_from_process_local_data(self.replicated, tree))
+        return self._wait_if_shared(jax.make_array_from_process_local_data(self.replicated, tree))
 
     def any_process(self, flag: bool) -> jax.Array:
         """Return whether any process gave True, bool[]; not waited for."""
         return self._any(self.shard_batch(np.full(len(self.sharded.addressable_devices), flag)))
 
-    def _shareable(self, size: int) -> int:
-        """Return the next size of a batch that the devices can share."""
+    def _round_up_to_devices(self, size: int) -> int:
+        """Round a batch size up to a multiple of the number of devices."""
         devices = self.replicated.mesh.size
         return -(-size // devices) * devices
 
-    def _in_turn(self, arrays: T) -> T:
+    def _wait_if_shared(self, arrays: T) -> T:
         """Wait for arrays where devices share threads, as those of a CPU do.
 
         The collectives of two programs at once, or of one whose input is still on its way, could

@@ -51,11 +51,11 @@ def configured_jax(config: TrainConfig) -> Iterator[None]:
     and after does not depend on the run. A compilation cache that the user has set up
     (``JAX_COMPILATION_CACHE_DIR``) is used as it is.
     """
-    own_cache = config.compilation_cache and not jax.config.values["jax_compilation_cache_dir"]
-    folder = cache_root() / "compiled" if own_cache else Path()
-    own_cache = own_cache and _made(folder)
-    # Also the many small programs of a start: together they take longer than one large one. None
-    # where nothing can be written, of which JAX would warn each time.
+    package_cache = config.compilation_cache and not jax.config.values["jax_compilation_cache_dir"]
+    folder = cache_root() / "compiled" if package_cache else Path()
+    package_cache = package_cache and _make_folder(folder)
+    # 0: a start's many small programs are cached too; together they take longer than one large one.
+    # Infinity where nothing can be written, of which JAX would warn each time.
     from_seconds = 0.0 if os.access(folder, os.W_OK) else math.inf
     cache = {
         "jax_compilation_cache_dir": str(folder),
@@ -68,19 +68,19 @@ def configured_jax(config: TrainConfig) -> Iterator[None]:
         jax.threefry_partitionable(True),
     ):
         try:
-            if own_cache:
+            if package_cache:
                 _remove_oldest(folder, COMPILATION_CACHE_BYTES)
                 _configure(cache)
             yield
         finally:
-            if own_cache:
+            if package_cache:
                 _configure(before)
 
 
-def _made(folder: Path) -> bool:
+def _make_folder(folder: Path) -> bool:
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    return os.path.isdir(folder)  # which may not be looked for, either
+    return os.path.isdir(folder)  # False, too, where its parent cannot be searched
 
 
 def _configure(values: Mapping[str, Any]) -> None:

@@ -52,7 +52,7 @@ class Training:
         known = recorded.config if recorded else None
         config, data, self.splits, model = open_data(config, known, custom, len(devices))
         self.config, self.num_train, self._stack = config, len(data.train), stack
-        self.origin = ""  # what a first state was made of, beside random numbers
+        self.remark = ""  # on the initial weights, or on other instructions than at the start
         sampler = EpochSampler(self.num_train, config.batch_size, config.seed)
         self.total_steps = sampler.steps(config.epochs)
         # Jitted, since one by one its operations are as many programs.
@@ -73,18 +73,18 @@ class Training:
     def _begin(
         self, data: Dataset, model: nn.Module, custom: Custom, recorded: Record | None
     ) -> list[dict[str, Any]]:
-        """Lock the folder, record the configuration, and return the metrics of steps done."""
+        """Prepare model and first state, lock the folder, and return the metrics of steps done."""
         config, folder, checkpoints = self.config, self.folder, self.folder.checkpoints
         params_key, self.augment_key = jax.random.split(
             jax.random.key(config.seed, impl="threefry2x32")
         )
-        # The algorithms that the run began with, and of several processes the main one's.
+        # The instruction set that the run began with; of a new run that of the main process.
         here = broadcast_from_main(instruction_set)
         instructions = recorded.instructions if recorded else here
         if isinstance(model, ResNet) and model.lowering == "auto" and instructions:
             model = model.clone(lowering=instructions)
             if instructions != here and jax.default_backend() == "cpu":
-                self.origin = f"computes as it began on {instructions}; on {here} bits may differ"
+                self.remark = f"computes as it began on {instructions}; on {here} bits may differ"
         if custom.optimizer:
             frozen = model.frozen_stages if isinstance(model, ResNet) else None
             tx = freezing(custom.optimizer, frozen)
@@ -92,12 +92,10 @@ class Training:
             tx = make_optimizer(config.optim, self.schedule, config.model.frozen_stages)
         self._apply = model.apply
         # XLA's own convolution is quicker to trace, and here it is never computed.
-        drawn = model.clone(lowering="reference") if isinstance(model, ResNet) else model
-        height, width, channels = data.image_shape
-        size = config.data.image_size
-        images = jnp.zeros((1, size or height, size or width, channels), config.model.dtype)
-        averages = config.ema is not None
-        create = partial(TrainState.create, drawn, tx, ema=averages)
+        network = model.clone(lowering="reference") if isinstance(model, ResNet) else model
+        images = jnp.zeros((1, *self.engine.preprocessing.input_shape), config.model.dtype)
+        averages, channels = config.ema is not None, data.image_shape[2]
+        create = partial(TrainState.create, network, tx, ema=averages)
         self._shapes = cache(partial(jax.eval_shape, create, params_key, images))
         names, parts = data.class_names, custom.describe(self._shapes, images, data.num_classes)
         record = Record(config, data.fingerprint, names, data.image_shape, parts, instructions)
@@ -108,8 +106,8 @@ class Training:
 
         def lock() -> int:
             self._stack.enter_context(folder.opened_for_writing())
-            folder.check_same(record)  # it may be there since a moment ago, and another's
-            # A run may go on with other settings of the kind that changes nothing learnt.
+            folder.check_same(record)  # another process may just have begun a run here
+            # Settings may differ from those recorded where `check_same` allows it: record them.
             if recorded != record:
                 folder.write_record(record)
             return next(checkpoints.good_steps(), 0)
@@ -119,10 +117,12 @@ class Training:
         self.accuracies = [row["accuracy"] for row in rows if row["kind"] == "validation"]
         if config.init_from and not self.step:  # or all steps are damaged
             initial = initial or read()
-        self._draw = partial(create, params_key, images)
+        self._make_state = partial(create, params_key, images)
         if initial:
-            variables, self.origin = initial
-            self._draw = partial(TrainState.of_variables, drawn, variables, tx, ema=averages)
+            variables, self.remark = initial
+            self._make_state = partial(
+                TrainState.of_variables, network, variables, tx, ema=averages
+            )
         return rows
 
     def _first_state(self) -> TrainState:
@@ -130,16 +130,16 @@ class Training:
         engine, shapes = self.engine, self._shapes().replace(apply_fn=self._apply)
         if not (self._is_over() or jax.config.values["jax_disable_jit"]):
             pool = ThreadPoolExecutor(1)
-            # A failure is not kept back by the compiler.
+            # wait=False: a failure is raised at once, not after the compilation.
             self._stack.callback(pool.shutdown, wait=False)
             example = self.splits["train"].batch(np.zeros(1, int))
             engine.compile_ahead(pool, shapes, self.augment_key, example)
         if self.step:
             state = self.folder.checkpoints.restore(engine.abstract(shapes), self.step)
-            # Not among what is saved: what is in a checkpoint was finite.
+            # It is not saved: what is in a checkpoint was finite.
             state = state.replace(first_bad_step=engine.replicate(jnp.full((), -1, jnp.int32)))
         else:
-            state = engine.replicate(self._draw())
+            state = engine.replicate(self._make_state())
         return state.replace(apply_fn=shapes.apply_fn)
 
     def fit(self, should_stop: ShouldStop | None = None) -> None:
@@ -147,15 +147,15 @@ class Training:
         path, total, ended = self.folder.path, self.total_steps, self._is_over()
         finished = ended and set(self._tests()) <= self.tested
         resumes = f"resumes at step {self.step} of {total}" if self.step else ""
-        said = "; ".join(filter(None, [resumes, self.origin]))
+        said = "; ".join(filter(None, [resumes, self.remark]))
         if finished:
             said = f"{path} is finished; nothing to do"
         for callback in self.callbacks if said else ():
             callback.log(said)
         if finished:
             return
-        if self.origin:
-            events_log.info(self.origin)
+        if self.remark:
+            events_log.info(self.remark)
         events_log.info("trains from step %d of %d", self.step, total)
         for callback in self.callbacks:
             callback.on_start(self.step, total)
@@ -206,7 +206,7 @@ class Training:
         return self.step == self.total_steps or satisfied(self.config, self.accuracies)
 
     def _tests(self) -> Iterator[tuple[str, str]]:
-        """Of some datasets no test labels are published: then the validation images."""
+        """Yield (split, checkpoint) of each final test; validation where there is no test split."""
         usable = {name for name, split in self.splits.items() if len(split)}
         splits = usable & {"test", "test_all"} or usable & {"validation"}
         for checkpoint in ("latest", "best"):

@@ -61,38 +61,38 @@ DECOUPLED = {"adamw": optax.adamw, "lamb": optax.lamb, "lion": optax.lion}
 def make_optimizer(
     config: OptimConfig, schedule: optax.Schedule, frozen_stages: int | None = None
 ) -> optax.GradientTransformation:
-    """Return the optimiser of a configuration; the stem and ``frozen_stages`` stages do not move.
+    """Return the optimiser of a configuration; stem and ``frozen_stages`` stages (if any) stay.
 
     SGD follows PyTorch's definition: weight decay is added to the gradient before momentum, and
     momentum is ``v = m v + g``. Adam too adds it to the gradient. All decay kernels alone.
     """
     weight_decay = config.weight_decay
-    # Scaling what the optimiser wants to do is the same as scaling its rate.
-    usual = config.body_rate == 1 and frozen_stages is None
-    shares = [] if usual else [_scale_by_layer(config.body_rate, frozen_stages)]
+    # Scaling the updates is the same as scaling the learning rate.
+    uniform = config.body_rate == 1 and frozen_stages is None
+    layer_scaling = [] if uniform else [_scale_by_layer(config.body_rate, frozen_stages)]
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm is not None else []
     if make := DECOUPLED.get(config.name):
         rule = make(schedule, b1=config.momentum, weight_decay=weight_decay, mask=kernels)
-        return optax.chain(*clip, rule, *shares)
+        return optax.chain(*clip, rule, *layer_scaling)
     decay = [optax.add_decayed_weights(weight_decay, kernels)] if weight_decay else []
     if config.name == "adam":
         rule = optax.adam(schedule, b1=config.momentum)
     else:
         rule = optax.sgd(schedule, config.momentum or None, nesterov=config.nesterov)
-    return optax.chain(*clip, *decay, rule, *shares)
+    return optax.chain(*clip, *decay, rule, *layer_scaling)
 
 
 def freezing(
     tx: optax.GradientTransformation, frozen_stages: int | None
 ) -> optax.GradientTransformation:
-    """Return an optimiser that leaves the frozen stages where they are, by its decay, too."""
+    """Return an optimiser that does not change frozen stages, not even by weight decay."""
     if frozen_stages is None:
         return tx
-    share, tx = _scale_by_layer(1.0, frozen_stages), optax.with_extra_args_support(tx)
+    layer_scaling, tx = _scale_by_layer(1.0, frozen_stages), optax.with_extra_args_support(tx)
 
     def update(updates: Any, state: Any, params: Any = None, **more: Any) -> Any:
         updates, state = tx.update(updates, state, params, **more)
-        return share.update(updates, optax.EmptyState())[0], state
+        return layer_scaling.update(updates, optax.EmptyState())[0], state
 
     return optax.GradientTransformationExtraArgs(tx.init, update)
 

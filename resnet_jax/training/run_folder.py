@@ -43,14 +43,14 @@ class Record:
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]  # (H, W, C), before `--data.image-size`
     parts: Mapping[str, str] = dataclasses.field(default_factory=dict)  # see `Custom`
-    # Whose algorithms "auto" is on a CPU; None for a run of version 0.1.0, which did not say.
+    # The instruction set whose algorithms "auto" uses on a CPU; None of a run of 0.1.0.
     instructions: str | None = None
     # The commit and the versions of packages that the run began with.
     made_by: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
 
 class RunFolder:
-    """``runs/<preset>-seed<N>/`` and the files in it."""
+    """A run's folder and the files in it."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -270,7 +270,7 @@ class RunFolder:
 
 
 def _unlock(lock: IO[str], owner: int) -> None:
-    """Unlock: a process that was forked meanwhile would hold it on, and may end before this one."""
+    """Unlock, in the owner alone: a forked child has the same lock, and may end before or after."""
     if os.getpid() == owner:
         fcntl.flock(lock, fcntl.LOCK_UN)
 

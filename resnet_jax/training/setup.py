@@ -32,10 +32,10 @@ def open_data(
     images. What does not fit is refused, and so are other data or settings of a process.
     """
     if custom.data is not None:
-        held_out, there = config.data.validation, len(custom.data.validation)
-        if recorded is None and held_out and held_out != there:
+        held_out, cut = config.data.validation, len(custom.data.validation)
+        if recorded is None and held_out and held_out != cut:
             raise ResNetJaxError(
-                f"data is cut already, with {there} images for validation: leave "
+                f"data is cut already, with {cut} images for validation: leave "
                 f"--data.validation {held_out} out, or give it to Dataset.from_arrays"
             )
         config = replaced(config, {"data.name": custom.data.name})
@@ -67,24 +67,24 @@ def check_against_dataset(
 ) -> None:
     """Refuse what does not fit its images as they are read, the devices, or the network."""
     height, width, channels = data.image_shape
-    smallest, size, settings = min(height, width), f"{height}x{width} pixels", config.data
-    for name, values in (("mean", settings.mean or (0,)), ("std", settings.std or (1,))):
+    smallest, size, given = min(height, width), f"{height}x{width} pixels", config.data
+    for name, values in (("mean", given.mean or (0,)), ("std", given.std or (1,))):
         if len(values) not in (1, channels):
             raise ResNetJaxError(
                 f"--data.{name} has {len(values)} numbers for images of {channels} channels: give "
                 "one, or one for each channel"
             )
-    crop, image_size = config.augment.crop, settings.image_size
+    crop, image_size = config.augment.crop, given.image_size
     if crop >= smallest:
         raise ResNetJaxError(
             f"--augment.crop must be below {smallest} for images of {size}, got {crop}"
         )
-    if settings.center_crop and (image_size or 0) > smallest:
+    if given.center_crop and (image_size or 0) > smallest:
         raise ResNetJaxError(
             f"--data.center-crop cannot crop --data.image-size {image_size} from images of {size}: "
             "give a larger --data.read-size, or --data.no-center-crop"
         )
-    if settings.find_digit and data.image_shape != (28, 28, 1):
+    if given.find_digit and data.image_shape != (28, 28, 1):
         raise ResNetJaxError(
             f"--data.find-digit is for grey images of 28x28 pixels, not {size}, {channels} "
             "channels: give --data.no-find-digit"

@@ -76,7 +76,7 @@ class TrainState(struct.PyTreeNode):
         def draw(key: jax.Array, images: jax.Array) -> Any:
             return cls.of_variables(model, model.init(key, images, train=False), tx, ema=ema)
 
-        # For its shapes; a jit inside takes no options.
+        # Already traced, as by `jax.eval_shape`: a nested jit takes no compiler options.
         if any(isinstance(given, jax.core.Tracer) for given in (key, images)):
             return draw(key, images)
         # Jitted, since hundreds of small random draws are slow one by one. It runs once.

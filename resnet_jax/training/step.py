@@ -171,7 +171,7 @@ def eval_step(state: TrainState, batch: Batch) -> Counts:
 
 
 def count(logits: Float[Array, "n k"], labels: Integer[Array | np.ndarray, " n"]) -> Counts:
-    """Count what `eval_step` does, by the logits."""
+    """Return the `Counts` of a batch from its logits; labels below 0 are padding."""
     real = labels >= 0
     labels = labels.astype(jnp.int32)  # uint8 would overflow below
     num_classes = logits.shape[-1]

@@ -119,7 +119,8 @@ def test_several_may_prepare_at_once_and_clear_away_what_a_killed_process_left(
     root = tmp_path / "root"
     for name in (".mnist-old", ".mnist-new"):
         (root / name / "below").mkdir(parents=True)
-    os.utime(root / ".mnist-old", (1, 1))
+        os.utime(root / name, (1, 1))
+    os.utime(root / ".mnist-old" / "below", (1, 1))  # in the new one something was written below
     with ThreadPoolExecutor(3) as pool:
         folders = list(pool.map(lambda _: prepare("mnist", root, tiny_mnist), range(3)))
     assert folders == [root / "mnist" / "3.0.1"] * 3
@@ -197,8 +198,8 @@ def test_the_addresses_are_those_of_tfds():
 
 
 def test_a_silent_host_is_given_up_in_time(tiny_mnist, monkeypatch):
-    assert preparing.PATIENCE <= 4
-    monkeypatch.setattr(preparing, "PATIENCE", 0.5)
+    assert preparing.HOST_TIMEOUT <= 4
+    monkeypatch.setattr(preparing, "HOST_TIMEOUT", 0.5)
     start = time.perf_counter()
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection, never answers
         at(f"http://127.0.0.1:{silent.getsockname()[1]}/", monkeypatch)

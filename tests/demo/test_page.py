@@ -29,14 +29,16 @@ SIZES = [(1280, 800), (390, 844)]
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
+def address(shared):
     # Without the tests' hurried compilation: the program is the one that users run.
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    run = os.environ.get("PAGE_RUN") or str(tmp_path_factory.mktemp("page") / "quickstart")
     command = [sys.executable, "-m", "resnet_jax"]
-    if "PAGE_RUN" not in os.environ:
-        train = [*command, "train", "--model.width", "16", "--no-report", "--run-dir", run]
-        subprocess.run(train, env=environment, check=True)
+
+    def train(run_dir: Path) -> None:
+        words = ("train", "--model.width", "16", "--no-report", "--run-dir", str(run_dir))
+        subprocess.run([*command, *words], env=environment, check=True)
+
+    run = os.environ.get("PAGE_RUN") or str(shared("page", train))
     process = subprocess.Popen(
         [*command, "demo", run, "--port", "0"], env=environment, stdout=subprocess.PIPE, text=True
     )

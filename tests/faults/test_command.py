@@ -244,15 +244,6 @@ def test_a_home_folder_that_is_not_there_is_one_line(tmp_path, refusal):
         assert f"{place} has no home folder: give the whole path" in refusal(*words)
 
 
-def test_a_file_in_the_home_folder_is_written_there(finished_run, tmp_path, monkeypatch, command):
-    """Shells leave the ~ of `--output=~/x` as it is; a folder of that name was made."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert command("compare", finished_run.path, "--output=~/curves.png")[0] == 0
-    assert (tmp_path / "curves.png").is_file()
-    assert not (tmp_path / "~").exists()
-
-
 def test_a_terminal_without_the_letters_gets_escapes(tmp_path, python):
     for name in ("日本", "b"):
         (tmp_path / name).mkdir()

@@ -97,11 +97,12 @@ def test_home_is_known_by_its_sign(finished_run, tmp_path, monkeypatch, command)
     for words in (
         export(finished_run.path, "torchvision", "~/net.safetensors"),
         ("predict", finished_run.path, picture, "--explain", "~/maps"),
+        ("compare", finished_run.path, "--output=~/curves.png"),
     ):
         assert command(*words)[0] == 0
     assert not (tmp_path / "~").exists()
     found = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("home/**/*.*")}
-    assert found == {"home/net.safetensors", "home/maps/0.png"}
+    assert found == {f"home/{name}" for name in ("net.safetensors", "maps/0.png", "curves.png")}
 
 
 def test_a_file_that_goes_while_it_is_looked_at_is_no_link(own_run, monkeypatch):
@@ -135,7 +136,7 @@ def test_an_interrupted_export_leaves_the_old_file_and_nothing_else(
 
 def test_the_files_of_a_run_are_not_replaced(own_run, command, refusal):
     before = (own_run / "config.yaml").read_bytes()
-    for name in ("config.yaml", "checkpoints/12/net.onnx", "report/index.html"):
+    for name in ("config.yaml", "checkpoints/12/net.onnx", "report/index.html", "tensorboard/a"):
         for words in (("export", own_run, "--format", "torchvision"), ("compare", own_run)):
             assert "is part of the run in" in refusal(*words, "--output", own_run / name)
     # By another way too: up from a folder that is not there, and through a link.

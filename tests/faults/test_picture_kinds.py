@@ -78,7 +78,7 @@ one_picture = st.tuples(
     st.none() | st.lists(odd_tag, max_size=4),
     st.sampled_from([None, "raw", "tiff_lzw", "tiff_deflate", "packbits"]),
 )
-pictures = st.lists(one_picture, min_size=8, max_size=8)
+pictures = st.lists(one_picture, min_size=40, max_size=40)
 
 
 def written(path: Path, seed: int, kind, orientation, clear, tags, compression):
@@ -177,7 +177,9 @@ def look(root: Path, run: rj.Run, command, client, kinds) -> None:
 
 
 @pytest.mark.slow
-@settings(phases=[Phase.generate], deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    phases=[Phase.generate], max_examples=20, deadline=None, suppress_health_check=list(HealthCheck)
+)
 @given(kinds=pictures)
 def test_pictures_of_every_kind(kinds, check):
     check(kinds)

@@ -2,18 +2,19 @@
 
 import itertools
 import re
-from functools import partial
+from functools import cache
 from pathlib import Path
 
 import chex
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 from make_datasets import refused
 from random_weights import NUM_CLASSES, RELATIVES, SIZES, digest, random_images, random_weights
 
 from resnet_jax.interop import from_torchvision, to_torchvision
-from resnet_jax.models import VARIANTS
+from resnet_jax.models import VARIANTS, shapes_of
 
 FOLDER = Path(__file__).parent
 EXPECTED = {
@@ -52,10 +53,8 @@ def make(name, **options):
 
 def zeros_of(model, channels=3):
     """A model's variables, all zero."""
-    images = np.zeros((1, 32, 32, channels), np.float32)
-    init = partial(model.init, train=False)
-    shapes = jax.eval_shape(init, jax.random.key(0), images)
-    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    shapes = shapes_of(model, (32, 32, channels))
+    return unflatten_dict({path: np.zeros(shape, np.float32) for path, shape in shapes.items()})
 
 
 def torch_shapes(model, channels=3):
@@ -63,6 +62,7 @@ def torch_shapes(model, channels=3):
     return {name: value.shape for name, value in to_torchvision(zeros_of(model, channels)).items()}
 
 
+@cache  # a worker has the cases of a network or two
 def weights_of(name):
     """Random weights for one of the networks whose logits are stored, by their own names."""
     shapes = torch_shapes(make(name))

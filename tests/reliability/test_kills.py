@@ -108,7 +108,6 @@ worker.command(["train", *worker.OPTIONS], run_dir, into_place, kept, act=end)
     [
         ("sys.exit(3)", 3),
         pytest.param("raise RuntimeError('after a save')", 1, marks=pytest.mark.slow),
-        pytest.param("os._exit(4)", 4, marks=pytest.mark.slow),
     ],
 )
 def test_what_was_saved_is_there_however_the_process_ends(end, code, tmp_path):

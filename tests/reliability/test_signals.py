@@ -73,7 +73,8 @@ def compiling(tmp_path) -> Iterator["subprocess.Popen[str]"]:
     """The command while XLA compiles its step, which takes many seconds of a large network."""
     modules = tmp_path / "modules"  # XLA writes each there before it compiles it
     shutil.rmtree(modules, ignore_errors=True)
-    environment = {"JAX_ENABLE_COMPILATION_CACHE": "false", "XLA_FLAGS": f"--xla_dump_to={modules}"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_dump_to={modules}"
+    environment = {"JAX_ENABLE_COMPILATION_CACHE": "false", "XLA_FLAGS": flags}
     large = ["--model.name", "resnet50", "--model.width", "8"]
     with subprocess.Popen(
         [*TRAIN, *large, "--run-dir", str(tmp_path / "run")],

@@ -1,8 +1,8 @@
 """Winograd's minimal filtering F(m x m, 3x3), for 3x3 kernels at stride 1.
 
-The m outputs of three taps g, from a tile d of m + 2 inputs, are coefficients of a product of
-polynomials. It is known by its values at m + 1 points and at infinity (Toom and Cook), each of
-which is one product:
+A product of polynomials with m and with 3 coefficients is known by its values at m + 1 points and
+at infinity (Toom and Cook), one multiplication each. The transpose of that product filters a tile d
+of m + 2 inputs with 3 taps g, to m outputs y:
 
     y = A^T [(G g) * (B^T d)]
 
@@ -29,7 +29,7 @@ import numpy as np
 from jax import lax
 
 from resnet_jax.ops.geometry import Axis, Geometry
-from resnet_jax.ops.primitives import COLUMNS, ROWS, depends_on, pad, wide
+from resnet_jax.ops.primitives import COLUMNS, ROWS, accumulator, depends_on, pad
 
 
 class Filtering(NamedTuple):
@@ -67,11 +67,11 @@ TWO_ALONE = Filtering(
 )
 
 
-def _of(axis: Axis, outputs: int) -> tuple[Filtering, Axis, Axis]:
+def _tiling(axis: Axis, outputs: int) -> tuple[Filtering, Axis, Axis]:
     """Return a filtering for one axis, and how its tiles lie on the input and on the output."""
-    filtering = FOUR if outputs == 4 else TWO
     if (axis.size, axis.low, axis.high) == (2, 1, 1):
         return TWO_ALONE, Axis(2, 2, 2, 0, 0), Axis(2, 2, 2, 0, 0)
+    filtering = FOUR if outputs == 4 else TWO
     count = -(-axis.out // outputs)
     high = outputs * count + 2 - axis.low - axis.size
     inputs = Axis(axis.size, outputs + 2, outputs, axis.low, high)
@@ -111,22 +111,22 @@ def _transform(
 ) -> list[jax.Array]:
     """Return, for each product along columns, float[products along rows, tiles, C]."""
     # In bfloat16 the transforms' own sums would be rounded, to three times the error.
-    x = x.astype(wide(x.dtype))
+    x = x.astype(accumulator(x.dtype))
     # The one stacked and the other not: few kernels to compile, and products to run side by side.
     x = jnp.stack(_apply(rows[0], _tiles(x, ROWS, rows[1])))
     parts = _apply(columns[0], _tiles(x, COLUMNS + 1, columns[1]))
     return [part.reshape(len(part), -1, part.shape[-1]) for part in parts]
 
 
-def _correlate(x: jax.Array, kernel: jax.Array, geometry: Geometry, over: int, m: int) -> jax.Array:
+def _correlate(x: jax.Array, kernel: jax.Array, geometry: Geometry, dim: int, m: int) -> jax.Array:
     """Return the forward pass, summed over a dimension of the kernel."""
-    (rows, r_in, r_out), (columns, c_in, c_out) = (_of(axis, m) for axis in geometry)
+    (rows, r_in, r_out), (columns, c_in, c_out) = (_tiling(axis, m) for axis in geometry)
     inputs = _transform(x, (rows.bt, r_in), (columns.bt, c_in))
-    kernel = kernel.astype(wide(kernel.dtype))
+    kernel = kernel.astype(accumulator(kernel.dtype))
     kernel = jnp.stack(_apply(rows.g, list(kernel)))
     taps = _apply(columns.g, [kernel[:, tap] for tap in range(3)])
     products = [
-        lax.dot_general(u, v, (((2,), (over - 1,)), ((0,), (0,))))
+        lax.dot_general(u, v, (((2,), (dim - 1,)), ((0,), (0,))))
         for u, v in zip(inputs, taps, strict=True)
     ]
     tiles = r_out.out, c_out.out
@@ -148,7 +148,7 @@ def input_grad(grad: jax.Array, kernel: jax.Array, geometry: Geometry, m: int) -
 
 
 def weight_grad(x: jax.Array, grad: jax.Array, geometry: Geometry, m: int) -> jax.Array:
-    (rows, r_in, r_out), (columns, c_in, c_out) = (_of(axis, m) for axis in geometry)
+    (rows, r_in, r_out), (columns, c_in, c_out) = (_tiling(axis, m) for axis in geometry)
     inputs = _transform(depends_on(x, grad), (rows.bt, r_in), (columns.bt, c_in))
     outputs = _transform(grad, (rows.a, r_out), (columns.a, c_out))
     products = [
