@@ -5,9 +5,11 @@ its units, the most telling first, so that any beginning of the list answers a q
 """
 
 import argparse
+import atexit
 import dataclasses
 import os
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -24,15 +26,15 @@ def parsed(
 ) -> argparse.Namespace:
     """Parse the options that all such experiments have; ``cifar``: with the folder of its images.
 
-    Rows are in ``results`` and the runs' folders in runs/ of the experiment's name, unless the
-    options say otherwise.
+    Rows are in ``results`` and the runs' folders in runs/ of the experiment's name, or with --quick
+    in a folder that is removed at the end, unless the options say otherwise.
     """
     parser = argparse.ArgumentParser(description=documentation.splitlines()[0])
     parser.add_argument("--list", action="store_true", help="show the units and which are done")
     parser.add_argument("--only", default="", help="units whose name this regular expression finds")
     parser.add_argument("--quick", action="store_true", help="a few updates on a few images")
     parser.add_argument("--results", type=Path, help="file of results, a line for each unit")
-    parser.add_argument("--runs", type=Path, default=Path("runs", results.parent.name))
+    parser.add_argument("--runs", type=Path)
     if cifar:
         place = os.environ.get("CIFAR10_FOLDER")
         parser.add_argument("folder", type=Path, nargs="?", default=place)
@@ -41,8 +43,12 @@ def parsed(
         re.compile(options.only)
     except re.error as error:
         parser.error(f"--only {options.only} is no regular expression: {error}")
-    usual = options.runs / "quick.jsonl" if options.quick else results
-    options.results = options.results or usual
+    if options.quick and not options.runs:
+        options.runs = Path(tempfile.mkdtemp())  # else a second miniature would find all done
+        atexit.register(shutil.rmtree, options.runs)
+    options.runs = options.runs or Path("runs", results.parent.name)
+    own = options.runs / "quick.jsonl" if options.quick else results
+    options.results = options.results or own
     return options
 
 
@@ -52,24 +58,22 @@ def carry_out(
     """Do the chosen units that have no row yet: ``work(unit, folder)`` gives what the row says.
 
     A run in ``folder`` that was killed goes on, and its row may say the ``seconds`` of all its
-    starts; they are measured here otherwise. With --quick, rows and runs are kept apart.
+    starts; they are measured here otherwise.
     """
-    rows = read_rows(options.results)
-    with tempfile.TemporaryDirectory() as scratch:
-        runs = Path(scratch) if options.quick else options.runs
-        for unit in (unit for unit in units if re.search(options.only, str(unit))):
-            name = {"name": str(unit)}  # the oldest rows have none
-            values = name | dataclasses.asdict(unit)
-            done = any(values.items() <= (name | row).items() for row in rows)
-            if options.list:
-                print("done " if done else "to do", unit)
-            elif not done:
-                began = time.monotonic()
-                try:
-                    row = values | work(unit, runs / str(unit))
-                except ResNetJaxError as error:
-                    sys.exit(f"{unit}: {error}")
-                row.setdefault("seconds", round(time.monotonic() - began, 1))
-                append_row(options.results, row | {"machine": machine("jax")})
-                short = {k: v for k, v in row.items() if len(str(v)) < 80}
-                print(short, file=sys.stderr, flush=True)
+    for unit in (unit for unit in units if re.search(options.only, str(unit))):
+        name = {"name": str(unit)}  # the oldest rows have none
+        values = name | dataclasses.asdict(unit)
+        rows = read_rows(options.results)  # to which another process may add
+        done = any(values.items() <= (name | row).items() for row in rows)
+        if options.list:
+            print("done " if done else "to do", unit)
+        elif not done:
+            began = time.monotonic()
+            try:
+                row = values | work(unit, options.runs / str(unit))
+            except ResNetJaxError as error:
+                sys.exit(f"{unit}: {error}")
+            row.setdefault("seconds", round(time.monotonic() - began, 1))
+            append_row(options.results, row | {"machine": machine("jax")})
+            short = {k: v for k, v in row.items() if len(str(v)) < 80}
+            print(short, file=sys.stderr, flush=True)

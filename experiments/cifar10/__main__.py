@@ -1,11 +1,9 @@
-"""Figure 6 of arXiv 1512.03385 on a small machine: does depth hurt without shortcuts, and help
-with them?
+"""Figure 6 of arXiv 1512.03385 on a small machine: what depth does with shortcuts and without.
 
 Command:   python -m experiments.cifar10 FOLDER     (or $CIFAR10_FOLDER; --list shows the trainings)
            python -m experiments.cifar10.figure     (the figure, from the rows)
-Needs:     FOLDER with train/<class> and test/<class>: all 60,000 images. Ours are a copy as JPEGs,
-           lossy and made by others: errors on it are not errors on the original. For the last
-           training, PyTorch's, torch==2.13.0
+Needs:     FOLDER with train/<class> and test/<class>: all 60,000 images, ours as lossy JPEGs; for
+           the last training, PyTorch's, torch==2.13.0
 Result:    results.jsonl, a row for each finished training (README.md)
 
 The schedule is the paper's, 16 times shorter: 4,000 updates of 128 images at 0.1, divided by ten

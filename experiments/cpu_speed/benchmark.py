@@ -95,9 +95,10 @@ def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
                 if before.alive:
                     compiling[name] = {"peak_compiling_mib": round(before.time(1)["peak_mib"])}
                 before.stop()
-            # Or it has said why not: two devices cannot share one image.
             if (contender := Contender(name, case, cache)).alive:
                 contenders[name] = contender
+            elif name != DEVICES:  # which has said that two devices cannot share one image
+                sys.exit(f"{name} cannot start: its reason stands above")
     calls, peaks = {}, {}
     turns: dict[tuple[str, bool], list[list[float]]] = {}  # with cores apart, or not
     for name, contender in contenders.items():

@@ -49,11 +49,14 @@ def by_case(rows: Iterable[Row], cores: str | None = None) -> dict[str, dict[str
 
 
 def measured(processor: str) -> dict[str, dict[str, Row]]:
+    return fullest(read("results", processor)["rows"])
+
+
+def fullest(rows: list[Row]) -> dict[str, dict[str, Row]]:
     """Return each case's rows, as `by_case`, from the kind of turns that more contenders have.
 
     Kinds: turns with a cache in common, which win a tie, and turns apart, which `titled` marks.
     """
-    rows = read("results", processor)["rows"]
     found: dict[str, dict[str, Row]] = {}
     for kind in (by_case(rows), by_case(rows, "apart")):
         for case, row in kind.items():
@@ -67,7 +70,7 @@ def titled(case: str, row: dict[str, Row]) -> str:
 
 def draw() -> Figure:
     both = {name: measured(processor) for processor, name in PROCESSORS.items()}
-    titles = ("ResNet-18, 32x32x1", "times as fast as PyTorch at its best in that type")
+    titles = ("ResNet-18, 32x32x1", "times as fast as PyTorch at its best")
     figure, ((sweep, bars),) = panels((10, 5.4), titles, width_ratios=(1, 1.15))
     usual = re.compile(USUAL.format("training"))
     sizes = {case["name"]: case["batch"] for case in CASES if usual.fullmatch(case["name"])}

@@ -1,6 +1,7 @@
 """Does a network that has learnt clothes learn digits from fewer examples?
 
 Command:   python -m experiments.fine_tuning.run     (ten minutes; --list, --only, --quick)
+Needs:     MNIST and Fashion-MNIST prepared, as `resnet-jax data prepare` does
 Result:    results.jsonl, a row for each run. Nothing was tuned for either of the two
 """
 

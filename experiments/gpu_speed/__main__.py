@@ -7,13 +7,14 @@ Nothing is tuned for a GPU in this package: there a convolution is XLA's own. Pr
 as in `cpu_speed.benchmark`; ten steps are waited for at their end, as in training.
 """
 
+import os
 import sys
 from pathlib import Path
 
 import jax
 
 from experiments.cpu_speed.benchmark import case, measure
-from experiments.cpu_speed.plot import by_case, comparison
+from experiments.cpu_speed.plot import comparison, fullest
 from experiments.measuring import machine, read_json, write_json
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -31,10 +32,11 @@ CONTENDERS = ("resnet_jax", "torch eager", "torch channels_last", "torch compile
 
 def gpu_speed() -> str:
     rows = read_json(RESULTS, missing={"rows": []})["rows"]
-    return comparison("training step", by_case(rows), digits=2)
+    return comparison("training step", fullest(rows), digits=2)
 
 
 if __name__ == "__main__":
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the contenders are on the same GPU
     if jax.default_backend() != "gpu":
         sys.exit(f"JAX finds no GPU here but {jax.default_backend()}")
     where, rows = machine("jax", "torch"), []

@@ -4,7 +4,7 @@ Command:   python -m experiments.mnist_record           (--list shows the traini
            python -m experiments.mnist_record.figure    (the figures, from the rows)
 Needs:     the full MNIST and Fashion-MNIST prepared: $TFDS_DATA_DIR, or `resnet-jax data prepare`
 Result:    results.jsonl, a row for each finished training
-Machine:   2 cores; a training takes at most 90 minutes there, with AVX2 two hours
+Machine:   2 cores; a training takes 66 to 90 minutes there, beside other work up to three hours
 
 A training is given no test images: what it is judged by is predicted once, when it is over, with
 its last parameters, and stands in its row. `plain` and `final` learn from all 60,000 images and are

@@ -121,7 +121,7 @@ def _time(question: str, in_full: bool) -> str:
 def _in_pytorch(name: str, in_full: bool) -> str:
     twin, network = f"{name}_pytorch", (18, PLAIN[0] not in QUESTIONS[name].arguments, 0.005)
     found = [
-        f"{row['mean']:.2f} % on other images"  # the first 1,000 digits, 5 seeds
+        f"{statistics.fmean(row['seeds']):.1f} % on other images"  # the first 1,000 digits, 5 seeds
         for row in read_json(OTHER_IMAGES)["accuracy"]
         if name.startswith("book") and (row["layers"], row["residual"], row["rate"]) == network
     ]

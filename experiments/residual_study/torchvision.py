@@ -7,16 +7,17 @@ Weights are drawn by numpy, so that both can have them without a download, runni
 included. torchvision's logits are those that `tests/interop/make_expectations.py` stored.
 """
 
-from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 import resnet_jax as rj
 from experiments.measuring import Row, read_json, write_json
 from experiments.tables import ROOT, table
 from resnet_jax.interop import from_torchvision, to_torchvision
+from resnet_jax.models import shapes_of
 from tests.interop.random_weights import NUM_CLASSES, SIZES, random_images, random_weights
 
 RESULTS = Path(__file__).with_name("torchvision.json")
@@ -26,10 +27,9 @@ SEED = 0  # of the stored weights of resnet18
 def compare() -> Row:
     stored = np.load(ROOT / "tests/interop/torchvision_logits.npz")
     model = rj.ResNet18(num_classes=NUM_CLASSES)
-    init = partial(model.init, train=False)
-    ours = jax.eval_shape(init, jax.random.key(0), np.zeros((1, 32, 32, 3)))
-    zeros = to_torchvision(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), ours))
-    shapes = {name: value.shape for name, value in zeros.items()}
+    zeros = {path: np.zeros(shape) for path, shape in shapes_of(model, (32, 32, 3)).items()}
+    named = to_torchvision(unflatten_dict(zeros))
+    shapes = {name: value.shape for name, value in named.items()}
     variables = from_torchvision(random_weights(shapes, SEED))
     logits = jax.jit(lambda images: model.apply(variables, images, train=False))
     rows = []

@@ -150,15 +150,16 @@ def main(
     count: int = 500,
 ) -> None:
     """Measure runs by so many images; ``cifar10`` is the folder of a run of experiments/cifar10."""
-    results: Row = {"runs": [], "maps": []}
+    results: Row = read_json(RESULTS, missing={"runs": [], "maps": []})
     for path in (first, *others):
         run = rj.Run.open(path)
         if cifar10 and run.config.data.name.startswith("cifar10"):
             run = rj.Run.open(path, data=load(cifar10, quick=False))
         with run.jax_settings():
             facts, rows = measure(run, count)
-        results["runs"].append(facts)
-        results["maps"] += rows
+        for part, new in {"runs": [facts], "maps": rows}.items():
+            others = [row for row in results[part] if row["run"] != run.path.name]
+            results[part] = others + new
         write_json(RESULTS, results)
 
 

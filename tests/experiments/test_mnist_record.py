@@ -56,6 +56,20 @@ def test_what_has_a_row_is_not_done_again(tmp_path, capsys):
     carry_out("--only", "seed[12]")
     carry_out()
     assert done == [1, 2, 3]
+    # Nor what another process did meanwhile.
+    others = [Training("plain", "mnist", n) for n in (4, 5)]
+
+    def with_another(unit, folder):
+        append_row(tmp_path / "other.jsonl", dataclasses.asdict(others[1]))
+        done.append(unit.seed)
+        return {}
+
+    options = units.parsed(
+        "Title.", tmp_path / "rows.jsonl", ["--results", str(tmp_path / "other.jsonl")]
+    )
+    units.carry_out(others, options, with_another)
+    assert done.pop() == 4
+    assert done == [1, 2, 3]
     rows = read_rows(tmp_path / "rows.jsonl")
     names = [f"plain-mnist-seed{n}" for n in done]
     assert [row["name"] for row in rows] == names
