@@ -11,20 +11,18 @@ from contextlib import redirect_stderr, redirect_stdout, suppress
 from functools import partial, wraps
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import tyro
 from tyro.conf import Positional
 
+import resnet_jax as rj
 from resnet_jax import display
 from resnet_jax.cli_train import make_report, train_verb
 from resnet_jax.config import DataConfig, ModelConfig, Shortcut, StemKind, TrainConfig
 from resnet_jax.errors import ResNetJaxError, message_and_code, out_of_memory, printable
 from resnet_jax.memory import COMPUTE, check_limits
 from resnet_jax.signals import Stop
-
-if TYPE_CHECKING:
-    from resnet_jax.run import Run
 
 RunDir = Annotated[Positional[Path], tyro.conf.arg(help="the run's folder.")]
 # The hint replaces tyro's "(default: )"; an empty tuple is refused by the function it goes to.
@@ -98,12 +96,6 @@ def _deferred(verb: Callable[..., int | None]) -> Callable[..., Callable[[], int
     return call
 
 
-def _open(run: Path) -> "Run":
-    from resnet_jax.run import Run
-
-    return Run.open(run)
-
-
 def evaluate(
     run: RunDir,
     split: SplitOption = "test",
@@ -117,7 +109,7 @@ def evaluate(
         json: print JSON: accuracy (a fraction), loss, correct, count, per_class, confusion; of
             more than ten classes also top5 (a fraction).
     """
-    found = _open(run).evaluate(split, checkpoint, data_dir)
+    found = rj.Run.open(run).evaluate(split, checkpoint, data_dir)
     if json:
         print(dumps(found.to_dict(), indent=1))
     else:
@@ -159,7 +151,7 @@ def predict(
         display.print_error(error)
 
     rows = classify_files(
-        _open(run), paths, checkpoint, fail, topk=topk, invert=invert, explain_in=explain
+        rj.Run.open(run), paths, checkpoint, fail, topk=topk, invert=invert, explain_in=explain
     )
     if json:
         print(dumps(rows, indent=1))
@@ -182,7 +174,7 @@ def report(
 
     Written into the run's folder: report/index.html, which needs no other file, and PNGs.
     """
-    make_report(_open(run), split, checkpoint, data_dir)
+    make_report(rj.Run.open(run), split, checkpoint, data_dir)
 
 
 def compare(
@@ -200,7 +192,7 @@ def compare(
     """
     from resnet_jax.inspection.compare import compare_runs, write_curves
 
-    opened = list(map(_open, runs))
+    opened = list(map(rj.Run.open, runs))
     found = compare_runs(opened, checkpoint)
     if output:
         write_curves(opened, output)
@@ -227,7 +219,7 @@ def export(
             flatbuffers alone on cpu, cuda and tpu; onnx: needs the extra `onnx`.
         output: the file. None: export/MODEL.SUFFIX in the run's folder.
     """
-    path = _open(run).export(format, output, checkpoint=checkpoint)
+    path = rj.Run.open(run).export(format, output, checkpoint=checkpoint)
     display.print_line(f"{path} is written ({path.stat().st_size / 1e6:.1f} MB)")
 
 
@@ -241,7 +233,7 @@ def demo(run: RunDir, port: int = 7860, checkpoint: CheckpointOption = "best") -
     """
     from resnet_jax.demo import serve
 
-    serve(_open(run), port, checkpoint)
+    serve(rj.Run.open(run), port, checkpoint)
 
 
 def summary(
@@ -330,7 +322,7 @@ def verify(
     settings = TrainConfig(data=DataConfig(background=background)).data  # or refuse it
     place = Path(what)
     if (place / "config.yaml").exists():
-        found = _open(place).verify()
+        found = rj.Run.open(place).verify()
     elif place.exists() and what not in DATASETS:
         found = scan(place, background=settings.background, refresh=True).report()
     else:

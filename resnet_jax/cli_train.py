@@ -1,7 +1,6 @@
 """The command's verb ``train``: a preset, a run or one for each seed, and their reports."""
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +15,7 @@ from resnet_jax.config import TrainConfig, differences, replaced
 from resnet_jax.errors import DivergedError, ResNetJaxError, importing
 from resnet_jax.settings import settings as settings_of
 from resnet_jax.signals import Stop
-from resnet_jax.storage import expanded
+from resnet_jax.storage import expanded, json_sha256
 
 if TYPE_CHECKING:
     from resnet_jax.run import Run
@@ -58,9 +57,9 @@ class Processes:
         if self.distributed:
             from resnet_jax.training.distributed import assert_equal
 
-            names = hashlib.sha256(repr([folder.name for _, folder in planned]).encode())
+            digest = json_sha256([folder.name for _, folder in planned])
             remedy = "give all processes the same --run-dir, --seeds and --grid"
-            assert_equal("run folders with digest", names.hexdigest(), remedy)
+            assert_equal("run folders with digest", digest, remedy)
         return planned
 
 
@@ -70,8 +69,7 @@ PresetName = Annotated[Positional[str], tyro.conf.arg(help=f"one of {', '.join(p
 def train_verb(arguments: list[str], stop: Stop) -> Callable[..., None]:
     """Return `train` with the defaults of the preset that the arguments begin with."""
     name = _preset_named(arguments)
-    default = presets.preset(name)
-    verb = partial(train, preset=name, config=default, arguments=arguments, stop=stop)
+    verb = partial(train, preset=name, config=presets.preset(name), arguments=arguments, stop=stop)
     verb.__doc__ = train.__doc__  # the help's text
     return verb
 

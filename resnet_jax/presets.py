@@ -19,17 +19,15 @@ from typing import Any
 from resnet_jax.config import (
     AugmentConfig,
     DataConfig,
-    Effect,
     ModelConfig,
     OptimConfig,
     TrainConfig,
     differences,
     options_with,
     replaced,
-    settings,
 )
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.settings import has_type
+from resnet_jax.settings import Effect, has_type, settings
 
 # SGD under the 1cycle policy (arXiv 1708.07120).
 _one_cycle = partial(

@@ -61,6 +61,7 @@ def atomic_write(path: Path, content: str | bytes, remedy: str = MAKE_ROOM) -> N
     """Replace a file in one step; a kill leaves the old content or the new one."""
     unfinished = path.with_name(f".{path.name}{UNFINISHED}")
     with writing(path, remedy):
+        path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.unlink(missing_ok=True)  # which a kill has left, or a link to elsewhere
         try:
             unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -100,10 +101,7 @@ def write_whole(path: Path | str, content: bytes) -> None:
     """Write the file of ``--output`` atomically; nothing but a regular file is replaced."""
     path = expanded(path)
     check_replaceable(path)
-    remedy = "give another --output"
-    with writing(path, remedy):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, content, remedy)
+    atomic_write(path, content, "give another --output")
 
 
 def is_run(folder: Path) -> bool:

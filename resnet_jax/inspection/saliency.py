@@ -5,7 +5,7 @@ The model has no code for this: Linen lets a caller stand between a module and i
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,7 @@ from resnet_jax.data.dataset import padded_order
 from resnet_jax.data.image import Box
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import ResNet
-
-if TYPE_CHECKING:
-    from resnet_jax.run import Checkpoint, Run
+from resnet_jax.run import Checkpoint, Run
 
 # A coarser map says little about where: 7x7 is stage 1 of a digit and stage 4 of a photograph.
 # The method and this side are the default, chosen by experiments/saliency.
@@ -193,24 +191,16 @@ def last_features(model: ResNet, variables: Any, images: ArrayLike) -> jax.Array
 
 
 def explain(
-    run: "Run",
+    run: Run,
     images: np.ndarray,
     labels: ArrayLike | None = None,
     *,
     stage: int | None = None,
-    checkpoint: "Checkpoint" = "best",
+    checkpoint: Checkpoint = "best",
 ) -> np.ndarray:
-    """Compute `grad_cam` of a run's network, for images as they come from the dataset.
+    """Compute `grad_cam` of a run's network, for ``uint8[N, H, W, C]`` as `Run.predict` takes it.
 
-    Args:
-        run: an opened run.
-        images: ``uint8[N, H, W, C]``, as for `Run.predict`.
-        labels: as for `grad_cam`.
-        stage: as for `grad_cam`.
-        checkpoint: whose parameters.
-
-    Raises:
-        ResNetJaxError: as `grad_cam`; the images have another type or shape than the run's.
+    The other arguments, and the errors, are those of `grad_cam` and `Run.predict`.
     """
     if not isinstance(run.model, ResNet):
         network = type(run.model).__name__

@@ -133,12 +133,8 @@ class Affine(nn.Module):
     """Batch norm without the normalisation: its scale and bias by channel, the same parameters.
 
     For networks that show what batch norm does: ``rj.ResNet(..., norm=Affine)``. There are no
-    running statistics, and training and evaluation compute the same.
-
-    Attributes:
-        scale_init: initialiser of the scale.
-        dtype: type of the result.
-        param_dtype: type of scale and bias.
+    running statistics, and training and evaluation compute the same. Its attributes are those of
+    `BatchNorm`.
     """
 
     scale_init: Initializer = nn.initializers.ones

@@ -227,9 +227,7 @@ class ResNet(nn.Module):
             batch norm stays in evaluation mode; with all stages everything but the head. None:
             nothing is frozen, not even the stem.
         lowering: how convolutions are computed, see `resnet_jax.ops.conv2d`.
-        remat: ``True`` keeps only the input of each unit for the gradient and computes the unit a
-            second time on the way back: a third more work for less memory. (XLA's CPU compiler
-            does the second computation early, and gains next to nothing.)
+        remat: ``True`` computes each unit a second time for the gradient, see `ModelConfig`.
         dtype: type of the computation; statistics, pooling and head stay in at least float32.
         param_dtype: type of parameters and running statistics.
     """

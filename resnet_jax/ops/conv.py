@@ -108,10 +108,7 @@ def _conv_bwd(
     return tuple(_conv(p, *(arrays[name] for name in _OPERANDS[p]), static) for p in gradients)
 
 
-_conv.defvjp(
-    lambda pass_, a, b, static: (_conv(pass_, a, b, static), (a, b)),
-    _conv_bwd,
-)
+_conv.defvjp(lambda pass_, a, b, static: (_conv(pass_, a, b, static), (a, b)), _conv_bwd)
 
 
 # Jitted separately, so that convolutions of one shape are traced and lowered once in a network.

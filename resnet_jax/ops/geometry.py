@@ -5,6 +5,8 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
+Pair = int | Sequence[int]  # of rows and columns, or one number for both
+
 
 class Axis(NamedTuple):
     """One spatial axis of a convolution: everything that decides which input meets which tap.
@@ -53,13 +55,7 @@ class Geometry(NamedTuple):
     columns: Axis
 
     @classmethod
-    def of(
-        cls,
-        size: Sequence[int],
-        window: int | Sequence[int],
-        stride: int | Sequence[int],
-        padding: int | Sequence[int],
-    ) -> Self:
+    def of(cls, size: Sequence[int], window: Pair, stride: Pair, padding: Pair) -> Self:
         """Return the geometry of a kernel or a pool's window, with symmetric padding."""
         window, stride = _pair(window, "window", 1), _pair(stride, "stride", 1)
         low = high = _pair(padding, "padding", 0)
@@ -105,7 +101,7 @@ class Geometry(NamedTuple):
         return Geometry(self.rows.transposed(), self.columns.transposed())
 
 
-def _pair(value: int | Sequence[int], name: str, least: int) -> tuple[int, int]:
+def _pair(value: Pair, name: str, least: int) -> tuple[int, int]:
     rows, columns = (value, value) if isinstance(value, int | np.integer) else value
     if min(rows, columns) < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")

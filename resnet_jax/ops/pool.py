@@ -80,14 +80,9 @@ _max_pool.defvjp(_fwd, _bwd)
 
 
 def _reduce_window(x: jax.Array, geometry: Geometry) -> jax.Array:
-    return lax.reduce_window(
-        x,
-        -jnp.inf,
-        lax.max,
-        (1, *geometry.kernel, 1),
-        (1, *geometry.stride, 1),
-        ((0, 0), *geometry.padding, (0, 0)),
-    )
+    window, stride = (1, *geometry.kernel, 1), (1, *geometry.stride, 1)
+    padding = ((0, 0), *geometry.padding, (0, 0))
+    return lax.reduce_window(x, -jnp.inf, lax.max, window, stride, padding)
 
 
 # On a CPU, one axis after the other: the maximum of a window is the maximum over rows of the maxima

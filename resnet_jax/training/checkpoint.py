@@ -150,18 +150,15 @@ class Checkpoints:
             raise DamagedCheckpointError(f"{folder / surplus[0]} does not belong to the checkpoint")
         for name, digest in manifest.files.items():
             path = folder / name
-            found = None
-            if name in present:
-                try:
-                    found = storage.file_sha256(path)
-                except FileNotFoundError:  # a run that trains on removes steps
-                    found = None
-                except OSError as error:
-                    if error.errno not in (errno.EIO, errno.ESTALE):
-                        raise
-                    # The disk or the server lost the file for good: an older step is kept for this.
-                    said = f"{path} cannot be read: {error.strerror}"
-                    raise DamagedCheckpointError(said) from error
+            try:
+                found = storage.file_sha256(path) if name in present else None
+            except FileNotFoundError:  # a run that trains on removes steps
+                found = None
+            except OSError as error:
+                if error.errno not in (errno.EIO, errno.ESTALE):
+                    raise
+                # The disk or the server lost the file for good: an older step is kept for this.
+                raise DamagedCheckpointError(f"{path} cannot be read: {error.strerror}") from error
             if found is None:
                 raise DamagedCheckpointError(f"{path} is missing")
             if found != digest:

@@ -13,14 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from resnet_jax.config import TrainConfig
 from resnet_jax.data.augment import augment, mix
-from resnet_jax.data.dataset import (
-    PADDING,
-    ArraySplit,
-    Split,
-    check_labels,
-    padded_order,
-    read_batches,
-)
+from resnet_jax.data.dataset import ArraySplit, Split, check_labels, padded_order, read_batches
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.training.jax_settings import compiler_options, find_devices
 from resnet_jax.training.metrics import Evaluation
@@ -124,7 +117,7 @@ class Engine:
         """Yield batches of a split on the devices, read ahead, by the indices of each."""
         own = map(self.local_rows, order)
         for images, labels in read_batches(split, own, self.config.data.workers):
-            check_labels(labels[labels != PADDING], len(self.class_names))
+            check_labels(labels, len(self.class_names))
             yield Batch(self.shard_batch(images), self.shard_batch(labels))
 
     def local_rows(self, rows: np.ndarray) -> np.ndarray:

@@ -53,7 +53,9 @@ def configured_jax(config: TrainConfig) -> Iterator[None]:
     """
     package_cache = config.compilation_cache and not jax.config.values["jax_compilation_cache_dir"]
     folder = cache_root() / "compiled" if package_cache else Path()
-    package_cache = package_cache and _make_folder(folder)
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    package_cache = package_cache and os.path.isdir(folder)  # or its parent cannot be searched
     # 0: a start's many small programs are cached too; together they take longer than one large one.
     # Infinity where nothing can be written, of which JAX would warn each time.
     from_seconds = 0.0 if os.access(folder, os.W_OK) else math.inf
@@ -75,12 +77,6 @@ def configured_jax(config: TrainConfig) -> Iterator[None]:
         finally:
             if package_cache:
                 _configure(before)
-
-
-def _make_folder(folder: Path) -> bool:
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    return os.path.isdir(folder)  # False, too, where its parent cannot be searched
 
 
 def _configure(values: Mapping[str, Any]) -> None:

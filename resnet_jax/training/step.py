@@ -43,13 +43,10 @@ def cross_entropy(
     labels: Int[Array | np.ndarray, " n"] | Float[Array, "n k"],
     label_smoothing: float = 0.0,
 ) -> Float[Array, " n"]:
-    """Return the cross-entropy of each example against its smoothed label, float[N] in nats.
+    """Return the cross-entropy of each example, float[N] in nats, against its class or soft label.
 
-    Args:
-        logits: ``float[N, K]``.
-        labels: ``int32[N]``, or soft labels ``float[N, K]`` (mixup, cutmix).
-        label_smoothing: weight of the uniform distribution over all K classes in the target
-            (arXiv 1512.00567, section 7; PyTorch's definition).
+    ``label_smoothing`` is the weight of the uniform distribution over all K classes in the target
+    (arXiv 1512.00567, section 7; PyTorch's definition).
     """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     if labels.ndim == 1:
