@@ -48,7 +48,7 @@ def of_processor(folder: Path, name: str) -> Path:
 
 
 def read_json(path: Path, missing: Any = None) -> Any:
-    """Read what `write_json` wrote; where there is no file, return ``missing`` if there is any."""
+    """Read what `write_json` wrote; where there is no file, return ``missing`` if it is given."""
     return missing if missing and not path.exists() else json.loads(path.read_text())
 
 

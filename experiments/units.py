@@ -45,7 +45,7 @@ def parsed(
         parser.error(f"--only {options.only} is no regular expression: {error}")
     if options.quick and not options.runs:
         options.runs = Path(tempfile.mkdtemp())  # else a second miniature would find all done
-        atexit.register(shutil.rmtree, options.runs)
+        atexit.register(shutil.rmtree, options.runs, ignore_errors=True)
     options.runs = options.runs or Path("runs", results.parent.name)
     own = options.runs / "quick.jsonl" if options.quick else results
     options.results = options.results or own

@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parsed(arguments: list[str], stop: Stop) -> Callable[[], int | None]:
-    """Parse the arguments to the call of a verb; errors show unprintable characters escaped."""
+    """Parse the arguments into the call of a verb; errors show unprintable characters escaped."""
     verbs = {"train": train_verb(arguments, stop), **VERBS}
 
     def parse(arguments: list[str]) -> Callable[[], int | None]:

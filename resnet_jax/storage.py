@@ -20,8 +20,8 @@ UNFINISHED = ".unfinished"
 MAKE_ROOM = "free space or permissions there, then run the same command again"
 
 # What a run's folder is made of; elsewhere in it, as in export/, anything may be written.
-RUN_FILES = {".lock", "checkpoints", "config.yaml", "metrics.jsonl", "report", "run.log"}
-RUN_FILES |= {"tensorboard"}
+RUN_FILES = {"config.yaml", "metrics.jsonl", "checkpoints", "report", "tensorboard"}
+RUN_FILES |= {".lock", "run.log"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def writing(path: Path | str, remedy: str = MAKE_ROOM) -> Iterator[None]:
 
 
 def atomic_write(path: Path, content: str | bytes, remedy: str = MAKE_ROOM) -> None:
-    """Replace a file in one step; a kill leaves the old content or the new one."""
+    """Write a file, and its folder, in one step; a kill leaves the old content or the new one."""
     unfinished = path.with_name(f".{path.name}{UNFINISHED}")
     with writing(path, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def remove_abandoned(folder: Path, prefix: str) -> None:
     """Remove temporary folders in which nothing was written for a day: of killed processes."""
     for path in folder.glob(f"{prefix}*"):
         with suppress(OSError):
-            newest = max(p.stat().st_mtime for p in (path, *path.rglob("*")))
+            newest = max(p.lstat().st_mtime for p in (path, *path.rglob("*")))
             if time.time() - newest > 86_400:
                 shutil.rmtree(path, ignore_errors=True)
 

@@ -118,7 +118,7 @@ def main(only: str = "", batches: tuple[int, ...] = BATCHES) -> None:
     found = read_json(RESULTS, missing={"within": [], "alone": []})
     chosen = {name: of for name, of in NETWORKS.items() if only in name}
     for (name, (stem, width, side)), batch in product(chosen.items(), batches):
-        # Each once, but 1x1 kernels and the last one's: at 32x32 its map is a single pixel.
+        # Each once, without 1x1 kernels and without the last: at 32x32 its map is a single pixel.
         shapes = dict.fromkeys(s for s in convolutions(side, stem, width) if s[1] > 1)
         new = {
             "within": within(name, batch, "training") + within(name, batch, "inference"),

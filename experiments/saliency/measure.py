@@ -158,8 +158,7 @@ def main(
         with run.jax_settings():
             facts, rows = measure(run, count)
         for part, new in {"runs": [facts], "maps": rows}.items():
-            others = [row for row in results[part] if row["run"] != run.path.name]
-            results[part] = others + new
+            results[part] = [r for r in results[part] if r["run"] != run.path.name] + new
         write_json(RESULTS, results)
 
 

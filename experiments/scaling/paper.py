@@ -2,7 +2,7 @@
 
 Command:   python -m experiments.scaling.paper     (the figure; `experiments.tables` the numbers)
 Result:    docs/images/scaling.png and the last section of docs/scaling.md: input bounds hosts with
-           fast devices, then batch norm's all-reduces, more than the gradients'
+           fast devices, then, on H100, batch norm's all-reduces
 Machine:   none. A model on data-sheet numbers: nothing here was timed on a GPU, TPU or cluster
 """
 

@@ -100,7 +100,7 @@ class BottleneckUnit(Unit):
 def _shortcut(
     unit: Unit, x: jax.Array, y: jax.Array, activated: jax.Array | None = None, *, train: bool
 ) -> jax.Array:
-    """Return ``x``, or its `shortcut` for other shapes, always with ``"projection-all"``.
+    """Return ``x`` where it has the shape of ``y``, else what `ResNet.shortcut` makes of it.
 
     A pre-activation unit projects ``activated`` in the place of ``x``, and no norm follows.
     """

@@ -55,7 +55,7 @@ def configured_jax(config: TrainConfig) -> Iterator[None]:
     folder = cache_root() / "compiled" if package_cache else Path()
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    package_cache = package_cache and os.path.isdir(folder)  # or its parent cannot be searched
+    package_cache = package_cache and os.path.isdir(folder)  # it may be hidden, too
     # 0: a start's many small programs are cached too; together they take longer than one large one.
     # Infinity where nothing can be written, of which JAX would warn each time.
     from_seconds = 0.0 if os.access(folder, os.W_OK) else math.inf

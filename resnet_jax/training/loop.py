@@ -73,7 +73,7 @@ class Training:
     def _begin(
         self, data: Dataset, model: nn.Module, custom: Custom, recorded: Record | None
     ) -> list[dict[str, Any]]:
-        """Prepare model and first state, lock the folder, and return the metrics of steps done."""
+        """Prepare the first state, lock the folder, and return the metrics of steps done."""
         config, folder, checkpoints = self.config, self.folder, self.folder.checkpoints
         params_key, self.augment_key = jax.random.split(
             jax.random.key(config.seed, impl="threefry2x32")

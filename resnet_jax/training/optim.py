@@ -61,7 +61,7 @@ DECOUPLED = {"adamw": optax.adamw, "lamb": optax.lamb, "lion": optax.lion}
 def make_optimizer(
     config: OptimConfig, schedule: optax.Schedule, frozen_stages: int | None = None
 ) -> optax.GradientTransformation:
-    """Return the optimiser of a configuration; stem and ``frozen_stages`` stages (if any) stay.
+    """Return the optimiser of a configuration; with ``frozen_stages`` stem and so many stages stay.
 
     SGD follows PyTorch's definition: weight decay is added to the gradient before momentum, and
     momentum is ``v = m v + g``. Adam too adds it to the gradient. All decay kernels alone.

@@ -148,7 +148,7 @@ def moved(before, after):
         (1, rj.BasicUnit),
         # Of a pre-activation network the last norm went on learning with all stages frozen.
         (2, rj.PreActivationUnit),
-        pytest.param(0, rj.BasicUnit, marks=pytest.mark.slow),
+        *(pytest.param(n, rj.BasicUnit, marks=pytest.mark.slow) for n in (None, 0)),
     ],
 )
 def test_frozen_stages_keep_parameters_and_statistics_to_the_bit(frozen, unit):
@@ -163,7 +163,7 @@ def test_frozen_stages_keep_parameters_and_statistics_to_the_bit(frozen, unit):
     for _ in range(2):
         after, _ = step(after, rj.Batch(images, np.arange(8, dtype=np.int32)))
     layers = ["stem", "stage1_unit1", "stage2_unit1", "head"]
-    moving = set(layers[frozen + 1 :])
+    moving = set(layers[0 if frozen is None else frozen + 1 :])
     assert moved(state.params, after.params) == moving
     assert moved(state.batch_stats, after.batch_stats) == moving - {"head"}
 
