@@ -114,7 +114,7 @@ def check_replaceable(path: Path) -> None:
     """Refuse a place that holds anything but a regular file, and the files that make up a run."""
     place = Path(os.path.realpath(path.parent), path.name)
     for folder in place.parents:
-        if place.relative_to(folder).parts[0] in RUN_FILES and is_run(folder):
+        if place.relative_to(folder).parts[0].lower() in RUN_FILES and is_run(folder):
             raise ResNetJaxError(f"{path} is part of the run in {folder}: give another --output")
     try:
         mode = path.lstat().st_mode

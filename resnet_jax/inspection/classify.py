@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,10 +86,11 @@ def _explanation_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
     taken: set[str] = set()
     for file in files:
         name, number = file.stem, 1
-        while name in taken:  # digits of the same name in two folders
+        # Of the same name in two folders; macOS's disks do not tell case or a letter's spelling.
+        while (key := unicodedata.normalize("NFC", name).casefold()) in taken:
             number += 1
             name = f"{file.stem}-{number}"
-        taken.add(name)
+        taken.add(key)
         target = chosen[file] = folder / f"{name}.png"
         if os.path.realpath(target) in inputs or not _may_replace(target):
             raise ResNetJaxError(

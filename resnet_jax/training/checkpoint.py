@@ -10,6 +10,7 @@ checked before a step is used. This is the only module that knows Orbax.
 
 import contextlib
 import errno
+import itertools
 import json
 import logging
 import os
@@ -111,7 +112,7 @@ class Checkpoints:
         files = {name: storage.file_sha256(unfinished / name) for name in _files(unfinished)}
         manifest = Manifest(step, validation, files, metrics).to_json()
         (unfinished / "manifest.json").write_text(manifest)
-        for path in (unfinished, *unfinished.rglob("*")):
+        for path in (unfinished, *_entries(unfinished)):
             storage.sync(path)
         self._discard(step)
         unfinished.rename(self.directory / str(step))
@@ -258,8 +259,19 @@ def _check_room(folder: Path, needed: int) -> None:
     largest.unlink()
 
 
+def _entries(folder: Path) -> list[Path]:
+    """List all files and folders at any depth; `Path.rglob` may pass over what cannot be read."""
+
+    def fail(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # a run that trains on removes steps
+            raise error
+
+    walked = os.walk(folder, onerror=fail)
+    return [Path(place, name) for place, *names in walked for name in itertools.chain(*names)]
+
+
 def _files(folder: Path) -> list[str]:
-    found = (p for p in folder.rglob("*") if p.is_file())
+    found = (p for p in _entries(folder) if p.is_file())
     # macOS leaves such files in folders that are looked at, or copied to other disks.
     own = (p for p in found if p.name != ".DS_Store" and not p.name.startswith("._"))
     return sorted(str(p.relative_to(folder)) for p in own)

@@ -52,7 +52,7 @@ class Training:
         known = recorded.config if recorded else None
         config, data, self.splits, model = open_data(config, known, custom, len(devices))
         self.config, self.num_train, self._stack = config, len(data.train), stack
-        self.remark = ""  # on the initial weights, or on other instructions than at the start
+        self.remark = ""  # on the initial weights, or on what is not as at the start
         sampler = EpochSampler(self.num_train, config.batch_size, config.seed)
         self.total_steps = sampler.steps(config.epochs)
         # Jitted, since one by one its operations are as many programs.
@@ -84,7 +84,11 @@ class Training:
         if isinstance(model, ResNet) and model.lowering == "auto" and instructions:
             model = model.clone(lowering=instructions)
             if instructions != here and jax.default_backend() == "cpu":
-                self.remark = f"computes as it began on {instructions}; on {here} bits may differ"
+                self.remark = f"computes as it began on {instructions}; on {here} bits may differ; "
+        began = recorded.made_by.get("jax") if recorded else None
+        if began not in (None, jax.__version__):
+            self.remark += f"began with jax {began}; with jax {jax.__version__} bits may differ"
+        self.remark = self.remark.removesuffix("; ")
         if custom.optimizer:
             frozen = model.frozen_stages if isinstance(model, ResNet) else None
             tx = freezing(custom.optimizer, frozen)

@@ -70,8 +70,8 @@ def test_a_table_shows_the_turns_that_more_contenders_took_and_marks_cores_apart
 
 
 def test_two_cores_hand_a_byte_to_each_other():
-    if len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("there is one core")
+    if not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("there is one core, or no way to choose one")
     said = in_process("cpu_speed.cores", "round_trip_ns")
     assert 10 < said < 1e8  # nanoseconds, to a scheduler's turns
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import jax
 import pytest
@@ -23,6 +24,7 @@ from resnet_jax.models import VARIANTS
 
 COMMAND = f"{sys.executable} -m resnet_jax"
 TRAIN = ["train", *worker.OPTIONS]
+NOT_ON_MACOS = pytest.mark.skipif(sys.platform == "darwin", reason="macOS refuses such")
 
 
 def shell(script, *arguments, **environment):
@@ -59,6 +61,7 @@ def test_what_is_printed_to_closed_descriptors_reaches_no_file(tmp_path, tiny_op
     assert "epoch" not in (run.path / "run.log").read_text()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 @pytest.mark.parametrize("words", ["data list", "evaluate $1 --json"])
 def test_a_full_disk_under_the_output_is_one_line(words, finished_run):
     """Python wrote the rest at its end: a traceback of its own, and code 120."""
@@ -119,7 +122,11 @@ def test_under_nohup_the_command_outlives_its_terminal():
 # Names
 
 
-@pytest.mark.parametrize("name", [b"r\xffun", b"r\x1b[31mun"], ids=["not UTF-8", "escape"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(b"r\xffun", marks=NOT_ON_MACOS), b"r\x1b[31mun"],
+    ids=["not UTF-8", "escape"],
+)
 def test_a_strange_name_is_shown_escaped(name, finished_run, tmp_path, command):
     folder = tmp_path / os.fsdecode(name)
     shutil.copytree(finished_run.path, folder)
@@ -177,7 +184,10 @@ def test_a_run_of_another_network_is_one_line(finished_run, monkeypatch, refusal
 
 @pytest.mark.parametrize(
     ("limit", "words"),
-    [("-n 16", f"{' '.join(TRAIN)} --run-dir $2"), ("-v 1400000", "evaluate $1")],
+    [
+        ("-n 16", f"{' '.join(TRAIN)} --run-dir $2"),
+        pytest.param("-v 1400000", "evaluate $1", marks=NOT_ON_MACOS),
+    ],
 )
 def test_limits_that_are_too_low_are_named(limit, words, finished_run, tmp_path):
     done = shell(f"ulimit {limit}; $0 {words}", finished_run.path, tmp_path / "run")

@@ -136,7 +136,7 @@ def test_an_interrupted_export_leaves_the_old_file_and_nothing_else(
 
 def test_the_files_of_a_run_are_not_replaced(own_run, command, refusal):
     before = (own_run / "config.yaml").read_bytes()
-    for name in ("config.yaml", "checkpoints/12/net.onnx", "report/index.html", "tensorboard/a"):
+    for name in ("config.yaml", "checkpoints/12/net.onnx", "report/index.html", "Tensorboard/a"):
         for words in (("export", own_run, "--format", "torchvision"), ("compare", own_run)):
             assert "is part of the run in" in refusal(*words, "--output", own_run / name)
     # By another way too: up from a folder that is not there, and through a link.

@@ -218,6 +218,7 @@ def test_what_a_run_hands_out_is_the_callers(finished_run):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # JAX on forks
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_lock_ends_with_the_run_and_not_with_its_children(tmp_path):
     folder = RunFolder(tmp_path / "run")
     with folder.opened_for_writing():

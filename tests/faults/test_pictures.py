@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import struct
+import sys
 import tempfile
 import tracemalloc
 import unicodedata
@@ -247,7 +248,7 @@ def test_memory_of_many_is_that_of_two_hundred(large_run, tmp_path, python):
         folder = copies(tmp_path / str(count), count)
         done = python("-c", program, "predict", large_run, folder, "--json")
         assert f"{count - 1}.png" in done.stdout
-        peaks[count] = int(done.stderr.split()[-1]) / 1024
+        peaks[count] = int(done.stderr.split()[-1]) / (2**20 if sys.platform == "darwin" else 2**10)
     assert peaks[5_000] < peaks[200] + 100, peaks
 
 
@@ -267,6 +268,11 @@ def test_an_explanation_is_never_over_another_file(pets, finished_run, command, 
     for _ in range(2):
         assert command("predict", finished_run.path, ".", "--explain", pets / "own")[0] == 0
         assert len(list((pets / "own").iterdir())) == 6
+    # Nor over each other where a disk, as macOS's, takes upper and lower case for one.
+    for number, name in enumerate(("Cat.png", "cat.png")):
+        picture(pets / "named" / str(number) / name, number)
+    command("predict", finished_run.path, pets / "named", "--explain", pets / "apart")
+    assert {path.name for path in (pets / "apart").iterdir()} == {"Cat.png", "cat-2.png"}
     # Not through a link, and not over what has become an input.
     (pets / "own" / "0.png").unlink()
     (pets / "own" / "0.png").symlink_to(pets / "cat" / "2.png")
@@ -285,7 +291,7 @@ NAMES = [
     unicodedata.normalize("NFC", "é"),
     unicodedata.normalize("NFD", "é"),
     "a" * 200,
-    os.fsdecode(b"latin-\xe9"),
+    *[os.fsdecode(b"latin-\xe9")] * (sys.platform != "darwin"),  # which refuses it
     "\x1b]0;title\x07\x1b[2J",
     "line\nbreak",
     'a\u202eb,"quoted"',

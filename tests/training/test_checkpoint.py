@@ -182,6 +182,7 @@ def test_too_little_space_for_a_checkpoint_is_noticed_before_it_is_written(
         assert list(checkpoints.good_steps()) == [12, 10]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 def test_a_log_that_cannot_be_written_loses_nothing_else(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(storage, "refuse_links", lambda path: None)
     (tmp_path / "run.log").symlink_to("/dev/full")
@@ -206,3 +207,17 @@ def test_a_damaged_best_checkpoint_does_not_keep_a_run_from_its_end(
     tests = metrics[metrics["kind"] == "test"]
     assert set(tests["checkpoint"]) == {"latest", "best"}
     assert 10 not in set(tests["step"])
+
+
+def test_a_folder_that_cannot_be_listed_is_not_left_out(checkpoints, monkeypatch):
+    """`Path.rglob` passes over it since Python 3.13: its files would have no checksum."""
+    scandir = os.scandir
+
+    def fails(path):
+        if Path(path).name == "state":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", fails)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        checkpoints.verify(checkpoints.steps()[-1])

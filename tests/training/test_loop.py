@@ -7,6 +7,7 @@ import signal
 from unittest import mock
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -131,6 +132,12 @@ def test_a_run_goes_on_with_the_algorithms_that_it_began_with(
     assert rj.Run.open(tmp_path / "run").config.model.lowering == "auto"
     document = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert document["instructions"] == "avx2"
+    document["versions"]["jax"] = "0.10.0"
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(document))
+    with pytest.raises(ResNetJaxError, match="enough: saved step 5"):
+        rj.train(config, tmp_path / "run", should_stop=stop_after(1))
+    said += f"; began with jax 0.10.0; with jax {jax.__version__} bits may differ"
+    assert said.replace("step 3", "step 4") in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_another_configuration_is_refused_with_every_difference(finished_run, tiny_config):

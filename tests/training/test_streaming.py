@@ -105,6 +105,7 @@ def test_a_file_that_goes_away_is_one_line(folder, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 def test_memory_is_flat_when_the_data_are_ten_times_the_limit(tmp_path):
     """An epoch of 224x224 JPEGs: 1,000 of 150 kB decoded, through a window of a few batches."""
     rng = np.random.default_rng(0)
