@@ -18,6 +18,8 @@ def main() -> int:
             os.set_inheritable(number, True)
         if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name may not fit its encoding
+    if (COMPUTE - {"train"}) & set(sys.argv[1:2]):  # it may share a GPU with a training
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if COMPUTE & set(sys.argv[1:2]) and not {"-h", "--help"} & set(sys.argv):
         restart_tuned()  # before the imports, which would be done twice
     end_at_a_signal()

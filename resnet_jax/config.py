@@ -214,7 +214,7 @@ class TrainConfig:
     tensorboard: Annotated[bool, Effect.EXECUTION] = False
     """Write TensorBoard events into the run's folder too (extra `tensorboard`)."""
     compilation_cache: Annotated[bool, Effect.EXECUTION] = True
-    """Keep compiled programs in the user's cache folder: a second start compiles nothing."""
+    """Keep one process's compiled programs in the user's cache: a second start compiles nothing."""
 
     def __post_init__(self) -> None:
         check(self)

@@ -100,20 +100,19 @@ def _text(text: str) -> Text:
     return Text(printable(text))  # brackets and colons are no markup here
 
 
-def print_evaluation(evaluation: "Evaluation", title: str) -> None:
-    if len(evaluation.class_names) <= MAX_CLASSES_SHOWN:
-        classes = zip(evaluation.per_class.items(), evaluation.confusion, strict=True)
+def print_evaluation(result: "Evaluation", title: str) -> None:
+    if len(result.class_names) <= MAX_CLASSES_SHOWN:
         rows = [
             (
                 *(name, str(row["count"])),
                 *("-" if row[k] is None else f"{row[k]:.2%}" for k in ("recall", "precision")),
                 *(str(n or "") for n in counts),
             )
-            for (name, row), counts in classes
+            for (name, row), counts in zip(result.per_class.items(), result.confusion, strict=True)
         ]
-        headings = ["class", "count", "recall", "precision", *evaluation.class_names]
+        headings = ["class", "count", "recall", "precision", *result.class_names]
         _print_table(headings, rows, title)
-    console.print(str(evaluation))
+    console.print(str(result))
 
 
 def print_predictions(rows: list[dict[str, Any]]) -> None:

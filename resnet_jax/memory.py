@@ -1,4 +1,4 @@
-"""What a process that computes needs of the system: limits that suffice, and settings of malloc.
+"""What a process that computes needs of the system: cores, limits, and settings of malloc.
 
 XLA takes the buffers of every execution from ``malloc`` and frees them afterwards. glibc maps large
 ones anew and unmaps them again, so that each page is zeroed and faulted in at each step: for
@@ -50,6 +50,12 @@ def restart_tuned() -> None:
     """Start this program again, as the same process, in `tuned`'s environment, unless it is set."""
     if sys.platform.startswith("linux") and "GLIBC_TUNABLES" not in os.environ:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], tuned(os.environ))
+
+
+def cores() -> int:
+    """Return how many cores this process may use, which a scheduler may have limited."""
+    limited = hasattr(os, "sched_getaffinity")  # on Linux
+    return len(os.sched_getaffinity(0)) if limited else os.cpu_count() or 1
 
 
 def check_limits() -> None:

@@ -27,7 +27,7 @@ from resnet_jax.storage import VerifyReport, check_replaceable, expanded
 from resnet_jax.training.callbacks import Callback
 from resnet_jax.training.distributed import is_main_process
 from resnet_jax.training.engine import Engine
-from resnet_jax.training.jax_settings import configured_jax
+from resnet_jax.training.jax_settings import configured_jax, find_devices
 from resnet_jax.training.loop import ShouldStop, Training
 from resnet_jax.training.metrics import Evaluation
 from resnet_jax.training.run_folder import COMMON, RunFolder
@@ -196,13 +196,14 @@ class Run:
         return configured_jax(self.config)
 
     def variables(self, checkpoint: Checkpoint = "best") -> dict[str, Any]:
-        """``{"params", "batch_stats"}`` for the model's ``apply``: copies, to change or to donate.
+        """``{"params", "batch_stats"}`` for ``model.apply``: copies on one device, the caller's.
 
         Raises:
             ResNetJaxError: the run has no checkpoint that verifies.
         """
         with configured_jax(self.config):
-            return jax.device_put(self._state(checkpoint).variables, may_alias=False)
+            variables, (device, *_) = self._state(checkpoint).variables, find_devices(local=True)
+            return jax.device_put(variables, device, may_alias=False)
 
     def predict(self, images: np.ndarray, checkpoint: Checkpoint = "best") -> np.ndarray:
         """Return class probabilities, ``float32[N, K]``, of images as they come from the dataset.

@@ -1,7 +1,10 @@
 """Files that are written whole or not at all, and checksums that tell whether they still are."""
 
+import errno
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import stat
@@ -14,10 +17,15 @@ from typing import Any
 
 from resnet_jax.errors import ResNetJaxError
 
+log = logging.getLogger(__name__)
+
 # In the name of a file, or of a folder, on its way into its place.
 UNFINISHED = ".unfinished"
 
 MAKE_ROOM = "free space or permissions there, then run the same command again"
+
+# Of file systems without locks, as Lustre may be, or NFS.
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
 # What a run's folder is made of; elsewhere in it, as in export/, anything may be written.
 RUN_FILES = {"config.yaml", "metrics.jsonl", "checkpoints", "report", "tensorboard"}
@@ -55,6 +63,36 @@ def writing(path: Path | str, remedy: str = MAKE_ROOM) -> Iterator[None]:
         yield
     except OSError as error:
         raise ResNetJaxError(f"{path} cannot be written ({error.strerror}): {remedy}") from error
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a run folder's file, which says who has it; another's is refused.
+
+    It is the kernel's: it is gone with the process that held it, however that ended.
+    """
+    owner = os.getpid()
+    with path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ResNetJaxError(
+                f"run folder {path.parent} is being written by process {lock.read().strip()}: wait "
+                "for it or give another --run-dir"
+            ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            log.warning("%s cannot be locked: let no other process write there", path.parent)
+        lock.truncate(0)
+        print(owner, "on", os.uname().nodename, file=lock, flush=True)
+        try:
+            yield
+        finally:
+            if os.getpid() == owner:  # a forked child has the same lock, and may end earlier
+                with suppress(OSError):
+                    fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def atomic_write(path: Path, content: str | bytes, remedy: str = MAKE_ROOM) -> None:

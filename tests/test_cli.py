@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import resnet_jax as rj
+from resnet_jax import __main__, cli
 from resnet_jax.cli import main
 from resnet_jax.memory import tuned
 
@@ -262,6 +263,20 @@ def test_who_calls_from_python_gets_signals_back_as_they_were(capsys):
     assert main(["data", "list"]) == 0
     assert [signal.getsignal(number) for number in numbers] == before
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_what_only_uses_a_run_reserves_no_memory_of_a_gpu(monkeypatch):
+    """JAX takes three quarters of it, of which a training may need some."""
+    found = []
+    name = "XLA_PYTHON_CLIENT_PREALLOCATE"
+    monkeypatch.setattr(__main__, "restart_tuned", lambda: found.append(os.environ.get(name)))
+    monkeypatch.setattr(cli, "main", lambda: 0)
+    monkeypatch.setattr(__main__, "end_at_a_signal", lambda: None)
+    for verb, user in (("train", None), ("demo", None), ("predict", "true")):
+        monkeypatch.setattr(sys, "argv", ["resnet-jax", verb])
+        monkeypatch.setenv(name, user) if user else monkeypatch.delenv(name, raising=False)
+        assert __main__.main() == 0
+    assert found == [None, "false", "true"]
 
 
 def test_the_command_restarts_with_settings_of_malloc_unless_the_user_has_some(tmp_path, python):

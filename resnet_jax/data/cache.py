@@ -18,8 +18,8 @@ import numpy as np
 import PIL
 import platformdirs
 
-from resnet_jax.data.dataset import cores
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.memory import cores
 from resnet_jax.storage import expanded, remove_abandoned
 
 PathT = TypeVar("PathT", str, Path)

@@ -5,24 +5,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from resnet_jax.data.sampler import permutation
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.memory import cores
 
 VALIDATION_FRACTION = 0.1  # of the training examples, where a dataset has none for validation
 PADDING = -1  # the index and the label of what fills up a batch
 PART_BYTES = 2**22  # of images that a thread reads at once
-AHEAD_PER_WORKER = 2  # batches that are read or wait to be used
+AHEAD_PER_WORKER = 2  # parts of batches that are read or wait to be used
 
 
 class Split(Protocol):
@@ -53,8 +52,7 @@ class ArraySplit:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        height, width, channels = self.images.shape[1:]
-        return (height, width, channels)
+        return cast(tuple[int, int, int], self.images.shape[1:])
 
     def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.images[indices], self.labels[indices]
@@ -94,12 +92,6 @@ class Examples:
     workers: int | None = None  # threads that read all of it fastest; None: one for each core
 
 
-def cores() -> int:
-    """Return how many cores this process may use, which a scheduler may have limited."""
-    limited = hasattr(os, "sched_getaffinity")  # on Linux
-    return len(os.sched_getaffinity(0)) if limited else os.cpu_count() or 1
-
-
 def padded_order(count: int, batch_size: int) -> np.ndarray:
     """Return 0 to ``count - 1``, then `PADDING`, in full batches: int32[batches, batch_size]."""
     order = np.full((-(-count // batch_size), batch_size), PADDING, np.int32)
@@ -107,19 +99,20 @@ def padded_order(count: int, batch_size: int) -> np.ndarray:
     return order
 
 
-def small_parts(split: Split, most: int = 1000) -> list[np.ndarray]:
-    """Return all indices in parts of about 4 MiB of images; several per core are read ahead."""
-    bytes_of_one = max(1, math.prod(split.image_shape))
-    size = max(1, min(most, PART_BYTES // bytes_of_one))
-    return np.split(np.arange(len(split)), range(size, len(split), size))
+def small_parts(
+    split: Split, indices: np.ndarray | None = None, most: int = 1000
+) -> list[np.ndarray]:
+    """Return indices, or all, in parts of about 4 MiB of images: several a core are read ahead."""
+    indices = np.arange(len(split)) if indices is None else indices
+    size = max(1, min(most, PART_BYTES // max(1, math.prod(split.image_shape))))
+    return np.split(indices, range(size, len(indices), size))
 
 
 def read_batch(split: Split, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Read one batch; at an index of `PADDING` the image is black and the label is `PADDING`."""
     present, shape = indices >= 0, tuple(split.image_shape)
     if present.any():
-        found = split.batch(indices if present.all() else indices[present])
-        images, labels = map(np.asarray, found)
+        images, labels = map(np.asarray, split.batch(indices[present]))
         _check(images, labels)
         if images.shape != (expected := (int(present.sum()), *shape)):
             raise ResNetJaxError(f"images read are {images.shape}, expected are {expected}")
@@ -136,17 +129,25 @@ def read_batch(split: Split, indices: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def read_batches(
     split: Split, order: Iterable[np.ndarray], workers: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the batch of each array of indices, in order, read ahead by threads (one a core)."""
-    workers = workers or cores()
-    order = iter(order)
+    """Yield the batch of each array of indices, in order, read ahead in parts by threads."""
+    workers, order = workers or cores(), iter(order)
     pool = ThreadPoolExecutor(workers)
+    pending: deque[list[Future[tuple[np.ndarray, np.ndarray]]]] = deque()
+
+    def read_ahead() -> None:
+        while len(pending) < 2 or sum(map(len, pending)) < AHEAD_PER_WORKER * workers:
+            if (indices := next(order, None)) is None:
+                return
+            parts = small_parts(split, indices)
+            pending.append([pool.submit(read_batch, split, part) for part in parts])
+
     try:
-        ahead = islice(order, AHEAD_PER_WORKER * workers)
-        pending = deque(pool.submit(read_batch, split, indices) for indices in ahead)
+        read_ahead()
         while pending:
-            batch = pending.popleft().result()
-            pending.extend(pool.submit(read_batch, split, indices) for indices in islice(order, 1))
-            yield batch
+            parts = [part.result() for part in pending.popleft()]
+            read_ahead()
+            images, labels = zip(*parts, strict=True)
+            yield parts[0] if len(parts) == 1 else (np.concatenate(images), np.concatenate(labels))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -157,7 +158,7 @@ def read_all(split: Split, workers: int | None = None) -> tuple[np.ndarray, np.n
     images = np.empty((len(split), *split.image_shape), np.uint8)
     labels = np.empty(len(split), np.int32)
     # array_record takes a quarter of the time for each record if it is asked for many.
-    order = small_parts(split, min(1000, len(split) // (4 * workers)))
+    order = small_parts(split, most=min(1000, len(split) // (4 * workers)))
     for part, batch in zip(order, read_batches(split, order, workers), strict=True):
         images[part], labels[part] = batch
     return images, labels

@@ -24,11 +24,12 @@ from PIL import Image
 
 from resnet_jax.config import DataConfig
 from resnet_jax.data.cache import cached_facts, user_folder
-from resnet_jax.data.dataset import DiskSplit, Examples, cores, small_parts
+from resnet_jax.data.dataset import DiskSplit, Examples, small_parts
 from resnet_jax.data.image import FORMATS, MAX_PIXELS, DecodeSpec, read_image
 from resnet_jax.data.mnist import DATASETS, mnist_5k, mnist_5k_file
 from resnet_jax.data.walk import SPLITS
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.memory import cores
 from resnet_jax.storage import VerifyReport, file_sha256
 
 MAX_VALUES = 3 * MAX_PIXELS

@@ -209,7 +209,8 @@ def explain(
         images, variables = run.preprocessing.checked(images), run.variables(checkpoint)
         labels = _checked(run.model, images, labels, stage)
         maps = [np.zeros((0, 1, 1), np.float32)] * (not len(images))
-        for part in padded_order(len(images), min(BATCH, max(1, len(images)))):
+        few = 1 << max(0, len(images) - 1).bit_length()  # not each number has a program of its own
+        for part in padded_order(len(images), min(BATCH, few)):
             pixels, chosen = run.preprocess(images[part]), None if labels is None else labels[part]
             maps.append(np.asarray(_grad_cam(run.model, variables, pixels, chosen, stage)))
         return run.preprocessing.uncrop(np.concatenate(maps)[: len(images)])

@@ -72,11 +72,10 @@ def _resized(x: jax.Array, dim: int, size: int) -> tuple[int, ...]:
 
 def contract(a: jax.Array, b: jax.Array, of_a: tuple[int, ...], of_b: tuple[int, ...]) -> jax.Array:
     """Contract dimensions of `a` with those of `b`, in at least float32, to be added up later."""
-    kept = accumulator(a.dtype)
-    return lax.dot_general(a, b, ((of_a, of_b), ((), ())), preferred_element_type=kept)
+    return lax.dot_general(a, b, ((of_a, of_b), ((), ())), preferred_element_type=sum_type(a.dtype))
 
 
-def accumulator(dtype: jnp.dtype) -> jnp.dtype:
+def sum_type(dtype: jnp.dtype) -> jnp.dtype:
     """Return the type in which sums of `dtype` are kept: float32, or float64 for float64."""
     return jnp.promote_types(dtype, jnp.float32)
 

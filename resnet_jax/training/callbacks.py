@@ -30,10 +30,7 @@ class Callback:
         """A line of ``metrics.jsonl`` was written."""
 
     def on_evaluate(self, step: int, split: str, evaluation: "Evaluation") -> None:
-        """A split was evaluated.
-
-        ``validation``; at the end each test split, with the latest and with the best parameters.
-        """
+        """A split was evaluated; at the end each test split with the latest and best parameters."""
 
     def on_save(self, step: int, path: Path) -> None:
         """A checkpoint was written to the folder ``path``."""

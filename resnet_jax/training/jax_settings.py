@@ -14,6 +14,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from resnet_jax.config import TrainConfig
 from resnet_jax.data.cache import cache_root
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.training.distributed import process_count
 
 # JAX bounds its cache too, but then looks at every file of it each time that it adds one.
 COMPILATION_CACHE_BYTES = 2 * 2**30
@@ -21,13 +22,16 @@ COMPILATION_CACHE_BYTES = 2 * 2**30
 
 def find_devices(*, local: bool = False) -> list[jax.Device]:
     try:
-        return jax.local_devices() if local else jax.devices()
+        devices = jax.local_devices() if local else jax.devices()
     except RuntimeError as error:  # the platform asked for has no device here, or no plugin
         reason = (str(error).splitlines() or [""])[0][:200]
         raise ResNetJaxError(
             f"JAX finds no device ({reason}): set JAX_PLATFORMS to a platform of this machine, "
             "such as cpu, or unset it"
         ) from error
+    if (processes := len({device.process_index for device in devices})) > process_count():
+        raise ResNetJaxError(f"JAX's devices are of {processes} processes: give --distributed")
+    return devices
 
 
 def compiler_options(optimization_level: int) -> dict[str, int]:
@@ -51,7 +55,9 @@ def configured_jax(config: TrainConfig) -> Iterator[None]:
     and after does not depend on the run. A compilation cache that the user has set up
     (``JAX_COMPILATION_CACHE_DIR``) is used as it is.
     """
-    package_cache = config.compilation_cache and not jax.config.values["jax_compilation_cache_dir"]
+    # Of several processes JAX lets one write: others would compile what it loads, and on GPUs wait.
+    alone, users = process_count() == 1, jax.config.values["jax_compilation_cache_dir"]
+    package_cache = config.compilation_cache and alone and not users
     folder = cache_root() / "compiled" if package_cache else Path()
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +95,8 @@ def _configure(values: Mapping[str, Any]) -> None:
 def _remove_oldest(folder: Path, limit: int) -> None:
     """Remove the oldest files of a folder until the others take at most ``limit`` bytes."""
     with suppress(OSError):  # another process removes them too, or none may be removed
-        files = [(path.stat().st_mtime_ns, path.stat().st_size, path) for path in folder.iterdir()]
+        paths = [path for path in folder.iterdir() if path.is_file()]  # XLA keeps a folder there
+        files = [(path.stat().st_mtime_ns, path.stat().st_size, path) for path in paths]
         excess = sum(size for _, size, _ in files) - limit
         for _, size, path in sorted(files):
             if excess <= 0:

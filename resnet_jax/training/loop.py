@@ -1,5 +1,6 @@
 """The training of a run: open it, train, log, evaluate, save, stop."""
 
+import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,12 @@ from resnet_jax.interop.weights import initial_variables
 from resnet_jax.models import ResNet
 from resnet_jax.ops.heuristics import instruction_set
 from resnet_jax.training.callbacks import Callback, Events
-from resnet_jax.training.distributed import broadcast_from_main, is_main_process, process_count
+from resnet_jax.training.distributed import (
+    assert_equal,
+    broadcast_from_main,
+    is_main_process,
+    process_count,
+)
 from resnet_jax.training.engine import Engine
 from resnet_jax.training.jax_settings import find_devices
 from resnet_jax.training.metrics import Evaluation
@@ -124,6 +130,9 @@ class Training:
         self._make_state = partial(create, params_key, images)
         if initial:
             variables, self.remark = initial
+            content = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(variables))
+            remedy = "give all processes the same --init-from"
+            assert_equal("weights with digest", hashlib.sha256(content).hexdigest(), remedy)
             self._make_state = partial(
                 TrainState.of_variables, network, variables, tx, ema=averages
             )
@@ -151,7 +160,10 @@ class Training:
         path, total, ended = self.folder.path, self.total_steps, self._is_over()
         finished = ended and set(self._tests()) <= self.tested
         resumes = f"resumes at step {self.step} of {total}" if self.step else ""
-        said = "; ".join(filter(None, [resumes, self.remark]))
+        devices = self.engine.replicated.mesh.size
+        if process_count() > 1:  # of which a scheduler may have given fewer than there are
+            resumes += f"; {devices} devices of {process_count()} processes"
+        said = "; ".join(filter(None, [resumes.removeprefix("; "), self.remark]))
         if finished:
             said = f"{path} is finished; nothing to do"
         for callback in self.callbacks if said else ():

@@ -1,7 +1,6 @@
 """The folder of a run: its configuration, its metrics, its log and its lock."""
 
 import dataclasses
-import fcntl
 import json
 import logging
 import math
@@ -11,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import yaml
 
@@ -70,27 +69,13 @@ class RunFolder:
 
     @contextmanager
     def opened_for_writing(self) -> Iterator[None]:
-        """Create the folder, keep other writers out, and write warnings to ``run.log``.
-
-        The lock is the kernel's: it is gone with the process that held it, however that ended.
-        """
+        """Create the folder, keep other writers out, and write warnings to ``run.log``."""
         remedy = "free space or permissions there, or give another --run-dir"
         with ExitStack() as stack:
             with storage.writing(f"run folder {self.path}", remedy):
                 self.path.mkdir(parents=True, exist_ok=True)
                 storage.refuse_links(self.path)
-                lock = stack.enter_context((self.path / ".lock").open("a+"))
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    lock.seek(0)
-                    raise ResNetJaxError(
-                        f"run folder {self.path} is being written by process "
-                        f"{lock.read().strip()}: wait for it or give another --run-dir"
-                    ) from None
-                stack.callback(_unlock, lock, os.getpid())
-                lock.truncate(0)
-                print(os.getpid(), "on", os.uname().nodename, file=lock, flush=True)
+                stack.enter_context(storage.locked(self.path / ".lock"))
                 # Here and not at the next save: a run may have nothing left to save.
                 for folder in (self.path, self.checkpoints.directory):
                     storage.remove_unfinished(folder)
@@ -267,12 +252,6 @@ class RunFolder:
         if whole:
             usable = f"latest: step {whole[-1]}, best: step {self.checkpoints.best_of(whole)}"
         return storage.VerifyReport(self.path, tuple(good), tuple(damaged), usable)
-
-
-def _unlock(lock: IO[str], owner: int) -> None:
-    """Unlock, in the owner alone: a forked child has the same lock, and may end before or after."""
-    if os.getpid() == owner:
-        fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def _row(line: str, before: list[dict[str, Any]]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from resnet_jax.data.load import load_dataset
 from resnet_jax.data.mnist import DATASETS
 from resnet_jax.data.preprocessing import pixel_statistics
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.memory import cores
 
 
 def examples(split: ArraySplit) -> dict[bytes, int]:
@@ -238,7 +239,7 @@ def test_a_split_of_ones_own_is_what_it_says():
 def test_threads_are_those_that_a_scheduler_gives(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 4, 7}, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 128)
-    assert dataset.cores() == 3
+    assert cores() == 3
 
 
 @pytest.mark.parametrize(("count", "most"), [(40, 5), (3, 1), (9000, 1000)])

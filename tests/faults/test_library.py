@@ -1,6 +1,8 @@
 """What calls of the library leave in the process of who calls them, and what they find there."""
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import pickle
@@ -194,7 +196,8 @@ def test_the_compilation_cache_does_not_grow_without_bound(tmp_path, monkeypatch
     looked, iterdir = [], Path.iterdir
     monkeypatch.setattr(Path, "iterdir", lambda path: looked.append(path) or iterdir(path))
     programs = tmp_path / "own-cache/compiled"
-    programs.mkdir(parents=True)
+    (programs / "old-of-xla").mkdir(parents=True)
+    os.utime(programs / "old-of-xla", (0, 0))
     for number in range(4):
         with (programs / f"old-{number}").open("wb") as file:
             file.truncate(2**30)  # takes no room on the disk
@@ -203,7 +206,17 @@ def test_the_compilation_cache_does_not_grow_without_bound(tmp_path, monkeypatch
         with jax_settings.configured_jax(rj.TrainConfig()):
             pass
     assert looked.count(programs) == 1
-    assert {path.name for path in programs.glob("old-*")} == {"old-2", "old-3"}
+    assert {path.name for path in programs.glob("old-?")} == {"old-2", "old-3"}
+
+
+@pytest.mark.usefixtures("own_cache", "no_programs")
+def test_several_processes_share_no_cache_that_one_of_them_writes(monkeypatch):
+    found = []
+    for count in (1, 2):
+        monkeypatch.setattr(jax_settings, "process_count", lambda count=count: count)
+        with jax_settings.configured_jax(rj.TrainConfig()):
+            found.append(bool(jax.config.values["jax_compilation_cache_dir"]))
+    assert found == [True, False]
 
 
 def test_what_a_run_hands_out_is_the_callers(finished_run):
@@ -231,6 +244,15 @@ def test_a_lock_ends_with_the_run_and_not_with_its_children(tmp_path):
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+def test_a_file_system_without_locks_gets_a_warning(tmp_path, monkeypatch, caplog):
+    def refused(file, what):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with RunFolder(tmp_path / "run").opened_for_writing():
+        assert f"{tmp_path / 'run'} cannot be locked" in caplog.text
 
 
 class Flat(nn.Module):

@@ -149,8 +149,10 @@ def test_images_are_explained_a_batch_at_a_time(finished_run, monkeypatch):
     monkeypatch.setattr(
         rj.Run, "preprocess", lambda run, part: (counts.append(len(part)), preprocess(run, part))[1]
     )
-    rj.inspection.explain(finished_run, np.zeros((65, 28, 28, 1), np.uint8))
-    assert counts == [64, 64]
+    for number in (65, 5, 7):  # not each number has a program of its own
+        maps = rj.inspection.explain(finished_run, np.zeros((number, 28, 28, 1), np.uint8))
+        assert len(maps) == number
+    assert counts == [64, 64, 8, 8]
 
 
 def test_overlay_leaves_places_without_evidence_as_they_are():

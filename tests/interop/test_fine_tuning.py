@@ -17,6 +17,7 @@ import resnet_jax as rj
 from resnet_jax.interop import load_weights, save_weights, to_torchvision
 from resnet_jax.interop.weights import initial_variables
 from resnet_jax.models import make_model
+from resnet_jax.training import loop
 from resnet_jax.training.optim import make_optimizer
 from resnet_jax.training.run_folder import RunFolder
 
@@ -134,6 +135,20 @@ def test_a_runs_weights_are_read_without_its_optimiser_or_opening_it(finished_ru
     alone = RunFolder(finished_run.path).read_variables("latest")
     assert_same(alone, saved(finished_run.path / "checkpoints/12", "")["ema"])
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(alone))
+
+
+def test_several_processes_start_from_the_same_weights(run, exported, tmp_path, monkeypatch):
+    """A file of the same path may be another one on another host."""
+    asked = []
+    monkeypatch.setattr(loop, "assert_equal", lambda what, digest, _: asked.append((what, digest)))
+    variables = run.variables()
+    other = jax.tree.map(lambda leaf: leaf + 1, variables)
+    for number, weights in enumerate((variables, variables, other)):
+        rj.interop.save_weights(exported, rj.interop.to_torchvision(weights))
+        changes = {"epochs": 0.01, "init_from": str(exported)}
+        rj.train(dataclasses.replace(run.config, **changes), tmp_path / str(number), quiet=True)
+    (first, again, differs) = (digest for what, digest in asked if what == "weights with digest")
+    assert first == again != differs
 
 
 def moved(before, after):

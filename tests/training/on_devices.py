@@ -61,6 +61,8 @@ def numbers(folder: Path) -> dict[str, Any]:
     if count == 1:
         rj.train(config(8), shared, quiet=True)
     run, images = rj.Run.open(shared), rj.load_dataset("mnist_5k").test.images
+    # What is looked into is computed once, not by each device.
+    assert {len(leaf.devices()) for leaf in jax.tree.leaves(run.variables())} == {1}
     found: dict[str, Any] = {
         "confusion": run.evaluate("test_all").confusion.tolist(),
         "probabilities": run.predict(images[:7]).tolist(),

@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import portpicker
 import pytest
 
-from resnet_jax.errors import STOPPED
-from resnet_jax.training import distributed
+from resnet_jax.errors import STOPPED, ResNetJaxError
+from resnet_jax.training import distributed, jax_settings
 
 MEMBER = Path(__file__).with_name("member.py")
 
@@ -78,6 +80,16 @@ def test_a_killed_process_ends_the_other(tmp_path):
     victim.kill()
     assert ends(other, 30)[0] == -signal.SIGABRT
     ends(victim)
+
+
+def test_devices_of_other_processes_need_distributed(monkeypatch):
+    """As those of a TPU's other hosts, without which each would be a main process."""
+    devices = [SimpleNamespace(process_index=number // 2) for number in range(4)]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    with pytest.raises(ResNetJaxError, match="are of 2 processes: give --distributed"):
+        jax_settings.find_devices()
+    monkeypatch.setattr(jax_settings, "process_count", lambda: 2)
+    assert jax_settings.find_devices() == devices
 
 
 def test_one_process_asks_nobody(tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ import numpy as np
 from jax import lax
 
 from resnet_jax.ops.geometry import Axis, Geometry
-from resnet_jax.ops.primitives import COLUMNS, ROWS, accumulator, depends_on, pad
+from resnet_jax.ops.primitives import COLUMNS, ROWS, depends_on, pad, sum_type
 
 
 class Filtering(NamedTuple):
@@ -111,7 +111,7 @@ def _transform(
 ) -> list[jax.Array]:
     """Return, for each product along columns, float[products along rows, tiles, C]."""
     # In bfloat16 the transforms' own sums would be rounded, to three times the error.
-    x = x.astype(accumulator(x.dtype))
+    x = x.astype(sum_type(x.dtype))
     # The one stacked and the other not: few kernels to compile, and products to run side by side.
     x = jnp.stack(_apply(rows[0], _tiles(x, ROWS, rows[1])))
     parts = _apply(columns[0], _tiles(x, COLUMNS + 1, columns[1]))
@@ -122,7 +122,7 @@ def _correlate(x: jax.Array, kernel: jax.Array, geometry: Geometry, dim: int, m:
     """Return the forward pass, summed over a dimension of the kernel."""
     (rows, r_in, r_out), (columns, c_in, c_out) = (_tiling(axis, m) for axis in geometry)
     inputs = _transform(x, (rows.bt, r_in), (columns.bt, c_in))
-    kernel = kernel.astype(accumulator(kernel.dtype))
+    kernel = kernel.astype(sum_type(kernel.dtype))
     kernel = jnp.stack(_apply(rows.g, list(kernel)))
     taps = _apply(columns.g, [kernel[:, tap] for tap in range(3)])
     products = [
