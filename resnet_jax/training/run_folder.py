@@ -322,6 +322,7 @@ def _commit() -> str | None:
     """Return the commit of the package's checkout; None where it was installed from a wheel."""
     root = Path(__file__).parents[2]
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    command += ["--exclude=*"]  # no tag's name
     with suppress(OSError, subprocess.SubprocessError):
         if (root / ".git").exists():
             done = subprocess.run(command, capture_output=True, text=True, timeout=5)
