@@ -31,7 +31,8 @@ Paths = Annotated[
     tyro.conf.arg(metavar="PATH [PATH ...]", help_behavior_hint="(required)"),
 ]
 CheckpointOption = Annotated[
-    Literal["best", "latest"], tyro.conf.arg(help="best by validation accuracy, or latest.")
+    Literal["best", "latest"],
+    tyro.conf.arg(help="best by validation accuracy (or else latest), or latest."),
 ]
 SplitOption = Annotated[
     str, tyro.conf.arg(help="train, validation, test; for a run on a subset also test_all.")
@@ -135,9 +136,10 @@ def predict(
         paths: image files, folders of them, or patterns such as 'digits/*.png'.
         topk: show this many classes, most probable first.
         invert: exchange black and white first: for dark ink on paper.
-        explain: write each image with Grad-CAM over it, a PNG, into this folder; no other file
-            there is replaced.
-        json: print a JSON list of {path, label, probability, topk}, and found, of digits.
+        explain: write each image with Grad-CAM++ over it, a PNG, into this folder; no other
+            file there is replaced.
+        json: print a JSON list of {path, label, probability, topk}, and found where a digit was
+            looked for.
         csv: print CSV: path, label, probability.
     """
     from resnet_jax.inspection.classify import classify_files
@@ -170,7 +172,7 @@ def report(
     checkpoint: CheckpointOption = "best",
     data_dir: DataDir = None,
 ) -> None:
-    """Show a run on one page: curves, confusion, confidence, mistakes, Grad-CAM, settings.
+    """Show a run on one page: curves, confusion, confidence, mistakes, Grad-CAM++, settings.
 
     Written into the run's folder: report/index.html, which needs no other file, and PNGs.
     """
@@ -253,7 +255,7 @@ def summary(
         width: features of the stem and of the first stage. None: the network's own.
         stem: imagenet, deep, small or conv. None: the network's own.
         shortcut: projection, projection-all, pad or average. None: the network's own.
-        residual: without: the plain network.
+        residual: --no-residual: the plain network, without shortcuts.
         num_classes: length of the logits.
         image_size: side of the image in pixels.
         channels: channels of the image.
@@ -282,9 +284,9 @@ def data(
 
     Args:
         action: list, or prepare NAME.
-        name: the dataset to prepare.
+        name: the dataset to prepare; all but those of `data list` need the extra `prepare`.
         dir: folder of prepared datasets. None: $TFDS_DATA_DIR, then ~/tensorflow_datasets.
-        from_idx: folder with the IDX files to prepare from, instead of a download.
+        from_idx: folder with the IDX files of mnist or fashion_mnist, instead of a download.
     """
     if action == "list":
         if name is not None:

@@ -99,7 +99,7 @@ def train(
         run_dir: the run's folder. None: runs/PRESET-seedN, with settings that change what is
             learnt in the name.
         seeds: repeat with seeds 0 to SEEDS - 1, a folder each, and compare the runs.
-        grid: the same with each combination of values:
+        grid: train each combination of values, a folder each, and compare the runs:
             `--grid optim.learning-rate=0.01,0.1 model.residual=true,false`.
         report: make the run's report, as `resnet-jax report` does; not with --distributed.
         from_idx: prepare MNIST or Fashion-MNIST first from the IDX files in this folder.

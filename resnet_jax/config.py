@@ -48,20 +48,21 @@ class ModelConfig:
     """imagenet: 7x7 stride 2 and max-pool; deep: three 3x3 for the 7x7; small: 3x3 at the image's
     size (16 times the work); conv: that alone, without norm and ReLU. None: the network's own."""
     shortcut: Shortcut | None = None
-    """Where shapes differ: 1x1 projection (option B; in every unit: C), pad with zeros (A), or
-    average and project (ResNet-D). None: the network's own."""
+    """Where shapes differ: projection: 1x1 (option B of arXiv 1512.03385; projection-all: in every
+    unit, C); pad: zeros (A); average: then project (ResNet-D). None: the network's own."""
     initializer: Literal["he", "torch"] = "he"
     """Initialisation of convolutions: He et al. (fan-out) or PyTorch's default."""
     zero_init_last: bool = False
-    """Start every residual branch at zero."""
+    """Start every residual branch at zero (arXiv 1706.02677, section 5.1); needs shortcuts."""
     lowering: Lowering = "auto"
     """auto: the fastest algorithms for the platform, on a CPU those of the instruction set that the
-    run began with; avx2, avx512: those of that one; reference: XLA's own convolution."""
+    run began with; avx2, avx512: those of that set on a CPU; reference: XLA's own convolution."""
     remat: Annotated[bool, Effect.EXECUTION] = False
     """Compute each unit again for the gradient (`jax.checkpoint`): a third more work for less
     memory. On CPU it gains next to none."""
     frozen_stages: Annotated[int | None, Within(0, 4)] = None
-    """Do not train the stem and this many stages, batch norm included (for --init-from)."""
+    """Do not train the stem and this many stages (0: it alone), batch norm included, for
+    --init-from. None: train all."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Type of activations and of their gradients. Parameters are float32 (float64 with float64)."""
 
@@ -83,22 +84,24 @@ class DataConfig:
     validation: Annotated[int | None, NotNegative] = None
     """Training examples held out for validation. None: the dataset's own, or a tenth of them."""
     subset: Annotated[tuple[int, int, int] | None, NotNegative] = None
-    """Use a fixed random sample of this many (training, validation, test) images only."""
+    """Use a fixed random sample of this many (training, validation, test) images. None: all."""
     subset_seed: Annotated[int, NotNegative] = 0
     """Seed of that sample, which does not depend on the run's seed."""
     image_size: Annotated[int | None, Count] = None
-    """Side in pixels to which images are resized, bilinearly. None: as they are."""
+    """Side in pixels to which images are resized, bilinearly; proportions may change. None: as they
+    are; pictures of several sizes need it, or --data.read-size."""
     read_size: Annotated[int | None, Count] = None
     """Side at which the files of a folder, or pictures of several sizes, are read; the device
     resizes them to --data.image-size after augmentation. None: --data.image-size."""
     center_crop: bool = False
     """Crop --data.image-size from the middle of the image instead of resizing it."""
     fit: Fit = "pad"
-    """How a picture that is not square becomes square. pad: black borders; crop: its centre."""
+    """How a picture of a folder, or of several sizes, becomes square. pad: black borders; crop: its
+    centre."""
     background: Annotated[int | None, Within(0, 255)] = None
     """Grey level put under transparent pixels: 0 black, 255 white. None: they are refused."""
     find_digit: Annotated[bool, Effect.EXECUTION] = False
-    """Find the digit in pictures for predict and the page, and bring it to MNIST's 28x28."""
+    """Find the digit in pictures for predict and the page; for images of 28x28, as MNIST's."""
     skip_bad: bool = False
     """Leave out a folder's broken, empty and duplicate files. Without: broken ones end the run."""
     streaming: Annotated[Literal["auto", "always", "never"], Effect.EXECUTION] = "auto"
@@ -128,7 +131,7 @@ class AugmentConfig:
     randaugment: Annotated[int, Within(0, 10)] = 0
     """This many of fourteen operations on form and colour (RandAugment, arXiv 1909.13719)."""
     magnitude: Annotated[float, Within(0, 10)] = 9.0
-    """How strong those operations are."""
+    """How strong those operations are, 0 to 10 (AutoAugment's greatest)."""
     mixup: Annotated[float, NotNegative] = 0.0
     """Blend two images and their labels by a weight from Beta(x, x) (arXiv 1710.09412)."""
     cutmix: Annotated[float, NotNegative] = 0.0
@@ -145,7 +148,7 @@ class AugmentConfig:
     """Elastic distortion by a smooth random field, in each direction of this root mean square in
     pixels (Simard, Steinkraus, Platt, ICDAR 2003; theirs about 1.4 on digits)."""
     erase: Annotated[float, Fraction] = 0.0
-    """Probability that a random rectangle is erased (arXiv 1708.04896)."""
+    """Probability that a random rectangle turns black, 2 to 33 % of the area (arXiv 1708.04896)."""
 
 
 @dataclass(frozen=True)
@@ -160,16 +163,17 @@ class OptimConfig:
     momentum: Annotated[float, FractionBelowOne] = 0.9
     """Momentum of sgd; the first decay rate of the others."""
     nesterov: bool = False
-    """Nesterov's momentum."""
+    """Nesterov's momentum; for sgd with a momentum alone."""
     weight_decay: Annotated[float, NotNegative] = 0.0
     """Weight decay on kernels alone, not on biases or batch norm. sgd and adam: added to the
     gradient."""
     body_rate: Annotated[float, Positive] = 1.0
     """Learning rate of all layers but the head, as a fraction of the head's (for --init-from)."""
     clip_norm: Annotated[float | None, Positive] = None
-    """Largest global norm of the gradient; a longer one is scaled down."""
+    """Largest global norm of the gradient; a longer one is scaled down. None: no limit."""
     schedule: Literal["constant", "cosine", "one_cycle", "piecewise"] = "constant"
-    """How the learning rate changes over the run."""
+    """constant; cosine: down to zero; one_cycle: from 1/25 of the rate up, then to almost nothing
+    (arXiv 1708.07120); piecewise: divided by ten at --optim.boundaries. See --optim.warmup."""
     warmup: Annotated[float, FractionBelowOne] = 0.0
     """Fraction of the run in which the learning rate rises: linearly, for one_cycle as a cosine."""
     boundaries: Annotated[tuple[float, ...], Fraction] = (0.5, 0.75)
@@ -178,20 +182,21 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run. `resnet_jax.train(config, run_dir)` carries it out."""
+    """A training run. `resnet_jax.train(config, run_dir)` carries it out. Values out of bounds, in
+    its parts too, are refused here (`ResNetJaxError`)."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     init_from: str | None = None
-    """Start from the weights in a .safetensors or .pth file, or in another run's folder."""
+    """Start from the weights in a .safetensors or .pth file, or in a run's folder. None: anew."""
     init_head: Literal["auto", "keep", "fresh"] = "auto"
     """The head of those weights. auto: kept where they know the same classes, else fresh."""
     epochs: Annotated[float, Positive] = 1.0
     """Passes over the training images."""
     batch_size: Annotated[int, Count] = 64
-    """Images in a step, over all devices together."""
+    """Images in a step, over all devices together: a multiple of devices times --accumulate."""
     accumulate: Annotated[int, Count] = 1
     """Accumulate the gradient over this many parts of the batch, for a fraction of the memory.
     Batch norm takes the statistics of each part; the update is the parts' mean."""
@@ -200,13 +205,13 @@ class TrainConfig:
     label_smoothing: Annotated[float, FractionBelowOne] = 0.0
     """Weight of the uniform distribution in the targets (arXiv 1512.00567, section 7)."""
     ema: Annotated[float | None, FractionBelowOne] = None
-    """Decay of an exponential moving average of the weights, which evaluation then uses."""
+    """Decay of a moving average of the weights, which evaluation then uses. None: no average."""
     eval_every: Annotated[int | None, Count, Effect.SELECTION] = None
     """Steps between evaluations on the validation images and checkpoints. None: an epoch."""
     patience: Annotated[int | None, Count, Effect.SELECTION] = None
-    """Stop after this many evaluations without a better validation accuracy."""
+    """Stop after this many evaluations without a better validation accuracy. None: never."""
     target: Annotated[float | None, Fraction, Effect.SELECTION] = None
-    """Stop as soon as the validation accuracy reaches this."""
+    """Stop as soon as the validation accuracy, a fraction, reaches this. None: never."""
     log_every: Annotated[int, Count, Effect.EXECUTION] = 50
     """Steps between two lines of metrics."""
     matmul_precision: Literal["default", "high", "highest"] = "highest"
@@ -214,7 +219,7 @@ class TrainConfig:
     tensorboard: Annotated[bool, Effect.EXECUTION] = False
     """Write TensorBoard events into the run's folder too (extra `tensorboard`)."""
     compilation_cache: Annotated[bool, Effect.EXECUTION] = True
-    """Keep one process's compiled programs in the user's cache: a second start compiles nothing."""
+    """Keep compiled programs in the user's cache, for the next start; not of several processes."""
 
     def __post_init__(self) -> None:
         check(self)

@@ -74,11 +74,11 @@ def train(
         should_stop: asked after every step; a short reason stops the run, None goes on.
         callbacks: follow the run, see `Callback`.
         model: a Linen module of one's own, called with ``(images, *, train)``, in the place of
-            ``config.model``; with or without ``batch_stats``.
+            ``config.model``; of logits, without random numbers, with or without ``batch_stats``.
         optimizer: an optax transformation, in the place of ``config.optim``.
-        loss: of ``(logits, targets)``, for training: of each example, or the mean. Targets are
-            classes, int32[N], or with mixup and cutmix soft labels, float[N, K].
-        data: a dataset, in the place of that of ``config.data``, whose mean and std stay.
+        loss: of ``(logits, targets)``, for training, not label-smoothed: of each example, or the
+            mean. Targets are classes, int32[N], or with mixup and cutmix soft labels, float[N, K].
+        data: a dataset, in the place of that of ``config.data``, whose other settings apply.
         tag: a word for what names and shapes do not tell of these parts, such as a rate inside of
             a function. A run goes on with parts of the same names, shapes and tag only.
 
@@ -113,8 +113,8 @@ def train(
 class Run:
     """A run's folder, opened for reading.
 
-    ``"best"`` parameters are those of the best validation accuracy, ``"latest"`` those of the
-    newest checkpoint; both are the averaged ones where the run averages its weights.
+    ``"best"`` parameters are those of the best validation accuracy (without validation images the
+    newest), ``"latest"`` those of the newest checkpoint; both are averaged where the run does so.
 
     >>> run = rj.Run.open("runs/quickstart-seed0")  # doctest: +SKIP
     >>> run.evaluate("test").accuracy  # doctest: +SKIP
@@ -124,7 +124,7 @@ class Run:
         path: the folder.
         config: the run's settings.
         class_names: K names.
-        image_shape: ``(H, W, C)`` of the images it was trained on.
+        image_shape: ``(H, W, C)`` of images as read, not as ``--data.image-size`` makes them.
         fingerprint: SHA-256 of the data it was trained on, see `Dataset`.
         parts: what is recorded of a network, an optimiser and a loss of one's own, see `train`.
         made_by: the commit and the versions of packages that it began with.
@@ -199,7 +199,7 @@ class Run:
         """``{"params", "batch_stats"}`` for ``model.apply``: copies on one device, the caller's.
 
         Raises:
-            ResNetJaxError: the run has no checkpoint that verifies.
+            ResNetJaxError: the run has no checkpoint that verifies, or `open` got no such network.
         """
         with configured_jax(self.config):
             variables, (device, *_) = self._state(checkpoint).variables, find_devices(local=True)
@@ -249,7 +249,7 @@ class Run:
 
         Raises:
             ResNetJaxError: the format has no such network, a package is missing, the file cannot be
-                written, or what it computes is not what the run computes; then no file is left.
+                written, or, of stablehlo and onnx, computes something else; an older file stays.
         """
         if format not in EXPORTS:
             raise ResNetJaxError(f"format {format} is not known: give one of {', '.join(EXPORTS)}")
@@ -270,7 +270,7 @@ class Run:
 
     @cached_property
     def model(self) -> Any:
-        """The network, for `variables`: a `ResNet`, or the user's own."""
+        """The network, a `ResNet` or one's own; where `open` got none a `ResNetJaxError`."""
         own = self.parts.get("model")
         if own and self._model is None:
             raise ResNetJaxError(
@@ -299,7 +299,7 @@ class Run:
         Args:
             split: its name.
             checkpoint: whose parameters.
-            data_dir: where the prepared dataset is now, if not where it was.
+            data_dir: where the prepared dataset or the images are now, if not where they were.
 
         Raises:
             ResNetJaxError: there is no such split, the data are missing or changed, or the

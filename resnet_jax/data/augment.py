@@ -245,7 +245,8 @@ def preprocess(
         images: uint8[N, H, W, C], or float32 in [0, 255] (augmented images).
         image_size: the new height and width in pixels, interpolated as Pillow and torchvision do
             but not rounded to whole grey levels. None keeps the size.
-        center_crop: cut ``image_size`` out of the middle instead of resizing.
+        center_crop: cut ``image_size`` out of the middle instead of resizing; one that is larger
+            than the images is a `ResNetJaxError`.
         mean: subtracted from the pixels in [0, 1]: a number, or float[C], one for each channel.
         std: divides the difference: a number, or one for each channel.
 

@@ -41,8 +41,8 @@ class Preprocessing:
 
     @classmethod
     def of(cls, settings: DataConfig, image_shape: tuple[int, int, int]) -> Self:
+        """Return that of a configuration; where it has no mean and std they are 0 and 1."""
         given = {field.name: getattr(settings, field.name) for field in fields(cls)[1:]}
-        # Only a run knows its images' own mean and deviation.
         return cls(image_shape, **{name: v for name, v in given.items() if v is not None})
 
     @property

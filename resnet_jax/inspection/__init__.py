@@ -3,7 +3,7 @@
     import resnet_jax as rj
 
     run = rj.Run.open("runs/quickstart-seed0")
-    maps = rj.inspection.explain(run, images)              # Grad-CAM of uint8 images
+    maps = rj.inspection.explain(run, images)              # Grad-CAM++ of uint8 images
     pictures = rj.inspection.overlay(images, maps)         # uint8[N, H, W, 3]
     answers = rj.inspection.examine(run)                   # to the test images, one by one
     rj.inspection.plots.mistakes(answers)                  # a matplotlib figure

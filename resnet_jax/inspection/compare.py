@@ -55,9 +55,9 @@ def compare_runs(runs: Sequence[Run], checkpoint: Checkpoint = "best") -> pd.Dat
 
     Returns:
         By the folders' names: the settings that differ; ``runs`` (how many are finished) and
-        ``seeds``; then for each test ``accuracy`` (a fraction), ``loss``, and their standard
-        deviations with n - 1 (NaN for one run) as ``accuracy sd`` and ``loss sd``; ``seconds``, the
-        mean time.
+        ``seeds``; for each test split, as for ``test``, ``test accuracy`` (a fraction), ``test
+        loss``, and their standard deviations with n - 1 (NaN for one run) as ``test accuracy sd``
+        and ``test loss sd``; ``seconds``, the mean time.
 
     Raises:
         ResNetJaxError: there are no runs, the same one twice, or a damaged one.

@@ -117,7 +117,7 @@ def grad_cam(
     stage: int | None = None,
     method: Method = DEFAULT_METHOD,
 ) -> jax.Array:
-    """Compute where the evidence for a class is.
+    """Compute Grad-CAM++ maps: where in each image the evidence for a class is.
 
     The channels of a stage's output are weighted, added up, cut off below zero and divided by the
     largest value; without positive evidence the map is zero. The weights of ``grad-cam`` (arXiv
@@ -200,7 +200,9 @@ def explain(
 ) -> np.ndarray:
     """Compute `grad_cam` of a run's network, for ``uint8[N, H, W, C]`` as `Run.predict` takes it.
 
-    The other arguments, and the errors, are those of `grad_cam` and `Run.predict`.
+    Returns ``float32[N, h, w]``, see `grad_cam`; with ``--data.center-crop`` of the whole picture's
+    size, zero outside the crop. The other arguments, and the errors, are those of `grad_cam` and
+    `Run.predict`; a network of one's own is one more error.
     """
     if not isinstance(run.model, ResNet):
         network = type(run.model).__name__

@@ -113,11 +113,11 @@ def noise(image_shape: tuple[int, int, int], count: int = CHECKED_IMAGES) -> np.
 
 
 def export_stablehlo(path: Path, network: Network) -> None:
-    """Write a network for cpu, cuda and tpu, once the export's outputs agree with the network's.
+    """Write a network as StableHLO for cpu, cuda and tpu, once the outputs agree with its own.
 
-    ``jax.export.deserialize(file).call(images)`` maps ``uint8[N, H, W, C]`` images to ``logits``
-    and ``probabilities``. ``jax.export`` keeps no texts beside a function: the network's metadata
-    are therefore a key of what it returns, ``json.loads(*outputs["about"])``.
+    ``jax.export.deserialize(bytearray(path.read_bytes())).call(images)`` maps ``uint8[N, H, W, C]``
+    to ``logits`` and ``probabilities``. The network's metadata are a further key of what it
+    returns, ``json.loads(*outputs["about"])``. Other outputs are a `ResNetJaxError`.
     """
     with importing("export to StableHLO", "flatbuffers"):
         import flatbuffers  # noqa: F401  (what jax.export writes and reads files with)

@@ -26,13 +26,14 @@ NEEDED = "export to ONNX", "'resnet_jax[onnx]'"
 
 
 def export_onnx(path: Path, network: Network) -> None:
-    """Write a network in float32, once the export's outputs agree with the network's.
+    """Write a network in float32 as ONNX, once the export's outputs agree with the network's.
 
     Input ``images``: ``uint8[N, H, W, C]``; outputs ``logits`` and ``probabilities``:
     ``float32[N, K]``. The network's metadata are the file's, as JSON.
 
     Raises:
-        ResNetJaxError: the package onnx is not installed, or the unit is not one of ours.
+        ResNetJaxError: onnx or onnxruntime is missing, a unit or a norm is not one of ours, or the
+            export differs.
     """
     content = to_onnx(network)
     with jax.default_matmul_precision("highest"):  # as the file, whatever a run's GPU does

@@ -94,7 +94,8 @@ def save_weights(
 def export_torchvision(path: Path, network: Network) -> None:
     """Write a network's weights by torchvision's names, in a ``.safetensors`` file.
 
-    Its metadata are the network's, as JSON.
+    Its metadata are the network's, as JSON. A network that torchvision lacks, see `to_torchvision`,
+    or with shortcut ``pad`` or ``projection-all`` or stem ``conv``, is a `ResNetJaxError`.
     """
     torchvision.check_written(network.model)
     metadata = {key: json.dumps(value) for key, value in network.metadata().items()}

@@ -133,8 +133,8 @@ class Affine(nn.Module):
     """Batch norm without the normalisation: its scale and bias by channel, the same parameters.
 
     For networks that show what batch norm does: ``rj.ResNet(..., norm=Affine)``. There are no
-    running statistics, and training and evaluation compute the same. Its attributes are those of
-    `BatchNorm`.
+    running statistics, and training and evaluation compute the same. Of `BatchNorm`'s attributes
+    it has ``scale_init``, ``dtype`` and ``param_dtype``.
     """
 
     scale_init: Initializer = nn.initializers.ones

@@ -37,6 +37,8 @@ class Unit(nn.Module):
         norm: makes a normalisation from ``(scale_init=..., name=...)``.
         strides: step of the unit's strided convolution, in pixels.
         residual, zero_init_last, shortcut, widening, groups: see `ResNet`.
+        expansion, preactivation: of the class. A unit gives ``expansion * features / widening``
+            channels; True: it ends without norm and ReLU, and the network adds them at its end.
     """
 
     expansion: ClassVar[int] = 1
@@ -210,8 +212,8 @@ class ResNet(nn.Module):
         num_classes: length of the logits; 0 leaves out the head and gives the pooled vector.
         width: features of the stem and of the first stage.
         residual: ``False`` gives the plain network: same layers, no shortcut, no projection.
-        stem: ``"imagenet"``, ``"deep"``, ``"small"`` or ``"conv"``, see `Stem`.
-        shortcut: what it is where the shapes differ (section 4.1): ``"projection"``, a 1x1
+        stem: ``"imagenet"``, ``"deep"``, ``"small"`` or ``"conv"``, see `ModelConfig`.
+        shortcut: where the shapes differ (arXiv 1512.03385, section 4.1): ``"projection"``, a 1x1
             convolution (option B); ``"projection-all"``, one in every unit (C); ``"pad"``, every
             second pixel and zeros for the new channels (A, no parameters); ``"average"``, a
             2x2 average before the projection (arXiv 1812.01187, figure 2c).

@@ -24,9 +24,9 @@ class LayerSummary(NamedTuple):
 
 
 def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> list[LayerSummary]:
-    """The layers of a model for images of ``(H, W, C)``. Nothing is computed: shapes alone.
+    """Return the layers of a model for images of ``(H, W, C)``; shapes alone, nothing is computed.
 
-    They are the package's, and Flax's ``Dense``; others are left out.
+    Layers are the package's, and Flax's ``Dense``; others are left out.
 
     >>> import resnet_jax as rj
     >>> layers = summarize(rj.ResNet18(num_classes=1000), (224, 224, 3))

@@ -42,7 +42,7 @@ def conv2d(
       stride: of rows and columns.
       padding: zeros added on both sides of rows and of columns.
       groups: of channels, each with kernels of its own; several take XLA's convolution everywhere.
-      lowering: ``"auto"`` uses the fastest of :mod:`resnet_jax.ops.algorithms` on a CPU, for this
+      lowering: ``"auto"`` uses the fastest of `resnet_jax.ops.algorithms` on a CPU, for this
         machine's instruction set, and XLA's convolution elsewhere; ``"avx2"`` or ``"avx512"`` what
         is fastest with that; ``"reference"`` uses XLA's convolution everywhere. Forward-mode
         differentiation (``jax.jvp``) needs ``"reference"``; ``jax.grad`` works with all.
@@ -52,8 +52,8 @@ def conv2d(
       finite in an image may reach, on a CPU, outputs of that image which do not read it.
 
     Raises:
-      ValueError: shapes that do not fit, a kernel without taps, a stride below 1, a negative
-        padding, or a kernel larger than the padded image.
+      ValueError: shapes that do not fit, images that are not floating-point, an unknown lowering, a
+        kernel without taps or larger than the padded image, a stride below 1, a negative padding.
     """
     if x.ndim != 4 or kernel.ndim != 4 or x.shape[3] != groups * kernel.shape[2]:
         per_group = f" / {groups}" * (groups != 1)

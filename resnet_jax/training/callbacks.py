@@ -27,7 +27,7 @@ class Callback:
         """``step`` updates are done; called at every step."""
 
     def on_metrics(self, row: dict[str, Any]) -> None:
-        """A line of ``metrics.jsonl`` was written."""
+        """A line of ``metrics.jsonl`` was written; the keys are the columns of `Run.metrics`."""
 
     def on_evaluate(self, step: int, split: str, evaluation: "Evaluation") -> None:
         """A split was evaluated; at the end each test split with the latest and best parameters."""

@@ -67,8 +67,9 @@ class Checkpoints:
         """Write the state as the newest step, then remove steps that are no longer needed.
 
         Returns when the step is on the disk. Kept are the two newest steps, the older one in case
-        the newest gets damaged, and the best one. Later steps are damaged leftovers, which the run
-        did not resume from, and are deleted. Where nothing can be written, older steps stay.
+        the newest gets damaged, and the best one by ``validation``, its ``accuracy`` and ``loss``.
+        Later steps are damaged leftovers, which the run did not resume from, and are deleted. Where
+        nothing can be written, a `ResNetJaxError`, older steps stay.
 
         Every process of a run calls it: Orbax writes the arrays from all of them, and process 0
         does the rest, so that a step exists when every process has written.

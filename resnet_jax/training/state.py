@@ -13,11 +13,13 @@ from resnet_jax.training.jax_settings import compiler_options
 
 
 class Batch(NamedTuple):
-    """Examples for one step."""
+    """Preprocessed images, ``float[N, H, W, C]``, and their labels, ``int32[N]``, for one step.
 
-    images: jax.Array  # float[N, H, W, C], normalised; uint8 on their way to the devices
-    # int32[N]; -1 marks padding, which evaluation does not count. In training also soft labels,
-    # float[N, K].
+    A label of -1 marks padding, which `eval_step` does not count; `train_step` takes none, and soft
+    labels, ``float[N, K]``, too.
+    """
+
+    images: jax.Array  # uint8 on their way to the devices
     labels: jax.Array
 
 

@@ -23,19 +23,21 @@ Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Metrics(NamedTuple):
-    """Measurements of a training step."""
+    """Scalars of a training step: mean ``loss``, ``accuracy`` (a fraction, by the logits that the
+    loss saw), and ``grad_norm``, the gradient's global norm before clipping."""
 
-    loss: jax.Array  # float32[], mean over the batch
-    accuracy: jax.Array  # float32[], fraction of the batch, by the logits that the loss saw
-    grad_norm: jax.Array  # float32[], global norm of the gradient before clipping
+    loss: jax.Array
+    accuracy: jax.Array
+    grad_norm: jax.Array
 
 
 class Counts(NamedTuple):
-    """Sums over examples; those of several batches add up."""
+    """Sums over examples; those of batches add up: ``loss``, in nats; ``confusion``, int32[K, K] by
+    label (row) and prediction (column); ``top5``, labels among the five most probable classes."""
 
-    loss: jax.Array  # float32[], sum of the cross-entropies, in nats
-    confusion: jax.Array  # int32[K, K], examples by label (row) and prediction (column)
-    top5: jax.Array  # int32[], examples whose label is one of the five most probable classes
+    loss: jax.Array
+    confusion: jax.Array
+    top5: jax.Array
 
 
 def cross_entropy(
@@ -63,15 +65,16 @@ def train_step(
     accumulate: int = 1,
     loss: Loss | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """Take one step by the gradient of the batch's mean loss.
+    """Take one step by the gradient of the batch's mean loss; all but the first two are static.
 
     Args:
         state: may be donated.
         batch: images and labels; every label must be a class (no padding), or a soft label, whose
             most probable class is what accuracy is measured by.
         label_smoothing: see `cross_entropy`.
-        ema: decay of the moving averages, for a state created with ``ema=True``. Early steps
-            decay less, by ``(1 + step) / (10 + step)``, so that the start is forgotten.
+        ema: decay of the moving averages, for a state created with ``ema=True`` and for no other
+            (`ResNetJaxError`). Early steps decay less, by ``(1 + step) / (10 + step)``, so that the
+            start is forgotten.
         accumulate: in how many parts the gradient is computed, one after the other, so that the
             activations of one part are in memory; divides the batch. Part i holds the examples i,
             i + accumulate, ... Batch norm sees each part as a batch: it normalises with that
