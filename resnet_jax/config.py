@@ -157,7 +157,8 @@ class OptimConfig:
 
     name: Literal["sgd", "adam", "adamw", "lamb", "lion"] = "sgd"
     """sgd: with momentum; adam (arXiv 1412.6980); with decoupled weight decay: adamw (1711.05101),
-    lamb for large batches (1904.00962), lion with a third of adamw's rate (2302.06675)."""
+    lamb for large batches (1904.00962), lion at a third of its rate and thrice its decay
+    (2302.06675)."""
     learning_rate: Annotated[float, Positive] = 0.1
     """The highest learning rate of the schedule."""
     momentum: Annotated[float, FractionBelowOne] = 0.9
@@ -165,8 +166,8 @@ class OptimConfig:
     nesterov: bool = False
     """Nesterov's momentum; for sgd with a momentum alone."""
     weight_decay: Annotated[float, NotNegative] = 0.0
-    """Weight decay on kernels alone, not on biases or batch norm. sgd and adam: added to the
-    gradient."""
+    """Weight decay of parameters named kernel, not of biases or batch norm. sgd and adam: added to
+    the gradient."""
     body_rate: Annotated[float, Positive] = 1.0
     """Learning rate of all layers but the head, as a fraction of the head's (for --init-from)."""
     clip_norm: Annotated[float | None, Positive] = None

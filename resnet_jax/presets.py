@@ -29,7 +29,7 @@ from resnet_jax.config import (
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.settings import Effect, has_type, settings
 
-# SGD under the 1cycle policy (arXiv 1708.07120).
+# SGD under the 1cycle policy (arXiv 1708.07120), with PyTorch's ramps; momentum stays as it is.
 _one_cycle = partial(
     OptimConfig, nesterov=True, weight_decay=5e-4, schedule="one_cycle", warmup=0.25
 )
@@ -38,7 +38,7 @@ _DISTORTED = AugmentConfig(shift=2.0, rotation=12.0, scale=0.12, shear=8.0)
 _CIFAR10 = DataConfig(name="cifar10", mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 # The recipe of arXiv 1512.03385, section 4.2: 64,000 updates on 45,000 images, the rate divided by
 # ten after 32,000 and 48,000. (The paper subtracts the mean of each pixel; here each channel is
-# normalised by its mean and deviation.)
+# normalised by its mean and deviation, after the padding; and kernels alone decay.)
 _PAPER = TrainConfig(
     data=_CIFAR10,
     augment=AugmentConfig(flip=True, crop=4),

@@ -152,7 +152,10 @@ def _draw_boxes(shape: tuple[int, ...], key: jax.Array, least: float) -> jax.Arr
 
 
 def _draw_aspect(key: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
-    """Draw from the aspects that fit, as the papers do by drawing again: uniform logarithms."""
+    """Draw from the aspects that fit, uniformly in the logarithm, as torchvision does.
+
+    The area stays uniform; torchvision draws both again, which makes large crops rarer.
+    """
     draw = jax.random.uniform(key, low.shape)
     return jnp.exp(jnp.log(low) + draw * (jnp.log(high) - jnp.log(low)))
 

@@ -31,7 +31,7 @@ def randaugment(
     The operations are Pillow's, but that shear is about the image's centre, not its corner. The
     last five go to either side with equal chances, as do the factors of color, contrast, brightness
     and sharpness. A greater magnitude (0 to 10, the paper's M) changes more in all of them, as
-    torchvision reads it. Color needs three channels; one stays as it is.
+    torchvision reads it, whose 9 of 30 is 3 here. Color needs three channels; one stays as it is.
     """
 
     def layer(images: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:

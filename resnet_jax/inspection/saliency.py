@@ -94,7 +94,9 @@ def forward_and_saliency(
     # An image's logits depend on its own map alone, so that one pass gives all the gradients.
     (gradient,) = pullback(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype))
     weights, activation = gradient.astype(jnp.float32), passed.maps[stage].astype(jnp.float32)
-    if method == "grad-cam++":  # equation 19, for the exponential of the logit, without g^2
+    # Equation 19, for the exponential of the logit, without g^2; sums below 0 there are only where
+    # no ReLU ends a stage.
+    if method == "grad-cam++":
         total, weights = nn.relu(activation.sum((1, 2), keepdims=True)), nn.relu(weights)
         weights = weights / (2 + total * weights)
     evidence = nn.relu((weights.mean((1, 2), keepdims=True) * activation).sum(-1))
@@ -137,8 +139,8 @@ def grad_cam(
         variables: its collections ``params`` and ``batch_stats``.
         images: ``float[N, H, W, C]``, preprocessed as for the model.
         labels: ``int[N]``, the class to explain in each image. None: the predicted one.
-        stage: whose output, 1 to the number of stages. None: the deepest one whose map is at
-            least 7x7, or the first where none is.
+        stage: whose output (of pre-activation units their sum), 1 to the number of stages. None:
+            the deepest one whose map is at least 7x7, or the first where none is.
         method: ``grad-cam++`` or ``grad-cam``.
 
     Returns:

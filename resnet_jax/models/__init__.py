@@ -44,8 +44,9 @@ ResNet56 = partial(_cifar, stage_sizes=(9, 9, 9))
 ResNet110 = partial(_cifar, stage_sizes=(18, 18, 18))
 
 _preact = partial(ResNet, unit=PreActivationUnit)
-# arXiv 1603.05027: option A in preact_resnet110, B in the others. There the first unit's identity
-# shortcut starts after its norm and ReLU; here it starts before them, as in every other unit.
+# arXiv 1603.05027: option A in preact_resnet110, B in the others. There a stage's first shortcut
+# starts after its unit's norm and ReLU; here the identity and option A start before them, as in
+# every unit. After an ImageNet stem, which ends with norm and ReLU, both come twice.
 _preact_cifar = partial(_preact, width=16, stem="conv", stage_sizes=(18, 18, 18))
 _preact_bottleneck = partial(_preact_cifar, unit=PreActivationBottleneckUnit)
 

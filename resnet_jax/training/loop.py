@@ -159,15 +159,15 @@ class Training:
         """Train until the configuration is fulfilled, then test; or until `should_stop`."""
         path, total, ended = self.folder.path, self.total_steps, self._is_over()
         finished = ended and set(self._tests()) <= self.tested
-        resumes = f"resumes at step {self.step} of {total}" if self.step else ""
-        devices = self.engine.replicated.mesh.size
+        notes = [f"resumes at step {self.step} of {total}"] if self.step else []
         if process_count() > 1:  # of which a scheduler may have given fewer than there are
-            resumes += f"; {devices} devices of {process_count()} processes"
-        said = "; ".join(filter(None, [resumes.removeprefix("; "), self.remark]))
+            devices = self.engine.replicated.mesh.size
+            notes.append(f"{devices} devices of {process_count()} processes")
+        notes += filter(None, [self.remark])
         if finished:
-            said = f"{path} is finished; nothing to do"
-        for callback in self.callbacks if said else ():
-            callback.log(said)
+            notes = [f"{path} is finished; nothing to do"]
+        for callback in self.callbacks if notes else ():
+            callback.log("; ".join(notes))
         if finished:
             return
         if self.remark:

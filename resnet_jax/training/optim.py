@@ -54,8 +54,23 @@ def _in_default_precision(schedule: optax.Schedule) -> optax.Schedule:
     return lambda step: schedule(jnp.asarray(step, float))
 
 
+def _lamb(
+    schedule: optax.Schedule, b1: float, weight_decay: float, mask: Any
+) -> optax.GradientTransformation:
+    """LAMB (arXiv 1904.00962) as its authors run it: what has no decay has no trust ratio either.
+
+    By optax's own a bias, which starts at zero, could not grow.
+    """
+    return optax.chain(
+        optax.scale_by_adam(b1, eps=1e-6),
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.masked(optax.scale_by_trust_ratio(), mask),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
 # Optimisers with decoupled weight decay.
-DECOUPLED = {"adamw": optax.adamw, "lamb": optax.lamb, "lion": optax.lion}
+DECOUPLED = {"adamw": optax.adamw, "lamb": _lamb, "lion": optax.lion}
 
 
 def make_optimizer(
@@ -119,5 +134,5 @@ def _scale_by_layer(body_rate: float, frozen_stages: int | None) -> optax.Gradie
 
 
 def kernels(params: Any) -> Any:
-    """Mark the kernels of convolutions and of the dense head among the parameters."""
+    """Mark the parameters named ``kernel``: those of convolutions and of the dense head."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)

@@ -90,8 +90,8 @@ def test_two_steps_of_sgd_by_hand(options, expected):
         # Decoupled, the decay adds 0.5 * 2 to the kernel's step of 1.
         ("adamw", -0.2, -0.1),
         ("lion", -0.2, -0.1),
-        # And lamb makes each step as long as its parameter: 2.
-        ("lamb", -0.2, -0.2),
+        # And lamb makes a kernel's step as long as the kernel: 2.
+        ("lamb", -0.2, -0.1),
     ],
 )
 def test_the_first_step_of_the_others_by_hand(name, kernel, scale):
