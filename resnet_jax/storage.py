@@ -25,7 +25,7 @@ UNFINISHED = ".unfinished"
 MAKE_ROOM = "free space or permissions there, then run the same command again"
 
 # Of file systems without locks, as Lustre may be, or NFS.
-NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 # What a run's folder is made of; elsewhere in it, as in export/, anything may be written.
 RUN_FILES = {"config.yaml", "metrics.jsonl", "checkpoints", "report", "tensorboard"}
@@ -96,7 +96,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def atomic_write(path: Path, content: str | bytes, remedy: str = MAKE_ROOM) -> None:
-    """Write a file, and its folder, in one step; a kill leaves the old content or the new one."""
+    """Write a file in one step, its folder before; a kill leaves the old content or the new."""
     unfinished = path.with_name(f".{path.name}{UNFINISHED}")
     with writing(path, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)

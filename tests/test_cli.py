@@ -269,6 +269,7 @@ def test_what_only_uses_a_run_reserves_no_memory_of_a_gpu(monkeypatch):
     """JAX takes three quarters of it, of which a training may need some."""
     found = []
     name = "XLA_PYTHON_CLIENT_PREALLOCATE"
+    monkeypatch.setenv(name, "")  # so that what was there comes back
     monkeypatch.setattr(__main__, "restart_tuned", lambda: found.append(os.environ.get(name)))
     monkeypatch.setattr(cli, "main", lambda: 0)
     monkeypatch.setattr(__main__, "end_at_a_signal", lambda: None)

@@ -119,7 +119,7 @@ def read_batch(split: Split, indices: np.ndarray) -> tuple[np.ndarray, np.ndarra
         if (lowest := labels.min()) < 0:
             raise ResNetJaxError(f"labels must be from 0, got {lowest}: leave such images out")
         if present.all():
-            return images, labels
+            return images, labels.astype(np.int32, copy=False)
     padded = np.zeros((len(indices), *shape), np.uint8), np.full(len(indices), PADDING, np.int32)
     if present.any():
         padded[0][present], padded[1][present] = images, labels
@@ -144,10 +144,10 @@ def read_batches(
     try:
         read_ahead()
         while pending:
-            parts = [part.result() for part in pending.popleft()]
+            found = (part.result() for part in pending.popleft())
+            images, labels = map(np.concatenate, zip(*found, strict=True))
             read_ahead()
-            images, labels = zip(*parts, strict=True)
-            yield parts[0] if len(parts) == 1 else (np.concatenate(images), np.concatenate(labels))
+            yield images, labels
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

@@ -147,20 +147,16 @@ class Checkpoints:
     def verify(self, step: int) -> Manifest:
         """Compare every file of a step with the manifest; `DamagedCheckpointError` names one."""
         manifest, folder = self.manifest(step), self.directory / str(step)
-        present = set(_files(folder)) - {"manifest.json"}
+        with _lost(folder):
+            present = set(_files(folder)) - {"manifest.json"}
         if surplus := sorted(present - set(manifest.files)):
             raise DamagedCheckpointError(f"{folder / surplus[0]} does not belong to the checkpoint")
         for name, digest in manifest.files.items():
             path = folder / name
-            try:
+            found = None
+            # A run that trains on removes steps.
+            with _lost(path), contextlib.suppress(FileNotFoundError):
                 found = storage.file_sha256(path) if name in present else None
-            except FileNotFoundError:  # a run that trains on removes steps
-                found = None
-            except OSError as error:
-                if error.errno not in (errno.EIO, errno.ESTALE):
-                    raise
-                # The disk or the server lost the file for good: an older step is kept for this.
-                raise DamagedCheckpointError(f"{path} cannot be read: {error.strerror}") from error
             if found is None:
                 raise DamagedCheckpointError(f"{path} is missing")
             if found != digest:
@@ -258,6 +254,17 @@ def _check_room(folder: Path, needed: int) -> None:
     with largest.open("wb") as file:
         file.truncate(needed)  # takes no room, but there may be a limit (ulimit -f)
     largest.unlink()
+
+
+@contextlib.contextmanager
+def _lost(path: Path) -> Iterator[None]:
+    """Call a step damaged where the disk or the server has lost a part of it for good."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EIO, errno.ESTALE):
+            raise
+        raise DamagedCheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _entries(folder: Path) -> list[Path]:

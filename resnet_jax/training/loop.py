@@ -125,14 +125,14 @@ class Training:
         self.step = broadcast_from_main(lock)
         rows = broadcast_from_main(lambda: folder.rewind_metrics(self.step))
         self.accuracies = [row["accuracy"] for row in rows if row["kind"] == "validation"]
-        if config.init_from and not self.step:  # or all steps are damaged
-            initial = initial or read()
         self._make_state = partial(create, params_key, images)
-        if initial:
-            variables, self.remark = initial
-            content = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(variables))
+        if config.init_from and not self.step:  # or all steps are damaged
+            variables, self.remark = initial or read()
+            digest = hashlib.sha256()
+            for leaf in jax.tree.leaves(variables):
+                digest.update(np.ascontiguousarray(leaf).data)
             remedy = "give all processes the same --init-from"
-            assert_equal("weights with digest", hashlib.sha256(content).hexdigest(), remedy)
+            assert_equal("weights with digest", digest.hexdigest(), remedy)
             self._make_state = partial(
                 TrainState.of_variables, network, variables, tx, ema=averages
             )

@@ -59,7 +59,7 @@ def _lamb(
 ) -> optax.GradientTransformation:
     """LAMB (arXiv 1904.00962) as its authors run it: what has no decay has no trust ratio either.
 
-    By optax's own a bias, which starts at zero, could not grow.
+    By optax's own a bias, which starts at zero, could hardly grow.
     """
     return optax.chain(
         optax.scale_by_adam(b1, eps=1e-6),

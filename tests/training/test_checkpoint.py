@@ -214,10 +214,15 @@ def test_a_folder_that_cannot_be_listed_is_not_left_out(checkpoints, monkeypatch
     scandir = os.scandir
 
     def fails(path):
-        if Path(path).name == "state":
+        if str(path).endswith("12/state"):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return scandir(path)
 
+    state = checkpoints.restore_variables(12)
     monkeypatch.setattr(os, "scandir", fails)
-    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-        checkpoints.verify(checkpoints.steps()[-1])
+    assert list(checkpoints.good_steps()) == [10]
+    with pytest.raises(ResNetJaxError, match=os.strerror(errno.EIO)):
+        checkpoints.save(
+            rj.TrainState.of_variables(rj.ResNet18(), state).replace(step=np.int32(12)), None
+        )
+    assert checkpoints.steps() == [10, 12]
