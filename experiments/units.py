@@ -57,8 +57,7 @@ def carry_out(
 ) -> None:
     """Do the chosen units that have no row yet: ``work(unit, folder)`` gives what the row says.
 
-    A run in ``folder`` that was killed goes on, and its row may say the ``seconds`` of all its
-    starts; they are measured here otherwise.
+    A run in ``folder`` that was killed goes on; its row may say the ``seconds`` of all its starts.
     """
     for unit in (unit for unit in units if re.search(options.only, str(unit))):
         name = {"name": str(unit)}  # the oldest rows have none

@@ -28,8 +28,7 @@ def compare() -> Row:
     stored = np.load(ROOT / "tests/interop/torchvision_logits.npz")
     model = rj.ResNet18(num_classes=NUM_CLASSES)
     zeros = {path: np.zeros(shape) for path, shape in shapes_of(model, (32, 32, 3)).items()}
-    named = to_torchvision(unflatten_dict(zeros))
-    shapes = {name: value.shape for name, value in named.items()}
+    shapes = {name: value.shape for name, value in to_torchvision(unflatten_dict(zeros)).items()}
     variables = from_torchvision(random_weights(shapes, SEED))
     logits = jax.jit(lambda images: model.apply(variables, images, train=False))
     rows = []
