@@ -22,11 +22,11 @@ from resnet_jax.errors import ResNetJaxError
 
 
 def parsed(
-    documentation: str, results: Path, arguments: Sequence[str] | None = None, cifar: bool = False
+    documentation: str, file: Path, arguments: Sequence[str] | None = None, cifar: bool = False
 ) -> argparse.Namespace:
     """Parse the options that all such experiments have; ``cifar``: with the folder of its images.
 
-    Rows are in ``results`` and the runs' folders in runs/ of the experiment's name, or with --quick
+    Rows are in ``file`` and the runs' folders in runs/ of the experiment's name, or with --quick
     in a folder that is removed at the end, unless the options say otherwise.
     """
     parser = argparse.ArgumentParser(description=documentation.splitlines()[0])
@@ -36,8 +36,9 @@ def parsed(
     parser.add_argument("--results", type=Path, help="file of results, a line for each unit")
     parser.add_argument("--runs", type=Path)
     if cifar:
-        place = os.environ.get("CIFAR10_FOLDER")
-        parser.add_argument("folder", type=Path, nargs="?", default=place)
+        parser.add_argument(
+            "folder", type=Path, nargs="?", default=os.environ.get("CIFAR10_FOLDER")
+        )
     options = parser.parse_args(arguments)
     try:
         re.compile(options.only)
@@ -46,9 +47,8 @@ def parsed(
     if options.quick and not options.runs:
         options.runs = Path(tempfile.mkdtemp())  # else a second miniature would find all done
         atexit.register(shutil.rmtree, options.runs, ignore_errors=True)
-    options.runs = options.runs or Path("runs", results.parent.name)
-    own = options.runs / "quick.jsonl" if options.quick else results
-    options.results = options.results or own
+    options.runs = options.runs or Path("runs", file.parent.name)
+    options.results = options.results or (options.runs / "quick.jsonl" if options.quick else file)
     return options
 
 
@@ -59,20 +59,22 @@ def carry_out(
 
     A run in ``folder`` that was killed goes on; its row may say the ``seconds`` of all its starts.
     """
-    for unit in (unit for unit in units if re.search(options.only, str(unit))):
-        name = {"name": str(unit)}  # the oldest rows have none
-        values = name | dataclasses.asdict(unit)
-        rows = read_rows(options.results)  # to which another process may add
-        done = any(values.items() <= (name | row).items() for row in rows)
-        if options.list:
-            print("done " if done else "to do", unit)
-        elif not done:
-            began = time.monotonic()
-            try:
-                row = values | work(unit, options.runs / str(unit))
-            except ResNetJaxError as error:
-                sys.exit(f"{unit}: {error}")
-            row.setdefault("seconds", round(time.monotonic() - began, 1))
-            append_row(options.results, row | {"machine": machine("jax")})
-            short = {k: v for k, v in row.items() if len(str(v)) < 80}
-            print(short, file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory() as scratch:  # a miniature's run is found by no other
+        runs = Path(scratch) if options.quick else options.runs
+        for unit in (unit for unit in units if re.search(options.only, str(unit))):
+            name = {"name": str(unit)}  # the oldest rows have none
+            values = name | dataclasses.asdict(unit)
+            rows = read_rows(options.results)  # to which another process may add
+            done = any(values.items() <= (name | row).items() for row in rows)
+            if options.list:
+                print("done " if done else "to do", unit)
+            elif not done:
+                began = time.monotonic()
+                try:
+                    row = values | work(unit, runs / str(unit))
+                except ResNetJaxError as error:
+                    sys.exit(f"{unit}: {error}")
+                row.setdefault("seconds", round(time.monotonic() - began, 1))
+                append_row(options.results, row | {"machine": machine("jax")})
+                short = {k: v for k, v in row.items() if len(str(v)) < 80}
+                print(short, file=sys.stderr, flush=True)
