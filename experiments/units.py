@@ -36,9 +36,7 @@ def parsed(
     parser.add_argument("--results", type=Path, help="file of results, a line for each unit")
     parser.add_argument("--runs", type=Path)
     if cifar:
-        parser.add_argument(
-            "folder", type=Path, nargs="?", default=os.environ.get("CIFAR10_FOLDER")
-        )
+        parser.add_argument("folder", type=Path, nargs="?", default=os.getenv("CIFAR10_FOLDER"))
     options = parser.parse_args(arguments)
     try:
         re.compile(options.only)
