@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -12,6 +13,7 @@ import pytest
 from faults import TRAIN, ended, errors_of, logged_steps, start, steps_of, wait_until
 
 import resnet_jax as rj
+from resnet_jax.training import run_folder
 from resnet_jax.training.engine import Engine
 from resnet_jax.training.run_folder import RunFolder
 
@@ -236,3 +238,16 @@ def test_a_failure_is_not_kept_back_by_the_compiler(tiny_config, tmp_path, monke
         rj.train(tiny_config, tmp_path, quiet=True)
     assert not waiting[0].done()
     compiled.set()
+
+
+def test_the_commit_is_one_beside_a_tag_too(tmp_path, monkeypatch):
+    """`git describe` gave the tag's name."""
+    git = ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (
+        ["init", "-q"],
+        ["commit", "-qm", "b", "--allow-empty"],
+        ["tag", "-am", "c", "v1"],
+    ):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "resnet_jax/training/run_folder.py"))
+    assert re.fullmatch("[0-9a-f]{40}", run_folder._commit())
