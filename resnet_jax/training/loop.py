@@ -131,8 +131,7 @@ class Training:
             digest = hashlib.sha256()
             for leaf in jax.tree.leaves(variables):
                 digest.update(np.ascontiguousarray(leaf).data)
-            remedy = "give all processes the same --init-from"
-            assert_equal("weights with digest", digest.hexdigest(), remedy)
+            assert_equal("weights with digest", digest.hexdigest(), "give all the same --init-from")
             self._make_state = partial(
                 TrainState.of_variables, network, variables, tx, ema=averages
             )

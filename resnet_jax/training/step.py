@@ -72,9 +72,8 @@ def train_step(
         batch: images and labels; every label must be a class (no padding), or a soft label, whose
             most probable class is what accuracy is measured by.
         label_smoothing: see `cross_entropy`.
-        ema: decay of the moving averages, for a state created with ``ema=True`` and for no other
-            (`ResNetJaxError`). Early steps decay less, by ``(1 + step) / (10 + step)``, so that the
-            start is forgotten.
+        ema: decay of the moving averages of a state created with ``ema=True``, and of no other.
+            Early steps decay less, by ``(1 + step) / (10 + step)``, to forget the start.
         accumulate: in how many parts the gradient is computed, one after the other, so that the
             activations of one part are in memory; divides the batch. Part i holds the examples i,
             i + accumulate, ... Batch norm sees each part as a batch: it normalises with that
