@@ -246,6 +246,19 @@ def test_a_lock_ends_with_the_run_and_not_with_its_children(tmp_path):
         os.waitpid(child, 0)
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_child_that_leaves_earlier_does_not_unlock(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with folder.opened_for_writing():
+        child = os.fork()
+        if child:
+            os.waitpid(child, 0)
+            with pytest.raises(rj.ResNetJaxError, match="is being written by process"):
+                folder.opened_for_writing().__enter__()
+    if not child:
+        os._exit(0)
+
+
 def test_a_file_system_without_locks_gets_a_warning(tmp_path, monkeypatch, caplog):
     def refused(file, what):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
