@@ -78,8 +78,8 @@ def locked(path: Path) -> Iterator[None]:
         except BlockingIOError:
             lock.seek(0)
             raise ResNetJaxError(
-                f"run folder {path.parent} is being written by process {lock.read().strip()}: wait "
-                "for it or give another --run-dir"
+                f"run folder {path.parent} is being written by process {lock.read(99).strip()}: "
+                "wait for it or give another --run-dir"
             ) from None
         except OSError as error:
             if error.errno not in NO_LOCKS:

@@ -91,9 +91,9 @@ class Training:
             model = model.clone(lowering=instructions)
             if instructions != here and jax.default_backend() == "cpu":
                 self.remark = f"computes as it began on {instructions}; on {here} bits may differ; "
-        began = recorded.made_by.get("jax") if recorded else None
-        if began not in (None, jax.__version__):
-            self.remark += f"began with jax {began}; with jax {jax.__version__} bits may differ"
+        began, now = recorded and recorded.made_by.get("jax"), jax.__version__
+        if began not in (None, now):
+            self.remark += f"began with jax {began!s:.20}; with jax {now} bits may differ"
         self.remark = self.remark.removesuffix("; ")
         if custom.optimizer:
             frozen = model.frozen_stages if isinstance(model, ResNet) else None

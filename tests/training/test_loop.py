@@ -140,6 +140,15 @@ def test_a_run_goes_on_with_the_algorithms_that_it_began_with(
     assert said.replace("step 3", "step 4") in capsys.readouterr().out.replace("\n", " ")
 
 
+def test_several_processes_say_how_many_devices_they_have(
+    tiny_config, tmp_path, monkeypatch, capsys
+):
+    """Under Slurm a task has one GPU: fewer tasks than GPUs leave some idle."""
+    monkeypatch.setattr(loop, "process_count", lambda: 2)
+    rj.train(dataclasses.replace(tiny_config, epochs=0.2), tmp_path / "run")
+    assert f"{jax.device_count()} devices of 2 processes" in capsys.readouterr().out
+
+
 def test_another_configuration_is_refused_with_every_difference(finished_run, tiny_config):
     model = dataclasses.replace(tiny_config.model, residual=False)
     other = dataclasses.replace(tiny_config, batch_size=10, seed=1, epochs=3, model=model)

@@ -57,15 +57,20 @@ def test_padding_is_black_and_labelled_so():
     assert (images.sum(), labels.tolist()) == (0, [-1, -1])
 
 
+class Noting(ArraySplit):
+    """Notes which indices are read."""
+
+    def __init__(self, *arrays):
+        super().__init__(*arrays)
+        object.__setattr__(self, "asked", [])
+
+    def batch(self, indices):
+        self.asked.append(indices)
+        return super().batch(indices)
+
+
 def test_large_batches_are_read_in_parts_and_few_ahead():
     """On a host of a hundred cores two whole ones for each filled the memory."""
-    asked = []
-
-    class Noting(ArraySplit):
-        def batch(self, indices):
-            asked.append(indices)
-            return super().batch(indices)
-
     large = np.broadcast_to(np.arange(400, dtype=np.uint8)[:, None, None, None], (400, 256, 256, 1))
     order = np.random.default_rng(0).permutation(400).reshape(2, 200)
     split = Noting(large, np.arange(400, dtype=np.int32))
@@ -73,24 +78,17 @@ def test_large_batches_are_read_in_parts_and_few_ahead():
     images, labels = next(batches)
     assert labels.tolist() == order[0].tolist()
     np.testing.assert_array_equal(images[:, 0, 0, 0], order[0] % 256)
-    assert max(map(len, asked)) == 64  # 4 MiB
-    assert sum(map(len, asked)) <= 3 * 200  # this one, and the least of two ahead
+    assert max(map(len, split.asked)) == 64  # 4 MiB
+    assert sum(map(len, split.asked)) <= 3 * 200  # this one, and the least of two ahead
     assert [labels.tolist() for _, labels in batches] == [*order[1:].tolist(), *order.tolist()]
 
 
 def test_no_more_is_read_than_two_batches_for_each_worker_and_threads_end():
-    asked = []
-
-    class Noting(ArraySplit):
-        def batch(self, indices):
-            asked.append(indices)
-            return super().batch(indices)
-
     split = Noting(np.zeros((1000, 1, 1, 1), np.uint8), np.zeros(1000, np.int32))
     batches = read_batches(split, padded_order(1000, 1), workers=3)
     before = set(threading.enumerate())
     assert len(list(islice(batches, 10))) == 10
-    assert len(asked) <= 10 + 6
+    assert len(split.asked) <= 10 + 6
     batches.close()
     for thread in set(threading.enumerate()) - before:
         thread.join(5)
