@@ -41,9 +41,9 @@ def test_hundreds_of_saves(tmp_path):
             late.append(resources(process.pid))
         time.sleep(0.05)
     assert ended(process) == 0
-    (handles_then, memory_then), (handles, memory) = (
-        map(statistics.median, zip(*found, strict=True)) for found in (early, late)
-    )
+    # A save holds a dozen more: only those at rest are the same however loaded the machine is.
+    handles_then, handles = (min(open_ for open_, _ in found) for found in (early, late))
+    memory_then, memory = (statistics.median(used for _, used in found) for found in (early, late))
     assert handles <= handles_then + 2
     assert memory < memory_then + KEPT_BY_LIBRARIES * (SAVES - SAVES // 5)
     run = rj.Run.open(run_dir)
