@@ -124,8 +124,8 @@ def train(
         try:
             with failing_together(folder):
                 if from_idx is not None and not runs:
-                    data = settings.data
-                    main_process_first(partial(prepare, data.name, data.dir, from_idx))
+                    for data in dict.fromkeys((s.data.name, s.data.dir) for s, _ in planned):
+                        main_process_first(partial(prepare, *data, from_idx))
                 run = library.train(settings, folder, should_stop=stop, callbacks=[stop])
         except DivergedError as error:  # the other runs may converge
             if len(planned) == 1 or processes.distributed:

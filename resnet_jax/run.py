@@ -319,7 +319,7 @@ class Run:
         usable = [split for split in splits if len(splits[split])]
         if name not in usable:
             what = "holds no images" if name in splits else "is not there"
-            raise ResNetJaxError(f"split {name} {what}: give one of {', '.join(usable)}")
+            raise ResNetJaxError(f"split {name} {what}: give --split {' or '.join(usable)}")
         if data.fingerprint != self.fingerprint:
             raise ResNetJaxError(
                 f"dataset {self.config.data.name} has fingerprint {data.fingerprint[:12]}, the run "

@@ -11,6 +11,7 @@ import pytest
 from resnet_jax import cli_train, display, run
 from resnet_jax.cli import main
 from resnet_jax.config import OptimConfig, TrainConfig, replaced
+from resnet_jax.data import prepare
 from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.errors import DivergedError, ResNetJaxError
 from resnet_jax.inspection import compare
@@ -91,6 +92,16 @@ def test_what_a_preset_says_of_its_dataset_is_not_said_of_another(options, expec
     assert main(["train", "mnist", "--no-report", *options]) == 0
     data = [config.data for _, config in trained]
     assert [(d.name, d.mean, d.find_digit) for d in data] == expected
+
+
+def test_each_folder_of_a_grid_is_prepared_before_the_first_run(trained, monkeypatch):
+    """After the first run the second folder was not prepared."""
+    prepared = []
+    monkeypatch.setattr(prepare, "prepare", lambda *of: prepared.append((*of, len(trained))))
+    words = ["--data.from-idx", "idx", "--grid", "data.dir=a,b", "epochs=1,2"]
+    assert main(["train", "mnist", "--no-report", *words]) == 0
+    assert prepared == [("mnist", name, Path("idx"), 0) for name in "ab"]
+    assert len(trained) == 4
 
 
 @pytest.fixture

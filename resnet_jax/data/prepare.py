@@ -61,9 +61,11 @@ def prepare(name: str, data_dir: PathLike | None = None, from_idx: PathLike | No
                 f"`{name}` needs TensorFlow to be prepared, not to be read: run `pip install "
                 "'resnet_jax[prepare]'`, or give a folder where it is prepared (--data.dir)"
             )
-    elif arrays is None:
-        arrays = _download(info)
     try:
+        if info is not None and arrays is None:
+            there = next(path for path in (root, *root.parents) if path.exists())
+            with tempfile.TemporaryFile(dir=there):  # what cannot be written is known beforehand
+                arrays = _download(info)
         return _build(name, root, found, arrays)
     except ResNetJaxError:
         raise

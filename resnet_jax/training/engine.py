@@ -89,8 +89,7 @@ class Engine:
     def evaluate(self, state: TrainState, split: Split) -> Evaluation:
         """Evaluate every example of a split that is not empty exactly once."""
         losses, total = [], None
-        order = padded_order(len(split), self._round_up_to_devices(self.config.batch_size))
-        for batch in self.batches(split, order):
+        for batch in self.batches(split, self._in_batches(len(split))):
             counts = self._wait_if_shared(self._evaluate(state, batch))
             losses.append(counts.loss)
             found = (counts.confusion, counts.top5)
@@ -103,12 +102,8 @@ class Engine:
 
     def predict(self, state: TrainState, images: np.ndarray) -> np.ndarray:
         """Return probabilities, float32[N, K], of images uint8[N, H, W, C]."""
-        # A few images are not worth a whole training batch, nor each number a program of its own.
-        few = 1 << (len(images) - 1).bit_length()
-        size = self._round_up_to_devices(min(self.config.batch_size, few))
         split = ArraySplit(images, np.zeros(len(images), np.int32))
-        order = padded_order(len(images), size)
-        batches = self.batches(split, order)
+        batches = self.batches(split, self._in_batches(len(images)))
         found = [np.asarray(self._predict(state, batch.images)) for batch in batches]
         empty = np.zeros((0, len(self.class_names)), np.float32)
         return np.concatenate([empty, *found])[: len(images)]
@@ -138,10 +133,12 @@ class Engine:
         """Return whether any process gave True, bool[]; not waited for."""
         return self._any(self.shard_batch(np.full(len(self.sharded.addressable_devices), flag)))
 
-    def _round_up_to_devices(self, size: int) -> int:
-        """Round a batch size up to a multiple of the number of devices."""
-        devices = self.replicated.mesh.size
-        return -(-size // devices) * devices
+    def _in_batches(self, count: int) -> np.ndarray:
+        """Return `padded_order` in batches of the training's size, or smaller for few examples."""
+        # They are not worth a whole training batch, nor each number a program of its own.
+        few, devices = 1 << (count - 1).bit_length(), self.replicated.mesh.size
+        size = min(self.config.batch_size, few)
+        return padded_order(count, -(-size // devices) * devices)
 
     def _wait_if_shared(self, arrays: T) -> T:
         """Wait for arrays where devices share threads, as those of a CPU do.

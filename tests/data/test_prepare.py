@@ -128,12 +128,15 @@ def test_several_may_prepare_at_once_and_clear_away_what_a_killed_process_left(
     assert leftovers(root) == [".mnist-new", "mnist"]  # another may be at work in the new one
 
 
-def test_a_folder_that_cannot_be_written_is_named(tiny_mnist, tmp_path):
+def test_a_folder_that_cannot_be_written_is_named(tiny_mnist, tmp_path, monkeypatch):
+    """Before a download, too: it was named after one."""
+    monkeypatch.setattr(preparing, "_download", lambda _: pytest.fail("it downloads first"))
     blocked = tmp_path / "file"
     blocked.touch()
-    shown = refused(prepare, "mnist", blocked / "below", tiny_mnist)
-    assert f"could not be prepared in {blocked}/below " in shown
-    assert "--data.dir" in shown
+    for files in (tiny_mnist, None):
+        shown = refused(prepare, "mnist", blocked / "below", files)
+        assert f"could not be prepared in {blocked}/below " in shown
+        assert "--data.dir" in shown
 
 
 def test_without_tensorflow_the_extra_is_named(monkeypatch, tmp_path, command):

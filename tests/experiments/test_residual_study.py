@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -195,6 +196,11 @@ def test_figures_are_drawn_from_any_results(tmp_path):
     for path in (RESULTS, beginning):
         for name, draw in FIGURES.items():
             assert [a for a in draw(Study(path)).axes if a.lines], f"{name} shows nothing"
+
+
+def test_the_notebook_shows_nothing_of_the_machine():
+    """No absolute path, and no object's address."""
+    assert not re.search(r" at 0x|[>']/\w+/", (ROOT / "experiments/results.ipynb").read_text())
 
 
 @pytest.mark.slow

@@ -80,6 +80,8 @@ def test_a_run_without_test_images_is_judged_by_those_held_out(tiny_config, tmp_
     best = max(row["accuracy"] for row in rows(run, "validation"))
     assert of_run["validation accuracy"] == pytest.approx(best)
     assert [row["checkpoint"] for row in rows(run, "test")] == ["latest", "best"]
+    with pytest.raises(ResNetJaxError, match=r"no images: give --split train or validation$"):
+        run.evaluate()
 
 
 def test_killed_and_started_again_it_ends_with_the_same_bits(
@@ -204,7 +206,7 @@ def test_a_target_ends_the_run_and_an_empty_split_is_no_result(unaveraged_config
     run = rj.train(config, tmp_path / "run", quiet=True)
     assert rows(run, "validation") == []
     assert {(row["step"], row["split"]) for row in rows(run, "test")} == {(12, "test_all")}
-    with pytest.raises(ResNetJaxError, match="split test holds no images: give one of train"):
+    with pytest.raises(ResNetJaxError, match=r"no images: give --split train or test_all$"):
         run.evaluate("test")
 
 
