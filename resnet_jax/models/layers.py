@@ -69,7 +69,8 @@ class BatchNorm(nn.Module):
 
     Training normalises with the batch's mean and biased variance and moves the running mean and
     the running *unbiased* variance (``n / (n - 1)``) towards the batch's; evaluation normalises
-    with the running ones. Over a device mesh the batch is the global batch.
+    with the running ones. Under `jax.jit` over a mesh of devices the batch is the global one; in
+    `jax.shard_map` it is the device's own part.
 
     The variance is computed in two passes and the statistics in at least float32, whatever
     ``dtype`` is: ``E[x^2] - E[x]^2`` loses all digits where the mean is large.
@@ -79,7 +80,7 @@ class BatchNorm(nn.Module):
         epsilon: added to the variance.
         scale_init: initialiser of the scale (torch's ``weight``).
         dtype: type of the result.
-        param_dtype: type of scale, bias and running statistics.
+        param_dtype: type of scale and bias, and of running statistics where it is wide enough.
     """
 
     momentum: float = 0.9
@@ -94,19 +95,20 @@ class BatchNorm(nn.Module):
         features = (x.shape[-1],)
         scale = self.param("scale", self.scale_init, features, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, features, self.param_dtype)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, features, self.param_dtype)
-        running_var = self.variable("batch_stats", "var", jnp.ones, features, self.param_dtype)
+        wide = jnp.promote_types(self.param_dtype, jnp.float32)  # bfloat16 loses what a step adds
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, features, wide)
+        running_var = self.variable("batch_stats", "var", jnp.ones, features, wide)
 
         if train:
             mean, var = _moments(x)
             if not self.is_initializing():
                 count = x.size // x.shape[-1]
                 # A single value has no unbiased variance; torch refuses it, flax would divide by 0.
-                unbiased = var * (count / max(count - 1, 1))
+                unbiased = var * (count / jax.core.max_dim(count - 1, 1))  # it may be symbolic
                 keep = self.momentum
                 for running, now in ((running_mean, mean), (running_var, unbiased)):
                     moved = keep * running.value + (1 - keep) * now
-                    running.value = moved.astype(self.param_dtype)
+                    running.value = moved.astype(wide)
         else:
             mean, var = running_mean.value, running_var.value
 

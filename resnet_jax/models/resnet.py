@@ -228,10 +228,11 @@ class ResNet(nn.Module):
         frozen_stages: for fine-tuning: the stem and this many stages have no gradient, and their
             batch norm stays in evaluation mode; with all stages everything but the head. None:
             nothing is frozen, not even the stem.
-        lowering: how convolutions are computed, see `resnet_jax.ops.conv2d`.
+        lowering: how convolutions are computed, see `resnet_jax.ops.conv2d`. Forward-mode
+            derivatives need `"reference"`: ``model.clone(lowering="reference")``.
         remat: ``True`` computes each unit a second time for the gradient, see `ModelConfig`.
         dtype: type of the computation; statistics, pooling and head stay in at least float32.
-        param_dtype: type of parameters and running statistics.
+        param_dtype: type of the parameters.
     """
 
     stage_sizes: Sequence[int]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AxisType
 from jaxtyping import Array, Float
 
 from resnet_jax.ops.algorithms import ALGORITHMS
@@ -65,7 +66,7 @@ def conv2d(
         raise ValueError(f"conv2d takes floating-point images, got {x.dtype}")
     check_lowering(lowering)
     geometry = Geometry.of(x.shape[1:3], kernel.shape[:2], stride, padding)
-    if lowering == "reference" or groups > 1 or not geometry.is_static:
+    if groups > 1 or left_to_xla(x, geometry, lowering):
         return ALGORITHMS["forward"]["xla"](x, kernel.astype(x.dtype), geometry)
     instructions = instruction_set() if lowering == "auto" else lowering
     return _conv("forward", x, kernel, _Static(geometry, kernel.dtype, instructions))
@@ -74,6 +75,16 @@ def conv2d(
 def check_lowering(lowering: str) -> None:
     if lowering not in LOWERINGS:
         raise ValueError(f"lowering must be one of {', '.join(LOWERINGS)}, got {lowering!r}")
+
+
+def left_to_xla(x: jax.Array, geometry: Geometry, lowering: str) -> bool:
+    """Return whether XLA's own operation is used everywhere, with its own derivatives.
+
+    So it is for arrays whose type has a sharding, as in `jax.shard_map` or with the explicit axes
+    of `jax.set_mesh`: that of a gradient JAX derives for its own operations alone.
+    """
+    typed = any(kind != AxisType.Auto for kind in jax.typeof(x).sharding.mesh.axis_types)
+    return typed or lowering == "reference" or not geometry.is_static
 
 
 # Of the three arrays of the trilinear form each pass takes two and returns the third.

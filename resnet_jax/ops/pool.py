@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from resnet_jax.ops.conv import check_lowering
+from resnet_jax.ops.conv import check_lowering, left_to_xla
 from resnet_jax.ops.geometry import Axis, Geometry
 from resnet_jax.ops.primitives import COLUMNS, ROWS, col2im, depends_on, shift
 
@@ -45,7 +45,7 @@ def max_pool(
     geometry = Geometry.of(x.shape[1:3], window, stride, padding)
     if any(2 * axis.low > axis.kernel for axis in (geometry.rows, geometry.columns)):
         raise ValueError(f"padding must be at most half a window of {window}, got {padding}")
-    if lowering == "reference" or not geometry.is_static:
+    if left_to_xla(x, geometry, lowering):
         return _reduce_window(x, geometry)
     return _max_pool(x, geometry)
 

@@ -161,6 +161,7 @@ class Engine:
         return train_step(
             state,
             Batch(inputs, targets),
+            key=jax.random.fold_in(key, 8),  # 1 to 7 are those of `augment` and `mix`
             label_smoothing=self.config.label_smoothing,
             ema=self.config.ema,
             accumulate=self.config.accumulate,

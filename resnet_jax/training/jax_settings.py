@@ -18,6 +18,7 @@ from resnet_jax.training.distributed import process_count
 
 # JAX bounds its cache too, but then looks at every file of it each time that it adds one.
 COMPILATION_CACHE_BYTES = 2 * 2**30
+_CACHE = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
 
 
 def find_devices(*, local: bool = False) -> list[jax.Device]:
@@ -49,15 +50,16 @@ def compiler_options(optimization_level: int) -> dict[str, int]:
 
 @contextmanager
 def configured_jax(config: TrainConfig) -> Iterator[None]:
-    """Apply the settings of JAX that a configuration asks for, in this thread and for a while.
+    """Apply the settings of JAX that a configuration asks for, for a while.
 
-    So what a run computes depends on its configuration alone, and what its user computes before
-    and after does not depend on the run. A compilation cache that the user has set up
+    They are this thread's, but for the compilation cache, which is the process's. So what a run
+    computes depends on its configuration alone, and what its user computes before and after does
+    not depend on the run. A compilation cache that the user has set up
     (``JAX_COMPILATION_CACHE_DIR``) is used as it is.
     """
     # Of several processes JAX lets one write: others would compile what it loads, and on GPUs wait.
-    alone, users = process_count() == 1, jax.config.values["jax_compilation_cache_dir"]
-    package_cache = config.compilation_cache and alone and not users
+    alone, before = process_count() == 1, {name: getattr(jax.config, name) for name in _CACHE}
+    package_cache = config.compilation_cache and alone and not before[_CACHE[0]]
     folder = cache_root() / "compiled" if package_cache else Path()
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,11 +67,6 @@ def configured_jax(config: TrainConfig) -> Iterator[None]:
     # 0: a start's many small programs are cached too; together they take longer than one large one.
     # Infinity where nothing can be written, of which JAX would warn each time.
     from_seconds = 0.0 if os.access(folder, os.W_OK) else math.inf
-    cache = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": from_seconds,
-    }
-    before = {name: jax.config.values[name] for name in cache}
     with (
         jax.enable_x64(config.model.dtype == "float64"),
         jax.default_matmul_precision(config.matmul_precision),
@@ -78,7 +75,7 @@ def configured_jax(config: TrainConfig) -> Iterator[None]:
         try:
             if package_cache:
                 _remove_oldest(folder, COMPILATION_CACHE_BYTES)
-                _configure(cache)
+                _configure(dict(zip(_CACHE, (str(folder), from_seconds), strict=True)))
             yield
         finally:
             if package_cache:

@@ -103,13 +103,7 @@ def freezing(
     """Return an optimiser that does not change frozen stages, not even by weight decay."""
     if frozen_stages is None:
         return tx
-    layer_scaling, tx = _scale_by_layer(1.0, frozen_stages), optax.with_extra_args_support(tx)
-
-    def update(updates: Any, state: Any, params: Any = None, **more: Any) -> Any:
-        updates, state = tx.update(updates, state, params, **more)
-        return layer_scaling.update(updates, optax.EmptyState())[0], state
-
-    return optax.GradientTransformationExtraArgs(tx.init, update)
+    return optax.chain(tx, _scale_by_layer(1.0, frozen_stages))
 
 
 def _scale_by_layer(body_rate: float, frozen_stages: int | None) -> optax.GradientTransformation:

@@ -185,19 +185,20 @@ class Custom:
         if self.model:
             variables = {"params": state.params, "batch_stats": state.batch_stats}
             for train in (True, False):
-                apply = partial(self.model.apply, train=train, mutable=["batch_stats"])
+                rngs = jax.random.key(0) if train else None
+                apply = partial(self.model.apply, train=train, mutable=["batch_stats"], rngs=rngs)
                 _check_logits(apply, variables, images, num_classes)
         return found
 
 
 def _check_logits(apply: Any, variables: Any, images: jax.Array, num_classes: int) -> None:
-    """Refuse a network of one's own that gives no logits, or needs random numbers for them."""
+    """Refuse a network of one's own that gives no logits, or draws random ones in evaluation."""
     try:
         logits, _ = jax.eval_shape(apply, variables, images)
     except InvalidRngError as error:
         raise ResNetJaxError(
-            "model draws random numbers in training, as dropout does, and gets none here: leave "
-            "them out, or write a loop of your own"
+            "model draws random numbers with train=False: leave them to training, as "
+            "nn.Dropout(..., deterministic=not train) does"
         ) from error
     if getattr(logits, "shape", None) != (1, num_classes):
         raise ResNetJaxError(

@@ -78,8 +78,8 @@ class TrainState(struct.PyTreeNode):
         def draw(key: jax.Array, images: jax.Array) -> Any:
             return cls.of_variables(model, model.init(key, images, train=False), tx, ema=ema)
 
-        # Already traced, as by `jax.eval_shape`: a nested jit takes no compiler options.
-        if any(isinstance(given, jax.core.Tracer) for given in (key, images)):
+        # Traced, as by `jax.eval_shape` (then new arrays are, too): a nested jit takes no options.
+        if any(isinstance(x, jax.core.Tracer) for x in (key, images, jnp.zeros(()))):
             return draw(key, images)
         # Jitted, since hundreds of small random draws are slow one by one. It runs once.
         return jax.jit(draw, compiler_options=compiler_options(1))(key, images)
@@ -93,17 +93,24 @@ class TrainState(struct.PyTreeNode):
         *,
         ema: bool = False,
     ) -> Self:
-        """Return a state at step 0 with these variables; without ``tx``, to evaluate alone."""
+        """Return a state at step 0 that holds these variables; without ``tx``, to evaluate alone.
+
+        They are not copied: a step to which the state is donated deletes them.
+        """
         tx = tx or optax.identity()
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         averaged = {"params": params, "batch_stats": batch_stats}
+
+        def copied(x: jax.Array) -> jax.Array:  # wide: bfloat16 loses what a step adds
+            return jnp.array(x, jnp.promote_types(x.dtype, jnp.float32))
+
         return cls(
             step=jnp.zeros((), jnp.int32),
             params=params,
             batch_stats=batch_stats,
             opt_state=tx.init(params),
             # Copies: a donated buffer must not be passed twice.
-            ema=jax.tree.map(jnp.copy, averaged) if ema else None,
+            ema=jax.tree.map(copied, averaged) if ema else None,
             first_bad_step=jnp.full((), -1, jnp.int32),
             apply_fn=model.apply,
             tx=tx,

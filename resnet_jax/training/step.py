@@ -60,17 +60,20 @@ def train_step(
     state: TrainState,
     batch: Batch,
     *,
+    key: jax.Array | None = None,
     label_smoothing: float = 0.0,
     ema: float | None = None,
     accumulate: int = 1,
     loss: Loss | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """Take one step by the gradient of the batch's mean loss; all but the first two are static.
+    """Take one step by the gradient of the mean loss; all but state, batch and key are static.
 
     Args:
         state: may be donated.
         batch: images and labels; every label must be a class (no padding), or a soft label, whose
             most probable class is what accuracy is measured by.
+        key: of the random numbers that the network draws, as dropout and stochastic depth do; None
+            for one that draws none.
         label_smoothing: see `cross_entropy`.
         ema: decay of the moving averages of a state created with ``ema=True``, and of no other.
             Early steps decay less, by ``(1 + step) / (10 + step)``, to forget the start.
@@ -86,7 +89,7 @@ def train_step(
         The next state, and the metrics of the parameters before the update.
     """
     loss = loss or partial(cross_entropy, label_smoothing=label_smoothing)
-    grads, batch_stats, mean_loss, accuracy = _gradient(state, batch, loss, accumulate)
+    grads, batch_stats, mean_loss, accuracy = _gradient(state, batch, key, loss, accumulate)
     tx = optax.with_extra_args_support(state.tx)  # some take the loss: `reduce_on_plateau`
     updates, opt_state = tx.update(grads, state.opt_state, state.params, value=mean_loss)
     params = optax.apply_updates(state.params, updates)
@@ -119,17 +122,20 @@ def train_step(
 
 
 def _gradient(
-    state: TrainState, batch: Batch, loss: Loss, accumulate: int
+    state: TrainState, batch: Batch, key: jax.Array | None, loss: Loss, accumulate: int
 ) -> tuple[Any, Any, jax.Array, jax.Array]:
     """Return the mean gradient, the moved running statistics, the mean loss and the accuracy."""
 
-    def of_part(batch_stats: Any, part: Batch) -> tuple[Any, Any, jax.Array, jax.Array]:
+    def of_part(
+        batch_stats: Any, part: Batch, key: jax.Array | None
+    ) -> tuple[Any, Any, jax.Array, jax.Array]:
         def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
             logits, updates = state.apply_fn(
                 {"params": params, "batch_stats": batch_stats},
                 part.images,
                 train=True,
                 mutable=["batch_stats"],
+                **({} if key is None else {"rngs": key}),
             )
             return loss(logits, part.labels).mean(), (logits, updates.get("batch_stats", {}))
 
@@ -139,17 +145,20 @@ def _gradient(
         return grads, moved, value, (logits.argmax(-1) == labels).mean()
 
     if accumulate == 1:
-        return of_part(state.batch_stats, batch)
+        return of_part(state.batch_stats, batch, key)
 
-    def add(carry: tuple[Any, Any], part: Batch) -> tuple[tuple[Any, Any], Any]:
-        grads, batch_stats, *measured = of_part(carry[1], part)
+    def add(carry: tuple[Any, Any], part: tuple[Batch, Any]) -> tuple[tuple[Any, Any], Any]:
+        grads, batch_stats, *measured = of_part(carry[1], *part)
         return (jax.tree.map(jnp.add, carry[0], grads), batch_stats), measured
 
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    zeros = jax.tree.map(
+        lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), state.params
+    )
     parts = jax.tree.map(partial(_split, count=accumulate), batch)
-    (total, batch_stats), measured = jax.lax.scan(add, (zeros, state.batch_stats), parts)
+    keys = None if key is None else jax.random.split(key, accumulate)
+    (total, batch_stats), measured = jax.lax.scan(add, (zeros, state.batch_stats), (parts, keys))
     losses, accuracies = measured
-    grads = jax.tree.map(lambda sums: sums / accumulate, total)
+    grads = jax.tree.map(lambda sums, p: (sums / accumulate).astype(p.dtype), total, state.params)
     return grads, batch_stats, losses.mean(), accuracies.mean()
 
 
@@ -174,8 +183,12 @@ def count(logits: Float[Array, "n k"], labels: Integer[Array | np.ndarray, " n"]
     real = labels >= 0
     labels = labels.astype(jnp.int32)  # uint8 would overflow below
     num_classes = logits.shape[-1]
-    cell = labels * num_classes + logits.argmax(-1)
-    confusion = jnp.zeros(num_classes**2, jnp.int32).at[cell].add(real.astype(jnp.int32))
+    if num_classes**2 >= 2**31:
+        raise ResNetJaxError(f"{num_classes} classes have no confusion matrix: at most 46,340 do")
+    cell, empty = labels * num_classes + logits.argmax(-1), jnp.zeros(num_classes**2, jnp.int32)
+    # On a mesh of explicit axes the sum must be told to be whole on every device.
+    whole = jax.typeof(empty).sharding
+    confusion = empty.at[cell].add(real.astype(jnp.int32), out_sharding=whole)
     _, five = jax.lax.top_k(logits, min(5, num_classes))
     return Counts(
         loss=jnp.where(real, cross_entropy(logits, labels), 0).sum(),

@@ -166,15 +166,46 @@ def test_a_network_that_does_not_fit_is_refused_before_anything(changes, model, 
 
 
 class Dropping(nn.Module):
+    always: bool = False
+
     @nn.compact
     def __call__(self, images, *, train):
-        return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(images.mean((1, 2))))
+        x = images.mean((1, 2))
+        drop = nn.Dropout(0.5, broadcast_dims=[0], deterministic=not (train or self.always))
+        return nn.Dense(3)(drop(x))
+
+
+def test_a_network_that_draws_random_numbers_goes_on_with_the_same(tmp_path, stop_after):
+    """Dropout, and in parts of a batch; it was refused."""
+    config = dataclasses.replace(CONFIG, accumulate=2)
+    begin = partial(rj.train, config, quiet=True, model=Dropping(), data=DATA)
+    whole = begin(tmp_path / "whole")
+    with pytest.raises(rj.ResNetJaxError, match="saved step 7 of 12"):
+        begin(tmp_path / "run", should_stop=stop_after(7))
+    variables = begin(tmp_path / "run").variables("latest")
+    chex.assert_trees_all_equal(variables, whole.variables("latest"))
+
+
+def test_each_key_and_each_part_of_a_batch_draws_its_own():
+    """64 features are dropped by half: 0 or 2 of each is left, with two draws of equal parts 1."""
+    images = jnp.ones((2, 1, 1, 64))
+    state = rj.TrainState.create(Dropping(), optax.sgd(1.0), jax.random.key(0), images)
+
+    def left(seed, accumulate):
+        batch, key = rj.Batch(images, jnp.zeros(2, jnp.int32)), jax.random.key(seed)
+        first = partial(rj.train_step, accumulate=accumulate, loss=lambda logits, _: logits[:, 0])
+        moved, _ = jax.jit(first)(state, batch, key=key)
+        kernels = (s.params["Dense_0"]["kernel"][:, 0] for s in (state, moved))
+        return np.rint(np.subtract(*kernels)).astype(int).tolist()
+
+    assert (set(left(0, 1)), set(left(0, 2))) == ({0, 2}, {0, 1, 2})
+    assert left(0, 1) == left(0, 1) != left(1, 1)
 
 
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        ({"model": Dropping()}, "model draws random numbers in training"),
+        ({"model": Dropping(always=True)}, "model draws random numbers with train=False"),
         ({"model": rj.ResNet18}, r"model is functools.partial.*: give .* rj.ResNet18\(\)"),
         ({"model": Dropping}, "model is .*Dropping.*: give a Linen module"),
         ({"optimizer": optax.adam}, "optimizer is <function adam.*: give an optax transformation"),

@@ -12,7 +12,7 @@ import pytest
 
 import resnet_jax as rj
 from resnet_jax.models import Affine
-from resnet_jax.training.step import cross_entropy
+from resnet_jax.training.step import count, cross_entropy
 
 TINY = {"stage_sizes": (1, 1), "unit": rj.BasicUnit, "width": 4, "num_classes": 3}
 tiny = partial(rj.ResNet, **TINY, lowering="reference")
@@ -245,8 +245,12 @@ def test_a_states_shapes_are_found_without_computing_it(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS")
     model = rj.ResNet((1,), rj.BasicUnit, num_classes=2, width=2, lowering="reference")
     create = partial(rj.TrainState.create, model, optax.sgd(0.1), jax.random.key(0))
-    state = jax.eval_shape(create, jnp.zeros((1, 8, 8, 1)))  # which alone are traced
-    assert state.params["head"]["kernel"].shape == (2, 2)
+    images = jnp.zeros((1, 8, 8, 1))
+    for state in (
+        jax.eval_shape(create, images),  # which alone are traced
+        jax.eval_shape(lambda: create(images)),  # nothing given is
+    ):
+        assert state.params["head"]["kernel"].shape == (2, 2)
 
 
 @pytest.mark.parametrize(
@@ -266,6 +270,60 @@ def test_a_step_keeps_the_types_of_its_state(x64, types):
         batch = rj.Batch(images, jnp.zeros(2, jnp.int32))
         after, _ = jax.eval_shape(partial(rj.train_step, ema=0.9), before, batch)
     chex.assert_trees_all_equal_shapes_and_dtypes(before, after)
+
+
+def test_averages_and_statistics_of_weights_in_bfloat16_move():
+    """Kept in bfloat16 a thousandth of the way to the new value was no way."""
+    state = make_state(optax.sgd(0.0), ema=True, dtype=jnp.bfloat16)
+    moved, _ = jax.jit(partial(rj.train_step, ema=0.999))(
+        state.replace(step=jnp.int32(10**6), params=jax.tree.map(lambda p: p + 1, state.params)),
+        make_batch(0, dtype=jnp.bfloat16),
+    )
+    before, after = (s.ema["params"]["head"]["bias"] for s in (state, moved))
+    np.testing.assert_allclose(after - before, 0.001, rtol=5e-3)
+    assert {a.dtype for a in jax.tree.leaves((moved.ema, moved.batch_stats))} == {np.dtype("f4")}
+
+
+def test_a_gradient_in_parts_is_summed_in_float32():
+    """In bfloat16 parts that are hundreds of times smaller than the sum are lost."""
+
+    def loss(logits, labels):
+        return jnp.where(labels == 0, 256.0, 1.0) * logits[:, 0].astype(jnp.float32)
+
+    state = make_state(optax.sgd(1.0), dtype=jnp.bfloat16)
+    images, labels = jnp.ones((4, 12, 12, 1), jnp.bfloat16), jnp.asarray([0, 1, 1, 1], jnp.int32)
+    step = jax.jit(partial(rj.train_step, loss=loss, accumulate=4))
+    moved, _ = step(state, rj.Batch(images, labels))
+    found = state.params["head"]["bias"] - moved.params["head"]["bias"]
+    np.testing.assert_allclose(found, [64.75, 0, 0], rtol=1e-2)
+
+
+def test_more_classes_than_cells_are_counted_are_refused():
+    with pytest.raises(rj.ResNetJaxError, match="46341 classes have no confusion matrix"):
+        jax.eval_shape(count, jnp.zeros((1, 46_341)), jnp.zeros(1, jnp.int32))
+
+
+@pytest.mark.parametrize("pool", ["imagenet", "small"])
+def test_arrays_may_have_their_sharding_in_their_type(pool):
+    """With explicit axes gradients had another type than their arrays; so in `jax.shard_map`."""
+    state, batch = make_state(stem=pool, lowering="auto"), make_batch(0)
+    expected, _ = jax.jit(rj.train_step)(state, batch)
+    counts = jax.jit(rj.eval_step)(state, batch)
+    mesh = jax.make_mesh((1,), ("data",))
+    with jax.set_mesh(mesh):
+        everywhere, by_row = (jax.NamedSharding(mesh, jax.P(*axis)) for axis in ((), ("data",)))
+        whole, rows = jax.device_put(state, everywhere), jax.device_put(batch, by_row)
+        found, _ = jax.jit(rj.train_step)(whole, rows)
+        chex.assert_trees_all_equal(jax.jit(rj.eval_step)(whole, rows).confusion, counts.confusion)
+    chex.assert_trees_all_close(found.params, expected.params, atol=1e-5)
+
+    def by_part(state, batch):
+        moved, _ = rj.train_step(state, batch)
+        return jax.lax.pmean(moved.params, "data")
+
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    parts = jax.shard_map(by_part, mesh=mesh, in_specs=(jax.P(), jax.P("data")), out_specs=jax.P())
+    chex.assert_trees_all_close(jax.jit(parts)(state, batch), expected.params, atol=1e-5)
 
 
 def test_labels_of_any_integer_type_are_counted_right():
