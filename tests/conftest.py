@@ -33,6 +33,10 @@ _cache = os.environ["RESNET_JAX_TESTS_DIR"]
 os.environ["RESNET_JAX_CACHE_DIR"] = _cache
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(_cache, "compiled")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+# Another process may be writing an entry, or was killed while it did.
+os.environ["PYTHONWARNINGS"] = ",".join(
+    f"ignore:Error {verb} persistent compilation cache entry" for verb in ("reading", "writing")
+)
 
 # Processes that tests start may import `worker`, with its network of one unit.
 _path = [os.path.join(os.path.dirname(__file__), "reliability"), os.environ.get("PYTHONPATH", "")]
@@ -44,6 +48,8 @@ if "TFDS_DATA_DIR" not in os.environ:
     _empty = pathlib.Path(_cache, "tfds")
     _empty.mkdir(exist_ok=True)
     os.environ["TFDS_DATA_DIR"] = str(_beside if _beside.is_dir() else _empty)
+
+gc.disable()  # until everything is imported; see `pytest_collection_finish`
 
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
@@ -57,6 +63,8 @@ import worker  # noqa: E402
 import resnet_jax as rj  # noqa: E402
 from resnet_jax.cli import main  # noqa: E402
 from resnet_jax.models import VARIANTS  # noqa: E402
+
+worker.read_digits_once()
 
 # A run that trains in a second or two: four channels wide, 120 digits, six steps an epoch.
 TINY = rj.TrainConfig(
@@ -85,6 +93,7 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -178,7 +187,7 @@ def python():
         changed = (os.environ | environment).items()  # None takes a variable away
         env = {name: value for name, value in changed if value is not None}
         done = subprocess.run(
-            command, capture_output=True, text=True, cwd=cwd, env=env, timeout=300
+            command, capture_output=True, text=True, cwd=cwd, env=env, timeout=1200
         )
         assert done.returncode == code, done.stderr
         return done

@@ -109,7 +109,7 @@ def test_from_the_command_to_the_library_are_two_calls(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_seeds_repeat_and_are_summed_up(tmp_path, command, tiny_options, monkeypatch):
+def test_seeds_repeat_and_are_summed_up(one_unit, tmp_path, command, tiny_options, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
     code, out, _ = command(
@@ -132,7 +132,7 @@ def test_seeds_repeat_and_are_summed_up(tmp_path, command, tiny_options, monkeyp
 
 @pytest.mark.slow
 def test_a_grid_takes_the_run_that_is_there_trains_the_rest_and_compares(
-    tmp_path, command, tiny_options, monkeypatch
+    one_unit, tmp_path, command, tiny_options, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")

@@ -108,7 +108,7 @@ def _build(name: str, root: Path, replaces: Path | None, arrays: mnist.Arrays | 
             built.rename(target)
         except OSError:
             if find_prepared(name, root) is None:  # else another process was faster
-                raise
+                built.rename(target)  # it was, and a third has just moved that away
     return target
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import gzip
 import hashlib
 import importlib.util
+import os
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,9 @@ def published(data):
         ("fashion_mnist", "c7e95d9969b5251e203e6447a32be7d7c844d04330c05bfa49ba21dee9afce2a"),
     ],
 )
-def test_every_byte_is_that_of_the_published_files(full_tfds, name, fingerprint):
+def test_every_byte_is_that_of_the_published_files(full_tfds, name, fingerprint, monkeypatch):
+    # Decoded once for all tests.
+    monkeypatch.setenv("RESNET_JAX_CACHE_DIR", os.environ["RESNET_JAX_TESTS_DIR"])
     data = load_dataset(name, full_tfds)
     # A fixed five thousand are held out.
     assert (len(data.train), len(data.validation), len(data.test)) == (55_000, 5_000, 10_000)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import scipy.ndimage
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import resnet_jax as rj
@@ -114,6 +114,7 @@ def test_no_ink():
 points = st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 1000)), min_size=1, max_size=8)
 
 
+@settings(deadline=None)
 @given(st.lists(points, min_size=1, max_size=3), st.sampled_from([0.5, 4]), st.integers(-50, 50))
 def test_size_and_place_do_not_matter(lines, scale, shift):
     given_strokes = strokes(*lines)

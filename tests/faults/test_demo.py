@@ -132,11 +132,14 @@ def test_three_hundred_slow_clients_keep_nobody_out(start, demo):
     with contextlib.ExitStack() as stack:
         for _ in range(300):
             stack.enter_context(demo.connect(start))
-        assert demo.get("/api/run", timeout=5)[0] == 200
+        assert demo.get("/api/run", timeout=15)[0] == 200
 
 
-def test_it_ends_in_time_with_clients_connected_says_nothing_and_leaves_nothing(demo):
-    """By SIGINT; after the other tests, whose process it ends."""
+def test_it_ends_in_time_with_clients_connected_says_nothing_and_leaves_nothing(
+    demo, finished_run, tmp_path
+):
+    """By SIGINT."""
+    demo = Demo(finished_run, tmp_path)  # the other tests may not be over, in any order
     demo.get("/api/predict", "POST", b"no image")
     for start in (b"no HTTP\r\n\r\n", HALF_A_BODY):
         demo.connect(start).close()
@@ -146,7 +149,10 @@ def test_it_ends_in_time_with_clients_connected_says_nothing_and_leaves_nothing(
     head = (
         f"POST /api/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {picture.tell()}\r\n\r\n"
     )
-    pictures = [head.encode() + picture.getvalue()] * 20  # half a second of work each
+    pictures = [head.encode() + picture.getvalue()] * 20
+    start = time.monotonic()
+    demo.get("/api/predict", "POST", picture.getvalue(), timeout=120)
+    of_one = time.monotonic() - start
     with contextlib.ExitStack() as stack:
         for start in (b"", HALF_A_HEAD, HALF_A_BODY, beat, *pictures):
             stack.enter_context(demo.connect(start))
@@ -154,6 +160,6 @@ def test_it_ends_in_time_with_clients_connected_says_nothing_and_leaves_nothing(
         demo.process.send_signal(signal.SIGINT)
         start = time.monotonic()
         out, err = demo.process.communicate(timeout=60)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < max(5, 8 * of_one)  # twenty would take more
     assert (demo.process.returncode, out, err) == (0, "", "")
     assert not list(demo.temporary.iterdir())

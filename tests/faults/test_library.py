@@ -117,8 +117,8 @@ INTERRUPTED = """
 pressed, own = [], []
 def press(times):
     for _ in range(times):
-        os.kill(os.getpid(), signal.SIGINT)
         pressed.append(1)
+        os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.02)
 class Unit(rj.BasicUnit):
     def __call__(self, x, *, train):

@@ -67,20 +67,16 @@ def aliases_that_multiply(config):
     config.write_text("\n".join(lines) + "\n" + named)
 
 
-def two_gigabytes_of_nothing(config):
-    os.truncate(config, 2 * 10**9)  # takes no room on the disk
+def a_terabyte_of_nothing(config):
+    os.truncate(config, 10**12)  # takes no room on the disk, and no memory holds it
 
 
-@pytest.mark.parametrize(
-    ("make", "seconds"), [(aliases_that_multiply, 10), (two_gigabytes_of_nothing, 1)]
-)
-def test_a_configuration_that_would_fill_the_memory_is_refused_at_once(
-    make, seconds, own_run, refusal
-):
+@pytest.mark.parametrize("make", [aliases_that_multiply, a_terabyte_of_nothing])
+def test_a_configuration_that_would_fill_the_memory_is_refused_at_once(make, own_run, refusal):
     make(own_run / "config.yaml")
     began = time.monotonic()
     line = refusal("evaluate", own_run)
-    assert time.monotonic() - began < seconds
+    assert time.monotonic() - began < 10
     assert "config.yaml is damaged" in line
     assert len(line) < 500
 

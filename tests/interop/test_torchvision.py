@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import chex
@@ -70,6 +70,11 @@ def weights_of(name):
     return random_weights(shapes, (*NAMES, *RELATIVES).index(name))
 
 
+@lru_cache(maxsize=1)
+def variables_of(name):
+    return from_torchvision(weights_of(name))
+
+
 def tiny(seed=0, channels=3, **options):
     """A ResNet-18 of width 4 and random weights for it."""
     model = make("resnet18", **{"width": 4, "num_classes": 5, **options})
@@ -92,11 +97,10 @@ def cases():
 
 @pytest.mark.parametrize(("name", "size", "dtype"), list(cases()))
 def test_logits_are_torchvisions(name, size, dtype):
-    weights = weights_of(name)
     expected = EXPECTED[f"{name} {size[0]}x{size[1]}"]
     with jax.enable_x64(dtype == np.float64):
         model = make(name, dtype=dtype, param_dtype=dtype)
-        variables, images = jax.tree.map(dtype, (from_torchvision(weights), random_images(size)))
+        variables, images = jax.tree.map(dtype, (variables_of(name), random_images(size)))
         got = apply(model, variables, images)
     relative = np.abs(got - expected).max() / np.abs(expected).max()
     assert relative < (1e-5 if dtype == np.float32 else 1e-10)

@@ -53,7 +53,7 @@ def start(run_dir: Path, *options: str, **harm: Any) -> Any:
     return forked(worker.command, ["train", *worker.OPTIONS, *options], run_dir, **harm)
 
 
-def ended(process: Any, seconds: float = 60) -> int:
+def ended(process: Any, seconds: float = 300) -> int:
     """The exit code of a process that must end by itself within that time."""
     process.join(seconds)
     if process.exitcode is None:
@@ -68,7 +68,7 @@ def errors_of(run_dir: Path, name: str = "") -> str:
     return (run_dir.parent / f"{name}errors.txt").read_text()
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "nothing happened"

@@ -50,7 +50,7 @@ def test_saved_on_eight_devices_it_goes_on_with_one_and_with_four(tmp_path):
     found, first, last = [], [], []
     for devices in (8, 1, 4):
         copy = Path(shutil.copytree(run_dir, tmp_path / f"copy{devices}"))
-        assert ended(forked(looks_and_goes_on, copy, devices), 120) == 0
+        assert ended(forked(looks_and_goes_on, copy, devices), 600) == 0
         found.append(json.loads((tmp_path / f"on{devices}.json").read_text()))
         metrics = rj.Run.open(copy).metrics()
         first.append(metrics.query("kind == 'train' and step == 11")["loss"].item())

@@ -40,6 +40,22 @@ def shrink(stage_sizes: tuple[int, ...] = (1,)) -> None:
     VARIANTS["resnet18"] = functools.partial(rj.ResNet, stage_sizes=stage_sizes, unit=rj.BasicUnit)
 
 
+def read_digits_once() -> None:
+    """Have this process parse `mnist_5k`, a text of four million numbers, once."""
+    from resnet_jax.data import load, mnist
+
+    parse = mnist.mnist_5k
+
+    @functools.cache
+    def parsed(path: Path) -> Any:
+        arrays = parse()
+        for array in arrays:
+            array.flags.writeable = False
+        return arrays
+
+    load.mnist_5k = lambda: parsed(mnist.mnist_5k_file())
+
+
 class Moment(NamedTuple):
     """The ``count``-th time that one of ``events`` is about to happen to a path like ``path``.
 
@@ -54,8 +70,9 @@ class Moment(NamedTuple):
     after: float = 0  # seconds
 
 
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+def strike(number: int = signal.SIGKILL) -> None:
+    """Send this process a signal."""
+    os.kill(os.getpid(), number)
 
 
 def at(moment: Moment, run_dir: Path, act: Callable[[], None]) -> None:
@@ -119,7 +136,7 @@ def command(
     kept: Path | None = None,
     devices: int | None = None,
     name: str = "",
-    act: Callable[[], None] = die,
+    act: Callable[[], None] = strike,
 ) -> None:
     """Be the command in a process of its own, and exit as it does, or ``act`` at a moment.
 

@@ -78,7 +78,7 @@ def test_a_killed_process_ends_the_other(tmp_path):
     while not other.stdout.readline().startswith("{"):  # behind Gloo's own words
         assert other.poll() is None
     victim.kill()
-    assert ends(other, 30)[0] == -signal.SIGABRT
+    assert ends(other, 120)[0] == -signal.SIGABRT
     ends(victim)
 
 

@@ -1,9 +1,9 @@
 """Whole runs of a tiny network: what they leave, and that they resume to the same bits."""
 
 import dataclasses
-import os
 import random
 import signal
+from functools import partial
 from unittest import mock
 
 import chex
@@ -15,7 +15,7 @@ import pytest
 import yaml
 from faults import Undisturbed, assert_same_run, ended, logged_steps, no_orphans, start, wait_until
 from test_cli import SAME
-from worker import Moment
+from worker import Moment, strike
 
 import resnet_jax as rj
 from resnet_jax.config import replaced
@@ -89,14 +89,14 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(
 ):
     run_dir = tmp_path / "run"
     before_10 = Moment("os.rename", r"\n.*/checkpoints/10$")  # lines of metrics are later than 5
-    process = start(run_dir, *tiny_options, *SAME, moment=before_10)
-    wait_until(lambda: bool(logged_steps(run_dir)))
-    os.kill(process.pid, signal.SIGSTOP)
+    stop = partial(strike, signal.SIGSTOP)  # it stands still, with its lock
+    process = start(run_dir, *tiny_options, *SAME, moment=before_10, act=stop)
+    wait_until(lambda: 10 in logged_steps(run_dir))
     try:
         with pytest.raises(ResNetJaxError, match=f"being written by process {process.pid}"):
             rj.train(tiny_config, run_dir, quiet=True)
     finally:
-        os.kill(process.pid, signal.SIGCONT)
+        process.kill()
     assert ended(process) == -signal.SIGKILL
     assert logged_steps(run_dir)[-1] > 5
     heard = mock.Mock(spec=rj.Callback)

