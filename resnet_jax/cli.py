@@ -23,6 +23,7 @@ from resnet_jax.config import DataConfig, ModelConfig, Shortcut, StemKind, Train
 from resnet_jax.errors import ResNetJaxError, message_and_code, out_of_memory, printable
 from resnet_jax.memory import COMPUTE, check_limits
 from resnet_jax.signals import Stop
+from resnet_jax.storage import expanded
 
 RunDir = Annotated[Positional[Path], tyro.conf.arg(help="the run's folder.")]
 # The hint replaces tyro's "(default: )"; an empty tuple is refused by the function it goes to.
@@ -155,14 +156,16 @@ def predict(
     rows = classify_files(
         rj.Run.open(run), paths, checkpoint, fail, topk=topk, invert=invert, explain_in=explain
     )
-    if json:
-        print(dumps(rows, indent=1))
-    elif csv:
-        display.print_predictions_csv(rows)
+    if csv:
+        count = display.print_predictions_csv(rows)
     else:
-        display.print_predictions(rows)
+        count = len(found := list(rows))
+        if json:
+            print(dumps(found, indent=1))
+        else:
+            display.print_predictions(found)
     if failures:
-        display.print_error(f"{len(failures)} of {len(failures) + len(rows)} files left out")
+        display.print_error(f"{len(failures)} of {len(failures) + count} files left out")
     return 1 if failures else 0
 
 
@@ -322,7 +325,7 @@ def verify(
     from resnet_jax.data.tfds import verify_prepared
 
     settings = TrainConfig(data=DataConfig(background=background)).data  # or refuse it
-    place = Path(what)
+    place = expanded(what)
     if (place / "config.yaml").exists():
         found = rj.Run.open(place).verify()
     elif place.exists() and what not in DATASETS:

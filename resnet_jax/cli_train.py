@@ -124,15 +124,18 @@ def train(
         try:
             with failing_together(folder):
                 if from_idx is not None and not runs:
-                    for data in dict.fromkeys((s.data.name, s.data.dir) for s, _ in planned):
-                        main_process_first(partial(prepare, *data, from_idx))
+                    # The files are one dataset's; a grid may name others, which are prepared.
+                    name, every = settings.data.name, (s.data for s, _ in planned)
+                    for root in dict.fromkeys(data.dir for data in every if data.name == name):
+                        main_process_first(partial(prepare, name, root, from_idx))
                 run = library.train(settings, folder, should_stop=stop, callbacks=[stop])
         except DivergedError as error:  # the other runs may converge
             if len(planned) == 1 or processes.distributed:
                 raise
             display.print_error(error)
             continue
-        if not stop.training:
+        trained, stop.training = stop.training, False  # a report is interrupted at once
+        if not trained:
             _print_result(run)
         if report and not processes.distributed:
             _report_if_new(run)

@@ -24,8 +24,9 @@ from resnet_jax.settings import (
 Variant = Literal[
     "resnet18", "resnet26", "resnet34", "resnet50", "resnet101", "resnet152",
     "resnet18d", "resnet26d", "resnet34d", "resnet50d", "resnet101d", "resnet152d",
-    "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet1202", "resnext50_32x4d",
-    "wide_resnet50_2", "wide_resnet16_4", "wide_resnet28_10",
+    "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet1202",
+    "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d",
+    "wide_resnet50_2", "wide_resnet101_2", "wide_resnet16_4", "wide_resnet28_10",
     "preact_resnet18", "preact_resnet34", "preact_resnet110", "preact_resnet164",
 ]  # fmt: skip
 Lowering = Literal["auto", "reference", "avx2", "avx512"]

@@ -53,9 +53,11 @@ class PipeSafeConsole(Console):
             self.on_broken_pipe()
 
 
-# A pipe or a file has no width; tables get what they need.
-_width = None if sys.stdout and sys.stdout.isatty() else 10_000
-console = PipeSafeConsole(highlight=False, emoji=False, width=_width)
+# A pipe or a file has no width, so that tables get what they need, and is no terminal, whatever
+# FORCE_COLOR says.
+_pipe: dict[str, Any] = {"width": 10_000, "force_terminal": False}
+_of_stdout = {} if sys.stdout and sys.stdout.isatty() else _pipe
+console = PipeSafeConsole(highlight=False, emoji=False, **_of_stdout)
 
 
 def print_line(text: str) -> None:
@@ -128,14 +130,18 @@ def print_predictions(rows: list[dict[str, Any]]) -> None:
         _print_table(head, cells, left=2)
 
 
-def print_predictions_csv(rows: list[dict[str, Any]]) -> None:
+def print_predictions_csv(rows: Iterable[dict[str, Any]]) -> int:
+    """Print rows as they come; return how many came."""
     # A name is escaped for a terminal alone; bytes that are no UTF-8 in any case.
     shown = printable if sys.stdout.isatty() else _utf8
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["path", "label", "probability"])
+    count = 0
     for row in rows:
+        count += 1
         for label, probability in row["topk"]:
             writer.writerow([shown(row["path"]), shown(label), f"{probability:.6f}"])
+    return count
 
 
 def _utf8(text: str) -> str:
@@ -160,7 +166,7 @@ def print_comparison(table: "pd.DataFrame") -> None:
 def _result(name: str, row: dict[str, Any]) -> str:
     """A cell of the comparison; a mean with its spread where there are several runs."""
     value, spread = row[name], row.get(f"{name} sd")
-    if isinstance(value, float) and value != value:
+    if value is None or (isinstance(value, float) and value != value):
         return "-"
     style = {"accuracy": ".2%", "loss": ".4f", "seconds": ".0f"}.get(name.split()[-1])
     if style is None or not isinstance(value, float):
@@ -217,7 +223,7 @@ class Display(Callback):
             progress.TimeRemainingColumn(compact=True),
             progress.TextColumn("left"),
             console=console,
-            disable=not console.is_terminal,
+            disable=not console.is_interactive,  # a dumb terminal shows no bar
             transient=True,
         )
         self._task = self.bar.add_task("", total=None, metrics="opening the data")
@@ -248,7 +254,7 @@ class Display(Callback):
             )
             self.bar.update(self._task, metrics=metrics)
             silent = time.monotonic() - self._last_line_time > SECONDS_BETWEEN_LINES
-            if silent and not console.is_terminal:
+            if silent and not console.is_interactive:
                 self.log(f"{where}  {metrics}")
         elif row["kind"] == "validation":  # loss and accuracy, in 80 columns
             train = self._last_train

@@ -218,7 +218,11 @@ def run_name(
         parts.insert(1, Path(config.data.dir or "").resolve().name)
     full = re.sub(r"[^\w.-]+", "_", "-".join(parts))
     digest = hashlib.sha256(full.encode()).hexdigest()
-    return full if len(full) <= 100 else f"{full[:90]}-{digest[:8]}"
+    if (
+        len(full) <= 100 and len(full.encode()) <= 240
+    ):  # file systems allow 255 bytes, with the seed
+        return full
+    return f"{full[:90].encode()[:200].decode(errors='ignore')}-{digest[:8]}"
 
 
 def _part(option: str, value: Any) -> str:
@@ -256,9 +260,10 @@ def grid(config: TrainConfig, axes: Sequence[str]) -> list[TrainConfig]:
 
 def _parsed(text: str, kind: Any) -> Any:
     """Read a value as JSON where that gives the setting's type, if need be one for several."""
-    with suppress(ValueError, RecursionError):
-        value = json.loads(text)  # numbers, true, false, null
-        for found in (value, (value,)):
-            if has_type(found, kind):
-                return found
+    for read in (json.loads, float):  # numbers, true, false, null; .1 and 1., as options take them
+        with suppress(ValueError, RecursionError):
+            value = read(text)
+            for found in (value, (value,)):
+                if has_type(found, kind):
+                    return found
     return text

@@ -74,7 +74,7 @@ def train(
         should_stop: asked after every step; a short reason stops the run, None goes on.
         callbacks: follow the run, see `Callback`.
         model: a Linen module of one's own, called with ``(images, *, train)``, in the place of
-            ``config.model``; of logits, without random numbers, with or without ``batch_stats``.
+            ``config.model``; of logits, with or without ``batch_stats`` and draws in training.
         optimizer: an optax transformation, in the place of ``config.optim``.
         loss: of ``(logits, targets)``, for training, not label-smoothed: of each example, or the
             mean. Targets are classes, int32[N], or with mixup and cutmix soft labels, float[N, K].

@@ -34,9 +34,10 @@ os.environ["RESNET_JAX_CACHE_DIR"] = _cache
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(_cache, "compiled")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 # Another process may be writing an entry, or was killed while it did.
-os.environ["PYTHONWARNINGS"] = ",".join(
+_warned = [
     f"ignore:Error {verb} persistent compilation cache entry" for verb in ("reading", "writing")
-)
+]
+os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), *_warned]))
 
 # Processes that tests start may import `worker`, with its network of one unit.
 _path = [os.path.join(os.path.dirname(__file__), "reliability"), os.environ.get("PYTHONPATH", "")]

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 import resnet_jax as rj
-from resnet_jax import __main__, cli
+from resnet_jax import __main__, cli, cli_train
 from resnet_jax.cli import main
 from resnet_jax.memory import tuned
 
@@ -304,3 +305,18 @@ def test_the_command_restarts_with_settings_of_malloc_unless_the_user_has_some(t
     users = "glibc.malloc.check=0"
     assert starts(*refused, code=1, user=users) == (users,)
     assert starts("data", "list") == starts("evaluate", "--help") == ("None",)
+
+
+def test_a_signal_while_the_report_is_made_ends_the_command(
+    finished_run, one_unit, tiny_options, tmp_path, command, monkeypatch
+):
+    """It was acknowledged, nothing stopped, and the code was 0."""
+
+    def report(*_):
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(0.01)
+
+    monkeypatch.setattr(cli_train, "make_report", report)
+    words = [word for word in tiny_options if word != "--no-report"]
+    code, _, errors = command("train", *words, "--epochs", 0.2, "--run-dir", tmp_path / "run")
+    assert (code, "stopped by a signal" in errors) == (75, True)

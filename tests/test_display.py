@@ -118,3 +118,21 @@ def test_a_comparison_of_any_number_of_settings_fits_80_columns(count, monkeypat
     for label, value in (("data.subset", "120 50 30"), ("test accuracy", "90.00% ± 2.83%")):
         found = [line for line in lines if line.strip().startswith(label)]
         assert sum(line.count(value) for line in found) == count
+
+
+def test_a_pipe_is_no_terminal_whatever_is_set(python):
+    """Ten redraws a second went to the log files of systems that set it."""
+    program = "from resnet_jax import display; print(display.console.is_terminal)"
+    assert python("-c", program, FORCE_COLOR="1").stdout == "False\n"
+
+
+def test_a_dumb_terminal_gets_lines(monkeypatch):
+    """It shows no bar, and there was nothing between evaluations."""
+    monkeypatch.setattr(display, "SECONDS_BETWEEN_LINES", 0.0)
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=80, _environ={"TERM": "dumb"})
+    with mock.patch.object(display, "console", console), (shown := Display()).bar:
+        shown.on_start(0, 8)
+        shown.on_metrics(TRAIN)
+    assert "accuracy" in file.getvalue()
+    assert "\x1b" not in file.getvalue()

@@ -262,3 +262,19 @@ def test_a_grid_is_every_combination_in_order():
 def test_a_bad_axis_is_refused(axis, reason):
     with pytest.raises(ResNetJaxError, match=reason):
         grid(TrainConfig(), [axis])
+
+
+def test_a_grid_takes_numbers_as_options_do():
+    found = grid(TrainConfig(), ["optim.learning-rate=.01,1.", "data.mean=.5"])
+    values = [(config.optim.learning_rate, config.data.mean) for config in found]
+    assert values == [(0.01, (0.5,)), (1.0, (0.5,))]
+
+
+def test_a_name_is_as_short_in_bytes_as_a_file_system_asks():
+    names = set()
+    for last in "写冩":
+        changed = replaced(PRESETS["folder"], {"data.dir": f"/x/{'写' * 84}{last}"})
+        name = run_name("folder", PRESETS["folder"], changed)
+        assert len(name.encode()) <= 240
+        names.add(name)
+    assert len(names) == 2

@@ -187,8 +187,8 @@ def _draw_affine(
 ) -> tuple[jax.Array, jax.Array]:
     """Draw ``count`` maps from output points to input points: float32[N, 2, 2], float32[N, 2]."""
     # All numbers are drawn, whatever the settings: one setting changed leaves the others' draws.
-    # From the key that the others' are folded from: of two uses one should have been folded, too,
-    # but runs of 0.1.0 keep their images.
+    # With the very key that the others are folded from, where one of its own would be right: runs
+    # of 0.1.0 keep their images.
     draws = jax.random.uniform(key, (5, count), jnp.float32, -1.0, 1.0)
     angle = math.radians(rotation) * draws[0]
     factor = 1.0 + scale * draws[1]

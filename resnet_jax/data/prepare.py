@@ -101,14 +101,17 @@ def _build(name: str, root: Path, replaces: Path | None, arrays: mnist.Arrays | 
         target = root / built.relative_to(work)
         if replaces is None and find_prepared(name, root) is None:
             replaces = target  # what is left of a dataset whose description is gone
-        if replaces is not None and replaces.exists():
-            replaces.rename(Path(work, "replaced"))
+        if replaces is not None:
+            with contextlib.suppress(FileNotFoundError):  # it may be another process's by now
+                replaces.rename(Path(work, "replaced"))
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             built.rename(target)
         except OSError:
-            if find_prepared(name, root) is None:  # else another process was faster
-                built.rename(target)  # it was, and a third has just moved that away
+            # Another process was faster, or a third has just moved that one's away, or the disk
+            # fails, which is raised here.
+            if find_prepared(name, root) is None:
+                built.rename(target)
     return target
 
 

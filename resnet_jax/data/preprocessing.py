@@ -112,5 +112,6 @@ def pixel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]
     for shares in counts / counts.sum(1, keepdims=True):
         means.append(round(float(shares @ levels), 4))
         deviation = math.sqrt(shares @ (levels - shares @ levels) ** 2)
-        stds.append(max(round(deviation, 4), 1e-4))  # one colour has none to divide by
+        # One level has none to divide by, and 1 does not magnify what augmentation adds to it.
+        stds.append(round(deviation, 4) or 1.0)
     return tuple(means), tuple(stds)

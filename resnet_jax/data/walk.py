@@ -13,7 +13,7 @@ from PIL import Image
 
 from resnet_jax.data.image import FORMATS
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.storage import is_run
+from resnet_jax.storage import expanded, is_run
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ def find_images(path: Path) -> list[Path]:
     A path that is not there is a pattern where it has ``*``, ``?`` or ``[``: for shells that leave
     patterns alone, and for more files than a command line holds.
     """
+    path = path if os.path.lexists(path) else expanded(path)  # a name may begin with ~
     matches = [path]
     if not os.path.lexists(path) and glob.has_magic(str(path)):
         matches = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]

@@ -27,12 +27,13 @@ from resnet_jax.errors import ResNetJaxError
 from resnet_jax.inspection import overlay
 from resnet_jax.inspection.saliency import as_picture, forward_and_saliency
 from resnet_jax.run import Checkpoint, Run
+from resnet_jax.training.metrics import told_apart
 
 MAX_BYTES = 16 * 2**20
 # Of Pillow's formats what browsers and phones make; for some others it starts another program.
 LIMITS: Any = {"max_pixels": 40_000_000, "formats": ("PNG", "JPEG", "WEBP", "BMP")}
 NAMES = ("pad.html", "pad.css", "pad.js", "pictures.html")
-PAD, CSS, JS, PICTURES = ((files(__package__) / name).read_text() for name in NAMES)
+PAD, CSS, JS, PICTURES = ((files(__package__) / name).read_text("utf-8") for name in NAMES)
 NOT_FOUND = JSONResponse({"detail": "Not Found"}, 404)
 FORWARD = jax.jit(forward_and_saliency, static_argnums=0)
 
@@ -66,7 +67,7 @@ class Classifier:
             found, maps = FORWARD(self.run.model, self.variables, pixels)
             self.run.check_finite(found.logits, self.checkpoint)
             probabilities = jax.nn.softmax(found.logits)[0].tolist()
-        named = dict(zip(self.run.class_names, probabilities, strict=True))
+        named = dict(zip(told_apart(self.run.class_names), probabilities, strict=True))
         label = max(named, key=named.__getitem__)
         answer = {"label": label, "probability": named[label], "probabilities": named}
         if how:

@@ -3,6 +3,7 @@
 import itertools
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,11 @@ def classify_files(
     topk: int = 1,
     invert: bool = False,
     explain_in: Path | None = None,
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Classify files, and those in folders and of patterns, for `resnet-jax predict`.
 
-    ``on_error`` is told what is wrong with a file that is left out. ``explain_in`` is a folder.
+    Rows come a batch at a time; what is refused is refused before the first. ``on_error`` is told
+    what is wrong with a file that is left out. ``explain_in`` is a folder.
     """
     if not 1 <= topk <= len(run.class_names):
         raise ResNetJaxError(f"--topk must be 1 to {len(run.class_names)}, got {topk}")
@@ -58,25 +60,27 @@ def classify_files(
             except ResNetJaxError as error:
                 on_error(error)
 
-    rows = []
-    readable = read_all()
-    # In batches: the pixels of only one batch at a time are kept in memory.
-    while batch := list(itertools.islice(readable, run.config.batch_size)):
-        images = np.stack([read.image for _, read in batch])
-        answers = run.predict(images, checkpoint)
-        maps = explain(run, images, checkpoint=checkpoint) if explain_in else [None] * len(batch)
-        for (path, read), p, evidence in zip(batch, answers, maps, strict=True):
-            top = [(run.class_names[k], float(p[k])) for k in np.argsort(-p)[:topk]]
-            label, probability = top[0]
-            row = {"path": str(path), "label": label, "probability": probability, "topk": top}
-            try:
-                if evidence is not None:
-                    _write_explanation(path, spec, read.box, evidence, targets[path])
-            except ResNetJaxError as error:  # of a file that changed since
-                on_error(error)
-            else:
-                rows.append(row | ({"found": read.how} if read.how else {}))
-    return rows
+    def answer_all() -> Iterator[dict[str, Any]]:
+        readable = read_all()
+        # In batches: the pixels of only one batch at a time are kept in memory.
+        while batch := list(itertools.islice(readable, run.config.batch_size)):
+            images = np.stack([read.image for _, read in batch])
+            answers, maps = run.predict(images, checkpoint), [None] * len(batch)
+            if explain_in:
+                maps = list(explain(run, images, checkpoint=checkpoint))
+            for (path, read), p, evidence in zip(batch, answers, maps, strict=True):
+                top = [(run.class_names[k], float(p[k])) for k in np.argsort(-p)[:topk]]
+                label, probability = top[0]
+                row = {"path": str(path), "label": label, "probability": probability, "topk": top}
+                try:
+                    if evidence is not None:
+                        _write_explanation(path, spec, read.box, evidence, targets[path])
+                except ResNetJaxError as error:  # of a file that changed since
+                    on_error(error)
+                else:
+                    yield row | ({"found": read.how} if read.how else {})
+
+    return answer_all()
 
 
 def _explanation_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
@@ -84,12 +88,13 @@ def _explanation_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
     inputs = {os.path.realpath(file) for file in files}
     chosen: dict[Path, Path] = {}
     taken: set[str] = set()
+    numbers: Counter[str] = Counter()  # the last of each name
     for file in files:
-        name, number = file.stem, 1
+        name = file.stem
         # Of the same name in two folders; macOS's disks do not tell case or a letter's spelling.
         while (key := unicodedata.normalize("NFC", name).casefold()) in taken:
-            number += 1
-            name = f"{file.stem}-{number}"
+            numbers[file.stem] += 1
+            name = f"{file.stem}-{numbers[file.stem] + 1}"
         taken.add(key)
         target = chosen[file] = folder / f"{name}.png"
         if os.path.realpath(target) in inputs or not _may_replace(target):

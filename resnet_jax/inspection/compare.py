@@ -87,7 +87,10 @@ def compare_runs(runs: Sequence[Run], checkpoint: Checkpoint = "best") -> pd.Dat
                     row[f"{split} {column} sd"] = of_split[column].std(ddof=1)
             row["seconds"] = splits["seconds"].mean().max()
         rows.append(row)
-    return pd.DataFrame(rows, index=_names(groups))
+    table = pd.DataFrame(rows, index=_names(groups))
+    for name in groups[0][0]:  # as they are: beside None pandas makes 32.0 of 32
+        table[name] = pd.Series([row[name] for row in rows], table.index, dtype=object)
+    return table
 
 
 def final_tests(metrics: pd.DataFrame) -> pd.DataFrame:

@@ -31,6 +31,7 @@ BLUE, ORANGE = "#0072B2", "#D55E00"
 OKABE_ITO = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 PETROFF = color_sequences["petroff10"]
 MAX_NAMED_CLASSES = 30  # more names than this do not fit
+MAX_DRAWN_CLASSES = 2000  # of more the confusion has no pixel for a cell, and takes gigabytes
 
 
 def curves(metrics: pd.DataFrame) -> Figure:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from resnet_jax.data.dataset import padded_order, read_batches
+from resnet_jax.data.dataset import check_labels, padded_order, read_batches
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.inspection.saliency import BATCH, Forward, forward_and_saliency, map_names
 from resnet_jax.models import ResNet
@@ -23,6 +23,7 @@ MAX_IMAGES = 10_000  # whose maps and features are kept in memory
 MAX_BYTES = 2**29  # of the images themselves
 # With fewer batches than this, optimising the program takes longer than it saves.
 BATCHES_WORTH_OPTIMISING = 50
+FEWEST_NEIGHBOURS = 20  # examples of fewer have no neighbours to speak of
 
 
 def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> np.ndarray:
@@ -113,7 +114,7 @@ def embedding(features: ArrayLike, *, seed: int = 0) -> np.ndarray:
     # Threads that wait for each other a thousand times a second stall where the cores are shared.
     with threadpool_limits(1):
         reduced = PCA(components, random_state=seed).fit_transform(features)
-        if len(features) < 20:
+        if len(features) < FEWEST_NEIGHBOURS:
             return np.asarray(reduced[:, :2])
         perplexity = min(30, len(features) / 4)
         tsne = TSNE(init="pca", perplexity=perplexity, max_iter=500, random_state=seed)
@@ -203,6 +204,7 @@ def examine(
     with run.jax_settings():
         variables = run.variables(checkpoint)
         for images, labels in read_batches(examples, order, run.config.data.workers):
+            check_labels(labels, len(run.class_names))
             inside, saliency = predict(variables, images)
             if not maps and inside.maps:
                 first = [np.asarray(x[0], np.float32) for x in inside.maps]

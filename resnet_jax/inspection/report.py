@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from resnet_jax.errors import printable
 from resnet_jax.inspection import plots
-from resnet_jax.inspection.predictions import Predictions, embedding, examine
+from resnet_jax.inspection.predictions import FEWEST_NEIGHBOURS, Predictions, embedding, examine
 from resnet_jax.interop.torchvision import first_convolution
 from resnet_jax.run import Checkpoint, Run
 from resnet_jax.settings import settings
@@ -25,7 +25,7 @@ EMBEDDED = 500
 FIGURE = """<section><h2>{title}</h2>
 <p>{note}</p>
 <img src="data:image/png;base64,{png}" alt="{title}, as the text above says"></section>"""
-PAGE = Template(files(__package__).joinpath("report.html").read_text())
+PAGE = Template(files(__package__).joinpath("report.html").read_text("utf-8"))
 
 
 def write_report(
@@ -91,12 +91,13 @@ def _figures(
     shown = plots.shown_names(names)
     hidden = [f"#{k} {name}" for k, name in enumerate(names) if shown[k] == f"#{k}"]
     legend = f" {', '.join(hidden[: plots.MAX_NAMED_CLASSES])}" if hidden else ""
-    yield (
-        "confusion",
-        "Confusion",
-        "Counts of examples; colour is the share of the label's examples." + legend,
-        plots.confusion(predictions.evaluation.confusion, names),
-    )
+    if len(names) <= plots.MAX_DRAWN_CLASSES:
+        yield (
+            "confusion",
+            "Confusion",
+            "Counts of examples; colour is the share of the label's examples." + legend,
+            plots.confusion(predictions.evaluation.confusion, names),
+        )
     yield (
         "reliability",
         "Confidence",
@@ -120,11 +121,14 @@ def _figures(
             plots.feature_maps(predictions.maps, predictions.images[0]),
         )
     points = embedding(predictions.features[:EMBEDDED])
+    how = "by t-SNE. Neighbours are alike; distances between groups mean nothing."
+    if len(points) < FEWEST_NEIGHBOURS:
+        how = "by principal components."
+    what = "head's input" if predictions.maps else "logits"
     yield (
         "embedding",
         "Last features",
-        f"The head's input for the first {len(points)} images, in the plane by t-SNE. Neighbours "
-        "are alike; distances between groups mean nothing." + legend,
+        f"The {what} for the first {len(points)} images, in the plane {how}{legend}",
         plots.embedding(points, predictions),
     )
     if predictions.maps:

@@ -164,4 +164,6 @@ class StateDict:
             name = f"wide_{name}_{network.widening}"
         if any(".se." in entry for entry in self.entries):
             name = f"se{name}"
-        return f"{name}d" if self.get("stem/conv1") is not None else name
+        if self.get("stem/conv1") is None:
+            return name
+        return name + ("d" if network.shortcut == "average" else "c")  # timm's letters

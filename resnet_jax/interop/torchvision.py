@@ -7,6 +7,7 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -76,16 +77,15 @@ def from_torchvision(
     if model is None or num_classes is not None:
         known = known.clone(num_classes=classes or num_classes or 1)
     expected = shapes_of(known, (32, 32, weights.stem_kernel.shape[1]))
-    features = expected["params", "head", "kernel"][0]
     if classes is None and num_classes is not None:
         expected = {path: shape for path, shape in expected.items() if path[1] != "head"}
+        weights = _without_head(weights)
     variables = _read(weights, expected, known, guessed=model is None)
     if in_channels is not None:
         variables = with_input_channels(variables, in_channels)
     if num_classes == 0:
         variables["params"].pop("head", None)
     elif num_classes not in (None, classes):
-        variables["params"].setdefault("head", {"kernel": np.zeros((features, 0))})
         variables = with_fresh_head(variables, num_classes, key)
     return variables
 
@@ -121,7 +121,7 @@ def with_fresh_head(
     """
     _check_classes(num_classes)
     params = variables["params"]
-    features, dtype = params["head"]["kernel"].shape[0], params["stem"]["conv"]["kernel"].dtype
+    features, dtype = _features(params), params["stem"]["conv"]["kernel"].dtype
     # A stem and a head alone: Flax draws by the layer's name, whatever lies between them.
     drawn = jax.dtypes.canonicalize_dtype(dtype)
     model = ResNet((), BasicUnit, num_classes, features, stem="small", param_dtype=drawn)
@@ -129,6 +129,13 @@ def with_fresh_head(
     fresh = jax.jit(lambda key: model.init(key, jnp.zeros((1, 1, 1, 1)), train=False))(key)
     head = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), fresh["params"]["head"])
     return {**variables, "params": {**params, "head": head}}
+
+
+def _features(params: Mapping[str, Any]) -> int:
+    """Return the number of the head's inputs, which the last convolution of the last unit makes."""
+    stages = {tuple(map(int, m.groups()[:2])): n for n in params if (m := _UNIT.match(f"{n}/-"))}
+    layers = params[stages[max(stages)]]
+    return int(layers[max(n for n in layers if re.fullmatch(r"conv\d", n))]["kernel"].shape[-1])
 
 
 def with_input_channels(variables: Mapping[str, Any], channels: int) -> dict[str, Any]:
@@ -234,6 +241,15 @@ def _to_ours(value: np.ndarray, path: Path) -> np.ndarray:
     return np.ascontiguousarray(value if wide else value.astype(np.float32))
 
 
+def _without_head(weights: StateDict) -> StateDict:
+    """Return weights without what stands in a head's place and is no single dense layer."""
+    head = f"{weights.names['head']}."
+    entries = {name: v for name, v in weights.entries.items() if not name.startswith(head)}
+    if others := sorted(weights.entries.keys() - entries.keys())[:_LISTED]:
+        log.warning("the weights' head is no dense layer and left out: %s", ", ".join(others))
+    return replace(weights, entries=entries)
+
+
 def _read(
     weights: StateDict, expected: dict[Path, tuple[int, ...]], model: ResNet, guessed: bool
 ) -> dict[str, Any]:
@@ -257,9 +273,9 @@ def _read(
             complaints["with NaN, infinity or a negative variance"].append(name)
         else:
             flat[path] = _to_ours(value, path)
-    # A plain network's file may carry shortcuts, which it does not use.
-    layers = ("shortcut_conv", "shortcut_norm", "average_norm")
-    unused = [] if model.residual else [names[layer] for layer in layers]
+    # The book's plain network carries shortcuts that it does not use; others' are residual ones.
+    layers = ("shortcut_conv", "shortcut_norm") if names is BOOK and not model.residual else ()
+    unused = [names[layer] for layer in layers]
     for name in rest:
         if not is_counter(name) and not any(f".{layer}." in name for layer in unused):
             complaints["unknown"].append(name)
@@ -297,9 +313,14 @@ def _refusal(
     )
     head = f"{weights.names['head']}."
     wrong = [name for found in complaints.values() for name in found]
-    if wrong == complaints["missing"] and all(name.startswith(head) for name in wrong):
+    if all(name.startswith(head) for name in wrong):
         text += "; give num_classes for a fresh head"
     elif guessed and model.stage_sizes != sizes and likely not in VARIANTS:
+        network, usual = weights.network, ResNet((), model.unit)
+        names = ("width", "stem", "shortcut", "widening", "groups")
+        given = {n: getattr(network, n) for n in names if getattr(network, n) != getattr(usual, n)}
+        more = "".join(f"{name}={value!r}, " for name, value in given.items())
+        more += "residual=False, " * (not model.residual)
         unit = model.unit.__name__
-        text += f"; of any depth: give model=rj.ResNet({sizes}, rj.{unit}, num_classes=...)"
+        text += f"; of any depth: give model=rj.ResNet({sizes}, rj.{unit}, {more}num_classes=...)"
     return text

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.config import TrainConfig
@@ -126,10 +127,10 @@ def initial_variables(
         but = f", and holds {files}: give that file" if files else ": give a run's folder or a file"
         raise ResNetJaxError(f"--init-from {source} is not a run{but}")
     if source.is_dir():
-        variables, known = _of_run(source, config, model)
+        variables, known, pixels = _of_run(source, config, model)
         count: int | None = len(known or ())
     else:
-        variables, count, known = _of_file(source, config, model, len(class_names))
+        variables, count, known, pixels = _of_file(source, config, model, len(class_names))
     if config.init_head == "keep" and count != len(class_names):
         raise ResNetJaxError(
             f"{source} knows {count or 'no'} classes, {config.data.name} has {len(class_names)}: "
@@ -137,7 +138,10 @@ def initial_variables(
         )
     same = count == len(class_names) and known in (None, class_names)
     # In the run's own precision, so that a fresh head is drawn as in the run's network.
-    variables = jax.tree.map(lambda leaf: leaf.astype(model.param_dtype), variables)
+    own = model.param_dtype
+    types = {"params": own, "batch_stats": jnp.promote_types(own, jnp.float32)}  # `BatchNorm`'s
+    for part in variables:
+        variables[part] = jax.tree.map(lambda x, to=types[part]: x.astype(to), variables[part])
     stem = variables["params"]["stem"]
     given = stem[torchvision.first_convolution(stem)]["kernel"].shape[2]
     variables = torchvision.with_input_channels(variables, channels)
@@ -148,12 +152,16 @@ def initial_variables(
     if given != channels:
         first = "summed to grey" if channels == 1 else f"spread to {channels} channels"
     rest = "other layers and running statistics kept"
+    own = config.data.mean, config.data.std
+    if None not in (*pixels, *own) and pixels != own and len(pixels[0]) == channels:
+        mean, std = (" ".join(f"{value:g}" for value in values) for values in pixels)
+        rest += f"; they were trained with --data.mean {mean} --data.std {std}"
     return variables, f"starts from {source}: head {head}, stem {first}, {rest}"
 
 
 def _of_run(
     folder: Path, config: TrainConfig, model: ResNet
-) -> tuple[dict[str, Any], tuple[str, ...] | None]:
+) -> tuple[dict[str, Any], tuple[str, ...] | None, tuple[Any, Any]]:
     run = RunFolder(folder)
     record = run.read_record()
     theirs = record.config
@@ -173,7 +181,7 @@ def _of_run(
             f"{folder} was trained with parameters of other names or shapes than those of "
             f"{config.model.title}: give a run of the same network"
         )
-    return variables, record.class_names
+    return variables, record.class_names, (theirs.data.mean, theirs.data.std)
 
 
 def _different(source: Path, settings: list[str]) -> ResNetJaxError:
@@ -182,20 +190,24 @@ def _different(source: Path, settings: list[str]) -> ResNetJaxError:
 
 def _of_file(
     path: Path, config: TrainConfig, model: ResNet, num_classes: int
-) -> tuple[dict[str, Any], int | None, tuple[str, ...] | None]:
-    weights = load_weights(path)
+) -> tuple[dict[str, Any], int | None, tuple[str, ...] | None, tuple[Any, Any]]:
+    """Return the variables, their classes by number and by name, and mean and deviation."""
+    weights, metadata = load_weights(path), load_metadata(path)
+    names: tuple[str, ...] | None = None
+    pixels: tuple[Any, Any] = None, None
+    with suppress(LookupError, ValueError, TypeError):  # none, or someone else's of the same name
+        # All else is told by names and shapes, and this not without an error that says less.
+        if json.loads(metadata["model"])["residual"] is (not model.residual):
+            raise _different(path, [f"--model.residual {not model.residual}, not {model.residual}"])
+        names = tuple(map(str, json.loads(metadata["class_names"])))
+        own = json.loads(metadata["preprocessing"])
+        pixels = tuple(own["mean"]), tuple(own["std"])
     try:
         count = StateDict.of(weights).num_classes
         variables = torchvision.from_torchvision(weights, model, num_classes=count or num_classes)
     except ResNetJaxError as error:
         raise ResNetJaxError(f"{path}: {error}") from error
-    names, metadata = None, load_metadata(path)
-    with suppress(LookupError, ValueError, TypeError):  # none, or someone else's of the same name
-        names = tuple(map(str, json.loads(metadata["class_names"])))
-        # All else is told by names and shapes; shortcuts may be there and not used.
-        if json.loads(metadata["model"])["residual"] is (not model.residual):
-            raise _different(path, [f"--model.residual {not model.residual}, not {model.residual}"])
-    return variables, count, names
+    return variables, count, names, pixels
 
 
 def _timm_config(path: Path) -> tuple[str, Mapping[str, Any]]:
@@ -235,8 +247,15 @@ def _load_pickle(path: Path, key: str | None) -> dict[str, np.ndarray]:
     with importing(f"{path}, which is no .safetensors file,", "torch"):
         import torch
     try:
-        # Training scripts of torchvision and timm save their options, which are plain values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        # Training scripts save their options, which are plain values, and NumPy's numbers.
+        scalar, kinds = np.float64().__reduce__()[0], "?bhilqBHILQefd"
+        allowed: list[Any] = [
+            argparse.Namespace,
+            np.dtype,
+            *{type(np.dtype(kind)) for kind in kinds},
+        ]
+        allowed += [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+        with torch.serialization.safe_globals(allowed):
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own text advises to switch the protection off.

@@ -45,7 +45,8 @@ def conv2d(
       groups: of channels, each with kernels of its own; several take XLA's convolution everywhere.
       lowering: ``"auto"`` uses the fastest of `resnet_jax.ops.algorithms` on a CPU, for this
         machine's instruction set, and XLA's convolution elsewhere; ``"avx2"`` or ``"avx512"`` what
-        is fastest with that; ``"reference"`` uses XLA's convolution everywhere. Forward-mode
+        is fastest with that; ``"reference"`` uses XLA's convolution everywhere, as all do for
+        arrays with a sharding in their type (`jax.shard_map`, explicit axes). Forward-mode
         differentiation (``jax.jvp``) needs ``"reference"``; ``jax.grad`` works with all.
 
     Returns:

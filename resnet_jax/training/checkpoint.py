@@ -169,7 +169,8 @@ class Checkpoints:
             try:
                 self.verify(step)
             except DamagedCheckpointError as error:
-                log.warning("%s; step %d is not used", error, step)
+                if step in self.steps():  # else a run that trains on has removed it
+                    log.warning("%s; step %d is not used", error, step)
             else:
                 yield step
 
@@ -203,7 +204,10 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         with self._explaining_read(step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
-            saved = orbax.metadata(self._state_path(step)).item_metadata.tree
+            metadata = orbax.metadata(self._state_path(step)).item_metadata
+            if metadata is None:  # so Orbax says it
+                raise FileNotFoundError("it is gone")
+            saved = metadata.tree
             names = ("params", "batch_stats") if saved["ema"] is None else ("ema",)
             target = {name: saved[name] for name in names}
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)

@@ -16,7 +16,7 @@ import numpy as np
 from flax import linen as nn
 
 from resnet_jax.config import TrainConfig
-from resnet_jax.data.dataset import Dataset
+from resnet_jax.data.dataset import Dataset, read_batch
 from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.errors import DivergedError, ResNetJaxError
 from resnet_jax.interop.weights import initial_variables
@@ -130,7 +130,7 @@ class Training:
             variables, self.remark = initial or read()
             digest = hashlib.sha256()
             for leaf in jax.tree.leaves(variables):
-                digest.update(np.ascontiguousarray(leaf).data)
+                digest.update(np.asarray(leaf).tobytes())
             assert_equal("weights with digest", digest.hexdigest(), "give all the same --init-from")
             self._make_state = partial(
                 TrainState.of_variables, network, variables, tx, ema=averages
@@ -144,7 +144,7 @@ class Training:
             pool = ThreadPoolExecutor(1)
             # wait=False: a failure is raised at once, not after the compilation.
             self._stack.callback(pool.shutdown, wait=False)
-            example = self.splits["train"].batch(np.zeros(1, int))
+            example = read_batch(self.splits["train"], np.zeros(1, int))
             engine.compile_ahead(pool, shapes, self.augment_key, example)
         if self.step:
             state = self.folder.checkpoints.restore(engine.abstract(shapes), self.step)

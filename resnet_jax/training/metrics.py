@@ -6,6 +6,12 @@ from typing import Any
 import numpy as np
 
 
+def told_apart(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return class names, with their numbers where two are equal: of a streamed dataset."""
+    unique = len(set(names)) == len(names)
+    return names if unique else tuple(f"#{k} {name}" for k, name in enumerate(names))
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Result of a classifier on a split; every example counts once.
@@ -54,10 +60,7 @@ class Evaluation:
     @property
     def per_class(self) -> dict[str, dict[str, float | int | None]]:
         """For each class: ``count``, ``recall`` and ``precision``; None where undefined."""
-        hits = np.diag(self.confusion)
-        names = self.class_names
-        if len(set(names)) < len(names):  # as a streamed dataset of one's own may have them
-            names = tuple(f"#{k} {name}" for k, name in enumerate(names))
+        hits, names = np.diag(self.confusion), told_apart(self.class_names)
         of_label, of_prediction = self.confusion.sum(axis=1), self.confusion.sum(axis=0)
         return {
             name: {
@@ -80,7 +83,7 @@ class Evaluation:
 
         table = pd.DataFrame.from_dict(self.per_class, orient="index")
         rates = dict.fromkeys(("recall", "precision"), "{:.2%}".format)
-        return f"<p>{self}</p>{table.to_html(formatters=rates, na_rep='-')}"
+        return f"<p>{self}</p>{table.to_html(formatters=rates, na_rep='-', max_rows=60)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as `resnet-jax evaluate --json` prints them."""

@@ -140,11 +140,16 @@ class RunFolder:
     def read_variables(self, checkpoint: Literal["best", "latest"] = "best") -> dict[str, Any]:
         if checkpoint not in ("best", "latest"):
             raise ResNetJaxError(f"checkpoint {checkpoint} is not known: give best or latest")
-        good = self.checkpoints.good_steps()
-        step = self.checkpoints.best_of(good) if checkpoint == "best" else next(good, None)
-        if step is None:
-            raise ResNetJaxError(f"{self.path} has no usable checkpoint: train it again")
-        return self.checkpoints.restore_variables(step)
+        while True:
+            good = self.checkpoints.good_steps()
+            step = self.checkpoints.best_of(good) if checkpoint == "best" else next(good, None)
+            if step is None:
+                raise ResNetJaxError(f"{self.path} has no usable checkpoint: train it again")
+            try:
+                return self.checkpoints.restore_variables(step)
+            except ResNetJaxError:
+                if step in self.checkpoints.steps():  # else a run that trains on has removed it
+                    raise
 
     def check_same(self, new: Record) -> None:
         """Refuse to continue a run with another configuration, other data or other parts."""
@@ -240,10 +245,11 @@ class RunFolder:
                 whole.append(step)
                 good.append(f"checkpoints/{step}")
             except ResNetJaxError as error:
-                damaged.append(str(error))
+                if step in self.checkpoints.steps():  # else a run that trains on has removed it
+                    damaged.append(str(error))
         try:
             self.read_metrics(whole=True)
-            for step in whole:
+            for step in set(whole).intersection(self.checkpoints.steps()):
                 self.check_metrics(step)
             good.append("metrics.jsonl")
         except ResNetJaxError as error:

@@ -20,7 +20,7 @@ from resnet_jax.models import BatchNorm, ResNet, make_model, norm_of
 from resnet_jax.settings import Effect, settings
 from resnet_jax.training.distributed import assert_equal, main_process_first
 from resnet_jax.training.state import TrainState
-from resnet_jax.training.step import Loss
+from resnet_jax.training.step import Loss, check_countable
 
 
 def open_data(
@@ -89,6 +89,7 @@ def check_against_dataset(
             f"--data.find-digit is for grey images of 28x28 pixels, not {size}, {channels} "
             "channels: give --data.no-find-digit"
         )
+    check_countable(data.num_classes)
     for option, value in (("patience", config.patience), ("target", config.target)):
         if value is not None and not len(data.validation):
             raise ResNetJaxError(
@@ -185,7 +186,7 @@ class Custom:
         if self.model:
             variables = {"params": state.params, "batch_stats": state.batch_stats}
             for train in (True, False):
-                rngs = jax.random.key(0) if train else None
+                rngs = dict.fromkeys(("params", "dropout"), jax.random.key(0)) if train else None
                 apply = partial(self.model.apply, train=train, mutable=["batch_stats"], rngs=rngs)
                 _check_logits(apply, variables, images, num_classes)
         return found

@@ -101,8 +101,10 @@ class TrainState(struct.PyTreeNode):
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         averaged = {"params": params, "batch_stats": batch_stats}
 
-        def copied(x: jax.Array) -> jax.Array:  # wide: bfloat16 loses what a step adds
-            return jnp.array(x, jnp.promote_types(x.dtype, jnp.float32))
+        def copied(x: jax.Array) -> jax.Array:  # floats wide: bfloat16 loses what a step adds
+            x = jnp.array(x)
+            real = jnp.issubdtype(x.dtype, jnp.floating)
+            return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if real else x
 
         return cls(
             step=jnp.zeros((), jnp.int32),

@@ -129,13 +129,16 @@ def _gradient(
     def of_part(
         batch_stats: Any, part: Batch, key: jax.Array | None
     ) -> tuple[Any, Any, jax.Array, jax.Array]:
+        # Dropout's own name, too: a module may ask whether there is such a key, or split it alone.
+        keys = {} if key is None else {"params": key, "dropout": jax.random.fold_in(key, 0)}
+
         def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
             logits, updates = state.apply_fn(
                 {"params": params, "batch_stats": batch_stats},
                 part.images,
                 train=True,
                 mutable=["batch_stats"],
-                **({} if key is None else {"rngs": key}),
+                **({"rngs": keys} if keys else {}),
             )
             return loss(logits, part.labels).mean(), (logits, updates.get("batch_stats", {}))
 
@@ -152,7 +155,7 @@ def _gradient(
         return (jax.tree.map(jnp.add, carry[0], grads), batch_stats), measured
 
     zeros = jax.tree.map(
-        lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), state.params
+        lambda p: jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32)), state.params
     )
     parts = jax.tree.map(partial(_split, count=accumulate), batch)
     keys = None if key is None else jax.random.split(key, accumulate)
@@ -178,17 +181,23 @@ def eval_step(state: TrainState, batch: Batch) -> Counts:
     return count(state.apply_fn(state.variables, batch.images, train=False), batch.labels)
 
 
+def check_countable(num_classes: int) -> None:
+    """Refuse classes of whose confusion matrix an int32 cannot number the cells."""
+    if num_classes**2 >= 2**31:
+        raise ResNetJaxError(f"{num_classes} classes have no confusion matrix: at most 46,340 do")
+
+
 def count(logits: Float[Array, "n k"], labels: Integer[Array | np.ndarray, " n"]) -> Counts:
     """Return the `Counts` of a batch from its logits; labels below 0 are padding."""
     real = labels >= 0
     labels = labels.astype(jnp.int32)  # uint8 would overflow below
     num_classes = logits.shape[-1]
-    if num_classes**2 >= 2**31:
-        raise ResNetJaxError(f"{num_classes} classes have no confusion matrix: at most 46,340 do")
-    cell, empty = labels * num_classes + logits.argmax(-1), jnp.zeros(num_classes**2, jnp.int32)
+    check_countable(num_classes)
+    cell = labels * num_classes + logits.argmax(-1)
     # On a mesh of explicit axes the sum must be told to be whole on every device.
-    whole = jax.typeof(empty).sharding
-    confusion = empty.at[cell].add(real.astype(jnp.int32), out_sharding=whole)
+    whole = jax.NamedSharding(jax.typeof(cell).sharding.mesh, jax.P())
+    confusion = jnp.zeros(num_classes**2, jnp.int32)
+    confusion = confusion.at[cell].add(real.astype(jnp.int32), out_sharding=whole)
     _, five = jax.lax.top_k(logits, min(5, num_classes))
     return Counts(
         loss=jnp.where(real, cross_entropy(logits, labels), 0).sum(),

@@ -256,3 +256,11 @@ def test_a_whole_split_is_read_in_parts_for_all_threads(count, most):
     found, _ = dataset.read_all(Split(images, np.zeros(count, np.int32)), workers=2)
     np.testing.assert_array_equal(found, images)
     assert max(sizes) == most
+
+
+def test_a_channel_of_one_level_is_not_magnified():
+    """Divided by 1e-4 it became thousands where augmentation had added something."""
+    images = np.random.default_rng(0).integers(0, 256, (20, 6, 6, 3), np.uint8)
+    images[..., 2] = 0
+    mean, std = pixel_statistics(ArraySplit(images, np.zeros(20, np.int32)))
+    assert (mean[2], std[2]) == (0, 1)

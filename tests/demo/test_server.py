@@ -217,3 +217,12 @@ def test_a_network_that_is_not_finite_is_refused_at_the_start(finished_run):
     broken.variables = lambda checkpoint: nothing
     with pytest.raises(rj.ResNetJaxError, match="not finite"):
         app.make_server(broken)
+
+
+def test_classes_of_one_name_keep_their_probabilities(client_of, finished_run):
+    """As a streamed dataset may have them: the page answered another class."""
+    with client_of(finding(finished_run, ("cat",) * 10)) as other:
+        answer = other.post("/api/predict", content=encoded(np.zeros((28, 28), np.uint8))).json()
+    assert len(answer["probabilities"]) == 10
+    assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert answer["probability"] == max(answer["probabilities"].values())

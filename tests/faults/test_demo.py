@@ -136,10 +136,11 @@ def test_three_hundred_slow_clients_keep_nobody_out(start, demo):
 
 
 def test_it_ends_in_time_with_clients_connected_says_nothing_and_leaves_nothing(
-    demo, finished_run, tmp_path
+    demo, finished_run, tmp_path, request
 ):
     """By SIGINT."""
     demo = Demo(finished_run, tmp_path)  # the other tests may not be over, in any order
+    request.addfinalizer(demo.process.kill)
     demo.get("/api/predict", "POST", b"no image")
     for start in (b"no HTTP\r\n\r\n", HALF_A_BODY):
         demo.connect(start).close()

@@ -92,16 +92,21 @@ def test_home_is_known_by_its_sign(finished_run, tmp_path, monkeypatch, command)
     """A folder of that name was made; shells leave the sign alone behind ``--output=``."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    picture = tmp_path / "0.png"
-    Image.new("L", (28, 28)).save(picture)
+    for name in ("home/digits/0/0.png", "home/digits/1/1.png", "0.png"):
+        picture = tmp_path / name
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (28, 28), int(picture.stem)).save(picture)
     for words in (
         export(finished_run.path, "torchvision", "~/net.safetensors"),
         ("predict", finished_run.path, picture, "--explain", "~/maps"),
         ("compare", finished_run.path, "--output=~/curves.png"),
+        ("predict", finished_run.path, "~/digits/*/*.png"),
+        ("verify", "~/digits"),
     ):
         assert command(*words)[0] == 0
     assert not (tmp_path / "~").exists()
     found = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("home/**/*.*")}
+    found -= {name for name in found if name.startswith(("home/digits", "home/."))}
     assert found == {f"home/{name}" for name in ("net.safetensors", "maps/0.png", "curves.png")}
 
 

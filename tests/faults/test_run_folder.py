@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import threading
@@ -14,6 +15,7 @@ from faults import TRAIN, ended, errors_of, logged_steps, start, steps_of, wait_
 
 import resnet_jax as rj
 from resnet_jax.training import run_folder
+from resnet_jax.training.checkpoint import Checkpoints
 from resnet_jax.training.engine import Engine
 from resnet_jax.training.run_folder import RunFolder
 
@@ -247,3 +249,24 @@ def test_the_commit_is_one_beside_a_tag_too(tmp_path, monkeypatch):
         subprocess.run([*git, *words], check=True)
     monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "resnet_jax/training/run_folder.py"))
     assert re.fullmatch("[0-9a-f]{40}", run_folder._commit())
+
+
+def test_a_step_that_the_run_removes_under_its_reader_is_no_fault(own_run, monkeypatch, caplog):
+    """As one that trains on does, between the checksums and the reading, or before both."""
+    for name in ("restore_variables", "verify"):
+        method = getattr(Checkpoints, name)
+        folder = RunFolder(shutil.copytree(own_run, own_run.with_name(name)))
+
+        def late(self, step, name=name, method=method):
+            monkeypatch.setattr(Checkpoints, name, method)
+            shutil.rmtree(self.directory / str(step))
+            return method(self, step)
+
+        monkeypatch.setattr(Checkpoints, name, late)
+        if name == "verify":
+            assert folder.verify().damaged == ()
+            shutil.rmtree(folder.path)
+            folder = RunFolder(shutil.copytree(own_run, own_run.with_name(name)))
+            monkeypatch.setattr(Checkpoints, name, late)
+        assert folder.read_variables("latest")["params"]
+    assert "is not used" not in caplog.text

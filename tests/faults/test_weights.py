@@ -87,6 +87,20 @@ def test_the_command_reads_prefixed_weights_without_a_head_and_goes_on_without_t
     assert (code, "starts from" in out) == (0, False)
 
 
+def test_another_head_than_a_dense_layer_makes_room_for_a_fresh_one(weights, caplog):
+    """A dropout before it, as many fine-tune: its names were unknown."""
+    other = {name.replace("fc.", "fc.1."): value for name, value in weights.items()}
+    read = rj.interop.from_torchvision(other, num_classes=7)
+    assert read["params"]["head"]["kernel"].shape == (32, 7)
+    assert "head is no dense layer and left out: fc.1.bias, fc.1.weight" in caplog.text
+    assert "unknown: fc.1.bias" in refused(rj.interop.from_torchvision, other)
+    features = rj.interop.from_torchvision(weights, num_classes=0)
+    assert_same(rj.interop.with_fresh_head(features, 7), read)
+    wrong = refused(rj.interop.from_torchvision, weights, rj.ResNet18(width=4, num_classes=3))
+    assert "of another shape: fc.bias" in wrong
+    assert wrong.endswith("give num_classes for a fresh head")
+
+
 def test_headless_weights_need_a_number_of_classes(weights, tmp_path, refusal):
     body = without_head(weights)
     read = rj.interop.from_torchvision(body, num_classes=7)
@@ -135,6 +149,7 @@ def test_a_training_scripts_file_is_read(tensors, expected, tmp_path):
         "timm": {"arch": "resnet18", "state_dict": tensors, "optimizer": moments, "args": args},
         "example": {"arch": "resnet18", "state_dict": module, "best_acc1": 91.5},
         "tutorial": {"model_state_dict": tensors, "loss": 0.1},
+        "numpy": {"state_dict": tensors, "best": np.float64(91.5), "epoch": np.int64(3)},
         "deeper": {"checkpoint": {"net": tensors}},
         "averaged alone": {
             "model_ema": {"n_averaged": tensors["bn1.num_batches_tracked"], **module}
@@ -189,7 +204,7 @@ def deep(*sizes, unit=rj.BottleneckUnit):
 
 resnet50 = cache(partial(deep, 3, 4, 6, 3))
 RELATIVES = {
-    "resnet50d": lambda: {re.sub("^conv1", "conv1.0", name): v for name, v in resnet50().items()},
+    "resnet50c": lambda: {re.sub("^conv1", "conv1.0", name): v for name, v in resnet50().items()},
     "seresnet50": lambda: resnet50() | {"layer1.0.se.fc1.weight": np.zeros((1, 4, 1, 1))},
 }
 
@@ -206,10 +221,15 @@ def test_any_depth_is_read_with_its_model():
     error = refused(rj.interop.from_torchvision, weights)
     assert "they look like resnet10" in error
     assert len(error) < 700
-    assert "model=rj.ResNet((1, 1, 1, 1), rj.BasicUnit, num_classes=...)" in error
-    model = rj.ResNet((1, 1, 1, 1), rj.BasicUnit, num_classes=10, width=1)
-    read = rj.interop.from_torchvision(weights, model)
+    hint = "rj.ResNet((1, 1, 1, 1), rj.BasicUnit, width=1, num_classes=...)"
+    assert f"give model={hint}" in error
+    read = rj.interop.from_torchvision(weights, eval(hint.replace("...", "10")))
     assert "stage4_unit1" in read["params"]
+    deeper = {"stem": "deep", "shortcut": "average"}
+    weights = state_dict(rj.ResNet((1, 1, 1, 1), rj.BasicUnit, num_classes=10, width=2, **deeper))
+    assert "width=2, stem='deep', shortcut='average', num" in refused(
+        rj.interop.from_torchvision, weights
+    )
 
 
 def test_a_part_of_a_larger_network_is_refused():

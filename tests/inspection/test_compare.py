@@ -172,3 +172,42 @@ def test_patterns_and_explanations(finished_run, tmp_path, command, monkeypatch)
     monkeypatch.setattr(classify, "_write_explanation", gone)
     code, rows, errors = command(*words)
     assert (code, len(rows.splitlines()), errors.count("it is gone")) == (1, 1, 4)
+
+
+def test_a_whole_number_beside_none_stays_whole(tmp_path, command):
+    narrow = replaced(rj.TrainConfig(), {"model.width": 32})
+    paths = [
+        stored(tmp_path / f"{k}0", config, 0.9)
+        for k, config in enumerate((rj.TrainConfig(), narrow))
+    ]
+    for more in ((), ("--json",)):
+        out = command("compare", *paths, *more)[1]
+        assert "32" in out
+        assert "32.0" not in out
+
+
+def test_rows_come_while_predict_goes_on(finished_run, tmp_path, command, monkeypatch):
+    """They came after the last of a million files, and not at all when that failed."""
+    path, predict, calls = picture(tmp_path / "1.png", 1, (28, 28), "L"), rj.Run.predict, []
+
+    def predict_once(self, images, checkpoint):
+        calls.append(len(images))
+        if len(calls) > 1:
+            raise MemoryError
+        return predict(self, images, checkpoint)
+
+    monkeypatch.setattr(rj.Run, "predict", predict_once)
+    batch = finished_run.config.batch_size
+    code, out, _ = command("predict", finished_run.path, *[path] * (batch + 1), "--csv")
+    assert (code, len(out.splitlines())) == (1, 1 + batch)
+
+
+def test_explanations_of_equal_names_are_numbered_in_one_pass(tmp_path, monkeypatch):
+    files = [Path(f"{k}/0.png") for k in range(100)]
+    calls, normalize = [], classify.unicodedata.normalize
+    monkeypatch.setattr(
+        classify.unicodedata, "normalize", lambda *a: calls.append(a) or normalize(*a)
+    )
+    names = [path.name for path in classify._explanation_files(files, tmp_path).values()]
+    assert names == ["0.png", *(f"0-{k}.png" for k in range(2, 101))]
+    assert len(calls) < 300

@@ -9,6 +9,7 @@ from sklearn import metrics as sklearn_metrics
 from sklearn.calibration import calibration_curve
 
 import resnet_jax as rj
+from resnet_jax.data.dataset import ArraySplit
 from resnet_jax.inspection import Predictions, calibration, confusion_matrix, embedding, plots
 from resnet_jax.training.metrics import Evaluation
 
@@ -132,3 +133,17 @@ def test_a_notebook_shows_names_as_text():
     shown = Evaluation(0.5, np.eye(2, dtype=int), ("<b>bold</b>", "b"))._repr_html_()
     assert "&lt;b&gt;bold" in shown
     assert "accuracy 100.00% (2 of 2)" in shown
+
+
+def test_labels_without_a_name_are_refused(finished_run, monkeypatch):
+    """They were counted for nothing, where `Run.evaluate` refuses them."""
+    digits = finished_run.split("test")
+    shifted = ArraySplit(digits.images, digits.labels + 5)
+    monkeypatch.setattr(rj.Run, "split", lambda *_: shifted)
+    with pytest.raises(rj.ResNetJaxError, match="labels must be 0 to 9"):
+        rj.inspection.examine(finished_run)
+
+
+def test_a_notebook_is_not_filled_with_classes():
+    names = tuple(map(str, range(500)))
+    assert Evaluation(0.5, np.eye(500, dtype=int), names)._repr_html_().count("<tr") < 100

@@ -156,3 +156,22 @@ def test_figures_tell_classes_apart():
 
 def test_a_setting_that_is_no_utf8_is_shown():
     assert "caf\\udce9" in report._table("Configuration", [("data.dir", "/caf\udce9")])
+
+
+def test_what_is_not_so_of_few_images_or_many_classes_is_not_said(finished_run, monkeypatch):
+    """20 images have no t-SNE, and of thousands of classes a confusion has no pixels."""
+    monkeypatch.setattr(plots, "MAX_DRAWN_CLASSES", 9)
+    found = rj.inspection.examine(finished_run)
+    monkeypatch.setattr(report, "EMBEDDED", 10)
+    notes = {name: note for name, _, note, _ in report._figures(finished_run, found, "best")}
+    assert "confusion" not in notes
+    assert "principal components" in notes["embedding"]
+    assert "t-SNE" not in notes["embedding"]
+
+
+@pytest.mark.usefixtures("client_of")
+def test_the_pages_are_utf8_in_any_locale(python):
+    for module in ("demo.app", "inspection.report"):
+        strict = f"error::EncodingWarning:resnet_jax.{module}"
+        words = ("-X", "warn_default_encoding", "-W", strict, "-c", f"import resnet_jax.{module}")
+        python(*words, PYTHONWARNINGS=None)

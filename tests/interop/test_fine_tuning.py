@@ -86,6 +86,16 @@ def test_weights_of_a_residual_network_are_none_for_a_plain_one(source):
     assert "--model.residual True, not False" in refused(starting_from, source, model=plain)
 
 
+def test_weights_of_pixels_normalised_in_another_way_say_so(source):
+    def end(**data):
+        _, sentence = started(source, data=dataclasses.replace(CONFIG.data, **data))
+        return sentence.partition("statistics kept")[2]
+
+    expected = "; they were trained with --data.mean 0.5 --data.std 0.5"
+    assert end(mean=(0.1307,), std=(0.5,)) == expected
+    assert end(mean=(0.5,), std=(0.5,)) == end() == ""
+
+
 def test_without_class_names_the_number_decides(run, tmp_path):
     weights = tmp_path / "weights.safetensors"
     save_weights(weights, to_torchvision(run.variables()), {"class_names": "not JSON"})

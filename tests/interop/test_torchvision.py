@@ -164,6 +164,13 @@ def test_weights_of_another_variant_are_refused_by_its_name(weights, model):
     assert re.search(f"{model} .*look like {weights}: ", said)
 
 
+def test_a_residual_networks_weights_are_none_for_a_plain_one():
+    """Their shortcuts were left out in silence, as those of the book's plain network are."""
+    _, weights = tiny()
+    said = refused(from_torchvision, weights, residual=False)
+    assert "unknown: layer2.0.downsample.0.weight" in said
+
+
 def test_weights_without_classes_give_features():
     model, weights = tiny()
     features = model.clone(num_classes=0)

@@ -92,8 +92,8 @@ def test_several_processes_train_the_run_of_one(alone, tmp_path):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """58 digits as files, and a test split of eight; see `options_of`."""
-    splits = {"train": range(0, 4000, 70), "test": range(35, 4000, 500)}
+    """58 digits as files, and a test split of five; see `options_of`."""
+    splits = {"train": range(0, 4000, 70), "test": range(35, 4000, 800)}
     return faults.digits(tmp_path / "digits", **splits)
 
 
@@ -103,7 +103,7 @@ def options_of(folder: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_each_process_streams_its_own_rows(folder, tmp_path):
-    """Eight test images are a batch of twelve, of which the last process has padding alone."""
+    """Five test images are a batch of nine, of which the last process has padding alone."""
     options = options_of(folder)
     held = train(tmp_path / "held", 1, *options, "--data.streaming", "never")
     streamed = train(tmp_path / "streamed", 3, *options, "--data.streaming", "always")

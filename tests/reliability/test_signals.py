@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import pytest
@@ -117,6 +117,8 @@ def test_a_second_signal_during_a_save_does_no_harm(undisturbed, tmp_path):
         return any(not path.name.isdigit() for path in (run_dir / "checkpoints").glob("*"))
 
     for _ in range(3):
+        for left in (run_dir / "checkpoints").glob(".unfinished*"):  # it is not the next one's
+            shutil.rmtree(left)
         process = signalled(run_dir, signal.SIGTERM)
         wait_until(lambda it=process: not it.is_alive() or writes())
         process.terminate()  # if it is there still
@@ -132,21 +134,24 @@ def test_signals_to_the_command_from_its_first_moment_on(tmp_path):
     """While it imports, opens the data and traces: a line or two, and never a traceback."""
     codes = set()
     for delay in (0.3, 0.9, 1.6, 2.6, None):  # None: when both are at work, however slow they are
-        processes = []
-        for number in SIGNALS:
-            words = [*TRAIN, "--epochs", "3000", "--run-dir", str(tmp_path / f"{delay}-{number}")]
-            processes.append(subprocess.Popen(words, stderr=subprocess.PIPE, text=True))
-        if delay is None:
-            wait_until(lambda: len([*tmp_path.glob("None-*/run.log")]) == len(SIGNALS))
-        else:
-            time.sleep(delay)
-        for process, number in zip(processes, SIGNALS, strict=True):
-            process.send_signal(number)
-        for process, number in zip(processes, SIGNALS, strict=True):
-            _, errors = process.communicate(timeout=300)
-            # Before Python has read the command's first lines the system's own rule holds.
-            assert process.returncode in (75, -number), errors
-            if process.returncode == 75:
-                assert_short(errors)
-            codes.add(process.returncode)
+        with ExitStack() as running:
+            processes = []
+            for number in SIGNALS:
+                run_dir = tmp_path / f"{delay}-{number}"
+                words = [*TRAIN, "--epochs", "3000", "--run-dir", str(run_dir)]
+                processes.append(subprocess.Popen(words, stderr=subprocess.PIPE, text=True))
+                running.callback(processes[-1].kill)
+            if delay is None:
+                wait_until(lambda: len([*tmp_path.glob("None-*/run.log")]) == len(SIGNALS))
+            else:
+                time.sleep(delay)
+            for process, number in zip(processes, SIGNALS, strict=True):
+                process.send_signal(number)
+            for process, number in zip(processes, SIGNALS, strict=True):
+                _, errors = process.communicate(timeout=300)
+                # Before Python has read the command's first lines the system's own rule holds.
+                assert process.returncode in (75, -number), errors
+                if process.returncode == 75:
+                    assert_short(errors)
+                codes.add(process.returncode)
     assert 75 in codes

@@ -7,6 +7,7 @@ from functools import partial, wraps
 from pathlib import Path
 from types import SimpleNamespace
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,7 @@ from resnet_jax.models import make_model
 from resnet_jax.training import engine as module
 from resnet_jax.training.engine import Engine
 from resnet_jax.training.setup import check_against_dataset
+from resnet_jax.training.step import cross_entropy
 
 # Training images alone.
 BLACK = rj.Dataset.from_arrays(
@@ -111,6 +113,40 @@ def test_the_step_that_was_compiled_ahead_is_the_one_that_is_taken(tiny_config, 
         state, metrics = engine.train(state, key, batch)
     assert int(state.step) == 2
     assert np.isfinite(metrics.loss)
+
+
+@pytest.mark.parametrize("stem", ["imagenet", "small"])
+def test_arrays_may_have_their_sharding_in_their_type(stem):
+    """With explicit axes gradients had another type than their arrays; so in `jax.shard_map`."""
+    model = rj.ResNet((1, 1), rj.BasicUnit, num_classes=3, width=4, stem=stem)
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(6, 12, 12, 1)).astype(np.float32)
+    batch = rj.Batch(jnp.asarray(images), jnp.asarray([0, 1, 2, 2, 1, 0]))
+    state = rj.TrainState.create(model, optax.sgd(0.1), jax.random.key(0), batch.images)
+    step, evaluate = jax.jit(partial(rj.train_step, accumulate=2)), jax.jit(rj.eval_step)
+    expected, _ = step(state, batch)
+    mesh = jax.make_mesh((1,), ("data",))
+    everywhere, by_row = (jax.NamedSharding(mesh, jax.P(*axis)) for axis in ((), ("data",)))
+    whole, rows = jax.device_put(state, everywhere), jax.device_put(batch, by_row)
+    whole.params["head"]["kernel"] = jax.device_put(whole.params["head"]["kernel"], by_row)
+    counts = evaluate(whole, rows)
+    np.testing.assert_array_equal(counts.confusion, evaluate(state, batch).confusion)
+    with jax.set_mesh(mesh):
+        found, _ = step(whole, rows)
+    chex.assert_trees_all_close(found.params, expected.params, atol=1e-5)
+
+    def gradient(params, batch):  # shard_map adds up the parts' gradients
+        def loss(params):
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            found = state.apply_fn(variables, batch.images, train=True, mutable=["batch_stats"])
+            return cross_entropy(found[0], batch.labels).mean()
+
+        return jax.grad(loss)(params)
+
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    parts = jax.shard_map(gradient, mesh=mesh, in_specs=(jax.P(), jax.P("data")), out_specs=jax.P())
+    found = (jax.jit(each)(state.params, batch) for each in (parts, gradient))
+    chex.assert_trees_all_close(*found, atol=1e-5)
 
 
 PARTS = r"--batch-size {} cannot be split over one device in {} parts \(--accumulate\): give {}$"

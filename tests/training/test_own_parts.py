@@ -273,3 +273,33 @@ def test_frozen_stages_do_not_decay(optimizer, tmp_path):
     after = run.variables("latest")["params"]
     chex.assert_trees_all_close(after["stem"], start["stem"])
     assert not np.allclose(after["head"]["kernel"], start["head"]["kernel"])
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64])
+def test_labels_of_any_integer_type_are_trained_on(kind, tmp_path):
+    """The step was compiled for the split's own type, and batches are int32."""
+    parts = [
+        ArraySplit(s.images, s.labels.astype(kind)) for s in (DATA.train, DATA.test, DATA.test)
+    ]
+    data = Dataset.of("squares", *parts, ("a", "b", "c"))
+    config = dataclasses.replace(CONFIG, epochs=1 / 6)
+    run = rj.train(config, tmp_path / "run", quiet=True, model=SqueezeExcitation(), data=data)
+    assert run.metrics()["step"].max() == 1
+
+
+def test_too_many_classes_are_refused_before_training(tmp_path):
+    """It was said after an epoch, which was lost."""
+    names = tuple(map(str, range(46_341)))
+    data = Dataset.of("many", DATA.train, DATA.test, DATA.test, names)
+    with pytest.raises(rj.ResNetJaxError, match="46,340"):
+        rj.train(CONFIG, tmp_path / "run", quiet=True, data=data)
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_in_bfloat16_start_from_others(finished_run, tmp_path):
+    """Of another type than the step was compiled for."""
+    types = {"param_dtype": jnp.bfloat16, "lowering": "reference"}
+    config = dataclasses.replace(finished_run.config, init_from=str(finished_run.path), epochs=0.2)
+    own = rj.ResNet((1,), rj.BasicUnit, num_classes=10, width=4, **types)
+    run = rj.train(config, tmp_path / "run", quiet=True, model=own)
+    assert run.metrics()["step"].max() == 2

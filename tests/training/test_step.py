@@ -303,29 +303,6 @@ def test_more_classes_than_cells_are_counted_are_refused():
         jax.eval_shape(count, jnp.zeros((1, 46_341)), jnp.zeros(1, jnp.int32))
 
 
-@pytest.mark.parametrize("pool", ["imagenet", "small"])
-def test_arrays_may_have_their_sharding_in_their_type(pool):
-    """With explicit axes gradients had another type than their arrays; so in `jax.shard_map`."""
-    state, batch = make_state(stem=pool, lowering="auto"), make_batch(0)
-    expected, _ = jax.jit(rj.train_step)(state, batch)
-    counts = jax.jit(rj.eval_step)(state, batch)
-    mesh = jax.make_mesh((1,), ("data",))
-    with jax.set_mesh(mesh):
-        everywhere, by_row = (jax.NamedSharding(mesh, jax.P(*axis)) for axis in ((), ("data",)))
-        whole, rows = jax.device_put(state, everywhere), jax.device_put(batch, by_row)
-        found, _ = jax.jit(rj.train_step)(whole, rows)
-        chex.assert_trees_all_equal(jax.jit(rj.eval_step)(whole, rows).confusion, counts.confusion)
-    chex.assert_trees_all_close(found.params, expected.params, atol=1e-5)
-
-    def by_part(state, batch):
-        moved, _ = rj.train_step(state, batch)
-        return jax.lax.pmean(moved.params, "data")
-
-    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    parts = jax.shard_map(by_part, mesh=mesh, in_specs=(jax.P(), jax.P("data")), out_specs=jax.P())
-    chex.assert_trees_all_close(jax.jit(parts)(state, batch), expected.params, atol=1e-5)
-
-
 def test_labels_of_any_integer_type_are_counted_right():
     """26 classes: the cell of the confusion is beyond a byte."""
     logits = 9 * np.eye(26, dtype=np.float32)
