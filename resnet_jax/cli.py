@@ -325,7 +325,7 @@ def verify(
     from resnet_jax.data.tfds import verify_prepared
 
     settings = TrainConfig(data=DataConfig(background=background)).data  # or refuse it
-    place = expanded(what)
+    place = Path(what) if Path(what).exists() else expanded(what)
     if (place / "config.yaml").exists():
         found = rj.Run.open(place).verify()
     elif place.exists() and what not in DATASETS:

@@ -123,7 +123,7 @@ def train(
 
         try:
             with failing_together(folder):
-                if from_idx is not None and not runs:
+                if from_idx is not None and settings is planned[0][0]:
                     # The files are one dataset's; a grid may name others, which are prepared.
                     name, every = settings.data.name, (s.data for s, _ in planned)
                     for root in dict.fromkeys(data.dir for data in every if data.name == name):

@@ -1,6 +1,7 @@
 """What a person sees: lines, tables, and a run's progress."""
 
 import csv
+import itertools
 import logging
 import os
 import sys
@@ -55,7 +56,7 @@ class PipeSafeConsole(Console):
 
 # A pipe or a file has no width, so that tables get what they need, and is no terminal, whatever
 # FORCE_COLOR says.
-_pipe: dict[str, Any] = {"width": 10_000, "force_terminal": False}
+_pipe: dict[str, Any] = {"width": 10_000, "force_terminal": False, "force_interactive": False}
 _of_stdout = {} if sys.stdout and sys.stdout.isatty() else _pipe
 console = PipeSafeConsole(highlight=False, emoji=False, **_of_stdout)
 
@@ -135,12 +136,15 @@ def print_predictions_csv(rows: Iterable[dict[str, Any]]) -> int:
     # A name is escaped for a terminal alone; bytes that are no UTF-8 in any case.
     shown = printable if sys.stdout.isatty() else _utf8
     writer = csv.writer(sys.stdout, lineterminator="\n")
+    rows = iter(rows)
+    first = list(itertools.islice(rows, 1))  # what is refused is refused before the heading
     writer.writerow(["path", "label", "probability"])
     count = 0
-    for row in rows:
+    for row in itertools.chain(first, rows):
         count += 1
         for label, probability in row["topk"]:
             writer.writerow([shown(row["path"]), shown(label), f"{probability:.6f}"])
+        sys.stdout.flush()
     return count
 
 

@@ -222,7 +222,7 @@ def run_name(
         len(full) <= 100 and len(full.encode()) <= 240
     ):  # file systems allow 255 bytes, with the seed
         return full
-    return f"{full[:90].encode()[:200].decode(errors='ignore')}-{digest[:8]}"
+    return f"{full[:90].encode()[:231].decode(errors='ignore')}-{digest[:8]}"
 
 
 def _part(option: str, value: Any) -> str:

@@ -122,8 +122,8 @@ def test_a_comparison_of_any_number_of_settings_fits_80_columns(count, monkeypat
 
 def test_a_pipe_is_no_terminal_whatever_is_set(python):
     """Ten redraws a second went to the log files of systems that set it."""
-    program = "from resnet_jax import display; print(display.console.is_terminal)"
-    assert python("-c", program, FORCE_COLOR="1").stdout == "False\n"
+    program = "from resnet_jax import display; print(display.console.is_interactive)"
+    assert python("-c", program, FORCE_COLOR="1", TTY_INTERACTIVE="1").stdout == "False\n"
 
 
 def test_a_dumb_terminal_gets_lines(monkeypatch):

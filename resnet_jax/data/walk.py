@@ -1,5 +1,6 @@
 """Finding image files in folders, by the endings of their names."""
 
+import contextlib
 import functools
 import glob
 import logging
@@ -33,7 +34,9 @@ def find_images(path: Path) -> list[Path]:
     A path that is not there is a pattern where it has ``*``, ``?`` or ``[``: for shells that leave
     patterns alone, and for more files than a command line holds.
     """
-    path = path if os.path.lexists(path) else expanded(path)  # a name may begin with ~
+    if not os.path.lexists(path):
+        with contextlib.suppress(ResNetJaxError):  # a name may begin with ~
+            path = expanded(path)
     matches = [path]
     if not os.path.lexists(path) and glob.has_magic(str(path)):
         matches = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]

@@ -132,7 +132,9 @@ def with_fresh_head(
 
 
 def _features(params: Mapping[str, Any]) -> int:
-    """Return the number of the head's inputs, which the last convolution of the last unit makes."""
+    """Return the number of the head's inputs; without one, what the last convolution makes."""
+    if "head" in params:
+        return int(params["head"]["kernel"].shape[0])
     stages = {tuple(map(int, m.groups()[:2])): n for n in params if (m := _UNIT.match(f"{n}/-"))}
     layers = params[stages[max(stages)]]
     return int(layers[max(n for n in layers if re.fullmatch(r"conv\d", n))]["kernel"].shape[-1])
@@ -313,7 +315,9 @@ def _refusal(
     )
     head = f"{weights.names['head']}."
     wrong = [name for found in complaints.values() for name in found]
-    if all(name.startswith(head) for name in wrong):
+    kinds = {kind for kind, found in complaints.items() if found}
+    unread = weights.num_classes is None or kinds == {"of another shape"}
+    if unread and all(name.startswith(head) for name in wrong):
         text += "; give num_classes for a fresh head"
     elif guessed and model.stage_sizes != sizes and likely not in VARIANTS:
         network, usual = weights.network, ResNet((), model.unit)

@@ -138,8 +138,8 @@ def initial_variables(
         )
     same = count == len(class_names) and known in (None, class_names)
     # In the run's own precision, so that a fresh head is drawn as in the run's network.
-    own = model.param_dtype
-    types = {"params": own, "batch_stats": jnp.promote_types(own, jnp.float32)}  # `BatchNorm`'s
+    kind = model.param_dtype
+    types = {"params": kind, "batch_stats": jnp.promote_types(kind, jnp.float32)}  # `BatchNorm`'s
     for part in variables:
         variables[part] = jax.tree.map(lambda x, to=types[part]: x.astype(to), variables[part])
     stem = variables["params"]["stem"]
@@ -152,8 +152,9 @@ def initial_variables(
     if given != channels:
         first = "summed to grey" if channels == 1 else f"spread to {channels} channels"
     rest = "other layers and running statistics kept"
-    own = config.data.mean, config.data.std
-    if None not in (*pixels, *own) and pixels != own and len(pixels[0]) == channels:
+    scales: tuple[Any, ...] = (*pixels, config.data.mean, config.data.std)
+    each = [v and v * (channels if len(v) == 1 else 1) for v in scales]  # one is every channel's
+    if None not in each and each[:2] != each[2:] and len(each[0]) == channels:
         mean, std = (" ".join(f"{value:g}" for value in values) for values in pixels)
         rest += f"; they were trained with --data.mean {mean} --data.std {std}"
     return variables, f"starts from {source}: head {head}, stem {first}, {rest}"
@@ -195,13 +196,16 @@ def _of_file(
     weights, metadata = load_weights(path), load_metadata(path)
     names: tuple[str, ...] | None = None
     pixels: tuple[Any, Any] = None, None
-    with suppress(LookupError, ValueError, TypeError):  # none, or someone else's of the same name
+    missing = LookupError, ValueError, TypeError  # none, or someone else's of the same name
+    with suppress(*missing):
+        names = tuple(map(str, json.loads(metadata["class_names"])))
+    with suppress(*missing):
+        own = json.loads(metadata["preprocessing"])
+        pixels = tuple(map(float, own["mean"])), tuple(map(float, own["std"]))
+    with suppress(*missing):
         # All else is told by names and shapes, and this not without an error that says less.
         if json.loads(metadata["model"])["residual"] is (not model.residual):
             raise _different(path, [f"--model.residual {not model.residual}, not {model.residual}"])
-        names = tuple(map(str, json.loads(metadata["class_names"])))
-        own = json.loads(metadata["preprocessing"])
-        pixels = tuple(own["mean"]), tuple(own["std"])
     try:
         count = StateDict.of(weights).num_classes
         variables = torchvision.from_torchvision(weights, model, num_classes=count or num_classes)

@@ -141,9 +141,11 @@ class RunFolder:
         if checkpoint not in ("best", "latest"):
             raise ResNetJaxError(f"checkpoint {checkpoint} is not known: give best or latest")
         while True:
-            good = self.checkpoints.good_steps()
+            listed, good = self.checkpoints.steps(), self.checkpoints.good_steps()
             step = self.checkpoints.best_of(good) if checkpoint == "best" else next(good, None)
             if step is None:
+                if set(self.checkpoints.steps()) - set(listed):  # made while those were read
+                    continue
                 raise ResNetJaxError(f"{self.path} has no usable checkpoint: train it again")
             try:
                 return self.checkpoints.restore_variables(step)

@@ -195,7 +195,8 @@ def count(logits: Float[Array, "n k"], labels: Integer[Array | np.ndarray, " n"]
     check_countable(num_classes)
     cell = labels * num_classes + logits.argmax(-1)
     # On a mesh of explicit axes the sum must be told to be whole on every device.
-    whole = jax.NamedSharding(jax.typeof(cell).sharding.mesh, jax.P())
+    mesh = jax.typeof(cell).sharding.mesh
+    whole = jax.NamedSharding(mesh, jax.P()) if mesh.explicit_axes else None
     confusion = jnp.zeros(num_classes**2, jnp.int32)
     confusion = confusion.at[cell].add(real.astype(jnp.int32), out_sharding=whole)
     _, five = jax.lax.top_k(logits, min(5, num_classes))

@@ -98,16 +98,18 @@ if sys.platform == "linux" and (mebibytes := kept()) > 64:
     print("malloc keeps", mebibytes)
 if alone != digest(BASE, "after"):
     print("a run after them is another")
+print(alone)
 """
 
 
 def test_calls_of_the_library_leave_the_process_as_it_was(tmp_path, python):
     """JAX's settings, warnings, loggers, signals, hooks, the environment and malloc.
 
-    And a float32 run after a float64 run is what it is alone.
+    And a float32 run after a float64 run is what it is alone, and where x64 is set.
     """
     done = python("-c", PRELUDE + LEAVES, tmp_path)
-    assert (done.stdout, done.stderr) == ("", "")
+    wide = python("-c", f"{PRELUDE}print(digest(BASE, 'wide'))", tmp_path, JAX_ENABLE_X64="1")
+    assert (done.stdout, done.stderr) == (wide.stdout, "")
     assert "trains from step 0" in (tmp_path / "run/run.log").read_text()
 
 
@@ -159,35 +161,6 @@ def test_interrupts_reach_the_notebook_and_the_run_goes_on_after(tmp_path, pytho
     saved = max(int(path.name) for path in tmp_path.glob("checkpoints/[0-9]*"))
     assert said.startswith(f"enough: saved step {saved} of 20000 in {tmp_path}")
     assert (saved % 20, code) == (1, 75)
-
-
-# Runs of three types and two matmul precisions, in an order that is given.
-RUNS = """
-CONFIGS = {
-    "float32": BASE,
-    "float64": dataclasses.replace(BASE, model=DOUBLE),
-    "bfloat16": dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, dtype="bfloat16")),
-    "default": dataclasses.replace(BASE, matmul_precision="default"),
-}
-print(json.dumps([digest(CONFIGS[name], number) for number, name in enumerate(sys.argv[2:])]))
-"""
-
-
-@pytest.mark.slow
-def test_runs_in_one_process_after_any_other_are_what_they_are_alone(tmp_path, python):
-    """Each follows each other one; and in an environment that sets x64."""
-
-    def runs(folder, *names, **environment):
-        """The digests of runs in one new process: the first is what that run is alone."""
-        done = python("-c", PRELUDE + RUNS, tmp_path / folder, *names, **environment)
-        return json.loads(done.stdout)
-
-    a, b, c, d = ("float32", "float64", "bfloat16", "default")
-    order = (a, b, a, c, a, d, b, c, b, d, c, d, a)
-    found = runs("after", *order)
-    alone = {a: found[0], **{name: runs(name, name)[0] for name in (b, c, d)}}
-    assert found == [alone[name] for name in order]
-    assert runs("x64", a, b, JAX_ENABLE_X64="1") == [alone[a], alone[b]]
 
 
 @pytest.mark.usefixtures("own_cache", "no_programs")
@@ -322,19 +295,3 @@ def test_a_cache_that_may_only_be_read_is_read_and_nothing_is_said(tmp_path, mon
 def test_a_script_in_a_spawned_process_has_the_same_parts():
     other = type("Net", (), {"__module__": "__mp_main__"})
     assert _qualified(other) == "__main__.Net"
-
-
-def test_a_few_images_are_not_predicted_in_a_whole_training_batch(finished_run, monkeypatch):
-    """The batch that is computed is the next power of two at most."""
-    sizes = []
-    softmax = jax.nn.softmax
-
-    def noting(logits, *args, **kwargs):
-        sizes.append(logits.shape[0])
-        return softmax(logits, *args, **kwargs)
-
-    run = rj.Run.open(finished_run.path)
-    monkeypatch.setattr(jax.nn, "softmax", noting)
-    images = np.zeros((3, 28, 28, 1), np.uint8)
-    assert run.predict(images).shape == (3, 10)
-    assert max(sizes) <= 4

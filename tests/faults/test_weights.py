@@ -96,6 +96,10 @@ def test_another_head_than_a_dense_layer_makes_room_for_a_fresh_one(weights, cap
     assert "unknown: fc.1.bias" in refused(rj.interop.from_torchvision, other)
     features = rj.interop.from_torchvision(weights, num_classes=0)
     assert_same(rj.interop.with_fresh_head(features, 7), read)
+    of_ones_own = {"params": {"stem": features["params"]["stem"], "head": read["params"]["head"]}}
+    assert_same(
+        rj.interop.with_fresh_head(of_ones_own, 7)["params"]["head"], read["params"]["head"]
+    )
     wrong = refused(rj.interop.from_torchvision, weights, rj.ResNet18(width=4, num_classes=3))
     assert "of another shape: fc.bias" in wrong
     assert wrong.endswith("give num_classes for a fresh head")

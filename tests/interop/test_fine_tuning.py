@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from functools import partial
 
 import jax
@@ -102,6 +103,9 @@ def test_without_class_names_the_number_decides(run, tmp_path):
     variables = jax.device_get(run.variables())
     assert_same(starting_from(weights, tuple("abcdefghij")), variables)
     assert is_fresh(starting_from(weights, ("a", "b", "c")), 3)
+    # Names do without anything else.
+    save_weights(weights, to_torchvision(run.variables()), {"class_names": json.dumps(DIGITS)})
+    assert is_fresh(starting_from(weights, tuple("abcdefghij")), 10)
 
 
 def test_reading_a_float64_run_is_reading_its_file_and_configures_nothing(make_run, tmp_path):
