@@ -118,16 +118,12 @@ def train(
         stop.training = False
         _announce(settings, folder)
         from resnet_jax import run as library
-        from resnet_jax.data.prepare import prepare
-        from resnet_jax.training.distributed import failing_together, main_process_first
+        from resnet_jax.training.distributed import failing_together
 
         try:
             with failing_together(folder):
                 if from_idx is not None and settings is planned[0][0]:
-                    # The files are one dataset's; a grid may name others, which are prepared.
-                    name, every = settings.data.name, (s.data for s, _ in planned)
-                    for root in dict.fromkeys(data.dir for data in every if data.name == name):
-                        main_process_first(partial(prepare, name, root, from_idx))
+                    _prepare(planned, from_idx)
                 run = library.train(settings, folder, should_stop=stop, callbacks=[stop])
         except DivergedError as error:  # the other runs may converge
             if len(planned) == 1 or processes.distributed:
@@ -142,6 +138,16 @@ def train(
         runs.append(run)
     if seeds is not None or grid:
         _compare(runs, len(planned))
+
+
+def _prepare(planned: list[tuple[TrainConfig, Path]], from_idx: Path) -> None:
+    """Prepare the first run's dataset in every folder that the runs name; others' are theirs."""
+    from resnet_jax.data.prepare import prepare
+    from resnet_jax.training.distributed import main_process_first
+
+    name = planned[0][0].data.name
+    for root in dict.fromkeys(s.data.dir for s, _ in planned if s.data.name == name):
+        main_process_first(partial(prepare, name, root, from_idx))
 
 
 def _announce(config: TrainConfig, folder: Path) -> None:

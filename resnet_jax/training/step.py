@@ -72,16 +72,14 @@ def train_step(
         state: may be donated.
         batch: images and labels; every label must be a class (no padding), or a soft label, whose
             most probable class is what accuracy is measured by.
-        key: of the random numbers that the network draws, as dropout and stochastic depth do; None
-            for one that draws none.
+        key: of what the network draws at random, as by dropout; None for one that draws nothing.
         label_smoothing: see `cross_entropy`.
         ema: decay of the moving averages of a state created with ``ema=True``, and of no other.
             Early steps decay less, by ``(1 + step) / (10 + step)``, to forget the start.
-        accumulate: in how many parts the gradient is computed, one after the other, so that the
-            activations of one part are in memory; divides the batch. Part i holds the examples i,
-            i + accumulate, ... Batch norm sees each part as a batch: it normalises with that
-            part's statistics and moves the running ones once for each. The gradient, loss and
-            accuracy are the means over the parts.
+        accumulate: in how many parts the gradient is computed, one after the other, to keep the
+            activations of one; divides the batch. Part i holds the examples i, i + accumulate, ...
+            Batch norm takes each part for a batch, and moves the running statistics for each. The
+            gradient, loss and accuracy are the means over the parts.
         loss: of ``(logits, targets)``, instead of the smoothed cross-entropy: of each example, or
             the mean.
 
@@ -107,16 +105,14 @@ def train_step(
         )
         averaged = jax.tree.map(lambda a, old: a.astype(old.dtype), averaged, state.ema)
     grad_norm = optax.tree.norm(grads)
-    bad = ~(jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm))
+    bad, first = ~(jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)), state.first_bad_step
     next_state = state.replace(
         step=state.step + 1,
         params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
         ema=averaged,
-        first_bad_step=jnp.where(
-            bad & (state.first_bad_step < 0), state.step, state.first_bad_step
-        ),
+        first_bad_step=jnp.where(bad & (first < 0), state.step, first),
     )
     return next_state, Metrics(mean_loss, accuracy, grad_norm)
 
