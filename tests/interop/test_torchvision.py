@@ -45,6 +45,12 @@ PARAMETERS = {
 # torchvision's "num_params", and timm's of resnet26, resnet18d and resnet50d.
 COUNTS = (25_028_904, 68_883_240, 15_995_176, 11_708_744, 25_576_264)
 PARAMETERS |= {(name, True): count for name, count in zip(RELATIVES, COUNTS, strict=True)}
+WIDE = {
+    "resnext101_32x8d": 88_791_336,
+    "resnext101_64x4d": 83_455_272,
+    "wide_resnet101_2": 126_886_696,
+}
+PARAMETERS |= {(name, True): count for name, count in WIDE.items()}
 
 
 def make(name, **options):
@@ -184,7 +190,7 @@ def test_weights_without_classes_give_features():
 @pytest.mark.parametrize(
     ("name", "residual"),
     [
-        pytest.param(*case, marks=[pytest.mark.slow] if case[0] in NAMES[3:] else [])
+        pytest.param(*case, marks=[pytest.mark.slow] if case[0] in (*NAMES[3:], *WIDE) else [])
         for case in PARAMETERS
     ],
 )
