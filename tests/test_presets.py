@@ -102,6 +102,10 @@ def test_each_folder_of_a_grid_is_prepared_before_the_first_run(trained, monkeyp
     assert main(["train", "mnist", "--no-report", *words]) == 0
     assert prepared == [("mnist", name, Path("idx"), 0) for name in "ab"]
     assert len(trained) == 4
+    # The files are one dataset's; others of a grid are prepared already.
+    words = ["--data.from-idx", "idx", "--grid", "data.name=mnist,fashion_mnist"]
+    assert main(["train", "mnist", "--no-report", *words]) == 0
+    assert prepared[2:] == [("mnist", None, Path("idx"), 4)]
 
 
 @pytest.fixture

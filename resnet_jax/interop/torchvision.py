@@ -248,7 +248,7 @@ def _without_head(weights: StateDict) -> StateDict:
     head = f"{weights.names['head']}."
     entries = {name: v for name, v in weights.entries.items() if not name.startswith(head)}
     if others := sorted(weights.entries.keys() - entries.keys())[:_LISTED]:
-        log.warning("the weights' head is no dense layer and left out: %s", ", ".join(others))
+        log.warning("the weights' head is no dense layer and left out: %.200s", ", ".join(others))
     return replace(weights, entries=entries)
 
 

@@ -196,7 +196,8 @@ def _of_file(
     weights, metadata = load_weights(path), load_metadata(path)
     names: tuple[str, ...] | None = None
     pixels: tuple[Any, Any] = None, None
-    missing = LookupError, ValueError, TypeError  # none, or someone else's of the same name
+    # None, or someone else's of the same name.
+    missing = LookupError, ValueError, TypeError, RecursionError
     with suppress(*missing):
         names = tuple(map(str, json.loads(metadata["class_names"])))
     with suppress(*missing):

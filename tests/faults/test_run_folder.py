@@ -270,3 +270,18 @@ def test_a_step_that_the_run_removes_under_its_reader_is_no_fault(own_run, monke
             monkeypatch.setattr(Checkpoints, name, late)
         assert folder.read_variables("latest")["params"]
     assert "is not used" not in caplog.text
+
+
+def test_steps_that_are_all_replaced_while_they_are_verified_are_looked_for_again(
+    own_run, monkeypatch
+):
+    """As by a run that saves often: it had no usable checkpoint."""
+    good_steps = Checkpoints.good_steps
+
+    def replaced(self):
+        monkeypatch.setattr(Checkpoints, "good_steps", good_steps)
+        shutil.copytree(self.directory / "12", self.directory / "13")
+        return iter(())
+
+    monkeypatch.setattr(Checkpoints, "good_steps", replaced)
+    assert RunFolder(own_run).read_variables("latest")["params"]

@@ -103,6 +103,8 @@ def test_another_head_than_a_dense_layer_makes_room_for_a_fresh_one(weights, cap
     wrong = refused(rj.interop.from_torchvision, weights, rj.ResNet18(width=4, num_classes=3))
     assert "of another shape: fc.bias" in wrong
     assert wrong.endswith("give num_classes for a fresh head")
+    broken = weights | {"fc.weight": np.full_like(weights["fc.weight"], np.nan)}
+    assert "fresh head" not in refused(rj.interop.from_torchvision, broken)  # it would not help
 
 
 def test_headless_weights_need_a_number_of_classes(weights, tmp_path, refusal):

@@ -103,6 +103,9 @@ def test_without_class_names_the_number_decides(run, tmp_path):
     variables = jax.device_get(run.variables())
     assert_same(starting_from(weights, tuple("abcdefghij")), variables)
     assert is_fresh(starting_from(weights, ("a", "b", "c")), 3)
+    hostile = dict.fromkeys(("class_names", "model", "preprocessing"), "[" * 100000)
+    save_weights(weights, to_torchvision(run.variables()), hostile)
+    assert_same(starting_from(weights, tuple("abcdefghij")), variables)
     # Names do without anything else.
     save_weights(weights, to_torchvision(run.variables()), {"class_names": json.dumps(DIGITS)})
     assert is_fresh(starting_from(weights, tuple("abcdefghij")), 10)

@@ -186,6 +186,15 @@ def test_a_network_that_draws_random_numbers_goes_on_with_the_same(tmp_path, sto
     chex.assert_trees_all_equal(variables, whole.variables("latest"))
 
 
+def test_each_step_of_a_run_draws_anew(tmp_path):
+    """The same images and weights at each: without draws the losses would be equal."""
+    config = dataclasses.replace(CONFIG, batch_size=60, epochs=4, log_every=1, ema=None)
+    parts = {"model": Dropping(), "data": DATA, "optimizer": optax.sgd(0.0)}
+    metrics = rj.train(config, tmp_path / "run", quiet=True, **parts).metrics()
+    losses = metrics[metrics["kind"] == "train"]["loss"]
+    assert len(set(losses.round(3))) > 1
+
+
 def test_each_key_and_each_part_of_a_batch_draws_its_own():
     """64 features are dropped by half: 0 or 2 of each is left, with two draws of equal parts 1."""
     images = jnp.ones((2, 1, 1, 64))
