@@ -292,8 +292,8 @@ def data(
         from_idx: folder with the IDX files of mnist or fashion_mnist, instead of a download.
     """
     if action == "list":
-        if name is not None:
-            raise ResNetJaxError(f"data list takes no NAME, got {name}: it lists all datasets")
+        if given := name or dir or from_idx:
+            raise ResNetJaxError(f"data list takes no NAME or folder, got {given}: it lists all")
         from resnet_jax.data.mnist import DATASETS
 
         display.print_datasets(DATASETS.values())

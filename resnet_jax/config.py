@@ -32,6 +32,7 @@ Variant = Literal[
 Lowering = Literal["auto", "reference", "avx2", "avx512"]
 StemKind = Literal["imagenet", "deep", "small", "conv"]
 Shortcut = Literal["projection", "projection-all", "pad", "average"]
+Initialisation = Literal["he", "torch"]
 Fit = Literal["pad", "crop"]
 
 
@@ -51,7 +52,7 @@ class ModelConfig:
     shortcut: Shortcut | None = None
     """Where shapes differ: projection: 1x1 (option B of arXiv 1512.03385; projection-all: in every
     unit, C); pad: zeros (A); average: then project (ResNet-D). None: the network's own."""
-    initializer: Literal["he", "torch"] = "he"
+    initializer: Initialisation = "he"
     """Initialisation of convolutions: He et al. (fan-out) or PyTorch's default."""
     zero_init_last: bool = False
     """Start every residual branch at zero (arXiv 1706.02677, section 5.1); needs shortcuts."""

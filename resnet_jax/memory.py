@@ -28,7 +28,9 @@ MOST_FILES = 2**16
 
 # What an older glibc than 2.35 does not know it ignores.
 TUNABLES = {
-    "glibc.malloc.hugetlb": 1,  # pages of 2 MiB where the system grants them: 1/512 of the faults
+    # Pages of 2 MiB where the system grants them: 1/512 of the faults. Beside ARM's pages of 64 KiB
+    # they have 512 MiB.
+    "glibc.malloc.hugetlb": int(resource.getpagesize() < 2**16),
     "glibc.malloc.mmap_threshold": 2**25,  # the largest; only a step's temporaries are above
     "glibc.malloc.trim_threshold": 2**31,  # anything smaller stays mapped
     # Else the few bytes behind each aligned buffer are kept for small objects, the gap that the

@@ -23,7 +23,7 @@ from resnet_jax.interop.network import Network, export_stablehlo
 from resnet_jax.interop.onnx import export_onnx
 from resnet_jax.interop.weights import export_torchvision
 from resnet_jax.models import BatchNorm, has_parameters, make_model
-from resnet_jax.storage import VerifyReport, check_replaceable, expanded
+from resnet_jax.storage import PathLike, VerifyReport, check_replaceable, expanded
 from resnet_jax.training.callbacks import Callback
 from resnet_jax.training.distributed import is_main_process
 from resnet_jax.training.engine import Engine
@@ -50,7 +50,7 @@ EXPORTS = {
 
 def train(
     config: TrainConfig,
-    run_dir: str | Path,
+    run_dir: PathLike,
     *,
     quiet: bool = False,
     should_stop: ShouldStop | None = None,
@@ -115,6 +115,7 @@ class Run:
 
     ``"best"`` parameters are those of the best validation accuracy (without validation images the
     newest), ``"latest"`` those of the newest checkpoint; both are averaged where the run does so.
+    They are read once: open a run anew that trains on.
 
     >>> run = rj.Run.open("runs/quickstart-seed0")  # doctest: +SKIP
     >>> run.evaluate("test").accuracy  # doctest: +SKIP
@@ -131,10 +132,11 @@ class Run:
     """
 
     def __init__(
-        self, folder: RunFolder, model: nn.Module | None = None, data: Dataset | None = None
+        self, run_dir: PathLike, model: nn.Module | None = None, data: Dataset | None = None
     ) -> None:
-        self._folder, self._model, self._data = folder, model, data
-        record = folder.read_record()
+        Custom(model, data=data)  # refuses what is none
+        self._folder = folder = RunFolder(expanded(run_dir).absolute())
+        self._model, self._data, record = model, data, folder.read_record()
         self.path, self.config, self.fingerprint = folder.path, record.config, record.fingerprint
         self.class_names, self.image_shape = record.class_names, record.image_shape
         self.parts, self.made_by = record.parts, record.made_by
@@ -142,7 +144,7 @@ class Run:
 
     @classmethod
     def open(
-        cls, run_dir: str | Path, *, model: nn.Module | None = None, data: Dataset | None = None
+        cls, run_dir: PathLike, *, model: nn.Module | None = None, data: Dataset | None = None
     ) -> Self:
         """Open a run.
 
@@ -154,7 +156,7 @@ class Run:
         Raises:
             ResNetJaxError: there is none in ``run_dir``, or its configuration is damaged.
         """
-        return cls(RunFolder(expanded(run_dir).absolute()), model, data)
+        return cls(run_dir, model, data)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in vars(self).items() if k != "_engine"} | {"_states": {}}
@@ -172,7 +174,7 @@ class Run:
             if row["kind"] == "test":
                 key = f"{row['split']}, {row['checkpoint']}"
                 facts[key] = f"accuracy {row['accuracy']:.2%}, loss {row['loss']:.4f}"
-        return str(pd.Series(facts).to_frame().to_html(header=False))
+        return pd.Series(facts).to_frame().to_html(header=False)
 
     @property
     def model_name(self) -> str:
@@ -181,7 +183,10 @@ class Run:
         return own.rpartition(".")[2] if own else self.config.model.title
 
     def _epochs(self) -> str:
-        epochs = max((row["epoch"] for row in self._folder.read_metrics()), default=0)
+        try:
+            epochs = max((row["epoch"] for row in self._folder.read_metrics()), default=0)
+        except ResNetJaxError:  # the text of an object may not fail
+            return "damaged metrics"
         return f"{epochs:.3g} of {self.config.epochs:g} epochs"
 
     def metrics(self) -> "pd.DataFrame":
@@ -234,7 +239,7 @@ class Run:
             )
 
     def export(
-        self, format: Format, output: str | Path | None = None, *, checkpoint: Checkpoint = "best"
+        self, format: Format, output: PathLike | None = None, *, checkpoint: Checkpoint = "best"
     ) -> Path:
         """Write the network to a file, with class names and preprocessing, and return its path.
 
@@ -274,24 +279,18 @@ class Run:
         """The network, a `ResNet` or one's own; where `open` got none a `ResNetJaxError`."""
         own = self.parts.get("model")
         if own and self._model is None:
-            raise ResNetJaxError(
-                f"{self.path} trained a network of one's own, {own}: open it with rj.Run.open(..., "
-                "model=...)"
-            )
+            raise ResNetJaxError(f"{self.path} trained {own}: open it with that (model=...)")
         return self._model or make_model(self.config, len(self.class_names))
 
     def preprocess(self, images: np.ndarray | jax.Array) -> jax.Array:
         """Images as they come from the dataset, as the network takes them: float32[N, H, W, C].
 
-        May be called within `jax.jit`.
-
-        Raises:
-            ResNetJaxError: the images have another type or shape, see `predict`.
+        May be called within `jax.jit`. Images of another type or shape are refused as by `predict`.
         """
         return self.preprocessing(self.preprocessing.checked(images))
 
     def evaluate(
-        self, split: str = "test", checkpoint: Checkpoint = "best", data_dir: str | None = None
+        self, split: str = "test", checkpoint: Checkpoint = "best", data_dir: PathLike | None = None
     ) -> Evaluation:
         """Evaluate on a split of the run's data: train, validation or test.
 
@@ -312,9 +311,10 @@ class Run:
         self.check_finite(found.loss, checkpoint)
         return found
 
-    def split(self, name: str = "test", data_dir: str | None = None) -> Split:
+    def split(self, name: str = "test", data_dir: PathLike | None = None) -> Split:
         """The images and labels of a split of the run's data, see `evaluate`."""
-        settings = dataclasses.replace(self.config.data, dir=data_dir or self.config.data.dir)
+        folder = str(data_dir) if data_dir else self.config.data.dir
+        settings = dataclasses.replace(self.config.data, dir=folder)
         data, splits = load_splits(settings, self._data)
         usable = [split for split in splits if len(splits[split])]
         if name not in usable:

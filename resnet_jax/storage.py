@@ -32,6 +32,9 @@ RUN_FILES = {"config.yaml", "metrics.jsonl", "checkpoints", "report", "tensorboa
 RUN_FILES |= {".lock", "run.log"}
 
 
+PathLike = str | os.PathLike[str]
+
+
 @dataclass(frozen=True)
 class VerifyReport:
     """What is whole and what is damaged of a dataset, a run, or a folder of images."""
@@ -113,7 +116,7 @@ def atomic_write(path: Path, content: str | bytes, remedy: str = MAKE_ROOM) -> N
 def remove_unfinished(folder: Path) -> None:
     """Remove what killed processes left of files and folders in a folder."""
     for path in folder.glob(f"*{UNFINISHED}"):
-        path.unlink()
+        path.unlink(missing_ok=True)  # macOS may remove the `._` file beside it too
     for path in folder.glob(f"{UNFINISHED}-*"):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -127,7 +130,7 @@ def remove_abandoned(folder: Path, prefix: str) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def expanded(path: str | os.PathLike[str]) -> Path:
+def expanded(path: PathLike) -> Path:
     """Return a path with ``~`` and ``~user`` as that user's home folder."""
     try:
         return Path(path).expanduser()
@@ -135,7 +138,7 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         raise ResNetJaxError(f"{path} has no home folder: give the whole path") from error
 
 
-def write_whole(path: Path | str, content: bytes) -> None:
+def write_whole(path: PathLike, content: bytes) -> None:
     """Write the file of ``--output`` atomically; nothing but a regular file is replaced."""
     path = expanded(path)
     check_replaceable(path)

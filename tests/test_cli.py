@@ -211,6 +211,7 @@ def test_what_needs_no_data_is_shown(words, shown, command):
         (["verify", "/dev/null"], ["/dev/null", "folder"]),  # it was to become a run
         (["data", "prepare"], ["NAME"]),
         (["data", "list", "mnist"], ["mnist", "NAME"]),
+        (["data", "list", "--dir", "here"], ["here", "NAME or folder"]),
         (["data", "prepare", "imagnet"], ["imagnet"]),
         (["data", "prepare", "folder"], ["folder", "--data.dir"]),
     ],

@@ -20,7 +20,7 @@ import platformdirs
 
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.memory import cores
-from resnet_jax.storage import expanded, remove_abandoned
+from resnet_jax.storage import PathLike, expanded, remove_abandoned
 
 PathT = TypeVar("PathT", str, Path)
 
@@ -28,9 +28,7 @@ PathT = TypeVar("PathT", str, Path)
 DECODING_VERSION = f"3, Pillow {PIL.__version__}"
 
 
-def user_folder(
-    variable: str, default: Callable[[], str], given: str | os.PathLike[str] | None = None
-) -> Path:
+def user_folder(variable: str, default: Callable[[], str], given: PathLike | None = None) -> Path:
     """Return the folder that is given, that an environment variable names, or the default one."""
     if given:
         return expanded(given)

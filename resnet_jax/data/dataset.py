@@ -14,12 +14,11 @@ from typing import Protocol, Self, cast
 import numpy as np
 from numpy.typing import ArrayLike
 
-from resnet_jax.data.sampler import permutation
+from resnet_jax.data.sampler import PADDING, permutation
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.memory import cores
 
 VALIDATION_FRACTION = 0.1  # of the training examples, where a dataset has none for validation
-PADDING = -1  # the index and the label of what fills up a batch
 PART_BYTES = 2**22  # of images that a thread reads at once
 AHEAD_PER_WORKER = 2  # parts of batches that are read or wait to be used
 
@@ -92,13 +91,6 @@ class Examples:
     workers: int | None = None  # threads that read all of it fastest; None: one for each core
 
 
-def padded_order(count: int, batch_size: int) -> np.ndarray:
-    """Return 0 to ``count - 1``, then `PADDING`, in full batches: int32[batches, batch_size]."""
-    order = np.full((-(-count // batch_size), batch_size), PADDING, np.int32)
-    order.reshape(-1)[:count] = np.arange(count)
-    return order
-
-
 def small_parts(
     split: Split, indices: np.ndarray | None = None, most: int = 1000
 ) -> list[np.ndarray]:
@@ -132,20 +124,28 @@ def read_batches(
     """Yield the batch of each array of indices, in order, read ahead in parts by threads."""
     workers, order = workers or cores(), iter(order)
     pool = ThreadPoolExecutor(workers)
-    pending: deque[list[Future[tuple[np.ndarray, np.ndarray]]]] = deque()
+    pending: deque[tuple[np.ndarray, np.ndarray, list[Future[None]]]] = deque()
+
+    def read(images: np.ndarray, labels: np.ndarray, part: np.ndarray) -> None:
+        images[:], labels[:] = read_batch(split, part)
 
     def read_ahead() -> None:
-        while len(pending) < 2 or sum(map(len, pending)) < AHEAD_PER_WORKER * workers:
+        while len(pending) < 2 or sum(len(p) for *_, p in pending) < AHEAD_PER_WORKER * workers:
             if (indices := next(order, None)) is None:
                 return
+            images = np.empty((len(indices), *split.image_shape), np.uint8)
+            labels = np.empty(len(indices), np.int32)
             parts = small_parts(split, indices)
-            pending.append([pool.submit(read_batch, split, part) for part in parts])
+            ends = np.cumsum(list(map(len, parts)))[:-1]
+            places = zip(np.split(images, ends), np.split(labels, ends), parts, strict=True)
+            pending.append((images, labels, [pool.submit(read, *place) for place in places]))
 
     try:
         read_ahead()
         while pending:
-            found = (part.result() for part in pending.popleft())
-            images, labels = map(np.concatenate, zip(*found, strict=True))
+            images, labels, reads = pending.popleft()
+            for done in reads:
+                done.result()
             read_ahead()
             yield images, labels
     finally:
@@ -298,7 +298,7 @@ def _check(images: np.ndarray, labels: np.ndarray) -> None:
     if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape[1:]:
         raise ResNetJaxError(
             "images must be uint8[N, H, W, C], of a pixel at least, got "
-            f"{images.dtype}{list(images.shape)}"
+            f"{images.dtype}{list(images.shape)}: give levels 0 to 255, images[..., None] of grey"
         )
     if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         raise ResNetJaxError(

@@ -53,7 +53,8 @@ class DecodeSpec:
         height, width, channels = shape
         if height is None or width is None:
             raise ResNetJaxError(
-                f"{what} are of several sizes: give the side to resize to (--data.image-size 224)"
+                f"{what} are of several sizes: give the side to resize to (--data.image-size 224, "
+                "load_dataset's size=224)"
             )
         return cls((height, width, channels), settings.fit, settings.background)
 

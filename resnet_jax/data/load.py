@@ -22,14 +22,15 @@ from resnet_jax.data.prepare import prepare
 from resnet_jax.data.tfds import find_prepared, not_prepared, open_prepared, tfds_root
 from resnet_jax.data.walk import SPLITS
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.storage import PathLike
 
 
 def load_dataset(
     name: str,
-    data_dir: str | os.PathLike[str] | None = None,
+    data_dir: PathLike | None = None,
     *,
     validation: int | None = None,
-    from_idx: str | os.PathLike[str] | None = None,
+    from_idx: PathLike | None = None,
     size: int | None = None,
     fit: Fit = "pad",
     background: int | None = None,

@@ -15,7 +15,6 @@ from PIL import Image
 from resnet_jax.data import mnist
 from resnet_jax.data.tfds import (
     DamagedFileError,
-    PathLike,
     check_known,
     find_prepared,
     image_and_label,
@@ -23,7 +22,7 @@ from resnet_jax.data.tfds import (
     verify_prepared,
 )
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.storage import expanded, remove_abandoned
+from resnet_jax.storage import PathLike, expanded, remove_abandoned
 
 HOST_TIMEOUT = 4.0  # seconds for a host to answer
 

@@ -70,7 +70,7 @@ class Preprocessing:
         if not fits or not (free or images.shape[1:3] == (height, width)):
             raise ResNetJaxError(
                 f"images are {images.dtype}{list(images.shape)}: this run predicts "
-                f"uint8[N, {'H, W' if free else f'{height}, {width}'}, {channels}]"
+                f"uint8[N, {'H, W' if free else f'{height}, {width}'}, {channels}], or image[None]"
             )
         return images
 

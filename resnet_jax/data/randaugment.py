@@ -51,8 +51,8 @@ def apply(
     ``strength`` is float32[N] from -1 to 1, the share of the greatest. Its sign is the direction
     of what has one.
     """
-    # Every operation is computed for every image, and one is taken: on an accelerator that is
-    # quicker than a branch for each image.
+    # Every operation is computed for every image, and one is taken: a vectorised branch for each
+    # image would compute all of them too.
     moved = warp(images, *_geometry(images.shape, which, strength), fill=fill)
     which, strength = (a[:, None, None, None] for a in (which, strength))
     amount, factor = jnp.abs(strength), 1 + FACTOR * strength

@@ -1,4 +1,4 @@
-"""The order of training examples: a pure function of the seed and the step number."""
+"""The order of examples: of training a pure function of the seed and the step number."""
 
 import math
 from functools import lru_cache
@@ -6,6 +6,15 @@ from functools import lru_cache
 import numpy as np
 
 from resnet_jax.errors import ResNetJaxError
+
+PADDING = -1  # the index and the label of what fills up a batch
+
+
+def padded_order(count: int, batch_size: int) -> np.ndarray:
+    """Return 0 to ``count - 1``, then `PADDING`, in full batches: int32[batches, batch_size]."""
+    order = np.full((-(-count // batch_size), batch_size), PADDING, np.int32)
+    order.reshape(-1)[:count] = np.arange(count)
+    return order
 
 
 def permutation(num_examples: int, seed: int, *key: int) -> np.ndarray:

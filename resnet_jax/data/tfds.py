@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import math
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -30,11 +29,9 @@ from resnet_jax.data.mnist import DATASETS, mnist_5k, mnist_5k_file
 from resnet_jax.data.walk import SPLITS
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.memory import cores
-from resnet_jax.storage import VerifyReport, file_sha256
+from resnet_jax.storage import PathLike, VerifyReport, file_sha256
 
 MAX_VALUES = 3 * MAX_PIXELS
-
-PathLike = str | os.PathLike[str]
 
 
 class DamagedFileError(ResNetJaxError):
@@ -161,7 +158,9 @@ def find_prepared(name: str, root: Path) -> Path | None:
     only one of them is prepared.
     """
     place, found = root / name, {}
-    if place == root or ".." in Path(name).parts or not place.is_relative_to(root):
+    # Names are in lower case, and some disks do not tell; those of the folder itself are none.
+    known = name.partition("/")[0].islower()
+    if not known or ".." in Path(name).parts or not place.is_relative_to(root):
         return None
     for folder in (place, *sorted(place.glob("*"))):
         versions = [

@@ -1,4 +1,5 @@
 from . import plots as plots
+from .classify import classify_files as classify_files
 from .compare import compare_runs as compare_runs
 from .predictions import Calibration as Calibration
 from .predictions import Findings as Findings

@@ -23,20 +23,24 @@ EXPLAINED = "resnet-jax predict --explain"  # marks a picture that it wrote
 ENLARGEMENT, SMALL_SIDE = 8, 64  # factor, for pictures whose longer side is shorter than this
 
 
+def fail(error: ResNetJaxError) -> None:
+    raise error
+
+
 def classify_files(
     run: Run,
-    paths: Sequence[Path],
-    checkpoint: Checkpoint,
-    on_error: Callable[[ResNetJaxError], None],
+    paths: Sequence[str | Path],
+    checkpoint: Checkpoint = "best",
+    on_error: Callable[[ResNetJaxError], None] = fail,
     *,
     topk: int = 1,
     invert: bool = False,
-    explain_in: Path | None = None,
+    explain_in: str | Path | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Classify files, and those in folders and of patterns, for `resnet-jax predict`.
+    """Classify picture files, and those in folders and of patterns, as `resnet-jax predict` does.
 
-    Rows come a batch at a time; what is refused is refused before the first. ``on_error`` is told
-    what is wrong with a file that is left out. ``explain_in`` is a folder.
+    Yields the rows of ``predict --json``, a batch at a time. What is wrong with a file is raised,
+    or told to ``on_error``, and the file left out. ``explain_in`` is the folder of ``--explain``.
     """
     if not 1 <= topk <= len(run.class_names):
         raise ResNetJaxError(f"--topk must be 1 to {len(run.class_names)}, got {topk}")
@@ -45,7 +49,7 @@ def classify_files(
     files: list[Path] = []
     for path in paths:
         try:
-            files += find_images(path)
+            files += find_images(Path(path))
         except ResNetJaxError as error:
             on_error(error)
     once = list(dict.fromkeys(files))  # of a folder and a file in it

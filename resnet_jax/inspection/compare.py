@@ -3,7 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
@@ -62,6 +62,8 @@ def compare_runs(runs: Sequence[Run], checkpoint: Checkpoint = "best") -> pd.Dat
     Raises:
         ResNetJaxError: there are no runs, the same one twice, or a damaged one.
     """
+    if checkpoint not in get_args(Checkpoint):
+        raise ResNetJaxError(f"checkpoint {checkpoint} is not known: give best or latest")
     if not runs:
         raise ResNetJaxError("there is nothing to compare: give the folders of some runs")
     paths = [run.path.resolve() for run in runs]

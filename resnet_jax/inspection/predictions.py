@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from resnet_jax.data.dataset import check_labels, padded_order, read_batches
+from resnet_jax.data.dataset import check_labels, read_batches
+from resnet_jax.data.sampler import padded_order
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.inspection.saliency import BATCH, Forward, forward_and_saliency, map_names
 from resnet_jax.models import ResNet

@@ -79,7 +79,8 @@ def _figures(
     run: Run, predictions: Predictions, checkpoint: Checkpoint
 ) -> Iterator[tuple[str, str, str, Figure]]:
     """Yield the name, title, explanation and figure of each section."""
-    smoothed = " and smoothed labels" if run.config.label_smoothing else ""
+    smooth = run.config.label_smoothing and "loss" not in run.parts
+    smoothed = " and smoothed labels" if smooth else ""
     yield (
         "curves",
         "Training",

@@ -14,8 +14,8 @@ from flax import linen as nn
 from jax.typing import ArrayLike
 from PIL import Image
 
-from resnet_jax.data.dataset import padded_order
 from resnet_jax.data.image import Box
+from resnet_jax.data.sampler import padded_order
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import ResNet
 from resnet_jax.run import Checkpoint, Run
@@ -149,15 +149,15 @@ def grad_cam(
     Raises:
         ResNetJaxError: there is no such stage, class or method, or not a label for each image.
     """
-    if method not in get_args(Method):
-        raise ResNetJaxError(f"method must be {' or '.join(get_args(Method))}, got {method}")
-    labels = _checked(model, images, labels, stage)
+    labels = _checked(model, images, labels, stage, method)
     return _grad_cam(model, variables, images, labels, stage, method)
 
 
 def _checked(
-    model: ResNet, images: ArrayLike, labels: ArrayLike | None, stage: int | None
+    model: ResNet, images: ArrayLike, labels: ArrayLike | None, stage: int | None, method: Method
 ) -> np.ndarray | None:
+    if method not in get_args(Method):
+        raise ResNetJaxError(f"method must be {' or '.join(get_args(Method))}, got {method}")
     if stage is not None and not 1 <= stage <= len(model.stage_sizes):
         raise ResNetJaxError(f"stage must be 1 to {len(model.stage_sizes)}, got stage {stage}")
     if not model.num_classes:
@@ -198,6 +198,7 @@ def explain(
     labels: ArrayLike | None = None,
     *,
     stage: int | None = None,
+    method: Method = DEFAULT_METHOD,
     checkpoint: Checkpoint = "best",
 ) -> np.ndarray:
     """Compute `grad_cam` of a run's network, for ``uint8[N, H, W, C]`` as `Run.predict` takes it.
@@ -211,12 +212,12 @@ def explain(
         raise ResNetJaxError(f"Grad-CAM needs a ResNet, the network of {run.path} is a {network}")
     with run.jax_settings():
         images, variables = run.preprocessing.checked(images), run.variables(checkpoint)
-        labels = _checked(run.model, images, labels, stage)
+        labels = _checked(run.model, images, labels, stage, method)
         maps = [np.zeros((0, 1, 1), np.float32)] * (not len(images))
         few = 1 << max(0, len(images) - 1).bit_length()  # not each number has a program of its own
         for part in padded_order(len(images), min(BATCH, few)):
             pixels, chosen = run.preprocess(images[part]), None if labels is None else labels[part]
-            maps.append(np.asarray(_grad_cam(run.model, variables, pixels, chosen, stage)))
+            maps.append(np.asarray(_grad_cam(run.model, variables, pixels, chosen, stage, method)))
         return run.preprocessing.uncrop(np.concatenate(maps)[: len(images)])
 
 

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.errors import ResNetJaxError, importing
 from resnet_jax.interop.torchvision import row_of
 from resnet_jax.models import ResNet
-from resnet_jax.storage import write_whole
+from resnet_jax.storage import PathLike, write_whole
 
 TOLERANCE = 1e-5  # relative to the largest logit, or probability
 CHECKED_IMAGES = 16
@@ -112,7 +111,7 @@ def noise(image_shape: tuple[int, int, int], count: int = CHECKED_IMAGES) -> np.
     return random.integers(0, bright, (count, *image_shape)).astype(np.uint8)
 
 
-def export_stablehlo(path: Path, network: Network) -> None:
+def export_stablehlo(path: PathLike, network: Network) -> None:
     """Write a network as StableHLO for cpu, cuda and tpu, once the outputs agree with its own.
 
     ``jax.export.deserialize(bytearray(path.read_bytes())).call(images)`` maps ``uint8[N, H, W, C]``
@@ -128,7 +127,8 @@ def export_stablehlo(path: Path, network: Network) -> None:
 
     (count,) = jax.export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct((count, *network.preprocessing.image_shape), jnp.uint8)
-    exported = jax.export.export(jax.jit(call), platforms=PLATFORMS)(images)
-    content = exported.serialize()
-    network.check("stablehlo", jax.export.deserialize(content).call)
+    with jax.default_matmul_precision("highest"):  # in the file, whatever a run's GPU does
+        exported = jax.export.export(jax.jit(call), platforms=PLATFORMS)(images)
+        content = exported.serialize()
+        network.check("stablehlo", jax.export.deserialize(content).call)
     write_whole(path, bytes(content))

@@ -6,7 +6,6 @@ idea of padding comes between.
 
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.errors import ResNetJaxError, importing
 from resnet_jax.interop.network import Network
 from resnet_jax.models import UNITS, BatchNorm, ResNet, norm_of
-from resnet_jax.storage import write_whole
+from resnet_jax.storage import PathLike, write_whole
 
 # Both old enough for any runtime of the last years.
 OPSET, IR_VERSION = 17, 8
@@ -25,7 +24,7 @@ OUTPUTS = ("logits", "probabilities")
 NEEDED = "export to ONNX", "'resnet_jax[onnx]'"
 
 
-def export_onnx(path: Path, network: Network) -> None:
+def export_onnx(path: PathLike, network: Network) -> None:
     """Write a network in float32 as ONNX, once the export's outputs agree with the network's.
 
     Input ``images``: ``uint8[N, H, W, C]``; outputs ``logits`` and ``probabilities``:

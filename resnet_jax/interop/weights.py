@@ -6,7 +6,6 @@ Nothing in a file may run code, and nothing but a regular file is ever replaced.
 import argparse
 import json
 import logging
-import os
 import pickle
 import re
 from collections.abc import Iterator, Mapping
@@ -24,7 +23,7 @@ from resnet_jax.interop import torchvision
 from resnet_jax.interop.network import SHAPING, Network
 from resnet_jax.interop.state_dict import StateDict, as_array
 from resnet_jax.models import ResNet, has_parameters, make_model
-from resnet_jax.storage import expanded, write_whole
+from resnet_jax.storage import PathLike, expanded, write_whole
 from resnet_jax.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -42,7 +41,7 @@ SAME_FUNCTION = {
 }
 
 
-def load_weights(path: str | os.PathLike[str], key: str | None = None) -> dict[str, np.ndarray]:
+def load_weights(path: PathLike, key: str | None = None) -> dict[str, np.ndarray]:
     """Read a file of named arrays.
 
     Args:
@@ -63,6 +62,8 @@ def load_weights(path: str | os.PathLike[str], key: str | None = None) -> dict[s
         raise ResNetJaxError(f"{path} is not a file: give a .safetensors or .pth file of weights")
     _refuse_others(path, *_timm_config(path.with_name("config.json")))
     if path.suffix == ".safetensors":
+        if key is not None:
+            raise ResNetJaxError(f"{path} holds one state_dict, and key is {key}: leave it out")
         with _open_safetensors(path) as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if path.suffix in PICKLES:
@@ -70,7 +71,7 @@ def load_weights(path: str | os.PathLike[str], key: str | None = None) -> dict[s
     raise ResNetJaxError(f"{path} is none of .safetensors, {', '.join(PICKLES)}: give one of them")
 
 
-def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+def load_metadata(path: PathLike) -> dict[str, str]:
     """Read the texts that a ``.safetensors`` file carries beside its arrays; others have none."""
     if Path(path).suffix != ".safetensors":
         return {}
@@ -79,7 +80,7 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def save_weights(
-    path: str | os.PathLike[str],
+    path: PathLike,
     arrays: Mapping[str, np.ndarray],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
@@ -92,7 +93,7 @@ def save_weights(
     write_whole(Path(path), save(contiguous, metadata=marks))
 
 
-def export_torchvision(path: Path, network: Network) -> None:
+def export_torchvision(path: PathLike, network: Network) -> None:
     """Write a network's weights by torchvision's names, in a ``.safetensors`` file.
 
     Its metadata are the network's, as JSON. A network that torchvision lacks, see `to_torchvision`,
@@ -274,7 +275,8 @@ def _load_pickle(path: Path, key: str | None) -> dict[str, np.ndarray]:
         raise _damaged(path, error) from error
     found = _state_dicts(content, torch)
     if not found or key not in (None, *found):
-        what = f"{', '.join(found)} and no {key}" if found else "no state_dict of dense tensors"
+        names = ", ".join(name or "a bare state_dict" for name in found)
+        what = f"{names} and no {key}" if found else "no state_dict of dense tensors"
         raise ResNetJaxError(f"{path} holds {what}: give a file with one, and its key")
     if isinstance(content, dict):
         options = getattr(content.get("args"), "__dict__", {})

@@ -8,7 +8,7 @@ stride on the 3x3 convolution ("ResNet v1.5"; the paper has it on the first 1x1)
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Shaped
 
 from resnet_jax import ops
-from resnet_jax.config import Lowering, Shortcut, StemKind
+from resnet_jax.config import Initialisation, Lowering, Shortcut, StemKind
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models.layers import BatchNorm, Conv, Initializer, he_fan_out, torch_default
 
@@ -37,8 +37,8 @@ class Unit(nn.Module):
         norm: makes a normalisation from ``(scale_init=..., name=...)``.
         strides: step of the unit's strided convolution, in pixels.
         residual, zero_init_last, shortcut, widening, groups: see `ResNet`.
-        expansion, preactivation: of the class. A unit gives ``expansion * features / widening``
-            channels; True: it ends without norm and ReLU, and the network adds them at its end.
+        expansion: of the class; a bottleneck's ``wide`` is ``expansion * features / widening``.
+        preactivation: of the class; True: the network adds norm and ReLU after the last unit.
     """
 
     expansion: ClassVar[int] = 1
@@ -164,10 +164,10 @@ def _zero_kernel(unit: Unit) -> dict[str, Initializer]:
 
 
 class Stem(nn.Module):
-    """From pixels to the first feature map (arXiv 1512.03385, table 1, row conv1).
+    """From pixels to the first feature map (arXiv 1512.03385, table 1, conv1 and the max-pool).
 
     ``"imagenet"``: 7x7 convolution of stride 2, norm, ReLU, 3x3 max-pool of stride 2: a quarter
-    of the image's size. ``"deep"``: three 3x3 convolutions for the 7x7, two of them of half the
+    of the image's side. ``"deep"``: three 3x3 convolutions for the 7x7, two of them of half the
     features (arXiv 1812.01187, figure 2b). ``"small"``: 3x3 convolution, norm, ReLU, at the
     image's size, as in the paper's section 4.2 for CIFAR-10. ``"conv"``: that convolution alone,
     for pre-activation units, which begin with norm and ReLU.
@@ -244,7 +244,7 @@ class ResNet(nn.Module):
     shortcut: Shortcut = "projection"
     widening: int = 1
     groups: int = 1
-    initializer: Literal["he", "torch"] = "he"
+    initializer: Initialisation = "he"
     zero_init_last: bool = False
     norm: Layer = BatchNorm
     frozen_stages: int | None = None
@@ -255,6 +255,11 @@ class ResNet(nn.Module):
 
     def __post_init__(self) -> None:
         self.stage_sizes = tuple(self.stage_sizes)  # hashable, for `jax.jit`
+        choices = {"stem": StemKind, "shortcut": Shortcut, "initializer": Initialisation}
+        for name, kinds in choices.items():
+            if (given := getattr(self, name)) not in get_args(kinds):
+                known = ", ".join(get_args(kinds))
+                raise ResNetJaxError(f"{name} is {given!r}: give one of {known}")
         super().__post_init__()
 
     @nn.compact
@@ -267,8 +272,8 @@ class ResNet(nn.Module):
                 the moved running ones) or the running ones.
 
         Returns:
-            ``float32[N, num_classes]``, or ``float32[N, features]`` without classes; float64 when
-            ``dtype`` is float64.
+            ``float32[N, num_classes]``, or without classes ``float32[N, C]``, the last unit's
+            channels; float64 when ``dtype`` is float64.
         """
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         kernel_init = torch_default if self.initializer == "torch" else he_fan_out

@@ -30,7 +30,10 @@ class Callback:
         """A line of ``metrics.jsonl`` was written; the keys are the columns of `Run.metrics`."""
 
     def on_evaluate(self, step: int, split: str, evaluation: "Evaluation") -> None:
-        """A split was evaluated; at the end each test split with the latest and best parameters."""
+        """A split was evaluated; at the end each test split with the latest and best parameters.
+
+        Once where these are the same.
+        """
 
     def on_save(self, step: int, path: Path) -> None:
         """A checkpoint was written to the folder ``path``."""

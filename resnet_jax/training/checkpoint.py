@@ -58,8 +58,8 @@ class Manifest:
 class Checkpoints:
     """The saved steps of one run, in a folder of their own."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: storage.PathLike) -> None:
+        self.directory = storage.expanded(directory)
 
     def save(
         self, state: TrainState, validation: dict[str, float] | None, metrics: str | None = None
@@ -252,7 +252,7 @@ def _check_room(folder: Path, needed: int) -> None:
     free = disk.f_bavail * disk.f_frsize
     if free < needed:
         raise OSError(f"{needed / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free")
-    if disk.f_files and disk.f_favail < FILES_PER_STEP:
+    if disk.f_files > FILES_PER_STEP > disk.f_favail:  # macOS counts one on an exFAT disk
         raise OSError(f"{FILES_PER_STEP} files are needed and there is room for {disk.f_favail}")
     largest = folder / "largest"
     with largest.open("wb") as file:

@@ -13,8 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from resnet_jax.config import TrainConfig
 from resnet_jax.data.augment import augment, mix
-from resnet_jax.data.dataset import ArraySplit, Split, check_labels, padded_order, read_batches
+from resnet_jax.data.dataset import ArraySplit, Split, check_labels, read_batches
 from resnet_jax.data.preprocessing import Preprocessing
+from resnet_jax.data.sampler import padded_order
 from resnet_jax.training.jax_settings import compiler_options, find_devices
 from resnet_jax.training.metrics import Evaluation
 from resnet_jax.training.state import Batch, TrainState

@@ -294,14 +294,14 @@ class Training:
         checkpoints, last, rows = self.folder.checkpoints, self.step, []
         good = checkpoints.good_steps
         best = broadcast_from_main(lambda: checkpoints.best_of(good())) or last
-        states = {"latest": (last, self.state), "best": (best, self.state)}
+        states = {last: self.state}
         if best != last:
-            states["best"] = (best, checkpoints.restore(self.state, best))
+            states[best] = checkpoints.restore(self.state, best)
+        evaluate = cache(lambda step, split: self._evaluate(states[step], split, step))
         for split, checkpoint in self._tests():
-            step, state = states[checkpoint]
-            found = self._evaluate(state, split, step)
+            step = last if checkpoint == "latest" else best
             where = {"split": split, "checkpoint": checkpoint, "last": last}
-            rows.append({"step": step, "kind": "test", **found.metrics, **where})
+            rows.append({"step": step, "kind": "test", **evaluate(step, split).metrics, **where})
         self._record(*rows)
 
     def _not_finite(self, what: str, step: int) -> DivergedError:

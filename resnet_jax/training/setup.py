@@ -155,6 +155,7 @@ class Custom:
         for name, attributes, expected in (
             ("model", "init apply", "a Linen module, such as rj.ResNet18()"),
             ("optimizer", "init update", "an optax transformation, such as optax.adam(1e-3)"),
+            ("loss", "__call__", "a function of (logits, targets)"),
             ("data", "fingerprint", "a rj.Dataset"),
         ):
             part = getattr(self, name)

@@ -15,8 +15,8 @@ from resnet_jax.training.jax_settings import compiler_options
 class Batch(NamedTuple):
     """Preprocessed images, ``float[N, H, W, C]``, and their labels, ``int32[N]``, for one step.
 
-    A label of -1 marks padding, which `eval_step` does not count; `train_step` takes none, and soft
-    labels, ``float[N, K]``, too.
+    A label of -1 marks padding, which `eval_step` does not count. `train_step` takes no padding,
+    but also soft labels, ``float[N, K]``.
     """
 
     images: jax.Array  # uint8 on their way to the devices

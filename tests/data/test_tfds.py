@@ -134,8 +134,9 @@ def test_the_argument_comes_before_the_environment(digits, copy, monkeypatch):
 
 
 def test_what_is_not_there_is_named(tmp_path, digits):
-    for name in ("cifar11", "/etc", "../x", "mnist_5k*", "", ".", "digits/.."):
-        for folder in (None, digits):
+    (tmp_path / "DIGITS").symlink_to(digits / "digits")  # as on a disk that does not tell case
+    for name in ("cifar11", "/etc", "../x", "mnist_5k*", "", ".", "digits/..", "DIGITS"):
+        for folder in (None, digits, tmp_path):
             assert "unknown dataset" in refusal(folder, name)
     text = refusal(None, "Fashion-MNST")
     assert all(name in text for name in ("did you mean `fashion_mnist`?", *DATASETS))

@@ -35,6 +35,12 @@ def test_turns_are_told_by_where_the_cores_are_before_and_after(monkeypatch):
     assert (row["cores"], row["calls"], row["median_ms"]) == ("apart", 6, 2000.0)
     assert len(asked) == 3  # no more tries on a machine whose cores are always apart
 
+    # On a GPU no core is asked for, and a call is of several steps, whose seconds are a step's.
+    on_gpu = benchmark.case("a case", "training", 64, device="cuda", steps=10)
+    contender.time = lambda calls: {"seconds": [0.005] * calls, "peak_mib": 10}
+    (row,) = benchmark.measure(on_gpu, ("resnet_jax",), rounds=3)
+    assert ("cores" in row, row["calls"], len(asked)) == (False, 3 * round(0.6 / 0.05), 3)
+
     contender.time = lambda _: {"seconds": [60.0], "peak_mib": 10}
     (hopeless,) = benchmark.measure(case, ("flax",), rounds=3)
     assert (hopeless["calls"], hopeless["median_ms"]) == (1, 60_000.0)

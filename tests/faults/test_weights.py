@@ -179,6 +179,11 @@ def test_averaged_weights_beside_others_are_said(
     assert f"{plain} is read; it also holds {averaged}" in caplog.text
     other = rj.interop.load_weights(file, key=averaged)
     np.testing.assert_array_equal(other["fc.bias"], 2 * weights["fc.bias"])
+    rj.interop.save_weights(tmp_path / "x.safetensors", weights)
+    said = refused(rj.interop.load_weights, tmp_path / "x.safetensors", key=averaged)
+    assert f"holds one state_dict, and key is {averaged}" in said
+    bare = saved(tensors, tmp_path / "bare.pth")
+    assert "a bare state_dict and no swa" in refused(rj.interop.load_weights, bare, key="swa")
     said = refused(rj.interop.load_weights, file, key="swa")
     assert f"{averaged}, {plain} and no swa" in said
 

@@ -2,9 +2,11 @@
 
 import errno
 import json
+import shutil
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
 from make_datasets import picture
 from PIL import Image
@@ -97,6 +99,8 @@ def test_bad_comparisons_are_one_line(four, refusal):
         ([four[0], "--output", "x.nonsense"], "x.nonsense cannot be written"),
     ):
         assert names in refusal("compare", *arguments)
+    with pytest.raises(rj.ResNetJaxError, match="checkpoint newest is not known: give best or"):
+        rj.inspection.compare_runs([rj.Run.open(four[0])], "newest")
 
 
 def test_events_are_the_metrics_that_are_left(tmp_path):
@@ -152,6 +156,14 @@ def test_a_run_shows_itself(finished_run):
     shown = finished_run._repr_html_()
     assert "resnet18" in shown
     assert f"accuracy {finished_run.evaluate('test').accuracy:.2%}" in shown
+    assert str(rj.Run(str(finished_run.path))) == str(finished_run)
+
+
+def test_a_run_of_damaged_metrics_shows_itself(finished_run, tmp_path):
+    shutil.copytree(finished_run.path, tmp_path / "run")
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text()
+    (tmp_path / "run" / "metrics.jsonl").write_text("{" + rows)
+    assert "damaged metrics" in str(rj.Run.open(tmp_path / "run"))
 
 
 def test_patterns_and_explanations(finished_run, tmp_path, command, monkeypatch):
@@ -172,6 +184,15 @@ def test_patterns_and_explanations(finished_run, tmp_path, command, monkeypatch)
     monkeypatch.setattr(classify, "_write_explanation", gone)
     code, rows, errors = command(*words)
     assert (code, len(rows.splitlines()), errors.count("it is gone")) == (1, 1, 4)
+
+
+def test_files_are_classified_from_python(finished_run, tmp_path):
+    path = picture(tmp_path / "1.png", 1, (28, 28), "L")
+    (row,) = rj.inspection.classify_files(finished_run, [str(path)], topk=3)
+    probabilities = finished_run.predict(np.asarray(Image.open(path))[None, ..., None])
+    assert (row["path"], row["probability"]) == (str(path), probabilities.max())
+    with pytest.raises(rj.ResNetJaxError, match="nowhere"):
+        list(rj.inspection.classify_files(finished_run, [tmp_path / "nowhere.png"]))
 
 
 def test_a_whole_number_beside_none_stays_whole(tmp_path, command):

@@ -153,6 +153,12 @@ def test_images_are_explained_a_batch_at_a_time(finished_run, monkeypatch):
         maps = rj.inspection.explain(finished_run, np.zeros((number, 28, 28, 1), np.uint8))
         assert len(maps) == number
     assert counts == [64, 64, 8, 8]
+    images, (plus, plain) = finished_run.split("test").images[:2], ("grad-cam++", "grad-cam")
+    maps = {m: rj.inspection.explain(finished_run, images, method=m) for m in (plus, plain)}
+    np.testing.assert_array_equal(maps[plus], rj.inspection.explain(finished_run, images))
+    assert (maps[plain] != maps[plus]).any()
+    with pytest.raises(rj.ResNetJaxError, match="method must be grad-cam"):
+        rj.inspection.explain(finished_run, images, method="lime")
 
 
 def test_overlay_leaves_places_without_evidence_as_they_are():

@@ -20,7 +20,7 @@ import resnet_jax as rj
 from resnet_jax.data.image import DecodeSpec, read_image
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.interop import Network, from_torchvision, load_metadata, load_weights, onnx
-from resnet_jax.interop.network import noise
+from resnet_jax.interop.network import export_stablehlo, noise
 from resnet_jax.interop.onnx import runner, to_onnx
 from resnet_jax.models import VARIANTS, BatchNorm
 
@@ -238,6 +238,16 @@ def test_an_onnx_file_is_compared_with_products_in_float32(run, tmp_path, monkey
     monkeypatch.setattr(onnx, "runner", noting)
     onnx.export_onnx(tmp_path / "network.onnx", Network(*known))
     assert used == ["highest"]
+
+
+def test_a_stablehlo_file_holds_full_precision(run, tmp_path):
+    """Whatever the run's GPU did: else the file would, everywhere."""
+    known = (run.model, run.variables(), run.preprocessing, run.class_names)
+    with jax.default_matmul_precision("tensorfloat32"):
+        export_stablehlo(tmp_path / "network", Network(*known))
+    module = jax.export.deserialize(bytearray((tmp_path / "network").read_bytes())).mlir_module()
+    assert "precision = [HIGHEST, HIGHEST]" in module
+    assert "[HIGH, HIGH]" not in module
 
 
 @pytest.mark.parametrize(

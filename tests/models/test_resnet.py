@@ -157,6 +157,19 @@ def test_stems_have_the_papers_sizes(stem, expected):
     assert layers["stem/conv"].parameters == kernel * kernel * 2 * 8
 
 
+def test_a_misspelt_kind_is_refused(python):
+    """It was another network, without a word. In a process in which nothing else checks types."""
+    code = """import resnet_jax as rj
+for kind in ("stem", "shortcut", "initializer"):
+    try:
+        rj.ResNet18(**{kind: "projection_all"})
+    except rj.ResNetJaxError as error:
+        print(error)"""
+    said = python("-c", code).stdout
+    assert said.count("is 'projection_all': give one of ") == 3
+    assert "shortcut is 'projection_all': give one of projection, projection-all, pad, ave" in said
+
+
 @pytest.mark.parametrize("unit", UNITS)
 def test_logits_are_float32_for_images_of_any_shape(unit):
     run = partial(tiny(unit=unit, num_classes=7).init_with_output, train=False)

@@ -129,6 +129,15 @@ def test_what_a_killed_save_left_is_in_no_ones_way(tmp_path):
     assert [path.name for path in checkpoints.directory.iterdir()] == ["0"]
 
 
+def test_a_leftover_may_go_before_its_turn(tmp_path, monkeypatch):
+    """MacOS removes a `._` file with the one beside it."""
+    (tmp_path / "._x.unfinished").touch()
+    unlink = Path.unlink
+    monkeypatch.setattr(Path, "unlink", lambda p, **how: (os.remove(p), unlink(p, **how)))
+    storage.remove_unfinished(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_training_goes_on_from_the_older_good_step_and_says_so(
     finished_run, checkpoints, own_run, tiny_config, caplog
@@ -180,6 +189,11 @@ def test_too_little_space_for_a_checkpoint_is_noticed_before_it_is_written(
         with pytest.raises(ResNetJaxError, match=rf"{said}\): free space"):
             checkpoints.save(state.replace(step=np.int32(13)), None)
         assert list(checkpoints.good_steps()) == [12, 10]
+    # So macOS describes an exFAT disk, which takes any number of files.
+    on_exfat = SimpleNamespace(**{**disk, "f_bavail": 10**6, "f_files": 1, "f_favail": 0})
+    monkeypatch.setattr(os, "statvfs", lambda path: on_exfat)
+    Checkpoints(str(checkpoints.directory)).save(state.replace(step=np.int32(13)), None)
+    assert next(checkpoints.good_steps()) == 13
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")

@@ -86,7 +86,9 @@ def test_the_run_is_trained_by_those_parts(whole):
     assert told.on_save.mock_calls == [mock.call(*place) for place in places]
     evaluated = [call.args[:2] for call in told.on_evaluate.mock_calls]
     assert evaluated[:2] == [(6, "validation"), (12, "validation")]
-    assert (12, "test") in evaluated
+    # Once for the latest and the best where these are the same.
+    best = metrics["step"][metrics["checkpoint"] == "best"].iloc[0]
+    assert sorted(evaluated[2:]) == [(step, "test") for step in sorted({int(best), 12})]
 
 
 def test_it_resumes_to_the_same_bits(whole, tmp_path, stop_after):
@@ -115,6 +117,9 @@ def test_it_is_opened_with_its_network_and_its_data(whole):
     with pytest.raises(rj.ResNetJaxError, match="another network than SqueezeExcitation: open"):
         other.predict(DATA.test.images)
     assert opened.verify().ok
+    for wrong in (SqueezeExcitation, rj.ResNet18):
+        with pytest.raises(rj.ResNetJaxError, match=r"model is .*: give a Linen module"):
+            rj.Run.open(run.path, model=wrong)
 
 
 class Other(SqueezeExcitation):
@@ -218,6 +223,7 @@ def test_each_key_and_each_part_of_a_batch_draws_its_own():
         ({"model": rj.ResNet18}, r"model is functools.partial.*: give .* rj.ResNet18\(\)"),
         ({"model": Dropping}, "model is .*Dropping.*: give a Linen module"),
         ({"optimizer": optax.adam}, "optimizer is <function adam.*: give an optax transformation"),
+        ({"loss": "focal"}, r"loss is 'focal': give a function of \(logits, targets\)"),
     ],
 )
 def test_what_is_no_such_part_is_refused_before_anything(part, said, tmp_path):

@@ -13,9 +13,9 @@ from faults import digits
 from PIL import Image
 
 import resnet_jax as rj
-from resnet_jax.data.dataset import ArraySplit, padded_order, read_batches
+from resnet_jax.data.dataset import ArraySplit, read_batches
 from resnet_jax.data.load import load_dataset
-from resnet_jax.data.sampler import EpochSampler
+from resnet_jax.data.sampler import EpochSampler, padded_order
 from resnet_jax.errors import ResNetJaxError
 
 

@@ -6,7 +6,7 @@
 
 on float[N, H, W, C], float[kh, kw, C, K] and float[N, OH, OW, K], for a `Geometry` whose kernel is
 cut to the taps that touch the image. The batch may be symbolic. On a CPU, XLA's own convolution is
-slow, and pathological on small maps, where its matrix product is fast; the others are products.
+slow, and on small maps extremely so, but its matrix product is fast: the others are products.
 """
 
 from collections.abc import Callable
