@@ -20,6 +20,7 @@ from experiments.tables import ROOT
 from resnet_jax.errors import ResNetJaxError
 
 Row = dict[str, Any]
+CPU_INFO = Path("/proc/cpuinfo")  # Linux's
 
 
 def read_rows(path: Path, **values: Any) -> list[Row]:
@@ -41,10 +42,11 @@ def append_row(path: Path, row: Row) -> None:
 
 
 def of_processor(folder: Path, name: str) -> Path:
-    """The file of results of this machine's instruction set, beside those of others."""
+    """The file of results of this kind of processor, beside those of others."""
     from resnet_jax.ops.heuristics import instruction_set  # JAX, which no process of PyTorch loads
 
-    return folder / instruction_set() / f"{name}.json"
+    amx = CPU_INFO.exists() and "amx_tile" in CPU_INFO.read_text()  # Intel's, beside AVX-512
+    return folder / ("amx" if amx else instruction_set()) / f"{name}.json"
 
 
 def read_json(path: Path, missing: Any = None) -> Any:
@@ -121,13 +123,6 @@ def count_seeds(values: Sized) -> str:
     return f"{len(values)} seed" + "s" * (len(values) != 1)
 
 
-def median_and_quartiles(values: Sequence[float]) -> str:
-    """``142 (139 to 151)``, and a digit after the point below a hundred."""
-    quartiles = statistics.quantiles(values, n=4)
-    low, middle, high = (f"{v:,.{0 if quartiles[1] > 100 else 1}f}" for v in quartiles)
-    return f"{middle} ({low} to {high})"
-
-
 def interval(*samples: Sequence[float]) -> tuple[float, float]:
     """95 % confidence interval of a mean (Student's t), or of one less another (Welch's)."""
     from scipy import stats
@@ -145,8 +140,7 @@ def interval(*samples: Sequence[float]) -> tuple[float, float]:
 
 def machine(*packages: str) -> Row:
     """What measured times depend on: processor or accelerator, cores, system, and versions."""
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    names = re.findall(r"model name\s*: (.*)", CPU_INFO.read_text()) if CPU_INFO.exists() else []
     accelerator = {}
     if "jax" in packages:
         import jax
@@ -161,6 +155,12 @@ def machine(*packages: str) -> Row:
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in packages},
     }
+
+
+def place(machine: Row) -> str:
+    """Say on what was measured, by a row of `machine`."""
+    packages = [f"{name} {machine[name]}" for name in ("jax", "onnxruntime") if name in machine]
+    return ", ".join([f"{machine['cores']} cores of an {machine['processor']}", *packages])
 
 
 def command(main: Callable[..., None]) -> None:

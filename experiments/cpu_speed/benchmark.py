@@ -3,8 +3,8 @@
 Command:   pip install torch==2.13.0
            python -m experiments.cpu_speed.benchmark                    (all, about an hour)
            python -m experiments.cpu_speed.benchmark --only "batch 64"  (cases that contain this)
-Result:    results.json in the folder of the processor's instruction set: medians and quartiles of
-           the calls of all turns
+Result:    results.json in the folder of the kind of processor: medians and quartiles of the calls
+           of all turns
 
 The contenders' processes take turns, so that a slow minute of the machine falls on all of them.
 Turns with two cores apart, without a common cache (`cores.py`), before or after them have rows of

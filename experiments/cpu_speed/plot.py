@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from experiments.cpu_speed.benchmark import CASES, CONTENDERS, DEVICES, QUARTILES, TORCH
 from experiments.measuring import Row, read_json
-from experiments.plotting import BLACK, BLUE, ORANGE, logarithmic, panels
+from experiments.plotting import BLACK, BLUE, GREEN, ORANGE, logarithmic, panels
 from experiments.tables import ROOT, crossed, table
 
 SERIES = {
@@ -22,7 +22,8 @@ SERIES = {
     "torch": ("PyTorch at its best float32 setting", ORANGE, "^"),
     "resnet_jax": ("resnet_jax", BLUE, "o"),
 }
-PROCESSORS = {"avx2": "AVX2", "avx512": "AVX-512"}
+PROCESSORS = {"avx2": "AVX2", "avx512": "AVX-512", "amx": "AVX-512 and AMX"}
+LINES = {"avx2": "--", "avx512": "-", "amx": ":"}
 USUAL = r"{}, batch \d+"  # cases of 32x32x1
 
 
@@ -69,30 +70,33 @@ def titled(case: str, row: dict[str, Row]) -> str:
 
 
 def draw() -> Figure:
-    both = {name: measured(processor) for processor, name in PROCESSORS.items()}
+    results = {processor: measured(processor) for processor in PROCESSORS}
     titles = ("ResNet-18, 32x32x1", "times as fast as PyTorch at its best")
-    figure, ((sweep, bars),) = panels((10, 5.4), titles, width_ratios=(1, 1.15))
+    figure, ((sweep, bars),) = panels((10, 7), titles, width_ratios=(1, 1.15))
     usual = re.compile(USUAL.format("training"))
     sizes = {case["name"]: case["batch"] for case in CASES if usual.fullmatch(case["name"])}
     for name, (label, colour, marker) in SERIES.items():
-        for line, (processor, found) in zip(("--", "-"), both.items(), strict=True):
+        style = {"color": colour, "marker": marker, "ms": 5, "lw": 1.5}
+        sweep.plot([], [], **style, label=label)
+        for processor, found in results.items():
             known = {case: size for case, size in sizes.items() if name in found.get(case, {})}
             times = [found[case][name]["median_ms"] / size for case, size in known.items()]
-            style = {"color": colour, "marker": marker, "ms": 5, "lw": 1.5, "ls": line}
-            sweep.plot(known.values(), times, **style, label=f"{label}, {processor}")
+            sweep.plot(known.values(), times, **style, ls=LINES[processor])
+    for processor, line in LINES.items():
+        sweep.plot([], [], color="grey", ls=line, label=PROCESSORS[processor])
     logarithmic(sweep.xaxis, tuple(sizes.values()))
     logarithmic(sweep.yaxis, (1, 2, 5, 10, 20, 50))
     sweep.set(xlabel="batch size", ylabel="training step, ms an image")
     sweep.set_ylim(0.5, 150)  # room for the legend above the lines
     sweep.legend(frameon=False, fontsize=9, loc="upper right")
 
-    columns = {name: {c: row["speed_up"] for c, row in both[name].items()} for name in both}
+    columns = {PROCESSORS[p]: {c: r["speed_up"] for c, r in results[p].items()} for p in PROCESSORS}
     ratios = pd.DataFrame(columns).reindex([case["name"] for case in CASES]).dropna(how="all")
-    ratios.iloc[::-1, ::-1].plot.barh(ax=bars, color=[BLUE, ORANGE], width=0.76)
-    edge = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    ratios.iloc[::-1, ::-1].plot.barh(ax=bars, color=[GREEN, BLUE, ORANGE], width=0.84)
+    edge = {"facecolor": "white", "edgecolor": "none", "pad": 0}
     for drawn in bars.containers:
         labels = [f"{ratio:.2f}x" if ratio else "" for ratio in drawn.datavalues]
-        bars.bar_label(drawn, labels, padding=4, fontsize=8, bbox=edge)
+        bars.bar_label(drawn, labels, padding=3, fontsize=7, bbox=edge)
     bars.axvline(1, color=BLACK, lw=1)
     bars.margins(x=0.15)
     bars.set(xlabel="PyTorch's time / resnet_jax's time")

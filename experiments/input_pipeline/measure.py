@@ -26,6 +26,7 @@ from resnet_jax.config import replaced
 from resnet_jax.data.dataset import read_batches
 from resnet_jax.data.load import load_dataset, load_splits
 from resnet_jax.data.sampler import EpochSampler
+from resnet_jax.memory import restart_tuned
 from resnet_jax.models import make_model
 from resnet_jax.training.engine import Engine
 from resnet_jax.training.jax_settings import configured_jax
@@ -76,7 +77,8 @@ def rates(config: rj.TrainConfig, count: int) -> dict[str, list[float]]:
     params_key, augment_key = jax.random.split(jax.random.key(0))
     tx = make_optimizer(config.optim, make_schedule(config.optim, 1000))
     model, images = make_model(config, dataset.num_classes), jnp.zeros((1, *dataset.image_shape))
-    state = engine.replicate(rj.TrainState.create(model, tx, params_key, images))
+    averages = config.ema is not None
+    state = engine.replicate(rj.TrainState.create(model, tx, params_key, images, ema=averages))
 
     def train(batches: Iterator[rj.Batch]) -> None:
         nonlocal state
@@ -128,9 +130,12 @@ def measure(folder: Path) -> None:
 def table_of_rates() -> str:
     lines, rates = [], measuring.read_json(RESULTS)["rates"]
     for name, (title, *_) in CASES.items():
-        kinds = [rates[name][kind] for kind in ("pipeline", "step", "together")]
-        _, step, together = map(statistics.median, kinds)
-        lines.append([title, *map(measuring.median_and_quartiles, kinds), f"{together / step:.2f}"])
+        kinds = [
+            statistics.quantiles(rates[name][k], n=4) for k in ("pipeline", "step", "together")
+        ]
+        texts = ([f"{v:,.{0 if three[1] > 100 else 1}f}" for v in three] for three in kinds)
+        cells = [f"{middle} ({low} to {high})" for low, middle, high in texts]
+        lines.append([title, *cells, f"{kinds[2][1] / kinds[1][1]:.2f}"])
     head = ["images/s, median (quartiles)", "pipeline alone", "step alone", "both", "both / step"]
     return table(head, lines)
 
@@ -147,10 +152,10 @@ def table_of_memory() -> str:
 
 
 def where() -> str:
-    found = measuring.read_json(RESULTS)["machine"]
-    return f"{found['cores']} cores of an {found['processor']}"
+    return measuring.place(measuring.read_json(RESULTS)["machine"])
 
 
 if __name__ == "__main__":
+    restart_tuned()
     with tempfile.TemporaryDirectory() as scratch:
         measure(Path(scratch))
