@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 Checkpoint = Literal["best", "latest"]
 Format = Literal["torchvision", "stablehlo", "onnx"]
-# The writer of each format, and the file's ending.
-EXPORTS = {
+DAMAGED = "damaged metrics"
+EXPORTS = {  # the writer of each format, and the file's ending
     "torchvision": (export_torchvision, ".safetensors"),
     "stablehlo": (export_stablehlo, ".stablehlo"),
     "onnx": (export_onnx, ".onnx"),
@@ -154,7 +154,7 @@ class Run:
             data: its dataset, where that was the user's own; for `split` and `evaluate`.
 
         Raises:
-            ResNetJaxError: there is none in ``run_dir``, or its configuration is damaged.
+            ResNetJaxError: there is none in ``run_dir``, it is damaged, or a part is none.
         """
         return cls(run_dir, model, data)
 
@@ -169,8 +169,8 @@ class Run:
         import pandas as pd
 
         facts = {"run": str(self.path), "model": self.model_name, "data": self.config.data.name}
-        facts |= {"seed": str(self.config.seed), "trained for": self._epochs()}
-        for row in self._folder.read_metrics():
+        facts |= {"seed": str(self.config.seed), "trained for": (trained := self._epochs())}
+        for row in [] if trained == DAMAGED else self._folder.read_metrics():
             if row["kind"] == "test":
                 key = f"{row['split']}, {row['checkpoint']}"
                 facts[key] = f"accuracy {row['accuracy']:.2%}, loss {row['loss']:.4f}"
@@ -186,7 +186,7 @@ class Run:
         try:
             epochs = max((row["epoch"] for row in self._folder.read_metrics()), default=0)
         except ResNetJaxError:  # the text of an object may not fail
-            return "damaged metrics"
+            return DAMAGED
         return f"{epochs:.3g} of {self.config.epochs:g} epochs"
 
     def metrics(self) -> "pd.DataFrame":
@@ -263,8 +263,8 @@ class Run:
         name = self.model_name.replace(" ", "_")
         path = expanded(output) if output else self.path / "export" / f"{name}{suffix}"
         check_replaceable(path)
-        with configured_jax(self.config):  # which are written into a network's file
-            made_by = {"data": self.config.data.name, "checkpoint": checkpoint}
+        made_by = {"data": self.config.data.name, "checkpoint": checkpoint}
+        with configured_jax(self.config):
             known = self.variables(checkpoint), self.preprocessing, self.class_names, made_by
             write(path, Network(self.model, *known))
         return path

@@ -1,7 +1,7 @@
 """Is this package faster than PyTorch on a CPU, and what would Flax written the obvious way cost?
 
 Command:   pip install torch==2.13.0
-           python -m experiments.cpu_speed.benchmark                    (all, about an hour)
+           python -m experiments.cpu_speed.benchmark                    (all, up to an hour)
            python -m experiments.cpu_speed.benchmark --only "batch 64"  (cases that contain this)
 Result:    results.json in the folder of the kind of processor: medians and quartiles of the calls
            of all turns

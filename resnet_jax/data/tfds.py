@@ -158,9 +158,9 @@ def find_prepared(name: str, root: Path) -> Path | None:
     only one of them is prepared.
     """
     place, found = root / name, {}
-    # Names are in lower case, and some disks do not tell; those of the folder itself are none.
-    known = name.partition("/")[0].islower()
-    if not known or ".." in Path(name).parts or not place.is_relative_to(root):
+    # Disks that do not tell case have "MNIST" too, which would be another dataset than "mnist".
+    other = name not in DATASETS and name.lower() in DATASETS
+    if other or place == root or ".." in Path(name).parts or not place.is_relative_to(root):
         return None
     for folder in (place, *sorted(place.glob("*"))):
         versions = [

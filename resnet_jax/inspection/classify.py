@@ -29,7 +29,7 @@ def fail(error: ResNetJaxError) -> None:
 
 def classify_files(
     run: Run,
-    paths: Sequence[str | Path],
+    paths: Sequence[str | Path] | str | Path,
     checkpoint: Checkpoint = "best",
     on_error: Callable[[ResNetJaxError], None] = fail,
     *,
@@ -47,7 +47,7 @@ def classify_files(
     if not paths:
         raise ResNetJaxError("predict needs image files or folders: give PATH...")
     files: list[Path] = []
-    for path in paths:
+    for path in [paths] if isinstance(paths, str | Path) else paths:
         try:
             files += find_images(Path(path))
         except ResNetJaxError as error:

@@ -79,8 +79,7 @@ def _figures(
     run: Run, predictions: Predictions, checkpoint: Checkpoint
 ) -> Iterator[tuple[str, str, str, Figure]]:
     """Yield the name, title, explanation and figure of each section."""
-    smooth = run.config.label_smoothing and "loss" not in run.parts
-    smoothed = " and smoothed labels" if smooth else ""
+    smoothed = " and smoothed labels" * (run.config.label_smoothing > 0 and "loss" not in run.parts)
     yield (
         "curves",
         "Training",

@@ -62,7 +62,7 @@ def load_weights(path: PathLike, key: str | None = None) -> dict[str, np.ndarray
         raise ResNetJaxError(f"{path} is not a file: give a .safetensors or .pth file of weights")
     _refuse_others(path, *_timm_config(path.with_name("config.json")))
     if path.suffix == ".safetensors":
-        if key is not None:
+        if key:
             raise ResNetJaxError(f"{path} holds one state_dict, and key is {key}: leave it out")
         with _open_safetensors(path) as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from experiments import measuring
 from experiments.cpu_speed import benchmark, plot
 from experiments.cpu_speed.plot import by_case
 from experiments.measuring import in_process
+from resnet_jax.ops.heuristics import instruction_set
 
 
 def test_turns_are_told_by_where_the_cores_are_before_and_after(monkeypatch):
@@ -80,6 +82,14 @@ def test_two_cores_hand_a_byte_to_each_other():
         pytest.skip("there is one core, or no way to choose one")
     said = in_process("cpu_speed.cores", "round_trip_ns")
     assert 10 < said < 1e8  # nanoseconds, to a scheduler's turns
+
+
+def test_results_are_kept_by_the_kind_of_processor(tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "CPU_INFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text("flags : avx512f amx_bf16 amx_tile\n")
+    assert measuring.of_processor(tmp_path, "x") == tmp_path / "amx" / "x.json"
+    (tmp_path / "cpuinfo").write_text("flags : avx2\n")
+    assert measuring.of_processor(tmp_path, "x") == tmp_path / instruction_set() / "x.json"
 
 
 def test_pytorch_is_measured_without_jax(python):

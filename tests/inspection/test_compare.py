@@ -163,7 +163,9 @@ def test_a_run_of_damaged_metrics_shows_itself(finished_run, tmp_path):
     shutil.copytree(finished_run.path, tmp_path / "run")
     rows = (tmp_path / "run" / "metrics.jsonl").read_text()
     (tmp_path / "run" / "metrics.jsonl").write_text("{" + rows)
-    assert "damaged metrics" in str(rj.Run.open(tmp_path / "run"))
+    run = rj.Run.open(tmp_path / "run")
+    for shown in (str(run), run._repr_html_()):
+        assert "damaged metrics" in shown
 
 
 def test_patterns_and_explanations(finished_run, tmp_path, command, monkeypatch):
@@ -188,7 +190,7 @@ def test_patterns_and_explanations(finished_run, tmp_path, command, monkeypatch)
 
 def test_files_are_classified_from_python(finished_run, tmp_path):
     path = picture(tmp_path / "1.png", 1, (28, 28), "L")
-    (row,) = rj.inspection.classify_files(finished_run, [str(path)], topk=3)
+    (row,) = rj.inspection.classify_files(finished_run, str(path), topk=3)
     probabilities = finished_run.predict(np.asarray(Image.open(path))[None, ..., None])
     assert (row["path"], row["probability"]) == (str(path), probabilities.max())
     with pytest.raises(rj.ResNetJaxError, match="nowhere"):

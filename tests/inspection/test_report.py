@@ -167,11 +167,11 @@ def test_what_is_not_so_of_few_images_or_many_classes_is_not_said(finished_run, 
     notes = {name: note for name, _, note, _ in report._figures(finished_run, found, "best")}
     assert "confusion" not in notes
     assert "smoothed" not in notes["curves"]
-    monkeypatch.setitem(finished_run.parts, "loss", "focal")  # which is not smoothed
     config = dataclasses.replace(finished_run.config, label_smoothing=0.1)
     monkeypatch.setattr(finished_run, "config", config)
-    notes["curves"] = next(report._figures(finished_run, found, "best"))[2]
-    assert "smoothed" not in notes["curves"]
+    assert "smoothed" in next(report._figures(finished_run, found, "best"))[2]
+    monkeypatch.setitem(finished_run.parts, "loss", "focal")  # which is not smoothed
+    assert "smoothed" not in next(report._figures(finished_run, found, "best"))[2]
     assert "principal components" in notes["embedding"]
     assert "t-SNE" not in notes["embedding"]
 
