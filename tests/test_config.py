@@ -55,17 +55,13 @@ def test_settings_that_make_no_sense_are_refused_by_name(option):
         assert str(refusal.value).rpartition("got ")[2].strip("'") in str(value)
 
 
-def test_a_bound_is_named_to_its_last_digit():
-    with pytest.raises(rj.ResNetJaxError, match="at most 2147483647, got 2147483648"):
-        rj.TrainConfig(seed=2**31)
-
-
 def test_settings_that_do_not_fit_together_are_refused_by_name():
     crops = rj.AugmentConfig(crop=4, resized_crop=0.08)
     sizes = rj.DataConfig(subset=[100, 10, 9])
     for said, changes in (
         (r"--data\.subset must .* got \[100, 10, 9\]$", {"data": sizes}),
         ("optim must .*None", {"optim": None}),
+        ("--seed must .* at most 2147483647, got 2147483648$", {"seed": 2**31}),  # each digit
         ("--optim.nesterov .*give", {"optim": rj.OptimConfig(nesterov=True, momentum=0)}),
         ("--augment.crop 4 and --augment.resized-crop 0.08 .*give", {"augment": crops}),
         ("--data.center-crop .*give", {"data": rj.DataConfig(center_crop=True)}),
@@ -78,13 +74,6 @@ def test_settings_that_do_not_fit_together_are_refused_by_name():
 def test_yaml_brings_a_configuration_back():
     for config in rj.PRESETS.values():
         assert from_dict(yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config
-
-
-def test_a_setting_of_a_later_version_is_named():
-    values = to_dict(rj.PRESETS["mnist"])
-    values["optim"]["lookahead"] = True
-    with pytest.raises(rj.ResNetJaxError, match=r"optim\.lookahead"):
-        from_dict(values)
 
 
 def test_the_book_preset_is_the_books_experiment():

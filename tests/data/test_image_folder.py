@@ -44,14 +44,6 @@ def assert_holds(data, root):
 # Classes and splits
 
 
-def test_classes_and_pixels_are_those_of_the_folders(flat):
-    data = load_dataset("folder", flat)
-    assert data.class_names == ("cat", "dog")
-    assert data.image_shape == (6, 8, 3)
-    assert sizes(data) == [49, 5, 6]
-    assert_holds(data, flat)
-
-
 def test_every_cut_is_stratified(flat):
     for validation in (3, 6, 9, 12):
         data = load_dataset("folder", flat, validation=validation)
@@ -63,6 +55,7 @@ def test_every_cut_is_stratified(flat):
 
 def test_the_split_hangs_on_contents_alone(flat, tmp_path):
     before = load_dataset("folder", flat)
+    assert sizes(before) == [49, 5, 6]
     moved = tmp_path / "elsewhere"
     shutil.copytree(flat, moved)
     for number, path in enumerate(sorted(moved.rglob("*.png"))):

@@ -175,12 +175,8 @@ def test_everything_is_in_sight_and_axe_has_nothing_serious(
     label = page.get_by_text("Probabilities").locator("xpath=ancestor::div[1]").bounding_box()
     assert label["x"] > pad["x"] + pad["width"]  # beside it
     assert label["y"] < pad["y"] + pad["height"]
-    for part in (
-        ".shown img >> nth=0",
-        ".shown img >> nth=1",
-        "text=Where it looks",
-        "text=Invert black",
-    ):
+    images = [f".shown img >> nth={number}" for number in (0, 1)]
+    for part in (*images, "text=Where it looks", "text=Invert black"):
         box = page.locator(part).bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= size[0]

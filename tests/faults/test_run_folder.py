@@ -49,12 +49,12 @@ def test_a_damaged_configuration_is_named_and_builds_no_object(own_run):
     changes = ("- 28", "- 0"), ("versions:", "versions: [1]\nothers:")
     texts += [whole.replace(*change) for change in changes]
     assert whole not in texts
-    for text in (*texts, whole.replace("batch_size:", "batch_length:")):
+    for text in (*texts, whole.replace("learning_rate:", "lookahead:")):
         (own_run / "config.yaml").write_text(text)
         with pytest.raises(rj.ResNetJaxError, match=r"config\.yaml is damaged") as error:
             rj.Run.open(own_run)
         assert "\n" not in str(error.value)
-    said = f"{own_run}/config.yaml is damaged or of another version: setting batch_length"
+    said = f"{own_run}/config.yaml is damaged or of another version: setting optim.lookahead"
     assert said in str(error.value)
     assert not (own_run / "made").exists()
 
@@ -241,12 +241,8 @@ def test_a_failure_is_not_kept_back_by_the_compiler(tiny_config, tmp_path, monke
 def test_the_commit_is_one_beside_a_tag_too(tmp_path, monkeypatch):
     """`git describe` gave the tag's name."""
     git = ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b"]
-    for words in (
-        ["init", "-q"],
-        ["commit", "-qm", "b", "--allow-empty"],
-        ["tag", "-am", "c", "v1"],
-    ):
-        subprocess.run([*git, *words], check=True)
+    for words in ("init -q", "commit -qm b --allow-empty", "tag -am c v1"):
+        subprocess.run([*git, *words.split()], check=True)
     monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "resnet_jax/training/run_folder.py"))
     assert re.fullmatch("[0-9a-f]{40}", run_folder._commit())
 
