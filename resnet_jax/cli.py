@@ -73,29 +73,22 @@ def main(argv: list[str] | None = None) -> int:
 def _parsed(arguments: list[str], stop: Stop) -> Callable[[], int | None]:
     """Parse the arguments into the call of a verb; errors show unprintable characters escaped."""
     verbs = {"train": train_verb(arguments, stop), **VERBS}
-
-    def parse(arguments: list[str]) -> Callable[[], int | None]:
-        return tyro.extras.subcommand_cli_from_dict(
-            {name: _deferred(verb) for name, verb in verbs.items()},
-            prog="resnet-jax",
-            description="Residual networks in JAX: train, evaluate, use.",
-            args=arguments,
-        )
-
+    parse = partial(
+        tyro.extras.subcommand_cli_from_dict,
+        {name: _deferred(verb) for name, verb in verbs.items()},
+        prog="resnet-jax",
+        description="Residual networks in JAX: train, evaluate, use.",
+    )
     escaped = list(map(printable, arguments))
     if arguments != escaped:
         nowhere = io.StringIO()
         with suppress(SystemExit), redirect_stdout(nowhere), redirect_stderr(nowhere):
-            return parse(arguments)
-    return parse(escaped)
+            return parse(args=arguments)
+    return parse(args=escaped)
 
 
 def _deferred(verb: Callable[..., int | None]) -> Callable[..., Callable[[], int | None]]:
-    @wraps(verb)
-    def call(*args: Any, **kwargs: Any) -> Callable[[], int | None]:
-        return partial(verb, *args, **kwargs)
-
-    return call
+    return wraps(verb)(lambda *args, **kwargs: partial(verb, *args, **kwargs))
 
 
 def evaluate(

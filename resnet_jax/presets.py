@@ -124,13 +124,11 @@ PRESETS: dict[str, TrainConfig] = {
     # section 4: Nesterov, weight decay 5e-4, 200 epochs), with a cosine (arXiv 1608.03983) for its
     # steps and smoothed labels (arXiv 1512.00567). The stem keeps the image's size, as in both.
     # Not trained by us.
-    "cifar10": TrainConfig(
+    "cifar10": replace(
+        _PAPER,
         model=ModelConfig(stem="small"),
-        data=_CIFAR10,
-        augment=AugmentConfig(flip=True, crop=4),
         optim=OptimConfig(learning_rate=0.1, nesterov=True, weight_decay=5e-4, schedule="cosine"),
         epochs=200,
-        batch_size=128,
         label_smoothing=0.1,
     ),
     # The paper's own networks by its recipe: 8.75, 7.51, 7.17, 6.97 and 6.43 % test error in its
@@ -140,13 +138,8 @@ PRESETS: dict[str, TrainConfig] = {
     "resnet110_cifar10": _of_paper("resnet110", warmup=400 / 64_000),
     # ResNet-20 within 40 passes for two cores, one-cycle. On a lossy JPEG copy of the images it
     # reaches 87.6 % (experiments/cifar10); not trained on the original by us.
-    "cifar10_fast": TrainConfig(
-        model=ModelConfig("resnet20"),
-        data=_CIFAR10,
-        augment=AugmentConfig(flip=True, crop=4),
-        optim=_one_cycle(learning_rate=0.2),
-        epochs=40,
-        batch_size=128,
+    "cifar10_fast": replace(
+        _PAPER, model=ModelConfig("resnet20"), optim=_one_cycle(learning_rate=0.2), epochs=40
     ),
     # ResNet-50 in 90 epochs: a learning rate of 0.1 per 256 images of a batch, five epochs of
     # warm-up and a last scale of zero (arXiv 1706.02677, sections 2 and 5.1); a cosine, smoothed
@@ -217,11 +210,10 @@ def run_name(
     if config.data.name == "folder" and "data.dir" in changes.keys() - named:
         parts.insert(1, Path(config.data.dir or "").resolve().name)
     full = re.sub(r"[^\w.-]+", "_", "-".join(parts))
-    digest = hashlib.sha256(full.encode()).hexdigest()
-    if (
-        len(full) <= 100 and len(full.encode()) <= 240
-    ):  # file systems allow 255 bytes, with the seed
+    # File systems allow 255 bytes, with the seed.
+    if len(full) <= 100 and len(full.encode()) <= 240:
         return full
+    digest = hashlib.sha256(full.encode()).hexdigest()
     return f"{full[:90].encode()[:231].decode(errors='ignore')}-{digest[:8]}"
 
 

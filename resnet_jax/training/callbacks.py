@@ -42,9 +42,6 @@ class Callback:
         """Take a sentence for the user."""
 
 
-NOT_SCALARS = {"step", "epoch", "kind", "split", "checkpoint", "last"}
-
-
 class Events(Callback):
     """Writes each row of metrics as event files, by tensorboardX; no TensorFlow is needed.
 
@@ -67,7 +64,7 @@ class Events(Callback):
         if kind == "test":
             kind = f"{row['split']}_{row['checkpoint']}"
         with writing(self._folder):
-            for name in row.keys() - NOT_SCALARS:
+            for name in row.keys() - {"step", "epoch", "kind", "split", "checkpoint", "last"}:
                 self._writer.add_scalar(f"{kind}/{name}", row[name], row["step"])
             self._writer.flush()
 

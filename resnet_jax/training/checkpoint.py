@@ -19,7 +19,6 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +96,21 @@ class Checkpoints:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
                 orbax.save(unfinished.absolute() / "state", args=ocp.args.PyTreeSave(tree))
 
-        finish = explained(partial(self._finish, unfinished, step, validation, metrics))
+        @explained
+        def finish() -> None:
+            """Add the manifest, move the step into place and remove those that it replaces."""
+            files = {name: storage.file_sha256(unfinished / name) for name in _files(unfinished)}
+            manifest = Manifest(step, validation, files, metrics).to_json()
+            (unfinished / "manifest.json").write_text(manifest)
+            for path in (unfinished, *_entries(unfinished)):
+                storage.sync(path)
+            self._discard(step)
+            unfinished.rename(self.directory / str(step))
+            storage.sync(self.directory)
+            steps = [at for at in self.steps() if at <= step]
+            for surplus in set(self.steps()) - {*steps[-2:], self.best_of(steps)}:
+                self._discard(surplus)
+
         try:
             broadcast_from_main(begin)
             write()  # returns when every process has written its part
@@ -105,22 +118,6 @@ class Checkpoints:
         except ResNetJaxError:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
-
-    def _finish(
-        self, unfinished: Path, step: int, validation: dict[str, float] | None, metrics: str | None
-    ) -> None:
-        """Add the manifest, move the step into place and remove those that it replaces."""
-        files = {name: storage.file_sha256(unfinished / name) for name in _files(unfinished)}
-        manifest = Manifest(step, validation, files, metrics).to_json()
-        (unfinished / "manifest.json").write_text(manifest)
-        for path in (unfinished, *_entries(unfinished)):
-            storage.sync(path)
-        self._discard(step)
-        unfinished.rename(self.directory / str(step))
-        storage.sync(self.directory)
-        steps = [at for at in self.steps() if at <= step]
-        for surplus in set(self.steps()) - {*steps[-2:], self.best_of(steps)}:
-            self._discard(surplus)
 
     def steps(self) -> list[int]:
         """Return the steps in place, oldest first, verified or not."""

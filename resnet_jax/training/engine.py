@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from resnet_jax.config import TrainConfig
 from resnet_jax.data.augment import augment, mix
@@ -48,11 +47,10 @@ class Engine:
         self.preprocessing = Preprocessing.of(config.data, image_shape)
         # In the order of their processes, so that the rows of one process are together.
         ordered = sorted(devices or find_devices(local=True), key=lambda d: (d.process_index, d.id))
-        mesh = Mesh(np.asarray(ordered), ("data",))
+        mesh = jax.sharding.Mesh(np.asarray(ordered), ("data",))
         self._share_threads = mesh.size > 1 and ordered[0].platform == "cpu"
-        self.replicated = NamedSharding(mesh, PartitionSpec())
-        self.sharded = NamedSharding(mesh, PartitionSpec("data"))
-        whole, rows = self.replicated, self.sharded
+        whole = self.replicated = jax.NamedSharding(mesh, jax.P())
+        rows = self.sharded = jax.NamedSharding(mesh, jax.P("data"))
 
         def program(function: Any, inputs: Any, outputs: Any, **options: Any) -> Any:
             return jax.jit(function, in_shardings=inputs, out_shardings=outputs, **options)

@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from functools import cache, partial
@@ -81,9 +81,8 @@ class Training:
     ) -> list[dict[str, Any]]:
         """Prepare the first state, lock the folder, and return the metrics of steps done."""
         config, folder, checkpoints = self.config, self.folder, self.folder.checkpoints
-        params_key, self.augment_key = jax.random.split(
-            jax.random.key(config.seed, impl="threefry2x32")
-        )
+        key = jax.random.key(config.seed, impl="threefry2x32")
+        params_key, self.augment_key = jax.random.split(key)
         # The instruction set that the run began with; of a new run that of the main process.
         here = broadcast_from_main(instruction_set)
         instructions = recorded.instructions if recorded else here
@@ -104,8 +103,8 @@ class Training:
         # XLA's own convolution is quicker to trace, and here it is never computed.
         network = model.clone(lowering="reference") if isinstance(model, ResNet) else model
         images = jnp.zeros((1, *self.engine.preprocessing.input_shape), config.model.dtype)
-        averages, channels = config.ema is not None, data.image_shape[2]
-        create = partial(TrainState.create, network, tx, ema=averages)
+        ema, channels = config.ema is not None, data.image_shape[2]
+        create = partial(TrainState.create, network, tx, ema=ema)
         self._shapes = cache(partial(jax.eval_shape, create, params_key, images))
         names, parts = data.class_names, custom.describe(self._shapes, images, data.num_classes)
         record = Record(config, data.fingerprint, names, data.image_shape, parts, instructions)
@@ -132,9 +131,7 @@ class Training:
             for leaf in jax.tree.leaves(variables):
                 digest.update(np.asarray(leaf).tobytes())
             assert_equal("weights with digest", digest.hexdigest(), "give all the same --init-from")
-            self._make_state = partial(
-                TrainState.of_variables, network, variables, tx, ema=averages
-            )
+            self._make_state = partial(TrainState.of_variables, network, variables, tx, ema=ema)
         return rows
 
     def _first_state(self) -> TrainState:
@@ -220,24 +217,18 @@ class Training:
     def _is_over(self) -> bool:
         return self.step == self.total_steps or satisfied(self.config, self.accuracies)
 
-    def _tests(self) -> Iterator[tuple[str, str]]:
-        """Yield (split, checkpoint) of each final test; validation where there is no test split."""
+    def _tests(self) -> list[tuple[str, str]]:
+        """List (split, checkpoint) of each final test; validation where there is no test split."""
         usable = {name for name, split in self.splits.items() if len(split)}
         splits = usable & {"test", "test_all"} or usable & {"validation"}
-        for checkpoint in ("latest", "best"):
-            for split in sorted(splits):
-                yield split, checkpoint
+        return [(split, which) for which in ("latest", "best") for split in sorted(splits)]
 
     def _record(self, *rows: dict[str, Any]) -> None:
         """Add rows, all or none of them, with the epoch of their step and the time of training."""
         seconds = round(time.perf_counter() - self.began, 3)
+        size, total = self.config.batch_size, self.num_train
         complete = [
-            {
-                "step": row["step"],
-                "epoch": row["step"] * self.config.batch_size / self.num_train,
-                **row,
-                "seconds": seconds,
-            }
+            {"step": row["step"], "epoch": row["step"] * size / total, **row, "seconds": seconds}
             for row in rows
         ]
         broadcast_from_main(lambda: self.folder.append_metrics(*complete))
@@ -292,8 +283,7 @@ class Training:
     def _test(self) -> None:
         """Evaluate the test images, once, when every choice has been made."""
         checkpoints, last, rows = self.folder.checkpoints, self.step, []
-        good = checkpoints.good_steps
-        best = broadcast_from_main(lambda: checkpoints.best_of(good())) or last
+        best = broadcast_from_main(lambda: checkpoints.best_of(checkpoints.good_steps())) or last
         states = {last: self.state}
         if best != last:
             states[best] = checkpoints.restore(self.state, best)

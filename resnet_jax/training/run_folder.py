@@ -165,12 +165,9 @@ class RunFolder:
             allowed.add("epochs")
         settings = differences(before.config, new.config)
         changed = {f"--{name}": settings[name] for name in settings if name not in allowed}
-        names = ("data with fingerprint", "class names", "image shape")
         old, now = (
-            dict(
-                zip(names, (r.fingerprint[:12], r.class_names, r.image_shape), strict=True),
-                **r.parts,
-            )
+            {"data with fingerprint": r.fingerprint[:12], "class names": r.class_names}
+            | {"image shape": r.image_shape, **r.parts}
             for r in (before, new)
         )
         changed |= {n: (old.get(n), now.get(n)) for n in old | now if old.get(n) != now.get(n)}

@@ -153,20 +153,16 @@ def _gradient(
     zeros = jax.tree.map(
         lambda p: jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32)), state.params
     )
-    parts = jax.tree.map(partial(_split, count=accumulate), batch)
+    # A part takes every accumulate-th row, so that rows that are split over devices stay where
+    # they are, and every device has its share of each part.
+    parts = jax.tree.map(
+        lambda rows: rows.reshape(-1, accumulate, *rows.shape[1:]).swapaxes(0, 1), batch
+    )
     keys = None if key is None else jax.random.split(key, accumulate)
     (total, batch_stats), measured = jax.lax.scan(add, (zeros, state.batch_stats), (parts, keys))
     losses, accuracies = measured
     grads = jax.tree.map(lambda sums, p: (sums / accumulate).astype(p.dtype), total, state.params)
     return grads, batch_stats, losses.mean(), accuracies.mean()
-
-
-def _split(rows: jax.Array, count: int) -> jax.Array:
-    """``[N, ...]`` as ``[count, N / count, ...]``, where every device has its share of each part.
-
-    A part takes every count-th row, so that rows that are split over devices stay where they are.
-    """
-    return rows.reshape(-1, count, *rows.shape[1:]).swapaxes(0, 1)
 
 
 def eval_step(state: TrainState, batch: Batch) -> Counts:
