@@ -119,7 +119,7 @@ def read_batch(split: Split, indices: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def read_batches(
-    split: Split, order: Iterable[np.ndarray], workers: int | None = None
+    split: Split, order: Iterable[np.ndarray], workers: int | None = None, most: int = 1000
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the batch of each array of indices, in order, read ahead in parts by threads."""
     workers, order = workers or cores(), iter(order)
@@ -135,7 +135,7 @@ def read_batches(
                 return
             images = np.empty((len(indices), *split.image_shape), np.uint8)
             labels = np.empty(len(indices), np.int32)
-            parts = small_parts(split, indices)
+            parts = small_parts(split, indices, most)
             ends = np.cumsum(list(map(len, parts)))[:-1]
             places = zip(np.split(images, ends), np.split(labels, ends), parts, strict=True)
             pending.append((images, labels, [pool.submit(read, *place) for place in places]))
@@ -155,13 +155,10 @@ def read_batches(
 def read_all(split: Split, workers: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Read a whole split into memory, by threads (default: one for each core)."""
     workers = workers or cores()
-    images = np.empty((len(split), *split.image_shape), np.uint8)
-    labels = np.empty(len(split), np.int32)
     # array_record takes a quarter of the time for each record if it is asked for many.
-    order = small_parts(split, most=min(1000, len(split) // (4 * workers)))
-    for part, batch in zip(order, read_batches(split, order, workers), strict=True):
-        images[part], labels[part] = batch
-    return images, labels
+    most = min(1000, len(split) // (4 * workers))
+    (whole,) = read_batches(split, [np.arange(len(split))], workers, most)
+    return whole
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -282,7 +279,7 @@ class Dataset:
         if class_names is None:
             class_names = list(map(str, range(int(pool.labels.max(initial=0)) + 1)))
         tested = pool.take(slice(0)) if test is None else _split_of(*test)
-        train, held_out = cut_validation(name, pool, validation)
+        train, held_out = hold_out(name, pool, validation)
         return cls.of(name, train, held_out, tested, class_names)
 
 
@@ -314,7 +311,7 @@ def check_labels(labels: np.ndarray, classes: int) -> None:
         raise ResNetJaxError(f"labels must be 0 to {classes - 1} for {classes} names, got {found}")
 
 
-def cut_validation(name: str, pool: Split, validation: int | None) -> tuple[Split, Split]:
+def hold_out(name: str, pool: Split, validation: int | None) -> tuple[Split, Split]:
     held_out = round(VALIDATION_FRACTION * len(pool)) if validation is None else validation
     kept = len(pool) - held_out
     if held_out < 0 or kept < 1 or held_out % 1 != 0:
@@ -337,13 +334,9 @@ def sample(dataset: Dataset, *, train: int, validation: int, test: int, seed: in
             f"--data.subset must be at least 1 0 0, the first two together at most {most} and the "
             f"last {tested}, got {train} {validation} {test}"
         )
-    training = permutation(len(dataset.train), seed, 0)
-    return Dataset.of(
-        dataset.name,
-        dataset.train.take(training[:train]),
-        dataset.train.take(training[train : train + validation]),
-        dataset.test.take(permutation(len(dataset.test), seed, 1)[:test]),
-        dataset.class_names,
-        dataset.source,
-        cut=(dataset.fingerprint, int(seed)),
-    )
+    training, testing = permutation(most, seed, 0), permutation(tested, seed, 1)
+    drawn = dataset.train.take(training[:train])
+    held_out = dataset.train.take(training[train : train + validation])
+    tests = dataset.test.take(testing[:test])
+    names, source, cut = dataset.class_names, dataset.source, (dataset.fingerprint, int(seed))
+    return Dataset.of(dataset.name, drawn, held_out, tests, names, source, cut)

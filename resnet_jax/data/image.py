@@ -65,25 +65,19 @@ class DecodeSpec:
 
 
 def read_image(
-    source: str | Path | bytes,
-    spec: DecodeSpec,
-    *,
-    invert: bool = False,
-    name: str = "",
-    **limits: Any,
+    source: str | Path | bytes, spec: DecodeSpec, *, invert: bool = False, **options: Any
 ) -> np.ndarray:
     """Read an image file, given by its path or content, as ``uint8`` of ``spec.shape``.
 
-    The picture is decoded by `open_image`, to which ``name`` and ``limits`` go, converted to grey
+    The picture is decoded by `open_image`, to which the other ``options`` go, converted to grey
     (ITU-R 601) or RGB, and brought to ``(H, W)`` with its proportions kept. ``invert`` exchanges
     black and white first: for dark ink on paper, where the network was trained on light digits.
     """
     height, width, channels = spec.shape
     if channels not in (1, 3):
         raise ResNetJaxError(f"images of {channels} channels are not read: expected 1 or 3")
-    picture = open_image(
-        source, background=spec.background, side=max(height, width), name=name, **limits
-    ).convert("L" if channels == 1 else "RGB")
+    picture = open_image(source, background=spec.background, side=max(height, width), **options)
+    picture = picture.convert("L" if channels == 1 else "RGB")
     if invert:
         picture = ImageOps.invert(picture)
     # Pillow averages over what a pixel covers when it shrinks: no aliasing.

@@ -39,13 +39,9 @@ class ImageFile:
     split: str  # "" where the folder is not split
     class_name: str
     sha256: str  # of the content
-    size: tuple[int, int]  # height and width in pixels, upright
+    size: tuple[int, int]  # height and width in pixels, upright; 0 where it is broken
     grey: bool
     problem: str  # why it is broken, or of what it is a duplicate; "" if it is neither
-
-    @property
-    def broken(self) -> bool:
-        return 0 in self.size
 
 
 @dataclass(frozen=True)
@@ -125,7 +121,7 @@ def _usable(folder: ImageFolder, skip_bad: bool) -> list[ImageFile]:
         log.warning("%s%s", "left out: " if skip_bad else "", line)
     if len(problems) > SHOWN:
         log.warning("and %d more: `resnet-jax verify %s` lists all", len(problems) - SHOWN, root)
-    broken = [Path(file.path) for file in folder.files if file.broken]
+    broken = [Path(file.path) for file in folder.files if 0 in file.size]
     if broken and not skip_bad:
         raise ResNetJaxError(
             f"{len(broken)} of {len(folder.files)} image files in {root} cannot be used, first "
@@ -142,7 +138,7 @@ def _splits(files: list[ImageFile]) -> dict[str, list[ImageFile]]:
     """
     totals = Counter((file.split, file.class_name) for file in files)
     seen: Counter[tuple[str, str]] = Counter()
-    files = sorted(sorted(files, key=attrgetter("class_name")), key=attrgetter("sha256"))
+    files = sorted(files, key=attrgetter("sha256", "class_name"))
     shares = []  # for each file, the share of its class and split that comes before it
     for file in files:
         kind = (file.split, file.class_name)
@@ -172,14 +168,10 @@ def scan(
         )
     rows, class_names, left_out = find_classes(root)
     paths = [path for path, *_ in rows]
-    facts = cached_facts(
-        f"folder{'' if background is None else background}",
-        root,
-        paths,
-        partial(_examine, background=background),
-        workers=workers or _threads(paths),
-        refresh=refresh,
-    )
+    name = f"folder{'' if background is None else background}"
+    look = partial(_examine, background=background)
+    workers = workers or _threads(paths)
+    facts = cached_facts(name, root, paths, look, workers=workers, refresh=refresh)
     files = []
     for row, fact in zip(rows, facts, strict=True):
         if isinstance(fact, OSError):

@@ -7,15 +7,7 @@ from typing import Literal
 
 from resnet_jax.config import DataConfig, Fit, TrainConfig
 from resnet_jax.data.cache import cached_arrays
-from resnet_jax.data.dataset import (
-    ArraySplit,
-    Dataset,
-    Examples,
-    Split,
-    cut_validation,
-    read_all,
-    sample,
-)
+from resnet_jax.data.dataset import ArraySplit, Dataset, Examples, Split, hold_out, read_all, sample
 from resnet_jax.data.image_folder import open_image_folder
 from resnet_jax.data.mnist import DATASETS, mnist_5k
 from resnet_jax.data.prepare import prepare
@@ -105,7 +97,7 @@ def _load(settings: DataConfig) -> Dataset:
         images = ArraySplit(*cached_arrays(name, opened.folder, opened.digest, read))
     cut = len(images) - opened.num_test
     held_out = opened.num_validation if settings.validation is None else settings.validation
-    train, validation = cut_validation(name, images.take(slice(cut)), held_out)
+    train, validation = hold_out(name, images.take(slice(cut)), held_out)
     # The fingerprint of a dataset that is known by name is that of its arrays.
     source = "" if name in DATASETS else opened.digest
     test = images.take(slice(cut, None))

@@ -53,13 +53,8 @@ class Preprocessing:
 
     def __call__(self, images: ArrayLike) -> jax.Array:
         """Map ``uint8[N, H, W, C]`` images to the network's input, ``float32[N, h, w, C]``."""
-        return preprocess(
-            images,
-            image_size=self.image_size,
-            center_crop=self.center_crop,
-            mean=jnp.asarray(self.mean),
-            std=jnp.asarray(self.std),
-        )
+        size, mean, std = self.image_size, jnp.asarray(self.mean), jnp.asarray(self.std)
+        return preprocess(images, image_size=size, center_crop=self.center_crop, mean=mean, std=std)
 
     def checked(self, images: Any) -> Any:
         """Return images that fit, ``uint8[N, H, W, C]``; others are a `ResNetJaxError`."""

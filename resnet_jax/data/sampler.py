@@ -62,13 +62,10 @@ class EpochSampler:
     def batch(self, step: int) -> np.ndarray:
         """Return the indices of the batch of ``step`` (0, 1, 2, …) as int32[batch_size]."""
         epoch, offset = divmod(step * self.batch_size, self.num_examples)
-        indices = _permutation(self.num_examples, self.seed, epoch)[offset:][: self.batch_size]
-        missing = self.batch_size - len(indices)  # B <= N, so that two epochs always suffice
-        if not missing:
-            return indices.copy()  # the caller may write to it
-        return np.concatenate(
-            [indices, _permutation(self.num_examples, self.seed, epoch + 1)[:missing]]
-        )
+        parts = [_permutation(self.num_examples, self.seed, epoch)[offset:][: self.batch_size]]
+        if missing := self.batch_size - len(parts[0]):  # B <= N, so that two epochs always suffice
+            parts.append(_permutation(self.num_examples, self.seed, epoch + 1)[:missing])
+        return np.concatenate(parts)  # a copy: the caller may write to it
 
     def steps(self, epochs: float) -> int:
         """Return the steps that see every example ``epochs`` times: ceil(epochs * N / B)."""

@@ -79,11 +79,8 @@ def walk(folder: Path) -> tuple[list[str], Counter[str], bool]:
     # A link to a folder above would make all classes one.
     root = Path(os.path.realpath(folder))
     seen = {str(place) for place in (root, *root.parents)}
-
-    def note(error: OSError) -> None:
-        images.append(error.filename)
-
-    for place, below, names in os.walk(folder, followlinks=True, onerror=note):
+    walked = os.walk(folder, followlinks=True, onerror=lambda error: images.append(error.filename))
+    for place, below, names in walked:
         visible = [Path(place, name) for name in sorted(below) if _is_visible(name)]
         below.clear()
         for path in visible:
@@ -116,9 +113,7 @@ def _endings() -> tuple[str, ...]:
     return tuple(ending for ending, image_format in known if image_format in FORMATS)
 
 
-def find_classes(
-    root: Path,
-) -> tuple[list[tuple[str, str, str]], tuple[str, ...], tuple[str, ...]]:
+def find_classes(root: Path) -> tuple[list[tuple[str, str, str]], tuple[str, ...], tuple[str, ...]]:
     """Return path, split and class of each image file, the classes, and lines on what is left out.
 
     The split is "" where the root holds the classes themselves.
