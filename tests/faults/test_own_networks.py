@@ -60,11 +60,13 @@ def test_a_file_names_each_class():
         ({"norm": partial(BatchNorm, epsilon=0.1)}, "norm but BatchNorm with epsilon 1e-05"),
         ({"unit": type("Own", (rj.BasicUnit,), {})}, "unit Own"),
         ({"stem": "conv"}, "stem without a norm"),
+        ({"shortcut": "pad"}, "shortcut pad: export as stablehlo or onnx"),
     ],
 )
 def test_what_torchvision_would_compute_otherwise_is_not_written_as_its(changes, said, tmp_path):
     own = network(tiny().clone(**changes))
     assert f"no {said}" in refused(export_torchvision, tmp_path / "weights", own)
+    assert not (tmp_path / "weights").exists()
 
 
 def test_norms_of_ones_own_are_written_as_they_are_or_refused(tmp_path):

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import shutil
 from pathlib import Path
 
 import matplotlib
@@ -14,6 +13,7 @@ from PIL import Image
 import resnet_jax as rj
 from resnet_jax.config import replaced
 from resnet_jax.inspection import classify, plots
+from resnet_jax.training.callbacks import Events
 from resnet_jax.training.run_folder import Record, RunFolder
 
 
@@ -107,8 +107,6 @@ def test_events_are_the_metrics_that_are_left(tmp_path):
     pytest.importorskip("tensorboardX")
     from tensorboardX.proto.event_pb2 import Event
 
-    from resnet_jax.training.callbacks import Events
-
     def scalars() -> dict[tuple[str, int], float]:
         (file,) = tmp_path.glob("events*")
         content, found = file.read_bytes(), {}
@@ -138,8 +136,6 @@ def test_events_are_the_metrics_that_are_left(tmp_path):
 
 def test_events_that_cannot_be_written_are_one_line(tmp_path, monkeypatch):
     tensorboard = pytest.importorskip("tensorboardX")
-    from resnet_jax.training.callbacks import Events
-
     events = Events(tmp_path, [])
 
     def fail(*arguments):
@@ -152,18 +148,14 @@ def test_events_that_cannot_be_written_are_one_line(tmp_path, monkeypatch):
     events.close()
 
 
-def test_a_run_shows_itself(finished_run):
+def test_a_run_shows_itself_and_that_its_metrics_are_damaged(finished_run, own_run):
     shown = finished_run._repr_html_()
     assert "resnet18" in shown
     assert f"accuracy {finished_run.evaluate('test').accuracy:.2%}" in shown
     assert str(rj.Run(str(finished_run.path))) == str(finished_run)
-
-
-def test_a_run_of_damaged_metrics_shows_itself(finished_run, tmp_path):
-    shutil.copytree(finished_run.path, tmp_path / "run")
-    rows = (tmp_path / "run" / "metrics.jsonl").read_text()
-    (tmp_path / "run" / "metrics.jsonl").write_text("{" + rows)
-    run = rj.Run.open(tmp_path / "run")
+    rows = (own_run / "metrics.jsonl").read_text()
+    (own_run / "metrics.jsonl").write_text("{" + rows)
+    run = rj.Run.open(own_run)
     for shown in (str(run), run._repr_html_()):
         assert "damaged metrics" in shown
 
@@ -199,10 +191,7 @@ def test_files_are_classified_from_python(finished_run, tmp_path):
 
 def test_a_whole_number_beside_none_stays_whole(tmp_path, command):
     narrow = replaced(rj.TrainConfig(), {"model.width": 32})
-    paths = [
-        stored(tmp_path / f"{k}0", config, 0.9)
-        for k, config in enumerate((rj.TrainConfig(), narrow))
-    ]
+    paths = stored(tmp_path / "00", rj.TrainConfig(), 0.9), stored(tmp_path / "10", narrow, 0.9)
     for more in ((), ("--json",)):
         out = command("compare", *paths, *more)[1]
         assert "32" in out

@@ -15,7 +15,7 @@ import resnet_jax as rj
 from resnet_jax.data.digit import read_digit_or_image
 from resnet_jax.data.image import DecodeSpec, open_image
 from resnet_jax.data.preprocessing import Preprocessing
-from resnet_jax.inspection import plots
+from resnet_jax.inspection import last_features, plots
 from resnet_jax.inspection.classify import _write_explanation
 from resnet_jax.inspection.saliency import default_stage, forward, map_names
 from resnet_jax.models import Unit
@@ -59,9 +59,7 @@ def test_grad_cam_by_hand():
     np.testing.assert_allclose(cam(), expected, rtol=1e-6)
     maps = rj.inspection.feature_maps(model, variables, image)
     np.testing.assert_allclose(maps["stage1"][0, ..., 1], [[2, 4], [6, 8]], rtol=1e-6)
-    np.testing.assert_allclose(
-        rj.inspection.last_features(model, variables, image), [[2.5, 5.0]], rtol=1e-6
-    )
+    np.testing.assert_allclose(last_features(model, variables, image), [[2.5, 5.0]], rtol=1e-6)
 
 
 def test_grad_cam_plus_plus_by_hand():
@@ -119,10 +117,8 @@ def test_noting_changes_nothing_and_the_default_stage_is_the_deepest_of_7x7(smal
 def test_a_network_without_classes_has_features_and_nothing_to_explain(small):
     model, variables, images = small
     body = model.clone(num_classes=0)
-    features = rj.inspection.last_features(body, variables, images)
-    np.testing.assert_allclose(
-        features, rj.inspection.last_features(model, variables, images), atol=1e-6
-    )
+    features = last_features(body, variables, images)
+    np.testing.assert_allclose(features, last_features(model, variables, images), atol=1e-6)
     with pytest.raises(rj.ResNetJaxError, match="no classes"):
         rj.inspection.grad_cam(body, variables, images)
 

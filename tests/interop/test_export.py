@@ -260,14 +260,6 @@ def test_a_missing_package_is_named(format, package, installs, run, tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
-def test_what_torchvision_has_no_network_for(make_run, tmp_path, refusal):
-    output = tmp_path / "weights.safetensors"
-    run = make_run(name="resnet20")
-    words = ["export", run.path, "--format", "torchvision", "--output", output]
-    assert "no shortcut pad: export as stablehlo or onnx" in refusal(*words)
-    assert not output.exists()
-
-
 def test_the_command(run, tmp_path, command, refusal):
     output = tmp_path / "new" / "weights.safetensors"
     words = ["export", run.path, "--format", "torchvision", "--output"]

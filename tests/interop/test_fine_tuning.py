@@ -81,10 +81,12 @@ def test_the_same_classes_keep_the_head_and_others_start_fresh(run, source):
     assert_same(three, variables)
 
 
-def test_weights_of_a_residual_network_are_none_for_a_plain_one(source):
+def test_weights_of_another_network_are_refused_by_the_options_that_differ(run, source):
     """The file was read: of its entries a plain network lacks but the shortcuts."""
     plain = dataclasses.replace(CONFIG.model, residual=False)
     assert "--model.residual True, not False" in refused(starting_from, source, model=plain)
+    said = refused(starting_from, run.path, model=rj.ModelConfig(width=8, stem="small"))
+    assert "--model.width 4, not 8, --model.stem" in said
 
 
 def test_weights_of_pixels_normalised_in_another_way_say_so(source):
@@ -219,22 +221,10 @@ def test_the_body_moves_at_its_share_of_the_rate(name):
     np.testing.assert_allclose(slow["stem"]["kernel"], 0.1 * full["stem"]["kernel"], rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("weights.safetensors", "damaged"),
-        (".", "is not a run, and holds weights.safetensors: give that file"),
-    ],
-)
-def test_bad_weights_are_one_line_and_nothing_is_written(
-    exported, tmp_path, tiny_options, refusal, name, message
-):
+def test_bad_weights_are_one_line_and_nothing_is_written(exported, tmp_path, tiny_options, refusal):
     exported.write_bytes(exported.read_bytes()[:-1])
-    words = ["train", "--run-dir", tmp_path / "tuned", *tiny_options]
-    assert message in refusal(*words, "--init-from", tmp_path / name)
+    words = ["train", "--run-dir", tmp_path / "tuned", *tiny_options, "--init-from"]
+    assert "damaged" in refusal(*words, exported)
+    said = "is not a run, and holds weights.safetensors: give that file"
+    assert said in refusal(*words, tmp_path)
     assert not (tmp_path / "tuned").exists()
-
-
-def test_a_run_of_another_network_is_refused_by_the_options_that_differ(run):
-    said = refused(starting_from, run.path, model=rj.ModelConfig(width=8, stem="small"))
-    assert "--model.width 4, not 8, --model.stem" in said
