@@ -77,8 +77,8 @@ def alone(name: str, batch: int, shape: tuple[int, int, int, int, int]) -> list[
                 calls[choice] = partial(program, a, b)
         row = {"network": name, "batch": batch, "pass": pass_}
         row |= {"convolution": f"{side}x{side}x{channels}, {kernel}x{kernel}/{stride}, {features}"}
-        problem = heuristics.Problem.of(pass_, a, b, live)
-        row |= {"chosen": heuristics.choose(problem, heuristics.instruction_set())}
+        here = heuristics.instruction_set()
+        row |= {"chosen": heuristics.choose(pass_, live, (channels, features), a.size, here)}
         rows.append(row | {"ms": milliseconds(calls, rounds=5, times=3, warm_calls=1)})
     return rows
 

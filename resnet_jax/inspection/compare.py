@@ -73,12 +73,9 @@ def compare_runs(runs: Sequence[Run], checkpoint: Checkpoint = "best") -> pd.Dat
     rows = []
     groups = group_by_settings(runs)
     for values, members in groups:
-        tests = []
-        for run in members:
-            ended = final_tests(run.metrics())
-            if len(ended):
-                found = ended[ended["checkpoint"] == checkpoint]
-                tests.append(found.drop_duplicates("split", keep="last"))
+        ended = [lines for run in members if len(lines := final_tests(run.metrics()))]
+        found = [lines[lines["checkpoint"] == checkpoint] for lines in ended]
+        tests = [lines.drop_duplicates("split", keep="last") for lines in found]
         seeds = " ".join(str(run.config.seed) for run in members)
         row: dict[str, Any] = {**values, "runs": len(tests), "seeds": seeds}
         if tests:

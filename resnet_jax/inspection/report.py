@@ -57,12 +57,8 @@ def write_report(
         (f"#{k}", name, row["count"], *("-" if row[r] is None else f"{row[r]:.2%}" for r in rates))
         for k, (name, row) in enumerate(predictions.evaluation.per_class.items())
     ]
-    facts = {
-        "run folder": run.path.resolve().name,
-        "data fingerprint": run.fingerprint,
-        **run.parts,
-        **run.made_by,
-    }
+    facts = {"run folder": run.path.resolve().name, "data fingerprint": run.fingerprint}
+    facts |= {**run.parts, **run.made_by}
     page = PAGE.substitute(
         title=escape(f"{run.model_name} on {config.data.name}, seed {config.seed}"),
         result=_table("Result", _result(run, predictions, of)),

@@ -184,12 +184,9 @@ class _Graph:
         images = value("images", uint8, ["N", *network.preprocessing.image_shape])
         outputs = [value(name, float32, ["N", network.model.num_classes]) for name in OUTPUTS]
         graph = make.make_graph(self.nodes, "resnet", [images], outputs, self.constants)
-        opsets = [make.make_opsetid("", OPSET)]
-        model = make.make_model(
-            graph, producer_name="resnet_jax", ir_version=IR_VERSION, opset_imports=opsets
-        )
-        metadata = network.metadata().items()
-        make.set_model_props(model, {key: json.dumps(value) for key, value in metadata})
+        versions = {"ir_version": IR_VERSION, "opset_imports": [make.make_opsetid("", OPSET)]}
+        model = make.make_model(graph, producer_name="resnet_jax", **versions)
+        make.set_model_props(model, {k: json.dumps(v) for k, v in network.metadata().items()})
         onnx.checker.check_model(model, full_check=True)
         return bytes(model.SerializeToString())
 

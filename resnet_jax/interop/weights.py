@@ -80,9 +80,7 @@ def load_metadata(path: PathLike) -> dict[str, str]:
 
 
 def save_weights(
-    path: PathLike,
-    arrays: Mapping[str, np.ndarray],
-    metadata: Mapping[str, str] | None = None,
+    path: PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a ``.safetensors`` file, as a whole or not at all."""
     from safetensors.numpy import save
@@ -254,12 +252,9 @@ def _load_pickle(path: Path, key: str | None) -> dict[str, np.ndarray]:
         import torch
     try:
         # Training scripts save their options, which are plain values, and NumPy's numbers.
-        scalar, kinds = np.float64().__reduce__()[0], "?bhilqBHILQefd"
-        allowed: list[Any] = [
-            argparse.Namespace,
-            np.dtype,
-            *{type(np.dtype(kind)) for kind in kinds},
-        ]
+        scalar = np.float64().__reduce__()[0]
+        kinds = {type(np.dtype(kind)) for kind in "?bhilqBHILQefd"}
+        allowed: list[Any] = [argparse.Namespace, np.dtype, *kinds]
         allowed += [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
         with torch.serialization.safe_globals(allowed):
             content: Any = torch.load(path, map_location="cpu", weights_only=True)

@@ -316,9 +316,7 @@ class ResNet(nn.Module):
         return nn.Dense(
             self.num_classes,
             kernel_init=torch_default,
-            bias_init=lambda key, shape, dtype: jax.random.uniform(
-                key, shape, dtype, -bound, bound
-            ),
+            bias_init=partial(jax.random.uniform, minval=-bound, maxval=bound),
             dtype=x.dtype,
             param_dtype=self.param_dtype,
             name="head",

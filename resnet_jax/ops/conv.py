@@ -6,6 +6,7 @@ the other two. Here each pass has the platform's fastest algorithm, and gradient
 follow.
 """
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from jaxtyping import Array, Float
 
 from resnet_jax.ops.algorithms import ALGORITHMS
 from resnet_jax.ops.geometry import Geometry
-from resnet_jax.ops.heuristics import INSTRUCTION_SETS, Problem, choose, instruction_set
+from resnet_jax.ops.heuristics import INSTRUCTION_SETS, choose, instruction_set
 from resnet_jax.ops.primitives import pad
 
 LOWERINGS = ("auto", "reference", *INSTRUCTION_SETS)
@@ -65,25 +66,21 @@ def conv2d(
         )
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"conv2d takes floating-point images, got {x.dtype}")
-    check_lowering(lowering)
     geometry = Geometry.of(x.shape[1:3], kernel.shape[:2], stride, padding)
-    if groups > 1 or left_to_xla(x, geometry, lowering):
+    if left_to_xla(x, geometry, lowering) or groups > 1:
         return ALGORITHMS["forward"]["xla"](x, kernel.astype(x.dtype), geometry)
     instructions = instruction_set() if lowering == "auto" else lowering
     return _conv("forward", x, kernel, _Static(geometry, kernel.dtype, instructions))
 
 
-def check_lowering(lowering: str) -> None:
-    if lowering not in LOWERINGS:
-        raise ValueError(f"lowering must be one of {', '.join(LOWERINGS)}, got {lowering!r}")
-
-
 def left_to_xla(x: jax.Array, geometry: Geometry, lowering: str) -> bool:
-    """Return whether XLA's own operation is used everywhere, with its own derivatives.
+    """Return whether XLA's own operation is used everywhere, or refuse an unknown lowering.
 
     So it is for arrays whose type has a sharding, as in `jax.shard_map` or with the explicit axes
     of `jax.set_mesh`: that of a gradient JAX derives for its own operations alone.
     """
+    if lowering not in LOWERINGS:
+        raise ValueError(f"lowering must be one of {', '.join(LOWERINGS)}, got {lowering!r}")
     typed = any(kind != AxisType.Auto for kind in jax.typeof(x).sharding.mesh.axis_types)
     return typed or lowering == "reference" or not geometry.is_static
 
@@ -144,7 +141,9 @@ def _on_cpu(pass_: str, a: jax.Array, b: jax.Array, static: _Static) -> jax.Arra
     live = geometry.trimmed()
     if pass_ != "weight_grad":
         b = b[rows.start : rows.stop, columns.start : columns.stop]
-    algorithm = choose(Problem.of(pass_, a, b, live), static.instructions)
+    channels = (a.shape[-1] if pass_ == "weight_grad" else b.shape[-2], b.shape[-1])
+    elements = a.size if isinstance(a.shape[0], int) else math.inf
+    algorithm = choose(pass_, live, channels, elements, static.instructions)
     out = ALGORITHMS[pass_][algorithm](a, b, live)
     if pass_ == "weight_grad":
         # Zeros for the taps that never touch the image.

@@ -7,9 +7,8 @@ with vectors of half the width, those of AVX2.
 
 import math
 from functools import cache
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from resnet_jax.ops.algorithms import PASSES, im2col, supports
@@ -65,25 +64,14 @@ def instruction_set() -> str:
     return "avx512" if "X86_V4" in found else "avx2"
 
 
-class Problem(NamedTuple):
-    """One pass of a convolution whose kernel is cut to the taps that touch the image."""
+def choose(
+    pass_: str, geometry: Geometry, channels: tuple[int, int], elements: float, instructions: str
+) -> str:
+    """Return the name of the algorithm that is fastest with an instruction set.
 
-    pass_: str
-    geometry: Geometry
-    channels: tuple[int, int]  # of the convolution's input and output
-    elements: float  # of the pass's first operand; infinite for a symbolic batch
-
-    @classmethod
-    def of(cls, pass_: str, a: jax.Array, b: jax.Array, geometry: Geometry) -> Self:
-        """Return the problem of a pass with these operands."""
-        inputs = a.shape[-1] if pass_ == "weight_grad" else b.shape[-2]
-        elements = a.size if isinstance(a.shape[0], int) else math.inf
-        return cls(pass_, geometry, (inputs, b.shape[-1]), elements)
-
-
-def choose(problem: Problem, instructions: str) -> str:
-    """Return the name of the algorithm that is fastest with an instruction set."""
-    pass_, geometry, channels, elements = problem
+    The geometry's kernel is cut to the taps that touch the image, channels are the convolution's
+    input's and output's, and elements the pass's first operand's: infinite for a symbolic batch.
+    """
     bounds, strided = BOUNDS[instructions], geometry.stride != (1, 1)
     wide = min(channels) >= bounds.wide[pass_]
     if geometry.kernel == (1, 1) or elements <= IM2COL_MAX_ELEMENTS:

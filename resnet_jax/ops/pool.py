@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from resnet_jax.ops.conv import check_lowering, left_to_xla
+from resnet_jax.ops.conv import left_to_xla
 from resnet_jax.ops.geometry import Axis, Geometry
 from resnet_jax.ops.primitives import COLUMNS, ROWS, col2im, depends_on, shift
 
@@ -39,7 +39,6 @@ def max_pool(
     Raises:
       ValueError: x is not floating-point [N, H, W, C], or window, stride or padding do not fit.
     """
-    check_lowering(lowering)
     if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"max_pool takes floating-point [N, H, W, C], got {x.dtype}{x.shape}")
     geometry = Geometry.of(x.shape[1:3], window, stride, padding)

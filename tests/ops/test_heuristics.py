@@ -12,7 +12,7 @@ from test_conv import passes
 
 from resnet_jax.ops.algorithms import ALGORITHMS
 from resnet_jax.ops.geometry import Geometry
-from resnet_jax.ops.heuristics import PASSES, Problem, choose, instruction_set
+from resnet_jax.ops.heuristics import PASSES, choose, instruction_set
 
 SOME, LARGE = 2**14 + 1, 2**20
 
@@ -84,7 +84,7 @@ AVX512 = [
 def test_choice(instructions: str, case: tuple) -> None:
     pass_, side, kernel, stride, padding, channels, elements, expected = case
     geometry = Geometry.of((side, side), kernel, stride, padding).trimmed()
-    assert choose(Problem(pass_, geometry, channels, elements), instructions) == expected
+    assert choose(pass_, geometry, channels, elements, instructions) == expected
 
 
 @pytest.mark.parametrize(
