@@ -154,7 +154,7 @@ class Run:
             data: its dataset, where that was the user's own; for `split` and `evaluate`.
 
         Raises:
-            ResNetJaxError: there is none in ``run_dir``, it is damaged, or a part is none.
+            ResNetJaxError: there is none in ``run_dir``, it is damaged, or a part is no such part.
         """
         return cls(run_dir, model, data)
 

@@ -37,7 +37,8 @@ def gpu_speed() -> str:
 
 if __name__ == "__main__":
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the contenders are on the same GPU
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one, as PyTorch takes
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]  # one, as PyTorch takes
     if jax.default_backend() != "gpu":
         sys.exit(f"JAX finds no GPU here but {jax.default_backend()}")
     where, rows = machine("jax", "torch"), []

@@ -121,7 +121,7 @@ def read_batch(split: Split, indices: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def read_batches(
     split: Split, order: Iterable[np.ndarray], workers: int | None = None, most: int = 1000
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the batch of each array of indices, in order, read ahead in parts by threads."""
+    """Yield the batch of each array of indices, in order, read ahead by threads, in parts."""
     workers, order = workers or cores(), iter(order)
     pool = ThreadPoolExecutor(workers)
     pending: deque[tuple[np.ndarray, np.ndarray, list[Future[None]]]] = deque()

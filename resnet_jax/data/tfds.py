@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import math
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -158,8 +159,8 @@ def find_prepared(name: str, root: Path) -> Path | None:
     only one of them is prepared.
     """
     place, found = root / name, {}
-    # Disks that do not tell case have "MNIST" too, which would be another dataset than "mnist".
-    other = name not in DATASETS and name.lower() in DATASETS
+    # "./mnist", and on disks that do not tell case "MNIST", would be other datasets than "mnist".
+    other = name not in DATASETS and os.path.normpath(name).lower() in DATASETS
     if other or place == root or ".." in Path(name).parts or not place.is_relative_to(root):
         return None
     for folder in (place, *sorted(place.glob("*"))):

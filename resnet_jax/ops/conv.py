@@ -67,7 +67,7 @@ def conv2d(
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"conv2d takes floating-point images, got {x.dtype}")
     geometry = Geometry.of(x.shape[1:3], kernel.shape[:2], stride, padding)
-    if left_to_xla(x, geometry, lowering) or groups > 1:
+    if left_to_xla(x, geometry, lowering) or groups > 1:  # in this order: it checks the lowering
         return ALGORITHMS["forward"]["xla"](x, kernel.astype(x.dtype), geometry)
     instructions = instruction_set() if lowering == "auto" else lowering
     return _conv("forward", x, kernel, _Static(geometry, kernel.dtype, instructions))
