@@ -125,6 +125,7 @@ def test_the_kernel_is_cast_to_the_images_dtype() -> None:
         ((2, 4, 4, 3), (3, 3, 3, 1), {"padding": (0, -1)}, "padding .*at least 0"),
         ((1, 4, 4, 2), (0, 3, 2, 2), {}, r"^window must be at least 1, got \(0, 3\)$"),
         ((2, 4, 4, 3), (3, 3, 3, 1), {"lowering": "fast"}, "lowering .*auto.*reference"),
+        ((2, 4, 4, 2), (3, 3, 1, 2), {"lowering": "fast", "groups": 2}, "lowering .*auto"),
     ],
 )
 def test_what_does_not_fit_is_named(x, kernel, options, message) -> None:
