@@ -66,7 +66,7 @@ def prepare(name: str, data_dir: PathLike | None = None, from_idx: PathLike | No
             with tempfile.TemporaryFile(dir=there):  # what cannot be written is known beforehand
                 arrays = _download(info)
         return _build(name, root, found, arrays)
-    except ResNetJaxError:
+    except (ResNetJaxError, MemoryError):
         raise
     except Exception as error:  # TFDS, its downloader and the file system have many
         lines = str(error).strip().splitlines() or [""]

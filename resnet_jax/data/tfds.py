@@ -127,7 +127,7 @@ def _reading(path: Path, root: Path, place: str = "") -> Iterator[None]:
     """Turn an exception into an error that names the damaged file, or why it cannot be read."""
     try:
         yield
-    except ResNetJaxError:
+    except (ResNetJaxError, MemoryError):
         raise
     except Exception as error:  # what TFDS, array_record, protobuf and Pillow make of damage
         if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
@@ -331,8 +331,8 @@ def verify_prepared(name: str, data_dir: PathLike | None = None) -> VerifyReport
                 split.batch(part)
             good.append(file)
         except ResNetJaxError as error:
-            if getattr(error.__cause__, "errno", None) in (errno.EMFILE, errno.ENFILE):
-                raise  # of the system, not in the file
+            if getattr(error.__cause__, "errno", None) not in (None, errno.ENOENT):
+                raise  # of the system, not in the file: what is whole is not made again
             damaged.append(str(error))
     usable = "nothing" if damaged else "all of it"
     return VerifyReport(folder, tuple(good), tuple(damaged), usable)

@@ -212,7 +212,7 @@ class Training:
             return self.step % self.config.eval_every == 0
         per_epoch = self.num_train / self.config.batch_size
         epoch = round(self.step / per_epoch)
-        return epoch >= 1 and self.step == round(epoch * per_epoch)
+        return 1 <= epoch < self.config.epochs and self.step == round(epoch * per_epoch)
 
     def _is_over(self) -> bool:
         return self.step == self.total_steps or satisfied(self.config, self.accuracies)

@@ -15,6 +15,7 @@ from make_datasets import build, encoded, examples, flip, refusal, refused
 from resnet_jax.data import tfds as tfds_module
 from resnet_jax.data.load import load_dataset
 from resnet_jax.data.mnist import DATASETS
+from resnet_jax.data.prepare import prepare
 from resnet_jax.data.tfds import find_prepared, verify_prepared
 from resnet_jax.errors import ResNetJaxError
 
@@ -280,14 +281,32 @@ def test_a_file_that_may_not_be_read_is_no_damage_when_it_is_opened(reading, cop
     assert refusal(copy[0]).startswith("a file cannot be read")
 
 
-def test_too_many_open_files_are_no_damage(digits, monkeypatch):
+def no_shard_opens(monkeypatch, error):
+    usual = Path.open
+
+    def opened(path, *arguments, **options):
+        if "array_record" in path.name:
+            raise error
+        return usual(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", opened)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.ESTALE])
+def test_what_cannot_be_read_now_is_no_damage_and_replaces_nothing(number, digits, monkeypatch):
+    """Of a server that was away for a moment, `prepare` downloaded a whole dataset again."""
     data = load_dataset("digits", digits, streaming="always")
+    no_shard_opens(monkeypatch, OSError(number, os.strerror(number)))
+    for reading in (lambda: examples(data.train), lambda: prepare("digits", digits)):
+        shown = refused(reading)
+        assert os.strerror(number) in shown
+        assert "ulimit -n" in shown
+        assert "damaged" not in shown
 
-    def full(*arguments):
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(Path, "open", full)
-    shown = refused(examples, data.train)
-    assert "Too many open files" in shown
-    assert "ulimit -n" in shown
-    assert "damaged" not in shown
+def test_a_lack_of_memory_is_no_damage(digits, monkeypatch):
+    data = load_dataset("digits", digits, streaming="always")
+    no_shard_opens(monkeypatch, MemoryError())
+    for reading in (lambda: examples(data.train), lambda: prepare("digits", digits)):
+        with pytest.raises(MemoryError):
+            reading()

@@ -260,3 +260,11 @@ def test_other_ways_to_look_are_recorded_and_the_beginning_is_kept(own_run, tiny
     assert rj.train(other, own_run, quiet=True).config == other
     after = yaml.safe_load(path.read_text())
     assert (after["versions"]["jax"], after["commit"]) == ("0.0.1", "abc")
+
+
+def test_each_epoch_is_evaluated_once_at_the_step_nearest_to_its_end(unaveraged_config, tmp_path):
+    """Of 1.5 steps: the third epoch's 4.5th step is the run's last, the 5th, and was the 4th too."""
+    split = dataclasses.replace(unaveraged_config.data, subset=(30, 50, 30))
+    config = dataclasses.replace(unaveraged_config, data=split, eval_every=None, epochs=3)
+    run = rj.train(config, tmp_path, quiet=True)
+    assert [row["step"] for row in rows(run, "validation")] == [2, 3, 5]
