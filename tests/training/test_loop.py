@@ -263,7 +263,7 @@ def test_other_ways_to_look_are_recorded_and_the_beginning_is_kept(own_run, tiny
 
 
 def test_each_epoch_is_evaluated_once_at_the_step_nearest_to_its_end(unaveraged_config, tmp_path):
-    """Of 1.5 steps: the third epoch's 4.5th step is the run's last, the 5th, and was the 4th too."""
+    """Of 1.5 steps: the third epoch's 4.5th step is its last, the 5th, and was the 4th too."""
     split = dataclasses.replace(unaveraged_config.data, subset=(30, 50, 30))
     config = dataclasses.replace(unaveraged_config, data=split, eval_every=None, epochs=3)
     run = rj.train(config, tmp_path, quiet=True)
