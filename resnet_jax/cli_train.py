@@ -116,7 +116,10 @@ def train(
     planned = _planned(preset, config, run_dir, seeds, grid, arguments)
     for settings, folder in processes.agreed(planned):
         stop.training = False
-        _announce(settings, folder)
+        display.print_line(
+            f"{settings.model.title} on {settings.data.name}, seed {settings.seed}: "
+            f"{settings.epochs:g} epochs in batches of {settings.batch_size}, run folder {folder}"
+        )
         from resnet_jax import run as library
         from resnet_jax.training.distributed import failing_together
 
@@ -148,13 +151,6 @@ def _prepare(planned: list[tuple[TrainConfig, Path]], from_idx: Path) -> None:
     name = planned[0][0].data.name
     for root in dict.fromkeys(s.data.dir for s, _ in planned if s.data.name == name):
         main_process_first(partial(prepare, name, root, from_idx))
-
-
-def _announce(config: TrainConfig, folder: Path) -> None:
-    display.print_line(
-        f"{config.model.title} on {config.data.name}, seed {config.seed}: {config.epochs:g} epochs "
-        f"in batches of {config.batch_size}, run folder {folder}"
-    )
 
 
 def _print_result(run: "Run") -> None:

@@ -14,10 +14,11 @@ from resnet_jax.settings import Effect, as_argument, settings
 from resnet_jax.storage import check_replaceable, expanded, write_whole
 
 
-def group_by_settings(runs: Sequence[Run]) -> list[tuple[dict[str, Any], list[Run]]]:
-    """Group the runs that differ in the seed alone, with the values that tell the groups apart.
+def group_by_settings(runs: Sequence[Run]) -> list[tuple[str, dict[str, Any], list[Run]]]:
+    """Group the runs that differ in the seed alone: name, the values that tell it apart, runs.
 
-    These are settings, the data's fingerprint, and the recorded names of `Run.parts`.
+    A name is ``book-seed*``, or that of all folders. The values are settings, the data's
+    fingerprint, and the recorded names of `Run.parts`.
     """
     telling = options_with(Effect.LEARNING, Effect.SELECTION) - {"seed"}
     described = [
@@ -25,25 +26,21 @@ def group_by_settings(runs: Sequence[Run]) -> list[tuple[dict[str, Any], list[Ru
         | {"data fingerprint": run.fingerprint[:12], **run.parts}
         for run in runs
     ]
-    names = dict.fromkeys(name for values in described for name in values)
-    differing = [k for k in names if len({d.get(k) for d in described}) > 1]
+    keys = dict.fromkeys(key for values in described for key in values)
+    differing = [k for k in keys if len({d.get(k) for d in described}) > 1]
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for run, values in zip(runs, described, strict=True):
         groups.setdefault(tuple(values.get(k) for k in differing), []).append(run)
-    return [(dict(zip(differing, key, strict=True)), members) for key, members in groups.items()]
-
-
-def _names(groups: Sequence[tuple[dict[str, Any], list[Run]]]) -> list[str]:
-    """Name each group by its folders: ``book-seed*``, or all of them."""
-    folders = [[run.path.name for run in members] for _, members in groups]
+    folders = [[run.path.name for run in members] for members in groups.values()]
     stems = [{name.rstrip("0123456789") for name in names} for names in folders]
     names = [
         f"{min(stem)}*" if len(stem) == 1 < len(members) else ", ".join(members)
         for stem, members in zip(stems, folders, strict=True)
     ]
     if len(set(names)) < len(names):
-        names = [", ".join(str(run.path) for run in members) for _, members in groups]
-    return names
+        names = [", ".join(str(run.path) for run in members) for members in groups.values()]
+    telling_apart = [dict(zip(differing, key, strict=True)) for key in groups]
+    return list(zip(names, telling_apart, groups.values(), strict=True))
 
 
 def compare_runs(runs: Sequence[Run], checkpoint: Checkpoint = "best") -> pd.DataFrame:
@@ -72,7 +69,7 @@ def compare_runs(runs: Sequence[Run], checkpoint: Checkpoint = "best") -> pd.Dat
             raise ResNetJaxError(f"run {runs[number].path} is given twice: give each once")
     rows = []
     groups = group_by_settings(runs)
-    for values, members in groups:
+    for _, values, members in groups:
         ended = [lines for run in members if len(lines := final_tests(run.metrics()))]
         found = [lines[lines["checkpoint"] == checkpoint] for lines in ended]
         tests = [lines.drop_duplicates("split", keep="last") for lines in found]
@@ -86,8 +83,8 @@ def compare_runs(runs: Sequence[Run], checkpoint: Checkpoint = "best") -> pd.Dat
                     row[f"{split} {column} sd"] = of_split[column].std(ddof=1)
             row["seconds"] = splits["seconds"].mean().max()
         rows.append(row)
-    table = pd.DataFrame(rows, index=_names(groups))
-    for name in groups[0][0]:  # as they are: beside None pandas makes 32.0 of 32
+    table = pd.DataFrame(rows, index=[name for name, _, _ in groups])
+    for name in groups[0][1]:  # as they are: beside None pandas makes 32.0 of 32
         table[name] = pd.Series([row[name] for row in rows], table.index, dtype=object)
     return table
 
@@ -107,9 +104,8 @@ def write_curves(runs: Sequence[Run], output: Path) -> None:
     check_replaceable(output)
     if not output.parent.is_dir():
         raise ResNetJaxError(f"{output} cannot be written: {output.parent} is no folder; make it")
-    groups = group_by_settings(runs)
     curves = {}
-    for name, (values, members) in zip(_names(groups), groups, strict=True):
+    for name, values, members in group_by_settings(runs):
         listing = ", ".join(f"{option} {as_argument(value)}" for option, value in values.items())
         curves[f"{name}: {listing}" if listing else name] = [run.metrics() for run in members]
     picture = io.BytesIO()

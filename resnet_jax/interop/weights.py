@@ -28,6 +28,8 @@ from resnet_jax.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
+# Variables, their classes by number and by name, and mean and deviation of the images they know.
+Start = tuple[dict[str, Any], int | None, tuple[str, ...] | None, tuple[Any, Any]]
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # .pth.tar is a zip file or a pickle too
 # Architectures with a ResNet's names and shapes that compute something else, and, for settings that
 # change what a network computes, the values with which it is one of ours.
@@ -126,10 +128,9 @@ def initial_variables(
         but = f", and holds {files}: give that file" if files else ": give a run's folder or a file"
         raise ResNetJaxError(f"--init-from {source} is not a run{but}")
     if source.is_dir():
-        variables, known, pixels = _of_run(source, config, model)
-        count: int | None = len(known or ())
+        variables, count, known, pixels = _of_run(source, config, model)
     else:
-        variables, count, known, pixels = _of_file(source, config, model, len(class_names))
+        variables, count, known, pixels = _of_file(source, model, len(class_names))
     if config.init_head == "keep" and count != len(class_names):
         raise ResNetJaxError(
             f"{source} knows {count or 'no'} classes, {config.data.name} has {len(class_names)}: "
@@ -159,12 +160,10 @@ def initial_variables(
     return variables, f"starts from {source}: head {head}, stem {first}, {rest}"
 
 
-def _of_run(
-    folder: Path, config: TrainConfig, model: ResNet
-) -> tuple[dict[str, Any], tuple[str, ...] | None, tuple[Any, Any]]:
+def _of_run(folder: Path, config: TrainConfig, model: ResNet) -> Start:
     run = RunFolder(folder)
     record = run.read_record()
-    theirs = record.config
+    theirs, names = record.config, record.class_names
     one, other = (
         {"name": c.model.name} | {name: getattr(make_model(c, 1), name) for name in SHAPING}
         for c in (theirs, config)
@@ -175,23 +174,20 @@ def _of_run(
     if different:
         raise _different(folder, different)
     variables = run.read_variables("best")
-    same = model.clone(num_classes=len(record.class_names))
+    same = model.clone(num_classes=len(names))
     if not has_parameters(same, record.image_shape, variables):  # of a network of one's own
         raise ResNetJaxError(
             f"{folder} was trained with parameters of other names or shapes than those of "
             f"{config.model.title}: give a run of the same network"
         )
-    return variables, record.class_names, (theirs.data.mean, theirs.data.std)
+    return variables, len(names), names, (theirs.data.mean, theirs.data.std)
 
 
 def _different(source: Path, settings: list[str]) -> ResNetJaxError:
     return ResNetJaxError(f"{source} was trained with {', '.join(settings)}: give the same")
 
 
-def _of_file(
-    path: Path, config: TrainConfig, model: ResNet, num_classes: int
-) -> tuple[dict[str, Any], int | None, tuple[str, ...] | None, tuple[Any, Any]]:
-    """Return the variables, their classes by number and by name, and mean and deviation."""
+def _of_file(path: Path, model: ResNet, num_classes: int) -> Start:
     weights, metadata = load_weights(path), load_metadata(path)
     names: tuple[str, ...] | None = None
     pixels: tuple[Any, Any] = None, None

@@ -4,17 +4,14 @@ Padding is explicit and symmetric and the running variance is unbiased, so that 
 weights give torchvision's logits here and a training step updates the same statistics.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.nn.initializers import variance_scaling
+from jax.nn.initializers import Initializer, variance_scaling
 
 from resnet_jax import ops
-
-Initializer = Callable[..., jax.Array]
 
 # He et al. 2015 (arXiv 1502.01852), fan-out: keeps the variance of the gradient, for ReLU.
 # Normal and not truncated, as torchvision's ResNets start.

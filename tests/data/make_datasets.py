@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 import resnet_jax as rj
+from resnet_jax.data.dataset import ArraySplit
 
 
 def encoded(pixels: np.ndarray, kind: str = "png", **options) -> bytes:
@@ -80,6 +81,18 @@ def examples(*splits) -> tuple[np.ndarray, np.ndarray]:
     """All images and labels of some splits, in memory or on disk."""
     images, labels = zip(*(split.batch(np.arange(len(split))) for split in splits), strict=True)
     return np.concatenate(images), np.concatenate(labels)
+
+
+class Noting(ArraySplit):
+    """Notes which indices are read."""
+
+    def __init__(self, *arrays):
+        super().__init__(*arrays)
+        object.__setattr__(self, "asked", [])
+
+    def batch(self, indices):
+        self.asked.append(indices)
+        return super().batch(indices)
 
 
 def refused(function, *args, **kwargs) -> str:

@@ -12,7 +12,6 @@ import pytest
 from make_datasets import examples, flip, picture, refusal
 from PIL import Image
 
-from resnet_jax.cli import main
 from resnet_jax.config import DataConfig, TrainConfig
 from resnet_jax.data import image_folder
 from resnet_jax.data.load import load_dataset, load_splits
@@ -24,10 +23,6 @@ def parts(data):
 
 def sizes(data):
     return [len(part) for part in parts(data)]
-
-
-def images_of(data):
-    return examples(*parts(data))[0]
 
 
 def assert_holds(data, root):
@@ -157,7 +152,8 @@ def test_pictures_of_several_sizes_need_one(flat):
     for fit, white in (("pad", 0.5), ("crop", 1.0)):
         data = load_dataset("folder", flat, size=10, fit=fit)
         assert data.image_shape == (10, 10, 3)
-        bright = [(i == 255).mean() for i in images_of(data) if (i[5, 5] == 255).all()]
+        images, _ = examples(*parts(data))
+        bright = [(i == 255).mean() for i in images if (i[5, 5] == 255).all()]
         assert [share for share in bright if share > 0.4] == [white, white]
 
 
@@ -211,12 +207,11 @@ def test_of_twins_in_two_splits_the_tests_one_stays(tmp_path):
     assert left_out == {tmp_path / "train" / f"{k % 2}" / f"{k}.png" for k in (4, 5)}
 
 
-def test_verify_lists_every_file_and_looks_past_the_cache(faulty, capsys):
+def test_verify_lists_every_file_and_looks_past_the_cache(faulty, command):
     refusal(faulty, "folder")
     flip(faulty / "cat" / "3.png", 60)
-    capsys.readouterr()
-    assert main(["verify", str(faulty)]) == 1
-    out, err = capsys.readouterr()
+    code, out, err = command("verify", faulty)
+    assert code == 1
     assert "dog (20 images)" in out
     assert out.count("damaged  ") == 7
     assert "left out by ending: 1 .txt" in out

@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -272,12 +272,9 @@ def test_a_folder_above_this_one_may_hold_the_datasets(digits, tmp_path, monkeyp
 
 @pytest.mark.parametrize("reading", ["file_sha256", "json"])
 def test_a_file_that_may_not_be_read_is_no_damage_when_it_is_opened(reading, copy, monkeypatch):
-    def full(*arguments, **options):
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "a file")
-
-    monkeypatch.setattr(
-        tfds_module, reading, SimpleNamespace(loads=full) if reading == "json" else full
-    )
+    error = OSError(errno.EMFILE, os.strerror(errno.EMFILE), "a file")
+    full = mock.Mock(side_effect=error, **{"loads.side_effect": error})  # a function, or `json`
+    monkeypatch.setattr(tfds_module, reading, full)
     assert refusal(copy[0]).startswith("a file cannot be read")
 
 

@@ -88,7 +88,8 @@ def test_a_table_shows_mean_and_spread_and_the_picture_is_written(four, tmp_path
     assert (code, errors) == (0, "")
     assert "92.00% ± 2.83%" in out
     assert "80.00%" in out
-    assert Image.open(tmp_path / "curves.png").width > 500
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.width > 500
 
 
 def test_bad_comparisons_are_one_line(four, refusal):
@@ -169,7 +170,8 @@ def test_patterns_and_explanations(finished_run, tmp_path, command, monkeypatch)
     code, rows, _ = command(*words)
     assert (code, len(rows.splitlines())) == (0, 1 + 4)
     assert sorted(path.name for path in out.iterdir()) == ["1-2.png", "1.png", "2.png"]
-    assert Image.open(out / "2.png").size == (224, 224)
+    with Image.open(out / "2.png") as drawn:
+        assert drawn.size == (224, 224)
     assert "no file fits" in command("predict", finished_run.path, tmp_path / "*.jpg")[2]
 
     def gone(*_):

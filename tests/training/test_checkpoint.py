@@ -9,6 +9,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import chex
 import jax
@@ -19,7 +20,6 @@ from make_datasets import flip, refused
 
 import resnet_jax as rj
 from resnet_jax import storage
-from resnet_jax.errors import ResNetJaxError
 from resnet_jax.training import run_folder
 from resnet_jax.training.checkpoint import Checkpoints, DamagedCheckpointError, Manifest
 from resnet_jax.training.run_folder import RunFolder
@@ -94,10 +94,7 @@ def test_what_macos_leaves_in_a_folder_damages_nothing(checkpoints):
 
 def test_a_step_that_somebody_reads_is_discarded_all_the_same(checkpoints, monkeypatch):
     """On NFS the file stays in the folder, which then cannot be removed."""
-
-    def busy(*_, **__):
-        raise OSError(errno.ENOTEMPTY, "Directory not empty")
-
+    busy = mock.Mock(side_effect=OSError(errno.ENOTEMPTY, "Directory not empty"))
     with monkeypatch.context() as patched:
         patched.setattr(os, "rmdir", busy)
         checkpoints._discard(10)
@@ -113,10 +110,8 @@ def test_what_is_no_step_is_no_step(checkpoints):
     (checkpoints.directory / ".unfinished-50").mkdir()
     (checkpoints.directory / "12" / "state" / "stranger").write_text("")
     assert next(checkpoints.good_steps()) == 10
-    with pytest.raises(DamagedCheckpointError, match="it is that of step 12"):
-        checkpoints.verify(40)
-    with pytest.raises(DamagedCheckpointError, match="does not belong"):
-        checkpoints.verify(12)
+    assert "it is that of step 12" in refused(checkpoints.verify, 40)
+    assert "does not belong" in refused(checkpoints.verify, 12)
 
 
 def test_what_a_killed_save_left_is_in_no_ones_way(tmp_path):
@@ -178,21 +173,20 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
 def test_too_little_space_for_a_checkpoint_is_noticed_before_it_is_written(
     finished_run, checkpoints, monkeypatch
 ):
-    state = finished_run._state("latest")
+    later = finished_run._state("latest").replace(step=np.int32(13))
     disk = {"f_bavail": 1000, "f_frsize": 1000, "f_files": 10**6, "f_favail": 10**6}
     for lack, said in (
-        ({"f_bavail": 1}, r"MB are needed and 0\.0 MB are free"),
+        ({"f_bavail": 1}, "MB are needed and 0.0 MB are free"),
         ({"f_favail": 9}, "files are needed and there is room for 9"),
     ):
         lacking = SimpleNamespace(**{**disk, **lack})
         monkeypatch.setattr(os, "statvfs", lambda path, lacking=lacking: lacking)
-        with pytest.raises(ResNetJaxError, match=rf"{said}\): free space"):
-            checkpoints.save(state.replace(step=np.int32(13)), None)
+        assert f"{said}): free space" in refused(checkpoints.save, later, None)
         assert list(checkpoints.good_steps()) == [12, 10]
     # So macOS describes an exFAT disk, which takes any number of files.
     on_exfat = SimpleNamespace(**{**disk, "f_bavail": 10**6, "f_files": 1, "f_favail": 0})
     monkeypatch.setattr(os, "statvfs", lambda path: on_exfat)
-    Checkpoints(str(checkpoints.directory)).save(state.replace(step=np.int32(13)), None)
+    Checkpoints(str(checkpoints.directory)).save(later, None)
     assert next(checkpoints.good_steps()) == 13
 
 
@@ -235,6 +229,6 @@ def test_a_folder_that_cannot_be_listed_is_not_left_out(checkpoints, monkeypatch
     state = rj.TrainState.of_variables(rj.ResNet18(), checkpoints.restore_variables(12))
     monkeypatch.setattr(os, "scandir", fails)
     assert list(checkpoints.good_steps()) == [10]
-    with pytest.raises(ResNetJaxError, match=os.strerror(errno.EIO)):
-        checkpoints.save(state.replace(step=np.int32(12)), None)
+    state = state.replace(step=np.int32(12))
+    assert os.strerror(errno.EIO) in refused(checkpoints.save, state, None)
     assert checkpoints.steps() == [10, 12]

@@ -16,7 +16,6 @@ import pytest
 
 import resnet_jax as rj
 from resnet_jax.data.load import load_splits
-from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import make_model
 from resnet_jax.training import engine as module
 from resnet_jax.training.engine import Engine
@@ -176,13 +175,10 @@ PARTS = r"--batch-size {} cannot be split over one device in {} parts \(--accumu
             {"data": rj.DataConfig(image_size=32, center_crop=True)},
             r"--data\.center-crop .* 28x28 .*--data\.read-size",
         ),
-        (
-            {"augment": rj.AugmentConfig(crop=28)},
-            r"--augment\.crop must be below 28 .* 28x28",
-        ),
+        ({"augment": rj.AugmentConfig(crop=28)}, r"--augment\.crop must be below 28 .* 28x28"),
     ],
 )
 def test_what_the_images_do_not_allow_is_refused(changes, said, tiny_config):
     config = dataclasses.replace(tiny_config, **changes)
-    with pytest.raises(ResNetJaxError, match=said):
+    with pytest.raises(rj.ResNetJaxError, match=said):
         check_against_dataset(config, BLACK, make_model(config, 10))

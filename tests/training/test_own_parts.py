@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from make_datasets import refused
 
 import resnet_jax as rj
 from resnet_jax.data.dataset import ArraySplit, Dataset, DiskSplit
@@ -107,15 +108,14 @@ def test_it_is_opened_with_its_network_and_its_data(whole):
     plain = rj.Run.open(run.path)
     with pytest.raises(rj.ResNetJaxError, match=r"SqueezeExcitation: open it with .*model="):
         plain.predict(DATA.test.images)
-    with pytest.raises(rj.ResNetJaxError, match=r"Run\.open\(\.\.\., data="):
-        plain.evaluate()
+    assert "Run.open(..., data=" in refused(plain.evaluate)
     opened = rj.Run.open(run.path, model=SqueezeExcitation(), data=DATA)
     probabilities = opened.predict(DATA.test.images)
     assert (probabilities.argmax(1) == DATA.test.labels).mean() == opened.evaluate().accuracy
     # Parameters of other shapes ended in a traceback; fewer ones, in another network's answers.
     other = rj.Run.open(run.path, model=SqueezeExcitation(features=5))
-    with pytest.raises(rj.ResNetJaxError, match="another network than SqueezeExcitation: open"):
-        other.predict(DATA.test.images)
+    said = refused(other.predict, DATA.test.images)
+    assert "another network than SqueezeExcitation: open" in said
     assert opened.verify().ok
     for wrong in (SqueezeExcitation, rj.ResNet18):
         with pytest.raises(rj.ResNetJaxError, match=r"model is .*: give a Linen module"):
@@ -169,8 +169,7 @@ def test_a_network_that_draws_random_numbers_goes_on_with_the_same(tmp_path, sto
     config = dataclasses.replace(CONFIG, accumulate=2)
     begin = partial(rj.train, config, quiet=True, model=Dropping(), data=DATA)
     whole = begin(tmp_path / "whole")
-    with pytest.raises(rj.ResNetJaxError, match="saved step 7 of 12"):
-        begin(tmp_path / "run", should_stop=stop_after(7))
+    assert "saved step 7 of 12" in refused(begin, tmp_path / "run", should_stop=stop_after(7))
     variables = begin(tmp_path / "run").variables("latest")
     chex.assert_trees_all_equal(variables, whole.variables("latest"))
 
@@ -237,8 +236,8 @@ def test_labels_that_a_streamed_dataset_has_no_names_for_are_refused(tmp_path):
         lambda at: (split.images[at], split.labels[at] + 1), np.arange(60), (8, 8, 1)
     )
     data = Dataset.of("ones", *[counted_from_one] * 3, "abc", source="version 1")
-    with pytest.raises(rj.ResNetJaxError, match="labels must be 0 to 2 for 3 names, got 1 to 3"):
-        start(tmp_path / "run", data=data)
+    said = "labels must be 0 to 2 for 3 names, got 1 to 3"
+    assert said in refused(start, tmp_path / "run", data=data)
 
 
 def test_without_batch_norm_one_image_is_a_batch(tmp_path):
@@ -264,8 +263,7 @@ def test_frozen_stages_do_not_decay(optimizer, tmp_path):
     config = dataclasses.replace(CONFIG, epochs=1, optim=decay, ema=None)
     parts = {"model": model, "data": DATA, "optimizer": optimizer}
     if optimizer is None:
-        with pytest.raises(rj.ResNetJaxError, match="give both the same"):
-            rj.train(config, tmp_path, quiet=True, **parts)
+        assert "give both the same" in refused(rj.train, config, tmp_path, quiet=True, **parts)
         config = dataclasses.replace(config, model=rj.ModelConfig(frozen_stages=1))
     run = rj.train(config, tmp_path, quiet=True, **parts)
     key, _ = jax.random.split(jax.random.key(config.seed))

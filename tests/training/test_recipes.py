@@ -12,7 +12,6 @@ from PIL import Image
 import resnet_jax as rj
 from resnet_jax.data.image import DecodeSpec, read_image
 from resnet_jax.data.preprocessing import Preprocessing
-from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import VARIANTS
 
 NETWORK = ["--model.width", "2", "--model.lowering", "reference"]
@@ -111,7 +110,7 @@ def test_every_augmentation_at_once_trains_and_resumes_to_the_same_bits(
     )
     config = dataclasses.replace(tiny_config, augment=everything, epochs=1)
     whole = rj.train(config, tmp_path / "whole", quiet=True)
-    with pytest.raises(ResNetJaxError, match="enough: saved step 4"):
+    with pytest.raises(rj.ResNetJaxError, match="enough: saved step 4"):
         rj.train(config, tmp_path / "parts", quiet=True, should_stop=stop_after(4))
     parts = rj.train(config, tmp_path / "parts", quiet=True)
     chex.assert_trees_all_equal(whole.variables("latest"), parts.variables("latest"))

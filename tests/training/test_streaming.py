@@ -10,13 +10,13 @@ import chex
 import numpy as np
 import pytest
 from faults import digits
+from make_datasets import Noting, refused
 from PIL import Image
 
 import resnet_jax as rj
 from resnet_jax.data.dataset import ArraySplit, read_batches
 from resnet_jax.data.load import load_dataset
 from resnet_jax.data.sampler import EpochSampler, padded_order
-from resnet_jax.errors import ResNetJaxError
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +57,6 @@ def test_padding_is_black_and_labelled_so():
     assert (images.sum(), labels.tolist()) == (0, [-1, -1])
 
 
-class Noting(ArraySplit):
-    """Notes which indices are read."""
-
-    def __init__(self, *arrays):
-        super().__init__(*arrays)
-        object.__setattr__(self, "asked", [])
-
-    def batch(self, indices):
-        self.asked.append(indices)
-        return super().batch(indices)
-
-
 def test_large_batches_are_read_in_parts_and_few_ahead():
     """On a host of a hundred cores two whole ones for each filled the memory."""
     large = np.broadcast_to(np.arange(400, dtype=np.uint8)[:, None, None, None], (400, 256, 256, 1))
@@ -102,7 +90,7 @@ def test_a_run_that_changes_between_disk_and_memory_is_the_run_in_memory(
     held = rj.train(config_of(folder, tiny_config, streaming="never"), tmp_path / "a", quiet=True)
     for streaming, step in (("always", 1), ("never", 2)):
         config = config_of(folder, tiny_config, streaming=streaming)
-        with pytest.raises(ResNetJaxError, match=f"enough: saved step {step}"):
+        with pytest.raises(rj.ResNetJaxError, match=f"enough: saved step {step}"):
             rj.train(config, tmp_path / "b", quiet=True, should_stop=stop_after(1))
     # By its size: 118 images of 784 bytes are more than a hundred-thousandth of a GiB.
     small = config_of(folder, tiny_config, memory_limit=1e-5)
@@ -119,8 +107,7 @@ def test_a_file_that_goes_away_is_one_line(folder, tmp_path):
     train = load_dataset("folder", root, streaming="always").train
     for file in root.glob("*/*0.png"):
         file.unlink()
-    with pytest.raises(ResNetJaxError, match=r"0\.png"):
-        list(read_batches(train, padded_order(len(train), 20)))
+    assert "0.png" in refused(list, read_batches(train, padded_order(len(train), 20)))
 
 
 @pytest.mark.slow
