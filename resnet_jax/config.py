@@ -279,12 +279,8 @@ def differences(one: TrainConfig, other: TrainConfig) -> dict[str, tuple[Any, An
     return {a.option: (a.value, b.value) for a, b in pairs if a.value != b.value}
 
 
-def options_with(*effects: Effect) -> set[str]:
-    return {setting.option for setting in settings(TrainConfig()) if setting.effect in effects}
-
-
 # Options with which a run may be continued at other values.
-MAY_CHANGE = options_with(Effect.SELECTION, Effect.EXECUTION, Effect.LOCAL)
+MAY_CHANGE = {s.option for s in settings(TrainConfig()) if s.effect != Effect.LEARNING}
 
 
 def replaced(config: Any, values: Mapping[str, Any]) -> Any:

@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from resnet_jax.config import (
+    MAY_CHANGE,
     AugmentConfig,
     DataConfig,
     ModelConfig,
     OptimConfig,
     TrainConfig,
     differences,
-    options_with,
     replaced,
 )
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.settings import Effect, has_type, settings
+from resnet_jax.settings import has_type, settings
 
 # SGD under the 1cycle policy (arXiv 1708.07120), with PyTorch's ramps; momentum stays as it is.
 _one_cycle = partial(
@@ -204,7 +204,7 @@ def run_name(
     if "data.name" in changes:  # with it the preset's mean and deviation go
         own = changes.keys() & {"data.mean", "data.std"}
         unnamed |= {option for option in own if changes[option][1] is None}
-    named = set(options_with(Effect.LEARNING) & changes.keys() - unnamed).union(always)
+    named = (changes.keys() - unnamed - MAY_CHANGE).union(always)
     values = {setting.option: setting.value for setting in settings(config)}
     parts = [name, *(_part(option, values[option]) for option in sorted(named))]
     if config.data.name == "folder" and "data.dir" in changes.keys() - named:

@@ -87,9 +87,12 @@ def test_the_book_preset_is_the_books_experiment():
 
 
 def test_what_changes_the_numbers_is_the_default_and_named_where_not():
-    assert settings.options_with(settings.Effect.SELECTION) == {"eval-every", "patience", "target"}
-    assert settings.options_with(settings.Effect.LOCAL) == {"data.dir", "data.workers"}
-    assert settings.options_with(settings.Effect.EXECUTION) == {
+    named = {effect: set() for effect in settings.Effect}
+    for setting in settings.settings(rj.TrainConfig()):
+        named[setting.effect].add(setting.option)
+    assert named[settings.Effect.SELECTION] == {"eval-every", "patience", "target"}
+    assert named[settings.Effect.LOCAL] == {"data.dir", "data.workers"}
+    assert named[settings.Effect.EXECUTION] == {
         *("log-every", "tensorboard", "compilation-cache", "model.remat"),
         *("data.streaming", "data.memory-limit", "data.find-digit"),
     }

@@ -7,7 +7,6 @@ from typing import Any, get_args
 
 import pandas as pd
 
-from resnet_jax.config import options_with
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.run import Checkpoint, Run
 from resnet_jax.settings import Effect, as_argument, settings
@@ -20,14 +19,14 @@ def group_by_settings(runs: Sequence[Run]) -> list[tuple[str, dict[str, Any], li
     A name is ``book-seed*``, or that of all folders. The values are settings, the data's
     fingerprint, and the recorded names of `Run.parts`.
     """
-    telling = options_with(Effect.LEARNING, Effect.SELECTION) - {"seed"}
+    telling = (Effect.LEARNING, Effect.SELECTION)
     described = [
-        {s.option: s.value for s in settings(run.config) if s.option in telling}
+        {s.option: s.value for s in settings(run.config) if s.effect in telling}
         | {"data fingerprint": run.fingerprint[:12], **run.parts}
         for run in runs
     ]
     keys = dict.fromkeys(key for values in described for key in values)
-    differing = [k for k in keys if len({d.get(k) for d in described}) > 1]
+    differing = [k for k in keys if k != "seed" and len({d.get(k) for d in described}) > 1]
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for run, values in zip(runs, described, strict=True):
         groups.setdefault(tuple(values.get(k) for k in differing), []).append(run)

@@ -80,23 +80,16 @@ class Checkpoints:
         # With some metadata for each array, and a reserve for blocks and temporary files.
         needed = int(1.25 * sum(leaf.nbytes + 1024 for leaf in jax.tree.leaves(tree))) + 2**15
         unfinished = self.directory / f"{storage.UNFINISHED}-{step}"
-        explained = _explained(
-            f"checkpoint of step {step} could not be written to {self.directory}", storage.MAKE_ROOM
-        )
+        what = f"checkpoint of step {step} could not be written to {self.directory}"
 
-        @explained
+        @_explained(what, storage.MAKE_ROOM)
         def begin() -> None:
             storage.remove_unfinished(self.directory)
             unfinished.mkdir(parents=True)
             storage.sync(self.directory.parent)
             _check_room(unfinished, needed)
 
-        @explained
-        def write() -> None:
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
-                orbax.save(unfinished.absolute() / "state", args=ocp.args.PyTreeSave(tree))
-
-        @explained
+        @_explained(what, storage.MAKE_ROOM)
         def finish() -> None:
             """Add the manifest, move the step into place and remove those that it replaces."""
             files = {name: storage.file_sha256(unfinished / name) for name in _files(unfinished)}
@@ -113,7 +106,9 @@ class Checkpoints:
 
         try:
             broadcast_from_main(begin)
-            write()  # returns when every process has written its part
+            with _explained(what, storage.MAKE_ROOM), ocp.PyTreeCheckpointer() as orbax:
+                # Returns when every process has written its part.
+                orbax.save(unfinished.absolute() / "state", args=ocp.args.PyTreeSave(tree))
             broadcast_from_main(finish)
         except ResNetJaxError:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -190,7 +185,7 @@ class Checkpoints:
 
         target = {name: getattr(state, name) for name in SAVED}
         args = ocp.args.PyTreeRestore(target, ocp.checkpoint_utils.construct_restore_args(target))
-        with self._explaining_read(step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
+        with self._explaining_read(step), ocp.PyTreeCheckpointer() as orbax:
             return state.replace(**orbax.restore(self._state_path(step), args=args))
 
     def restore_variables(self, step: int) -> dict[str, Any]:
@@ -200,7 +195,7 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        with self._explaining_read(step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
+        with self._explaining_read(step), ocp.PyTreeCheckpointer() as orbax:
             metadata = orbax.metadata(self._state_path(step)).item_metadata
             if metadata is None:  # so Orbax says it
                 raise FileNotFoundError("it is gone")

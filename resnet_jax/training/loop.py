@@ -59,6 +59,8 @@ class Training:
         config, data, self.splits, model = open_data(config, known, custom, len(devices))
         self.config, self.num_train, self._stack = config, len(data.train), stack
         self.remark = ""  # on the initial weights, or on what is not as at the start
+        self._told: deque[jax.Array] = deque()
+        self._reason: str | None = None
         sampler = EpochSampler(self.num_train, config.batch_size, config.seed)
         self.total_steps = sampler.steps(config.epochs)
         # Jitted, since one by one its operations are as many programs.
@@ -154,24 +156,22 @@ class Training:
     def fit(self, should_stop: ShouldStop | None = None) -> None:
         """Train until the configuration is fulfilled, then test; or until `should_stop`."""
         path, total, ended = self.folder.path, self.total_steps, self._is_over()
-        finished = ended and set(self._tests()) <= self.tested
+        if ended and set(self._tests()) <= self.tested:
+            for callback in self.callbacks:
+                callback.log(f"{path} is finished; nothing to do")
+            return
         notes = [f"resumes at step {self.step} of {total}"] if self.step else []
         if process_count() > 1:  # of which a scheduler may have given fewer than there are
             devices = self.engine.replicated.mesh.size
             notes.append(f"{devices} devices of {process_count()} processes")
-        notes += filter(None, [self.remark])
-        if finished:
-            notes = [f"{path} is finished; nothing to do"]
+        if self.remark:
+            notes.append(self.remark)
+            events_log.info(self.remark)
         for callback in self.callbacks if notes else ():
             callback.log("; ".join(notes))
-        if finished:
-            return
-        if self.remark:
-            events_log.info(self.remark)
         events_log.info("trains from step %d of %d", self.step, total)
         for callback in self.callbacks:
             callback.on_start(self.step, total)
-        stop_reason = _agreed(self.engine, should_stop)
         self.state = self._first_state()
         measured: list[Metrics] = []
         since = time.perf_counter()
@@ -187,7 +187,7 @@ class Training:
             for callback in self.callbacks:
                 callback.on_step(self.step)
             evaluates = self._evaluates_now()
-            reason = stop_reason()  # read once: what is saved below has been checked
+            reason = self._agreed(should_stop)  # read once: what is saved below has been checked
             if self.step % self.config.log_every == 0 or self.step == 1 or evaluates or reason:
                 self._log_training(measured, since)
                 measured, since = [], time.perf_counter()
@@ -203,6 +203,20 @@ class Training:
                 )
         self._test()
         events_log.info("finished at step %d", self.step)
+
+    def _agreed(self, should_stop: ShouldStop | None) -> str | None:
+        """Ask `should_stop`, and return the reason to stop on which all processes agree.
+
+        Of several, each tells the others at every step whether it has a reason, and all act on what
+        was told two steps earlier, which has arrived by now: nobody waits for it.
+        """
+        self._reason = self._reason or (should_stop() if should_stop else None)
+        if process_count() == 1:
+            return self._reason
+        self._told.append(self.engine.any_process(self._reason is not None))
+        if len(self._told) > 2 and bool(self._told.popleft()):
+            return self._reason or "another process was told to stop"
+        return None
 
     def _evaluates_now(self) -> bool:
         """Every ``--eval-every`` steps or at the step nearest to an epoch's end; at the end too."""
@@ -310,25 +324,3 @@ def satisfied(config: TrainConfig, accuracies: Sequence[float]) -> bool:
     since_best = len(accuracies) - 1 - accuracies.index(max(accuracies))
     reached = config.target is not None and accuracies[-1] >= config.target
     return reached or (config.patience is not None and since_best >= config.patience)
-
-
-def _agreed(engine: Engine, should_stop: ShouldStop | None) -> ShouldStop:
-    """Return a `should_stop` on which all processes agree.
-
-    Of several, each tells the others at every step whether it has a reason, and all act on what
-    was told two steps earlier, which has arrived by now: nobody waits for it.
-    """
-    told: deque[jax.Array] = deque()
-    own: str | None = None
-
-    def ask() -> str | None:
-        nonlocal own
-        own = own or (should_stop() if should_stop else None)
-        if process_count() == 1:
-            return own
-        told.append(engine.any_process(own is not None))
-        if len(told) > 2 and bool(told.popleft()):
-            return own or "another process was told to stop"
-        return None
-
-    return ask

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -84,10 +83,8 @@ class RunFolder:
 
     def write_record(self, record: Record) -> None:
         """Write ``config.yaml``; package versions and commit stay those that the run began with."""
-        if self.exists:
-            versions = dict(self.read_record().made_by)
-        else:
-            versions = {"commit": _commit(), **{name: _version(name) for name in PACKAGES}}
+        begun = self.read_record().made_by if self.exists else {}
+        versions = dict(begun) or {"commit": _commit(), **{n: _version(n) for n in PACKAGES}}
         commit = versions.pop("commit")
         document = {
             "config": to_dict(record.config),
@@ -182,10 +179,10 @@ class RunFolder:
     def append_metrics(self, *rows: dict[str, Any]) -> None:
         """Add lines to ``metrics.jsonl`` and sync them to the disk."""
         path = self.path / "metrics.jsonl"
-        with storage.writing(path), path.open("a") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
-            file.flush()
-            os.fsync(file.fileno())
+        with storage.writing(path):
+            with path.open("a") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in rows))
+            storage.sync(path)
 
     def read_metrics(self, *, whole: bool = False) -> list[dict[str, Any]]:
         """Read the lines of ``metrics.jsonl``, and refuse one that is no row or out of order.
@@ -273,7 +270,8 @@ def _row(line: str, before: list[dict[str, Any]]) -> dict[str, Any]:
     if row["kind"] not in ("train", "validation", "test"):
         raise ValueError(f"no row: its kind is {row['kind']!r:.40}")
     names = [row.get(name) for name in ("split", "checkpoint")]
-    if row["kind"] == "test" and not all(isinstance(name, str) for name in names):
+    is_test = row["kind"] == "test" or "last" in row
+    if is_test and not all(isinstance(name, str) for name in names):
         raise ValueError("no row: a test has a split and a checkpoint")
     if before and _measured_at(row) < _measured_at(before[-1]):
         raise ValueError(f"of step {row['step']:g}, after one of {_measured_at(before[-1]):g}")

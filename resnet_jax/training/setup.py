@@ -11,7 +11,7 @@ import optax
 from flax import linen as nn
 from flax.errors import InvalidRngError
 
-from resnet_jax.config import TrainConfig, options_with, replaced
+from resnet_jax.config import TrainConfig, replaced
 from resnet_jax.data.dataset import Dataset, Split
 from resnet_jax.data.load import load_splits
 from resnet_jax.data.preprocessing import pixel_statistics
@@ -54,8 +54,7 @@ def open_data(
             f"{config.model.frozen_stages}, by which the optimiser goes: give both the same"
         )
     check_against_dataset(config, data, network, num_devices)
-    local = options_with(Effect.LOCAL)
-    shared = repr([(s.option, s.value) for s in settings(config) if s.option not in local])
+    shared = repr([(s.option, s.value) for s in settings(config) if s.effect != Effect.LOCAL])
     digest = hashlib.sha256(shared.encode()).hexdigest()
     assert_equal("data with fingerprint", data.fingerprint, "give all processes the same data")
     assert_equal("settings with digest", digest, "give all processes the same options")

@@ -92,6 +92,7 @@ CHANGES = (  # which make a row none
     {"step": 1e999},
     {"last": None},
     {"last": [1]},
+    {"last": 8},  # which tests alone have
     {"learning_rate": []},
     {"kind": "test"},  # without a split
     {"kind": "guess"},
