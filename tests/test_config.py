@@ -1,7 +1,5 @@
 """Configurations: what makes no sense is refused by name, and YAML brings the same back."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import yaml
@@ -44,14 +42,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("option", REFUSED)
 def test_settings_that_make_no_sense_are_refused_by_name(option):
-    *groups, field = option.replace("-", "_").split(".")
     for value in REFUSED[option]:
-        changes = {field: value}
-        for group in groups:
-            changes = {group: dataclasses.replace(getattr(rj.TrainConfig(), group), **changes)}
-        with pytest.raises(Exception, match=rf"^--{option} must be .* got .+$") as refusal:
-            rj.TrainConfig(**changes)
-        assert refusal.type is rj.ResNetJaxError
+        with pytest.raises(rj.ResNetJaxError, match=rf"^--{option} must be .* got .+$") as refusal:
+            settings.replaced(rj.TrainConfig(), {option: value})
         assert str(refusal.value).rpartition("got ")[2].strip("'") in str(value)
 
 
@@ -66,9 +59,8 @@ def test_settings_that_do_not_fit_together_are_refused_by_name():
         ("--augment.crop 4 and --augment.resized-crop 0.08 .*give", {"augment": crops}),
         ("--data.center-crop .*give", {"data": rj.DataConfig(center_crop=True)}),
     ):
-        with pytest.raises(Exception, match=f"^{said}") as refusal:
+        with pytest.raises(rj.ResNetJaxError, match=f"^{said}"):
             rj.TrainConfig(**changes)
-        assert refusal.type is rj.ResNetJaxError
 
 
 def test_yaml_brings_a_configuration_back():

@@ -141,7 +141,7 @@ def test_the_folder_of_an_earlier_run_is_for_that_run_alone(
     assert [folder.name for folder, _ in trained] == names
 
 
-def test_a_damaged_run_elsewhere_stops_no_other(began_as, trained, refusal):
+def test_a_damaged_run_elsewhere_stops_no_other(began_as, trained):
     """That of the preset's own folder stopped every run that the preset began, by any settings."""
     began_as("runs/mnist-seed0", "mnist", {})
     Path("runs/mnist-seed0/config.yaml").write_text("model: [")

@@ -11,11 +11,12 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import jax
 import pytest
 import worker
-from PIL import Image
+from make_datasets import picture
 from test_docs import help_of
 
 import resnet_jax as rj
@@ -161,11 +162,7 @@ def test_a_run_folder_that_is_no_utf8_is_refused(tmp_path, refusal):
 def test_without_a_home_one_line_says_what_to_set(arguments, finished_run, monkeypatch, refusal):
     for name in ("HOME", "XDG_CACHE_HOME", "RESNET_JAX_CACHE_DIR", "TFDS_DATA_DIR"):
         monkeypatch.delenv(name, raising=False)
-
-    def nobody(uid):
-        raise KeyError(uid)
-
-    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.setattr(pwd, "getpwuid", mock.Mock(side_effect=KeyError))
     line = refusal(*(finished_run.path if word == "RUN" else word for word in arguments))
     assert "cannot be located" in line
     assert "set " in line
@@ -197,11 +194,8 @@ def test_limits_that_are_too_low_are_named(limit, words, finished_run, tmp_path)
 @pytest.mark.parametrize("error", [MemoryError, jax.errors.JaxRuntimeError])
 def test_memory_that_does_not_suffice_is_one_line(error, finished_run, monkeypatch, refusal):
     """Of a run that was trained in larger batches than this machine can evaluate."""
-
-    def evaluate(*_):
-        raise error("RESOURCE_EXHAUSTED: Out of memory allocating 2824000272 bytes.")
-
-    monkeypatch.setattr(rj.Run, "evaluate", evaluate)
+    lack = error("RESOURCE_EXHAUSTED: Out of memory allocating 2824000272 bytes.")
+    monkeypatch.setattr(rj.Run, "evaluate", mock.Mock(side_effect=lack))
     assert "not enough memory" in refusal("evaluate", finished_run.path)
 
 
@@ -256,8 +250,7 @@ def test_a_home_folder_that_is_not_there_is_one_line(tmp_path, refusal):
 
 def test_a_terminal_without_the_letters_gets_escapes(tmp_path, python):
     for name in ("日本", "b"):
-        (tmp_path / name).mkdir()
-        Image.new("L", (8, 8), 9 * len(name)).save(tmp_path / name / "0.png")
+        picture(tmp_path / name / "0.png", len(name))
     done = python("-m", "resnet_jax", "verify", tmp_path, PYTHONIOENCODING="latin-1")
     assert done.stderr == ""
     assert "\\u65e5\\u672c (1 images)" in done.stdout

@@ -3,7 +3,6 @@
 import contextlib
 import http.client
 import importlib.util
-import io
 import os
 import re
 import signal
@@ -12,8 +11,9 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
-from PIL import Image
+from make_datasets import encoded
 
 # The demo of `finished_run`, which writes down whom it asks.
 DEMO = """
@@ -68,8 +68,9 @@ def demo(finished_run, tmp_path_factory):
         demo.process.communicate()
 
 
-HALF_A_BODY = b"POST /api/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9999\r\n\r\nhalf"
-HALF_A_HEAD = b"POST /api/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "
+POST = b"POST /api/predict HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+HALF_A_BODY = POST + b"Content-Length: 9999\r\n\r\nhalf"
+HALF_A_HEAD = POST + b"X: "
 FILE = '{"path": "http://example.com/a.png", "url": "http://example.com/a.png"}'
 
 
@@ -145,14 +146,10 @@ def test_it_ends_in_time_with_clients_connected_says_nothing_and_leaves_nothing(
     for start in (b"no HTTP\r\n\r\n", HALF_A_BODY):
         demo.connect(start).close()
     beat = b"GET /gradio_api/heartbeat/abc HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
-    picture = io.BytesIO()
-    Image.new("L", (6300, 6300)).save(picture, "PNG")
-    head = (
-        f"POST /api/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {picture.tell()}\r\n\r\n"
-    )
-    pictures = [head.encode() + picture.getvalue()] * 20
+    picture = encoded(np.zeros((6300, 6300), np.uint8))
+    pictures = [POST + b"Content-Length: %d\r\n\r\n" % len(picture) + picture] * 20
     start = time.monotonic()
-    demo.get("/api/predict", "POST", picture.getvalue(), timeout=120)
+    demo.get("/api/predict", "POST", picture, timeout=120)
     of_one = time.monotonic() - start
     with contextlib.ExitStack() as stack:
         for start in (b"", HALF_A_HEAD, HALF_A_BODY, beat, *pictures):

@@ -5,9 +5,10 @@ import socket
 import stat
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
-from PIL import Image
+from make_datasets import picture
 
 import resnet_jax as rj
 from resnet_jax.storage import check_replaceable, refuse_links
@@ -92,13 +93,11 @@ def test_home_is_known_by_its_sign(finished_run, tmp_path, monkeypatch, command)
     """A folder of that name was made; shells leave the sign alone behind ``--output=``."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for name in ("home/digits/0/0.png", "home/digits/1/1.png", "0.png"):
-        picture = tmp_path / name
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (28, 28), int(picture.stem)).save(picture)
+    for seed, name in enumerate(("home/digits/0/0.png", "home/digits/1/1.png", "0.png")):
+        path = picture(tmp_path / name, seed, (28, 28), "L")
     for words in (
         export(finished_run.path, "torchvision", "~/net.safetensors"),
-        ("predict", finished_run.path, picture, "--explain", "~/maps"),
+        ("predict", finished_run.path, path, "--explain", "~/maps"),
         ("compare", finished_run.path, "--output=~/curves.png"),
         ("predict", finished_run.path, "~/digits/*/*.png"),
         ("verify", "~/digits"),
@@ -129,11 +128,7 @@ def test_an_interrupted_export_leaves_the_old_file_and_nothing_else(
     assert command(*words)[0] == 0
     assert [path.name for path in tmp_path.iterdir()] == [place.name]
     before = place.read_bytes()
-
-    def interrupted(descriptor):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "fsync", interrupted)
+    monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=KeyboardInterrupt))
     assert command(*words)[0] == 75
     assert [path.name for path in tmp_path.iterdir()] == [place.name]
     assert place.read_bytes() == before

@@ -9,6 +9,7 @@ import pickle
 import signal
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -233,10 +234,8 @@ def test_a_child_that_leaves_earlier_does_not_unlock(tmp_path):
 
 
 def test_a_file_system_without_locks_gets_a_warning(tmp_path, monkeypatch, caplog):
-    def refused(file, what):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    monkeypatch.setattr(fcntl, "flock", refused)
+    lacking = OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    monkeypatch.setattr(fcntl, "flock", mock.Mock(side_effect=lacking))
     with RunFolder(tmp_path / "run").opened_for_writing():
         assert f"{tmp_path / 'run'} cannot be locked" in caplog.text
 

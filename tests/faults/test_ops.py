@@ -36,7 +36,7 @@ def test_in_bfloat16_the_gradient_of_a_kernel_is_float32(size):
         np.testing.assert_allclose(narrow[i, j], exact, atol=1e-5 * abs(exact).max())
 
 
-def test_in_bfloat16_tiles_are_as_exact_as_products(monkeypatch):
+def test_in_bfloat16_tiles_are_as_exact_as_products():
     """Their transforms were rounded too, to three times the error."""
     x = jax.random.normal(jax.random.key(0), (1, 128, 128, 32), jnp.bfloat16)  # 2^19: tiles
     kernel = jax.random.normal(jax.random.key(1), (3, 3, 32, 8), jnp.bfloat16)

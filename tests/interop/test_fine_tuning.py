@@ -5,6 +5,7 @@ import functools
 import json
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,10 +58,6 @@ def exported(run, tmp_path):
     return run.export("torchvision", tmp_path / "weights.safetensors")
 
 
-def assert_same(got, expected):
-    jax.tree.map(np.testing.assert_array_equal, got, expected)
-
-
 @pytest.fixture(params=["run", "file"])
 def source(request, run, exported):
     return run.path if request.param == "run" else exported
@@ -68,17 +65,17 @@ def source(request, run, exported):
 
 def test_the_same_classes_keep_the_head_and_others_start_fresh(run, source):
     variables = jax.device_get(run.variables())
-    assert_same(starting_from(source), variables)
+    chex.assert_trees_all_equal(starting_from(source), variables)
     others = tuple("abcdefghij")
     assert is_fresh(starting_from(source, others), 10)
-    assert_same(starting_from(source, others, init_head="keep"), variables)
+    chex.assert_trees_all_equal(starting_from(source, others, init_head="keep"), variables)
     assert is_fresh(starting_from(source, init_head="fresh"), 10)
     said = refused(starting_from, source, ("a", "b", "c"), init_head="keep")
     assert "knows 10 classes, mnist_5k has 3" in said
     three = starting_from(source, ("a", "b", "c"))
     assert is_fresh(three, 3)
     del three["params"]["head"], variables["params"]["head"]
-    assert_same(three, variables)
+    chex.assert_trees_all_equal(three, variables)
 
 
 def test_weights_of_another_network_are_refused_by_the_options_that_differ(run, source):
@@ -103,11 +100,11 @@ def test_without_class_names_the_number_decides(run, tmp_path):
     weights = tmp_path / "weights.safetensors"
     save_weights(weights, to_torchvision(run.variables()), {"class_names": "not JSON"})
     variables = jax.device_get(run.variables())
-    assert_same(starting_from(weights, tuple("abcdefghij")), variables)
+    chex.assert_trees_all_equal(starting_from(weights, tuple("abcdefghij")), variables)
     assert is_fresh(starting_from(weights, ("a", "b", "c")), 3)
     hostile = dict.fromkeys(("class_names", "model", "preprocessing"), "[" * 100000)
     save_weights(weights, to_torchvision(run.variables()), hostile)
-    assert_same(starting_from(weights, tuple("abcdefghij")), variables)
+    chex.assert_trees_all_equal(starting_from(weights, tuple("abcdefghij")), variables)
     # Names do without anything else.
     save_weights(weights, to_torchvision(run.variables()), {"class_names": json.dumps(DIGITS)})
     assert is_fresh(starting_from(weights, tuple("abcdefghij")), 10)
@@ -120,7 +117,7 @@ def test_reading_a_float64_run_is_reading_its_file_and_configures_nothing(make_r
     before = [jax.config.values[name] for name in names]
     for head in ("keep", "fresh"):
         read = [starting_from(start, init_head=head) for start in (file, source.path)]
-        assert_same(*read)
+        chex.assert_trees_all_equal(*read)
         assert {leaf.dtype for leaf in jax.tree.leaves(read)} == {np.dtype(np.float32)}
     assert [jax.config.values[name] for name in names] == before
 
@@ -152,7 +149,7 @@ def test_a_sentence_says_what_became_of_the_weights(exported, given, channels, c
 def test_a_runs_weights_are_read_without_its_optimiser_or_opening_it(finished_run):
     """The averaged ones: the run has an EMA."""
     alone = RunFolder(finished_run.path).read_variables("latest")
-    assert_same(alone, saved(finished_run.path / "checkpoints/12", "")["ema"])
+    chex.assert_trees_all_equal(alone, saved(finished_run.path / "checkpoints/12", "")["ema"])
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(alone))
 
 
