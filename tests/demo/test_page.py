@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,23 +26,17 @@ pytestmark = pytest.mark.slow
 # A hundred digits by five simulated hands, in thousandths of a page's side: for each digit two
 # skeletons with slant, size, speed, tremor and lifts of the pen. No network was asked.
 DRAWINGS = json.loads((Path(__file__).parent / "strokes.json").read_text())
-SIZES = [(1280, 800), (390, 844)]
+SIZES = [{"width": 1280, "height": 800}, {"width": 390, "height": 844}]
 
 
 @pytest.fixture(scope="module")
-def address(shared):
+def address(shared, python):
     # Without the tests' hurried compilation: the program is the one that users run.
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    command = [sys.executable, "-m", "resnet_jax"]
-
-    def train(run_dir: Path) -> None:
-        words = ("train", "--model.width", "16", "--no-report", "--run-dir", str(run_dir))
-        subprocess.run([*command, *words], env=environment, check=True)
-
-    run = os.environ.get("PAGE_RUN") or str(shared("page", train))
-    process = subprocess.Popen(
-        [*command, "demo", run, "--port", "0"], env=environment, stdout=subprocess.PIPE, text=True
-    )
+    words = ("-m", "resnet_jax", "train", "--model.width", "16", "--no-report", "--run-dir")
+    run = os.environ.get("PAGE_RUN") or shared("page", partial(python, *words, XLA_FLAGS=None))
+    command = [sys.executable, "-m", "resnet_jax", "demo", str(run), "--port", "0"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     yield re.search(r"http://[\d.:]+", process.stdout.readline())[0]
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 0
@@ -143,7 +138,7 @@ def test_a_button_ends_the_stroke_that_is_drawn(open_page):
 
 
 def test_a_finger_draws_and_the_palm_beside_it_does_not(open_page):
-    page = open_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page = open_page(viewport=SIZES[1], has_touch=True, is_mobile=True)
     stroke = next(d["strokes"][0] for d in DRAWINGS if d["hand"] == 0 and d["digit"] == "3")
     touch = page.context.new_cdp_session(page)
     left, top, side = (page.locator(".drawing").bounding_box()[k] for k in ("x", "y", "width"))
@@ -164,8 +159,7 @@ def test_a_finger_draws_and_the_palm_beside_it_does_not(open_page):
 def test_everything_is_in_sight_and_axe_has_nothing_serious(
     size, scheme, open_page, serious, tmp_path
 ):
-    viewport = dict(zip(("width", "height"), size, strict=True))
-    page = open_page(viewport=viewport, color_scheme=scheme)
+    page = open_page(viewport=size, color_scheme=scheme)
     assert page.title() == page.inner_text("h1") == "Recognises handwritten digits"
     page.locator("[aria-label=Example]").nth(1).click()
     wait_for(page, "It looks like 5")
@@ -179,8 +173,8 @@ def test_everything_is_in_sight_and_axe_has_nothing_serious(
     for part in (*images, "text=Where it looks", "text=Invert black"):
         box = page.locator(part).bounding_box()
         assert box["x"] >= 0
-        assert box["x"] + box["width"] <= size[0]
-        assert box["y"] + box["height"] <= size[1]
+        assert box["x"] + box["width"] <= size["width"]
+        assert box["y"] + box["height"] <= size["height"]
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert serious(page) == []
 
@@ -214,9 +208,7 @@ def test_files(open_page, tmp_path):
     wait_for(page, "It looks like 7")
     assert page.locator(".shown img").count() == 2
     page.set_input_files("[type=file]", broken)
-    page.wait_for_function(
-        "document.querySelector('[role=status]').innerText.includes('cannot be')"
-    )
+    page.wait_for_selector("[role=status]:has-text('cannot be')")
     assert page.locator(".shown img").count() == 0
     assert page.get_by_text("7", exact=True).count() == 0
     # Where another file is dropped, the one chosen before may be chosen again.
@@ -226,5 +218,5 @@ def test_files(open_page, tmp_path):
         return files;
     }"""
     page.dispatch_event("body", "drop", {"dataTransfer": page.evaluate_handle(dropped)})
-    page.wait_for_function("document.querySelector('[role=status]').innerText.includes('empty')")
+    page.wait_for_selector("[role=status]:has-text('empty')")
     assert page.locator("[type=file]").input_value() == ""

@@ -18,19 +18,11 @@ import resnet_jax as rj
 from experiments.measuring import append_row, read_rows
 from experiments.residual_study import __main__ as command
 from experiments.residual_study import torchvision
-from experiments.residual_study.__main__ import (
-    Laboratory,
-    carry_out,
-    gradient_norms,
-    rounded,
-    shortcut_shares,
-    without,
-)  # fmt: skip
 from experiments.residual_study.analysis import Study
 from experiments.residual_study.study import QUICK_SETTINGS, RESULTS, Run, keeps_shape, units_of
 from experiments.tables import ROOT
 from resnet_jax.config import replaced
-from resnet_jax.models import VARIANTS, Affine, BatchNorm
+from resnet_jax.models import VARIANTS, Affine, BatchNorm, shapes_of
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 12, 12, 1)).astype(np.float32)
 UNITS = ["stage1_unit1", "stage1_unit2", "stage2_unit1"]
@@ -64,7 +56,7 @@ def logits(model: rj.ResNet, variables) -> np.ndarray:
 
 
 def logits_without(model: rj.ResNet, variables, unit: int) -> np.ndarray:
-    return logits(model, without(variables, UNITS[unit], model.residual))
+    return logits(model, command.without(variables, UNITS[unit], model.residual))
 
 
 def scaled(params, factor: float, unit: str = UNITS[0]):
@@ -95,7 +87,7 @@ def test_a_residual_unit_left_out_keeps_its_projection(params):
 
 
 def test_shares_follow_the_scale_of_the_branch(params):
-    look = jax.jit(lambda p: shortcut_shares(RESIDUAL, {"params": p}, IMAGES, UNITS))
+    look = jax.jit(lambda p: command.shortcut_shares(RESIDUAL, {"params": p}, IMAGES, UNITS))
     one, two, none = (np.asarray(look(scaled(params, factor))) for factor in (1, 2, 0))
     assert ((one > 0.05) & (one < 0.95)).all()
     # s / (s + b) with the branch doubled: its energy b is four times as large.
@@ -104,7 +96,7 @@ def test_shares_follow_the_scale_of_the_branch(params):
 
 
 def test_gradient_norms_are_kept_and_the_gradient_passes():
-    tx = optax.chain(gradient_norms(), optax.sgd(1.0))
+    tx = optax.chain(command.gradient_norms(), optax.sgd(1.0))
     params = {"a": jnp.zeros((2, 1)), "b": jnp.zeros(3)}
     grads = {"a": jnp.array([[3.0], [4.0]]), "b": jnp.array([1.0, -2.0, 2.0])}
     updates, state = tx.update(grads, tx.init(params), params)
@@ -114,17 +106,14 @@ def test_gradient_norms_are_kept_and_the_gradient_passes():
 
 def test_names_of_a_network_are_those_of_its_parameters():
     network = Run("book", 34, True, "batch", width=4, rate=0.005, seed=0)
-    init = partial(network.module(QUICK_SETTINGS["book"]).init, train=False)
-    shapes = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 32, 32, 1)))["params"]
+    places = shapes_of(network.module(QUICK_SETTINGS["book"]), (32, 32, 1))
     assert len(network.kernels) == 34
-    assert set(network.units) == set(shapes) - {"stem", "head"}
-    for *path, last in network.kernels:
-        part = shapes[path[0]] if path else shapes
-        assert "kernel" in part[last]
+    assert {"stem", *network.units, "head"} == {path[1] for path in places}
+    assert {("params", *kernel, "kernel") for kernel in network.kernels} <= places.keys()
 
 
 def test_numbers_that_are_not_finite_become_null():
-    found = rounded({"loss": [float("nan"), 1234.56], "step": 79})
+    found = command.rounded({"loss": [float("nan"), 1234.56], "step": 79})
     assert found == {"loss": [None, 1235.0], "step": 79}
 
 
@@ -172,13 +161,13 @@ def test_a_run_of_the_study_is_a_run_of_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(VARIANTS, "resnet18", partial(rj.ResNet, (1, 1, 1, 1), rj.BasicUnit))
     run = Run("stronger", 10, True, "batch", width=4, rate=0.02, seed=3)
     config = QUICK_SETTINGS["stronger"]
-    lab = Laboratory(run, config)
-    result = carry_out(run, lab)
+    lab = command.Laboratory(run, config)
+    result = command.carry_out(run, lab)
     compiled: list[str] = []
     listen = jax.monitoring.register_event_duration_secs_listener
     here = threading.get_ident()  # in another a step of an earlier test may be compiled still
     listen(lambda name, *_, **__: threading.get_ident() == here and compiled.append(name))
-    carry_out(dataclasses.replace(run, rate=0.01, seed=4), lab)
+    command.carry_out(dataclasses.replace(run, rate=0.01, seed=4), lab)
     # Learning rate and seed are no constants: one program.
     assert not [name for name in compiled if "backend_compile" in name]
     same = {"model.width": 4, "optim.learning-rate": 0.02, "seed": 3, "log-every": 1}

@@ -54,7 +54,8 @@ def run_dir(finished_run, tmp_path_factory):
 @pytest.mark.parametrize(
     "words",
     [f"evaluate RUN{how}" for how in ("", " --json")]
-    + [f"predict RUN DIGIT{how}" for how in ("", " --json", " --csv")],
+    + [f"predict RUN DIGIT{how}" for how in ("", " --json", " --csv")]
+    + ["report RUN"],
 )
 def test_the_command_says_so(words, run_dir, tmp_path, command):
     places = {"RUN": run_dir, "DIGIT": picture(tmp_path / "digit.png", 0, (28, 28), "L")}

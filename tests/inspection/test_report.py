@@ -4,17 +4,18 @@ import base64
 import dataclasses
 import re
 import shutil
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
-import yaml
+from test_cli import SAME
 
 import resnet_jax as rj
-from resnet_jax.cli import main
 from resnet_jax.inspection import plots, report, write_report
+from resnet_jax.training.run_folder import RunFolder
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -42,14 +43,12 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def hostile_page(finished_run, tmp_path_factory) -> Path:
     """A report of a run whose classes have names that somebody thought up."""
-    copy = tmp_path_factory.mktemp("hostile") / "run<b>"
-    shutil.copytree(finished_run.path, copy)
-    document = yaml.safe_load((copy / "config.yaml").read_text())
-    names = [*HOSTILE, "x" * 300, "数字", "日本", "한글", "line\nbreak"]
-    document["data"]["class_names"] = names
-    (copy / "config.yaml").write_text(yaml.safe_dump(document))
+    place = tmp_path_factory.mktemp("hostile") / "run<b>"
+    folder = RunFolder(shutil.copytree(finished_run.path, place))
+    names = (*HOSTILE, "x" * 300, "数字", "日本", "한글", "line\nbreak")
+    folder.write_record(dataclasses.replace(folder.read_record(), class_names=names))
     with matplotlib.rc_context({"text.usetex": True}):  # LaTeX, where the user likes it in figures
-        return write_report(rj.Run.open(copy))
+        return write_report(rj.Run.open(place))
 
 
 def test_the_page_is_whole_by_itself_and_says_what_was_run(hostile_page, finished_run):
@@ -94,32 +93,27 @@ def test_names_that_the_figures_font_lacks_are_set_by_the_browser(hostile_page):
 
 @pytest.mark.slow
 def test_train_makes_the_report_once_and_stands_without_matplotlib(
-    finished_run, tiny_options, tmp_path, monkeypatch, capsys
+    own_run, tiny_options, command, monkeypatch
 ):
-    run_dir = Path(shutil.copytree(finished_run.path, tmp_path / "run"))
-    options = [*tiny_options, "--report", "--optim.schedule", "cosine", "--optim.warmup", "0.2"]
-    options += ["--log-every", "4", "--eval-every", "5"]
-    command = ["train", "--run-dir", str(run_dir), *options]
+    train = ["train", "--run-dir", own_run, *tiny_options, "--report", *SAME]
+    page = own_run / "report" / "index.html"
 
     def write(run: rj.Run, split: str) -> Path:
         """Stands for the report, which takes seconds and which the other tests read."""
-        (run.path / "report").mkdir(exist_ok=True)
-        (run.path / "report" / "index.html").write_text("a report")
-        return run.path / "report" / "index.html"
+        page.parent.mkdir(exist_ok=True)
+        page.write_text("a report")
+        return page
 
-    monkeypatch.setattr("resnet_jax.inspection.report.write_report", write)
+    monkeypatch.setattr(report, "write_report", write)
     with monkeypatch.context() as without:
-        without.setitem(__import__("sys").modules, "resnet_jax.inspection.report", None)
-        assert main(command) == 0
-        out, err = capsys.readouterr()
-        assert "is finished" in out
-        assert "warning: no report" in err
-    assert main([*command, "--no-report"]) == 0
-    assert not (run_dir / "report").exists()
-    assert main(command) == 0
-    page = run_dir / "report" / "index.html"
+        without.setitem(sys.modules, "resnet_jax.inspection.report", None)
+        code, out, err = command(*train)
+    assert (code, "is finished" in out, "warning: no report" in err) == (0, True, True)
+    assert command(*train, "--no-report")[0] == 0
+    assert not page.parent.exists()
+    assert command(*train)[0] == 0
     written = page.stat().st_mtime_ns
-    assert main(command) == 0  # nothing is new
+    assert command(*train)[0] == 0  # nothing is new
     assert page.stat().st_mtime_ns == written
 
 
