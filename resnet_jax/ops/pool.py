@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from resnet_jax.ops.conv import left_to_xla
 from resnet_jax.ops.geometry import Axis, Geometry
-from resnet_jax.ops.primitives import COLUMNS, ROWS, col2im, depends_on, shift
+from resnet_jax.ops.primitives import COLUMNS, ROWS, depends_on, taps
 
 
 def max_pool(
@@ -88,22 +88,18 @@ def _reduce_window(x: jax.Array, geometry: Geometry) -> jax.Array:
 # over columns, and its first position row by row is the first such row's first such column.
 
 
-def _taps(x: jax.Array, dim: int, axis: Axis) -> list[jax.Array]:
-    return [shift(x, dim, axis, tap, -jnp.inf) for tap in range(axis.kernel)]
-
-
 def _axis_max(x: jax.Array, dim: int, axis: Axis) -> jax.Array:
-    return reduce(jnp.maximum, _taps(x, dim, axis))
+    return reduce(jnp.maximum, taps(x, dim, axis, -jnp.inf))
 
 
 def _axis_max_grad(x: jax.Array, y: jax.Array, grad: jax.Array, dim: int, axis: Axis) -> jax.Array:
     """Send each gradient to the first position that holds the maximum."""
     parts, undecided = [], jnp.ones(y.shape, bool)
-    for tap in _taps(x, dim, axis):
+    for tap in taps(x, dim, axis, -jnp.inf):
         here = tap == y
         parts.append(jnp.where(here & undecided, grad, 0))
         undecided = undecided & ~here
-    return col2im(parts, dim, axis)
+    return jax.linear_transpose(partial(taps, dim=dim, axis=axis), x)(parts)[0]
 
 
 def _shifts_max(x: jax.Array, geometry: Geometry) -> jax.Array:

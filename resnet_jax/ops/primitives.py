@@ -1,6 +1,5 @@
-"""Parts of the algorithms: shifts along one axis, their transpose, products, data dependencies."""
+"""Parts of the algorithms: shifts along one axis, products, data dependencies."""
 
-from collections.abc import Sequence
 from functools import reduce
 
 import jax
@@ -27,47 +26,16 @@ def shift(x: jax.Array, dim: int, axis: Axis, tap: int, outside: float = 0.0) ->
     first = max(0, -((tap - axis.low) // axis.stride))
     last = min(axis.out - 1, (axis.size - 1 + axis.low - tap) // axis.stride)
     if last < first:
-        return jnp.full(_resized(x, dim, axis.out), outside, x.dtype)
+        shape = (*x.shape[:dim], axis.out, *x.shape[dim + 1 :])
+        return jnp.full(shape, outside, x.dtype)
     start, stop = (o * axis.stride + tap - axis.low for o in (first, last))
     read = lax.slice_in_dim(x, start, stop + 1, axis.stride, dim)
     return pad(read, dim, first, axis.out - 1 - last, outside)
 
 
-def im2col(x: jax.Array, dim: int, axis: Axis) -> jax.Array:
-    """Concatenate what each output position reads through all taps of one axis, in channels."""
-    return jnp.concatenate([shift(x, dim, axis, tap) for tap in range(axis.kernel)], -1)
-
-
-def col2im(taps: Sequence[jax.Array], dim: int, axis: Axis) -> jax.Array:
-    """Add each tap's values to the positions that it read: the transpose of all taps' `shift`.
-
-    Each residue of the position modulo the stride is a sum of shifted slices, and the residues are
-    interleaved: nothing is scattered.
-    """
-    stride, phases = axis.stride, []
-    length = -(-axis.size // stride)
-    for phase in range(min(stride, axis.size)):
-        total = None
-        for tap, values in enumerate(taps):
-            offset, rest = divmod(phase + axis.low - tap, stride)
-            # Output u + offset reads position phase + stride * u through the tap, if any does.
-            first, last = max(0, -offset), min(length, axis.out - offset)
-            if rest or first >= last:
-                continue
-            part = lax.slice_in_dim(values, first + offset, last + offset, 1, dim)
-            part = pad(part, dim, first, length - last)
-            total = part if total is None else total + part
-        if total is None:
-            total = jnp.zeros_like(taps[0], shape=_resized(taps[0], dim, length))
-        phases.append(total)
-    x = phases[0]
-    if len(phases) > 1:
-        x = jnp.stack(phases, dim + 1).reshape(_resized(x, dim, len(phases) * length))
-    return lax.slice_in_dim(x, 0, axis.size, 1, dim)
-
-
-def _resized(x: jax.Array, dim: int, size: int) -> tuple[int, ...]:
-    return (*x.shape[:dim], size, *x.shape[dim + 1 :])
+def taps(x: jax.Array, dim: int, axis: Axis, outside: float = 0.0) -> list[jax.Array]:
+    """Return what each output position reads through each tap of one axis."""
+    return [shift(x, dim, axis, tap, outside) for tap in range(axis.kernel)]
 
 
 def contract(a: jax.Array, b: jax.Array, of_a: tuple[int, ...], of_b: tuple[int, ...]) -> jax.Array:

@@ -8,17 +8,19 @@ turns the kernel's [kh kw C, K] matrix W into all three passes:
 
     forward          Y  = P W
     weight gradient  dW = P^T dY
-    input gradient   dX = col2im(dY W^T), which adds each value where P had read
+    input gradient   dX = col2im(dY W^T), P's transpose, which adds each value where P had read
 
 Source: Chellapilla, Puri and Simard, "High Performance Convolutional Neural Networks for Document
 Processing", 2006; Caffe's im2col and GEMM.
 """
 
-import jax
+from functools import partial
 
-from resnet_jax.ops import primitives
+import jax
+import jax.numpy as jnp
+
 from resnet_jax.ops.geometry import Geometry
-from resnet_jax.ops.primitives import COLUMNS, ROWS, col2im, contract, depends_on
+from resnet_jax.ops.primitives import COLUMNS, ROWS, contract, depends_on, taps
 
 # An image of up to this many channels is one whose columns are slower to make again in the weight
 # gradient (a twentieth of a step at 224x224) than they are large.
@@ -27,8 +29,9 @@ MAX_IMAGE_CHANNELS = 3
 
 def _im2col(x: jax.Array, geometry: Geometry) -> jax.Array:
     """Return P as float[N, OH, OW, kh * kw * C]."""
-    x = primitives.im2col(x, COLUMNS, geometry.columns)
-    return primitives.im2col(x, ROWS, geometry.rows)
+    for dim, axis in ((COLUMNS, geometry.columns), (ROWS, geometry.rows)):
+        x = jnp.concatenate(taps(x, dim, axis), -1)
+    return x
 
 
 def forward(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
@@ -44,9 +47,6 @@ def weight_grad(x: jax.Array, grad: jax.Array, geometry: Geometry) -> jax.Array:
 
 
 def input_grad(grad: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    _, kw, c, k = kernel.shape
-    out = contract(grad, kernel.reshape(-1, k), (3,), (1,))
-    for dim, axis, width in ((ROWS, geometry.rows, kw * c), (COLUMNS, geometry.columns, c)):
-        taps = [out[..., tap * width :][..., :width] for tap in range(axis.kernel)]
-        out = col2im(taps, dim, axis)
-    return out
+    columns = contract(grad, kernel.reshape(-1, kernel.shape[-1]), (3,), (1,))
+    x = jax.ShapeDtypeStruct((grad.shape[0], *geometry.size, kernel.shape[2]), columns.dtype)
+    return jax.linear_transpose(partial(_im2col, geometry=geometry), x)(columns)[0]

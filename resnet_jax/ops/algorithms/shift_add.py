@@ -18,13 +18,14 @@ import jax
 import jax.numpy as jnp
 
 from resnet_jax.ops.geometry import Geometry
-from resnet_jax.ops.primitives import COLUMNS, ROWS, contract, depends_on, im2col, shift
+from resnet_jax.ops.primitives import COLUMNS, ROWS, contract, depends_on, shift, taps
 
 
 def forward(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     kh, kw, c, k = kernel.shape
     matrix = kernel.transpose(1, 2, 0, 3).reshape(kw * c, kh * k)
-    z = contract(im2col(x, COLUMNS, geometry.columns), matrix, (3,), (0,))
+    columns = jnp.concatenate(taps(x, COLUMNS, geometry.columns), -1)
+    z = contract(columns, matrix, (3,), (0,))
     rows = [shift(z[..., i * k :][..., :k], ROWS, geometry.rows, i) for i in range(kh)]
     return reduce(jnp.add, rows)
 
@@ -38,6 +39,6 @@ def weight_grad(x: jax.Array, grad: jax.Array, geometry: Geometry) -> jax.Array:
     (kh, kw), c, k = geometry.kernel, x.shape[-1], grad.shape[-1]
     back = geometry.rows.transposed()
     shifted = jnp.concatenate([shift(grad, ROWS, back, kh - 1 - i) for i in range(kh)], -1)
-    columns = im2col(depends_on(x, grad), COLUMNS, geometry.columns)
+    columns = jnp.concatenate(taps(depends_on(x, grad), COLUMNS, geometry.columns), -1)
     out = contract(shifted, columns, (0, 1, 2), (0, 1, 2))
     return out.reshape(kh, k, kw, c).transpose(0, 2, 3, 1)
