@@ -133,7 +133,12 @@ def train(
                 raise
             display.print_error(error)
             continue
-        trained, stop.training = stop.training, False  # a report is interrupted at once
+        trained = stop.training
+        if trained and (reason := stop()) and not processes.distributed:  # in its last tests
+            raise ResNetJaxError(
+                f"{reason}: {folder} is finished; the same command goes on from there", exit_code=75
+            )
+        stop.training = False  # a report is interrupted at once
         if not trained:
             _print_result(run)
         if report and not processes.distributed:

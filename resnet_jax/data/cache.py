@@ -92,8 +92,11 @@ def cached_facts(
     workers = workers or cores()
     # In parts: a task for each small file takes longer than the file.
     size = max(1, min(20, len(new) // (4 * workers)))
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(find, (new[start : start + size] for start in range(0, len(new), size))))
+    if len(new) == 1:  # here, where a signal is heard: to read a large dataset takes minutes
+        find(new)
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(find, (new[start : start + size] for start in range(0, len(new), size))))
     if any(stamps[i] for i in new) or len(old_stamps) > len(names):
         kept = [i for i, stamp in enumerate(stamps) if stamp]
         content = json.dumps([{names[i]: what[i] for i in kept} for what in (stamps, facts)])

@@ -322,17 +322,23 @@ def verify_prepared(name: str, data_dir: PathLike | None = None) -> VerifyReport
     folder = find_prepared(name, root)
     if folder is None:
         raise not_prepared(name, root)
-    good, damaged = ["dataset_info.json", "features.json"], []
     prepared = describe(folder, root)
-    for file, count in (item for files in prepared.splits.values() for item in files.items()):
-        split = Records(prepared, {file: count}).split
+
+    def damage(item: tuple[str, int]) -> str | None:
+        split = Records(prepared, dict([item])).split
         try:
             for part in small_parts(split):
                 split.batch(part)
-            good.append(file)
         except ResNetJaxError as error:
             if getattr(error.__cause__, "errno", None) not in (None, errno.ENOENT):
                 raise  # of the system, not in the file: what is whole is not made again
-            damaged.append(str(error))
-    usable = "nothing" if damaged else "all of it"
+            return str(error)
+        return None
+
+    shards = [item for files in prepared.splits.values() for item in files.items()]
+    with ThreadPoolExecutor(cores()) as pool:
+        found = dict(zip(shards, pool.map(damage, shards), strict=True))
+    whole = (file for (file, _), wrong in found.items() if wrong is None)
+    good, damaged = ["dataset_info.json", "features.json", *whole], filter(None, found.values())
+    usable = "nothing" if any(found.values()) else "all of it"
     return VerifyReport(folder, tuple(good), tuple(damaged), usable)

@@ -1,10 +1,10 @@
 """Classes of image files, a batch at a time, and pictures of where the network looked."""
 
-import itertools
 import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from resnet_jax.data.image import Box, DecodeSpec, box_of, open_image
 from resnet_jax.data.walk import find_images
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.inspection.saliency import draw_map, explain
+from resnet_jax.memory import cores
 from resnet_jax.run import Checkpoint, Run
 from resnet_jax.storage import expanded
 
@@ -57,17 +58,28 @@ def classify_files(
     settings = run.config.data
     spec = DecodeSpec(run.image_shape, settings.fit, settings.background)
 
-    def read_all() -> Iterator[tuple[Path, FoundDigit]]:
-        for path in files:
-            try:
-                yield path, read_digit_or_image(path, spec, find=settings.find_digit, invert=invert)
-            except ResNetJaxError as error:
-                on_error(error)
+    def read(path: Path) -> FoundDigit | ResNetJaxError:
+        try:
+            return read_digit_or_image(path, spec, find=settings.find_digit, invert=invert)
+        except ResNetJaxError as error:
+            return error
+
+    def read_all() -> Iterator[list[tuple[Path, FoundDigit]]]:
+        # In batches: the pixels of only one batch at a time are kept in memory.
+        size = run.config.batch_size
+        with ThreadPoolExecutor(settings.workers or cores()) as pool:
+            for part in (files[start : start + size] for start in range(0, len(files), size)):
+                batch = []
+                for path, found in zip(part, pool.map(read, part), strict=True):
+                    if isinstance(found, ResNetJaxError):
+                        on_error(found)
+                    else:
+                        batch.append((path, found))
+                if batch:
+                    yield batch
 
     def answer_all() -> Iterator[dict[str, Any]]:
-        readable = read_all()
-        # In batches: the pixels of only one batch at a time are kept in memory.
-        while batch := list(itertools.islice(readable, run.config.batch_size)):
+        for batch in read_all():
             images = np.stack([read.image for _, read in batch])
             answers, maps = run.predict(images, checkpoint), [None] * len(batch)
             if explain_in:

@@ -5,6 +5,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 import time
 from unittest import mock
 
@@ -221,3 +222,10 @@ def test_a_folder_has_one_cache_however_it_is_spelt_and_for_each_decoder_another
     assert PIL.__version__ in cache.DECODING_VERSION
     monkeypatch.setattr(cache, "DECODING_VERSION", "another")
     assert decoded(flat) >= 60
+
+
+def test_a_single_place_is_looked_at_where_signals_are_heard(tmp_path):
+    """Of a dataset on which a signal ended nothing, while another thread read it to its end."""
+    looks = []
+    cached_facts("name", tmp_path, [tmp_path], lambda _: looks.append(threading.current_thread()))
+    assert looks == [threading.main_thread()]

@@ -20,8 +20,10 @@ from make_datasets import picture
 from test_docs import help_of
 
 import resnet_jax as rj
+from resnet_jax import cli_train
 from resnet_jax.memory import MOST_FILES, check_limits
 from resnet_jax.models import VARIANTS
+from resnet_jax.training.loop import Training
 
 COMMAND = f"{sys.executable} -m resnet_jax"
 TRAIN = ["train", *worker.OPTIONS]
@@ -40,6 +42,31 @@ def one_line(done):
     found = (done.returncode, done.stderr[:12], done.stderr.count("\n"))
     assert found == (1, "resnet-jax: ", 1), done.stderr
     return done.stderr
+
+
+# Signals
+
+
+@pytest.mark.usefixtures("one_unit")
+def test_a_signal_in_the_last_tests_ends_before_the_report(command, tmp_path, monkeypatch):
+    """It was acknowledged, a report was made, the next seed begun, and the code was 0."""
+    tested = Training._test
+
+    def test(training):
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(0.1)
+        tested(training)
+
+    monkeypatch.setattr(Training, "_test", test)
+    report = mock.Mock()
+    monkeypatch.setattr(cli_train, "make_report", report)
+    words = [word for word in TRAIN if word != "--no-report"]
+    words += ["--epochs", "0.2", "--run-dir", tmp_path / "run"]
+    code, _, errors = command(*words)
+    assert (code, "is finished; the same command goes on" in errors) == (75, True)
+    assert not report.called
+    assert command(*words)[0] == 0
+    assert report.called
 
 
 # Closed descriptors
