@@ -59,8 +59,9 @@ INSTRUCTION_SETS = tuple(BOUNDS)
 @cache
 def instruction_set() -> str:
     """Return the instruction set, of `INSTRUCTION_SETS`, whose bounds this machine uses."""
-    # NumPy leaves out what is empty: a CPU with no more than it was built for.
-    found = np.show_config(mode="dicts").get("SIMD Extensions", {}).get("found", [])
+    # What NumPy was built for, and what it found beyond; it leaves out what is empty.
+    known = np.show_config(mode="dicts").get("SIMD Extensions", {})
+    found = (*known.get("baseline", ()), *known.get("found", ()))
     return "avx512" if "X86_V4" in found else "avx2"
 
 

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 SAVED = ("step", "params", "batch_stats", "opt_state", "ema")
 # Inodes that a step needs, on a disk that can run out of them.
 FILES_PER_STEP = 40
+# What macOS, Windows, notebooks and network drives leave in folders that are looked at or synced.
+LEFT_BY_OTHERS = {".DS_Store", ".ipynb_checkpoints", "@eaDir", "desktop.ini", "Thumbs.db"}
 
 
 class DamagedCheckpointError(ResNetJaxError):
@@ -229,7 +231,7 @@ def _explained(what: str, remedy: str) -> Iterator[None]:
     """Turn a failure of the disk or of Orbax into one line."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, NotImplementedError) as error:  # the last of a disk without locks
         wait_for_heartbeat(error)
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ResNetJaxError(f"{what} ({reason}): {remedy}") from error
@@ -275,7 +277,6 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> list[str]:
-    found = (p for p in _entries(folder) if p.is_file())
-    # macOS leaves such files in folders that are looked at, or copied to other disks.
-    own = (p for p in found if p.name != ".DS_Store" and not p.name.startswith("._"))
-    return sorted(str(p.relative_to(folder)) for p in own)
+    found = (path.relative_to(folder) for path in _entries(folder) if path.is_file())
+    own = (p for p in found if LEFT_BY_OTHERS.isdisjoint(p.parts) and not p.name.startswith("._"))
+    return sorted(map(str, own))

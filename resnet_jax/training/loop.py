@@ -117,6 +117,11 @@ class Training:
 
         def lock() -> int:
             self._stack.enter_context(folder.opened_for_writing())
+            if not folder.exists and checkpoints.steps():
+                raise ResNetJaxError(
+                    f"{folder.path} has checkpoints and no config.yaml, which says of what: put it "
+                    "back, or give another --run-dir"
+                )
             folder.check_same(record)  # another process may just have begun a run here
             # Settings may differ from those recorded where `check_same` allows it: record them.
             if recorded != record:

@@ -100,6 +100,14 @@ CHANGES = (  # which make a row none
 )
 
 
+def test_checkpoints_without_their_configuration_are_not_continued(own_run, tiny_config):
+    """Of a folder that was copied in part: any other settings went on with them."""
+    (own_run / "config.yaml").unlink()
+    other = dataclasses.replace(tiny_config, batch_size=10)
+    assert "checkpoints and no config.yaml" in refused(rj.train, other, own_run, quiet=True)
+    assert not (own_run / "config.yaml").exists()
+
+
 def test_a_line_that_is_no_row_is_named(own_run, command, tiny_config):
     """By `verify`, and by the command that would go on."""
     path = own_run / "metrics.jsonl"

@@ -85,10 +85,18 @@ def test_a_step_that_goes_or_cannot_be_read_is_passed_over(code, checkpoints, mo
     assert next(checkpoints.good_steps()) == 10
 
 
-def test_what_macos_leaves_in_a_folder_damages_nothing(checkpoints):
-    """Two such files, and the run began anew."""
-    for name in ("12/.DS_Store", "12/state/._manifest.json"):
-        (checkpoints.directory / name).write_bytes(b"Bud1")
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("12/.DS_Store", "12/state/._manifest.json", "12/desktop.ini", "12/state/Thumbs.db"),
+        *("12/.ipynb_checkpoints/manifest-checkpoint.json", "12/state/@eaDir/manifest.json"),
+    ],
+)
+def test_what_others_leave_in_a_folder_damages_nothing(name, checkpoints):
+    """macOS, Windows, a notebook, a network drive; the run began anew, and removed good steps."""
+    path = checkpoints.directory / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"Bud1")
     assert next(checkpoints.good_steps()) == 12
 
 
