@@ -3,6 +3,7 @@
 import base64
 import copy
 import dataclasses
+import importlib.util
 import io
 import itertools
 import socket
@@ -207,7 +208,7 @@ def test_without_gradio(finished_run, monkeypatch, refusal):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "resnet_jax.demo.app", raising=False)
     needs = "resnet-jax: the demo needs gradio: pip install 'resnet_jax[demo]'"
-    assert refusal("demo", finished_run.path) == needs
+    assert refusal("demo", finished_run.path, "--port", 0) == needs
 
 
 def test_a_network_that_is_not_finite_is_refused_at_the_start(finished_run):
@@ -226,3 +227,14 @@ def test_classes_of_one_name_keep_their_probabilities(client_of, finished_run):
     assert len(answer["probabilities"]) == 10
     assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     assert answer["probability"] == max(answer["probabilities"].values())
+
+
+@pytest.mark.usefixtures("client_of")
+def test_the_pages_are_utf8_in_any_locale(monkeypatch):
+    encodings = []
+    monkeypatch.setattr(Path, "read_text", lambda _, name=None: encodings.append(name) or "")
+    for name in ("demo.app", "inspection.report"):
+        spec = importlib.util.find_spec(f"resnet_jax.{name}")
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    assert set(encodings) == {"utf-8"}
+    assert len(encodings) == 5

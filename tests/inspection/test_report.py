@@ -168,11 +168,3 @@ def test_what_is_not_so_of_few_images_or_many_classes_is_not_said(finished_run, 
     assert "smoothed" not in next(report._figures(finished_run, found, "best"))[2]
     assert "principal components" in notes["embedding"]
     assert "t-SNE" not in notes["embedding"]
-
-
-@pytest.mark.usefixtures("client_of")
-def test_the_pages_are_utf8_in_any_locale(python):
-    for module in ("demo.app", "inspection.report"):
-        strict = f"error::EncodingWarning:resnet_jax.{module}"
-        words = ("-X", "warn_default_encoding", "-W", strict, "-c", f"import resnet_jax.{module}")
-        python(*words, PYTHONWARNINGS=None)
