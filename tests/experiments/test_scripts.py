@@ -23,7 +23,7 @@ def test_a_folder_that_is_no_run_is_said_in_one_line(script, others, tmp_path, m
         runpy.run_path(path, run_name="__main__")
 
 
-def test_a_step_is_measured_beside_its_reading(monkeypatch):
+def test_a_step_is_measured_beside_its_reading(one_unit, monkeypatch):
     """With averaged weights, as presets have them: no state was made for them."""
     monkeypatch.setattr(measure, "BLOCKS", 2)
     small = rj.ModelConfig(width=4, lowering="reference")

@@ -57,15 +57,23 @@ class Demo:
 
 
 @pytest.fixture(scope="module")
-def demo(finished_run, tmp_path_factory):
-    """The page to draw on, in a process of its own."""
+def demos():
+    started = []
+    yield started
+    for demo in started:
+        if demo.process.poll() is None:
+            demo.process.kill()
+            demo.process.communicate()
+
+
+@pytest.fixture
+def demo(demos, finished_run, tmp_path_factory):
+    """The page to draw on, in a process of its own; where a test has ended that, another."""
     if importlib.util.find_spec("gradio") is None:  # imported in that process alone
         pytest.skip("needs the extra demo")
-    demo = Demo(finished_run, tmp_path_factory.mktemp("demo"))
-    yield demo
-    if demo.process.poll() is None:
-        demo.process.kill()
-        demo.process.communicate()
+    if not demos or demos[-1].process.poll() is not None:
+        demos.append(Demo(finished_run, tmp_path_factory.mktemp("demo")))
+    return demos[-1]
 
 
 POST = b"POST /api/predict HTTP/1.1\r\nHost: 127.0.0.1\r\n"
@@ -136,12 +144,8 @@ def test_three_hundred_slow_clients_keep_nobody_out(start, demo):
         assert demo.get("/api/run", timeout=15)[0] == 200
 
 
-def test_it_ends_in_time_with_clients_connected_says_nothing_and_leaves_nothing(
-    demo, finished_run, tmp_path, request
-):
+def test_it_ends_in_time_with_clients_connected_says_nothing_and_leaves_nothing(demo):
     """By SIGINT."""
-    demo = Demo(finished_run, tmp_path)  # the other tests may not be over, in any order
-    request.addfinalizer(demo.process.kill)
     demo.get("/api/predict", "POST", b"no image")
     for start in (b"no HTTP\r\n\r\n", HALF_A_BODY):
         demo.connect(start).close()

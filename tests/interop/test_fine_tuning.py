@@ -156,13 +156,20 @@ def test_a_runs_weights_are_read_without_its_optimiser_or_opening_it(finished_ru
 def test_several_processes_start_from_the_same_weights(run, exported, tmp_path, monkeypatch):
     """A file of the same path may be another one on another host."""
     asked = []
-    monkeypatch.setattr(loop, "assert_equal", lambda what, digest, _: asked.append((what, digest)))
+
+    def noted(what, digest, _):
+        asked.append((what, digest))
+        if what == "weights with digest":
+            raise rj.ResNetJaxError("that suffices")
+
+    monkeypatch.setattr(loop, "assert_equal", noted)
     variables = run.variables()
     other = jax.tree.map(lambda leaf: leaf + 1, variables)
     for number, weights in enumerate((variables, variables, other)):
         rj.interop.save_weights(exported, rj.interop.to_torchvision(weights))
-        changes = {"epochs": 0.01, "init_from": str(exported)}
-        rj.train(dataclasses.replace(run.config, **changes), tmp_path / str(number), quiet=True)
+        config = dataclasses.replace(run.config, init_from=str(exported))
+        with pytest.raises(rj.ResNetJaxError, match="that suffices"):
+            rj.train(config, tmp_path / str(number), quiet=True)
     (first, again, differs) = (digest for what, digest in asked if what == "weights with digest")
     assert first == again != differs
 
