@@ -136,7 +136,8 @@ def train(
         trained = stop.training
         if trained and (reason := stop()) and not processes.distributed:  # in its last tests
             raise ResNetJaxError(
-                f"{reason}: {folder} is finished; the same command goes on from there", exit_code=75
+                f"{reason}: {folder} is finished at step {stop.step}; the same command goes on",
+                exit_code=75,
             )
         stop.training = False  # a report is interrupted at once
         if not trained:

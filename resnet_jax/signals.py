@@ -36,11 +36,15 @@ class Stop(Callback):
     """A run's ``should_stop``; until the run's training begins, a signal interrupts instead."""
 
     training = False
+    step = 0
     _interrupted = False
     _received: tuple[int, ...] = ()
 
     def on_start(self, step: int, total_steps: int) -> None:
-        self.training = True
+        self.training, self.step = True, step
+
+    def on_step(self, step: int) -> None:
+        self.step = step
 
     def __call__(self) -> str | None:
         """Return the name of the first signal since training began."""

@@ -100,22 +100,18 @@ def small_parts(
     return np.split(indices, range(size, len(indices), size))
 
 
-def read_batch(split: Split, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Read one batch; at an index of `PADDING` the image is black and the label is `PADDING`."""
-    present, shape = indices >= 0, tuple(split.image_shape)
+def _fill(split: Split, images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> None:
+    """Read into arrays; at an index of `PADDING` the image is black and the label is `PADDING`."""
+    present = indices >= 0
+    images[~present], labels[~present] = 0, PADDING
     if present.any():
-        images, labels = map(np.asarray, split.batch(indices[present]))
-        _check(images, labels)
-        if images.shape != (expected := (int(present.sum()), *shape)):
-            raise ResNetJaxError(f"images read are {images.shape}, expected are {expected}")
-        if (lowest := labels.min()) < 0:
+        found, classes = map(np.asarray, split.batch(indices[present]))
+        _check(found, classes)
+        if found.shape != (expected := (int(present.sum()), *split.image_shape)):
+            raise ResNetJaxError(f"images read are {found.shape}, expected are {expected}")
+        if (lowest := classes.min()) < 0:
             raise ResNetJaxError(f"labels must be from 0, got {lowest}: leave such images out")
-        if present.all():
-            return images, labels.astype(np.int32, copy=False)
-    padded = np.zeros((len(indices), *shape), np.uint8), np.full(len(indices), PADDING, np.int32)
-    if present.any():
-        padded[0][present], padded[1][present] = images, labels
-    return padded
+        images[present], labels[present] = found, classes
 
 
 def read_batches(
@@ -126,9 +122,6 @@ def read_batches(
     pool = ThreadPoolExecutor(workers)
     pending: deque[tuple[np.ndarray, np.ndarray, list[Future[None]]]] = deque()
 
-    def read(images: np.ndarray, labels: np.ndarray, part: np.ndarray) -> None:
-        images[:], labels[:] = read_batch(split, part)
-
     def read_ahead() -> None:
         while len(pending) < 2 or sum(len(p) for *_, p in pending) < AHEAD_PER_WORKER * workers:
             if (indices := next(order, None)) is None:
@@ -138,7 +131,8 @@ def read_batches(
             parts = small_parts(split, indices, most)
             ends = np.cumsum(list(map(len, parts)))[:-1]
             places = zip(np.split(images, ends), np.split(labels, ends), parts, strict=True)
-            pending.append((images, labels, [pool.submit(read, *place) for place in places]))
+            reads = [pool.submit(_fill, split, *place) for place in places]
+            pending.append((images, labels, reads))
 
     try:
         read_ahead()
@@ -234,6 +228,9 @@ class Dataset:
             raise ResNetJaxError(f"images are {' and '.join(map(str, shapes))}: give one shape")
         digest = hashlib.sha256()
         if source:
+            cut = (
+                cut.tolist() if isinstance(cut, np.ndarray) else cut
+            )  # whose text leaves numbers out
             digest.update(repr((source, cut, [len(split) for split in splits])).encode())
         else:
             for split in splits:

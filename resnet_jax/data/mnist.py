@@ -7,7 +7,6 @@ import hashlib
 import importlib.util
 import zlib
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -105,12 +104,10 @@ def mnist_5k() -> tuple[np.ndarray, np.ndarray]:
     members = {"train": (last != 4) & (last != 9), "validation": last == 4, "test": last == 9}
     order: list[int] = []
     for split, member in members.items():
-        order += sorted(np.flatnonzero(member), key=partial(_md5, split))
+        chosen = np.flatnonzero(member).tolist()
+        keys = [hashlib.md5(f"{split}{i}".encode(), usedforsecurity=False).digest() for i in chosen]
+        order += [i for _, i in sorted(zip(keys, chosen, strict=True))]
     return images[order], labels[order]
-
-
-def _md5(split: str, row: int) -> bytes:
-    return hashlib.md5(f"{split}{row}".encode(), usedforsecurity=False).digest()
 
 
 def mnist_5k_file() -> Path:

@@ -13,6 +13,7 @@ import io
 import json
 import math
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -132,8 +133,8 @@ def _reading(path: Path, root: Path, place: str = "") -> Iterator[None]:
     except Exception as error:  # what TFDS, array_record, protobuf and Pillow make of damage
         if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
             raise ResNetJaxError(
-                f"{error.filename or path} cannot be read ({error.strerror}): mend its "
-                "permissions, or raise the limit on open files (ulimit -n)"
+                f"{error.filename or path} cannot be read ({error.strerror}): try again, "
+                "mend its permissions, or raise the limit on open files (ulimit -n)"
             ) from error
         reason = " ".join(f"{place}{error}".split())[:160] or type(error).__name__
         raise DamagedFileError(
@@ -324,21 +325,26 @@ def verify_prepared(name: str, data_dir: PathLike | None = None) -> VerifyReport
         raise not_prepared(name, root)
     prepared = describe(folder, root)
 
+    ended = threading.Event()  # a signal is heard by the main thread alone
+
     def damage(item: tuple[str, int]) -> str | None:
         split = Records(prepared, dict([item])).split
         try:
             for part in small_parts(split):
-                split.batch(part)
+                if not ended.is_set():
+                    split.batch(part)
         except ResNetJaxError as error:
-            if getattr(error.__cause__, "errno", None) not in (None, errno.ENOENT):
+            number = getattr(error.__cause__, "errno", None)
+            if number not in (None, errno.ENOENT) or isinstance(error.__cause__, MemoryError):
                 raise  # of the system, not in the file: what is whole is not made again
             return str(error)
         return None
 
     shards = [item for files in prepared.splits.values() for item in files.items()]
-    with ThreadPoolExecutor(cores()) as pool:
+    with ThreadPoolExecutor(cores()) as pool, contextlib.ExitStack() as stack:
+        stack.callback(ended.set)
         found = dict(zip(shards, pool.map(damage, shards), strict=True))
-    whole = (file for (file, _), wrong in found.items() if wrong is None)
-    good, damaged = ["dataset_info.json", "features.json", *whole], filter(None, found.values())
-    usable = "nothing" if any(found.values()) else "all of it"
-    return VerifyReport(folder, tuple(good), tuple(damaged), usable)
+    whole = [file for (file, _), wrong in found.items() if wrong is None]
+    good, damaged = ("dataset_info.json", "features.json", *whole), filter(None, found.values())
+    usable = "all of it" if len(whole) == len(found) else "nothing"
+    return VerifyReport(folder, good, tuple(damaged), usable)

@@ -137,7 +137,7 @@ def find_classes(root: Path) -> tuple[list[tuple[str, str, str]], tuple[str, ...
         if name not in spelling:
             raise ResNetJaxError(
                 f"{folder} is no class of the training images: expected one of "
-                f"{', '.join(sorted(spelling.values())):.200}"
+                f"{', '.join(sorted(spelling.values())[:20])}{', ...' * (len(spelling) > 20)}"
             )
         rows += [(path, split, spelling[name]) for path in images]
         endings += others

@@ -71,6 +71,8 @@ def classify_files(
             for part in (files[start : start + size] for start in range(0, len(files), size)):
                 batch = []
                 for path, found in zip(part, pool.map(read, part), strict=True):
+                    if isinstance(getattr(found, "__cause__", None), MemoryError):
+                        found = read(path)  # alone: with others it was too large
                     if isinstance(found, ResNetJaxError):
                         on_error(found)
                     else:

@@ -75,7 +75,9 @@ def _figures(
     run: Run, predictions: Predictions, checkpoint: Checkpoint
 ) -> Iterator[tuple[str, str, str, Figure]]:
     """Yield the name, title, explanation and figure of each section."""
-    smoothed = " and smoothed labels" * (run.config.label_smoothing > 0 and "loss" not in run.parts)
+    smoothed = " and smoothed labels" * (run.config.label_smoothing > 0)
+    if "loss" in run.parts:
+        smoothed = f" and by {run.parts['loss']}, which is not validation's cross-entropy"
     yield (
         "curves",
         "Training",

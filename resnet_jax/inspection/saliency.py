@@ -47,7 +47,7 @@ def forward(
     """Evaluate the network and note what happens inside; ``shift`` is added to a stage's map."""
     # What is frozen has no gradient in training; here it must have one. And what is computed again
     # on the way back cannot be noted on the way there.
-    model = model.clone(frozen_stages=None, remat=False)
+    model = _known(model).clone(frozen_stages=None, remat=False)
     paths = ["stem", *(f"stage{k}_unit{n}" for k, n in enumerate(model.stage_sizes, 1))]
     inside: dict[str, jax.Array] = {}
 
@@ -153,14 +153,20 @@ def grad_cam(
     return _grad_cam(model, variables, images, labels, stage, method)
 
 
+def _known(model: nn.Module) -> ResNet:
+    if not isinstance(model, ResNet):
+        raise ResNetJaxError(f"model is a {type(model).__name__}: to look inside give a ResNet")
+    return model
+
+
 def _checked(
     model: ResNet, images: ArrayLike, labels: ArrayLike | None, stage: int | None, method: Method
 ) -> np.ndarray | None:
     if method not in get_args(Method):
         raise ResNetJaxError(f"method must be {' or '.join(get_args(Method))}, got {method}")
-    if stage is not None and not 1 <= stage <= len(model.stage_sizes):
+    if stage is not None and not 1 <= stage <= len(_known(model).stage_sizes):
         raise ResNetJaxError(f"stage must be 1 to {len(model.stage_sizes)}, got stage {stage}")
-    if not model.num_classes:
+    if not _known(model).num_classes:
         raise ResNetJaxError("the network has no classes to explain: give one with num_classes")
     if labels is None:
         return None

@@ -212,10 +212,12 @@ def check_written(model: ResNet) -> None:
     """Refuse a network that torchvision lacks, or whose weights compute something else there."""
     check_named(model)
     norm, what = norm_of(model), ""
-    if not isinstance(norm, BatchNorm) or norm.epsilon != BatchNorm.epsilon:
+    if type(norm) is not BatchNorm or norm.epsilon != BatchNorm.epsilon:
         what = f"norm but BatchNorm with epsilon {BatchNorm.epsilon:g}"
     if model.unit not in UNITS:
         what = f"unit {model.unit.__name__}"
+    if type(model) is not ResNet:
+        what = f"network {type(model).__name__}"
     _refuse("stem without a norm" if model.stem == "conv" else what)
 
 

@@ -234,6 +234,8 @@ def _explained(what: str, remedy: str) -> Iterator[None]:
     except (OSError, ValueError, NotImplementedError) as error:  # the last of a disk without locks
         wait_for_heartbeat(error)
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        if isinstance(error, NotImplementedError):
+            remedy = "give a --run-dir on a disk with locks"
         raise ResNetJaxError(f"{what} ({reason}): {remedy}") from error
 
 

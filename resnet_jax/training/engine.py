@@ -68,16 +68,12 @@ class Engine:
         step = self._compiled.result() if self._compiled else self._train
         return self._wait_if_shared(step(state, key, batch))
 
-    def compile_ahead(
-        self, pool: Executor, state: TrainState, key: jax.Array, examples: Sequence[np.ndarray]
-    ) -> None:
-        """Compile the step in another thread, for batches of examples like these."""
-
-        def whole(rows: np.ndarray) -> Any:
-            shape, dtype = (self.config.batch_size, *rows.shape[1:]), jnp.asarray(rows).dtype
-            return jax.ShapeDtypeStruct(shape, dtype, sharding=self.sharded)
-
-        lowered = self._train.lower(self.abstract(state), key, Batch(*map(whole, examples)))
+    def compile_ahead(self, pool: Executor, state: TrainState, key: jax.Array) -> None:
+        """Compile the step in another thread, for batches as `read_batches` makes them."""
+        rows: Any = partial(jax.ShapeDtypeStruct, sharding=self.sharded)
+        size, shape = self.config.batch_size, self.preprocessing.image_shape
+        batch = Batch(rows((size, *shape), np.uint8), rows((size,), np.int32))
+        lowered = self._train.lower(self.abstract(state), key, batch)
         self._compiled = pool.submit(lowered.compile)
 
     def abstract(self, tree: Any) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 from flax import linen as nn
 
 from resnet_jax.config import TrainConfig
-from resnet_jax.data.dataset import Dataset, read_batch
+from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.errors import DivergedError, ResNetJaxError
 from resnet_jax.interop.weights import initial_variables
@@ -148,8 +148,7 @@ class Training:
             pool = ThreadPoolExecutor(1)
             # wait=False: a failure is raised at once, not after the compilation.
             self._stack.callback(pool.shutdown, wait=False)
-            example = read_batch(self.splits["train"], np.zeros(1, int))
-            engine.compile_ahead(pool, shapes, self.augment_key, example)
+            engine.compile_ahead(pool, shapes, self.augment_key)
         if self.step:
             state = self.folder.checkpoints.restore(engine.abstract(shapes), self.step)
             # It is not saved: what is in a checkpoint was finite.

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from flax import linen as nn
 from flax.errors import InvalidRngError
@@ -53,6 +54,10 @@ def open_data(
             f"the network has frozen_stages {network.frozen_stages} and the configuration "
             f"{config.model.frozen_stages}, by which the optimiser goes: give both the same"
         )
+    own = recorded is None and isinstance(network, ResNet)
+    types = [np.dtype(t) for t in (network.dtype, network.param_dtype) if t] if own else []
+    if np.float64 in types and config.model.dtype != "float64":
+        raise ResNetJaxError("the network is in float64: give --model.dtype float64 too")
     check_against_dataset(config, data, network, num_devices)
     shared = repr([(s.option, s.value) for s in settings(config) if s.effect != Effect.LOCAL])
     digest = hashlib.sha256(shared.encode()).hexdigest()

@@ -8,7 +8,7 @@ import pytest
 from make_datasets import Noting, refusal, refused
 
 from resnet_jax.data import dataset
-from resnet_jax.data.dataset import ArraySplit, Dataset, sample
+from resnet_jax.data.dataset import ArraySplit, Dataset, DiskSplit, sample
 from resnet_jax.data.load import load_dataset
 from resnet_jax.data.mnist import DATASETS
 from resnet_jax.data.preprocessing import pixel_statistics
@@ -158,18 +158,8 @@ def test_mean_and_deviation_are_found_a_few_images_at_a_time(monkeypatch):
     np.testing.assert_allclose(std, [*images.std((0, 1, 2))[:2] / 255, 1], atol=1e-4)
 
 
-class Unread(ArraySplit):
-    """A split that must not be read."""
-
-    def batch(self, indices):
-        pytest.fail("read")
-
-    def take(self, indices):
-        return Unread(self.images[indices], self.labels[indices])
-
-
 def test_a_streamed_dataset_of_one_s_own_gives_what_identifies_it():
-    whole = Unread(IMAGES, LABELS)
+    whole = DiskSplit(lambda _: pytest.fail("read"), np.arange(30), (4, 5, 3))
     parts = (whole.take(slice(20)), whole.take(slice(20, 25)), whole.take(slice(25, 30)))
     data = Dataset.of("own", *parts, ["a", "b", "c"], source="version 1")
     other = Dataset.of("own", *parts, ["a", "b", "c"], source="version 2")
@@ -189,7 +179,7 @@ def test_a_split_of_ones_own_is_what_it_says():
 
     # Of numbers alone nothing tells the type.
     lists = own(lambda s, i: (s.images[i].tolist(), s.labels[i].tolist()))
-    assert "got int64" in refused(dataset.read_batch, lists(IMAGES, LABELS), np.array([0, 1]))
+    assert "got int64" in refused(next, dataset.read_batches(lists(IMAGES, LABELS), [np.arange(2)]))
     listed = own(lambda s, i: (np.array(list(s.images[i])), s.labels[i]), image_shape=[4, 5, 3])
     none = listed(IMAGES[:0], LABELS[:0])
     assert len(Dataset.of("own", listed(IMAGES, LABELS), none, none, "abc").test) == 0
@@ -202,7 +192,7 @@ def test_a_split_of_ones_own_is_what_it_says():
         assert said in refused(Dataset.of, "own", *[split] * 3, "abc")
         # A streamed one's are seen when a batch is read, also of one that is filled up.
         for indices in ([0, 1], [0, dataset.PADDING]):
-            assert said in refused(dataset.read_batch, split, np.array(indices))
+            assert said in refused(next, dataset.read_batches(split, [np.array(indices)]))
     other = ArraySplit(IMAGES[:, 1:], LABELS)
     said = refused(Dataset.of, "own", *[ArraySplit(IMAGES, LABELS)] * 2, other, "abc", "version 1")
     assert "(3, 5, 3)" in said
@@ -222,3 +212,13 @@ def test_a_whole_split_is_read_in_parts_for_all_threads(count, most):
     found, _ = dataset.read_all(split, workers=2)
     np.testing.assert_array_equal(found, images)
     assert max(map(len, split.asked)) == most
+
+
+def test_cuts_that_differ_in_the_middle_have_two_fingerprints():
+    """NumPy leaves out the middle of a long array's text."""
+    cuts = [np.arange(5000), np.roll(np.arange(5000), 1)]
+    cuts[1][:4], cuts[1][-4:] = cuts[0][:4], cuts[0][-4:]
+    split = ArraySplit(IMAGES, LABELS)
+    parts = ("own", split, split, split, [f"{k}" for k in range(10)])
+    one, other = (Dataset.of(*parts, source="v1", cut=cut).fingerprint for cut in cuts)
+    assert one != other

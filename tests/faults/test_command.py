@@ -63,7 +63,7 @@ def test_a_signal_in_the_last_tests_ends_before_the_report(command, tmp_path, mo
     words = [word for word in TRAIN if word != "--no-report"]
     words += ["--epochs", "0.2", "--run-dir", tmp_path / "run"]
     code, _, errors = command(*words)
-    assert (code, "is finished; the same command goes on" in errors) == (75, True)
+    assert (code, "is finished at step 2; the same command goes on" in errors) == (75, True)
     assert not report.called
     assert command(*words)[0] == 0
     assert report.called

@@ -107,7 +107,7 @@ if alone != digest(BASE, "after") or not alone.endswith("float32"):
 def test_calls_of_the_library_leave_the_process_as_it_was(tmp_path, python):
     """JAX's settings, warnings, loggers, signals, hooks, the environment and malloc.
 
-    And a float32 run after a float64 run is what it is alone, and where x64 is set.
+    And a float32 run after a float64 run is what it is alone, and when x64 has been set.
     """
     done = python("-c", PRELUDE + LEAVES, tmp_path)
     assert (done.stdout, done.stderr) == ("", "")

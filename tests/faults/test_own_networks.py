@@ -13,6 +13,7 @@ import resnet_jax as rj
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.interop import Network
 from resnet_jax.interop.onnx import export_onnx
+from resnet_jax.interop.torchvision import check_written
 from resnet_jax.interop.weights import export_torchvision
 from resnet_jax.models import Affine, BatchNorm
 
@@ -80,3 +81,18 @@ def test_norms_of_ones_own_are_written_as_they_are_or_refused(tmp_path):
     assert "units BasicUnit with Affine" in refused(export_onnx, tmp_path / "x", affine)
     export_onnx(str(tmp_path / "own.onnx"), own)  # which compares the two
     assert (tmp_path / "own.onnx").exists()
+
+
+def test_what_computes_something_else_is_no_torchvision_network():
+    """Subclasses: of batch norm it was written as batch norm's weights."""
+
+    class Doubled(BatchNorm):
+        def __call__(self, x, *, train):
+            return 2 * super().__call__(x, train=train)
+
+    class Own(rj.ResNet):
+        pass
+
+    for network, norm in ((rj.ResNet, Doubled), (Own, BatchNorm)):
+        model = network((1,), rj.BasicUnit, num_classes=2, width=2, norm=norm)
+        assert "torchvision has no" in refused(check_written, model)

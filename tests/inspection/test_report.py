@@ -165,6 +165,8 @@ def test_what_is_not_so_of_few_images_or_many_classes_is_not_said(finished_run, 
     monkeypatch.setattr(finished_run, "config", config)
     assert "smoothed" in next(report._figures(finished_run, found, "best"))[2]
     monkeypatch.setitem(finished_run.parts, "loss", "focal")  # which is not smoothed
-    assert "smoothed" not in next(report._figures(finished_run, found, "best"))[2]
+    note = next(report._figures(finished_run, found, "best"))[2]
+    assert "smoothed" not in note
+    assert "by focal, which is not validation's cross-entropy" in note
     assert "principal components" in notes["embedding"]
     assert "t-SNE" not in notes["embedding"]

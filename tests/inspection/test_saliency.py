@@ -240,3 +240,9 @@ def test_a_picture_without_positive_evidence_says_so(tmp_path):
     assert changed[0][:25].sum() > 100  # letters
     assert not changed[0][25:].any()
     assert not changed[1].any()
+
+
+@pytest.mark.parametrize("look", ["grad_cam", "feature_maps", "last_features"])
+def test_another_network_is_refused_in_a_line(look):
+    with pytest.raises(rj.ResNetJaxError, match="model is a Dense: to look inside give a ResNet"):
+        getattr(rj.inspection, look)(nn.Dense(2), {}, jnp.zeros((1, 8, 8, 1)))

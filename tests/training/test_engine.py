@@ -107,7 +107,7 @@ def test_the_step_that_was_compiled_ahead_is_the_one_that_is_taken(tiny_config, 
     key, images = jax.random.key(0), jnp.zeros((1, 28, 28, 1))
     state = rj.TrainState.create(make_model(config, 10), optax.sgd(0.1), key, images)
     with ThreadPoolExecutor(1) as pool:
-        engine.compile_ahead(pool, state, key, data.train.batch(np.zeros(1, int)))
+        engine.compile_ahead(pool, state, key)
     engine._train = None  # cannot be called
     state = engine.replicate(state)
     for batch in engine.batches(data.train, np.arange(40).reshape(2, 20)):

@@ -291,3 +291,14 @@ def test_weights_in_bfloat16_start_from_others(finished_run, tmp_path):
     own = rj.ResNet((1,), rj.BasicUnit, num_classes=10, width=4, **types)
     run = rj.train(config, tmp_path / "run", quiet=True, model=own)
     assert run.metrics()["step"].max() == 2
+
+
+def test_a_network_in_float64_needs_a_configuration_in_float64(tmp_path):
+    """It was trained in float32, without a word."""
+    types = {"dtype": jnp.float64, "param_dtype": jnp.float64, "lowering": "reference"}
+    own = rj.ResNet((1,), rj.BasicUnit, num_classes=3, width=2, stem="small", **types)
+    config = dataclasses.replace(CONFIG, epochs=0.1)
+    begin = partial(rj.train, run_dir=tmp_path, quiet=True, model=own, data=DATA)
+    assert "--model.dtype float64" in refused(begin, config)
+    run = begin(dataclasses.replace(config, model=rj.ModelConfig(dtype="float64")))
+    assert {leaf.dtype for leaf in jax.tree.leaves(run.variables()["params"])} == {np.dtype("f8")}
