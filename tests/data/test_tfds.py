@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from make_datasets import build, encoded, examples, flip, refusal, refused
+from PIL import ImageFile
 
 from resnet_jax.data import tfds as tfds_module
 from resnet_jax.data.load import load_dataset
@@ -296,3 +297,11 @@ def test_what_cannot_be_read_now_is_no_damage_and_replaces_nothing(
     for reading in (lambda: examples(data.train), lambda: prepare("digits", digits)):
         with pytest.raises((MemoryError, ResNetJaxError), match=said):
             reading()
+
+
+def test_pictures_of_any_size_that_memory_lacks_for_are_no_damage(tmp_path, monkeypatch):
+    shards = {"train": [(encoded(np.zeros((6, 5), np.uint8)), 0)] * 4}
+    build(tmp_path, shards, shape=(None, None, 1))
+    assert verify_prepared("digits", tmp_path).ok
+    monkeypatch.setattr(ImageFile.ImageFile, "load", mock.Mock(side_effect=MemoryError))
+    assert "memory" in refused(verify_prepared, "digits", tmp_path)

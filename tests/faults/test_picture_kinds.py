@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from make_datasets import examples
+from make_datasets import examples, picture
 from PIL import Image
 
 import resnet_jax as rj
+from resnet_jax.inspection import classify
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -191,3 +192,23 @@ def test_every_container_and_mode(orientation, check):
     kinds = KINDS[orientation - 1 :: 8]
     clear = [(kind, orientation, True, [], None) for kind in kinds if kind[1] in ("LA", "RGBA")]
     check([(kind, orientation, False, [], None) for kind in kinds] + clear)
+
+
+def test_a_picture_that_memory_lacks_for_beside_others_is_read_alone(
+    finished_run, tmp_path, monkeypatch
+):
+    """It was left out, where threads read at once."""
+    read, lacking = classify.read_digit_or_image, ["2.png"]
+
+    def beside_others(path, *arguments, **options):
+        if path.name in lacking:
+            lacking.remove(path.name)
+            raise rj.ResNetJaxError("more memory") from MemoryError()
+        return read(path, *arguments, **options)
+
+    monkeypatch.setattr(classify, "read_digit_or_image", beside_others)
+    for number in range(4):
+        picture(tmp_path / f"{number}.png", number, (28, 28), "L")
+    rows = list(rj.inspection.classify_files(finished_run, tmp_path))
+    assert [Path(row["path"]).name for row in rows] == [f"{number}.png" for number in range(4)]
+    assert lacking == []

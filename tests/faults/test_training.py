@@ -15,6 +15,7 @@ import yaml
 from make_datasets import picture, refused
 
 import resnet_jax as rj
+from resnet_jax.data.augment import preprocess
 from resnet_jax.models import shapes_of
 from resnet_jax.training.checkpoint import Checkpoints
 from resnet_jax.training.optim import make_optimizer, make_schedule
@@ -119,3 +120,10 @@ def test_a_folder_is_normalised_by_its_own_images_and_finished_without_test_imag
     assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
     # What is given is another configuration.
     assert "data.mean" in refusal(*train, "--data.mean", "0.25")
+
+
+def test_a_mean_of_more_channels_than_the_images_have_is_refused():
+    """It made three channels of a grey image."""
+    grey, mean = jnp.zeros((1, 4, 4, 1), jnp.uint8), jnp.array([0.5, 0.4, 0.3])
+    assert "3 numbers for images of 1 channels" in refused(preprocess, grey, mean=mean)
+    assert preprocess(grey, mean=mean[:1], std=0.5).shape == (1, 4, 4, 1)
