@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -228,3 +229,9 @@ def test_without_a_network_one_line_within_five_seconds():
     assert "--data.dir" in line
     assert "--data.from-idx" in line
     assert not tfds_root().exists()
+
+
+def test_a_lack_of_memory_is_not_the_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(preparing, "_download", mock.Mock(side_effect=MemoryError))
+    with pytest.raises(MemoryError):
+        prepare("mnist", tmp_path)

@@ -257,6 +257,7 @@ def test_verify_reports_each_file(copy):
     assert SHARD.format("test", 1) in report.damaged[1]
     assert "is missing" in report.damaged[1]
     assert SHARD.format("validation", 1) in report.good
+    assert report.usable == "nothing"
 
 
 def test_a_folder_above_this_one_may_hold_the_datasets(digits, tmp_path, monkeypatch):
