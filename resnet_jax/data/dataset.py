@@ -228,9 +228,8 @@ class Dataset:
             raise ResNetJaxError(f"images are {' and '.join(map(str, shapes))}: give one shape")
         digest = hashlib.sha256()
         if source:
-            cut = (
-                cut.tolist() if isinstance(cut, np.ndarray) else cut
-            )  # whose text leaves numbers out
+            # NumPy leaves the middle of a long array out of its text.
+            cut = cut.tolist() if isinstance(cut, np.ndarray) else cut
             digest.update(repr((source, cut, [len(split) for split in splits])).encode())
         else:
             for split in splits:

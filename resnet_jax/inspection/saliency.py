@@ -164,9 +164,10 @@ def _checked(
 ) -> np.ndarray | None:
     if method not in get_args(Method):
         raise ResNetJaxError(f"method must be {' or '.join(get_args(Method))}, got {method}")
-    if stage is not None and not 1 <= stage <= len(_known(model).stage_sizes):
+    _known(model)
+    if stage is not None and not 1 <= stage <= len(model.stage_sizes):
         raise ResNetJaxError(f"stage must be 1 to {len(model.stage_sizes)}, got stage {stage}")
-    if not _known(model).num_classes:
+    if not model.num_classes:
         raise ResNetJaxError("the network has no classes to explain: give one with num_classes")
     if labels is None:
         return None
