@@ -12,7 +12,13 @@ from tyro.conf import Positional
 
 from resnet_jax import display, presets
 from resnet_jax.config import TrainConfig, differences, replaced
-from resnet_jax.errors import DivergedError, ResNetJaxError, importing
+from resnet_jax.errors import (
+    DivergedError,
+    ResNetJaxError,
+    importing,
+    message_and_code,
+    out_of_memory,
+)
 from resnet_jax.settings import settings as settings_of
 from resnet_jax.signals import Stop
 from resnet_jax.storage import expanded, json_sha256
@@ -281,8 +287,11 @@ def _report_if_new(run: "Run") -> None:
         return
     try:
         make_report(run, "test" if "test" in set(run.metrics().get("split", ())) else "validation")
-    except ResNetJaxError as error:
+    except (ResNetJaxError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not out_of_memory(error):
+            raise
+        reason = error if isinstance(error, OSError) else message_and_code(error)[0]
         display.print_error(
-            f"warning: no report ({error}); the run is whole, `resnet-jax report {run.path}` "
+            f"warning: no report ({reason}); the run is whole, `resnet-jax report {run.path}` "
             "tries again"
         )

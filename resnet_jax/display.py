@@ -245,7 +245,8 @@ class Display(Callback):
         """Note the share of initial running statistics where the accuracy is close to chance."""
         initial = self._momentum**step
         chance = evaluation.confusion.sum(1).max()  # right by one answer to all
-        marked = initial >= INITIAL_SHARE and evaluation.correct < 1.5 * chance
+        near = min(1.5 * chance, (chance + evaluation.count) / 2)
+        marked = initial >= INITIAL_SHARE and evaluation.correct < near
         self._note = f"BN {initial:.0%} initial" if marked else ""
 
     def on_metrics(self, row: dict[str, Any]) -> None:

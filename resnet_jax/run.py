@@ -187,7 +187,7 @@ class Run:
             epochs = max((row["epoch"] for row in self._folder.read_metrics()), default=0)
         except ResNetJaxError:  # the text of an object may not fail
             return DAMAGED
-        return f"{epochs:.3g} of {self.config.epochs:g} epochs"
+        return f"{epochs:.4g} of {self.config.epochs:g} epochs"
 
     def metrics(self) -> "pd.DataFrame":
         """The lines of ``metrics.jsonl``: one row each; see docs/run_folder.md."""

@@ -97,4 +97,9 @@ class Stop(Callback):
                     self._received += (number[0],)
                     if len(self._received) > 1:
                         os._exit(128 + number[0])  # as a shell names an end by a signal
+                    # `timeout` sends one signal twice: to the process and to its group.
+                    receiver.settimeout(0.1)
+                    with suppress(TimeoutError):
+                        receiver.recv(99)
+                    receiver.settimeout(None)
                     _say(f"{self()}: stopping after this step; again to end now")

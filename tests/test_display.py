@@ -92,6 +92,11 @@ def test_young_running_statistics_are_said_beside_an_accuracy_near_chance(
     assert len(line) <= 80
 
 
+def test_where_one_class_is_most_all_right_is_not_near_chance():
+    found = Evaluation(0.1, np.diag([90, 10]), ("a", "b"))
+    assert "initial" not in show(TRAIN, {**VALIDATION, "step": 3}, momentum=0.9, found=found)
+
+
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_a_comparison_of_any_number_of_settings_fits_80_columns(count, monkeypatch):
     names = [f"fast-{'x' * k}-seed*" for k in range(count)]

@@ -25,7 +25,7 @@ from resnet_jax.storage import PathLike, expanded, remove_abandoned
 PathT = TypeVar("PathT", str, Path)
 
 # Raise the number whenever a picture may be decoded to other pixels, or judged differently.
-DECODING_VERSION = f"3, Pillow {PIL.__version__}"
+DECODING_VERSION = f"4, Pillow {PIL.__version__}"
 
 
 def user_folder(variable: str, default: Callable[[], str], given: PathLike | None = None) -> Path:

@@ -4,6 +4,7 @@ MNIST's digits are light ink on black, scaled to 20 pixels and centred by mass i
 al., Proc. IEEE 86(11), 1998, section III.A).
 """
 
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,7 +150,11 @@ def centre(ink: np.ndarray) -> np.ndarray:
 def parse_strokes(value: Any) -> list[np.ndarray]:
     """Check strokes that came as JSON: a list of strokes, each a list of points ``[x, y]``."""
     try:
-        strokes = [np.asarray(stroke) for stroke in value]
+        # Before NumPy, which gives each text of a list the room of the longest.
+        lines = list(islice(value, MAX_POINTS + 1))
+        if not {type(x) for line in lines for point in line for x in point} <= {int, float}:
+            raise TypeError
+        strokes = [np.asarray(line) for line in lines]
         points = np.concatenate(strokes)
     except (TypeError, ValueError):  # no lists, or points of several lengths
         points = np.empty(0)

@@ -128,7 +128,7 @@ def open_image(
                 raise ResNetJaxError(f"is {size}: at most {max_pixels:,} are read")
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format != "MPO":  # whose others are previews for the camera
-                raise ResNetJaxError(f"has {frames} frames: give a single picture")
+                raise ResNetJaxError(f"has {frames} frames or pages: give a single picture")
             if side is not None:
                 image.draft(None, (2 * side, 2 * side))
             if image.format != "TIFF":  # which Pillow turns as it is loaded
@@ -223,6 +223,10 @@ def _to_8_bits(upright: Image.Image, image: Image.Image, content: bytes) -> Imag
     if (image.mode in ("I", "F") and not deep) or signed:
         what = "signed levels" if signed else f"mode {image.mode}"
         raise ResNetJaxError(f"has {what}, whose range is not fixed: save it with 8 or 16 bits")
+    split = tags.get(ExifTags.Base.PlanarConfiguration) == 2 and image.info["compression"] == "raw"
+    if split and 16 in tags.get(ExifTags.Base.BitsPerSample, ()):
+        # Of which Pillow takes each byte for a level.
+        raise ResNetJaxError("has planes of 16 bits: save its channels interleaved, or compressed")
     if deep:
         highest = 2 ** tags.get(ExifTags.Base.BitsPerSample, (16,))[0] - 1
         levels = np.asarray(upright)

@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect
 
 from resnet_jax.data.digit import FoundDigit, draw_strokes, parse_strokes, read_digit_or_image
 from resnet_jax.data.image import DecodeSpec
-from resnet_jax.errors import ResNetJaxError
+from resnet_jax.errors import ResNetJaxError, message_and_code, out_of_memory
 from resnet_jax.inspection import overlay
 from resnet_jax.inspection.saliency import as_picture, forward_and_saliency
 from resnet_jax.run import Checkpoint, Run
@@ -101,8 +101,15 @@ def make_server(run: Run, checkpoint: Checkpoint = "best") -> "Server":
         async with lock:
             if await request.is_disconnected():
                 raise ClientDisconnect
-            read = await run_in_threadpool(classifier.decode, bytes(body), kind, flags[0] == "1")
-            answer = await run_in_threadpool(classifier.answer, *read[:2], flags[1] == "1")
+            try:
+                read = await run_in_threadpool(
+                    classifier.decode, bytes(body), kind, flags[0] == "1"
+                )
+                answer = await run_in_threadpool(classifier.answer, *read[:2], flags[1] == "1")
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                raise HTTPException(503, message_and_code(error)[0]) from error
         return JSONResponse(answer)
 
     classifier.answer(np.zeros(run.image_shape, np.uint8))  # compiles the network
@@ -142,7 +149,8 @@ def _mount_page(app: FastAPI, about: dict[str, Any]) -> None:
                 label = gr.Label(label="Probabilities")
                 pictures = gr.HTML(html_template=PICTURES)
         pad.answer(None, pad, [label, pictures], js="(value) => value")
-    gr.mount_gradio_app(app, page, "/", css=CSS, footer_links=[], run_history=False, ssr_mode=False)
+    off: dict[str, Any] = dict.fromkeys(("run_history", "ssr_mode", "mcp_server"), False)
+    gr.mount_gradio_app(app, page, "/", css=CSS, footer_links=[], **off)
 
 
 class Server(uvicorn.Server):

@@ -15,9 +15,10 @@ async function ask() { // one request at a time; what changes meanwhile is asked
     const answer = await reply?.json().catch(() => null); // cut off, or no answer of ours
     const named = Object.entries(answer?.probabilities ?? {}).sort((a, b) => b[1] - a[1]);
     const confidences = named.slice(0, 5).map(([label, confidence]) => ({ label, confidence }));
-    props.value = answer?.label ? [{ label: answer.label, confidences }, answer] : [{}, null];
+    props.value = answer?.probabilities ? [{ label: answer.label, confidences }, answer] : [{}, null];
     trigger("answer");
-    const failure = answer?.label ? "" : `⚠ ${answer?.detail ?? "No answer: has the command ended?"}`;
+    const none = "No answer: is the file readable, and does the command still run?";
+    const failure = answer?.probabilities ? "" : `⚠ ${answer?.detail ?? none}`;
     status.textContent = body ? failure || `It looks like ${answer.label}` : "";
   } while (again);
   busy = false;
@@ -53,7 +54,12 @@ for (const button of element.querySelectorAll("button"))
     pen = null;
     show(button.value ? JSON.parse(button.value) : strokes.slice(0, -1));
   };
-const take = (files) => files.length && show([], files[0]);
+const take = (files) => {
+  if (!files.length) return;
+  pen = null; // as a button does
+  show([], files[0]);
+};
+find("[type=file]").onclick = (event) => (event.target.value = ""); // the same may be chosen again
 find("[type=file]").onchange = (event) => take(event.target.files);
 invert.onchange = () => dropped && ask();
 document.ondragover = (event) => event.preventDefault(); // a file must not replace the page

@@ -87,7 +87,9 @@ def classify_files(
             if explain_in:
                 maps = list(explain(run, images, checkpoint=checkpoint))
             for (path, read), p, evidence in zip(batch, answers, maps, strict=True):
-                top = [(run.class_names[k], float(p[k])) for k in np.argsort(-p)[:topk]]
+                top = [
+                    (run.class_names[k], float(p[k])) for k in np.argsort(-p, kind="stable")[:topk]
+                ]
                 label, probability = top[0]
                 row = {"path": str(path), "label": label, "probability": probability, "topk": top}
                 try:
@@ -151,4 +153,8 @@ def _write_explanation(
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     with target.open("xb") as file:  # so that no link is followed
-        picture.save(file, "PNG", pnginfo=mark)
+        try:
+            picture.save(file, "PNG", pnginfo=mark)
+        except BaseException:  # a full disk, or a signal: half a picture would not be replaced
+            target.unlink(missing_ok=True)
+            raise

@@ -73,9 +73,12 @@ def compared_curves(groups: Mapping[str, Sequence[pd.DataFrame]]) -> Figure:
         for seed, metrics in enumerate(tables):
             train, validation = _train_and_validation(metrics)
             epochs, wrong = validation["epoch"], 100 - 100 * validation["accuracy"]
-            label = None if seed else _short(name, 60)
+            # A question mark for a letter that the font lacks; no legend has a name from "_".
+            shown = "".join(c if ord(c) in _letters() else "?" for c in _short(f" {name}", 60))
             # One evaluation is no line, and is marked.
-            error.plot(epochs, wrong, marker="o", label=label, **style, **line)
+            error.plot(
+                epochs, wrong, marker="o", label=None if seed else f" {shown}", **style, **line
+            )
             loss.plot(train["epoch"], train["loss"], **style, **line)
     _error_axis(error, "validation error, %")
     loss.set_xlabel("epoch")
@@ -227,7 +230,7 @@ def shown_names(class_names: Sequence[str]) -> list[str]:
     A name becomes the class's number, ``#3``, which the report explains, where the font lacks its
     letters, they run from right to left, or another class's name is shortened to the same.
     """
-    glyphs = get_font(findfont(FontProperties())).get_charmap()
+    glyphs = _letters()
     shown = [_short(name, 12) for name in class_names]
     counts = Counter(shown)
     for k, name in enumerate(class_names):
@@ -236,6 +239,10 @@ def shown_names(class_names: Sequence[str]) -> list[str]:
         if not drawn or counts[shown[k]] > 1:
             shown[k] = f"#{k}"
     return shown
+
+
+def _letters() -> Mapping[int, int]:
+    return get_font(findfont(FontProperties())).get_charmap()
 
 
 def _short(name: str, longest: int) -> str:

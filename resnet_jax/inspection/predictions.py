@@ -1,6 +1,5 @@
 """Predict the images of a split one by one, and measure what is right, wrong and overconfident."""
 
-import math
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -74,13 +73,15 @@ def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
     >>> calibration([[0.75, 0.25], [0.75, 0.25]], [0, 1], bins=2).ece  # 0.75 sure, half right
     0.25
 
-    Other than finite ``float[N, K]`` and ``[N]`` labels, N at least 1, are a `ResNetJaxError`.
+    Other than ``float[N, K]`` in 0 to 1 and ``int[N]``, N at least 1, are a `ResNetJaxError`.
     """
     p, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
-    if p.ndim != 2 or not len(p) or labels.shape != p.shape[:1] or not np.isfinite(p).all():
+    sound = bool(np.all((p >= 0) & (p <= 1.001))) and labels.dtype.kind in "biu"
+    if p.ndim != 2 or not len(p) or labels.shape != p.shape[:1] or not sound:
         raise ResNetJaxError(
-            "calibration needs finite float[N, K] and int[N], N at least 1, got "
-            f"{p.shape}{' with NaN or infinity' * (not np.isfinite(p).all())}, {labels.shape}"
+            "calibration needs float[N, K], probabilities, and int[N], N at least 1, got "
+            f"{list(p.shape)}, {np.min(p, initial=1):g} to {np.max(p, initial=0):g}, and "
+            f"{labels.dtype}{list(labels.shape)}: give jax.nn.softmax(logits) and classes by number"
         )
     confidence, right = p.max(1), p.argmax(1) == labels
     # A sum of float32 probabilities may exceed 1 by rounding.
@@ -187,7 +188,9 @@ def examine(
     The other arguments, and the errors, are those of `Run.evaluate`.
     """
     model, examples = run.model, run.split(split, data_dir)
-    most = min(MAX_IMAGES, max(1, MAX_BYTES // math.prod(examples.image_shape)))
+    height, width, channels = examples.image_shape
+    each = height * width * (channels + 4 * run.config.data.center_crop)  # and `uncrop`'s maps
+    most = min(MAX_IMAGES, max(1, MAX_BYTES // each))
     count = min(len(examples), most)
     order = padded_order(count, BATCH)
     level = 0 if len(order) < BATCHES_WORTH_OPTIMISING else 1

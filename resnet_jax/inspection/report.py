@@ -143,7 +143,7 @@ def _result(run: Run, predictions: Predictions, of: str) -> Iterator[tuple[str, 
     yield "loss", f"{evaluation.loss:.4f} nats"
     yield "expected calibration error", f"{predictions.calibration.ece:.2%}"
     yield "of", of
-    yield "trained for", f"{metrics['epoch'].max():.3g} epochs, {metrics['step'].max()} steps"
+    yield "trained for", f"{metrics['epoch'].max():.4g} epochs, {metrics['step'].max()} steps"
     yield "in", f"{metrics['seconds'].max():.0f} s"
 
 

@@ -78,16 +78,21 @@ class Network:
         """Refuse an export that differs from the network, or from XLA's convolutions in float32.
 
         A deep network amplifies rounding errors without a known bound. So the difference may be as
-        large as the one from rounding the weights to 18 (bfloat16: 5) bits of mantissa.
+        large as the one from rounding the weights to 18 (float16: 8, bfloat16: 5) bits of mantissa.
         """
         plain = {"lowering": "reference", "dtype": jnp.float32, "param_dtype": jnp.float32}
         reference = jax.jit(replace(self, model=self.model.clone(**plain)).apply)
-        bits = 5 if self.model.dtype == jnp.bfloat16 else 18  # are kept, of 7 or 23
+        bits = {7: 5, 10: 8}.get(jnp.finfo(jnp.dtype(self.model.dtype)).nmant, 18)  # are kept
         rounded = jax.tree.map(lambda x: jax.lax.reduce_precision(x, 8, bits), self.variables)
         images = noise(self.preprocessing.image_shape)
         expected, rough = (reference(variables, images) for variables in (self.variables, rounded))
         own, got = jax.jit(self.apply)(self.variables, images), exported(images)
         own, got, expected, rough = jax.device_get((own, got, expected, rough))
+        if not all(np.isfinite(x).all() for x in own.values()):
+            raise ResNetJaxError(
+                "the network's outputs are not finite: give another --checkpoint, or train again "
+                "with a smaller --optim.learning-rate"
+            )
 
         def distance(one: Outputs, other: Outputs) -> Any:
             return np.max(

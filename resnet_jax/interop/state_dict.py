@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
+from math import gcd
 from typing import Any, Self
 
 import numpy as np
@@ -45,11 +46,16 @@ def as_array(value: Any) -> np.ndarray:
     """Return a torch tensor, or anything that numpy takes, as an array."""
     if not hasattr(value, "detach"):  # so that torch need not be there
         return np.asarray(value)
-    tensor = value.detach().cpu()
     try:
-        return np.asarray(tensor)
-    except TypeError:  # bfloat16, which numpy does not know
-        return np.asarray(tensor.float())
+        tensor = value.detach().cpu()
+        try:
+            return np.asarray(tensor)
+        except TypeError:  # bfloat16, which numpy does not know
+            return np.asarray(tensor.float())
+    except RuntimeError as error:  # quantised, or without data
+        raise ResNetJaxError(
+            f"a tensor of {value.dtype} on {value.device} is not read: save it in float32"
+        ) from error
 
 
 def is_counter(name: str) -> bool:
@@ -137,7 +143,7 @@ class StateDict:
             stem="deep" if deep else "small" if stem.shape[2:] == (3, 3) else "imagenet",
             shortcut="average" if averages else "projection",
             widening=max(inner // width, 1),
-            groups=max(inner // inputs, 1),
+            groups=gcd(max(inner // inputs, 1), max(inner // width, 1) * width),
         )
 
     def nearest_model(self, residual: bool) -> ResNet:

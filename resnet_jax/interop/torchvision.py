@@ -69,6 +69,8 @@ def from_torchvision(
     if weights.prefix:
         log.warning("the names of the weights begin with %s, which is left out", weights.prefix)
     classes = weights.num_classes
+    if model is not None and not isinstance(model, ResNet):
+        raise ResNetJaxError(f"model is a {type(model).__name__}: give one, as rj.ResNet50()")
     known = model or weights.nearest_model(residual)
     check_named(known)
     if model is not None and model.num_classes == 0 and num_classes is None:
@@ -264,7 +266,7 @@ def _read(
     complaints: dict[str, list[str]] = defaultdict(list, missing=[], unknown=[])
     flat = {}
     for path, shape in expected.items():
-        name, shape = translate(path, names), _to_torch(np.empty(shape, np.bool_), path).shape
+        name, shape = translate(path, names), _to_torch(np.broadcast_to(False, shape), path).shape
         value = rest.pop(name, None)
         if value is None:
             complaints["missing"].append(name)

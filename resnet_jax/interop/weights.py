@@ -59,9 +59,7 @@ def load_weights(path: PathLike, key: str | None = None) -> dict[str, np.ndarray
         ResNetJaxError: the file is missing, damaged, of another kind, tries to run code, or is, by
             its own word or ``config.json``'s, of a network that computes something else.
     """
-    path = expanded(path)
-    if not path.is_file():
-        raise ResNetJaxError(f"{path} is not a file: give a .safetensors or .pth file of weights")
+    path = _file(path)
     _refuse_others(path, *_timm_config(path.with_name("config.json")))
     if path.suffix == ".safetensors":
         if key:
@@ -73,18 +71,29 @@ def load_weights(path: PathLike, key: str | None = None) -> dict[str, np.ndarray
     raise ResNetJaxError(f"{path} is none of .safetensors, {', '.join(PICKLES)}: give one of them")
 
 
+def _file(path: PathLike) -> Path:
+    if not (file := expanded(path)).is_file():
+        raise ResNetJaxError(f"{file} is not a file: give a .safetensors or .pth file of weights")
+    return file
+
+
 def load_metadata(path: PathLike) -> dict[str, str]:
     """Read the texts that a ``.safetensors`` file carries beside its arrays; others have none."""
-    if Path(path).suffix != ".safetensors":
+    path = _file(path)
+    if path.suffix != ".safetensors":
         return {}
-    with _open_safetensors(expanded(path)) as file:
+    with _open_safetensors(path) as file:
         return dict(file.metadata() or {})
 
 
 def save_weights(
     path: PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a ``.safetensors`` file, as a whole or not at all."""
+    """Write a ``.safetensors`` file, as a whole or not at all; a pickle's name is refused."""
+    if Path(path).suffix in PICKLES:
+        raise ResNetJaxError(
+            f"{path} would hold safetensors: give a name that ends in .safetensors"
+        )
     from safetensors.numpy import save
 
     # The format knows "pt" as the mark of a file that torch's loader may take.
@@ -239,6 +248,10 @@ def _open_safetensors(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="numpy") as file:
             yield file
+    except AttributeError as error:  # float8 and its like, which NumPy lacks
+        raise ResNetJaxError(
+            f"{path} holds numbers that are not read ({error}): save them as float16 or float32"
+        ) from error
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise _damaged(path, error) from error
 
@@ -263,6 +276,10 @@ def _load_pickle(path: Path, key: str | None) -> dict[str, np.ndarray]:
     except MemoryError:
         raise
     except Exception as error:  # a pickle of anything may end in anything
+        if "TorchScript" in str(error):  # of which torch writes as of its protection
+            raise ResNetJaxError(
+                f"{path} is a TorchScript program: save its state_dict() alone"
+            ) from error
         raise _damaged(path, error) from error
     found = _state_dicts(content, torch)
     if not found or key not in (None, *found):
@@ -270,7 +287,8 @@ def _load_pickle(path: Path, key: str | None) -> dict[str, np.ndarray]:
         what = f"{names} and no {key}" if found else "no state_dict of dense tensors"
         raise ResNetJaxError(f"{path} holds {what}: give a file with one, and its key")
     if isinstance(content, dict):
-        options = getattr(content.get("args"), "__dict__", {})
+        args = content.get("args")
+        options = args if isinstance(args, dict) else getattr(args, "__dict__", {})
         settings = options.get("model_kwargs")
         architecture = str(content.get("arch") or options.get("model", ""))
         _refuse_others(path, architecture, settings if isinstance(settings, dict) else {})

@@ -246,7 +246,7 @@ def _check_room(folder: Path, needed: int) -> None:
     """
     disk = os.statvfs(folder)
     free = disk.f_bavail * disk.f_frsize
-    if free < needed:
+    if disk.f_blocks and free < needed:  # 0 where a FUSE disk does not tell
         raise OSError(f"{needed / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free")
     if disk.f_files > FILES_PER_STEP > disk.f_favail:  # macOS counts one on an exFAT disk
         raise OSError(f"{FILES_PER_STEP} files are needed and there is room for {disk.f_favail}")

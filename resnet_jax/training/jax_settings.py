@@ -3,6 +3,7 @@
 import functools
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -90,13 +91,15 @@ def _configure(values: Mapping[str, Any]) -> None:
 
 @functools.cache  # once in a process: with thousands of programs it takes longer than a prediction
 def _remove_oldest(folder: Path, limit: int) -> None:
-    """Remove the oldest files of a folder until the others take at most ``limit`` bytes."""
+    """Remove empty files of a folder, and the oldest until others take at most ``limit`` bytes."""
     with suppress(OSError):  # another process removes them too, or none may be removed
         paths = [path for path in folder.iterdir() if path.is_file()]  # XLA keeps a folder there
         files = [(path.stat().st_mtime_ns, path.stat().st_size, path) for path in paths]
         excess = sum(size for _, size, _ in files) - limit
-        for _, size, path in sorted(files):
-            if excess <= 0:
-                break
+        for changed, size, path in sorted(files):
+            # JAX never replaces an entry, and of a full disk's empty ones it warns at each start.
+            empty = not size and time.time_ns() - changed > 60 * 10**9
+            if excess <= 0 and not empty:
+                continue
             path.unlink()
             excess -= size

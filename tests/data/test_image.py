@@ -1,5 +1,7 @@
 """Image files of every kind that people have, and of kinds that cannot be read."""
 
+import struct
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -44,6 +46,24 @@ def test_orientation_is_found_in_xmp_too(kind):
         options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode())
     content = encoded(np.kron(GREY, np.ones((8, 8), np.uint8)), kind, quality=100, **options)
     np.testing.assert_allclose(read(content).astype(int), np.rot90(GREY, -1), atol=12)
+
+
+@pytest.mark.parametrize("compression", [1, 8])
+def test_planes_of_16_bits_are_right_or_refused(compression):
+    """Pillow takes each byte of uncompressed ones for a level."""
+    levels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    planes = [(levels[..., k].astype("<u2") * 257).tobytes() for k in range(3)]
+    planes = [zlib.compress(plane) if compression == 8 else plane for plane in planes]
+    offsets = [152 + sum(map(len, planes[:k])) for k in range(3)]
+    tags = [(256, 4, 1, 16), (257, 4, 1, 16), (258, 3, 3, 122), (259, 3, 1, compression)]
+    tags += [(262, 3, 1, 2), (273, 4, 3, 128), (277, 3, 1, 3), (279, 4, 3, 140), (284, 3, 1, 2)]
+    head = b"II*\0" + struct.pack("<IH", 8, 9) + b"".join(struct.pack("<HHII", *t) for t in tags)
+    content = head + bytes(4) + struct.pack("<3H6I", 16, 16, 16, *offsets, *map(len, planes))
+    content += b"".join(planes)
+    if compression == 1:
+        assert "has planes of 16 bits" in refused(read, content)
+    else:
+        np.testing.assert_allclose(read_image(content, DecodeSpec((16, 16, 3))), levels, atol=1)
 
 
 def test_a_giant_is_not_opened(tmp_path):

@@ -124,16 +124,24 @@ def test_the_answer_follows_the_mouse(open_page):
     assert page.locator(".shown img").count() == 0
 
 
-def test_a_button_ends_the_stroke_that_is_drawn(open_page):
+DROP = """() => {
+    const files = new DataTransfer();
+    files.items.add(new File([], "empty.png"));
+    document.dispatchEvent(new DragEvent("drop", { dataTransfer: files, cancelable: true }));
+}"""
+
+
+@pytest.mark.parametrize("end", ["document.querySelector('.pad button').click()", f"({DROP})()"])
+def test_a_button_or_an_image_ends_the_stroke_that_is_drawn(open_page, end):
     """By another finger. The next move of the first one failed, or changed an example."""
     page = open_page()
     begin, on, after = places(page, [(200, 200), (300, 300), (400, 400)])
     page.mouse.move(*begin)
     page.mouse.down()
     page.mouse.move(*on)
-    page.evaluate("document.querySelector('.pad button').click()")
+    page.evaluate(end)
     page.mouse.move(*after)
-    wait_for(page, "")
+    wait_for(page, "empty" if "drop" in end else "")
     assert not page.locator(".drawing path").get_attribute("d")
 
 
@@ -211,12 +219,11 @@ def test_files(open_page, tmp_path):
     page.wait_for_selector("[role=status]:has-text('cannot be')")
     assert page.locator(".shown img").count() == 0
     assert page.get_by_text("7", exact=True).count() == 0
-    # Where another file is dropped, the one chosen before may be chosen again.
-    dropped = """() => {
-        const files = new DataTransfer();
-        files.items.add(new File([], "empty.png"));
-        return files;
-    }"""
-    page.dispatch_event("body", "drop", {"dataTransfer": page.evaluate_handle(dropped)})
+    # The one chosen before may be chosen again, as where another file is dropped.
+    with page.expect_file_chooser():
+        page.click("[type=file]")
+    assert page.locator("[type=file]").input_value() == ""
+    page.set_input_files("[type=file]", broken)
+    page.evaluate(DROP)
     page.wait_for_selector("[role=status]:has-text('empty')")
     assert page.locator("[type=file]").input_value() == ""

@@ -9,6 +9,7 @@ import itertools
 import socket
 import sys
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -149,6 +150,16 @@ def test_what_is_no_image_gets_a_reason_and_the_next_an_answer(kind, body, reaso
     assert client.post("/api/predict", json={"strokes": SEVEN}).status_code == 200
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED")])
+def test_a_lack_of_memory_gets_a_reason_and_the_next_an_answer(client, digit, monkeypatch, error):
+    with monkeypatch.context() as patch:
+        patch.setattr("resnet_jax.demo.app.FORWARD", mock.Mock(side_effect=error))
+        reply = client.post("/api/predict", content=encoded(digit))
+    assert (reply.status_code, list(reply.json())) == (503, ["detail"])
+    assert "not enough memory" in reply.json()["detail"]
+    assert client.post("/api/predict", content=encoded(digit)).status_code == 200
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_huge_body_gets_413(chunked, client):
     parts = [bytes(2**20)] * 16 + [b"1"]
@@ -166,7 +177,8 @@ def test_a_flag_that_is_none(client):
     assert "explain must be 0 or 1, got 0 and maybe" in reply.json()["detail"]
 
 
-def test_the_page_says_what_it_recognises(client, client_of, finished_run):
+def test_the_page_says_what_it_recognises(client, client_of, finished_run, monkeypatch):
+    monkeypatch.setenv("GRADIO_MCP_SERVER", "true")  # for which gradio's extra is not there
     assert "Recognises handwritten digits" in client.get("/").text
     names = ("<img src=//a.example>", "cat", *"23456789")
     with client_of(finding(finished_run, names)) as other:

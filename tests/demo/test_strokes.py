@@ -2,6 +2,7 @@
 
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -143,3 +144,17 @@ def test_other_values_are_refused():
     for found in (*map(json.loads, OTHERS.split()), [[[0, 0]]] * many, [[[0, 0]] * many]):
         with pytest.raises(rj.ResNetJaxError, match="strokes must be lists"):
             parse_strokes(found)
+
+
+@pytest.mark.parametrize(
+    "found", [[["a" * 100_000, *["a"] * 1000]], "a" * 300_000, [[]] * 300_000], ids=range(3)
+)
+def test_what_is_refused_takes_no_memory(found):
+    """NumPy gave each text of a list the room of the longest: 800 MB for a body of 0.1 MB."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(rj.ResNetJaxError, match="strokes must be lists"):
+            parse_strokes(found)
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()

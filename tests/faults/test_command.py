@@ -122,6 +122,27 @@ MOMENTS = {
 }  # fmt: skip
 
 
+def test_a_signal_that_comes_twice_in_one_moment_is_one(python):
+    """As `timeout` sends it, to the process and to its group: the second one ended the run."""
+    done = python(
+        "-c",
+        """
+import os, signal, time
+from resnet_jax.signals import Stop
+stop = Stop()
+stop.training = True
+with stop.handling():
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+    time.sleep(0.5)
+    print(stop())
+""",
+    )
+    assert done.stdout == "SIGTERM\n"
+    assert done.stderr.count("stopping after this step") == 1
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the command starts again on Linux alone")
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_signal_during_the_start_is_one_line(moment, tmp_path):

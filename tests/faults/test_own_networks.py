@@ -11,7 +11,7 @@ from make_datasets import refused
 
 import resnet_jax as rj
 from resnet_jax.data.preprocessing import Preprocessing
-from resnet_jax.interop import Network
+from resnet_jax.interop import Network, export_stablehlo
 from resnet_jax.interop.onnx import export_onnx
 from resnet_jax.interop.torchvision import check_written
 from resnet_jax.interop.weights import export_torchvision
@@ -47,6 +47,17 @@ def network(model, class_names="ab"):
 
 
 tiny = partial(rj.ResNet, (1,), rj.BasicUnit, num_classes=2, width=2, lowering="reference")
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, "bfloat16", jnp.bfloat16])
+def test_a_network_in_half_precision_is_exported(dtype, tmp_path):
+    export_stablehlo(tmp_path / "half", network(tiny(dtype=dtype)))
+
+
+def test_outputs_that_are_not_finite_are_no_fault_of_the_exporter(tmp_path):
+    own = network(tiny())
+    own.variables["params"]["head"]["bias"] = jnp.full(2, jnp.nan)
+    assert "not finite: give another" in refused(export_stablehlo, tmp_path / "file", own)
 
 
 def test_a_file_names_each_class():

@@ -11,6 +11,7 @@ import tempfile
 import tracemalloc
 import unicodedata
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -267,6 +268,11 @@ def test_an_explanation_is_never_over_another_file(pets, finished_run, command, 
     for _ in range(2):
         assert command("predict", finished_run.path, ".", "--explain", pets / "own")[0] == 0
         assert len(list((pets / "own").iterdir())) == 6
+    # Of half a picture, where the disk is full, nothing is left.
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", mock.Mock(side_effect=OSError(28, "no space")))
+        code, _, err = command("predict", finished_run.path, "0.png", "--explain", pets / "full")
+    assert (code, "no space" in err, list((pets / "full").iterdir())) == (1, True, [])
     # Nor over each other where a disk, as macOS's, takes upper and lower case for one.
     for number, name in enumerate(("Cat.png", "cat.png")):
         picture(pets / "named" / str(number) / name, number)

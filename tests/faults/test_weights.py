@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import warnings
 from functools import cache, partial
 
 import chex
@@ -192,6 +193,39 @@ def test_tensors_of_every_kind_are_read(tensors, expected):
         chex.assert_trees_all_close(found, expected, rtol=rtol)
 
 
+def test_tensors_and_files_of_other_kinds_are_refused_in_one_line(tensors, weights, tmp_path):
+    torch = pytest.importorskip("torch")
+    program, pickled = tmp_path / "program.pt", tmp_path / "net.pth"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates both
+        eight = torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8)
+        torch.jit.script(torch.nn.Linear(2, 2)).save(program)
+        for odd in (torch.empty(3, device="meta"), eight):
+            assert "is not read" in refused(rj.interop.from_torchvision, tensors | {"fc.bias": odd})
+    assert "is a TorchScript program" in refused(rj.interop.load_weights, program)
+    assert "ends in .safetensors" in refused(rj.interop.save_weights, pickled, weights)
+    assert not pickled.exists()
+
+
+def test_numbers_that_numpy_lacks_and_a_missing_file_are_named(tmp_path):
+    head = b'{"fc.bias":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]}}'
+    file = tmp_path / "eight.safetensors"
+    file.write_bytes(len(head).to_bytes(8, "little") + head + bytes(4))
+    assert "float8" in refused(rj.interop.load_weights, file)
+    missing = refused(rj.interop.load_metadata, tmp_path / "missing.safetensors")
+    assert "is not a file" in missing
+
+
+def test_shapes_that_are_no_network_are_refused_by_name(weights):
+    """Pruned, and of a stem so wide that its network's shapes were asked of the memory."""
+    pruned = state_dict(rj.ResNet((1,), rj.BottleneckUnit, num_classes=2, width=4))
+    pruned["layer1.0.conv2.weight"] = np.zeros((5, 2, 3, 3), np.float32)
+    wide = weights | {"conv1.weight": np.broadcast_to(np.float32(0), (10**6, 3, 7, 7))}
+    for others in (pruned, wide):
+        assert "of another shape" in refused(rj.interop.from_torchvision, others)
+    assert "model is a partial" in refused(rj.interop.from_torchvision, weights, rj.ResNet18)
+
+
 def test_parameters_alone_lack_statistics_and_a_network_is_no_state_dict(tensors):
     import torch
 
@@ -280,6 +314,7 @@ def test_a_training_scripts_file_names_one_too(tensors, tmp_path):
     for content, name in (
         ({"arch": "resnetblur18", "state_dict": tensors}, "resnetblur18"),
         ({"model": tensors, "args": argparse.Namespace(model="resnetaa50")}, "resnetaa50"),
+        ({"model": tensors, "args": {"model": "resnetaa50"}}, "resnetaa50"),
         ({"state_dict": tensors, "args": dilated}, "resnet50 with output_stride 8"),
     ):
         file = saved(content, tmp_path / "checkpoint.pth")

@@ -1,11 +1,14 @@
 """Comparisons of stored metrics, TensorBoard's events, and images named by patterns."""
 
 import errno
+import io
 import json
 from pathlib import Path
+from unittest import mock
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 from make_datasets import picture
 from PIL import Image
@@ -133,6 +136,27 @@ def test_events_are_the_metrics_that_are_left(tmp_path):
     resumed.on_metrics(test)
     resumed.close()
     assert scalars() == {("train/loss", 1): 2.5, ("test_best/accuracy", 9): 0.75}
+
+
+def test_names_of_runs_are_drawn_as_far_as_the_font_goes():
+    rows = [
+        {"kind": kind, "epoch": 1, "loss": 0.5, "accuracy": 0.5} for kind in ("train", "validation")
+    ]
+    figure = plots.compared_curves(
+        {"folder-照片": [pd.DataFrame(rows)], "_a": [pd.DataFrame(rows)]}
+    )
+    figure.savefig(io.BytesIO())  # warns, which is an error here, of letters without a shape
+    (legend,) = figure.legends
+    assert [text.get_text().strip() for text in legend.get_texts()] == ["folder-??", "_a"]
+
+
+def test_a_disk_that_fails_once_beside_a_run_does_not_stop_it(tmp_path, monkeypatch):
+    """tensorboardX's thread flushed too, died of it, and then the full queue held the run."""
+    writer = pytest.importorskip("tensorboardX")
+    made = mock.Mock()
+    monkeypatch.setattr(writer, "SummaryWriter", made)
+    Events(tmp_path, [])
+    assert made.call_args.kwargs["flush_secs"] > 24 * 3600
 
 
 def test_events_that_cannot_be_written_are_one_line(tmp_path, monkeypatch):

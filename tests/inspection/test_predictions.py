@@ -80,10 +80,15 @@ def test_what_is_no_class_or_no_table_is_refused():
     ):
         with pytest.raises(rj.ResNetJaxError, match=said):
             confusion_matrix(labels, predictions, 2)
-    with pytest.raises(rj.ResNetJaxError, match="calibration needs"):
-        calibration([0.5, 0.5], [0, 1])
-    with pytest.raises(rj.ResNetJaxError, match="finite"):
-        calibration([[np.nan, np.nan]], [0])
+    for probabilities, labels in (
+        ([0.5, 0.5], [0, 1]),
+        ([[np.nan, np.nan]], [0]),
+        ([[3.0, -1.0]], [0]),  # logits
+        ([[0.9, 0.1]], ["a"]),
+        (np.empty((0, 2)), []),
+    ):
+        with pytest.raises(rj.ResNetJaxError, match="calibration needs"):
+            calibration(probabilities, labels)
 
 
 def test_points_that_are_one_have_a_place():

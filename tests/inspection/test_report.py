@@ -7,6 +7,8 @@ import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import matplotlib
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 from test_cli import SAME
 
 import resnet_jax as rj
+from resnet_jax import cli_train
 from resnet_jax.inspection import plots, report, write_report
 from resnet_jax.training.run_folder import RunFolder
 
@@ -115,6 +118,18 @@ def test_train_makes_the_report_once_and_stands_without_matplotlib(
     written = page.stat().st_mtime_ns
     assert command(*train)[0] == 0  # nothing is new
     assert page.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(30, "Read-only file system"), MemoryError(), RuntimeError("RESOURCE_EXHAUSTED")],
+)
+def test_what_a_report_lacks_is_a_warning(error, tmp_path, capfd, monkeypatch):
+    """The disk of matplotlib's cache, or memory: the run is whole, and others come after it."""
+    monkeypatch.setattr(cli_train, "make_report", mock.Mock(side_effect=error))
+    cli_train._report_if_new(SimpleNamespace(path=tmp_path, metrics=dict))
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "warning: no report (" in line
 
 
 @pytest.mark.slow

@@ -182,7 +182,7 @@ def test_too_little_space_for_a_checkpoint_is_noticed_before_it_is_written(
     finished_run, checkpoints, monkeypatch
 ):
     later = finished_run._state("latest").replace(step=np.int32(13))
-    disk = {"f_bavail": 1000, "f_frsize": 1000, "f_files": 10**6, "f_favail": 10**6}
+    disk = {"f_bavail": 1000, "f_frsize": 1000, "f_files": 10**6, "f_favail": 10**6, "f_blocks": 9}
     for lack, said in (
         ({"f_bavail": 1}, "MB are needed and 0.0 MB are free"),
         ({"f_favail": 9}, "files are needed and there is room for 9"),
@@ -191,10 +191,12 @@ def test_too_little_space_for_a_checkpoint_is_noticed_before_it_is_written(
         monkeypatch.setattr(os, "statvfs", lambda path, lacking=lacking: lacking)
         assert f"{said}): free space" in refused(checkpoints.save, later, None)
         assert list(checkpoints.good_steps()) == [12, 10]
-    # So macOS describes an exFAT disk, which takes any number of files.
+    # As macOS describes an exFAT disk, which takes any number of files, and FUSE an untold one.
     on_exfat = SimpleNamespace(**{**disk, "f_bavail": 10**6, "f_files": 1, "f_favail": 0})
-    monkeypatch.setattr(os, "statvfs", lambda path: on_exfat)
-    Checkpoints(str(checkpoints.directory)).save(later, None)
+    untold = SimpleNamespace(**dict.fromkeys(disk, 0))
+    for known in (on_exfat, untold):
+        monkeypatch.setattr(os, "statvfs", lambda path, known=known: known)
+        Checkpoints(str(checkpoints.directory)).save(later, None)
     assert next(checkpoints.good_steps()) == 13
 
 
