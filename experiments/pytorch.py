@@ -57,14 +57,15 @@ def check(config: rj.TrainConfig) -> None:
     changed = differences(rj.TrainConfig(), config)
     missing = [n for n in changed if n not in SUPPORTED.split() and not n.startswith("data.")]
     network, augment = make_model(config, 1), config.augment
-    if augment.flip != bool(augment.crop):
-        missing.append("augment.flip")
-    if config.data.mean is None:
-        missing.append("data.mean")
-    if network.unit is not rj.BasicUnit or network.shortcut not in ("projection", "pad"):
-        missing.append("model.name")
-    if network.stem == "deep":
-        missing.append("model.stem")
+    unlike = {
+        "augment.flip": augment.flip != bool(augment.crop),
+        "data.mean": config.data.mean is None,
+        "data.image-size": config.data.image_size and (augment.crop or config.data.center_crop),
+        "model.name": network.unit is not rj.BasicUnit
+        or network.shortcut not in ("projection", "pad"),
+        "model.stem": network.stem == "deep",
+    }
+    missing += [name for name, differs in unlike.items() if differs]
     if missing:
         sys.exit(f"not written in PyTorch here: {', '.join(f'--{name}' for name in missing)}")
 
@@ -96,7 +97,7 @@ def train(config: rj.TrainConfig, data: rj.Dataset | None = None) -> Row:
     def as_input(images: np.ndarray, crop: int = 0) -> torch.Tensor:
         pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float()
         if size := config.data.image_size:
-            pixels = F.interpolate(pixels, size=(size, size), mode="bilinear")
+            pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
         pixels = crops(pixels, crop) if crop else pixels
         return ((pixels / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 

@@ -4,6 +4,7 @@ JAX and what stands on it are imported by the verbs that need them, so that help
 """
 
 import io
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -55,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
         with stop.handling(), warnings.catch_warnings():
             # Pillow's warnings are dropped: what matters is reported in one line with the file.
             warnings.filterwarnings("ignore", module=r"PIL\b")
+            if any(word == "" or re.fullmatch("--[^=]+=", word) for word in arguments):
+                raise ResNetJaxError("an argument is empty (an unset variable?): give its value")
             code = _parsed(arguments, stop)() or 0
             print(end="", flush=True)  # while what fails can still be told
             return code
@@ -196,7 +199,7 @@ def compare(
         write_curves(opened, output)
     if json:
         # By way of pandas, which writes null for what is not known.
-        print(found.to_json(orient="records", indent=1))
+        print(found.to_json(orient="records", indent=1, double_precision=15))
     else:
         display.print_comparison(found)
 

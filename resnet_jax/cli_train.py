@@ -15,6 +15,7 @@ from resnet_jax.config import TrainConfig, differences, replaced
 from resnet_jax.errors import (
     DivergedError,
     ResNetJaxError,
+    command,
     importing,
     message_and_code,
     out_of_memory,
@@ -115,6 +116,8 @@ def train(
         raise ResNetJaxError(
             f"preset {preset} stands after options: give it first, `resnet-jax train {preset} ...`"
         )
+    if sum(argument.split("=")[0] == "--grid" for argument in arguments) > 1:
+        raise ResNetJaxError("--grid is given twice: give all its options after one --grid")
     processes.meet()
     run_dir = run_dir and expanded(run_dir)
     config = _reset_dataset_settings(config, default, arguments)
@@ -271,7 +274,8 @@ def _reset_dataset_settings(
 
 
 def _named_in(arguments: list[str]) -> set[str]:
-    return {argument.split("=")[0].lstrip("-").replace("_", "-") for argument in arguments}
+    words = (argument.removeprefix("--grid=") for argument in arguments)
+    return {word.split("=")[0].lstrip("-").replace("_", "-") for word in words}
 
 
 def make_report(run: "Run", *arguments: Any) -> None:
@@ -292,6 +296,6 @@ def _report_if_new(run: "Run") -> None:
             raise
         reason = error if isinstance(error, OSError) else message_and_code(error)[0]
         display.print_error(
-            f"warning: no report ({reason}); the run is whole, `resnet-jax report {run.path}` "
+            f"warning: no report ({reason}); the run is whole, {command('report', run.path)} "
             "tries again"
         )

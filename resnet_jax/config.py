@@ -150,7 +150,7 @@ class AugmentConfig:
     """Elastic distortion by a smooth random field, in each direction of this root mean square in
     pixels (Simard, Steinkraus, Platt, ICDAR 2003; theirs about 1.4 on digits)."""
     erase: Annotated[float, Fraction] = 0.0
-    """Probability that a random rectangle turns black, 2 to 33 % of the area (arXiv 1708.04896)."""
+    """Probability that a random rectangle turns black (arXiv 1708.04896): 2 to 33 % of the area."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,8 @@ class OptimConfig:
     warmup: Annotated[float, FractionBelowOne] = 0.0
     """Fraction of the run in which the learning rate rises: linearly, for one_cycle as a cosine."""
     boundaries: Annotated[tuple[float, ...], Fraction] = (0.5, 0.75)
-    """piecewise: fractions of the run after which the learning rate is divided by ten."""
+    """piecewise: fractions of the run after which the learning rate is divided by ten; one within
+    the warm-up divides at its end."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The one error that users meet, how errors end the command, and how text is shown."""
 
+import shlex
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +54,11 @@ def importing(what: str, requirement: str = "") -> Iterator[None]:
         absent = isinstance(error, ModuleNotFoundError)
         reason = f"needs {error.name}" if absent else f"cannot be imported ({error})"
         raise ResNetJaxError(f"{what} {reason}: pip install {requirement or error.name}") from error
+
+
+def command(*words: object) -> str:
+    """Write a command of the package as it can be pasted into a shell."""
+    return f"`resnet-jax {shlex.join(map(str, words))}`"
 
 
 def printable(text: str) -> str:

@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -208,7 +209,7 @@ def run_name(
     values = {setting.option: setting.value for setting in settings(config)}
     parts = [name, *(_part(option, values[option]) for option in sorted(named))]
     if config.data.name == "folder" and "data.dir" in changes.keys() - named:
-        parts.insert(1, Path(config.data.dir or "").resolve().name)
+        parts.insert(1, os.path.basename(os.path.realpath(config.data.dir or "")))
     full = re.sub(r"[^\w.-]+", "_", "-".join(parts))
     # File systems allow 255 bytes, with the seed.
     if len(full) <= 100 and len(full.encode()) <= 240:
@@ -252,9 +253,11 @@ def grid(config: TrainConfig, axes: Sequence[str]) -> list[TrainConfig]:
 
 def _parsed(text: str, kind: Any) -> Any:
     """Read a value as JSON where that gives the setting's type, if need be one for several."""
+    text = {"None": "null", "True": "true", "False": "false"}.get(text, text)  # as options do
     for read in (json.loads, float):  # numbers, true, false, null; .1 and 1., as options take them
-        with suppress(ValueError, RecursionError):
+        with suppress(ValueError, RecursionError, OverflowError):
             value = read(text)
+            float(value or 0)  # 1 and 400 zeros: as a float it is infinite, and refused
             for found in (value, (value,)):
                 if has_type(found, kind):
                     return found

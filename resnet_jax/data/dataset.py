@@ -273,14 +273,16 @@ class Dataset:
         """
         pool = _split_of(images, labels)
         if class_names is None:
-            class_names = list(map(str, range(int(pool.labels.max(initial=0)) + 1)))
+            num_classes = int(pool.labels.max(initial=0)) + 1
+            check_countable(num_classes)  # before there is a name for each
+            class_names = list(map(str, range(num_classes)))
         tested = pool.take(slice(0)) if test is None else _split_of(*test)
         train, held_out = hold_out(name, pool, validation)
         return cls.of(name, train, held_out, tested, class_names)
 
 
 def _split_of(images: ArrayLike, labels: ArrayLike) -> ArraySplit:
-    images, labels = np.asarray(images), np.asarray(labels)
+    images, labels = array_of(images), array_of(labels)
     _check(images, labels)
     if (labels.astype(np.int32) != labels).any():
         raise ResNetJaxError(f"labels must be below 2^31, got {labels.min()} to {labels.max()}")
@@ -298,6 +300,20 @@ def _check(images: np.ndarray, labels: np.ndarray) -> None:
             f"labels must be integers[{len(images)}], got {labels.dtype}{list(labels.shape)}: cast "
             "them, as by labels.astype(np.int32)"
         )
+
+
+def check_countable(num_classes: int) -> None:
+    """Refuse classes of whose confusion matrix an int32 cannot number the cells."""
+    if num_classes**2 >= 2**31:
+        raise ResNetJaxError(f"{num_classes} classes have no confusion matrix: at most 46,340 do")
+
+
+def array_of(values: ArrayLike) -> np.ndarray:
+    """Return values as an array; lists of parts of several shapes are a `ResNetJaxError`."""
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ResNetJaxError(f"lists make no array ({error}): give parts of one shape") from error
 
 
 def check_labels(labels: np.ndarray, classes: int) -> None:

@@ -17,7 +17,7 @@ from resnet_jax.data.cache import cached_facts
 from resnet_jax.data.dataset import DiskSplit, Examples
 from resnet_jax.data.image import DecodeSpec, open_image, read_bytes, read_image
 from resnet_jax.data.walk import SPLITS, find_classes
-from resnet_jax.errors import ResNetJaxError
+from resnet_jax.errors import ResNetJaxError, command
 from resnet_jax.storage import VerifyReport, expanded
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def open_image_folder(settings: DataConfig) -> Examples:
     folder = scan(root, background=settings.background, workers=settings.workers)
     files = _usable(folder, settings.skip_bad)
     if not files:
-        raise ResNetJaxError(f"{root} has no usable image: `resnet-jax verify {root}` lists why")
+        raise ResNetJaxError(f"{root} has no usable image: {command('verify', root)} lists why")
     sizes = sorted({file.size for file in files})
     (low, left), (high, right) = sizes[0], sizes[-1]
     sides = sizes[0] if len(sizes) == 1 else (None, None)
@@ -120,7 +120,7 @@ def _usable(folder: ImageFolder, skip_bad: bool) -> list[ImageFile]:
     for line in problems[:SHOWN]:
         log.warning("%s%s", "left out: " if skip_bad else "", line)
     if len(problems) > SHOWN:
-        log.warning("and %d more: `resnet-jax verify %s` lists all", len(problems) - SHOWN, root)
+        log.warning("and %d more: %s lists all", len(problems) - SHOWN, command("verify", root))
     broken = [Path(file.path) for file in folder.files if 0 in file.size]
     if broken and not skip_bad:
         raise ResNetJaxError(

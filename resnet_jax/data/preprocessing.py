@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from resnet_jax.config import DataConfig, Fit
 from resnet_jax.data.augment import preprocess
-from resnet_jax.data.dataset import Split, read_batches, small_parts
+from resnet_jax.data.dataset import Split, array_of, read_batches, small_parts
 from resnet_jax.errors import ResNetJaxError
 
 STATISTICS_IMAGES = 10_000  # that decide the mean and deviation of a larger training split
@@ -58,7 +58,7 @@ class Preprocessing:
 
     def checked(self, images: Any) -> Any:
         """Return images that fit, ``uint8[N, H, W, C]``; others are a `ResNetJaxError`."""
-        images = images if hasattr(images, "dtype") else np.asarray(images)  # it may be traced
+        images = images if hasattr(images, "dtype") else array_of(images)  # it may be traced
         height, width, channels = self.image_shape
         free = self.image_size is not None and not self.center_crop
         fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == channels

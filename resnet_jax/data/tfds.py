@@ -29,7 +29,7 @@ from resnet_jax.data.dataset import DiskSplit, Examples, small_parts
 from resnet_jax.data.image import FORMATS, MAX_PIXELS, DecodeSpec, read_image
 from resnet_jax.data.mnist import DATASETS, mnist_5k, mnist_5k_file
 from resnet_jax.data.walk import SPLITS
-from resnet_jax.errors import ResNetJaxError
+from resnet_jax.errors import ResNetJaxError, command
 from resnet_jax.memory import cores
 from resnet_jax.storage import PathLike, VerifyReport, file_sha256
 
@@ -138,9 +138,9 @@ def _reading(path: Path, root: Path, place: str = "") -> Iterator[None]:
             ) from error
         reason = " ".join(f"{place}{error}".split())[:160] or type(error).__name__
         raise DamagedFileError(
-            f"{path} is damaged ({reason}): run `resnet-jax data prepare "
-            f"{_name(path.parent, root)} --dir {root}` to make it again, or give another folder "
-            "(--data.dir)"
+            f"{path} is damaged ({reason}): run "
+            f"{command('data', 'prepare', _name(path.parent, root), '--dir', root)} to make it "
+            "again, or give another folder (--data.dir)"
         ) from error
 
 
@@ -181,10 +181,10 @@ def find_prepared(name: str, root: Path) -> Path | None:
 def not_prepared(name: str, root: Path) -> ResNetJaxError:
     check_known(name)
     files = ", local IDX files (--data.from-idx DIR)" if name in DATASETS else ""
-    where = "" if root == tfds_root() else f" --dir {root}"
+    where = [] if root == tfds_root() else ["--dir", root]
     return ResNetJaxError(
         f"{root} holds no prepared `{name}`: give another folder (--data.dir){files}, or run "
-        f"`resnet-jax data prepare {name}{where}`"
+        f"{command('data', 'prepare', name, *where)}"
     )
 
 

@@ -111,7 +111,7 @@ def write_curves(runs: Sequence[Run], output: Path) -> None:
     try:
         with rc_context({"text.usetex": False}):
             compared_curves(curves).savefig(picture, format=output.suffix[1:], dpi=150)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # pgf has no LaTeX
         raise ResNetJaxError(
             f"{output} cannot be written ({error}): give a name that ends in .png"
         ) from error

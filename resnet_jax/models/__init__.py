@@ -119,7 +119,7 @@ def shapes_of(
     tree = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
     # A network of one's own may have further collections, which no run keeps.
     tree = {name: tree[name] for name in ("params", "batch_stats") if name in tree}
-    return flatten_dict(jax.tree.map(np.shape, tree))
+    return flatten_dict(jax.tree.map(np.shape, nn.meta.unbox(tree)))
 
 
 def has_parameters(model: nn.Module, image_shape: tuple[int, ...], variables: Any) -> bool:

@@ -41,7 +41,7 @@ def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer
         output = next_method(*args, **kwargs)
         layer = context.module
         if context.method_name == "__call__" and isinstance(layer, LAYERS):
-            params = layer.variables["params"]
+            params = nn.meta.unbox(layer.variables["params"])
             positions = math.prod(output.shape[1:-1])
             kind = type(layer).__name__
             if isinstance(layer, Conv):

@@ -39,8 +39,8 @@ def conv2d(
       x: float[N, H, W, C]. N may be symbolic.
       kernel: float[kh, kw, C / groups, K]; cast to ``x.dtype``, while its gradient keeps its own
         type: on a CPU the products of narrow types add up in float32 and are rounded to that. XLA's
-        own convolution (``"reference"``, and on GPU and TPU) rounds the gradient to ``x.dtype``
-        first.
+        own convolution (``"reference"``, on GPU and TPU, and where a CPU is fastest by it) rounds
+        the gradient to ``x.dtype`` first.
       stride: of rows and columns.
       padding: zeros added on both sides of rows and of columns.
       groups: of channels, each with kernels of its own; several take XLA's convolution everywhere.

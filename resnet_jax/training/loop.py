@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -282,7 +283,8 @@ class Training:
         if not np.isfinite(found.loss):
             raise self._not_finite(f"{split} loss", step)
         for callback in self.callbacks:
-            callback.on_evaluate(step, split, found)
+            own = replace(found, confusion=found.confusion.copy())  # to change
+            callback.on_evaluate(step, split, own)
         return found
 
     def _save(self, validation: dict[str, float] | None) -> None:

@@ -5,9 +5,11 @@ import json
 import logging
 import math
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +17,7 @@ import yaml
 
 from resnet_jax import storage
 from resnet_jax.config import MAY_CHANGE, TrainConfig, differences, from_dict, to_dict
-from resnet_jax.errors import ResNetJaxError
+from resnet_jax.errors import ResNetJaxError, command
 from resnet_jax.ops.heuristics import INSTRUCTION_SETS
 from resnet_jax.training.checkpoint import Checkpoints
 
@@ -107,10 +109,12 @@ class RunFolder:
     def read_record(self) -> Record:
         path = self.path / "config.yaml"
         if not path.is_file():
-            raise ResNetJaxError(
-                f"{self.path} is not a run: {path.name} is missing; "
-                f"`resnet-jax train --run-dir {self.path}` makes one"
-            )
+            remedy = f"{command('train', '--run-dir', self.path)} makes one"
+            if self.path.is_file():
+                remedy = "it is a file; give a run's folder"
+            elif self.checkpoints.steps():
+                remedy = "it has checkpoints; put that file back"
+            raise ResNetJaxError(f"{self.path} is not a run: {path.name} is missing; {remedy}")
         try:
             document = _load_yaml(path)
             data = document["data"]
@@ -235,7 +239,8 @@ class RunFolder:
 
     def verify(self) -> storage.VerifyReport:
         good, damaged, whole = ["config.yaml"], [], []
-        for step in self.checkpoints.steps():
+        listed = self.checkpoints.steps()
+        for step in listed:
             try:
                 self.checkpoints.verify(step)
                 whole.append(step)
@@ -244,7 +249,12 @@ class RunFolder:
                 if step in self.checkpoints.steps():  # else a run that trains on has removed it
                     damaged.append(str(error))
         try:
-            self.read_metrics(whole=True)
+            rows = self.read_metrics(whole=True)
+            # Those that a finished run was tested with: whatever else is there, it is not whole.
+            final = list(takewhile(lambda row: row["kind"] == "test", reversed(rows)))
+            tested = {step for row in final for step in (row["step"], _measured_at(row))}
+            for step in sorted(tested - {*listed, *self.checkpoints.steps()}):
+                damaged.append(f"{self.checkpoints.directory / str(step)} is missing")
             for step in set(whole).intersection(self.checkpoints.steps()):
                 self.check_metrics(step)
             good.append("metrics.jsonl")
@@ -303,6 +313,8 @@ def _log_to(path: Path) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     # On a full disk the run fails by what it cannot save, not by traceback after traceback here.
     handler.handleError = lambda record: None  # type: ignore[method-assign]
+    thread = threading.get_ident()  # another run of the process may be in another
+    handler.addFilter(lambda record: record.thread == thread)
     loggers = (logging.getLogger("resnet_jax"), events_log)
     for logger in loggers:
         logger.addHandler(handler)

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 import optax
 from flax import linen as nn
-from flax.errors import InvalidRngError
+from flax.errors import FlaxError, InvalidRngError
 
 from resnet_jax.config import TrainConfig, replaced
-from resnet_jax.data.dataset import Dataset, Split
+from resnet_jax.data.dataset import Dataset, Split, check_countable
 from resnet_jax.data.load import load_splits
 from resnet_jax.data.preprocessing import pixel_statistics
 from resnet_jax.errors import ResNetJaxError
@@ -21,7 +21,7 @@ from resnet_jax.models import BatchNorm, ResNet, make_model, norm_of
 from resnet_jax.settings import Effect, settings
 from resnet_jax.training.distributed import assert_equal, main_process_first
 from resnet_jax.training.state import TrainState
-from resnet_jax.training.step import Loss, check_countable
+from resnet_jax.training.step import Loss
 
 
 def open_data(
@@ -205,6 +205,11 @@ def _check_logits(apply: Any, variables: Any, images: jax.Array, num_classes: in
         raise ResNetJaxError(
             "model draws random numbers with train=False: leave them to training, as "
             "nn.Dropout(..., deterministic=not train) does"
+        ) from error
+    except FlaxError as error:
+        raise ResNetJaxError(
+            "model needs more than params and batch_stats, the collections that a run keeps: make "
+            f"constants in its __call__ ({' '.join(str(error).split())[:160]})"
         ) from error
     if getattr(logits, "shape", None) != (1, num_classes):
         raise ResNetJaxError(

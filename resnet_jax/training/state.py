@@ -97,7 +97,7 @@ class TrainState(struct.PyTreeNode):
 
         They are not copied: a step to which the state is donated deletes them.
         """
-        tx = tx or optax.identity()
+        tx, variables = tx or optax.identity(), nn.meta.unbox(variables)  # of `with_partitioning`
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         averaged = {"params": params, "batch_stats": batch_stats}
 
@@ -110,8 +110,8 @@ class TrainState(struct.PyTreeNode):
             step=jnp.zeros((), jnp.int32),
             params=params,
             batch_stats=batch_stats,
-            opt_state=tx.init(params),
-            # Copies: a donated buffer must not be passed twice.
+            # Copies: a donated buffer must not be passed twice, and some optimisers keep `params`.
+            opt_state=tx.init(jax.tree.map(jnp.array, params)),
             ema=jax.tree.map(copied, averaged) if ema else None,
             first_bad_step=jnp.full((), -1, jnp.int32),
             apply_fn=model.apply,

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Integer
 
+from resnet_jax.data.dataset import check_countable
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.training.state import Batch, TrainState
 
@@ -53,6 +54,9 @@ def cross_entropy(
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     if labels.ndim == 1:
         labels = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    if labels.shape != logits.shape:
+        given, expected = list(labels.shape), list(logits.shape)
+        raise ResNetJaxError(f"labels are {given}: give [N] classes, or shares of {expected}")
     return optax.softmax_cross_entropy(logits, optax.smooth_labels(labels, label_smoothing))
 
 
@@ -171,12 +175,6 @@ def eval_step(state: TrainState, batch: Batch) -> Counts:
     Uses the averaged weights where the state has any.
     """
     return count(state.apply_fn(state.variables, batch.images, train=False), batch.labels)
-
-
-def check_countable(num_classes: int) -> None:
-    """Refuse classes of whose confusion matrix an int32 cannot number the cells."""
-    if num_classes**2 >= 2**31:
-        raise ResNetJaxError(f"{num_classes} classes have no confusion matrix: at most 46,340 do")
 
 
 def count(logits: Float[Array, "n k"], labels: Integer[Array | np.ndarray, " n"]) -> Counts:

@@ -154,7 +154,7 @@ def test_a_key_decides_each_image_in_one_trace():
 
 
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (200, 300), (300, 100)])
-def test_erased_rectangles_have_the_area_and_aspect_of_the_paper(height, width):
+def test_erased_rectangles_have_the_area_and_aspect_of_torchvision(height, width):
     masks = np.asarray(draw_erased((500, height, width), jax.random.key(0), 1.0))
     rows, columns = masks.any(2).sum(1), masks.any(1).sum(1)
     np.testing.assert_array_equal(masks.sum((1, 2)), rows * columns)  # solid rectangles
