@@ -86,6 +86,10 @@ def test_each_run_of_a_grid_has_a_folder(options, names, trained):
             ["--grid", "data.name=mnist,kmnist"],
             [("mnist", (0.1307,), True), ("kmnist", None, False)],
         ),
+        (
+            ["--grid=data.mean=0.5", "data.name=mnist,kmnist"],
+            [("mnist", (0.5,), True), ("kmnist", (0.5,), False)],
+        ),
     ],
 )
 def test_what_a_preset_says_of_its_dataset_is_not_said_of_another(options, expected, trained):
@@ -207,6 +211,27 @@ def test_a_run_goes_on_with_what_its_preset_was_when_it_began(
     assert "was in 0.1.0: " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--grid", "seed=1", "--grid", "epochs=1,2"], "--grid is given twice"),
+        (["--init-from", ""], "an argument is empty"),
+        (["--init-from="], "an argument is empty"),
+        (["--data.dir", "loop"], "loop is no folder"),
+        (["--data.dir", "my photos", "--data.skip-bad"], "`resnet-jax verify 'my photos'` lists"),
+    ],
+)
+def test_what_was_dropped_or_taken_for_another_is_one_line(
+    words, said, tmp_path, monkeypatch, refusal
+):
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    for name in "ab":
+        Path("my photos", name).mkdir(parents=True)
+        Path("my photos", name, "0.png").touch()
+    assert said in refusal("train", "folder", *words)
+
+
 @pytest.mark.parametrize("folder", [".", "..", "/"])
 def test_runs_are_named_after_a_folder_that_has_a_name(folder, refusal):
     assert "give runs/NAME" in refusal("train", "--seeds", "2", "--run-dir", folder)
@@ -247,6 +272,9 @@ def test_a_grid_is_every_combination_in_order():
     assert grid(base, ["optim.learning-rate=1e-1"]) == [one]
     data = [config.data for config in grid(base, ["data.mean=null,0.5", "data.dir=2025"])]
     assert [(d.mean, d.dir) for d in data] == [(None, "2025"), ((0.5,), "2025")]
+    for told in ("null,true", "None,True"):  # as JSON and as options
+        assert [c.ema for c in grid(base, [f"ema={told[:4]},0.9"])] == [None, 0.9]
+        assert [c.tensorboard for c in grid(base, [f"tensorboard={told[5:]}"])] == [True]
 
 
 @pytest.mark.parametrize(
@@ -258,6 +286,8 @@ def test_a_grid_is_every_combination_in_order():
         ("optim.learning-rate=fast", "--optim.learning-rate must be float, got 'fast'"),
         ("optim.learning-rate=0.1,-1", "--optim.learning-rate must be more than 0, got -1"),
         (f"epochs={'[' * 10_000}", "--epochs must be float, got"),
+        (f"epochs=1{'0' * 400}", "--epochs must be more than 0 and finite, got inf"),
+        ("init-from=a.pth,", "--init-from is empty: give a value, or leave it out"),
     ],
 )
 def test_a_bad_axis_is_refused(axis, reason):

@@ -130,6 +130,8 @@ def test_a_dataset_is_made_from_arrays():
         ({"validation": float("nan")}, "--data.validation must be"),
         ({"images": IMAGES[:, :0]}, "images must be uint8"),
         ({"labels": np.where(LABELS == 2, 2**32, LABELS)}, r"below 2\^31"),
+        ({"labels": np.where(LABELS == 2, 10**7, LABELS)}, "10000001 classes have no confusion"),
+        ({"images": [IMAGES[0], IMAGES[0, :3]], "labels": [0, 1]}, "give parts of one shape"),
     ],
 )
 def test_arrays_that_are_no_dataset_are_refused(arguments, named):

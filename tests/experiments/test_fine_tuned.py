@@ -37,6 +37,7 @@ def test_pytorch_trains_by_no_recipe_that_it_has_only_in_part():
         pytorch.check(rj.PRESETS[name])
     (in_pytorch,) = (t for t in cifar10.trainings() if t.recipe.endswith(cifar10.IN_PYTORCH))
     pytorch.check(in_pytorch.config(None, 50_000))
-    for changes in ({"ema": 0.9}, {"optim.name": "adamw"}, {"model.name": "resnet50"}):
-        with pytest.raises(SystemExit, match=f"--{min(changes)}"):
+    image = {"data.image-size": 24, "data.center-crop": True, "data.read-size": 32}
+    for changes in ({"ema": 0.9}, {"optim.name": "adamw"}, {"model.name": "resnet50"}, image):
+        with pytest.raises(SystemExit, match=f"--{next(iter(changes))}"):
             pytorch.check(replaced(rj.PRESETS["book"], changes))

@@ -106,6 +106,21 @@ def test_checkpoints_without_their_configuration_are_not_continued(own_run, tiny
     other = dataclasses.replace(tiny_config, batch_size=10)
     assert "checkpoints and no config.yaml" in refused(rj.train, other, own_run, quiet=True)
     assert not (own_run / "config.yaml").exists()
+    file = own_run / "metrics.jsonl"
+    for path, said in (
+        (own_run, "it has checkpoints; put that file back"),
+        (file, "it is a file; give a run's folder"),
+        (own_run / "a b", f"train --run-dir '{own_run}/a b'` makes one"),
+    ):
+        assert said in refused(rj.Run.open, path)
+
+
+@pytest.mark.parametrize("lost", ["", "12"])
+def test_a_finished_run_without_its_checkpoints_is_not_whole(lost, own_run, command):
+    """Of a folder that was copied in part, too: nothing of it was called damaged."""
+    shutil.rmtree(own_run / "checkpoints" / lost)
+    code, out, _ = command("verify", own_run)
+    assert (code, "checkpoints/12 is missing" in out) == (1, True)
 
 
 def test_a_line_that_is_no_row_is_named(own_run, command, tiny_config):

@@ -95,12 +95,14 @@ def test_a_table_shows_mean_and_spread_and_the_picture_is_written(four, tmp_path
         assert picture.width > 500
 
 
-def test_bad_comparisons_are_one_line(four, refusal):
+def test_bad_comparisons_are_one_line(four, refusal, monkeypatch):
+    monkeypatch.setenv("PATH", "")
     for arguments, names in (
         ([four[0], four[0]], "twice"),
         ([four[0], "nowhere"], "is not a run"),
         ([four[0], "--output", __file__ + "/x.png"], "x.png cannot be written"),
         ([four[0], "--output", "x.nonsense"], "x.nonsense cannot be written"),
+        ([four[0], "--output", "x.pgf"], "x.pgf cannot be written"),  # by a LaTeX that is not there
     ):
         assert names in refusal("compare", *arguments)
     with pytest.raises(rj.ResNetJaxError, match="checkpoint newest is not known: give best or"):

@@ -142,6 +142,36 @@ def test_other_parts_are_refused(changes, said, whole):
         start(whole[0].path, **changes)
 
 
+class Confused(rj.Callback):
+    """Looks for the most confused pair, in the array that it is given."""
+
+    def on_evaluate(self, step, split, evaluation):
+        np.fill_diagonal(evaluation.confusion, 0)
+
+
+class Boxed(nn.Module):
+    @nn.compact
+    def __call__(self, images, *, train):
+        init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
+        return nn.Dense(3, kernel_init=init, name="head")(images.mean((1, 2)))
+
+
+def test_boxed_parameters_are_trained_and_read_and_a_callback_has_its_own_counts(tmp_path):
+    """The run was not known again as that network's, and its accuracies were those left over."""
+    config = dataclasses.replace(CONFIG, optim=rj.OptimConfig(name="adamw", weight_decay=0.1))
+    parts = {"quiet": True, "model": Boxed(), "data": DATA}
+    run = rj.train(config, tmp_path / "run", callbacks=[Confused(), Confused()], **parts)
+    assert run.predict(DATA.test.images).shape == (20, 3)
+    assert run.metrics()["accuracy"].iloc[-1] == run.evaluate("test").accuracy > 0
+
+
+class Table(nn.Module):
+    @nn.compact
+    def __call__(self, images, *, train):
+        constant = self.variable("constants", "table", jnp.ones, (3,))
+        return nn.Dense(3)(images.mean((1, 2))) * constant.value
+
+
 class Two(SqueezeExcitation):
     @nn.compact
     def __call__(self, images, *, train):
@@ -209,6 +239,7 @@ def test_each_key_and_each_part_of_a_batch_draws_its_own():
         ({"loss": "focal"}, r"loss is 'focal': give a function of \(logits, targets\)"),
         ({"model": OTHER_CLASSES}, r"one for each of 3 classes"),
         ({"model": Two()}, r"one for each of 3 classes"),
+        ({"model": Table()}, r"needs more than params and batch_stats"),
         ({"data": MANY}, "46,340"),  # which was said after an epoch
         ({"config": "quickstart"}, "config is 'quickstart': give a TrainConfig"),
         ({"config": changed(data=rj.DataConfig(validation=5))}, "cut already, with 20 images"),

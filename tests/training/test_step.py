@@ -1,5 +1,6 @@
 """The steps: one trace, jitted equals unjitted, gradients against finite differences, counting."""
 
+import inspect
 import itertools
 from functools import cache, partial
 
@@ -51,6 +52,18 @@ def test_a_network_without_batch_norm_trains_and_evaluates():
     before = jax.jit(rj.eval_step)(state, batch).loss / len(batch.labels)
     np.testing.assert_allclose(metrics.loss, before, rtol=1e-5)
     assert (moved.params["head"]["kernel"] != state.params["head"]["kernel"]).any()
+
+
+def test_a_column_of_labels_is_no_soft_label():
+    with pytest.raises(rj.ResNetJaxError, match=r"labels are \[4, 1\]: give \[N\] classes"):
+        inspect.unwrap(cross_entropy)(jnp.zeros((4, 3)), jnp.zeros((4, 1), jnp.int32))
+
+
+def test_an_optimiser_that_keeps_the_first_parameters_may_be_donated():
+    own = jax.tree.map(jnp.copy, make_state().variables)
+    state = rj.TrainState.of_variables(tiny(), own, optax.contrib.dog())
+    moved, _ = jax.jit(rj.train_step, donate_argnums=0)(state, make_batch(0))
+    assert int(moved.step) == 1
 
 
 def test_cross_entropy_by_hand():
