@@ -69,7 +69,7 @@ TENSORBOARD = "train --tensorboard --run-dir OUT/new OPTIONS --epochs 0.2"
     ("extra", "needs", "commands"),
     [
         ("none", "flatbuffers", [f"{EXPORT} torchvision", f"{EXPORT} stablehlo"]),
-        ("onnx", "onnxruntime", [f"{EXPORT} onnx"]),
+        pytest.param("onnx", "onnxruntime", [f"{EXPORT} onnx"], marks=SLOW),
         pytest.param("none", "matplotlib", ["report RUN"], marks=SLOW),
         pytest.param("demo", "gradio", ["demo RUN"], marks=SLOW),
         pytest.param("tensorboard", "tensorboardX", [TENSORBOARD], marks=SLOW),

@@ -65,7 +65,10 @@ def scaled(params, factor: float, unit: str = UNITS[0]):
     return {**params, unit: {**params[unit], "norm2": last}}
 
 
-@pytest.mark.parametrize("model", NETWORKS)
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(m, marks=[pytest.mark.slow] * (n in (1, 2))) for n, m in enumerate(NETWORKS)],
+)
 def test_a_unit_left_out_leaves_the_network_without_it(model):
     variables = trained(model)
     shorter = {name: {**tree} for name, tree in variables.items()}

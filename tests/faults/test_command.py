@@ -90,7 +90,9 @@ def test_what_is_printed_to_closed_descriptors_reaches_no_file(tmp_path, tiny_op
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
-@pytest.mark.parametrize("words", ["data list", "evaluate $1 --json"])
+@pytest.mark.parametrize(
+    "words", ["data list", pytest.param("evaluate $1 --json", marks=pytest.mark.slow)]
+)
 def test_a_full_disk_under_the_output_is_one_line(words, finished_run):
     """Python wrote the rest at its end: a traceback of its own, and code 120."""
     command = f"{sys.executable} {worker.__file__} {words} > /dev/full"
@@ -107,13 +109,13 @@ MOMENTS = {
     "while it starts again with settings of malloc": (
         "sitecustomize", "train --seeds 0", "if 'GLIBC_TUNABLES' in os.environ: {interrupt}"
     ),
-    "in an import that raises something else": (
-        "flax", "summary",
-        "try: {interrupt}\nexcept BaseException: raise ImportError('flax is half imported')",
-    ),
     "in an import that swallows it": (
         "flax", "summary",
         "try: {interrupt}\nexcept KeyboardInterrupt: pass\ntime.sleep(20)",
+    ),
+    "in an import that raises something else": (
+        "flax", "summary",
+        "try: {interrupt}\nexcept BaseException: raise ImportError('flax is half imported')",
     ),
     "where Python cannot raise": (
         "flax", "summary",
@@ -144,7 +146,10 @@ with stop.handling():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the command starts again on Linux alone")
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    "moment",
+    [pytest.param(m, marks=[pytest.mark.slow] * (n > 2)) for n, m in enumerate(MOMENTS)],
+)
 def test_a_signal_during_the_start_is_one_line(moment, tmp_path):
     module, arguments, text = MOMENTS[moment]
     program = text.format(interrupt="signal.raise_signal(signal.SIGINT)")

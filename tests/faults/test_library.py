@@ -1,12 +1,12 @@
 """What calls of the library leave in the process of who calls them, and what they find there."""
 
-import contextlib
 import errno
 import fcntl
 import json
 import os
 import pickle
 import signal
+import warnings
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -104,6 +104,7 @@ if alone != digest(BASE, "after") or not alone.endswith("float32"):
 """
 
 
+@pytest.mark.slow
 def test_calls_of_the_library_leave_the_process_as_it_was(tmp_path, python):
     """JAX's settings, warnings, loggers, signals, hooks, the environment and malloc.
 
@@ -248,11 +249,21 @@ class Flat(nn.Module):
         return nn.Dense(10)(images.reshape(len(images), -1))
 
 
-def test_a_run_depends_on_no_setting_of_the_process(tmp_path):
-    """Of random numbers, jit, and NumPy's numbers; a callback may do with a row what it likes.
+def process():
+    signals = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    return dict(jax.config.values), dict(os.environ), signals, np.geterr(), warnings.filters[:]
 
-    Without jit each operation on each shape is a program: the network has a single layer.
-    """
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        partial(jax.default_prng_impl, "rbg"),
+        # Without jit each operation on each shape is a program.
+        pytest.param(jax.disable_jit, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_depends_on_no_setting_of_the_process_and_changes_none(changed, tmp_path):
+    """Of random numbers, jit, and NumPy's numbers; a callback may do with a row what it likes."""
 
     class Taking(rj.Callback):
         def on_metrics(self, row):
@@ -265,18 +276,14 @@ def test_a_run_depends_on_no_setting_of_the_process(tmp_path):
         augment=rj.AugmentConfig(flip=True), optim=rj.OptimConfig(learning_rate=rate), ema=None,
         epochs=1, batch_size=20,
     )  # fmt: skip
-    runs = []
-    for name, changed in (
-        ("plain", contextlib.nullcontext()),
-        ("rbg", jax.default_prng_impl("rbg")),
-        ("unjitted", jax.disable_jit()),
-    ):
-        with changed:
-            parts = {"model": Flat(), "data": data, "callbacks": [Taking()] * 2}
-            runs.append(rj.train(config, tmp_path / name, quiet=True, **parts))
-    expected, *others = (run.variables("latest")["params"] for run in runs)
-    for found in others:
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), found, expected)
+    parts = {"model": Flat(), "data": data, "callbacks": [Taking()] * 2}
+    before = process()
+    plain = rj.train(config, tmp_path / "plain", quiet=True, **parts)
+    assert process() == before
+    with changed():
+        other = rj.train(config, tmp_path / "other", quiet=True, **parts)
+    found, expected = (run.variables("latest")["params"] for run in (other, plain))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), found, expected)
     assert rj.Run.open(tmp_path / "plain").config.optim.learning_rate == pytest.approx(0.1)
 
 

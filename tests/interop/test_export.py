@@ -78,6 +78,7 @@ np.savez(
 """
 
 
+@pytest.mark.slow
 def test_stablehlo_runs_with_jax_and_flatbuffers_alone_for_any_number_of_images(
     run, tmp_path, python
 ):
@@ -204,6 +205,7 @@ def test_a_file_is_compared_with_the_network_and_with_xlas_convolutions(off, run
         Off(*known).check("file", lambda images: file)
 
 
+@pytest.mark.slow
 def test_a_deep_network_that_has_hardly_learnt_is_exported():
     """It magnifies rounding to 2e-5 of its logits, and was refused; ResNet-50 to 5e-5."""
     pytest.importorskip("onnxruntime")

@@ -40,12 +40,9 @@ def ends(process: "subprocess.Popen[str]", seconds: float = 60) -> tuple[int, st
     return process.returncode, output, errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("what", "code", "line"),
-    [
-        ("bug", 1, "KeyError('no such name')"),
-        pytest.param("interrupt", 75, STOPPED, marks=pytest.mark.slow),
-    ],
+    ("what", "code", "line"), [("bug", 1, "KeyError('no such name')"), ("interrupt", 75, STOPPED)]
 )
 def test_a_failure_of_one_ends_the_other_which_waits_for_it(what, code, line, tmp_path):
     """Until then they agree. By an error of the package's own: `reliability/test_hosts.py`."""

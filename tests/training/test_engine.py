@@ -116,13 +116,17 @@ def test_the_step_that_was_compiled_ahead_is_the_one_that_is_taken(tiny_config, 
     assert np.isfinite(metrics.loss)
 
 
-def test_arrays_may_have_their_sharding_in_their_type():
-    """With explicit axes gradients had another type than their arrays; so in `jax.shard_map`."""
-    model = rj.ResNet((1, 1), rj.BasicUnit, num_classes=3, width=4, stem="deep")  # and pooling
+def with_pooling() -> tuple[rj.TrainState, rj.Batch]:
+    model = rj.ResNet((1, 1), rj.BasicUnit, num_classes=3, width=4, stem="deep")
     rng = np.random.default_rng(0)
     images = rng.normal(size=(6, 12, 12, 1)).astype(np.float32)
     batch = rj.Batch(jnp.asarray(images), jnp.asarray([0, 1, 2, 2, 1, 0]))
-    state = rj.TrainState.create(model, optax.sgd(0.1), jax.random.key(0), batch.images)
+    return rj.TrainState.create(model, optax.sgd(0.1), jax.random.key(0), batch.images), batch
+
+
+def test_arrays_may_have_their_sharding_in_their_type():
+    """With explicit axes gradients had another type than their arrays."""
+    state, batch = with_pooling()
     step, evaluate = jax.jit(partial(rj.train_step, accumulate=2)), jax.jit(rj.eval_step)
     expected, _ = step(state, batch)
     mesh = jax.make_mesh((1,), ("data",))
@@ -134,6 +138,12 @@ def test_arrays_may_have_their_sharding_in_their_type():
     with jax.set_mesh(mesh):
         found, _ = step(whole, rows)
     chex.assert_trees_all_close(found.params, expected.params, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_gradients_are_those_of_the_whole_in_shard_map():
+    """They had another type than their arrays there, too."""
+    state, batch = with_pooling()
 
     def gradient(params, batch):  # shard_map adds up the parts' gradients
         def loss(params):

@@ -83,6 +83,7 @@ def test_a_run_without_test_images_is_judged_by_those_held_out(tiny_config, tmp_
     assert refused(run.evaluate).endswith("no images: give --split train or validation")
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_ends_with_the_same_bits(
     finished_run, tiny_config, tiny_options, tmp_path
 ):
