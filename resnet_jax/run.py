@@ -336,7 +336,6 @@ class Run:
         return Engine(self.config, self.class_names, self.image_shape)
 
     def _state(self, checkpoint: Checkpoint) -> TrainState:
-        # Read and verified once: a run that is still training is seen as it was at first sight.
         if checkpoint not in self._states:
             variables = self._folder.read_variables(checkpoint)
             if not has_parameters(self.model, self.preprocessing.input_shape, variables):

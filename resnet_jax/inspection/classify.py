@@ -53,8 +53,7 @@ def classify_files(
             files += find_images(Path(path))
         except ResNetJaxError as error:
             on_error(error)
-    once = list(dict.fromkeys(files))  # of a folder and a file in it
-    targets = _explanation_files(once, expanded(explain_in)) if explain_in else {}
+    targets = _explanation_files(files, expanded(explain_in)) if explain_in else {}
     settings = run.config.data
     spec = DecodeSpec(run.image_shape, settings.fit, settings.background)
 
@@ -87,9 +86,8 @@ def classify_files(
             if explain_in:
                 maps = list(explain(run, images, checkpoint=checkpoint))
             for (path, read), p, evidence in zip(batch, answers, maps, strict=True):
-                top = [
-                    (run.class_names[k], float(p[k])) for k in np.argsort(-p, kind="stable")[:topk]
-                ]
+                order = np.argsort(-p, kind="stable")[:topk]
+                top = [(run.class_names[k], float(p[k])) for k in order]
                 label, probability = top[0]
                 row = {"path": str(path), "label": label, "probability": probability, "topk": top}
                 try:
@@ -109,7 +107,7 @@ def _explanation_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
     chosen: dict[Path, Path] = {}
     taken: set[str] = set()
     numbers: Counter[str] = Counter()  # the last of each name
-    for file in files:
+    for file in dict.fromkeys(files):  # once, of a folder and a file in it
         name = file.stem
         # Of the same name in two folders; macOS's disks do not tell case or a letter's spelling.
         while (key := unicodedata.normalize("NFC", name).casefold()) in taken:

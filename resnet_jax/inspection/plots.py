@@ -69,16 +69,15 @@ def compared_curves(groups: Mapping[str, Sequence[pd.DataFrame]]) -> Figure:
     # After the colours have all been used, the lines differ.
     styles = cycle(cycler(linestyle=("-", "--", ":", "-.")) * cycler(color=OKABE_ITO))
     line = {"markersize": 3, "linewidth": 1.3, "alpha": 0.85}
+    glyphs = _letters()
     for (name, tables), style in zip(groups.items(), styles, strict=False):
+        # A question mark for a letter that the font lacks; no legend has a name from "_".
+        shown = "".join(c if ord(c) in glyphs else "?" for c in _short(name, 60))
         for seed, metrics in enumerate(tables):
             train, validation = _train_and_validation(metrics)
             epochs, wrong = validation["epoch"], 100 - 100 * validation["accuracy"]
-            # A question mark for a letter that the font lacks; no legend has a name from "_".
-            shown = "".join(c if ord(c) in _letters() else "?" for c in _short(f" {name}", 60))
             # One evaluation is no line, and is marked.
-            error.plot(
-                epochs, wrong, marker="o", label=None if seed else f" {shown}", **style, **line
-            )
+            error.plot(epochs, wrong, marker="o", label=f" {shown}" * (not seed), **style, **line)
             loss.plot(train["epoch"], train["loss"], **style, **line)
     _error_axis(error, "validation error, %")
     loss.set_xlabel("epoch")
@@ -140,24 +139,22 @@ def mistakes(predictions: Predictions, count: int = 12) -> Figure:
         ax.set_axis_off()
         ax.text(0.5, 0.5, "no mistakes", ha="center", va="center")
         return figure
-    columns = 4
-    rows = -(-len(chosen) // columns)
-    figure, axes = _axes(2.9 * rows, 2 * rows, columns)
+    rows = -(-len(chosen) // 4)
+    figure, axes = _axes(2.9 * rows, 2 * rows, 4)
     for ax in axes.flat:
         ax.set_axis_off()
     maps = predictions.saliency[chosen]
     overlaid = overlay(predictions.images[chosen], maps)
     names = shown_names(predictions.class_names)
-    for number, index in enumerate(chosen):
-        row, column = divmod(number, columns)
-        above, below = axes[2 * row, column], axes[2 * row + 1, column]
+    places = zip(axes[::2].flat, axes[1::2].flat, chosen, maps, overlaid, strict=False)
+    for above, below, index, evidence, picture in places:
         _show(above, predictions.images[index])
-        _show(below, overlaid[number])
+        _show(below, picture)
         predicted = names[predictions.predictions[index]]
         true = names[predictions.labels[index]]
         probability = predictions.probabilities[index].max()
         above.set_title(f"{predicted} ({probability:.0%}),\ntrue: {true}", fontsize=8)
-        if predictions.maps and not maps[number].any():  # of a network of one's own: no Grad-CAM
+        if predictions.maps and not evidence.any():  # of a network of one's own: no Grad-CAM
             below.set_title("no positive evidence", fontsize=7)
     return figure
 
@@ -258,8 +255,7 @@ def _axes(height: float, *grid: int, width: float = 5, **options: Any) -> tuple[
 
 
 def _show(ax: Axes, image: np.ndarray) -> None:
-    grey: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
-    ax.imshow(as_picture(image), **grey)
+    ax.imshow(as_picture(image), cmap="gray", vmin=0, vmax=255)
     ax.set_axis_off()
 
 
@@ -270,9 +266,8 @@ def _mosaic(
     count = len(pictures)
     columns = columns or int(np.ceil(np.sqrt(count)))
     rows = -(-count // columns)
-    filler = np.full((rows * columns - count, *pictures.shape[1:]), gap)
-    padding = [(0, 0), (0, margin), (0, margin)] + [(0, 0)] * (pictures.ndim - 3)
-    tiles = np.pad(np.concatenate([pictures, filler]), padding, constant_values=gap)
+    padding = [(0, rows * columns - count), (0, margin), (0, margin), (0, 0)][: pictures.ndim]
+    tiles = np.pad(pictures, padding, constant_values=gap)
     _, height, width, *channels = tiles.shape
     tiles = tiles.reshape(rows, columns, height, width, *channels).swapaxes(1, 2)
     return tiles.reshape(rows * height, columns * width, *channels)[:-margin, :-margin]

@@ -190,8 +190,7 @@ def examine(
     model, examples = run.model, run.split(split, data_dir)
     height, width, channels = examples.image_shape
     each = height * width * (channels + 4 * run.config.data.center_crop)  # and `uncrop`'s maps
-    most = min(MAX_IMAGES, max(1, MAX_BYTES // each))
-    count = min(len(examples), most)
+    count = min(len(examples), MAX_IMAGES, max(1, MAX_BYTES // each))
     order = padded_order(count, BATCH)
     level = 0 if len(order) < BATCHES_WORTH_OPTIMISING else 1
 

@@ -122,8 +122,7 @@ class _Graph:
         for stage, size in enumerate(model.stage_sizes, start=1):
             for index in range(1, size + 1):
                 stride = 2 if stage > 1 and index == 1 else 1
-                name = f"stage{stage}_unit{index}"
-                x = self.unit(x, name, stride, model)
+                x = self.unit(x, f"stage{stage}_unit{index}", stride, model)
         if model.unit.preactivation:
             x = self.relu(self.norm(x, "norm"))
         x = self.add("Flatten", [self.add("GlobalAveragePool", [x], "pool")], "features")

@@ -110,8 +110,7 @@ class StateDict:
     @property
     def num_classes(self) -> int | None:
         parts = (self.get("head", "weight"), self.get("head", "bias"))
-        sizes = [value.shape[0] for value in parts if value is not None and value.ndim]
-        return (sizes or [None])[0]
+        return next((v.shape[0] for v in parts if v is not None and v.ndim), None)
 
     @property
     def stem_kernel(self) -> np.ndarray:

@@ -7,7 +7,6 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -77,12 +76,9 @@ def from_torchvision(
         num_classes = 0
     _check_classes(known.num_classes if num_classes is None else num_classes, least=0)
     if model is None or num_classes is not None:
-        known = known.clone(num_classes=classes or num_classes or 1)
-    expected = shapes_of(known, (32, 32, weights.stem_kernel.shape[1]))
-    if classes is None and num_classes is not None:
-        expected = {path: shape for path, shape in expected.items() if path[1] != "head"}
-        weights = _without_head(weights)
-    variables = _read(weights, expected, known, guessed=model is None)
+        headless = classes is None and num_classes is not None
+        known = known.clone(num_classes=0 if headless else classes or num_classes or 1)
+    variables = _read(weights, known, guessed=model is None)
     if in_channels is not None:
         variables = with_input_channels(variables, in_channels)
     if num_classes == 0:
@@ -197,9 +193,8 @@ def row_of(model: ResNet) -> str | None:
     def key(model: ResNet) -> tuple[Any, ...]:
         return model.stage_sizes, model.unit, model.widening, model.groups
 
-    alike = {name: row().shortcut for name, row in VARIANTS.items() if key(row()) == key(model)}
-    exact = [name for name, shortcut in alike.items() if shortcut == model.shortcut]
-    return next(iter(exact or alike), None)
+    alike = [name for name, row in VARIANTS.items() if key(row()) == key(model)]
+    return min(alike, key=lambda name: VARIANTS[name]().shortcut != model.shortcut, default=None)
 
 
 def check_named(model: ResNet) -> None:
@@ -247,22 +242,17 @@ def _to_ours(value: np.ndarray, path: Path) -> np.ndarray:
     return np.ascontiguousarray(value if wide else value.astype(np.float32))
 
 
-def _without_head(weights: StateDict) -> StateDict:
-    """Return weights without what stands in a head's place and is no single dense layer."""
-    head = f"{weights.names['head']}."
-    entries = {name: v for name, v in weights.entries.items() if not name.startswith(head)}
-    if others := sorted(weights.entries.keys() - entries.keys())[:_LISTED]:
-        log.warning("the weights' head is no dense layer and left out: %.200s", ", ".join(others))
-    return replace(weights, entries=entries)
-
-
-def _read(
-    weights: StateDict, expected: dict[Path, tuple[int, ...]], model: ResNet, guessed: bool
-) -> dict[str, Any]:
-    """Return the expected variables, or raise one error for all entries that do not fit."""
+def _read(weights: StateDict, model: ResNet, guessed: bool) -> dict[str, Any]:
+    """Return the model's variables, or raise one error for all entries that do not fit."""
     names, rest = weights.names, dict(weights.entries)
+    expected = shapes_of(model, (32, 32, weights.stem_kernel.shape[1]))
     if names is BOOK and weights.get("stem/conv", "bias") is not None:
-        expected = {**expected, _STEM_BIAS: (model.width,)}  # torchvision's convolution has none
+        expected[_STEM_BIAS] = (model.width,)  # torchvision's convolution has none
+    if not model.num_classes:  # what stands in a head's place is no single dense layer
+        rest = {name: v for name, v in rest.items() if not name.startswith(f"{names['head']}.")}
+        if others := sorted(weights.entries.keys() - rest.keys()):
+            listed = ", ".join(others[:_LISTED])
+            log.warning("the weights' head is no dense layer and left out: %.200s", listed)
     complaints: dict[str, list[str]] = defaultdict(list, missing=[], unknown=[])
     flat = {}
     for path, shape in expected.items():

@@ -136,10 +136,8 @@ def initial_variables(
         files = ", ".join(sorted(found)[:3])
         but = f", and holds {files}: give that file" if files else ": give a run's folder or a file"
         raise ResNetJaxError(f"--init-from {source} is not a run{but}")
-    if source.is_dir():
-        variables, count, known, pixels = _of_run(source, config, model)
-    else:
-        variables, count, known, pixels = _of_file(source, model, len(class_names))
+    start = _of_run(source, config, model) if source.is_dir() else _of_file(source, model)
+    variables, count, known, pixels = start
     if config.init_head == "keep" and count != len(class_names):
         raise ResNetJaxError(
             f"{source} knows {count or 'no'} classes, {config.data.name} has {len(class_names)}: "
@@ -196,7 +194,7 @@ def _different(source: Path, settings: list[str]) -> ResNetJaxError:
     return ResNetJaxError(f"{source} was trained with {', '.join(settings)}: give the same")
 
 
-def _of_file(path: Path, model: ResNet, num_classes: int) -> Start:
+def _of_file(path: Path, model: ResNet) -> Start:
     weights, metadata = load_weights(path), load_metadata(path)
     names: tuple[str, ...] | None = None
     pixels: tuple[Any, Any] = None, None
@@ -213,7 +211,7 @@ def _of_file(path: Path, model: ResNet, num_classes: int) -> Start:
             raise _different(path, [f"--model.residual {not model.residual}, not {model.residual}"])
     try:
         count = StateDict.of(weights).num_classes
-        variables = torchvision.from_torchvision(weights, model, num_classes=count or num_classes)
+        variables = torchvision.from_torchvision(weights, model, num_classes=count or 0)
     except ResNetJaxError as error:
         raise ResNetJaxError(f"{path}: {error}") from error
     return variables, count, names, pixels

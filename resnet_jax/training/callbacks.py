@@ -14,14 +14,10 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Follows a run; override what is of interest. Of several processes only process 0 calls.
-
-    A run that resumes calls ``on_start`` with the step that it resumes from: steps after it come
-    again.
-    """
+    """Follows a run; override what is of interest. Of several processes only process 0 calls."""
 
     def on_start(self, step: int, total_steps: int) -> None:
-        """Training begins at ``step``, or goes on from it."""
+        """Training begins at ``step``, or a run resumes from it: steps after it come again."""
 
     def on_step(self, step: int) -> None:
         """``step`` updates are done; called at every step."""
@@ -30,10 +26,8 @@ class Callback:
         """A line of ``metrics.jsonl`` was written; the keys are the columns of `Run.metrics`."""
 
     def on_evaluate(self, step: int, split: str, evaluation: "Evaluation") -> None:
-        """A split was evaluated; at the end each test split with the latest and best parameters.
-
-        Once where these are the same.
-        """
+        """A split was evaluated; at the end each test split with the latest and best parameters,
+        once where these are the same."""
 
     def on_save(self, step: int, path: Path) -> None:
         """A checkpoint was written to the folder ``path``."""

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +72,13 @@ def configured_jax(config: TrainConfig) -> Iterator[None]:
         jax.enable_x64(config.model.dtype == "float64"),
         jax.default_matmul_precision(config.matmul_precision),
         jax.threefry_partitionable(True),
+        ExitStack() as stack,
     ):
-        try:
-            if package_cache:
-                _remove_oldest(folder, COMPILATION_CACHE_BYTES)
-                _configure(dict(zip(_CACHE, (str(folder), from_seconds), strict=True)))
-            yield
-        finally:
-            if package_cache:
-                _configure(before)
+        if package_cache:
+            stack.callback(_configure, before)
+            _remove_oldest(folder, COMPILATION_CACHE_BYTES)
+            _configure(dict(zip(_CACHE, (str(folder), from_seconds), strict=True)))
+        yield
 
 
 def _configure(values: Mapping[str, Any]) -> None:

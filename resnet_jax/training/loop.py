@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import linen as nn
 
 from resnet_jax.config import TrainConfig
@@ -33,7 +34,7 @@ from resnet_jax.training.distributed import (
 from resnet_jax.training.engine import Engine
 from resnet_jax.training.jax_settings import find_devices
 from resnet_jax.training.metrics import Evaluation
-from resnet_jax.training.optim import freezing, make_optimizer, make_schedule
+from resnet_jax.training.optim import make_optimizer, make_schedule, scale_by_layer
 from resnet_jax.training.run_folder import Record, RunFolder, events_log
 from resnet_jax.training.setup import Custom, open_data
 from resnet_jax.training.state import TrainState
@@ -97,11 +98,12 @@ class Training:
         if began not in (None, now):
             self.remark += f"began with jax {began!s:.20}; with jax {now} bits may differ"
         self.remark = self.remark.removesuffix("; ")
-        if custom.optimizer:
-            frozen = model.frozen_stages if isinstance(model, ResNet) else None
-            tx = freezing(custom.optimizer, frozen)
-        else:
+        tx = custom.optimizer
+        if tx is None:
             tx = make_optimizer(config.optim, self.schedule, config.model.frozen_stages)
+        elif isinstance(model, ResNet) and model.frozen_stages is not None:
+            # Last, so that not even the optimiser's weight decay changes frozen stages.
+            tx = optax.chain(tx, scale_by_layer(1.0, model.frozen_stages))
         self._apply = model.apply
         # XLA's own convolution is quicker to trace, and here it is never computed.
         network = model.clone(lowering="reference") if isinstance(model, ResNet) else model
@@ -118,11 +120,6 @@ class Training:
 
         def lock() -> int:
             self._stack.enter_context(folder.opened_for_writing())
-            if not folder.exists and checkpoints.steps():
-                raise ResNetJaxError(
-                    f"{folder.path} has checkpoints and no config.yaml, which says of what: put it "
-                    "back, or give another --run-dir"
-                )
             folder.check_same(record)  # another process may just have begun a run here
             # Settings may differ from those recorded where `check_same` allows it: record them.
             if recorded != record:

@@ -11,14 +11,7 @@ from resnet_jax.config import OptimConfig
 
 
 def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
-    """Return the learning rate as a function of the step, ``0 <= step < total_steps``.
-
-    - ``constant``: the rate itself, after a linear warm-up.
-    - ``cosine``: linear warm-up, then half a cosine down to zero (arXiv 1608.03983).
-    - ``one_cycle``: from 1/25 of the rate up along a cosine, then down to almost nothing
-      (arXiv 1708.07120).
-    - ``piecewise``: divided by ten after each of ``boundaries``, after a linear warm-up.
-    """
+    """Return `OptimConfig`'s learning rate by the step, ``0 <= step < total_steps``."""
     peak = config.learning_rate
     warmup_steps = round(config.warmup * total_steps)
     match config.schedule:
@@ -31,7 +24,7 @@ def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
                     total_steps, peak, pct_start=rise, div_factor=25.0, final_div_factor=1e4
                 )
             )
-        case "cosine":
+        case "cosine":  # arXiv 1608.03983
             main = optax.cosine_decay_schedule(peak, max(total_steps - warmup_steps, 1))
         case "piecewise":
             drops: dict[int, float] = {}
@@ -84,7 +77,7 @@ def make_optimizer(
     weight_decay = config.weight_decay
     # Scaling the updates is the same as scaling the learning rate.
     uniform = config.body_rate == 1 and frozen_stages is None
-    layer_scaling = [] if uniform else [_scale_by_layer(config.body_rate, frozen_stages)]
+    layer_scaling = [] if uniform else [scale_by_layer(config.body_rate, frozen_stages)]
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm is not None else []
     if make := DECOUPLED.get(config.name):
         rule = make(schedule, b1=config.momentum, weight_decay=weight_decay, mask=kernels)
@@ -97,16 +90,7 @@ def make_optimizer(
     return optax.chain(*clip, *decay, rule, *layer_scaling)
 
 
-def freezing(
-    tx: optax.GradientTransformation, frozen_stages: int | None
-) -> optax.GradientTransformation:
-    """Return an optimiser that does not change frozen stages, not even by weight decay."""
-    if frozen_stages is None:
-        return tx
-    return optax.chain(tx, _scale_by_layer(1.0, frozen_stages))
-
-
-def _scale_by_layer(body_rate: float, frozen_stages: int | None) -> optax.GradientTransformation:
+def scale_by_layer(body_rate: float, frozen_stages: int | None) -> optax.GradientTransformation:
     frozen_to = -1 if frozen_stages is None else frozen_stages
 
     def scale(updates: Any, _: Any) -> Any:

@@ -113,7 +113,7 @@ class RunFolder:
             if self.path.is_file():
                 remedy = "it is a file; give a run's folder"
             elif self.checkpoints.steps():
-                remedy = "it has checkpoints; put that file back"
+                remedy = "it has checkpoints; put that file back, or give another folder"
             raise ResNetJaxError(f"{self.path} is not a run: {path.name} is missing; {remedy}")
         try:
             document = _load_yaml(path)
@@ -156,7 +156,7 @@ class RunFolder:
 
     def check_same(self, new: Record) -> None:
         """Refuse to continue a run with another configuration, other data or other parts."""
-        if not self.exists:
+        if not self.exists and not self.checkpoints.steps():
             return
         before = self.read_record()
         allowed = set(MAY_CHANGE)
@@ -225,7 +225,6 @@ class RunFolder:
     def rewind_metrics(self, step: int) -> list[dict[str, Any]]:
         """Drop lines of later steps, and return the others; warn if they were changed."""
         path, rows = self.path / "metrics.jsonl", self.read_metrics()
-        # A test of the best parameters carries their step, and the run's last step beside it.
         kept = [row for row in rows if _measured_at(row) <= step]
         text = "".join(json.dumps(row) + "\n" for row in kept)
         if path.is_file() and path.read_text(errors="replace") != text:
@@ -260,9 +259,8 @@ class RunFolder:
             good.append("metrics.jsonl")
         except ResNetJaxError as error:
             damaged.append(str(error))
-        usable = "nothing"
-        if whole:
-            usable = f"latest: step {whole[-1]}, best: step {self.checkpoints.best_of(whole)}"
+        best = self.checkpoints.best_of(whole)
+        usable = f"latest: step {whole[-1]}, best: step {best}" if whole else "nothing"
         return storage.VerifyReport(self.path, tuple(good), tuple(damaged), usable)
 
 

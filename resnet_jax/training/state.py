@@ -13,14 +13,10 @@ from resnet_jax.training.jax_settings import compiler_options
 
 
 class Batch(NamedTuple):
-    """Preprocessed images, ``float[N, H, W, C]``, and their labels, ``int32[N]``, for one step.
-
-    A label of -1 marks padding, which `eval_step` does not count. `train_step` takes no padding,
-    but also soft labels, ``float[N, K]``.
-    """
+    """Preprocessed images, ``float[N, H, W, C]``, and their labels, ``int32[N]``, for one step."""
 
     images: jax.Array  # uint8 on their way to the devices
-    labels: jax.Array
+    labels: jax.Array  # for `train_step` also soft ones, float[N, K]; -1 is `eval_step`'s padding
 
 
 class TrainState(struct.PyTreeNode):

@@ -104,7 +104,7 @@ def test_checkpoints_without_their_configuration_are_not_continued(own_run, tiny
     """Of a folder that was copied in part: any other settings went on with them."""
     (own_run / "config.yaml").unlink()
     other = dataclasses.replace(tiny_config, batch_size=10)
-    assert "checkpoints and no config.yaml" in refused(rj.train, other, own_run, quiet=True)
+    assert "it has checkpoints; put that" in refused(rj.train, other, own_run, quiet=True)
     assert not (own_run / "config.yaml").exists()
     file = own_run / "metrics.jsonl"
     for path, said in (
