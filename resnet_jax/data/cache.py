@@ -26,6 +26,7 @@ PathT = TypeVar("PathT", str, Path)
 
 # Raise the number whenever a picture may be decoded to other pixels, or judged differently.
 DECODING_VERSION = f"4, Pillow {PIL.__version__}"
+ROUND = 20_000  # files, after which what is known of them is kept
 
 
 def user_folder(variable: str, default: Callable[[], str], given: PathLike | None = None) -> Path:
@@ -72,36 +73,40 @@ def cached_facts(
     values. Where ``look`` raises OSError, the exception stands in the list and is not remembered.
     ``refresh`` looks at all again.
     """
-    place = _cache_file(name, folder, "facts")
-    loaded = None if refresh else _load(place, "stamps and facts")
-    old_stamps, old_facts = json.loads(loaded[0].tobytes()) if loaded else ({}, {})
+    place, key = _cache_file(name, folder, "facts"), "stamps and facts by name"
+    loaded = _load(place, key)
+    known: dict[str, list[Any]] = json.loads(loaded[0].tobytes()) if loaded else {}
     prefix = os.path.join(folder, "")
     names = [os.fspath(path).removeprefix(prefix) for path in paths]
     # Before any file is read: a change while it is read is noticed the next time.
     stamps = [_stamp(path) for path in paths]
-    facts = [old_facts.get(name) for name in names]
-    new = [i for i, name in enumerate(names) if not stamps[i] or stamps[i] != old_stamps.get(name)]
+    before = [None if refresh else known.get(name, [None])[0] for name in names]
+    new = [i for i, stamp in enumerate(stamps) if not stamp or stamp != before[i]]
+    errors: dict[str, OSError] = {}
 
     def find(part: list[int]) -> None:
         for i in part:
             try:
-                facts[i] = look(paths[i])
+                known[names[i]] = [stamps[i], look(paths[i])]
             except OSError as error:
-                facts[i], stamps[i] = error, ""
+                errors[names[i]] = error
+                known.pop(names[i], None)
 
     workers = workers or cores()
-    # In parts: a task for each small file takes longer than the file.
-    size = max(1, min(20, len(new) // (4 * workers)))
-    if len(new) == 1:  # here, where a signal is heard: to read a large dataset takes minutes
-        find(new)
-    else:
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(find, (new[start : start + size] for start in range(0, len(new), size))))
-    if any(stamps[i] for i in new) or len(old_stamps) > len(names):
-        kept = [i for i, stamp in enumerate(stamps) if stamp]
-        content = json.dumps([{names[i]: what[i] for i in kept} for what in (stamps, facts)])
-        _store(place, "stamps and facts", (np.frombuffer(content.encode(), np.uint8),))
-    return facts
+    for start in range(0, max(1, len(new)), ROUND):  # what ends in between loses one round
+        batch = new[start : start + ROUND]
+        # In parts: a task for each small file takes longer than the file.
+        size = max(1, min(20, len(batch) // (4 * workers)))
+        if len(batch) == 1:  # here, where a signal is heard: to read a large dataset takes minutes
+            find(batch)
+        else:
+            with ThreadPoolExecutor(workers) as pool:
+                list(pool.map(find, (batch[i : i + size] for i in range(0, len(batch), size))))
+        if any(names[i] in known for i in batch) or len(known) > len(names):
+            known = {name: known[name] for name in names if name in known}
+            content = json.dumps(known).encode()
+            _store(place, key, (np.frombuffer(content, np.uint8),))
+    return [errors[name] if name in errors else known[name][1] for name in names]
 
 
 def _stamp(path: str | Path) -> str:

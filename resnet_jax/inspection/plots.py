@@ -40,7 +40,6 @@ def curves(metrics: pd.DataFrame) -> Figure:
     loss, error, rate, speed = axes
     train, validation = _train_and_validation(metrics)
     line = {"linewidth": 1.5, "markersize": 4}
-    _loss_axis(loss, "cross-entropy, nats")
     for rows, name, colour, marker in (
         (train, "training", ORANGE, ""),
         (validation, "validation", BLUE, "o"),
@@ -48,6 +47,7 @@ def curves(metrics: pd.DataFrame) -> Figure:
         style = {"label": name, "color": colour, "marker": marker}
         loss.plot(rows["epoch"], rows["loss"], **style, **line)
         error.plot(rows["epoch"], 100 - 100 * rows["accuracy"], **style, **line)
+    _loss_axis(loss, "cross-entropy, nats")
     loss.legend(frameon=False)
     _error_axis(error, "error, %")
     if "learning_rate" in train:  # only the user knows that of an optimiser of their own
@@ -65,7 +65,6 @@ def curves(metrics: pd.DataFrame) -> Figure:
 def compared_curves(groups: Mapping[str, Sequence[pd.DataFrame]]) -> Figure:
     """Plot error and loss of several runs: `Run.metrics` of each seed, by the name to show."""
     figure, (error, loss) = _axes(6 + 0.2 * len(groups), 2, width=7, sharex=True)
-    _loss_axis(loss, "training loss, nats")
     # After the colours have all been used, the lines differ.
     styles = cycle(cycler(linestyle=("-", "--", ":", "-.")) * cycler(color=OKABE_ITO))
     line = {"markersize": 3, "linewidth": 1.3, "alpha": 0.85}
@@ -79,6 +78,7 @@ def compared_curves(groups: Mapping[str, Sequence[pd.DataFrame]]) -> Figure:
             # One evaluation is no line, and is marked.
             error.plot(epochs, wrong, marker="o", label=f" {shown}" * (not seed), **style, **line)
             loss.plot(train["epoch"], train["loss"], **style, **line)
+    _loss_axis(loss, "training loss, nats")
     _error_axis(error, "validation error, %")
     loss.set_xlabel("epoch")
     _grid(error, loss)
@@ -286,9 +286,11 @@ def _error_axis(ax: Axes, label: str) -> None:
 
 
 def _loss_axis(ax: Axes, label: str) -> None:
-    ax.set(yscale="log", ylabel=label)
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    _plain_numbers(ax)
+    ax.set_ylabel(label)
+    if all(np.min(line.get_ydata(), initial=1) > 0 for line in ax.lines):  # not of every loss
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        _plain_numbers(ax)
 
 
 def _plain_numbers(ax: Axes) -> None:

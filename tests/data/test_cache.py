@@ -7,10 +7,13 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import PIL
+import pytest
 from PIL import Image
 
 from resnet_jax.data import cache
@@ -165,6 +168,31 @@ def test_facts_are_looked_up_again_where_a_file_changed(tmp_path):
         file.write_bytes(damage)
         assert facts() == (["34", "56"], ["a", "c"])
         assert facts() == (["34", "56"], [])
+
+
+@pytest.mark.parametrize("refresh", [False, True])
+def test_what_ends_a_long_scan_loses_one_round(refresh, tmp_path, monkeypatch):
+    """It lost all; with ``refresh``, what was known of files not yet looked at stays."""
+    monkeypatch.setattr(cache, "ROUND", 2)
+    paths = [tmp_path / name for name in "abcdef"]
+    looked, look = [], partial(cached_facts, "name", tmp_path, paths, workers=1)
+    for path in paths:
+        path.write_text(path.name)
+    if refresh:
+        look(Path.read_text)
+
+    def interrupted(path):
+        looked.append(path.name)
+        if path.name == "e":
+            raise KeyboardInterrupt
+        return path.read_text()
+
+    with pytest.raises(KeyboardInterrupt):
+        look(interrupted, refresh=refresh)
+    assert looked == list("abcde")
+    looked.clear()
+    found = look(lambda path: looked.append(path.name) or path.read_text())
+    assert (found, looked) == (list("abcdef"), [] if refresh else list("ef"))
 
 
 def test_facts_of_a_folder_hang_on_its_files(tmp_path):

@@ -140,6 +140,15 @@ def test_events_are_the_metrics_that_are_left(tmp_path):
     assert scalars() == {("train/loss", 1): 2.5, ("test_best/accuracy", 9): 0.75}
 
 
+@pytest.mark.parametrize(("lowest", "scale"), [(0.5, "log"), (-0.5, "linear"), (0.0, "linear")])
+def test_a_loss_of_ones_own_may_be_negative(lowest, scale):
+    """Of a logarithmic axis it was left out."""
+    rows = [{"kind": "train", "epoch": n, "loss": n + lowest, "accuracy": 0.5} for n in range(3)]
+    metrics = pd.DataFrame([*rows, {**rows[0], "kind": "validation"}])
+    for figure in (plots.curves(metrics), plots.compared_curves({"a": [metrics]})):
+        assert scale in [ax.get_yscale() for ax in figure.axes if "nats" in ax.get_ylabel()]
+
+
 def test_names_of_runs_are_drawn_as_far_as_the_font_goes():
     rows = [
         {"kind": kind, "epoch": 1, "loss": 0.5, "accuracy": 0.5} for kind in ("train", "validation")
