@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -121,13 +121,16 @@ def remove_unfinished(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def remove_abandoned(folder: Path, prefix: str) -> None:
-    """Remove temporary folders in which nothing was written for a day: of killed processes."""
+def temporary_folder(folder: Path, name: str) -> tempfile.TemporaryDirectory[str]:
+    """Make a temporary folder in another; remove those of killed processes, unchanged for a day."""
+    folder.mkdir(parents=True, exist_ok=True)
+    prefix = f".{name}-"
     for path in folder.glob(f"{prefix}*"):
         with suppress(OSError):
             newest = max(p.lstat().st_mtime for p in (path, *path.rglob("*")))
             if time.time() - newest > 86_400:
                 shutil.rmtree(path, ignore_errors=True)
+    return tempfile.TemporaryDirectory(prefix=prefix, dir=folder, ignore_cleanup_errors=True)
 
 
 def expanded(path: PathLike) -> Path:
@@ -157,11 +160,8 @@ def check_replaceable(path: Path) -> None:
     for folder in place.parents:
         if place.relative_to(folder).parts[0].lower() in RUN_FILES and is_run(folder):
             raise ResNetJaxError(f"{path} is part of the run in {folder}: give another --output")
-    try:
-        mode = path.lstat().st_mode
-    except OSError:  # nothing there, or `atomic_write` says what is wrong
-        return
-    if not stat.S_ISREG(mode):
+    # If it cannot be looked at, `atomic_write` says what is wrong.
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
         raise ResNetJaxError(f"{path} is no regular file and stays as it is: give another --output")
 
 

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import stat
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +19,7 @@ import platformdirs
 
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.memory import cores
-from resnet_jax.storage import PathLike, expanded, remove_abandoned
+from resnet_jax.storage import temporary_folder
 
 PathT = TypeVar("PathT", str, Path)
 
@@ -29,12 +28,10 @@ DECODING_VERSION = f"4, Pillow {PIL.__version__}"
 ROUND = 20_000  # files, after which what is known of them is kept
 
 
-def user_folder(variable: str, default: Callable[[], str], given: PathLike | None = None) -> Path:
-    """Return the folder that is given, that an environment variable names, or the default one."""
-    if given:
-        return expanded(given)
+def user_folder(variable: str, default: str) -> Path:
+    """Return the folder that an environment variable names, or the default one."""
     try:
-        return Path(os.environ.get(variable) or default()).expanduser()
+        return Path(os.environ.get(variable) or default).expanduser()
     except RuntimeError as error:  # neither HOME nor an entry in the list of users
         raise ResNetJaxError(
             f"your home folder cannot be located: set {variable} to a folder"
@@ -43,7 +40,7 @@ def user_folder(variable: str, default: Callable[[], str], given: PathLike | Non
 
 def cache_root() -> Path:
     """Return the user's cache folder, or ``$RESNET_JAX_CACHE_DIR``."""
-    return user_folder("RESNET_JAX_CACHE_DIR", lambda: platformdirs.user_cache_dir("resnet_jax"))
+    return user_folder("RESNET_JAX_CACHE_DIR", platformdirs.user_cache_dir("resnet_jax"))
 
 
 def cached_arrays(
@@ -145,12 +142,9 @@ def _load(path: Path, key: str) -> tuple[np.ndarray, ...] | None:
 
 def _store(path: Path, key: str, arrays: Sequence[np.ndarray]) -> None:
     """Write a file in one step, if the folder can be written at all."""
-    with contextlib.suppress(OSError):  # without a cache the data are only read again
-        path.parent.mkdir(parents=True, exist_ok=True)
-        prefix = f".{path.name}-"
-        remove_abandoned(path.parent, prefix)
-        with tempfile.TemporaryDirectory(prefix=prefix, dir=path.parent) as work:
-            temporary = Path(work, path.name)
-            with temporary.open("wb") as file:
-                np.savez(file, *arrays, key=np.array(_full_key(key, len(arrays))))
-            temporary.replace(path)
+    # Without a cache the data are only read again.
+    with contextlib.suppress(OSError), temporary_folder(path.parent, path.name) as work:
+        temporary = Path(work, path.name)
+        with temporary.open("wb") as file:
+            np.savez(file, *arrays, key=np.array(_full_key(key, len(arrays))))
+        temporary.replace(path)

@@ -92,12 +92,12 @@ class Examples:
 
 
 def small_parts(
-    split: Split, indices: np.ndarray | None = None, most: int = 1000
+    split: Split, array: np.ndarray | None = None, most: int = 1000
 ) -> list[np.ndarray]:
-    """Return indices, or all, in parts of about 4 MiB of images: several a core are read ahead."""
-    indices = np.arange(len(split)) if indices is None else indices
+    """Cut an array, or all indices, at about 4 MiB of images: some parts a core are read ahead."""
+    array = np.arange(len(split)) if array is None else array
     size = max(1, min(most, PART_BYTES // max(1, math.prod(split.image_shape))))
-    return np.split(indices, range(size, len(indices), size))
+    return np.split(array, range(size, len(array), size))
 
 
 def _fill(split: Split, images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> None:
@@ -128,10 +128,8 @@ def read_batches(
                 return
             images = np.empty((len(indices), *split.image_shape), np.uint8)
             labels = np.empty(len(indices), np.int32)
-            parts = small_parts(split, indices, most)
-            ends = np.cumsum(list(map(len, parts)))[:-1]
-            places = zip(np.split(images, ends), np.split(labels, ends), parts, strict=True)
-            reads = [pool.submit(_fill, split, *place) for place in places]
+            parts = [small_parts(split, array, most) for array in (images, labels, indices)]
+            reads = [pool.submit(_fill, split, *part) for part in zip(*parts, strict=True)]
             pending.append((images, labels, reads))
 
     try:

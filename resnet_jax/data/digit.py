@@ -57,10 +57,8 @@ def find_digit(picture: Image.Image) -> FoundDigit:
     place = f"{columns.start}-{columns.stop}, {rows.start}-{rows.stop}"
     how = f"{kind} ink at {place} of {ink.shape[1]}x{ink.shape[0]}"
     image = centre(_as_mnist(ink[rows, columns]))
-    found, drawn = (
-        np.array([(side.start, side.stop) for side in sides])
-        for sides in ((rows, columns), _bounds(image))
-    )
+    found = np.array([(side.start, side.stop) for side in (rows, columns)])
+    drawn = np.array([(side.start, side.stop) for side in _bounds(image)])
     scale = np.ptp(found, axis=1) / np.ptp(drawn, axis=1)
     start = found[:, 0] - drawn[:, 0] * scale
     (top, left), (bottom, right) = start / ink.shape, (start + SIDE * scale) / ink.shape
@@ -101,19 +99,16 @@ def _main_patch(contrast: np.ndarray) -> np.ndarray:
     patches, count = ndimage.label(ink, np.ones((3, 3)))
     if not count:
         return ink
-    sizes = np.bincount(patches.ravel(), weights=edges.ravel())[1:]
-    boxes = ndimage.find_objects(patches)
-    height, width = ink.shape
-    inside = np.array(
-        [r.start > 0 and c.start > 0 and r.stop < height and c.stop < width for r, c in boxes]
-    )
+    numbers = np.arange(count + 1)  # 0 is the paper
+    sizes = np.bincount(patches.ravel(), weights=edges.ravel()) * (numbers > 0)
+    rim = [0, *patches[[0, -1]].flat, *patches[:, [0, -1]].flat]
+    inside = np.isin(numbers, rim, invert=True)
     if inside.any():  # what reaches the edge is a shadow, a table or a neighbour
         sizes = sizes * inside
-    largest = int(sizes.argmax())
-    near = ndimage.binary_dilation(patches == largest + 1, iterations=max(1, max(ink.shape) // 20))
-    touched = np.bincount(patches[near], minlength=count + 1)[1:] > 0
-    kept = touched & (sizes > sizes[largest] / 20)
-    return np.isin(patches, 1 + np.flatnonzero(kept))
+    largest = sizes.argmax()
+    near = ndimage.binary_dilation(patches == largest, iterations=max(1, max(ink.shape) // 20))
+    kept = np.isin(numbers, patches[near]) & (sizes > sizes[largest] / 20)
+    return kept[patches]
 
 
 def _as_mnist(ink: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import os
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 
@@ -136,17 +137,14 @@ def _splits(files: list[ImageFile]) -> dict[str, list[ImageFile]]:
     Of a folder that is not split the last tenth is the test. The order is that of the SHA-256 of
     the files in each class: it follows from contents alone, not from names or a seed.
     """
-    totals = Counter((file.split, file.class_name) for file in files)
-    seen: Counter[tuple[str, str]] = Counter()
     files = sorted(files, key=attrgetter("sha256", "class_name"))
-    shares = []  # for each file, the share of its class and split that comes before it
+    kinds = defaultdict(list)
     for file in files:
-        kind = (file.split, file.class_name)
-        shares.append((seen[kind] + 0.5) / totals[kind])
-        seen[kind] += 1
-    splits: dict[str, list[ImageFile]] = {split: [] for split in (*SPLITS, "")}
-    for i in np.argsort(shares, kind="stable"):
-        splits[files[i].split].append(files[i])
+        kinds[file.split, file.class_name].append(file)
+    # For each file, the share of its class and split that comes before it.
+    shares = {f.path: (i + 0.5) / len(kind) for kind in kinds.values() for i, f in enumerate(kind)}
+    files.sort(key=lambda file: shares[file.path])
+    splits = {split: [file for file in files if file.split == split] for split in (*SPLITS, "")}
     if everything := splits.pop(""):
         cut = len(everything) - round(TEST_SHARE * len(everything))
         splits |= {"train": everything[:cut], "test": everything[cut:]}
@@ -208,13 +206,11 @@ def _mark_duplicates(files: list[ImageFile]) -> None:
     training's, so that nothing tested was trained on; then the first by path. Of equal files of
     several classes none stays, since nothing says which class is right.
     """
-    equal = defaultdict(list)
     order = ("test", "validation", "train", "")
     counts = Counter(file.sha256 for file in files)
     twins = [file for file in files if counts[file.sha256] > 1 and not file.problem]
-    for file in sorted(twins, key=lambda f: (order.index(f.split), f.path)):
-        equal[file.sha256].append(file)
-    for first, *others in equal.values():
+    twins.sort(key=lambda f: (f.sha256, order.index(f.split), f.path))
+    for _, (first, *others) in groupby(twins, attrgetter("sha256")):
         problem = f"the same picture as {first.path}"
         if len(classes := {file.class_name for file in (first, *others)}) > 1:
             problem = first.problem = f"the same picture is in classes {', '.join(sorted(classes))}"

@@ -22,7 +22,7 @@ from resnet_jax.data.tfds import (
     verify_prepared,
 )
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.storage import PathLike, expanded, remove_abandoned
+from resnet_jax.storage import PathLike, expanded, temporary_folder
 
 HOST_TIMEOUT = 4.0  # seconds for a host to answer
 
@@ -80,10 +80,7 @@ def _build(name: str, root: Path, replaces: Path | None, arrays: mnist.Arrays | 
     """Prepare in a temporary folder below ``root`` and move the result into its place."""
     import tensorflow_datasets as tfds
 
-    root.mkdir(parents=True, exist_ok=True)
-    prefix = f".{name.replace('/', '-')}-"
-    remove_abandoned(root, prefix)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=root, ignore_cleanup_errors=True) as work:
+    with temporary_folder(root, name.replace("/", "-")) as work:
         if arrays is not None:
             builder = _idx_builder(name, arrays)(data_dir=work)
         else:

@@ -17,6 +17,7 @@ def padded_order(count: int, batch_size: int) -> np.ndarray:
     return order
 
 
+@lru_cache(maxsize=4)  # a batch touches two epochs at most; threads may ask for neighbours
 def permutation(num_examples: int, seed: int, *key: int) -> np.ndarray:
     """Return the permutation of ``range(num_examples)`` that (seed, key) determines, int32.
 
@@ -27,10 +28,6 @@ def permutation(num_examples: int, seed: int, *key: int) -> np.ndarray:
     bits = np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)).random_raw(num_examples)
     # A stable sort makes the order of two equal keys (one chance in 10^9 at a million) fixed too.
     return np.argsort(bits, kind="stable").astype(np.int32)
-
-
-# A batch touches two epochs at most; threads may ask for neighbouring batches.
-_permutation = lru_cache(maxsize=4)(permutation)
 
 
 class EpochSampler:
@@ -62,9 +59,9 @@ class EpochSampler:
     def batch(self, step: int) -> np.ndarray:
         """Return the indices of the batch of ``step`` (0, 1, 2, …) as int32[batch_size]."""
         epoch, offset = divmod(step * self.batch_size, self.num_examples)
-        parts = [_permutation(self.num_examples, self.seed, epoch)[offset:][: self.batch_size]]
+        parts = [permutation(self.num_examples, self.seed, epoch)[offset:][: self.batch_size]]
         if missing := self.batch_size - len(parts[0]):  # B <= N, so that two epochs always suffice
-            parts.append(_permutation(self.num_examples, self.seed, epoch + 1)[:missing])
+            parts.append(permutation(self.num_examples, self.seed, epoch + 1)[:missing])
         return np.concatenate(parts)  # a copy: the caller may write to it
 
     def steps(self, epochs: float) -> int:

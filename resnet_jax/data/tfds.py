@@ -31,7 +31,7 @@ from resnet_jax.data.mnist import DATASETS, mnist_5k, mnist_5k_file
 from resnet_jax.data.walk import SPLITS
 from resnet_jax.errors import ResNetJaxError, command
 from resnet_jax.memory import cores
-from resnet_jax.storage import PathLike, VerifyReport, file_sha256
+from resnet_jax.storage import PathLike, VerifyReport, expanded, file_sha256
 
 MAX_VALUES = 3 * MAX_PIXELS
 
@@ -150,7 +150,7 @@ def _name(folder: Path, root: Path) -> str:
 
 
 def tfds_root(data_dir: PathLike | None = None) -> Path:
-    return user_folder("TFDS_DATA_DIR", lambda: "~/tensorflow_datasets", data_dir)
+    return expanded(data_dir) if data_dir else user_folder("TFDS_DATA_DIR", "~/tensorflow_datasets")
 
 
 def find_prepared(name: str, root: Path) -> Path | None:

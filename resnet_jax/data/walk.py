@@ -1,7 +1,6 @@
 """Finding image files in folders, by the endings of their names."""
 
 import contextlib
-import functools
 import glob
 import logging
 import os
@@ -104,13 +103,8 @@ def _is_visible(name: str) -> bool:
 
 
 def _is_image(name: str) -> bool:
-    return _is_visible(name) and name.lower().endswith(_endings())
-
-
-@functools.cache
-def _endings() -> tuple[str, ...]:
-    known = Image.registered_extensions().items()
-    return tuple(ending for ending, image_format in known if image_format in FORMATS)
+    ending = name[name.rfind(".") :].lower()
+    return _is_visible(name) and Image.registered_extensions().get(ending) in FORMATS
 
 
 def find_classes(root: Path) -> tuple[list[tuple[str, str, str]], tuple[str, ...], tuple[str, ...]]:
