@@ -56,8 +56,12 @@ def main(argv: list[str] | None = None) -> int:
         with stop.handling(), warnings.catch_warnings():
             # Pillow's warnings are dropped: what matters is reported in one line with the file.
             warnings.filterwarnings("ignore", module=r"PIL\b")
-            if any(word == "" or re.fullmatch("--[^=]+=", word) for word in arguments):
-                raise ResNetJaxError("an argument is empty (an unset variable?): give its value")
+            for before, word in zip(("resnet-jax", *arguments), arguments, strict=False):
+                if word == "" or re.fullmatch("--[^=]+=", word):
+                    after = f"after {before}" if word == "" else f"of {word}"
+                    raise ResNetJaxError(
+                        f"the value {after} is empty (an unset variable?): give it"
+                    )
             code = _parsed(arguments, stop)() or 0
             print(end="", flush=True)  # while what fails can still be told
             return code

@@ -291,6 +291,8 @@ def _report_if_new(run: "Run") -> None:
         return
     try:
         make_report(run, "test" if "test" in set(run.metrics().get("split", ())) else "validation")
+    except BrokenPipeError:  # of the line that says where it is
+        raise
     except (ResNetJaxError, OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not out_of_memory(error):
             raise

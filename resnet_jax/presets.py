@@ -240,7 +240,7 @@ def grid(config: TrainConfig, axes: Sequence[str]) -> list[TrainConfig]:
     columns: dict[str, list[Any]] = {}
     for axis in axes:
         option, equals, texts = axis.removeprefix("--").partition("=")
-        if option not in kinds or not equals or not texts or option in columns:
+        if option not in kinds or not equals or "" in texts.split(",") or option in columns:
             near = difflib.get_close_matches(option, kinds, n=1)
             hint = f"; did you mean {near[0]}?" if near and near[0] != option else ""
             raise ResNetJaxError(
@@ -253,10 +253,10 @@ def grid(config: TrainConfig, axes: Sequence[str]) -> list[TrainConfig]:
 
 def _parsed(text: str, kind: Any) -> Any:
     """Read a value as JSON where that gives the setting's type, if need be one for several."""
-    text = {"None": "null", "True": "true", "False": "false"}.get(text, text)  # as options do
+    written = {"None": "null", "True": "true", "False": "false"}.get(text, text)  # as options are
     for read in (json.loads, float):  # numbers, true, false, null; .1 and 1., as options take them
-        with suppress(ValueError, RecursionError, OverflowError):
-            value = read(text)
+        with suppress(ValueError, TypeError, RecursionError, OverflowError):
+            value = read(written)
             float(value or 0)  # 1 and 400 zeros: as a float it is infinite, and refused
             for found in (value, (value,)):
                 if has_type(found, kind):

@@ -81,8 +81,6 @@ def as_argument(value: Any) -> str:
 def check(config: Any) -> None:
     """Refuse a value of the wrong type or out of bounds, by its option (`ResNetJaxError`)."""
     for option, value, kind, within, _ in settings(config):
-        if value == "":
-            raise ResNetJaxError(f"--{option} is empty: give a value, or leave it out")
         if not has_type(value, kind):
             name = kind.__name__ if isinstance(kind, type) else str(kind)
             for choice in (kind, *get_args(kind)):
@@ -91,7 +89,7 @@ def check(config: Any) -> None:
             raise ResNetJaxError(f"--{option} must be {name}, got {value!r}")
         for number in value if isinstance(value, tuple) else (value,):
             if within is not None and number is not None and number not in within:
-                finite = " and finite" * (number == math.inf)
+                finite = " and finite" * (number == within.high == math.inf)
                 raise ResNetJaxError(f"--{option} must be {within}{finite}, got {number}")
 
 

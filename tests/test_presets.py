@@ -215,8 +215,8 @@ def test_a_run_goes_on_with_what_its_preset_was_when_it_began(
     ("words", "said"),
     [
         (["--grid", "seed=1", "--grid", "epochs=1,2"], "--grid is given twice"),
-        (["--init-from", ""], "an argument is empty"),
-        (["--init-from="], "an argument is empty"),
+        (["--init-from", ""], "the value after --init-from is empty"),
+        (["--init-from="], "the value of --init-from= is empty"),
         (["--data.dir", "loop"], "loop is no folder"),
     ],
 )
@@ -271,6 +271,7 @@ def test_a_grid_is_every_combination_in_order():
     for told in ("null,true", "None,True"):  # as JSON and as options
         assert [c.ema for c in grid(base, [f"ema={told[:4]},0.9"])] == [None, 0.9]
         assert [c.tensorboard for c in grid(base, [f"tensorboard={told[5:]}"])] == [True]
+    assert [c.data.dir for c in grid(base, ["data.dir=True,a"])] == ["True", "a"]
 
 
 @pytest.mark.parametrize(
@@ -283,7 +284,8 @@ def test_a_grid_is_every_combination_in_order():
         ("optim.learning-rate=0.1,-1", "--optim.learning-rate must be more than 0, got -1"),
         (f"epochs={'[' * 10_000}", "--epochs must be float, got"),
         (f"epochs=1{'0' * 400}", "--epochs must be more than 0 and finite, got inf"),
-        ("init-from=a.pth,", "--init-from is empty: give a value, or leave it out"),
+        ("init-from=a.pth,", "OPTION=VALUE"),
+        ("data.mean=[0.5]", "--data.mean must be"),
     ],
 )
 def test_a_bad_axis_is_refused(axis, reason):

@@ -28,10 +28,10 @@ DECODING_VERSION = f"4, Pillow {PIL.__version__}"
 ROUND = 20_000  # files, after which what is known of them is kept
 
 
-def user_folder(variable: str, default: str) -> Path:
+def user_folder(variable: str, default: Callable[[], str]) -> Path:
     """Return the folder that an environment variable names, or the default one."""
     try:
-        return Path(os.environ.get(variable) or default).expanduser()
+        return Path(os.environ.get(variable) or default()).expanduser()
     except RuntimeError as error:  # neither HOME nor an entry in the list of users
         raise ResNetJaxError(
             f"your home folder cannot be located: set {variable} to a folder"
@@ -40,7 +40,7 @@ def user_folder(variable: str, default: str) -> Path:
 
 def cache_root() -> Path:
     """Return the user's cache folder, or ``$RESNET_JAX_CACHE_DIR``."""
-    return user_folder("RESNET_JAX_CACHE_DIR", platformdirs.user_cache_dir("resnet_jax"))
+    return user_folder("RESNET_JAX_CACHE_DIR", lambda: platformdirs.user_cache_dir("resnet_jax"))
 
 
 def cached_arrays(

@@ -150,7 +150,9 @@ def _name(folder: Path, root: Path) -> str:
 
 
 def tfds_root(data_dir: PathLike | None = None) -> Path:
-    return expanded(data_dir) if data_dir else user_folder("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    if data_dir:
+        return expanded(data_dir)
+    return user_folder("TFDS_DATA_DIR", lambda: "~/tensorflow_datasets")
 
 
 def find_prepared(name: str, root: Path) -> Path | None:
@@ -212,7 +214,7 @@ def open_prepared(folder: Path, root: Path, settings: DataConfig) -> Examples:
     """Open the splits of a dataset that a run can use; their description is cached."""
     name = _name(folder, root)
     (found,) = cached_facts(name, root, [folder], partial(_describe_splits, root=root))
-    with _reading(folder, root):
+    with _reading(folder / "dataset_info.json", root):
         if isinstance(found, OSError):
             raise found
     class_names, shape, keys, splits, sha256 = found
@@ -320,11 +322,9 @@ def verify_prepared(name: str, data_dir: PathLike | None = None) -> VerifyReport
         mnist_5k()
         path = mnist_5k_file()
         return VerifyReport(path.parent, (path.name,), (), "all of it")
-    folder = find_prepared(name, root)
-    if folder is None:
+    if (folder := find_prepared(name, root)) is None:
         raise not_prepared(name, root)
     prepared = describe(folder, root)
-
     ended = threading.Event()  # a signal is heard by the main thread alone
 
     def damage(item: tuple[str, int]) -> str | None:

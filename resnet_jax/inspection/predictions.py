@@ -76,11 +76,11 @@ def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
     Other than ``float[N, K]`` in 0 to 1 and ``int[N]``, N at least 1, are a `ResNetJaxError`.
     """
     p, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
-    sound = bool(np.all((p >= 0) & (p <= 1.001))) and labels.dtype.kind in "biu"
+    sound = bool(np.all((p >= -0.001) & (p <= 1.001))) and labels.dtype.kind in "biu"
     if p.ndim != 2 or not len(p) or labels.shape != p.shape[:1] or not sound:
         raise ResNetJaxError(
             "calibration needs float[N, K], probabilities, and int[N], N at least 1, got "
-            f"{list(p.shape)}, {np.min(p, initial=1):g} to {np.max(p, initial=0):g}, and "
+            f"{list(p.shape)}, {p.min() if p.size else 0:g} to {p.max() if p.size else 0:g}, and "
             f"{labels.dtype}{list(labels.shape)}: give jax.nn.softmax(logits) and classes by number"
         )
     confidence, right = p.max(1), p.argmax(1) == labels
@@ -183,7 +183,8 @@ Findings = Predictions  # its name in 0.1.0
 def examine(
     run: Run, split: str = "test", checkpoint: Checkpoint = "best", data_dir: str | None = None
 ) -> Predictions:
-    """Evaluate a run's network image by image, for the first 10,000 images, or the first 512 MiB.
+    """Evaluate a run's network image by image, for the first 10,000 images, or the first 512 MiB
+    of them (with ``center_crop``: and of their maps).
 
     The other arguments, and the errors, are those of `Run.evaluate`.
     """

@@ -78,7 +78,10 @@ def _file(path: PathLike) -> Path:
 
 
 def load_metadata(path: PathLike) -> dict[str, str]:
-    """Read the texts that a ``.safetensors`` file carries beside its arrays; others have none."""
+    """Read the texts that a ``.safetensors`` file carries beside its arrays; others have none.
+
+    A missing file is a `ResNetJaxError`.
+    """
     path = _file(path)
     if path.suffix != ".safetensors":
         return {}

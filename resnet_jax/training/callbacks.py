@@ -48,7 +48,8 @@ class Events(Callback):
             from tensorboardX import SummaryWriter
         shutil.rmtree(folder, ignore_errors=True)
         self._folder = folder
-        # Its own thread would flush, die of a full disk unheard, and nobody empty its queue.
+        # Its own thread would flush, die of a full disk unheard, and nobody empty its queue. So the
+        # last numbers of a row may show with the next one.
         self._writer = SummaryWriter(str(folder), purge_step=0, flush_secs=10**6)
         for row in rows:
             self.on_metrics(row)

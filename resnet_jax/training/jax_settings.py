@@ -89,7 +89,7 @@ def _configure(values: Mapping[str, Any]) -> None:
 
 @functools.cache  # once in a process: with thousands of programs it takes longer than a prediction
 def _remove_oldest(folder: Path, limit: int) -> None:
-    """Remove empty files of a folder, and the oldest until others take at most ``limit`` bytes."""
+    """Remove a folder's empty files, and the oldest until others take at most ``limit`` bytes."""
     with suppress(OSError):  # another process removes them too, or none may be removed
         paths = [path for path in folder.iterdir() if path.is_file()]  # XLA keeps a folder there
         files = [(path.stat().st_mtime_ns, path.stat().st_size, path) for path in paths]

@@ -279,9 +279,9 @@ class Training:
         found = self.engine.evaluate(state, self.splits[split])
         if not np.isfinite(found.loss):
             raise self._not_finite(f"{split} loss", step)
+        theirs = replace(found, confusion=found.confusion.copy()) if self.callbacks else found
         for callback in self.callbacks:
-            own = replace(found, confusion=found.confusion.copy())  # to change
-            callback.on_evaluate(step, split, own)
+            callback.on_evaluate(step, split, theirs)  # who may change it
         return found
 
     def _save(self, validation: dict[str, float] | None) -> None:

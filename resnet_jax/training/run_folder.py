@@ -253,7 +253,8 @@ class RunFolder:
             final = list(takewhile(lambda row: row["kind"] == "test", reversed(rows)))
             tested = {step for row in final for step in (row["step"], _measured_at(row))}
             for step in sorted(tested - {*listed, *self.checkpoints.steps()}):
-                damaged.append(f"{self.checkpoints.directory / str(step)} is missing")
+                place = self.checkpoints.directory / str(step)
+                damaged.append(f"{place} is missing, with which the run was tested: copy it again")
             for step in set(whole).intersection(self.checkpoints.steps()):
                 self.check_metrics(step)
             good.append("metrics.jsonl")
@@ -312,7 +313,7 @@ def _log_to(path: Path) -> Iterator[None]:
     # On a full disk the run fails by what it cannot save, not by traceback after traceback here.
     handler.handleError = lambda record: None  # type: ignore[method-assign]
     thread = threading.get_ident()  # another run of the process may be in another
-    handler.addFilter(lambda record: record.thread == thread)
+    handler.addFilter(lambda record: record.thread in (None, thread))
     loggers = (logging.getLogger("resnet_jax"), events_log)
     for logger in loggers:
         logger.addHandler(handler)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 from flax import linen as nn
-from flax.errors import FlaxError, InvalidRngError
+from flax.errors import InvalidRngError, ModifyScopeVariableError, ScopeCollectionNotFound
 
 from resnet_jax.config import TrainConfig, replaced
 from resnet_jax.data.dataset import Dataset, Split, check_countable
@@ -206,7 +206,7 @@ def _check_logits(apply: Any, variables: Any, images: jax.Array, num_classes: in
             "model draws random numbers with train=False: leave them to training, as "
             "nn.Dropout(..., deterministic=not train) does"
         ) from error
-    except FlaxError as error:
+    except (ModifyScopeVariableError, ScopeCollectionNotFound) as error:
         raise ResNetJaxError(
             "model needs more than params and batch_stats, the collections that a run keeps: make "
             f"constants in its __call__ ({' '.join(str(error).split())[:160]})"

@@ -93,7 +93,7 @@ class TrainState(struct.PyTreeNode):
 
         They are not copied: a step to which the state is donated deletes them.
         """
-        tx, variables = tx or optax.identity(), nn.meta.unbox(variables)  # of `with_partitioning`
+        variables = nn.meta.unbox(variables)  # of `with_partitioning`
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         averaged = {"params": params, "batch_stats": batch_stats}
 
@@ -107,11 +107,11 @@ class TrainState(struct.PyTreeNode):
             params=params,
             batch_stats=batch_stats,
             # Copies: a donated buffer must not be passed twice, and some optimisers keep `params`.
-            opt_state=tx.init(jax.tree.map(jnp.array, params)),
+            opt_state=tx.init(jax.tree.map(jnp.array, params)) if tx else optax.EmptyState(),
             ema=jax.tree.map(copied, averaged) if ema else None,
             first_bad_step=jnp.full((), -1, jnp.int32),
             apply_fn=model.apply,
-            tx=tx,
+            tx=tx or optax.identity(),
         )
 
     @property

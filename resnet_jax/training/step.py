@@ -52,10 +52,10 @@ def cross_entropy(
     (arXiv 1512.00567, section 7; PyTorch's definition).
     """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    given, expected = list(labels.shape), list(logits.shape)
     if labels.ndim == 1:
         labels = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     if labels.shape != logits.shape:
-        given, expected = list(labels.shape), list(logits.shape)
         raise ResNetJaxError(f"labels are {given}: give [N] classes, or shares of {expected}")
     return optax.softmax_cross_entropy(logits, optax.smooth_labels(labels, label_smoothing))
 

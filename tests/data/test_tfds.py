@@ -132,7 +132,7 @@ def test_the_argument_comes_before_the_environment(digits, copy, monkeypatch):
 
 def test_what_is_not_there_is_named(tmp_path, digits):
     (tmp_path / "MNIST").symlink_to(digits / "digits")  # as on a disk that does not tell case
-    for name in ("cifar11", "/etc", "../x", "mnist_5k*", ".", "digits/..", "MNIST"):
+    for name in ("cifar11", "/etc", "../x", "mnist_5k*", "", ".", "digits/..", "MNIST"):
         for folder in (None, digits, tmp_path):
             assert "unknown dataset" in refusal(folder, name)
     text = refusal(None, "Fashion-MNST")

@@ -129,14 +129,13 @@ def test_a_signal_that_comes_twice_in_one_moment_is_one(python):
     done = python(
         "-c",
         """
-import os, signal, time
+import signal, time
 from resnet_jax.signals import Stop
 stop = Stop()
 stop.training = True
 with stop.handling():
     for _ in range(2):
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.01)
+        signal.raise_signal(signal.SIGTERM)
     time.sleep(0.5)
     print(stop())
 """,

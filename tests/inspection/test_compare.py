@@ -161,8 +161,8 @@ def test_names_of_runs_are_drawn_as_far_as_the_font_goes():
     assert [text.get_text().strip() for text in legend.get_texts()] == ["folder-??", "_a"]
 
 
-def test_a_disk_that_fails_once_beside_a_run_does_not_stop_it(tmp_path, monkeypatch):
-    """tensorboardX's thread flushed too, died of it, and then the full queue held the run."""
+def test_the_thread_of_tensorboardx_does_not_flush(tmp_path, monkeypatch):
+    """It died of a disk that failed once, and then the full queue held the run."""
     writer = pytest.importorskip("tensorboardX")
     made = mock.Mock()
     monkeypatch.setattr(writer, "SummaryWriter", made)
