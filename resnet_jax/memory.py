@@ -56,18 +56,20 @@ def restart_tuned() -> None:
 
 def cores() -> int:
     """Return how many cores this process may use, which a scheduler may have limited."""
-    limited = hasattr(os, "sched_getaffinity")  # on Linux
-    return len(os.sched_getaffinity(0)) if limited else os.cpu_count() or 1
+    affinity = getattr(os, "sched_getaffinity", None)  # on Linux
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def check_limits() -> None:
     """Raise the limit on open files, then refuse to compute where a limit is too low."""
     # ImageNet has about as many shards as the usual soft limit, which any process may raise.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
-    with suppress(OSError, ValueError):  # where the system has a limit beside it
-        if 0 <= soft < most:  # infinity is below 0
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    for files in (MOST_FILES, 10_240):  # macOS may take no more than its OPEN_MAX
+        most = files if hard == resource.RLIM_INFINITY else min(hard, files)
+        with suppress(OSError, ValueError):  # where the system has a limit beside it
+            if 0 <= soft < most:  # infinity is below 0
+                resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            break
     for what, (limit, least) in LIMITS.items():
         current, _ = resource.getrlimit(limit)
         if current != resource.RLIM_INFINITY and current < least:

@@ -37,6 +37,7 @@ class Stop(Callback):
 
     training = False
     step = 0
+    within = 0.1  # seconds, in which a second signal is the first one again
     _interrupted = False
     _received: tuple[int, ...] = ()
 
@@ -98,7 +99,7 @@ class Stop(Callback):
                     if len(self._received) > 1:
                         os._exit(128 + number[0])  # as a shell names an end by a signal
                     # `timeout` sends one signal twice: to the process and to its group.
-                    receiver.settimeout(0.1)
+                    receiver.settimeout(self.within)
                     with suppress(TimeoutError):
                         receiver.recv(99)
                     receiver.settimeout(None)

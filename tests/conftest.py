@@ -21,6 +21,8 @@ _IN_A_HURRY = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen
 if version("jax").startswith("0.10."):  # later ones end the process at a flag that they lack
     _IN_A_HURRY.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_IN_A_HURRY])
+# Several devices, and equal bits, are those of a CPU; and workers would fill a GPU's memory.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Two workers share the cores: torch's threads that wait for one another only burn their time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -87,7 +87,6 @@ def cached_facts(
                 known[names[i]] = [stamps[i], look(paths[i])]
             except OSError as error:
                 errors[names[i]] = error
-                known.pop(names[i], None)
 
     workers = workers or cores()
     for start in range(0, max(1, len(new)), ROUND):  # what ends in between loses one round

@@ -163,6 +163,7 @@ def test_facts_are_looked_up_again_where_a_file_changed(tmp_path):
     assert facts() == (["34", "56"], [])
     (file,) = files()
     good = file.read_bytes()
+    assert b"below" not in good
     for damage in (good.replace(b'"34"', b'"35"'), good[:-5], b"[" * 100_000):
         assert damage != good
         file.write_bytes(damage)

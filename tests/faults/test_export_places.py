@@ -1,5 +1,6 @@
 """Faults found in use of exports, and of every other place that a command writes to."""
 
+import contextlib
 import os
 import socket
 import stat
@@ -46,8 +47,8 @@ def dangling_link(path):
 
 
 def unix_socket(path):
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(os.path.relpath(path))  # an address holds a hundred characters
+    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as server:
+        server.bind(path.name)  # an address holds a hundred characters
 
 
 SPECIAL = [os.mkfifo, device, link, dangling_link, unix_socket]

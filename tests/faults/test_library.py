@@ -249,6 +249,15 @@ class Flat(nn.Module):
         return nn.Dense(10)(images.reshape(len(images), -1))
 
 
+def test_empty_entries_of_the_compilation_cache_are_removed(tmp_path):
+    """A full disk leaves them, JAX replaces none, and warned of each at every start."""
+    for name, content in (("full", b"1"), ("empty", b""), ("being written", b"")):
+        (tmp_path / name).write_bytes(content)
+    os.utime(tmp_path / "empty", (0, 0))
+    jax_settings._remove_oldest.__wrapped__(tmp_path, 100)
+    assert {path.name for path in tmp_path.iterdir()} == {"full", "being written"}
+
+
 def process():
     signals = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     return dict(jax.config.values), dict(os.environ), signals, np.geterr(), warnings.filters[:]

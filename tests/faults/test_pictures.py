@@ -83,6 +83,8 @@ def test_a_folder_without_permission_is_named(command):
         for seed in range(4):
             picture(Path(root, "ab"[seed % 2], f"{seed}.png"), seed)
         closed = picture(Path(root, "a", "closed", "4.png"), 4).parent
+        for name in "ab":
+            Path(root, name).chmod(0o755)  # whatever the umask
         assert command("verify", root)[0] == 0  # imports what it needs
         closed.chmod(0)
         was = os.geteuid()

@@ -219,7 +219,7 @@ def test_numbers_that_numpy_lacks_and_a_missing_file_are_named(tmp_path):
 def test_shapes_that_are_no_network_are_refused_by_name(weights):
     """Pruned, and of a stem so wide that its network's shapes were asked of the memory."""
     pruned = state_dict(rj.ResNet((1,), rj.BottleneckUnit, num_classes=2, width=4))
-    pruned["layer1.0.conv2.weight"] = np.zeros((5, 2, 3, 3), np.float32)
+    pruned["layer1.0.conv2.weight"] = np.zeros((20, 6, 3, 3), np.float32)  # 3 groups of 20
     wide = weights | {"conv1.weight": np.broadcast_to(np.float32(0), (10**6, 3, 7, 7))}
     for others in (pruned, wide):
         assert "of another shape" in refused(rj.interop.from_torchvision, others)

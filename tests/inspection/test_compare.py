@@ -235,6 +235,22 @@ def test_a_whole_number_beside_none_stays_whole(tmp_path, command):
         assert "32.0" not in out
 
 
+def test_a_small_number_is_no_zero_and_equal_answers_go_to_the_first_class(
+    finished_run, tmp_path, command, monkeypatch
+):
+    tiny = replaced(rj.TrainConfig(), {"optim.weight-decay": 3e-12})
+    paths = stored(tmp_path / "00", rj.TrainConfig(), 0.9), stored(tmp_path / "10", tiny, 0.9)
+    rows = json.loads(command("compare", *paths, "--json")[1])
+    assert [row["optim.weight-decay"] for row in rows] == [pytest.approx(0), 3e-12]
+    p = np.zeros((1, 400), np.float32)
+    p[0, [7, 300]] = 0.5
+    monkeypatch.setattr(finished_run, "class_names", tuple(map(str, range(400))))
+    monkeypatch.setattr(rj.Run, "predict", lambda *_: p)
+    path = picture(tmp_path / "1.png", 1, (28, 28), "L")
+    (row,) = rj.inspection.classify_files(finished_run, path, topk=2)
+    assert row["topk"] == [("7", 0.5), ("300", 0.5)]
+
+
 def test_rows_come_while_predict_goes_on(finished_run, tmp_path, command, monkeypatch):
     """They came after the last of a million files, and not at all when that failed."""
     path, predict, calls = picture(tmp_path / "1.png", 1, (28, 28), "L"), rj.Run.predict, []

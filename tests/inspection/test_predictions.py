@@ -1,5 +1,6 @@
 """Calibration by hand and against scikit-learn, and a run's findings against the run."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -8,8 +9,15 @@ from sklearn import metrics as sklearn_metrics
 from sklearn.calibration import calibration_curve
 
 import resnet_jax as rj
+from resnet_jax.config import replaced
 from resnet_jax.data.dataset import ArraySplit
-from resnet_jax.inspection import Predictions, calibration, confusion_matrix, embedding, plots
+from resnet_jax.inspection import (
+    Predictions,
+    calibration,
+    confusion_matrix,
+    embedding,
+    plots,
+)
 from resnet_jax.training.metrics import Evaluation
 
 
@@ -124,6 +132,15 @@ def test_findings_are_those_of_the_run(finished_run):
     np.testing.assert_allclose(
         found.saliency, rj.inspection.explain(finished_run, found.images), atol=1e-4
     )
+
+
+def test_maps_of_cropped_images_count_as_memory(finished_run, monkeypatch):
+    """They are widened to the whole picture in float32: five times a grey image's bytes."""
+    run = copy.copy(finished_run)
+    run.config = replaced(run.config, {"data.center-crop": True, "data.image-size": 28})
+    monkeypatch.setattr("resnet_jax.inspection.predictions.MAX_BYTES", 10 * 28 * 28)
+    assert len(rj.inspection.examine(finished_run).labels) == 10
+    assert len(rj.inspection.examine(run).labels) == 2
 
 
 def test_a_notebook_shows_names_as_text_and_is_not_filled_with_classes():

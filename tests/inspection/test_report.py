@@ -130,6 +130,9 @@ def test_what_a_report_lacks_is_a_warning(error, tmp_path, capfd, monkeypatch):
     cli_train._report_if_new(SimpleNamespace(path=tmp_path, metrics=dict))
     (line,) = capfd.readouterr().err.splitlines()
     assert "warning: no report (" in line
+    cli_train.make_report.side_effect = BrokenPipeError  # of the line that says where it is
+    with pytest.raises(BrokenPipeError):
+        cli_train._report_if_new(SimpleNamespace(path=tmp_path, metrics=dict))
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import shutil
+import threading
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -207,6 +208,16 @@ def test_a_log_that_cannot_be_written_loses_nothing_else(tmp_path, capfd, monkey
     with RunFolder(tmp_path).opened_for_writing():
         run_folder.events_log.info("begins")
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_log_is_that_of_one_run(tmp_path):
+    """Another run of the process may be in another thread."""
+    with RunFolder(tmp_path).opened_for_writing():
+        run_folder.events_log.info("begins")
+        other = threading.Thread(target=run_folder.events_log.info, args=["another"])
+        other.start()
+        other.join()
+    assert (tmp_path / "run.log").read_text().splitlines()[-1].endswith("begins")
 
 
 def test_a_damaged_best_checkpoint_does_not_keep_a_run_from_its_end(

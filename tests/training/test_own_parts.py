@@ -16,7 +16,7 @@ from make_datasets import refused
 import resnet_jax as rj
 from resnet_jax.data.dataset import ArraySplit, Dataset, DiskSplit
 from resnet_jax.data.sampler import EpochSampler
-from resnet_jax.models import Affine
+from resnet_jax.models import Affine, summarize
 from resnet_jax.training.setup import Custom
 
 
@@ -163,6 +163,8 @@ def test_boxed_parameters_are_trained_and_read_and_a_callback_has_its_own_counts
     run = rj.train(config, tmp_path / "run", callbacks=[Confused(), Confused()], **parts)
     assert run.predict(DATA.test.images).shape == (20, 3)
     assert run.metrics()["accuracy"].iloc[-1] == run.evaluate("test").accuracy > 0
+    (layer,) = summarize(Boxed(), DATA.image_shape)
+    assert (layer.parameters, layer.multiply_adds) == (6, 3)
 
 
 class Table(nn.Module):
