@@ -48,7 +48,7 @@ SUPPORTED = """
     model.name model.width model.stem model.residual model.shortcut model.initializer
     augment.crop augment.flip
     optim.learning-rate optim.momentum optim.nesterov optim.weight-decay optim.schedule optim.warmup
-    optim.boundaries matmul-precision
+    optim.boundaries matmul-precision model.lowering
 """
 
 
@@ -61,8 +61,8 @@ def check(config: rj.TrainConfig) -> None:
         "augment.flip": augment.flip != bool(augment.crop),
         "data.mean": config.data.mean is None,
         "data.image-size": config.data.image_size and (augment.crop or config.data.center_crop),
-        "model.name": network.unit is not rj.BasicUnit
-        or network.shortcut not in ("projection", "pad"),
+        "model.name": network.unit is not rj.BasicUnit,
+        "model.shortcut": network.shortcut not in ("projection", "pad"),
         "model.stem": network.stem == "deep",
     }
     missing += [name for name, differs in unlike.items() if differs]

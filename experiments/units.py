@@ -10,6 +10,7 @@ import dataclasses
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -62,17 +63,17 @@ def carry_out(
         for unit in (unit for unit in units if re.search(options.only, str(unit))):
             name = {"name": str(unit)}  # the oldest rows have none
             values = name | dataclasses.asdict(unit)
-            rows = read_rows(options.results)  # to which another process may add
-            done = any(values.items() <= (name | row).items() for row in rows)
-            if options.list:
+            # Read each time: another process may add to them.
+            done = any(values.items() <= (name | row).items() for row in read_rows(options.results))
+            if options.list or done:
                 print("done " if done else "to do", unit)
-            elif not done:
+            else:
                 began = time.monotonic()
                 try:
                     row = values | work(unit, runs / str(unit))
-                except ResNetJaxError as error:
+                except (ResNetJaxError, subprocess.CalledProcessError) as error:
                     sys.exit(f"{unit}: {error}")
                 row.setdefault("seconds", round(time.monotonic() - began, 1))
                 append_row(options.results, row | {"machine": machine("jax")})
-                short = {k: v for k, v in row.items() if len(str(v)) < 80}
-                print(short, file=sys.stderr, flush=True)
+                shown = {k: v for k, v in row.items() if len(str(v)) < 80}
+                print(shown, file=sys.stderr, flush=True)

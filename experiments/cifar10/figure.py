@@ -79,8 +79,7 @@ def recipes() -> str:
         device = where.get("device", where["processor"])
         what = "`{}`{}{}".format(*recipe.partition(" "))
         lines.append([what, mean, " ".join(each), times, device])
-    head = ("preset", "test accuracy, mean", "each seed", "time of each", "on")
-    return table(head, lines)
+    return table(("preset", "test accuracy, mean", "each seed", "time of each", "on"), lines)
 
 
 if __name__ == "__main__":

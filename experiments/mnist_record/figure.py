@@ -82,8 +82,7 @@ def weights() -> str:
         machine = f"{where.get('device', where['processor'])}, {where['cores']} cores"
         command = f"`resnet-jax train record --seed {row['seed']}`"
         lines.append([command, f"`{row['sha256']}`", machine, where["jax"]])
-    head = ["command", "SHA-256 of the parameters", "machine", "jax"]
-    return table(head, lines)
+    return table(["command", "SHA-256 of the parameters", "machine", "jax"], lines)
 
 
 def draw_wrong(row: Row, images: np.ndarray) -> Figure:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
+from math import gcd
 from typing import Any, Self
 
 import numpy as np
@@ -141,7 +142,7 @@ class StateDict:
             stem="deep" if deep else "small" if stem.shape[2:] == (3, 3) else "imagenet",
             shortcut="average" if averages else "projection",
             widening=max(inner // width, 1),
-            groups=max(inner // inputs, 1),
+            groups=gcd(max(inner // inputs, 1), max(inner // width, 1) * width),
         )
 
     def nearest_model(self, residual: bool) -> ResNet:
