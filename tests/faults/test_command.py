@@ -83,7 +83,7 @@ def test_a_closed_descriptor_changes_nothing(closed):
 def test_what_is_printed_to_closed_descriptors_reaches_no_file(tmp_path, tiny_options):
     """Else the first file that is opened gets the number of standard output, or of input."""
     words = " ".join([sys.executable, worker.__file__, "train", *tiny_options, "--epochs", "0.5"])
-    done = shell(f"{words} --run-dir $1 <&- >&- 2>&-", tmp_path / "run")
+    done = shell(f'{words} --run-dir "$1" <&- >&- 2>&-', tmp_path / "run")
     assert done.returncode == 0
     run = rj.Run.open(tmp_path / "run")
     assert run.verify().ok
@@ -92,7 +92,7 @@ def test_what_is_printed_to_closed_descriptors_reaches_no_file(tmp_path, tiny_op
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 @pytest.mark.parametrize(
-    "words", ["data list", pytest.param("evaluate $1 --json", marks=pytest.mark.slow)]
+    "words", ["data list", pytest.param('evaluate "$1" --json', marks=pytest.mark.slow)]
 )
 def test_a_full_disk_under_the_output_is_one_line(words, finished_run):
     """Python wrote the rest at its end: a traceback of its own, and code 120."""
@@ -235,8 +235,8 @@ def test_a_run_of_another_network_is_one_line(finished_run, monkeypatch, refusal
 @pytest.mark.parametrize(
     ("limit", "words"),
     [
-        ("-n 16", f"{' '.join(TRAIN)} --run-dir $2"),
-        pytest.param("-v 1400000", "evaluate $1", marks=NOT_ON_MACOS),
+        ("-n 16", f'{" ".join(TRAIN)} --run-dir "$2"'),
+        pytest.param("-v 1400000", 'evaluate "$1"', marks=NOT_ON_MACOS),
     ],
 )
 def test_limits_that_are_too_low_are_named(limit, words, finished_run, tmp_path):
@@ -280,7 +280,7 @@ def test_a_checkpoint_without_permission_is_named(own_run):
         drop = f"setpriv --bounding-set {powers} --inh-caps {powers}"
         if shutil.which("setpriv") is None:
             pytest.skip("nothing here takes root's powers away")
-    line = one_line(shell(f"{drop} $0 evaluate $1 --checkpoint latest", own_run))
+    line = one_line(shell(f'{drop} $0 evaluate "$1" --checkpoint latest', own_run))
     assert "Permission denied" in line
     assert str(file) in line
 
