@@ -23,14 +23,14 @@ from resnet_jax.interop.network import Network, export_stablehlo
 from resnet_jax.interop.onnx import export_onnx
 from resnet_jax.interop.weights import export_torchvision
 from resnet_jax.models import BatchNorm, has_parameters, make_model
-from resnet_jax.storage import PathLike, VerifyReport, check_replaceable, expanded
+from resnet_jax.storage import PathLike, VerifyReport, check_replaceable, expanded, refuse_links
 from resnet_jax.training.callbacks import Callback
 from resnet_jax.training.distributed import is_main_process
 from resnet_jax.training.engine import Engine
 from resnet_jax.training.jax_settings import configured_jax, find_devices
 from resnet_jax.training.loop import ShouldStop, Training
-from resnet_jax.training.metrics import Evaluation
-from resnet_jax.training.run_folder import COMMON, RunFolder
+from resnet_jax.training.metrics import COMMON, Evaluation
+from resnet_jax.training.run_folder import RunFolder
 from resnet_jax.training.setup import Custom
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.step import Loss
@@ -180,7 +180,7 @@ class Run:
     def model_name(self) -> str:
         """The network in a word or two: ``plain resnet18``, or the class of one's own."""
         own = self.parts.get("model")
-        return own.rpartition(".")[2] if own else self.config.model.title
+        return own.rpartition(".")[2].replace("/", "_") if own else self.config.model.title
 
     def _epochs(self) -> str:
         try:
@@ -262,7 +262,7 @@ class Run:
         write, suffix = EXPORTS[format]
         name = self.model_name.replace(" ", "_")
         path = expanded(output) if output else self.path / "export" / f"{name}{suffix}"
-        check_replaceable(path)
+        check_replaceable(path) if output else refuse_links(self.path)
         made_by = {"data": self.config.data.name, "checkpoint": checkpoint}
         with configured_jax(self.config):
             known = self.variables(checkpoint), self.preprocessing, self.class_names, made_by

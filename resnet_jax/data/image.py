@@ -126,8 +126,10 @@ def open_image(
             if image.width * image.height > max_pixels:
                 size = f"{image.width}x{image.height} pixels"
                 raise ResNetJaxError(f"is {size}: at most {max_pixels:,} are read")
-            frames = getattr(image, "n_frames", 1)
-            if frames > 1 and image.format != "MPO":  # whose others are previews for the camera
+            # Of a TIFF file Pillow counts them in the square of their number.
+            several = image.format == "TIFF" and getattr(image, "is_animated", False)
+            frames = "several" if several else getattr(image, "n_frames", 1)
+            if frames != 1 and image.format != "MPO":  # whose others are previews for the camera
                 raise ResNetJaxError(f"has {frames} frames or pages: give a single picture")
             if side is not None:
                 image.draft(None, (2 * side, 2 * side))

@@ -233,7 +233,7 @@ def _refuse_others(path: Path, architecture: str, settings: Mapping[str, Any]) -
     other = [
         f"{name} {settings[name]}"
         for name, usual in SAME_FUNCTION.items()
-        if settings.get(name) not in (None, usual)
+        if isinstance(settings.get(name), str | int | float) and settings[name] != usual
     ]
     if other or OTHERS.search(architecture.lower()):
         raise ResNetJaxError(
@@ -291,7 +291,8 @@ def _load_pickle(path: Path, key: str | None) -> dict[str, np.ndarray]:
         args = content.get("args")
         options = args if isinstance(args, dict) else getattr(args, "__dict__", {})
         settings = options.get("model_kwargs")
-        architecture = str(content.get("arch") or options.get("model", ""))
+        named = content.get("arch") or options.get("model")  # of lists a text may have terabytes
+        architecture = named if isinstance(named, str) else ""
         _refuse_others(path, architecture, settings if isinstance(settings, dict) else {})
     if key is None:  # averaged weights only where there are no others
         key, *others = sorted(found, key=lambda name: "ema" in name)
@@ -301,17 +302,21 @@ def _load_pickle(path: Path, key: str | None) -> dict[str, np.ndarray]:
     return {str(name): as_array(value) for name, value in found[key].items()}
 
 
-def _state_dicts(content: Any, torch: Any, where: str = "") -> dict[str, dict[str, Any]]:
+def _state_dicts(
+    content: Any, torch: Any, where: str = "", depth: int = 0
+) -> dict[str, dict[str, Any]]:
     """Return the dictionaries of dense tensors in a file's content, by their path of keys."""
-    if not isinstance(content, dict) or where.count(".") > 2:
+    if not isinstance(content, dict) or depth > 3:
         return {}
     dense = all(isinstance(v, torch.Tensor) and v.layout == torch.strided for v in content.values())
+    # One that repeats its numbers takes no room in the file, and any in memory.
+    dense = dense and all(v.is_meta or 0 not in v.stride() for v in content.values())
     # An optimiser's dictionaries hold tensors too, under other names.
     if dense and any(str(name).endswith("weight") for name in content):
         return {where: content}
     found: dict[str, dict[str, Any]] = {}
     for name, value in content.items():
-        found |= _state_dicts(value, torch, f"{where}.{name}" if where else str(name))
+        found |= _state_dicts(value, torch, f"{where}.{name}" if where else str(name), depth + 1)
     return found
 
 

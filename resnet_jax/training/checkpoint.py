@@ -126,6 +126,8 @@ class Checkpoints:
     def manifest(self, step: int) -> Manifest:
         path = self.directory / str(step) / "manifest.json"
         try:
+            if not path.is_file() or path.stat().st_size > 2**26:  # a device's has no end
+                raise ValueError("no file of a manifest's size")
             body = json.loads(path.read_text())
             if body.pop("sha256") != storage.json_sha256(body):
                 raise ValueError("its own checksum disagrees")
@@ -150,7 +152,7 @@ class Checkpoints:
             found = None
             # A run that trains on removes steps.
             with _lost(path), contextlib.suppress(FileNotFoundError):
-                found = storage.file_sha256(path) if name in present else None
+                found = storage.file_sha256(path) if name in present and path.is_file() else None
             if found is None:
                 raise DamagedCheckpointError(f"{path} is missing")
             if found != digest:
@@ -279,6 +281,8 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> list[str]:
-    found = (path.relative_to(folder) for path in _entries(folder) if path.is_file())
+    # A link to a folder too: Orbax would follow it.
+    entries = (path for path in _entries(folder) if path.is_symlink() or not path.is_dir())
+    found = (path.relative_to(folder) for path in entries)
     own = (p for p in found if LEFT_BY_OTHERS.isdisjoint(p.parts) and not p.name.startswith("._"))
     return sorted(map(str, own))

@@ -1,9 +1,14 @@
-"""The result of an evaluation."""
+"""The result of an evaluation, and the rows of metrics.jsonl."""
 
+import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+# The keys of every row.
+COMMON = {"step", "epoch", "kind", "loss", "accuracy", "seconds"}
 
 
 def told_apart(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -94,3 +99,30 @@ class Evaluation:
             "per_class": self.per_class,
             "confusion": self.confusion.tolist(),
         }
+
+
+def parse_row(line: str, before: list[dict[str, Any]]) -> dict[str, Any]:
+    """Parse a line of ``metrics.jsonl``; raises ValueError where it is none."""
+    row = json.loads(line)
+    if not isinstance(row, dict) or not row.keys() >= COMMON:
+        raise ValueError(f"no JSON object with {', '.join(sorted(COMMON))}")
+    for name in row.keys() - {"kind", "split", "checkpoint"}:
+        number = row[name]
+        most = 2**63 if name in ("step", "last") else math.inf
+        is_one = isinstance(number, int | float) and not isinstance(number, bool)
+        if not (is_one and abs(number) < most):
+            raise ValueError(f"no row: its {name} is {number!r:.40}")
+    if row["kind"] not in ("train", "validation", "test"):
+        raise ValueError(f"no row: its kind is {row['kind']!r:.40}")
+    names = [row.get(name) for name in ("split", "checkpoint")]
+    is_test = row["kind"] == "test" or "last" in row
+    if is_test and not all(isinstance(name, str) for name in names):
+        raise ValueError("no row: a test has a split and a checkpoint")
+    if before and measured_at(row) < measured_at(before[-1]):
+        raise ValueError(f"of step {row['step']:g}, after one of {measured_at(before[-1]):g}")
+    return row
+
+
+def measured_at(row: dict[str, Any]) -> int:
+    """The step at which a row was written: a test of the best parameters carries their step."""
+    return int(row.get("last", row["step"]))

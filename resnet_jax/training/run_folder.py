@@ -17,9 +17,11 @@ import yaml
 
 from resnet_jax import storage
 from resnet_jax.config import MAY_CHANGE, TrainConfig, differences, from_dict, to_dict
+from resnet_jax.data.image import MAX_PIXELS
 from resnet_jax.errors import ResNetJaxError, command
 from resnet_jax.ops.heuristics import INSTRUCTION_SETS
 from resnet_jax.training.checkpoint import Checkpoints
+from resnet_jax.training.metrics import measured_at, parse_row
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +30,8 @@ events_log = logging.getLogger("resnet_jax.events")
 events_log.setLevel(logging.INFO)
 events_log.propagate = False
 
-# The keys of every line of metrics.jsonl.
-COMMON = {"step", "epoch", "kind", "loss", "accuracy", "seconds"}
 MAX_CONFIG_BYTES = 1_000_000
+MAX_DEPTH = 20  # of its nesting
 PACKAGES = ("resnet_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -119,7 +120,7 @@ class RunFolder:
             document = _load_yaml(path)
             data = document["data"]
             height, width, channels = shape = tuple(map(int, data["image_shape"]))
-            if not 0 < min(shape) <= math.prod(shape) < 2**40:
+            if not 0 < min(shape) <= math.prod(shape) <= 3 * MAX_PIXELS:
                 raise ValueError(f"there are no images of {shape}")
             if (instructions := document.get("instructions")) not in (None, *INSTRUCTION_SETS):
                 raise ValueError(f"instructions {instructions!r} are none of {INSTRUCTION_SETS}")
@@ -134,7 +135,14 @@ class RunFolder:
             )
         except ResNetJaxError as error:
             raise ResNetJaxError(f"{path} is damaged or of another version: {error}") from error
-        except (OSError, LookupError, TypeError, ValueError, RecursionError) as error:
+        except (
+            OSError,
+            LookupError,
+            TypeError,
+            ArithmeticError,
+            ValueError,
+            RecursionError,
+        ) as error:
             reason = " ".join(str(error).split())
             raise ResNetJaxError(f"{path} is damaged: {reason}") from error
 
@@ -200,7 +208,7 @@ class RunFolder:
         lines = path.read_text(errors="replace").splitlines()
         for number, line in enumerate(lines, start=1):
             try:
-                rows.append(_row(line, rows))
+                rows.append(parse_row(line, rows))
             except (ValueError, RecursionError) as error:
                 if number < len(lines) or whole:
                     raise ResNetJaxError(
@@ -225,7 +233,7 @@ class RunFolder:
     def rewind_metrics(self, step: int) -> list[dict[str, Any]]:
         """Drop lines of later steps, and return the others; warn if they were changed."""
         path, rows = self.path / "metrics.jsonl", self.read_metrics()
-        kept = [row for row in rows if _measured_at(row) <= step]
+        kept = [row for row in rows if measured_at(row) <= step]
         text = "".join(json.dumps(row) + "\n" for row in kept)
         if path.is_file() and path.read_text(errors="replace") != text:
             storage.atomic_write(path, text)
@@ -251,7 +259,7 @@ class RunFolder:
             rows = self.read_metrics(whole=True)
             # Those that a finished run was tested with: whatever else is there, it is not whole.
             final = list(takewhile(lambda row: row["kind"] == "test", reversed(rows)))
-            tested = {step for row in final for step in (row["step"], _measured_at(row))}
+            tested = {step for row in final for step in (row["step"], measured_at(row))}
             for step in sorted(tested - {*listed, *self.checkpoints.steps()}):
                 place = self.checkpoints.directory / str(step)
                 damaged.append(f"{place} is missing, with which the run was tested: copy it again")
@@ -265,41 +273,18 @@ class RunFolder:
         return storage.VerifyReport(self.path, tuple(good), tuple(damaged), usable)
 
 
-def _row(line: str, before: list[dict[str, Any]]) -> dict[str, Any]:
-    """Parse a line of ``metrics.jsonl``; raises ValueError where it is none."""
-    row = json.loads(line)
-    if not isinstance(row, dict) or not row.keys() >= COMMON:
-        raise ValueError(f"no JSON object with {', '.join(sorted(COMMON))}")
-    for name in row.keys() - {"kind", "split", "checkpoint"}:
-        number = row[name]
-        most = 2**63 if name in ("step", "last") else math.inf
-        is_one = isinstance(number, int | float) and not isinstance(number, bool)
-        if not (is_one and abs(number) < most):
-            raise ValueError(f"no row: its {name} is {number!r:.40}")
-    if row["kind"] not in ("train", "validation", "test"):
-        raise ValueError(f"no row: its kind is {row['kind']!r:.40}")
-    names = [row.get(name) for name in ("split", "checkpoint")]
-    is_test = row["kind"] == "test" or "last" in row
-    if is_test and not all(isinstance(name, str) for name in names):
-        raise ValueError("no row: a test has a split and a checkpoint")
-    if before and _measured_at(row) < _measured_at(before[-1]):
-        raise ValueError(f"of step {row['step']:g}, after one of {_measured_at(before[-1]):g}")
-    return row
-
-
-def _measured_at(row: dict[str, Any]) -> int:
-    """The step at which a row was written: a test of the best parameters carries their step."""
-    return int(row.get("last", row["step"]))
-
-
 def _load_yaml(path: Path) -> Any:
     """Read a small YAML document; refuse aliases, which could multiply it, by `ValueError`."""
     if path.stat().st_size > MAX_CONFIG_BYTES:  # before it is in memory
         raise ValueError(f"it has more than {MAX_CONFIG_BYTES:,} bytes")
     text = path.read_text()
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise ValueError("it has aliases")
+        depth = 0
+        for event in yaml.parse(text):  # deep nesting takes PyYAML a millisecond a character
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > MAX_DEPTH:
+                raise ValueError("it has aliases, or is nested too deeply")
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error

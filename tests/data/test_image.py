@@ -90,6 +90,7 @@ FRAMES = {"save_all": True, "append_images": [Image.fromarray(255 - NOISE)]}
         ("half.jpg", encoded(NOISE, "jpeg")[:300], "cannot be read"),
         ("byte.png", encoded(NOISE).replace(b"IDAT", b"IDAX"), "no image"),
         ("a.gif", encoded(NOISE, "gif", **FRAMES), "2 frames"),
+        ("a.tif", encoded(NOISE, "tiff", **FRAMES), "several frames or pages"),
         ("a.webp", encoded(NOISE, "webp", **FRAMES), "2 frames"),
         ("float.tif", encoded(NOISE.astype(np.float32), "tiff"), "mode F"),
         ("signed.tif", encoded(NOISE, "tiff", tiffinfo={339: 2}), "signed levels"),

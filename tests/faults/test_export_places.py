@@ -9,7 +9,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from make_datasets import picture
+from make_datasets import picture, refused
 
 import resnet_jax as rj
 from resnet_jax.storage import check_replaceable, refuse_links
@@ -88,6 +88,12 @@ def test_nothing_but_a_regular_file_is_replaced(
     target = place.with_name("target")  # of a link
     assert not target.exists() or target.read_text() == "someone else's"
     assert {path.name for path in place.parent.iterdir()} == names
+
+
+def test_a_runs_own_folder_leads_nowhere_else(own_run, tmp_path):
+    (own_run / "export").symlink_to(tmp_path)
+    assert "link" in refused(rj.Run.open(own_run).export, "torchvision")
+    assert not list(tmp_path.glob("*.safetensors"))
 
 
 def test_home_is_known_by_its_sign(finished_run, tmp_path, monkeypatch, command):

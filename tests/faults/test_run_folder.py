@@ -49,6 +49,7 @@ def test_a_damaged_configuration_is_named_and_builds_no_object(own_run):
         texts.append(f"{whole}\n{more}\n")
     # No image, and versions of nothing.
     changes = ("- 28", "- 0"), ("versions:", "versions: [1]\nothers:")
+    changes += ("- 28", "- .inf"), ("- 28", "- 60000")
     texts += [whole.replace(*change) for change in changes]
     assert whole not in texts
     for text in (*texts, whole.replace("learning_rate:", "lookahead:")):
@@ -73,7 +74,11 @@ def a_terabyte_of_nothing(config):
     os.truncate(config, 10**12)  # takes no room on the disk, and no memory holds it
 
 
-@pytest.mark.parametrize("make", [aliases_that_multiply, a_terabyte_of_nothing])
+def brackets(config):
+    config.write_text("[" * 900_000)
+
+
+@pytest.mark.parametrize("make", [aliases_that_multiply, a_terabyte_of_nothing, brackets])
 def test_a_configuration_that_would_fill_the_memory_is_refused_at_once(make, own_run, refusal):
     make(own_run / "config.yaml")
     began = time.monotonic()

@@ -207,6 +207,20 @@ def test_tensors_and_files_of_other_kinds_are_refused_in_one_line(tensors, weigh
     assert not pickled.exists()
 
 
+def test_a_small_file_of_repetitions_is_refused_or_read_at_once(tensors, tmp_path):
+    """Of shared lists as a name, numbers that are repeated, and dictionaries in a circle."""
+    torch = pytest.importorskip("torch")
+    text, circle, endless = "x" * 100, {}, torch.zeros(1).expand(10**12)
+    for _ in range(20):
+        text = [text] * 8
+    circle[""] = circle
+    for content in ({"state_dict": {"fc.weight": endless}}, {"a": circle}):
+        line = refused(rj.interop.load_weights, saved(content, tmp_path / "file.pth"))
+        assert "no state_dict of dense tensors" in line
+    named = saved({"state_dict": tensors, "arch": text}, tmp_path / "file.pth")
+    assert rj.interop.load_weights(named).keys() == tensors.keys()
+
+
 def test_numbers_that_numpy_lacks_and_a_missing_file_are_named(tmp_path):
     head = b'{"fc.bias":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]}}'
     file = tmp_path / "eight.safetensors"

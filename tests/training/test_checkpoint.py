@@ -210,6 +210,24 @@ def test_a_log_that_cannot_be_written_loses_nothing_else(tmp_path, capfd, monkey
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("place", ["state", "manifest.json"])
+def test_a_link_out_of_a_checkpoint_is_no_part_of_it(place, own_run, tmp_path, checkpoints):
+    """Orbax followed that of a folder, of which no file is in the manifest; a device has no end."""
+    step = checkpoints.directory / "12"
+    body = json.loads((step / "manifest.json").read_text())
+    if place == "state":
+        (step / "state").rename(tmp_path / "state")
+        (step / "state").symlink_to(tmp_path / "state")
+        body.pop("sha256")
+        body["files"] = {}
+        text = json.dumps({**body, "sha256": storage.json_sha256(body)})
+        (step / "manifest.json").write_text(text)
+    else:
+        (step / "manifest.json").unlink()
+        (step / "manifest.json").symlink_to("/dev/zero")
+    assert list(checkpoints.good_steps()) == [10]
+
+
 def test_a_log_is_that_of_one_run(tmp_path):
     """Another run of the process may be in another thread."""
     with RunFolder(tmp_path).opened_for_writing():
