@@ -154,8 +154,15 @@ def train(
         if report and not processes.distributed:
             _report_if_new(run)
         runs.append(run)
-    if seeds is not None or grid:
-        _compare(runs, len(planned))
+    if runs and (seeds is not None or grid):
+        from resnet_jax.inspection.compare import compare_runs
+
+        display.print_comparison(compare_runs(runs))
+    if diverged := len(planned) - len(runs):
+        raise ResNetJaxError(
+            f"{diverged} of {len(planned)} runs diverged, as said above: give them a smaller "
+            "--optim.learning-rate"
+        )
 
 
 def _prepare(planned: list[tuple[TrainConfig, Path]], from_idx: Path) -> None:
@@ -174,18 +181,6 @@ def _print_result(run: "Run") -> None:
 
     for row in final_tests(run.metrics()).to_dict("records"):
         display.print_line(display.test_result(row))
-
-
-def _compare(runs: list["Run"], planned: int) -> None:
-    from resnet_jax.inspection.compare import compare_runs
-
-    if runs:
-        display.print_comparison(compare_runs(runs))
-    if len(runs) < planned:
-        raise ResNetJaxError(
-            f"{planned - len(runs)} of {planned} runs diverged, as said above: give them a smaller "
-            "--optim.learning-rate"
-        )
 
 
 def _planned(

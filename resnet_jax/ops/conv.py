@@ -70,7 +70,7 @@ def conv2d(
     if left_to_xla(x, geometry, lowering) or groups > 1:  # in this order: it checks the lowering
         return ALGORITHMS["forward"]["xla"](x, kernel.astype(x.dtype), geometry)
     instructions = instruction_set() if lowering == "auto" else lowering
-    return _conv("forward", x, kernel, _Static(geometry, kernel.dtype, instructions))
+    return _by_platform("forward", x, kernel, _Static(geometry, kernel.dtype, instructions))
 
 
 def left_to_xla(x: jax.Array, geometry: Geometry, lowering: str) -> bool:
@@ -86,12 +86,11 @@ def left_to_xla(x: jax.Array, geometry: Geometry, lowering: str) -> bool:
 
 
 # Of the three arrays of the trilinear form each pass takes two and returns the third.
-_OPERANDS = {
-    "forward": ("x", "kernel"),
-    "input_grad": ("grad", "kernel"),
-    "weight_grad": ("x", "grad"),
+_ARRAYS = {
+    "forward": ("x", "kernel", "grad"),
+    "input_grad": ("grad", "kernel", "x"),
+    "weight_grad": ("x", "grad", "kernel"),
 }
-_PASS_THAT_RETURNS = {"grad": "forward", "x": "input_grad", "kernel": "weight_grad"}
 
 
 class _Static(NamedTuple):
@@ -102,25 +101,8 @@ class _Static(NamedTuple):
     instructions: str  # one of `INSTRUCTION_SETS`
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 3))
-def _conv(pass_: str, a: jax.Array, b: jax.Array, static: _Static) -> jax.Array:
-    return _by_platform(pass_, a, b, static)
-
-
-def _conv_bwd(
-    pass_: str, static: _Static, kept: tuple[jax.Array, jax.Array], cotangent: jax.Array
-) -> tuple[jax.Array, ...]:
-    arrays = dict(zip(_OPERANDS[pass_], kept, strict=True))
-    (returned,) = _PASS_THAT_RETURNS.keys() - arrays.keys()
-    arrays[returned] = cotangent
-    gradients = (_PASS_THAT_RETURNS[name] for name in _OPERANDS[pass_])
-    return tuple(_conv(p, *(arrays[name] for name in _OPERANDS[p]), static) for p in gradients)
-
-
-_conv.defvjp(lambda pass_, a, b, static: (_conv(pass_, a, b, static), (a, b)), _conv_bwd)
-
-
 # Jitted separately, so that convolutions of one shape are traced and lowered once in a network.
+@partial(jax.custom_vjp, nondiff_argnums=(0, 3))
 @partial(jax.jit, static_argnums=(0, 3))
 def _by_platform(pass_: str, a: jax.Array, b: jax.Array, static: _Static) -> jax.Array:
     dtype = static.kernel_dtype if pass_ == "weight_grad" else a.dtype
@@ -130,6 +112,20 @@ def _by_platform(pass_: str, a: jax.Array, b: jax.Array, static: _Static) -> jax
         cpu=lambda a, b: _on_cpu(pass_, a, b, static).astype(dtype),
         default=lambda a, b: ALGORITHMS[pass_]["xla"](a, b, static.geometry).astype(dtype),
     )
+
+
+def _bwd(
+    pass_: str, static: _Static, kept: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, ...]:
+    arrays = dict(zip(_ARRAYS[pass_], (*kept, cotangent), strict=True))
+    pass_of = {returned: name for name, (_, _, returned) in _ARRAYS.items()}
+    gradients = (pass_of[operand] for operand in _ARRAYS[pass_][:2])
+    return tuple(
+        _by_platform(p, *(arrays[name] for name in _ARRAYS[p][:2]), static) for p in gradients
+    )
+
+
+_by_platform.defvjp(lambda pass_, a, b, static: (_by_platform(pass_, a, b, static), (a, b)), _bwd)
 
 
 def _on_cpu(pass_: str, a: jax.Array, b: jax.Array, static: _Static) -> jax.Array:

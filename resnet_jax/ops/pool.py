@@ -53,14 +53,9 @@ def max_pool(
 def _max_pool(x: jax.Array, geometry: Geometry) -> jax.Array:
     return lax.platform_dependent(
         x,
-        cpu=lambda x: _shifts_max(x, geometry),
+        cpu=lambda x: _axis_max(_axis_max(x, COLUMNS, geometry.columns), ROWS, geometry.rows),
         default=lambda x: _reduce_window(x, geometry),
     )
-
-
-def _fwd(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    y = _max_pool(x, geometry)
-    return y, (x, y)
 
 
 def _bwd(
@@ -75,7 +70,7 @@ def _bwd(
     return (x_grad,)
 
 
-_max_pool.defvjp(_fwd, _bwd)
+_max_pool.defvjp(lambda x, geometry: (y := _max_pool(x, geometry), (x, y)), _bwd)
 
 
 def _reduce_window(x: jax.Array, geometry: Geometry) -> jax.Array:
@@ -100,10 +95,6 @@ def _axis_max_grad(x: jax.Array, y: jax.Array, grad: jax.Array, dim: int, axis: 
         parts.append(jnp.where(here & undecided, grad, 0))
         undecided = undecided & ~here
     return jax.linear_transpose(partial(taps, dim=dim, axis=axis), x)(parts)[0]
-
-
-def _shifts_max(x: jax.Array, geometry: Geometry) -> jax.Array:
-    return _axis_max(_axis_max(x, COLUMNS, geometry.columns), ROWS, geometry.rows)
 
 
 def _shifts_max_grad(x: jax.Array, y: jax.Array, grad: jax.Array, geometry: Geometry) -> jax.Array:
