@@ -61,6 +61,7 @@ class Checkpoints:
 
     def __init__(self, directory: storage.PathLike) -> None:
         self.directory = storage.expanded(directory)
+        self._damaged: set[int] = set()  # steps that `good_steps` has passed over
 
     def save(
         self, state: TrainState, validation: dict[str, float] | None, metrics: str | None = None
@@ -69,8 +70,8 @@ class Checkpoints:
 
         Returns when the step is on the disk. Kept are the two newest steps, the older one in case
         the newest gets damaged, and the best one by ``validation``, its ``accuracy`` and ``loss``.
-        Later steps are damaged leftovers, which the run did not resume from, and are deleted. Where
-        nothing can be written, a `ResNetJaxError`, older steps stay.
+        Damaged steps and later ones, which the run did not resume from, are deleted. Where nothing
+        can be written, a `ResNetJaxError`, older steps stay.
 
         Every process of a run calls it: Orbax writes the arrays from all of them, and process 0
         does the rest, so that a step exists when every process has written.
@@ -102,7 +103,8 @@ class Checkpoints:
             self._discard(step)
             unfinished.rename(self.directory / str(step))
             storage.sync(self.directory)
-            steps = [at for at in self.steps() if at <= step]
+            self._damaged.discard(step)
+            steps = [at for at in self.steps() if at <= step and at not in self._damaged]
             for surplus in set(self.steps()) - {*steps[-2:], self.best_of(steps)}:
                 self._discard(surplus)
 
@@ -166,6 +168,7 @@ class Checkpoints:
                 self.verify(step)
             except DamagedCheckpointError as error:
                 if step in self.steps():  # else a run that trains on has removed it
+                    self._damaged.add(step)
                     log.warning("%s; step %d is not used", error, step)
             else:
                 yield step

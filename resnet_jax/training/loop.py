@@ -124,13 +124,20 @@ class Training:
             # Settings may differ from those recorded where `check_same` allows it: record them.
             if recorded != record:
                 folder.write_record(record)
-            return next(checkpoints.good_steps(), 0)
+            good = next(checkpoints.good_steps(), None)
+            tested = any(row["kind"] == "test" for row in folder.read_metrics())
+            if good is None and (tested or checkpoints.steps()):  # all would be removed
+                raise ResNetJaxError(
+                    f"{folder.path} has no checkpoint that verifies: put them back, or remove the "
+                    "folder to begin anew"
+                )
+            return good or 0
 
         self.step = broadcast_from_main(lock)
         rows = broadcast_from_main(lambda: folder.rewind_metrics(self.step))
         self.accuracies = [row["accuracy"] for row in rows if row["kind"] == "validation"]
         self._make_state = partial(create, params_key, images)
-        if config.init_from and not self.step:  # or all steps are damaged
+        if config.init_from and not self.step:
             variables, self.remark = initial or read()
             digest = hashlib.sha256()
             for leaf in jax.tree.leaves(variables):

@@ -263,8 +263,12 @@ class RunFolder:
             for step in sorted(tested - {*listed, *self.checkpoints.steps()}):
                 place = self.checkpoints.directory / str(step)
                 damaged.append(f"{place} is missing, with which the run was tested: copy it again")
-            for step in set(whole).intersection(self.checkpoints.steps()):
-                self.check_metrics(step)
+            for step in whole:
+                try:
+                    self.check_metrics(step)
+                except ResNetJaxError:
+                    if step in self.checkpoints.steps():  # else a run that trains on has removed it
+                        raise
             good.append("metrics.jsonl")
         except ResNetJaxError as error:
             damaged.append(str(error))

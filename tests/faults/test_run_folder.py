@@ -120,6 +120,18 @@ def test_checkpoints_without_their_configuration_are_not_continued(own_run, tiny
         assert said in refused(rj.Run.open, path)
 
 
+def test_a_step_that_goes_while_the_lines_are_compared_is_no_fault(own_run, monkeypatch):
+    digest = RunFolder.metrics_digest
+
+    def slow(self, step):
+        for other in set(self.checkpoints.steps()) - {step}:
+            shutil.rmtree(self.checkpoints.directory / str(other))
+        return digest(self, step)
+
+    monkeypatch.setattr(RunFolder, "metrics_digest", slow)
+    assert RunFolder(own_run).verify().damaged == ()
+
+
 @pytest.mark.parametrize("lost", ["", "12"])
 def test_a_finished_run_without_its_checkpoints_is_not_whole(lost, own_run, command):
     """Of a folder that was copied in part, too: nothing of it was called damaged."""

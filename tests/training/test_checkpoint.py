@@ -210,6 +210,29 @@ def test_a_log_that_cannot_be_written_loses_nothing_else(tmp_path, capfd, monkey
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_run_of_which_no_step_verifies_is_not_begun_anew(lost, checkpoints, own_run, tiny_config):
+    """Its first save would remove them all; nor is one whose tests are there and no steps."""
+    before = (own_run / "metrics.jsonl").read_text()
+    for step in checkpoints.steps():
+        (checkpoints.directory / str(step) / "state" / ".directory").touch()
+    if lost:
+        shutil.rmtree(checkpoints.directory)
+    assert "no checkpoint that verifies" in refused(rj.train, tiny_config, own_run, quiet=True)
+    assert (own_run / "metrics.jsonl").read_text() == before
+    assert checkpoints.steps() == ([] if lost else [10, 12])
+
+
+def test_a_damaged_step_that_was_passed_over_takes_no_place(finished_run, checkpoints):
+    """The older good one, from which the run went on, was removed for it."""
+    better = Manifest(12, {"accuracy": 1.0, "loss": 0.0}, checkpoints.manifest(12).files)
+    (checkpoints.directory / "12" / "manifest.json").write_text(better.to_json())
+    next((checkpoints.directory / "12" / "state").rglob("_METADATA")).unlink()
+    assert next(checkpoints.good_steps()) == 10
+    checkpoints.save(finished_run._state("latest").replace(step=np.int32(15)), None)
+    assert list(checkpoints.good_steps()) == [15, 10]
+
+
 @pytest.mark.parametrize("place", ["state", "manifest.json"])
 def test_a_link_out_of_a_checkpoint_is_no_part_of_it(place, own_run, tmp_path, checkpoints):
     """Orbax followed that of a folder, of which no file is in the manifest; a device has no end."""
