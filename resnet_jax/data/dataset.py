@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol, Self, cast
+from typing import Any, Protocol, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -91,9 +91,7 @@ class Examples:
     workers: int | None = None  # threads that read all of it fastest; None: one for each core
 
 
-def small_parts(
-    split: Split, array: np.ndarray | None = None, most: int = 1000
-) -> list[np.ndarray]:
+def small_parts(split: Split, array: Any = None, most: int = 1000) -> list[np.ndarray]:
     """Cut an array, or all indices, at about 4 MiB of images: some parts a core are read ahead."""
     array = np.arange(len(split)) if array is None else array
     size = max(1, min(most, PART_BYTES // max(1, math.prod(split.image_shape))))
@@ -271,9 +269,8 @@ class Dataset:
         """
         pool = _split_of(images, labels)
         if class_names is None:
-            num_classes = int(pool.labels.max(initial=0)) + 1
-            check_countable(num_classes)  # before there is a name for each
-            class_names = list(map(str, range(num_classes)))
+            check_countable(classes := int(pool.labels.max(initial=0)) + 1)  # before it has names
+            class_names = list(map(str, range(classes)))
         tested = pool.take(slice(0)) if test is None else _split_of(*test)
         train, held_out = hold_out(name, pool, validation)
         return cls.of(name, train, held_out, tested, class_names)

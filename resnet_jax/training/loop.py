@@ -124,14 +124,7 @@ class Training:
             # Settings may differ from those recorded where `check_same` allows it: record them.
             if recorded != record:
                 folder.write_record(record)
-            good = next(checkpoints.good_steps(), None)
-            tested = any(row["kind"] == "test" for row in folder.read_metrics())
-            if good is None and (tested or checkpoints.steps()):  # all would be removed
-                raise ResNetJaxError(
-                    f"{folder.path} has no checkpoint that verifies: put them back, or remove the "
-                    "folder to begin anew"
-                )
-            return good or 0
+            return folder.step_to_go_on_from()
 
         self.step = broadcast_from_main(lock)
         rows = broadcast_from_main(lambda: folder.rewind_metrics(self.step))

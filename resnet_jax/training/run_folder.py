@@ -188,6 +188,17 @@ class RunFolder:
                 f"give those settings and that data, or another --run-dir"
             )
 
+    def step_to_go_on_from(self) -> int:
+        """Return the newest step that verifies, 0 of a run that has only begun; refuse others."""
+        step = next(self.checkpoints.good_steps(), None)
+        tested = any(row["kind"] == "test" for row in self.read_metrics())
+        if step is None and (tested or self.checkpoints.steps()):  # a new one removes them
+            raise ResNetJaxError(
+                f"{self.path} has no checkpoint that verifies: put them back, or remove the folder "
+                "to begin anew"
+            )
+        return step or 0
+
     def append_metrics(self, *rows: dict[str, Any]) -> None:
         """Add lines to ``metrics.jsonl`` and sync them to the disk."""
         path = self.path / "metrics.jsonl"
