@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import lazy_loader
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -91,12 +92,20 @@ def _print_table(
 ) -> None:
     """Print rows of texts, escaped and without markup; ``left`` columns are aligned left."""
     table = Table(title=_text(title) if title else None, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    texts = list(map(tuple, rows))
     for number, heading in enumerate(headings):
-        justify = "left" if number < left else "right"
-        table.add_column(_text(heading), justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for row in rows:
+        column = "".join([heading, *(row[number] for row in texts)])
+        # Chinese characters have two cells, and no place in a column of one.
+        options: Any = {"min_width": 2} if cell_len(column) > len(column) else {}
+        options["justify"] = "left" if number < left else "right"
+        table.add_column(_text(heading), overflow="fold", **options)
+    for row in texts:
         table.add_row(*map(_text, row))
     console.print(table)
+
+
+def _width(columns: Iterable[Iterable[str]]) -> int:
+    return sum(max(map(cell_len, column)) + 2 for column in columns)
 
 
 def _text(text: str) -> Text:
@@ -161,7 +170,9 @@ def print_comparison(table: "pd.DataFrame") -> None:
     ]
     while columns:
         block = [("", *labels), columns.pop(0)]
-        while columns and sum(max(map(len, c)) + 2 for c in [*block, columns[0]]) < console.width:
+        while (
+            columns and sum(max(map(cell_len, c)) + 2 for c in [*block, columns[0]]) < console.width
+        ):
             block.append(columns.pop(0))
         headings, *rows = zip(*block, strict=True)
         _print_table(headings, rows, left=len(block))

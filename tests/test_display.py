@@ -97,6 +97,14 @@ def test_where_one_class_is_most_all_right_is_not_near_chance():
     assert "initial" not in show(TRAIN, {**VALIDATION, "step": 3}, momentum=0.9, found=found)
 
 
+def test_no_letter_of_two_cells_is_lost_in_a_narrow_table(monkeypatch):
+    """Of twenty classes at 80 columns none had its name."""
+    file, names = io.StringIO(), tuple(f"水果{chr(0x4E00 + k)}" for k in range(20))
+    monkeypatch.setattr(display, "console", Console(file=file, width=80))
+    display.print_evaluation(Evaluation(0.5, np.eye(20, dtype=int), names), "")
+    assert all(letter in file.getvalue() for name in names for letter in name)
+
+
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_a_comparison_of_any_number_of_settings_fits_80_columns(count, monkeypatch):
     names = [f"fast-{'x' * k}-seed*" for k in range(count)]

@@ -108,11 +108,14 @@ def _explanation_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
     taken: set[str] = set()
     numbers: Counter[str] = Counter()  # the last of each name
     for file in dict.fromkeys(files):  # once, of a folder and a file in it
-        name = file.stem
+        stem = file.stem
+        if len(os.fsencode(stem)) > 240:  # file systems allow 255 bytes, with number and ending
+            stem = os.fsencode(stem)[:240].decode(errors="ignore")
+        name = stem
         # Of the same name in two folders; macOS's disks do not tell case or a letter's spelling.
         while (key := unicodedata.normalize("NFC", name).casefold()) in taken:
-            numbers[file.stem] += 1
-            name = f"{file.stem}-{numbers[file.stem] + 1}"
+            numbers[stem] += 1
+            name = f"{stem}-{numbers[stem] + 1}"
         taken.add(key)
         target = chosen[file] = folder / f"{name}.png"
         if os.path.realpath(target) in inputs or not _may_replace(target):

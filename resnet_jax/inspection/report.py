@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
+from unicodedata import bidirectional
 
 import pandas as pd
 from matplotlib import rc_context
@@ -87,7 +88,10 @@ def _figures(
     )
     names = predictions.class_names
     shown = plots.shown_names(names)
-    hidden = [f"#{k} {name}" for k, name in enumerate(names) if shown[k] == f"#{k}"]
+    # The mark of left-to-right keeps what follows a name in Hebrew or Arabic behind it.
+    marks = ["\u200e" * any(bidirectional(c) in ("R", "AL") for c in name) for name in names]
+    told = [f"#{k} {printable(name)}{marks[k]}" for k, name in enumerate(names)]
+    hidden = [text for k, text in enumerate(told) if shown[k] == f"#{k}"]
     legend = f" {', '.join(hidden[: plots.MAX_NAMED_CLASSES])}" if hidden else ""
     if len(names) <= plots.MAX_DRAWN_CLASSES:
         yield (

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping
@@ -54,13 +55,13 @@ class RunFolder:
     """A run's folder and the files in it."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            str(path.absolute()).encode()  # else TensorStore could not keep checkpoints there
-        except UnicodeEncodeError:
+        # TensorStore, which keeps checkpoints there, takes a name as UTF-8 in any locale.
+        place = str(path.absolute())
+        if os.fsencode(place) != place.encode(errors="replace"):
             raise ResNetJaxError(
                 f"run folder {path} has a name that is no UTF-8: rename it, or give another "
-                "--run-dir"
-            ) from None
+                "--run-dir, or a locale of UTF-8 (LANG=C.UTF-8)"
+            )
         self.path = path
         self.checkpoints = Checkpoints(path / "checkpoints")
 

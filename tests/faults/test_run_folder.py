@@ -120,6 +120,13 @@ def test_checkpoints_without_their_configuration_are_not_continued(own_run, tiny
         assert said in refused(rj.Run.open, path)
 
 
+def test_a_locale_of_other_bytes_is_refused(tmp_path, monkeypatch):
+    """Of a name in GBK the arrays of a checkpoint went to another folder than the rest."""
+    monkeypatch.setattr(os, "fsencode", lambda path: str(path).encode("gbk"))
+    assert "or a locale of UTF-8" in refused(RunFolder, tmp_path / "猫")
+    RunFolder(tmp_path / "cat")
+
+
 def test_a_step_that_goes_while_the_lines_are_compared_is_no_fault(own_run, monkeypatch):
     digest = RunFolder.metrics_digest
 

@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import os
 from pathlib import Path
 from unittest import mock
 
@@ -275,4 +276,7 @@ def test_explanations_of_equal_names_are_numbered_in_one_pass(tmp_path, monkeypa
     )
     names = [path.name for path in classify._explanation_files(files, tmp_path).values()]
     assert names == ["0.png", *(f"0-{k}.png" for k in range(2, 101))]
+    long = [Path(f"{'猫' * 84}.{ending}") for ending in ("jpg", "png")]  # 256 bytes with a number
+    targets = classify._explanation_files(long, tmp_path).values()
+    assert all(len(os.fsencode(target.name)) <= 255 for target in targets)
     assert len(calls) < 300

@@ -48,7 +48,7 @@ def hostile_page(finished_run, tmp_path_factory) -> Path:
     """A report of a run whose classes have names that somebody thought up."""
     place = tmp_path_factory.mktemp("hostile") / "run<b>"
     folder = RunFolder(shutil.copytree(finished_run.path, place))
-    names = (*HOSTILE, "x" * 300, "数字", "日本", "한글", "line\nbreak")
+    names = (*HOSTILE, "x" * 300, "数字", "日本", "עברית", "line\nbreak")
     folder.write_record(dataclasses.replace(folder.read_record(), class_names=names))
     with matplotlib.rc_context({"text.usetex": True}):  # LaTeX, where the user likes it in figures
         return write_report(rj.Run.open(place))
@@ -88,7 +88,9 @@ def test_every_picture_is_described_and_lies_beside_the_page(hostile_page):
 def test_names_that_the_figures_font_lacks_are_set_by_the_browser(hostile_page):
     """A figure has the class's number; the words above it say which that is."""
     notes = hostile_page.read_text().split("<p>")[1:]
-    told = [note.partition("</p>")[0] for note in notes if "#6 数字, #7 日本, #8 한글" in note]
+    told = [
+        note.partition("</p>")[0] for note in notes if "#6 数字, #7 日本, #8 עברית\u200e" in note
+    ]
     assert len(told) == 3  # confusion, mistakes, last features
     names = ("plain", "naïve", "Straße", "Ελλάδα", "数字", "日本", "한글", "עברית", "العربية")
     assert plots.shown_names(names) == [*names[:4], *(f"#{k}" for k in range(4, 9))]
