@@ -1,6 +1,7 @@
 """The state that training carries from step to step, and a batch of examples."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -71,14 +72,14 @@ class TrainState(struct.PyTreeNode):
             ema: keep moving averages of the weights.
         """
 
-        def draw(key: jax.Array, images: jax.Array) -> Any:
-            return cls.of_variables(model, model.init(key, images, train=False), tx, ema=ema)
-
+        init, make = partial(model.init, train=False), partial(cls.of_variables, model, tx=tx, ema=ema)
         # Traced, as by `jax.eval_shape` (then new arrays are, too): a nested jit takes no options.
         if any(isinstance(x, jax.core.Tracer) for x in (key, images, jnp.zeros(()))):
-            return draw(key, images)
-        # Jitted, since hundreds of small random draws are slow one by one. It runs once.
-        return jax.jit(draw, compiler_options=compiler_options(1))(key, images)
+            return make(init(key, images))
+        # Jitted, since hundreds of small random draws are slow one by one; apart from the rest, so
+        # that JAX's cache has the program for any optimiser.
+        variables = jax.jit(init, compiler_options=compiler_options(1))(key, images)
+        return jax.jit(make)(variables)
 
     @classmethod
     def of_variables(
