@@ -81,23 +81,20 @@ def cached_facts(
     new = [i for i, stamp in enumerate(stamps) if not stamp or stamp != before[i]]
     errors: dict[str, OSError] = {}
 
-    def find(part: list[int]) -> None:
-        for i in part:
-            try:
-                known[names[i]] = [stamps[i], look(paths[i])]
-            except OSError as error:
-                errors[names[i]] = error
+    def find(i: int) -> None:
+        try:
+            known[names[i]] = [stamps[i], look(paths[i])]
+        except OSError as error:
+            errors[names[i]] = error
 
-    workers = workers or cores()
+    workers = min(workers or cores(), len(new))
     for start in range(0, max(1, len(new)), ROUND):  # what ends in between loses one round
         batch = new[start : start + ROUND]
-        # In parts: a task for each small file takes longer than the file.
-        size = max(1, min(20, len(batch) // (4 * workers)))
-        if len(batch) == 1:  # here, where a signal is heard: to read a large dataset takes minutes
-            find(batch)
-        else:
+        if workers > 1:
             with ThreadPoolExecutor(workers) as pool:
-                list(pool.map(find, (batch[i : i + size] for i in range(0, len(batch), size))))
+                list(pool.map(find, batch))
+        else:  # here, where a signal is heard: to read a large dataset takes minutes
+            list(map(find, batch))
         if any(names[i] in known for i in batch) or len(known) > len(names):
             known = {name: known[name] for name in names if name in known}
             content = json.dumps(known).encode()

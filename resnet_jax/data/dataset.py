@@ -183,8 +183,7 @@ class Dataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels."""
-        height, width, channels = self.train.image_shape
-        return (height, width, channels)
+        return cast(tuple[int, int, int], tuple(self.train.image_shape))
 
     @property
     def num_classes(self) -> int:
@@ -231,7 +230,7 @@ class Dataset:
             for split in splits:
                 digest.update(str((len(split), *split.image_shape)).encode())
                 labels = b""
-                for images, some in read_batches(split, small_parts(split) if len(split) else []):
+                for images, some in read_batches(split, small_parts(split)):
                     check_labels(some, len(names))
                     digest.update(np.ascontiguousarray(images).data)
                     labels += np.ascontiguousarray(some, "<i4").tobytes()

@@ -40,7 +40,8 @@ class ImageFile:
     split: str  # "" where the folder is not split
     class_name: str
     sha256: str  # of the content
-    size: tuple[int, int]  # height and width in pixels, upright; 0 where it is broken
+    height: int  # in pixels, upright; 0 where it is broken
+    width: int
     grey: bool
     problem: str  # why it is broken, or of what it is a duplicate; "" if it is neither
 
@@ -56,9 +57,8 @@ class ImageFolder:
 
     def report(self) -> VerifyReport:
         """Count usable files by class, and list those that are broken, empty, or duplicates."""
-        counts = Counter((f.split, f.class_name) for f in self.files if not f.problem)
-        named = sorted((str(Path(*kind)), count) for kind, count in counts.items())
-        good = tuple(f"{name} ({count} images)" for name, count in named)
+        counts = Counter(os.path.join(f.split, f.class_name) for f in self.files if not f.problem)
+        good = tuple(f"{name} ({count} images)" for name, count in sorted(counts.items()))
         bad = sorted((Path(file.path), file.problem) for file in self.files if file.problem)
         damaged = tuple(f"{path}: {problem}" for path, problem in bad)
         usable = f"{counts.total()} images" if damaged or self.left_out else "all of it"
@@ -75,7 +75,7 @@ def open_image_folder(settings: DataConfig) -> Examples:
     files = _usable(folder, settings.skip_bad)
     if not files:
         raise ResNetJaxError(f"{root} has no usable image: {command('verify', root)} lists why")
-    sizes = sorted({file.size for file in files})
+    sizes = sorted({(file.height, file.width) for file in files})
     (low, left), (high, right) = sizes[0], sizes[-1]
     sides = sizes[0] if len(sizes) == 1 else (None, None)
     what = f"images in {root}, of {left}x{low} to {right}x{high} pixels,"
@@ -88,20 +88,18 @@ def open_image_folder(settings: DataConfig) -> Examples:
         raise ResNetJaxError(
             f"class {min(untrained)!r} of {root} has no usable training image: add one or remove it"
         )
-    ordered = [file for split in SPLITS for file in splits[split]]
     for split, members in splits.items():
         if members:
             content = [(file.sha256, label_of[file.class_name]) for file in members]
             digest.update(repr((split, content)).encode())
 
+    ordered = [file for members in splits.values() for file in members]
     paths = [file.path for file in ordered]
     labels = np.array([label_of[file.class_name] for file in ordered], np.int32)
 
     def read(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        images = np.empty((len(positions), *spec.shape), np.uint8)
-        for i, position in enumerate(positions):
-            images[i] = read_image(paths[position], spec)
-        return images, labels[positions]
+        images = np.array([read_image(paths[i], spec) for i in positions], np.uint8)
+        return images.reshape(-1, *spec.shape), labels[positions]
 
     images = DiskSplit(read, np.arange(len(paths)), spec.shape)
     test, held_out = len(splits["test"]), len(splits["validation"]) or None
@@ -122,7 +120,7 @@ def _usable(folder: ImageFolder, skip_bad: bool) -> list[ImageFile]:
         log.warning("%s%s", "left out: " if skip_bad else "", line)
     if len(problems) > SHOWN:
         log.warning("and %d more: %s lists all", len(problems) - SHOWN, command("verify", root))
-    broken = [Path(file.path) for file in folder.files if 0 in file.size]
+    broken = [Path(file.path) for file in folder.files if not file.height]
     if broken and not skip_bad:
         raise ResNetJaxError(
             f"{len(broken)} of {len(folder.files)} image files in {root} cannot be used, first "
@@ -170,12 +168,10 @@ def scan(
     look = partial(_examine, background=background)
     workers = workers or _threads(paths)
     facts = cached_facts(name, root, paths, look, workers=workers, refresh=refresh)
-    files = []
-    for row, fact in zip(rows, facts, strict=True):
+    for i, fact in enumerate(facts):
         if isinstance(fact, OSError):
-            fact = ("", 0, 0, True, f"it cannot be read: {fact.strerror}")
-        sha256, height, width, grey, problem = fact
-        files.append(ImageFile(*row, sha256, (height, width), grey, problem))
+            facts[i] = ("", 0, 0, True, f"it cannot be read: {fact.strerror}")
+    files = [ImageFile(*row, *fact) for row, fact in zip(rows, facts, strict=True)]
     _mark_duplicates(files)
     return ImageFolder(root, class_names, files, left_out)
 

@@ -86,9 +86,7 @@ def load_splits(
 
 
 def _load(settings: DataConfig) -> Dataset:
-    name = settings.name
-    openers = {"mnist_5k": _open_mnist_5k, "folder": open_image_folder}
-    opened = openers.get(name, _open_tfds)(settings)
+    name, opened = settings.name, _open(settings)
     images = opened.images
     gibibytes = len(images) * math.prod(images.image_shape) / 2**30
     fits = settings.streaming == "auto" and gibibytes <= settings.memory_limit
@@ -104,13 +102,13 @@ def _load(settings: DataConfig) -> Dataset:
     return Dataset.of(name, train, validation, test, opened.class_names, source)
 
 
-def _open_mnist_5k(_: DataConfig) -> Examples:
-    info = DATASETS["mnist_5k"]
-    return Examples(tuple("0123456789"), ArraySplit(*mnist_5k()), info.test, info.validation)
-
-
-def _open_tfds(settings: DataConfig) -> Examples:
+def _open(settings: DataConfig) -> Examples:
     name, root = settings.name, tfds_root(settings.dir)
+    if name == "folder":
+        return open_image_folder(settings)
+    if name == "mnist_5k":
+        info = DATASETS[name]
+        return Examples(tuple("0123456789"), ArraySplit(*mnist_5k()), info.test, info.validation)
     if settings.dir is not None and not root.is_dir():
         raise ResNetJaxError(f"{root} is no folder of prepared datasets (--data.dir)")
     place = find_prepared(name, root)

@@ -1,6 +1,5 @@
 """How pictures become a network's input: one value, shared by runs and by exported files."""
 
-import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
@@ -98,15 +97,12 @@ def pixel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]
     if len(split) > STATISTICS_IMAGES:
         split = split.take(np.linspace(0, len(split) - 1, STATISTICS_IMAGES).astype(int))
     # By the counts of the 256 levels: exact, and a few images at a time.
-    channels = range(split.image_shape[2])
-    counts = np.zeros((len(channels), 256), int)
+    counts = np.zeros((split.image_shape[2], 256), int)
     for images, _ in read_batches(split, small_parts(split)):
-        for channel in channels:
-            counts[channel] += np.bincount(images[..., channel].ravel(), minlength=256)
-    levels, means, stds = np.arange(256) / 255, [], []
-    for shares in counts / counts.sum(1, keepdims=True):
-        means.append(round(float(shares @ levels), 4))
-        deviation = math.sqrt(shares @ (levels - shares @ levels) ** 2)
-        # One level has none to divide by, and 1 does not magnify what augmentation adds to it.
-        stds.append(round(deviation, 4) or 1.0)
-    return tuple(means), tuple(stds)
+        for channel, count in enumerate(counts):
+            count += np.bincount(images[..., channel].ravel(), minlength=256)
+    levels = np.arange(256) / 255
+    means = counts @ levels / counts.sum(1)
+    stds = np.sqrt((counts * (levels - means[:, None]) ** 2).sum(1) / counts.sum(1))
+    # One level has none to divide by, and 1 does not magnify what augmentation adds to it.
+    return tuple(np.round(means, 4).tolist()), tuple(s or 1.0 for s in np.round(stds, 4).tolist())

@@ -13,6 +13,7 @@ import io
 import json
 import math
 import os
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -58,15 +59,13 @@ class Records:
     def __init__(
         self, prepared: Prepared, files: dict[str, int], settings: DataConfig | None = None
     ) -> None:
-        self.prepared = prepared
         # A check accepts any image size, and label -1, which TFDS writes where none is published.
-        self._lowest_label = -1 if settings is None else 0
+        self._labels = range(0 if settings else -1, len(prepared.class_names))
         settings = settings or DataConfig(image_size=8, background=0)
+        self.spec = DecodeSpec(prepared.shape)  # type: ignore[arg-type]
         if None in prepared.shape:
             self.spec = DecodeSpec.of(f"images in {prepared.folder}", prepared.shape, settings)
-        else:
-            self.spec = DecodeSpec(prepared.shape)  # type: ignore[arg-type]
-        self._files = list(files.items())
+        self.prepared, self._files = prepared, list(files.items())
         self._starts = np.cumsum([0, *files.values()])
         self._readers: dict[Path, Any] = {}
         self.split = DiskSplit(self._read, np.arange(self._starts[-1]), self.spec.shape)
@@ -74,7 +73,6 @@ class Records:
     def _read(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images = np.empty((len(positions), *self.spec.shape), np.uint8)
         labels = np.empty(len(positions), np.int32)
-        highest = len(self.prepared.class_names) - 1
         shards = np.searchsorted(self._starts, positions, side="right") - 1
         for shard in np.unique(shards).tolist():
             chosen = np.flatnonzero(shards == shard)
@@ -87,8 +85,6 @@ class Records:
             for i, number, record in found:
                 with _reading(path, self.prepared.root, f"record {number}: "):
                     images[i], labels[i] = self._decode(record, f"record {number} of {path}")
-                    if not self._lowest_label <= labels[i] <= highest:
-                        raise ValueError(f"label {labels[i]}, not 0 to {highest}")
         return images, labels
 
     def _reader(self, path: Path, count: int) -> Any:
@@ -112,6 +108,8 @@ class Records:
         image_key, label_key = self.prepared.keys
         content = features[image_key].bytes_list.value[0]
         label = features[label_key].int64_list.value[0]
+        if label not in self._labels:
+            raise ValueError(f"label {label}, not 0 to {self._labels[-1]}")
         height, width, channels = self.spec.shape
         if None not in self.prepared.shape:
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
@@ -161,23 +159,19 @@ def find_prepared(name: str, root: Path) -> Path | None:
     For a dataset with several configurations ``name`` is ``emnist/letters``, or ``emnist`` where
     only one of them is prepared.
     """
-    place, found = root / name, {}
+    place = root / name
     # "./mnist", and on disks that do not tell case "MNIST", would be other datasets than "mnist".
     other = name not in DATASETS and os.path.normpath(name).lower() in DATASETS
     if other or place == root or ".." in Path(name).parts or not place.is_relative_to(root):
         return None
-    for folder in (place, *sorted(place.glob("*"))):
-        versions = [
-            version
-            for version in folder.glob("*.*.*")
-            if version.name.replace(".", "").isdigit() and (version / "dataset_info.json").exists()
-        ]
-        if versions:
-            found[folder] = max(versions, key=lambda v: [int(part) for part in v.name.split(".")])
-    if len(found) > 1 and place not in found:
-        names = ", ".join(f"{name}/{folder.name}" for folder in found)
+    files = [*place.glob("*/dataset_info.json"), *place.glob("*/*/dataset_info.json")]
+    versions = [f.parent for f in files if re.fullmatch(r"\d+\.\d+\.\d+", f.parent.name)]
+    versions.sort(key=lambda version: [int(part) for part in version.name.split(".")])
+    newest = {version.parent: version for version in versions}
+    if len(newest) > 1 and place not in newest:
+        names = ", ".join(f"{name}/{folder.name}" for folder in sorted(newest))
         raise ResNetJaxError(f"`{name}` is prepared in several configurations: give one of {names}")
-    return next(iter(found.values()), None)
+    return newest.get(place) or next(iter(newest.values()), None)
 
 
 def not_prepared(name: str, root: Path) -> ResNetJaxError:
@@ -214,9 +208,6 @@ def open_prepared(folder: Path, root: Path, settings: DataConfig) -> Examples:
     """Open the splits of a dataset that a run can use; their description is cached."""
     name = _name(folder, root)
     (found,) = cached_facts(name, root, [folder], partial(_describe_splits, root=root))
-    with _reading(folder / "dataset_info.json", root):
-        if isinstance(found, OSError):
-            raise found
     class_names, shape, keys, splits, sha256 = found
     if "train" not in splits:
         raise ResNetJaxError(
@@ -244,7 +235,7 @@ def _describe_splits(folder: Path, root: Path) -> list[Any]:
         with _reading(path, root):
             if not path.is_file():  # to read a pipe or a device may never end
                 raise ValueError("no such file")
-    with ThreadPoolExecutor(cores()) as pool:
+    with _reading(folder / "dataset_info.json", root), ThreadPoolExecutor(cores()) as pool:
         return [whole.class_names, whole.shape, whole.keys, splits, [*pool.map(file_sha256, paths)]]
 
 
@@ -300,11 +291,10 @@ def image_and_label(name: str, info: Any) -> tuple[str, str]:
     """Return the features that TFDS calls supervised, or the only Image and the only ClassLabel."""
     import tensorflow_datasets as tfds
 
-    named = isinstance(info.features, tfds.features.FeaturesDict)
-    features = dict(info.features) if named else {}
+    features = info.features if isinstance(info.features, tfds.features.FeaturesDict) else {}
     kinds = [tfds.features.Image, tfds.features.ClassLabel]
     keys = [str(key) for key in info.supervised_keys or ()]
-    if [type(features.get(key)) for key in keys] != kinds:
+    if [type(features[key]) for key in keys if key in features] != kinds:
         keys = [key for kind in kinds for key in features if isinstance(features[key], kind)]
     if [type(features[key]) for key in keys] != kinds:
         held = ", ".join(type(feature).__name__ for feature in features.values())
