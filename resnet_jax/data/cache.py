@@ -47,7 +47,7 @@ def cached_arrays(
     name: str, folder: Path, key: str, read: Callable[[], tuple[np.ndarray, ...]]
 ) -> tuple[np.ndarray, ...]:
     """Return ``read()`` for the data in ``folder``, or what it returned before for an equal key."""
-    path = _cache_file(name, folder, "arrays")
+    path, key = _cache_file(name, folder, "arrays"), f"{DECODING_VERSION}, {key}"
     arrays = _load(path, key)
     if arrays is None:
         arrays = read()
@@ -70,7 +70,7 @@ def cached_facts(
     values. Where ``look`` raises OSError, the exception stands in the list and is not remembered.
     ``refresh`` looks at all again.
     """
-    place, key = _cache_file(name, folder, "facts"), "stamps and facts by name"
+    place, key = _cache_file(name, folder, "facts"), f"{DECODING_VERSION}, stamps and facts"
     loaded = _load(place, key)
     known: dict[str, list[Any]] = json.loads(loaded[0].tobytes()) if loaded else {}
     prefix = os.path.join(folder, "")
@@ -122,17 +122,13 @@ def _cache_file(name: str, folder: Path, suffix: str) -> Path:
     return cache_root() / f"{name.replace('/', '-')}-{where}.{suffix}"
 
 
-def _full_key(key: str, count: int) -> str:
-    return f"{DECODING_VERSION}, {key}, {count} arrays"
-
-
 def _load(path: Path, key: str) -> tuple[np.ndarray, ...] | None:
     # Each entry of the file has a checksum. Damage makes NumPy raise all kinds, even MemoryError.
     # And NumPy leaves a damaged file open, so it is opened here.
     with contextlib.suppress(Exception), path.open("rb") as opened, np.load(opened) as file:
-        count = len(file.files) - 1
-        if str(file["key"]) == _full_key(key, count):
-            return tuple(file[f"arr_{i}"] for i in range(count))
+        *names, last = file.files  # damage that hides an array hides the key behind it
+        if str(file[last]) == key:
+            return tuple(file[name] for name in names)
     return None
 
 
@@ -142,5 +138,5 @@ def _store(path: Path, key: str, arrays: Sequence[np.ndarray]) -> None:
     with contextlib.suppress(OSError), temporary_folder(path.parent, path.name) as work:
         temporary = Path(work, path.name)
         with temporary.open("wb") as file:
-            np.savez(file, *arrays, key=np.array(_full_key(key, len(arrays))))
+            np.savez(file, *arrays, np.array(key))
         temporary.replace(path)

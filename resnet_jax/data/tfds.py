@@ -333,8 +333,7 @@ def verify_prepared(name: str, data_dir: PathLike | None = None) -> VerifyReport
     shards = [item for files in prepared.splits.values() for item in files.items()]
     with ThreadPoolExecutor(cores()) as pool, contextlib.ExitStack() as stack:
         stack.callback(ended.set)
-        found = dict(zip(shards, pool.map(damage, shards), strict=True))
-    whole = [file for (file, _), wrong in found.items() if wrong is None]
-    good, damaged = ("dataset_info.json", "features.json", *whole), filter(None, found.values())
-    usable = "all of it" if len(whole) == len(found) else "nothing"
-    return VerifyReport(folder, good, tuple(damaged), usable)
+        found = list(pool.map(damage, shards))
+    whole = [file for (file, _), wrong in zip(shards, found, strict=True) if wrong is None]
+    good, damaged = ("dataset_info.json", "features.json", *whole), tuple(filter(None, found))
+    return VerifyReport(folder, good, damaged, "nothing" if damaged else "all of it")

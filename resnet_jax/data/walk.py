@@ -152,15 +152,14 @@ def _class_folders(root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
     left_out = []
     folders = [("", folder) for folder in inside]
     splits = {p: s for s, names in SPLITS.items() for p in inside if p.name.lower() in names}
-    train = next((path for path in splits if splits[path] == "train"), None)
-    classes, images = _entries(train) if train else ([], [])
+    held = {path: _entries(path) for path in splits}
+    classes, images = next((held[path] for path in splits if splits[path] == "train"), ([], []))
     # A class may be called "train" as well; then there are images in it, and others beside it.
     if classes and (not images or len(splits) > 1 or len(inside) == 1):
         if other := [path.name for path in inside if path not in splits]:
             left_out.append(f"left out, neither train, val nor test: {', '.join(other)}")
-        entries = [(split, *_entries(path)) for path, split in splits.items()]
-        folders = [(split, folder) for split, below, _ in entries for folder in below]
-        loose += [image for *_, images in entries for image in images]
+        folders = [(splits[path], folder) for path in splits for folder in held[path][0]]
+        loose += [image for _, images in held.values() for image in images]
     if loose:
         endings = Counter(path.suffix.lower() for path in loose)
         left_out.append(f"left out, in no class folder: {by_ending(endings)}")
