@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import http.server
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -132,8 +133,7 @@ def test_a_folder_that_cannot_be_written_is_named(tiny_mnist, tmp_path, monkeypa
     blocked.touch()
     for files in (tiny_mnist, None):
         shown = refused(prepare, "mnist", blocked / "below", files)
-        assert f"could not be prepared in {blocked}/below " in shown
-        assert "--data.dir" in shown
+        assert re.search(f"could not be prepared in {blocked}/below .*--data.dir", shown)
 
 
 def test_without_tensorflow_the_extra_is_named(monkeypatch, tmp_path, command):
@@ -148,29 +148,25 @@ def test_without_tensorflow_the_extra_is_named(monkeypatch, tmp_path, command):
 # Downloads
 
 
-@pytest.fixture
-def server(tiny_mnist, tmp_path, monkeypatch):
-    """A web server on this machine with the tiny files, at the address of `mnist`."""
-    folder = tmp_path / "www"
-    shutil.copytree(tiny_mnist, folder)
-    quiet = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
-    handler = functools.partial(quiet, directory=folder)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
-        at(f"http://127.0.0.1:{running.server_address[1]}/", monkeypatch)
-        yield folder
-        running.shutdown()
-
-
-def at(address, monkeypatch):
+def at(port, monkeypatch):
     """Moves `mnist` to another address."""
-    moved = dataclasses.replace(DATASETS["mnist"], source=address)
+    moved = dataclasses.replace(DATASETS["mnist"], source=f"http://127.0.0.1:{port}/")
     monkeypatch.setitem(DATASETS, "mnist", moved)
 
 
-def test_a_download_is_verified_and_prepared(server, tiny_mnist, capsys):
-    data = load_dataset("mnist")
-    assert_holds(data, tiny_mnist)
+@pytest.fixture
+def server(tiny_mnist, monkeypatch):
+    """The tiny files, which a web server on this machine has at the address of `mnist`."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tiny_mnist)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
+        at(running.server_port, monkeypatch)
+        yield tiny_mnist
+        running.shutdown()
+
+
+def test_a_download_is_verified_and_prepared(server, capsys):
+    assert_holds(load_dataset("mnist"), server)
     assert leftovers(tfds_root()) == ["mnist"]
     assert capsys.readouterr().out == ""  # standard output belongs to the command
 
@@ -184,8 +180,7 @@ def test_a_server_that_refuses_or_sends_something_else_is_quoted_and_leaves_noth
         patched.setattr(mnist, "MAX_BYTES", 100)  # of an answer that does not end
         assert "lacks train-images-idx3-ubyte, " in refusal(None, "mnist")
     (server / "train-images-idx3-ubyte.gz").unlink()
-    text = refusal(None, "mnist")
-    assert "train-images-idx3-ubyte.gz cannot be downloaded (HTTP Error 404" in text
+    assert "ubyte.gz cannot be downloaded (HTTP Error 404" in refusal(None, "mnist")
     assert leftovers(tfds_root()) == []
 
 
@@ -196,17 +191,17 @@ def test_the_addresses_are_those_of_tfds():
 
 # No network
 
+OFFLINE = re.compile(r"cannot be downloaded.*--data\.dir.*--data\.from-idx")
+
 
 def test_a_silent_host_is_given_up_in_time(tiny_mnist, monkeypatch):
     assert preparing.HOST_TIMEOUT <= 4
     monkeypatch.setattr(preparing, "HOST_TIMEOUT", 0.5)
     start = time.perf_counter()
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection, never answers
-        at(f"http://127.0.0.1:{silent.getsockname()[1]}/", monkeypatch)
-        text = refusal(None, "mnist")
+        at(silent.getsockname()[1], monkeypatch)
+        assert OFFLINE.search(refusal(None, "mnist"))
         assert time.perf_counter() - start < 30
-    assert "--data.dir" in text
-    assert "--data.from-idx" in text
     assert not tfds_root().exists()
 
 
@@ -220,10 +215,7 @@ def test_without_a_network_one_line_within_five_seconds():
     assert sum(os.times()[2:4]) - sum(before[2:4]) < 5  # of a processor: it is another's, too
     assert time.perf_counter() - start < 60  # TFDS would try for 200 s
     assert run.returncode == 1
-    line = run.stderr.splitlines()[-1]
-    assert "cannot be downloaded" in line
-    assert "--data.dir" in line
-    assert "--data.from-idx" in line
+    assert OFFLINE.search(run.stderr.splitlines()[-1])
     assert not tfds_root().exists()
 
 

@@ -137,10 +137,10 @@ def test_what_is_not_there_is_named(tmp_path, digits):
     assert all(name in text for name in ("did you mean `fashion_mnist`?", *DATASETS))
     assert "nowhere is no folder" in refusal(tmp_path / "nowhere")
     assert "holds no prepared `cifar10`" in refusal(digits, "cifar10")
-    text = refusal(digits, "mnist")
+    text = refused(verify_prepared, "mnist", digits)
+    assert refusal(digits, "mnist") == text
     assert "holds no prepared `mnist`" in text
     assert "--data.from-idx" in text
-    assert refused(verify_prepared, "mnist", digits) == text
 
 
 # Damaged prepared files

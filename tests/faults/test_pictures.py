@@ -124,11 +124,10 @@ def test_predict_walks_as_training_does(pets, finished_run, command, answers):
         (pets / "cat" / hidden).write_bytes(b"resource fork")
     code, out, err = command("predict", finished_run.path, pets, "--json")
     assert (code, err) == (0, "")
-    found = [row["path"] for row in json.loads(out)]
-    assert len(found) == 13
-    assert str(pets / "cat" / "deep" / "x.png" / "inside.jpg") in found
+    assert out.count('"path"') == 13
+    assert str(pets / "cat" / "deep" / "x.png" / "inside.jpg") in out
     code, out, _ = command("predict", finished_run.path, pets / "*", "--json")
-    assert (code, len(json.loads(out))) == (0, 13)
+    assert (code, out.count('"path"')) == (0, 13)
 
 
 def test_only_regular_files_are_opened(pets, python):
@@ -289,12 +288,12 @@ def test_names_are_shown_as_they_are_and_safely(name, tmp_path, finished_run, co
     assert not {"\x1b", "\x07"} & set(out + err)
     assert len(err.splitlines()) == 2
     _, report, _ = command("verify", tmp_path)
-    (line,) = [line for line in report.splitlines() if line.startswith("damaged")]
     assert "\x1b" not in report
+    assert report.count("\ndamaged ") == 1
     if name.isprintable():
         assert f"{good}" in out
         assert f"{broken}" in err
-        assert f"{broken}: it is no image" in line
+        assert f"damaged  {broken}: it is no image" in report
         assert f"{name} (1 images)" in report
     code, out, _ = command("predict", finished_run.path, good, "--json")
     assert json.loads(out)[0]["path"] == str(good)
@@ -305,9 +304,8 @@ def test_names_are_shown_as_they_are_and_safely(name, tmp_path, finished_run, co
 
 def test_one_name_in_two_spellings_is_one_class(tmp_path, command):
     composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
-    for seed, place in enumerate(
-        (f"train/{composed}", "train/tea", f"val/{decomposed}", "val/tea", f"test/{composed}")
-    ):
+    places = f"train/{composed} train/tea val/{decomposed} val/tea test/{composed}".split()
+    for seed, place in enumerate(places):
         picture(tmp_path / "split" / place / f"{seed}.png", seed)
         picture(tmp_path / "flat" / Path(place).name / f"{seed}.png", seed)
     code, _, err = command("verify", tmp_path / "split")
