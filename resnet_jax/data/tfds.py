@@ -14,7 +14,6 @@ import json
 import math
 import os
 import re
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -315,25 +314,19 @@ def verify_prepared(name: str, data_dir: PathLike | None = None) -> VerifyReport
     if (folder := find_prepared(name, root)) is None:
         raise not_prepared(name, root)
     prepared = describe(folder, root)
-    ended = threading.Event()  # a signal is heard by the main thread alone
-
-    def damage(item: tuple[str, int]) -> str | None:
-        split = Records(prepared, dict([item])).split
-        try:
-            for part in small_parts(split):
-                if not ended.is_set():
-                    split.batch(part)
-        except ResNetJaxError as error:
-            number = getattr(error.__cause__, "errno", None)
-            if number not in (None, errno.ENOENT) or isinstance(error.__cause__, MemoryError):
-                raise  # of the system, not in the file: what is whole is not made again
-            return str(error)
-        return None
-
-    shards = [item for files in prepared.splits.values() for item in files.items()]
-    with ThreadPoolExecutor(cores()) as pool, contextlib.ExitStack() as stack:
-        stack.callback(ended.set)
-        found = list(pool.map(damage, shards))
-    whole = [file for (file, _), wrong in zip(shards, found, strict=True) if wrong is None]
-    good, damaged = ("dataset_info.json", "features.json", *whole), tuple(filter(None, found))
-    return VerifyReport(folder, good, damaged, "nothing" if damaged else "all of it")
+    good, damaged = ["dataset_info.json", "features.json"], []
+    with ThreadPoolExecutor(cores()) as pool:
+        for file, count in (shard for files in prepared.splits.values() for shard in files.items()):
+            split = Records(prepared, {file: count}).split
+            try:
+                # In parts, for all threads, and so that a signal waits for no whole file.
+                for _ in pool.map(split.batch, small_parts(split, most=count // (4 * cores()))):
+                    pass
+                good.append(file)
+            except ResNetJaxError as error:
+                number = getattr(error.__cause__, "errno", None)
+                if number not in (None, errno.ENOENT) or isinstance(error.__cause__, MemoryError):
+                    raise  # of the system, not in the file: what is whole is not made again
+                damaged.append(str(error))
+    usable = "nothing" if damaged else "all of it"
+    return VerifyReport(folder, tuple(good), tuple(damaged), usable)
