@@ -82,7 +82,7 @@ def _contrast(picture: Image.Image) -> np.ndarray:
     paper = ndimage.median_filter(few, (window, window, 1), mode="nearest")
     paper = ndimage.gaussian_filter(paper, (1, 1, 0), mode="nearest")
     colours = map(Image.fromarray, np.moveaxis(paper, 2, 0))
-    paper = np.dstack([colour.resize(size, Image.Resampling.BILINEAR) for colour in colours])
+    paper = np.dstack([np.asarray(c.resize(size, Image.Resampling.BILINEAR)) for c in colours])
     # In a shadow both are darker by one factor; the levels added keep noise on black from counting.
     ratio = np.log((pixels + 32) / (paper + 32))
     clearest = np.abs(ratio).argmax(axis=-1)

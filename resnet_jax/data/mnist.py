@@ -127,8 +127,7 @@ def read_idx_files(paths: Iterable[Path], info: DatasetInfo, where: object) -> A
     contents: dict[str, bytes] = {}  # by their SHA-256
     for path in filter(Path.is_file, paths):
         with contextlib.suppress(OSError, EOFError, zlib.error), path.open("rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"  # some tools unpack but keep the name
-            file.seek(0)
+            packed = file.peek(2).startswith(b"\x1f\x8b")  # some tools unpack but keep the name
             content = (gzip.GzipFile(fileobj=file) if packed else file).read(MAX_BYTES)
             if (sha256 := hashlib.sha256(content).hexdigest()) in info.idx_sha256:
                 contents[sha256] = content

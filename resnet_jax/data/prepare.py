@@ -130,8 +130,7 @@ def _idx_builder(name: str, arrays: mnist.Arrays) -> Any:
 
 def _download(info: mnist.DatasetInfo) -> mnist.Arrays:
     """Download a dataset's IDX files; TFDS would try for 200 s without a network."""
-    import urllib.error  # here: slow to import and seldom needed
-    import urllib.request
+    import urllib.request  # here: slow to import and seldom needed
 
     with tempfile.TemporaryDirectory() as folder:
         for name in mnist.IDX_FILES:
@@ -141,7 +140,7 @@ def _download(info: mnist.DatasetInfo) -> mnist.Arrays:
                 with urllib.request.urlopen(url, timeout=HOST_TIMEOUT) as answer:
                     Path(folder, name).write_bytes(answer.read(mnist.MAX_BYTES))
             except Exception as error:  # of the network, the server or the disk
-                if isinstance(error, urllib.error.HTTPError):
+                if isinstance(error, urllib.request.HTTPError):
                     error.close()
                 raise ResNetJaxError(
                     f"{url} cannot be downloaded ({error}): give a folder with `{info.name}` "

@@ -1,5 +1,6 @@
 """Small datasets as TFDS and the publishers of MNIST store them, and what becomes of damage."""
 
+import dataclasses
 import io
 import os
 import struct
@@ -37,12 +38,8 @@ def build(root, splits, *, name="digits", shape=(28, 28, 1), names=None, config=
         BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
 
         def _info(self):
-            label = {"names": names} if names else {"num_classes": 10}
-            features = {
-                "image": tfds.features.Image(shape=shape),
-                "label": tfds.features.ClassLabel(**label),
-                "id": tfds.features.Text(),
-            }
+            label = tfds.features.ClassLabel(num_classes=None if names else 10, names=names)
+            features = {"image": tfds.features.Image(shape=shape), "label": label, "id": np.str_}
             return tfds.core.DatasetInfo(
                 builder=self,
                 features=tfds.features.FeaturesDict(features),
@@ -83,12 +80,11 @@ def examples(*splits) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(images), np.concatenate(labels)
 
 
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Noting(ArraySplit):
     """Notes which indices are read."""
 
-    def __init__(self, *arrays):
-        super().__init__(*arrays)
-        object.__setattr__(self, "asked", [])
+    asked: list[np.ndarray] = dataclasses.field(default_factory=list)
 
     def batch(self, indices):
         self.asked.append(indices)

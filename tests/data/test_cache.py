@@ -178,17 +178,18 @@ def test_what_ends_a_long_scan_loses_one_round(refresh, tmp_path, monkeypatch):
 def test_facts_of_a_folder_hang_on_its_files(tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
-    (folder / "a").write_bytes(b"12")
     looked = []
 
-    def facts():
-        looked.clear()
-        return cached_facts("name", tmp_path, [folder], lambda path: looked.append(path) or [1])
+    def look(path):
+        looked.append(threading.current_thread())
+        return 1
 
-    for change in (lambda: None, (folder / "b").touch, lambda: (folder / "a").write_bytes(b"34")):
-        change()
-        assert (facts(), len(looked)) == ([[1]], 1)
-        assert (facts(), len(looked)) == ([[1]], 0)
+    for name, content in (("a", "12"), ("b", ""), ("a", "34")):
+        (folder / name).write_text(content)
+        for _ in range(2):
+            assert cached_facts("name", tmp_path, [folder], look) == [1]
+    # Where a signal is heard: while another thread read a dataset to its end, none ended it.
+    assert looked == [threading.main_thread()] * 3
 
 
 def test_a_read_error_is_gone_when_it_is_gone(flat, monkeypatch):
@@ -220,10 +221,3 @@ def test_a_folder_has_one_cache_however_it_is_spelt_and_for_each_decoder_another
     assert PIL.__version__ in cache.DECODING_VERSION
     monkeypatch.setattr(cache, "DECODING_VERSION", "another")
     assert decoded(flat) >= 60
-
-
-def test_a_single_place_is_looked_at_where_signals_are_heard(tmp_path):
-    """Of a dataset on which a signal ended nothing, while another thread read it to its end."""
-    looks = []
-    cached_facts("name", tmp_path, [tmp_path], lambda _: looks.append(threading.current_thread()))
-    assert looks == [threading.main_thread()]
