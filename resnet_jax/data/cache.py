@@ -33,9 +33,7 @@ def user_folder(variable: str, default: Callable[[], str]) -> Path:
     try:
         return Path(os.environ.get(variable) or default()).expanduser()
     except RuntimeError as error:  # neither HOME nor an entry in the list of users
-        raise ResNetJaxError(
-            f"your home folder cannot be located: set {variable} to a folder"
-        ) from error
+        raise ResNetJaxError(f"your home cannot be located: set {variable} to a folder") from error
 
 
 def cache_root() -> Path:

@@ -154,9 +154,7 @@ def parse_strokes(value: Any) -> list[np.ndarray]:
         points = np.empty(0)
     whole = points.ndim == 2 and points.shape[1] == 2 and points.dtype.kind in "iuf"
     if not whole or len(points) > MAX_POINTS or not (abs(points.astype(float)) < 1e6).all():
-        raise ResNetJaxError(
-            f"strokes must be lists of [x, y] below 1e6, {MAX_POINTS:,} points at most"
-        )
+        raise ResNetJaxError(f"strokes must be lists of [x, y] below 1e6, {MAX_POINTS:,} at most")
     return strokes
 
 

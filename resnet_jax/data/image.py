@@ -242,10 +242,8 @@ def _to_8_bits(upright: Image.Image, image: Image.Image, content: bytes) -> Imag
     elif image.format == "PNG" and image.mode in ("L", "RGB") and transparent is not None:
         # Pillow scales levels to 8 bits and leaves the transparent one as the file has it.
         bits = content[24]
-        scaled = [
-            level >> 8 if bits == 16 else level * 255 // (2**bits - 1)
-            for level in np.ravel(transparent).tolist()
-        ]
+        levels = np.ravel(transparent).tolist()
+        scaled = [n >> 8 if bits == 16 else n * 255 // (2**bits - 1) for n in levels]
         upright.info["transparency"] = scaled[0] if image.mode == "L" else tuple(scaled)
     return upright
 

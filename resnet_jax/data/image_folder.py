@@ -72,7 +72,7 @@ def open_image_folder(settings: DataConfig) -> Examples:
         raise ResNetJaxError("dataset folder needs --data.dir DIR, which holds a folder a class")
     root = expanded(settings.dir)
     folder = scan(root, background=settings.background, workers=settings.workers)
-    files = _usable(folder, settings.skip_bad)
+    files, class_names = _usable(folder, settings.skip_bad), folder.class_names
     if not files:
         raise ResNetJaxError(f"{root} has no usable image: {command('verify', root)} lists why")
     sizes = sorted({(file.height, file.width) for file in files})
@@ -81,8 +81,8 @@ def open_image_folder(settings: DataConfig) -> Examples:
     what = f"images in {root}, of {left}x{low} to {right}x{high} pixels,"
     channels = 1 if all(file.grey for file in files) else 3
     spec = DecodeSpec.of(what, (*sides, channels), settings)
-    label_of = {name: label for label, name in enumerate(folder.class_names)}
-    digest = hashlib.sha256(f"({folder.class_names!r}, {spec.fingerprint_text})".encode())
+    label_of = {name: label for label, name in enumerate(class_names)}
+    digest = hashlib.sha256(f"({class_names!r}, {spec.fingerprint_text})".encode())
     splits = _splits(files)
     if untrained := set(label_of) - {file.class_name for file in splits["train"]}:
         raise ResNetJaxError(
@@ -103,9 +103,7 @@ def open_image_folder(settings: DataConfig) -> Examples:
 
     images = DiskSplit(read, np.arange(len(paths)), spec.shape)
     test, held_out = len(splits["test"]), len(splits["validation"]) or None
-    return Examples(
-        folder.class_names, images, test, held_out, root, digest.hexdigest(), _threads(paths)
-    )
+    return Examples(class_names, images, test, held_out, root, digest.hexdigest(), _threads(paths))
 
 
 def _usable(folder: ImageFolder, skip_bad: bool) -> list[ImageFile]:
@@ -159,9 +157,7 @@ def scan(
     that are cached, too.
     """
     if not root.is_dir():
-        raise ResNetJaxError(
-            f"{root} is no folder: give one with a folder for each class (--data.dir)"
-        )
+        raise ResNetJaxError(f"{root} is no folder: give one with a folder a class (--data.dir)")
     rows, class_names, left_out = find_classes(root)
     paths = [path for path, *_ in rows]
     name = f"folder{'' if background is None else background}"

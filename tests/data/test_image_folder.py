@@ -212,7 +212,7 @@ def test_verify_lists_every_file_and_looks_past_the_cache(faulty, command):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (None, "is no folder: give one with a folder for each class (--data.dir)"),
+        (None, "is no folder: give one with a folder a class (--data.dir)"),
         ([], "holds 0 class folders"),
         (["a.png"], "holds 0 class folders"),
         (["cat/a.png"], "holds 1 class folders"),
