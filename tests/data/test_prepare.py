@@ -31,9 +31,6 @@ def leftovers(root):
     return sorted(path.name for path in root.iterdir()) if root.exists() else []
 
 
-# Preparing from IDX files
-
-
 def assert_holds(data, folder):
     """A dataset has exactly the images and labels of the IDX files, in any order."""
     published = read_idx_files(folder.iterdir(), DATASETS["mnist"], folder)
@@ -145,9 +142,6 @@ def test_without_tensorflow_the_extra_is_named(monkeypatch, tmp_path, command):
     assert not (tmp_path / "root").exists()
 
 
-# Downloads
-
-
 def at(port, monkeypatch):
     """Moves `mnist` to another address."""
     moved = dataclasses.replace(DATASETS["mnist"], source=f"http://127.0.0.1:{port}/")
@@ -188,8 +182,6 @@ def test_the_addresses_are_those_of_tfds():
     for name in ("mnist", "fashion_mnist"):
         assert DATASETS[name].source == tfds.builder_cls(name).URL
 
-
-# No network
 
 OFFLINE = re.compile(r"cannot be downloaded.*--data\.dir.*--data\.from-idx")
 

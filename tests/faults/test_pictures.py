@@ -46,9 +46,6 @@ def read(path: Path, **options: object) -> np.ndarray:
         return train.images[train.labels == 0][0, ..., 0].astype(int)
 
 
-# Which files are pictures
-
-
 def test_a_run_among_the_pictures_is_no_class(pets, finished_run, command, monkeypatch, answers):
     before = rj.load_dataset("folder", pets).fingerprint
     monkeypatch.chdir(pets)
@@ -138,9 +135,6 @@ def test_only_regular_files_are_opened(pets, python):
         assert f"{pets}/{name}: it cannot be read: no regular file" in done.stdout
 
 
-# What their pixels are
-
-
 def test_a_line_of_pixels_is_a_line(tmp_path, finished_run, command, answers):
     for size in ((400, 1), (1, 400)):
         Image.new("L", size, 255).save(tmp_path / "line.png")
@@ -196,9 +190,6 @@ def test_a_transparent_level_is_one_whatever_the_depth(bits, colour, tmp_path, c
     np.testing.assert_allclose(read(path, background=100), hidden, atol=1)
     write(np.minimum(levels, highest - 2 ** max(0, bits - 8)))  # compared as they are read
     assert read(path).shape == (16, 16)
-
-
-# How many are held, and where explanations are written
 
 
 def test_predict_holds_a_batch_of_pictures(own_run, command, answers, tmp_path):
@@ -258,8 +249,6 @@ def test_an_explanation_is_never_over_another_file(pets, finished_run, command, 
     assert (pets / "own" / "4.png").read_bytes() == own
     assert {path: path.read_bytes() for path in Path().iterdir()} == files
 
-
-# Names of files and of classes
 
 NAMES = [
     "scan:100:1",
