@@ -12,7 +12,6 @@ from resnet_jax.data.load import load_dataset
 from resnet_jax.data.mnist import DATASETS
 from resnet_jax.data.preprocessing import pixel_statistics
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.memory import cores
 
 
 def examples(split: ArraySplit) -> dict[bytes, int]:
@@ -196,16 +195,12 @@ def test_a_split_of_ones_own_is_what_it_says():
     assert "(3, 5, 3)" in said
 
 
-def test_threads_are_those_that_a_scheduler_gives(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 4, 7}, raising=False)
-    assert cores() == 3
-
-
 @pytest.mark.parametrize(("count", "most"), [(40, 5), (3, 1), (9000, 1000)])
-def test_a_whole_split_is_read_in_parts_for_all_threads(count, most):
-    """Four each, where there are as many; a thread was given 300 photographs."""
+def test_a_whole_split_is_read_in_parts_for_all_threads(count, most, monkeypatch):
+    """Four for each core that a scheduler gives; a thread was given 300 photographs."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 7}, raising=False)
     images = np.arange(count, dtype=np.uint8).reshape(count, 1, 1, 1)
     split = Noting(images, np.zeros(count, np.int32))
-    found, _ = dataset.read_all(split, workers=2)
+    found, _ = dataset.read_all(split)
     np.testing.assert_array_equal(found, images)
     assert max(map(len, split.asked)) == most

@@ -1,5 +1,6 @@
 """Image files of every kind that people have, and of kinds that cannot be read."""
 
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -99,9 +100,7 @@ def test_what_cannot_be_read_is_one_line_that_names_it(name, content, reason, tm
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
-    shown = refused(read, path)
-    assert str(path) in shown
-    assert reason in shown
+    assert re.match(f"{path} .*{reason}", refused(read, path))
 
 
 def test_a_truncated_image_is_refused_or_whole():

@@ -89,15 +89,13 @@ def test_train_val_and_test_are_taken_as_they_are(tmp_path):
             for k in range(count):
                 picture(tmp_path / split / name / f"{k}.png", 100 * label + 10 * count + k)
     assert sizes(load_dataset("folder", tmp_path)) == [12, 6, 4]
-    shutil.rmtree(tmp_path / "test")
-    shutil.rmtree(tmp_path / "Val")
+    for split in ("test", "Val"):
+        shutil.rmtree(tmp_path / split)
     data = load_dataset("folder", tmp_path)
     assert sizes(data) == [11, 1, 0]
     assert data.test.images.shape == (0, 6, 8, 3)
     picture(tmp_path / "test" / "c" / "0.png", 5)
-    shown = refusal(tmp_path, "folder")
-    assert "test/c is no class " in shown
-    assert "expected one of a, b" in shown
+    assert re.search("test/c is no class .*: expected one of a, b$", refusal(tmp_path, "folder"))
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -129,9 +127,7 @@ def test_grey_pictures_make_one_channel_and_any_colour_three(tmp_path):
 def test_pictures_of_several_sizes_need_one(flat):
     for name, size in (("wide", (40, 20)), ("tall", (20, 40))):
         Image.new("RGB", size, (255, 255, 255)).save(flat / "cat" / f"{name}.png")
-    shown = refusal(flat, "folder")
-    assert "8x6 to 20x40 pixels, " in shown
-    assert "--data.image-size" in shown
+    assert re.search("8x6 to 20x40 pixels, .*--data.image-size", refusal(flat, "folder"))
     for fit, white in (("pad", 0.5), ("crop", 1.0)):
         data = load_dataset("folder", flat, size=10, fit=fit)
         assert data.image_shape == (10, 10, 3)
