@@ -148,12 +148,11 @@ def parse_strokes(value: Any) -> list[np.ndarray]:
         lines = list(islice(value, MAX_POINTS + 1))
         if not {type(x) for line in lines for point in line for x in point} <= {int, float}:
             raise TypeError
-        strokes = [np.asarray(line) for line in lines]
+        strokes = [np.asarray(line, float) for line in lines]
         points = np.concatenate(strokes)
-    except (TypeError, ValueError):  # no lists, or points of several lengths
+    except (TypeError, ValueError, OverflowError):  # no lists, or points of several lengths
         points = np.empty(0)
-    whole = points.ndim == 2 and points.shape[1] == 2 and points.dtype.kind in "iuf"
-    if not whole or len(points) > MAX_POINTS or not (abs(points.astype(float)) < 1e6).all():
+    if points.shape[1:] != (2,) or len(points) > MAX_POINTS or not (abs(points) < 1e6).all():
         raise ResNetJaxError(f"strokes must be lists of [x, y] below 1e6, {MAX_POINTS:,} at most")
     return strokes
 
