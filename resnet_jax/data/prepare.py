@@ -95,8 +95,9 @@ def _build(name: str, root: Path, replaces: Path | None, arrays: mnist.Arrays | 
             builder.download_and_prepare(file_format="array_record", download_config=config)
         built = Path(builder.data_dir)
         target = root / built.relative_to(work)
-        if find_prepared(name, root) == replaces:  # or another process was faster
-            with contextlib.suppress(FileNotFoundError):  # else what a lost description left
+        if find_prepared(name, root) == replaces:  # else another process was faster
+            # None: what is left of a dataset whose description is gone, if anything.
+            with contextlib.suppress(FileNotFoundError):
                 (replaces or target).rename(Path(work, "replaced"))
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
