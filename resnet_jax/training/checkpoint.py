@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 SAVED = ("step", "params", "batch_stats", "opt_state", "ema")
 # Inodes that a step needs, on a disk that can run out of them.
 FILES_PER_STEP = 40
+# Of a file that a run which trains on has removed, or that the disk or the server has lost.
+LOST = {errno.ENOENT, errno.EIO, errno.ESTALE}
 # What macOS, Windows, notebooks and network drives leave in folders that are looked at or synced.
 LEFT_BY_OTHERS = {".DS_Store", ".ipynb_checkpoints", "@eaDir", "desktop.ini", "Thumbs.db"}
 
@@ -145,20 +147,22 @@ class Checkpoints:
     def verify(self, step: int) -> Manifest:
         """Compare every file of a step with the manifest; `DamagedCheckpointError` names one."""
         manifest, folder = self.manifest(step), self.directory / str(step)
-        with _lost(folder):
+        path = folder
+        try:
             present = set(_files(folder)) - {"manifest.json"}
-        if surplus := sorted(present - set(manifest.files)):
-            raise DamagedCheckpointError(f"{folder / surplus[0]} does not belong to the checkpoint")
-        for name, digest in manifest.files.items():
-            path = folder / name
-            found = None
-            # A run that trains on removes steps.
-            with _lost(path), contextlib.suppress(FileNotFoundError):
-                found = storage.file_sha256(path) if name in present and path.is_file() else None
-            if found is None:
-                raise DamagedCheckpointError(f"{path} is missing")
-            if found != digest:
-                raise DamagedCheckpointError(f"{path} is damaged: its checksum disagrees")
+            if surplus := sorted(present - set(manifest.files)):
+                path = folder / surplus[0]
+                raise DamagedCheckpointError(f"{path} does not belong to the checkpoint")
+            for name, digest in manifest.files.items():
+                path = folder / name
+                if name not in present or not path.is_file():
+                    raise DamagedCheckpointError(f"{path} is missing")
+                if storage.file_sha256(path) != digest:
+                    raise DamagedCheckpointError(f"{path} is damaged: its checksum disagrees")
+        except OSError as error:
+            if error.errno not in LOST:
+                raise
+            raise DamagedCheckpointError(f"{path} cannot be read: {error.strerror}") from error
         return manifest
 
     def good_steps(self) -> Iterator[int]:
@@ -261,23 +265,11 @@ def _check_room(folder: Path, needed: int) -> None:
     largest.unlink()
 
 
-@contextlib.contextmanager
-def _lost(path: Path) -> Iterator[None]:
-    """Call a step damaged where the disk or the server has lost a part of it for good."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.EIO, errno.ESTALE):
-            raise
-        raise DamagedCheckpointError(f"{path} cannot be read: {error.strerror}") from error
-
-
 def _entries(folder: Path) -> list[Path]:
     """List all files and folders at any depth; `Path.rglob` may pass over what cannot be read."""
 
     def fail(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):  # a run that trains on removes steps
-            raise error
+        raise error
 
     walked = os.walk(folder, onerror=fail)
     return [Path(place, name) for place, *names in walked for name in itertools.chain(*names)]

@@ -21,7 +21,7 @@ from resnet_jax.config import MAY_CHANGE, TrainConfig, differences, from_dict, t
 from resnet_jax.data.image import MAX_PIXELS
 from resnet_jax.errors import ResNetJaxError, command
 from resnet_jax.ops.heuristics import INSTRUCTION_SETS
-from resnet_jax.training.checkpoint import Checkpoints
+from resnet_jax.training.checkpoint import Checkpoints, Manifest
 from resnet_jax.training.metrics import measured_at, parse_row
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,8 @@ events_log.setLevel(logging.INFO)
 events_log.propagate = False
 
 MAX_CONFIG_BYTES = 1_000_000
-MAX_DEPTH = 20  # of its nesting
+UNREADABLE = (ResNetJaxError, yaml.YAMLError, OSError, LookupError, TypeError, ArithmeticError)
+UNREADABLE += (ValueError, RecursionError)  # the last of deep nesting
 PACKAGES = ("resnet_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -118,7 +119,9 @@ class RunFolder:
                 remedy = "it has checkpoints; put that file back, or give another folder"
             raise ResNetJaxError(f"{self.path} is not a run: {path.name} is missing; {remedy}")
         try:
-            document = _load_yaml(path)
+            if path.stat().st_size > MAX_CONFIG_BYTES:  # before it is in memory
+                raise ValueError(f"it has more than {MAX_CONFIG_BYTES:,} bytes")
+            document = _Loader(path.read_text()).get_single_data()
             data = document["data"]
             height, width, channels = shape = tuple(map(int, data["image_shape"]))
             if not 0 < min(shape) <= math.prod(shape) <= 3 * MAX_PIXELS:
@@ -134,18 +137,9 @@ class RunFolder:
                 instructions,
                 {"commit": document.get("commit"), **(document.get("versions") or {})},
             )
-        except ResNetJaxError as error:
-            raise ResNetJaxError(f"{path} is damaged or of another version: {error}") from error
-        except (
-            OSError,
-            LookupError,
-            TypeError,
-            ArithmeticError,
-            ValueError,
-            RecursionError,
-        ) as error:
+        except UNREADABLE as error:
             reason = " ".join(str(error).split())
-            raise ResNetJaxError(f"{path} is damaged: {reason}") from error
+            raise ResNetJaxError(f"{path} is damaged or of another version: {reason}") from error
 
     def read_variables(self, checkpoint: Literal["best", "latest"] = "best") -> dict[str, Any]:
         if checkpoint not in ("best", "latest"):
@@ -233,13 +227,12 @@ class RunFolder:
         rows = [row for row in self.read_metrics() if row["kind"] != "test"]
         return storage.json_sha256([row for row in rows if row["step"] <= step])
 
-    def check_metrics(self, step: int) -> None:
+    def check_metrics(self, saved: Manifest) -> None:
         """Refuse rows that were changed, added or removed since a step was saved."""
-        digest = self.checkpoints.manifest(step).metrics
-        if digest is not None and digest != self.metrics_digest(step):
+        if saved.metrics not in (None, self.metrics_digest(saved.step)):
             raise ResNetJaxError(
-                f"{self.path / 'metrics.jsonl'} was changed: its lines up to step {step} are not "
-                "those that were saved with that step"
+                f"{self.path / 'metrics.jsonl'} was changed: its lines up to step {saved.step} are "
+                "not those that were saved with that step"
             )
 
     def rewind_metrics(self, step: int) -> list[dict[str, Any]]:
@@ -251,18 +244,17 @@ class RunFolder:
             storage.atomic_write(path, text)
         if step:
             try:
-                self.check_metrics(step)
+                self.check_metrics(self.checkpoints.manifest(step))
             except ResNetJaxError as error:
                 log.warning("%s; the run goes on with them", error)
         return kept
 
     def verify(self) -> storage.VerifyReport:
-        good, damaged, whole = ["config.yaml"], [], []
+        good, damaged, whole = ["config.yaml"], [], {}
         listed = self.checkpoints.steps()
         for step in listed:
             try:
-                self.checkpoints.verify(step)
-                whole.append(step)
+                whole[step] = self.checkpoints.verify(step)
                 good.append(f"checkpoints/{step}")
             except ResNetJaxError as error:
                 if step in self.checkpoints.steps():  # else a run that trains on has removed it
@@ -275,35 +267,23 @@ class RunFolder:
             for step in sorted(tested - {*listed, *self.checkpoints.steps()}):
                 place = self.checkpoints.directory / str(step)
                 damaged.append(f"{place} is missing, with which the run was tested: copy it again")
-            for step in whole:
-                try:
-                    self.check_metrics(step)
-                except ResNetJaxError:
-                    if step in self.checkpoints.steps():  # else a run that trains on has removed it
-                        raise
+            for saved in whole.values():
+                self.check_metrics(saved)
             good.append("metrics.jsonl")
         except ResNetJaxError as error:
             damaged.append(str(error))
         best = self.checkpoints.best_of(whole)
-        usable = f"latest: step {whole[-1]}, best: step {best}" if whole else "nothing"
+        usable = f"latest: step {max(whole)}, best: step {best}" if whole else "nothing"
         return storage.VerifyReport(self.path, tuple(good), tuple(damaged), usable)
 
 
-def _load_yaml(path: Path) -> Any:
-    """Read a small YAML document; refuse aliases, which could multiply it, by `ValueError`."""
-    if path.stat().st_size > MAX_CONFIG_BYTES:  # before it is in memory
-        raise ValueError(f"it has more than {MAX_CONFIG_BYTES:,} bytes")
-    text = path.read_text()
-    try:
-        depth = 0
-        for event in yaml.parse(text):  # deep nesting takes PyYAML a millisecond a character
-            depth += isinstance(event, yaml.CollectionStartEvent)
-            depth -= isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent) or depth > MAX_DEPTH:
-                raise ValueError("it has aliases, or is nested too deeply")
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
+class _Loader(yaml.SafeLoader):
+    """Reads YAML without aliases, which could multiply a small document."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError("it has aliases")
+        return super().compose_node(parent, index)
 
 
 @contextmanager
