@@ -207,9 +207,8 @@ class Run:
             ResNetJaxError: the run has no checkpoint that verifies, or `open` got no such network.
         """
         with configured_jax(self.config):
-            # JAX takes the replica on a device as it is, and copies from one device alone.
-            first = jax.device_put(self._state(checkpoint).variables, find_devices(local=True)[0])
-            return jax.device_put(first, find_devices(local=True)[0], may_alias=False)
+            copies = jax.tree.map(np.array, self._state(checkpoint).variables)
+            return jax.device_put(copies, find_devices(local=True)[0])
 
     def predict(self, images: np.ndarray, checkpoint: Checkpoint = "best") -> np.ndarray:
         """Return class probabilities, ``float32[N, K]``, of images as they come from the dataset.

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from copy import deepcopy
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class Training:
         known = recorded.config if recorded else None
         config, data, self.splits, model = open_data(config, known, custom, len(devices))
         self.config, self.num_train, self._stack = config, len(data.train), stack
-        self.remark = ""  # on the initial weights, or on what is not as at the start
+        self.remarks: list[str] = []  # on the initial weights, or on what is not as at the start
         self._told: deque[jax.Array] = deque()
         self._reason: str | None = None
         sampler = EpochSampler(self.num_train, config.batch_size, config.seed)
@@ -93,11 +93,11 @@ class Training:
         if isinstance(model, ResNet) and model.lowering == "auto" and instructions:
             model = model.clone(lowering=instructions)
             if instructions != here and jax.default_backend() == "cpu":
-                self.remark = f"computes as it began on {instructions}; on {here} bits may differ; "
+                remark = f"computes as it began on {instructions}; on {here} bits may differ"
+                self.remarks.append(remark)
         began, now = recorded and recorded.made_by.get("jax"), jax.__version__
         if began not in (None, now):
-            self.remark += f"began with jax {began!s:.20}; with jax {now} bits may differ"
-        self.remark = self.remark.removesuffix("; ")
+            self.remarks.append(f"began with jax {began!s:.20}; with jax {now} bits may differ")
         tx = custom.optimizer
         if tx is None:
             tx = make_optimizer(config.optim, self.schedule, config.model.frozen_stages)
@@ -131,11 +131,11 @@ class Training:
         self.accuracies = [row["accuracy"] for row in rows if row["kind"] == "validation"]
         self._make_state = partial(create, params_key, images)
         if config.init_from and not self.step:
-            variables, self.remark = initial or read()
-            digest = hashlib.sha256()
-            for leaf in jax.tree.leaves(variables):
-                digest.update(np.asarray(leaf).tobytes())
-            assert_equal("weights with digest", digest.hexdigest(), "give all the same --init-from")
+            variables, remark = initial or read()
+            self.remarks.append(remark)
+            content = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(variables))
+            digest = hashlib.sha256(content).hexdigest()
+            assert_equal("weights with digest", digest, "give all the same --init-from")
             self._make_state = partial(TrainState.of_variables, network, variables, tx, ema=ema)
         return rows
 
@@ -166,13 +166,11 @@ class Training:
         if process_count() > 1:  # of which a scheduler may have given fewer than there are
             devices = self.engine.replicated.mesh.size
             notes.append(f"{devices} devices of {process_count()} processes")
-        if self.remark:
-            notes.append(self.remark)
-            events_log.info(self.remark)
-        for callback in self.callbacks if notes else ():
-            callback.log("; ".join(notes))
-        events_log.info("trains from step %d of %d", self.step, total)
+        notes += self.remarks
+        events_log.info("; ".join([f"trains from step {self.step} of {total}", *self.remarks]))
         for callback in self.callbacks:
+            if notes:
+                callback.log("; ".join(notes))
             callback.on_start(self.step, total)
         self.state = self._first_state()
         measured: list[Metrics] = []
@@ -279,9 +277,8 @@ class Training:
         found = self.engine.evaluate(state, self.splits[split])
         if not np.isfinite(found.loss):
             raise self._not_finite(f"{split} loss", step)
-        theirs = replace(found, confusion=found.confusion.copy()) if self.callbacks else found
         for callback in self.callbacks:
-            callback.on_evaluate(step, split, theirs)  # who may change it
+            callback.on_evaluate(step, split, deepcopy(found))  # its own, to change
         return found
 
     def _save(self, validation: dict[str, float] | None) -> None:

@@ -19,6 +19,7 @@ from resnet_jax.data.preprocessing import pixel_statistics
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import BatchNorm, ResNet, make_model, norm_of
 from resnet_jax.settings import Effect, settings
+from resnet_jax.storage import json_sha256
 from resnet_jax.training.distributed import assert_equal, main_process_first
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.step import Loss
@@ -48,21 +49,20 @@ def open_data(
         config = replaced(config, {"data.mean": given.mean or mean, "data.std": given.std or std})
     network = custom.model or make_model(config, data.num_classes)
     decays = config.optim.weight_decay or config.model.frozen_stages is not None
-    begins = recorded is None and custom.optimizer is None and isinstance(network, ResNet)
-    if begins and decays and network.frozen_stages != config.model.frozen_stages:
+    begins = recorded is None and isinstance(network, ResNet)
+    by_config = decays and custom.optimizer is None
+    if begins and by_config and network.frozen_stages != config.model.frozen_stages:
         raise ResNetJaxError(
             f"the network has frozen_stages {network.frozen_stages} and the configuration "
             f"{config.model.frozen_stages}, by which the optimiser goes: give both the same"
         )
-    own = recorded is None and isinstance(network, ResNet)
-    types = [np.dtype(t) for t in (network.dtype, network.param_dtype) if t] if own else []
+    types = [np.dtype(t) for t in (network.dtype, network.param_dtype) if t] if begins else []
     if np.float64 in types and config.model.dtype != "float64":
         raise ResNetJaxError("the network is in float64: give --model.dtype float64 too")
     check_against_dataset(config, data, network, num_devices)
-    shared = repr([(s.option, s.value) for s in settings(config) if s.effect != Effect.LOCAL])
-    digest = hashlib.sha256(shared.encode()).hexdigest()
+    shared = [(s.option, s.value) for s in settings(config) if s.effect != Effect.LOCAL]
     assert_equal("data with fingerprint", data.fingerprint, "give all processes the same data")
-    assert_equal("settings with digest", digest, "give all processes the same options")
+    assert_equal("settings with digest", json_sha256(shared), "give all processes the same options")
     return config, data, splits, network
 
 
