@@ -123,23 +123,20 @@ def test_what_is_no_step_is_no_step(checkpoints):
     assert "does not belong" in refused(checkpoints.verify, 12)
 
 
-def test_what_a_killed_save_left_is_in_no_ones_way(tmp_path):
-    """In a loop of one's own too, where nothing else removes it."""
+def test_what_a_killed_save_left_is_in_no_ones_way(tmp_path, monkeypatch):
+    """In a loop of one's own too, where nothing else removes it; a `._` file may go by itself."""
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     state = rj.TrainState.of_variables(Dense(1), {"params": {"kernel": np.ones((1, 1))}})
+    checkpoints.directory.mkdir()
+    (checkpoints.directory / "._x.unfinished").touch()
+    unlink = Path.unlink
+    with monkeypatch.context() as patched:  # macOS removes it with the file beside it
+        patched.setattr(Path, "unlink", lambda p, **how: (os.remove(p), unlink(p, **how)))
+        storage.remove_unfinished(checkpoints.directory)
     (checkpoints.directory / ".unfinished-0" / "state").mkdir(parents=True)
     checkpoints.save(jax.device_put(state), None)
     assert list(checkpoints.good_steps()) == [0]
     assert [path.name for path in checkpoints.directory.iterdir()] == ["0"]
-
-
-def test_a_leftover_may_go_before_its_turn(tmp_path, monkeypatch):
-    """MacOS removes a `._` file with the one beside it."""
-    (tmp_path / "._x.unfinished").touch()
-    unlink = Path.unlink
-    monkeypatch.setattr(Path, "unlink", lambda p, **how: (os.remove(p), unlink(p, **how)))
-    storage.remove_unfinished(tmp_path)
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
@@ -165,10 +162,18 @@ def test_steps_after_the_one_resumed_from_do_not_push_out_new_ones(finished_run,
     assert list(checkpoints.good_steps()) == [9, 7]
 
 
-def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_is_one_line_and_a_log_that_it_takes_not_loses_nothing_else(
+    tmp_path, monkeypatch, capfd
+):
     """/dev/full takes nothing, as a full disk does; else a link in a run's folder is refused."""
     monkeypatch.setattr(storage, "refuse_links", lambda path: None)
     folder = RunFolder(tmp_path)
+    (tmp_path / "run.log").symlink_to("/dev/full")
+    with folder.opened_for_writing():
+        run_folder.events_log.info("begins")
+    assert "Traceback" not in capfd.readouterr().err
+    (tmp_path / ".lock").unlink()
     for name, write in (
         (".lock", folder.opened_for_writing().__enter__),
         ("metrics.jsonl", partial(folder.append_metrics, {"step": 1})),
@@ -201,15 +206,6 @@ def test_too_little_space_for_a_checkpoint_is_noticed_before_it_is_written(
     assert next(checkpoints.good_steps()) == 13
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
-def test_a_log_that_cannot_be_written_loses_nothing_else(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(storage, "refuse_links", lambda path: None)
-    (tmp_path / "run.log").symlink_to("/dev/full")
-    with RunFolder(tmp_path).opened_for_writing():
-        run_folder.events_log.info("begins")
-    assert "Traceback" not in capfd.readouterr().err
-
-
 @pytest.mark.parametrize("lost", [False, True])
 def test_a_run_of_which_no_step_verifies_is_not_begun_anew(lost, checkpoints, own_run, tiny_config):
     """Its first save would remove them all; nor is one whose tests are there and no steps."""
@@ -223,11 +219,17 @@ def test_a_run_of_which_no_step_verifies_is_not_begun_anew(lost, checkpoints, ow
     assert checkpoints.steps() == ([] if lost else [10, 12])
 
 
+def damage_as_the_best(checkpoints: Checkpoints, step: int) -> None:
+    """By far the best one, and a file of it is gone."""
+    folder = checkpoints.directory / str(step)
+    best = Manifest(step, {"accuracy": 1.0, "loss": 0.0}, checkpoints.manifest(step).files)
+    (folder / "manifest.json").write_text(best.to_json())
+    next((folder / "state").rglob("_METADATA")).unlink()
+
+
 def test_a_damaged_step_that_was_passed_over_takes_no_place(finished_run, checkpoints):
     """The older good one, from which the run went on, was removed for it."""
-    better = Manifest(12, {"accuracy": 1.0, "loss": 0.0}, checkpoints.manifest(12).files)
-    (checkpoints.directory / "12" / "manifest.json").write_text(better.to_json())
-    next((checkpoints.directory / "12" / "state").rglob("_METADATA")).unlink()
+    damage_as_the_best(checkpoints, 12)
     assert next(checkpoints.good_steps()) == 10
     checkpoints.save(finished_run._state("latest").replace(step=np.int32(15)), None)
     assert list(checkpoints.good_steps()) == [15, 10]
@@ -264,17 +266,12 @@ def test_a_log_is_that_of_one_run(tmp_path):
 def test_a_damaged_best_checkpoint_does_not_keep_a_run_from_its_end(
     checkpoints, own_run, tiny_config, caplog
 ):
-    # Step 10 as by far the best one, damaged, and the tests not yet done.
-    manifest = checkpoints.manifest(10)
-    better = Manifest(10, {"accuracy": 1.0, "loss": 0.0}, manifest.files)
-    (checkpoints.directory / "10" / "manifest.json").write_text(better.to_json())
-    next((checkpoints.directory / "10" / "state").rglob("_METADATA")).unlink()
+    """The tests are not yet done."""
+    damage_as_the_best(checkpoints, 10)
     rows = [row for row in RunFolder(own_run).read_metrics() if row["kind"] != "test"]
     (own_run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    run = rj.train(tiny_config, own_run, quiet=True)
+    tests = rj.train(tiny_config, own_run, quiet=True).metrics().query("kind == 'test'")
     assert "step 10 is not used" in caplog.text
-    metrics = run.metrics()
-    tests = metrics[metrics["kind"] == "test"]
     assert set(tests["checkpoint"]) == {"latest", "best"}
     assert 10 not in set(tests["step"])
 
