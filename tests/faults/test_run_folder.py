@@ -60,27 +60,27 @@ def test_a_damaged_configuration_is_named_and_builds_no_object(own_run):
     assert not (own_run / "made").exists()
 
 
-def aliases_that_multiply(config):
-    """600 bytes that would be billions of values."""
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
-    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
-    text = config.read_text()
-    named = text.replace("name: mnist_5k", "name: *a11")
-    assert named != text
-    config.write_text("\n".join(lines) + "\n" + named)
+# 600 bytes that would be billions of values.
+MULTIPLYING = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+)
 
 
-def a_terabyte_of_nothing(config):
-    os.truncate(config, 10**12)  # takes no room on the disk, and no memory holds it
-
-
-def brackets(config):
-    config.write_text("[" * 900_000)
-
-
-@pytest.mark.parametrize("make", [aliases_that_multiply, a_terabyte_of_nothing, brackets])
-def test_a_configuration_that_would_fill_the_memory_is_refused_at_once(make, own_run, refusal):
-    make(own_run / "config.yaml")
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        (f"{MULTIPLYING}config: *a11", None),
+        ("", 10**12),  # takes no room on the disk, and no memory holds it
+        ("[" * 900_000, None),
+    ],
+    ids=["aliases", "a terabyte", "brackets"],
+)
+def test_a_configuration_that_would_fill_the_memory_is_refused_at_once(
+    text, size, own_run, refusal
+):
+    (own_run / "config.yaml").write_text(text)
+    if size:
+        os.truncate(own_run / "config.yaml", size)
     began = time.monotonic()
     line = refusal("evaluate", own_run)
     assert time.monotonic() - began < 10
@@ -125,18 +125,6 @@ def test_a_locale_of_other_bytes_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsencode", lambda path: str(path).encode("gbk"))
     assert "or a locale of UTF-8" in refused(RunFolder, tmp_path / "猫")
     RunFolder(tmp_path / "cat")
-
-
-def test_a_step_that_goes_while_the_lines_are_compared_is_no_fault(own_run, monkeypatch):
-    digest = RunFolder.metrics_digest
-
-    def slow(self, step):
-        for other in set(self.checkpoints.steps()) - {step}:
-            shutil.rmtree(self.checkpoints.directory / str(other))
-        return digest(self, step)
-
-    monkeypatch.setattr(RunFolder, "metrics_digest", slow)
-    assert RunFolder(own_run).verify().damaged == ()
 
 
 @pytest.mark.parametrize("lost", ["", "12"])
@@ -296,24 +284,32 @@ def test_the_commit_is_one_beside_a_tag_too(tmp_path, monkeypatch):
     assert re.fullmatch("[0-9a-f]{40}", run_folder._commit())
 
 
-def test_a_step_that_the_run_removes_under_its_reader_is_no_fault(own_run, monkeypatch, caplog):
-    """As one that trains on does, between the checksums and the reading, or before both."""
-    for name in ("restore_variables", "verify"):
-        method = getattr(Checkpoints, name)
-        folder = RunFolder(shutil.copytree(own_run, own_run.with_name(name)))
+@pytest.mark.parametrize(
+    ("reads", "owner", "name"),
+    [
+        (
+            lambda folder: folder.read_variables("latest")["params"],
+            Checkpoints,
+            "restore_variables",
+        ),
+        (lambda folder: folder.read_variables("latest")["params"], Checkpoints, "verify"),
+        (lambda folder: folder.verify().ok, Checkpoints, "verify"),
+        (lambda folder: folder.verify().ok, RunFolder, "metrics_digest"),
+    ],
+)
+def test_a_step_that_the_run_removes_under_its_reader_is_no_fault(
+    reads, owner, name, own_run, monkeypatch, caplog
+):
+    """As one that trains on does, while a method is called for the first time."""
+    method = getattr(owner, name)
 
-        def late(self, step, name=name, method=method):
-            monkeypatch.setattr(Checkpoints, name, method)
-            shutil.rmtree(self.directory / str(step))
-            return method(self, step)
+    def late(self, step):
+        monkeypatch.setattr(owner, name, method)
+        shutil.rmtree(own_run / "checkpoints" / "12")
+        return method(self, step)
 
-        monkeypatch.setattr(Checkpoints, name, late)
-        if name == "verify":
-            assert folder.verify().damaged == ()
-            shutil.rmtree(folder.path)
-            folder = RunFolder(shutil.copytree(own_run, own_run.with_name(name)))
-            monkeypatch.setattr(Checkpoints, name, late)
-        assert folder.read_variables("latest")["params"]
+    monkeypatch.setattr(owner, name, late)
+    assert reads(RunFolder(own_run))
     assert "is not used" not in caplog.text
 
 
