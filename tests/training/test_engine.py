@@ -86,31 +86,32 @@ def test_a_few_images_are_computed_in_few_rows_whatever_the_batch(finished_run, 
     assert found.loss == pytest.approx(expected.loss, rel=1e-5)
 
 
+def prepared(config):
+    """Training images, an engine for them, a key, and what makes the first state of it."""
+    data, _ = load_splits(config.data)
+    engine = Engine(config, data.class_names, data.image_shape)
+    parts = {"images": jnp.zeros((1, 28, 28, 1)), "ema": config.ema is not None}
+    create = partial(rj.TrainState.create, make_model(config, 10), optax.sgd(0.1), **parts)
+    return data.train, engine, jax.random.key(config.seed), create
+
+
 def test_seeds_share_one_program(tiny_config, one_unit):
-    data, _ = load_splits(tiny_config.data)
     texts = set()
     for seed in (0, 1):
-        config = dataclasses.replace(tiny_config, seed=seed)
-        engine = Engine(config, data.class_names, data.image_shape)
-        key, images = jax.random.key(seed), jnp.zeros((1, 28, 28, 1))
-        create = partial(rj.TrainState.create, make_model(config, 10), optax.sgd(0.1), ema=True)
-        state = jax.eval_shape(create, key, images)
-        batch = rj.Batch(*data.train.batch(np.arange(20)))
-        texts.add(engine._train.lower(state, key, batch).as_text())
+        train, engine, key, create = prepared(dataclasses.replace(tiny_config, seed=seed))
+        batch = rj.Batch(*train.batch(np.arange(20)))
+        texts.add(engine._train.lower(jax.eval_shape(create, key), key, batch).as_text())
     assert len(texts) == 1
 
 
 def test_the_step_that_was_compiled_ahead_is_the_one_that_is_taken(tiny_config, one_unit):
-    config = dataclasses.replace(tiny_config, ema=None)
-    data, _ = load_splits(config.data)
-    engine = Engine(config, data.class_names, data.image_shape)
-    key, images = jax.random.key(0), jnp.zeros((1, 28, 28, 1))
-    state = rj.TrainState.create(make_model(config, 10), optax.sgd(0.1), key, images)
+    train, engine, key, create = prepared(dataclasses.replace(tiny_config, ema=None))
+    state = create(key)
     with ThreadPoolExecutor(1) as pool:
         engine.compile_ahead(pool, state, key)
     engine._train = None  # cannot be called
     state = engine.replicate(state)
-    for batch in engine.batches(data.train, np.arange(40).reshape(2, 20)):
+    for batch in engine.batches(train, np.arange(40).reshape(2, 20)):
         state, metrics = engine.train(state, key, batch)
     assert int(state.step) == 2
     assert np.isfinite(metrics.loss)

@@ -183,7 +183,7 @@ class Two(SqueezeExcitation):
         return logits if train else (logits, images)
 
 
-OTHER_CLASSES = rj.ResNet((1,), rj.BasicUnit, num_classes=10, width=2, stem="small")
+tiny = partial(rj.ResNet, (1,), rj.BasicUnit, width=2, stem="small", lowering="reference")
 MANY = Dataset.of("many", DATA.train, DATA.test, DATA.test, tuple(map(str, range(46_341))))
 changed = partial(dataclasses.replace, CONFIG)
 
@@ -241,7 +241,7 @@ def test_each_key_and_each_part_of_a_batch_draws_its_own():
         ({"model": Dropping}, "model is .*Dropping.*: give a Linen module"),
         ({"optimizer": optax.adam}, "optimizer is <function adam.*: give an optax transformation"),
         ({"loss": "focal"}, r"loss is 'focal': give a function of \(logits, targets\)"),
-        ({"model": OTHER_CLASSES}, r"one for each of 3 classes"),
+        ({"model": tiny(num_classes=10)}, r"one for each of 3 classes"),
         ({"model": Two()}, r"one for each of 3 classes"),
         ({"model": Table()}, r"needs more than params and batch_stats"),
         ({"data": MANY}, "46,340"),  # which was said after an epoch
@@ -277,9 +277,7 @@ def test_labels_that_a_streamed_dataset_has_no_names_for_are_refused(tmp_path):
 
 def test_without_batch_norm_one_image_is_a_batch(tmp_path):
     config = dataclasses.replace(CONFIG, batch_size=1, epochs=1 / len(DATA.train))
-    affine = rj.ResNet(
-        (1,), rj.BasicUnit, num_classes=3, width=2, norm=Affine, lowering="reference"
-    )
+    affine = tiny(num_classes=3, norm=Affine)
     for name, model in (("own", SqueezeExcitation()), ("affine", affine)):
         run = rj.train(config, tmp_path / name, quiet=True, model=model, data=DATA)
         assert run.metrics().step.max() == 1
@@ -295,8 +293,7 @@ def test_frozen_stages_do_not_decay(optimizer, tmp_path):
 
     One of one's own, by the network: it decayed what was frozen.
     """
-    shape = {"num_classes": 3, "width": 2, "stem": "small", "lowering": "reference"}
-    model = rj.ResNet((1,), rj.BasicUnit, **shape, frozen_stages=1)
+    model = tiny(num_classes=3, frozen_stages=1)
     decay = rj.OptimConfig(learning_rate=0.1, weight_decay=0.1)
     config = dataclasses.replace(CONFIG, epochs=1, optim=decay, ema=None)
     parts = {"model": model, "data": DATA, "optimizer": optimizer}
@@ -315,17 +312,15 @@ def test_frozen_stages_do_not_decay(optimizer, tmp_path):
 
 def test_weights_in_bfloat16_start_from_others(finished_run, tmp_path):
     """Of another type than the step was compiled for."""
-    types = {"param_dtype": jnp.bfloat16, "lowering": "reference"}
     config = dataclasses.replace(finished_run.config, init_from=str(finished_run.path), epochs=0.2)
-    own = rj.ResNet((1,), rj.BasicUnit, num_classes=10, width=4, **types)
+    own = tiny(num_classes=10, width=4, stem="imagenet", param_dtype=jnp.bfloat16)
     run = rj.train(config, tmp_path / "run", quiet=True, model=own)
     assert run.metrics()["step"].max() == 2
 
 
 def test_a_network_in_float64_needs_a_configuration_in_float64(tmp_path):
     """It was trained in float32, without a word."""
-    types = {"dtype": jnp.float64, "param_dtype": jnp.float64, "lowering": "reference"}
-    own = rj.ResNet((1,), rj.BasicUnit, num_classes=3, width=2, stem="small", **types)
+    own = tiny(num_classes=3, dtype=jnp.float64, param_dtype=jnp.float64)
     config = dataclasses.replace(CONFIG, epochs=0.1)
     begin = partial(rj.train, run_dir=tmp_path, quiet=True, model=own, data=DATA)
     assert "--model.dtype float64" in refused(begin, config)

@@ -1,19 +1,16 @@
 """Batches read ahead, from memory and from disk: the same, to the bit, from any step on."""
 
-import dataclasses
 import shutil
 import threading
 from itertools import islice
 from pathlib import Path
 
-import chex
 import numpy as np
 import pytest
 from faults import digits
 from make_datasets import Noting, refused
 from PIL import Image
 
-import resnet_jax as rj
 from resnet_jax.data.dataset import ArraySplit, read_batches
 from resnet_jax.data.load import load_dataset
 from resnet_jax.data.sampler import EpochSampler, padded_order
@@ -23,11 +20,6 @@ from resnet_jax.data.sampler import EpochSampler, padded_order
 def folder(tmp_path_factory):
     """118 digits as files, a folder for each class."""
     return digits(tmp_path_factory.mktemp("digits"), train=range(0, 4000, 34)) / "train"
-
-
-def config_of(folder, config: rj.TrainConfig, **data: object) -> rj.TrainConfig:
-    settings = rj.DataConfig(name="folder", dir=str(folder), **data)
-    return dataclasses.replace(config, data=settings, epochs=1, eval_every=3)
 
 
 @pytest.mark.parametrize("workers", [1, 4])
@@ -81,25 +73,6 @@ def test_no_more_is_read_than_two_batches_for_each_worker_and_threads_end():
     for thread in set(threading.enumerate()) - before:
         thread.join(5)
         assert not thread.is_alive()
-
-
-@pytest.mark.slow
-def test_a_run_that_changes_between_disk_and_memory_is_the_run_in_memory(
-    folder, tiny_config, one_unit, tmp_path, stop_after
-):
-    held = rj.train(config_of(folder, tiny_config, streaming="never"), tmp_path / "a", quiet=True)
-    for streaming, step in (("always", 1), ("never", 2)):
-        config = config_of(folder, tiny_config, streaming=streaming)
-        with pytest.raises(rj.ResNetJaxError, match=f"enough: saved step {step}"):
-            rj.train(config, tmp_path / "b", quiet=True, should_stop=stop_after(1))
-    # By its size: 118 images of 784 bytes are more than a hundred-thousandth of a GiB.
-    small = config_of(folder, tiny_config, memory_limit=1e-5)
-    streamed = rj.train(small, tmp_path / "b", quiet=True)
-    chex.assert_trees_all_equal(held.variables("latest"), streamed.variables("latest"))
-    columns = ["step", "kind", "loss", "accuracy"]
-    # A stop adds a line of training metrics.
-    rows = [r.metrics().query("kind != 'train'")[columns].to_numpy() for r in (held, streamed)]
-    np.testing.assert_array_equal(*rows)
 
 
 def test_a_file_that_goes_away_is_one_line(folder, tmp_path):
