@@ -31,7 +31,6 @@ NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 RUN_FILES = {"config.yaml", "metrics.jsonl", "checkpoints", "report", "tensorboard"}
 RUN_FILES |= {".lock", "run.log"}
 
-
 PathLike = str | os.PathLike[str]
 
 
@@ -166,7 +165,6 @@ def check_replaceable(path: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -93,7 +93,6 @@ def process_count() -> int:
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that prints and writes."""
     return process_count() == 1 or jax.process_index() == 0
 
 

@@ -68,7 +68,6 @@ class RunFolder:
 
     @property
     def exists(self) -> bool:
-        """Whether a run was begun here."""
         return (self.path / "config.yaml").is_file()
 
     @contextmanager
@@ -147,14 +146,12 @@ class RunFolder:
         while True:
             listed, good = self.checkpoints.steps(), self.checkpoints.good_steps()
             step = self.checkpoints.best_of(good) if checkpoint == "best" else next(good, None)
-            if step is None:
-                if set(self.checkpoints.steps()) - set(listed):  # made while those were read
-                    continue
-                raise ResNetJaxError(f"{self.path} has no usable checkpoint: train it again")
             try:
+                if step is None:
+                    raise ResNetJaxError(f"{self.path} has no usable checkpoint: train it again")
                 return self.checkpoints.restore_variables(step)
             except ResNetJaxError:
-                if step in self.checkpoints.steps():  # else a run that trains on has removed it
+                if listed == self.checkpoints.steps():  # else a run that trains on changed them
                     raise
 
     def check_same(self, new: Record) -> None:

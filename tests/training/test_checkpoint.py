@@ -73,17 +73,27 @@ def test_every_flipped_cut_or_missing_byte_is_noticed_and_its_file_named(checkpo
 
 
 @pytest.mark.parametrize("code", [errno.ENOENT, errno.EIO, errno.ESTALE])
-def test_a_step_that_goes_or_cannot_be_read_is_passed_over(code, checkpoints, monkeypatch):
-    """By a run that trains on; by a bad sector, or a server that lost the file."""
-    sha256 = storage.file_sha256
+@pytest.mark.parametrize(("module", "reads"), [(storage, "file_sha256"), (os, "scandir")])
+def test_what_goes_or_cannot_be_read_is_passed_over_and_not_left_out_of_a_save(
+    module, reads, code, checkpoints, monkeypatch
+):
+    """By a run that trains on; by a bad sector, or a server that lost the file.
 
-    def gone(path, **options):
-        if "12" in path.parts:
-            raise OSError(code, os.strerror(code), str(path))
-        return sha256(path, **options)
+    `Path.rglob` passes over a folder since Python 3.13: its files would have no checksum.
+    """
+    usual = getattr(module, reads)
 
-    monkeypatch.setattr(storage, "file_sha256", gone)
-    assert next(checkpoints.good_steps()) == 10
+    def fails(path):
+        if re.search("12/state(/|$)", str(path)):
+            raise OSError(code, os.strerror(code))
+        return usual(path)
+
+    state = rj.TrainState.of_variables(rj.ResNet18(), checkpoints.restore_variables(12))
+    monkeypatch.setattr(module, reads, fails)
+    assert list(checkpoints.good_steps()) == [10]
+    said = refused(checkpoints.save, state.replace(step=np.int32(12)), None)
+    assert os.strerror(code) in said
+    assert checkpoints.steps() == [10, 12]
 
 
 @pytest.mark.parametrize(
@@ -188,21 +198,23 @@ def test_too_little_space_for_a_checkpoint_is_noticed_before_it_is_written(
     finished_run, checkpoints, monkeypatch
 ):
     later = finished_run._state("latest").replace(step=np.int32(13))
-    disk = {"f_bavail": 1000, "f_frsize": 1000, "f_files": 10**6, "f_favail": 10**6, "f_blocks": 9}
-    for lack, said in (
-        ({"f_bavail": 1}, "MB are needed and 0.0 MB are free"),
-        ({"f_favail": 9}, "files are needed and there is room for 9"),
-    ):
-        lacking = SimpleNamespace(**{**disk, **lack})
-        monkeypatch.setattr(os, "statvfs", lambda path, lacking=lacking: lacking)
-        assert f"{said}): free space" in refused(checkpoints.save, later, None)
-        assert list(checkpoints.good_steps()) == [12, 10]
+    usual = {"f_bavail": 10**6, "f_frsize": 1000, "f_files": 10**6, "f_favail": 10**6}
+
+    def describe(**disk: int) -> None:
+        described = SimpleNamespace(**{**usual, "f_blocks": 9, **disk})
+        monkeypatch.setattr(os, "statvfs", lambda path: described)
+
+    describe(f_bavail=1)
+    assert "MB are needed and 0.0 MB are free): free space" in refused(
+        checkpoints.save, later, None
+    )
+    describe(f_favail=9)
+    assert "needed and there is room for 9): free space" in refused(checkpoints.save, later, None)
+    assert list(checkpoints.good_steps()) == [12, 10]
     # As macOS describes an exFAT disk, which takes any number of files, and FUSE an untold one.
-    on_exfat = SimpleNamespace(**{**disk, "f_bavail": 10**6, "f_files": 1, "f_favail": 0})
-    untold = SimpleNamespace(**dict.fromkeys(disk, 0))
-    for known in (on_exfat, untold):
-        monkeypatch.setattr(os, "statvfs", lambda path, known=known: known)
-        Checkpoints(str(checkpoints.directory)).save(later, None)
+    for untold in ({"f_files": 1, "f_favail": 0}, dict.fromkeys((*usual, "f_blocks"), 0)):
+        describe(**untold)
+        checkpoints.save(later, None)
     assert next(checkpoints.good_steps()) == 13
 
 
@@ -274,20 +286,3 @@ def test_a_damaged_best_checkpoint_does_not_keep_a_run_from_its_end(
     assert "step 10 is not used" in caplog.text
     assert set(tests["checkpoint"]) == {"latest", "best"}
     assert 10 not in set(tests["step"])
-
-
-def test_a_folder_that_cannot_be_listed_is_not_left_out(checkpoints, monkeypatch):
-    """`Path.rglob` passes over it since Python 3.13: its files would have no checksum."""
-    scandir = os.scandir
-
-    def fails(path):
-        if str(path).endswith("12/state"):
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return scandir(path)
-
-    state = rj.TrainState.of_variables(rj.ResNet18(), checkpoints.restore_variables(12))
-    monkeypatch.setattr(os, "scandir", fails)
-    assert list(checkpoints.good_steps()) == [10]
-    state = state.replace(step=np.int32(12))
-    assert os.strerror(errno.EIO) in refused(checkpoints.save, state, None)
-    assert checkpoints.steps() == [10, 12]
