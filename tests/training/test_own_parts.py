@@ -52,6 +52,7 @@ DATA = Dataset.of("squares", *SPLITS, ("a", "b", "c"))
 # Of these data nothing is to be cut off for validation, which the preset `record` says of its own.
 UNCUT = rj.DataConfig(validation=0)
 CONFIG = rj.TrainConfig(data=UNCUT, batch_size=10, epochs=2, eval_every=6, log_every=4, ema=0.9)
+changed = partial(dataclasses.replace, CONFIG)
 # Parts are made anew for each start, as another process would.
 PARTS = {"model": SqueezeExcitation, "optimizer": lambda: optax.lion(1e-2), "data": lambda: DATA}
 
@@ -160,9 +161,9 @@ class Boxed(nn.Module):
 
 def test_boxed_parameters_are_trained_and_read_and_a_callback_has_its_own_counts(tmp_path):
     """The run was not known again as that network's, and its accuracies were those left over."""
-    config = dataclasses.replace(CONFIG, optim=rj.OptimConfig(name="adamw", weight_decay=0.1))
-    parts = {"quiet": True, "model": Boxed(), "data": DATA}
-    run = rj.train(config, tmp_path / "run", callbacks=[Confused(), Confused()], **parts)
+    config = changed(optim=rj.OptimConfig(name="adamw", weight_decay=0.1))
+    parts = {"model": Boxed(), "optimizer": None, "loss": None}
+    run = start(tmp_path / "run", config, callbacks=[Confused(), Confused()], **parts)
     assert run.predict(DATA.test.images).shape == (20, 3)
     assert run.metrics()["accuracy"].iloc[-1] == run.evaluate("test").accuracy > 0
     (layer,) = summarize(Boxed(), DATA.image_shape)
@@ -185,7 +186,6 @@ class Two(SqueezeExcitation):
 
 tiny = partial(rj.ResNet, (1,), rj.BasicUnit, width=2, stem="small", lowering="reference")
 MANY = Dataset.of("many", DATA.train, DATA.test, DATA.test, tuple(map(str, range(46_341))))
-changed = partial(dataclasses.replace, CONFIG)
 
 
 class Dropping(nn.Module):
@@ -200,8 +200,7 @@ class Dropping(nn.Module):
 
 def test_a_network_that_draws_random_numbers_goes_on_with_the_same(tmp_path, stop_after):
     """Dropout, and in parts of a batch; it was refused."""
-    config = dataclasses.replace(CONFIG, accumulate=2)
-    begin = partial(rj.train, config, quiet=True, model=Dropping(), data=DATA)
+    begin = partial(start, config=changed(accumulate=2), model=Dropping())
     whole = begin(tmp_path / "whole")
     assert "saved step 7 of 12" in refused(begin, tmp_path / "run", should_stop=stop_after(7))
     variables = begin(tmp_path / "run").variables("latest")
@@ -210,10 +209,9 @@ def test_a_network_that_draws_random_numbers_goes_on_with_the_same(tmp_path, sto
 
 def test_each_step_of_a_run_draws_anew(tmp_path):
     """The same images and weights at each: without draws the losses would be equal."""
-    config = dataclasses.replace(CONFIG, batch_size=60, epochs=4, log_every=1, ema=None)
-    parts = {"model": Dropping(), "data": DATA, "optimizer": optax.sgd(0.0)}
-    metrics = rj.train(config, tmp_path / "run", quiet=True, **parts).metrics()
-    losses = metrics[metrics["kind"] == "train"]["loss"]
+    config = changed(batch_size=60, epochs=4, log_every=1, ema=None)
+    run = start(tmp_path / "run", config, model=Dropping(), optimizer=optax.sgd(0.0), loss=None)
+    losses = run.metrics().query("kind == 'train'")["loss"]
     assert len(set(losses.round(3))) > 1
 
 
@@ -276,15 +274,15 @@ def test_labels_that_a_streamed_dataset_has_no_names_for_are_refused(tmp_path):
 
 
 def test_without_batch_norm_one_image_is_a_batch(tmp_path):
-    config = dataclasses.replace(CONFIG, batch_size=1, epochs=1 / len(DATA.train))
-    affine = tiny(num_classes=3, norm=Affine)
-    for name, model in (("own", SqueezeExcitation()), ("affine", affine)):
-        run = rj.train(config, tmp_path / name, quiet=True, model=model, data=DATA)
+    """Without its statistics an own network is the same one to start from, all the same."""
+    affine, one = tiny(num_classes=3, norm=Affine), {"batch_size": 1, "epochs": 1 / len(DATA.train)}
+    for name, model, source in (
+        ("own", SqueezeExcitation(), None),
+        ("affine", affine, None),
+        ("again", affine, str(tmp_path / "affine")),
+    ):
+        run = start(tmp_path / name, changed(**one, init_from=source), model=model)
         assert run.metrics().step.max() == 1
-    # Without batch norm's statistics it is the same network to start from, all the same.
-    config = dataclasses.replace(config, init_from=str(run.path))
-    again = rj.train(config, tmp_path / "again", quiet=True, model=affine, data=DATA)
-    assert again.metrics().step.max() == 1
 
 
 @pytest.mark.parametrize("optimizer", [None, optax.adamw(0.1, weight_decay=0.1)])
@@ -295,19 +293,17 @@ def test_frozen_stages_do_not_decay(optimizer, tmp_path):
     """
     model = tiny(num_classes=3, frozen_stages=1)
     decay = rj.OptimConfig(learning_rate=0.1, weight_decay=0.1)
-    config = dataclasses.replace(CONFIG, epochs=1, optim=decay, ema=None)
-    parts = {"model": model, "data": DATA, "optimizer": optimizer}
+    config = changed(epochs=1, optim=decay, ema=None)
+    parts = {"model": model, "optimizer": optimizer, "loss": None}
     if optimizer is None:
-        assert "give both the same" in refused(rj.train, config, tmp_path, quiet=True, **parts)
+        assert "give both the same" in refused(start, tmp_path, config, **parts)
         config = dataclasses.replace(config, model=rj.ModelConfig(frozen_stages=1))
-    run = rj.train(config, tmp_path, quiet=True, **parts)
+    after = start(tmp_path, config, **parts).variables("latest")["params"]
     key, _ = jax.random.split(jax.random.key(config.seed))
-    images = jnp.zeros((1, *DATA.image_shape))
     init = jax.jit(partial(model.init, train=False))
-    start = init(key, images)["params"]
-    after = run.variables("latest")["params"]
-    chex.assert_trees_all_close(after["stem"], start["stem"])
-    assert not np.allclose(after["head"]["kernel"], start["head"]["kernel"])
+    before = init(key, jnp.zeros((1, *DATA.image_shape)))["params"]
+    chex.assert_trees_all_close(after["stem"], before["stem"])
+    assert not np.allclose(after["head"]["kernel"], before["head"]["kernel"])
 
 
 def test_weights_in_bfloat16_start_from_others(finished_run, tmp_path):
@@ -321,8 +317,6 @@ def test_weights_in_bfloat16_start_from_others(finished_run, tmp_path):
 def test_a_network_in_float64_needs_a_configuration_in_float64(tmp_path):
     """It was trained in float32, without a word."""
     own = tiny(num_classes=3, dtype=jnp.float64, param_dtype=jnp.float64)
-    config = dataclasses.replace(CONFIG, epochs=0.1)
-    begin = partial(rj.train, run_dir=tmp_path, quiet=True, model=own, data=DATA)
-    assert "--model.dtype float64" in refused(begin, config)
-    run = begin(dataclasses.replace(config, model=rj.ModelConfig(dtype="float64")))
+    assert "--model.dtype float64" in refused(start, tmp_path, model=own)
+    run = start(tmp_path, changed(epochs=0.1, model=rj.ModelConfig(dtype="float64")), model=own)
     assert {leaf.dtype for leaf in jax.tree.leaves(run.variables()["params"])} == {np.dtype("f8")}
