@@ -95,17 +95,6 @@ def test_the_run_is_trained_by_those_parts(whole):
     assert sorted(evaluated[2:]) == [(step, "test") for step in sorted({int(best), 12})]
 
 
-def test_it_resumes_to_the_same_bits(whole, tmp_path, stop_after):
-    said = r"enough: saved step 7 of 12 in .*run; the same command continues"
-    with pytest.raises(rj.ResNetJaxError, match=said) as stop:
-        start(tmp_path / "run", should_stop=stop_after(7))
-    assert stop.value.exit_code == 75
-    assert {path.name for path in (tmp_path / "run/checkpoints").iterdir()} == {"6", "7"}
-    again = start(tmp_path / "run")
-    for checkpoint in ("latest", "best"):
-        chex.assert_trees_all_equal(again.variables(checkpoint), whole[0].variables(checkpoint))
-
-
 def test_it_is_opened_with_its_network_and_its_data(whole):
     run, _ = whole
     plain = rj.Run.open(run.path)
@@ -198,13 +187,26 @@ class Dropping(nn.Module):
         return nn.Dense(3)(drop(x))
 
 
-def test_a_network_that_draws_random_numbers_goes_on_with_the_same(tmp_path, stop_after):
-    """Dropout, and in parts of a batch; it was refused."""
-    begin = partial(start, config=changed(accumulate=2), model=Dropping())
+EVERYTHING = rj.AugmentConfig(
+    flip=True, crop=2, randaugment=2, mixup=0.2, cutmix=1.0, shift=1, erase=0.2
+)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"accumulate": 2}, pytest.param({"augment": EVERYTHING}, marks=pytest.mark.slow)]
+)
+def test_it_resumes_to_the_same_bits(changes, tmp_path, stop_after):
+    """With dropout, in parts of a batch, and with every augmentation at once."""
+    begin = partial(start, config=changed(**changes), model=Dropping(), loss=None)
     whole = begin(tmp_path / "whole")
-    assert "saved step 7 of 12" in refused(begin, tmp_path / "run", should_stop=stop_after(7))
-    variables = begin(tmp_path / "run").variables("latest")
-    chex.assert_trees_all_equal(variables, whole.variables("latest"))
+    said = r"enough: saved step 7 of 12 in .*run; the same command continues"
+    with pytest.raises(rj.ResNetJaxError, match=said) as stop:
+        begin(tmp_path / "run", should_stop=stop_after(7))
+    assert stop.value.exit_code == 75
+    assert {path.name for path in (tmp_path / "run/checkpoints").iterdir()} == {"6", "7"}
+    again = begin(tmp_path / "run")
+    for checkpoint in ("latest", "best"):
+        chex.assert_trees_all_equal(again.variables(checkpoint), whole.variables(checkpoint))
 
 
 def test_each_step_of_a_run_draws_anew(tmp_path):

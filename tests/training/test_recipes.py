@@ -1,9 +1,7 @@
 """The presets for CIFAR-10 and ImageNet, on small data sets with their features."""
 
-import dataclasses
 import json
 
-import chex
 import numpy as np
 import pytest
 from make_datasets import build, encoded
@@ -99,18 +97,3 @@ def test_imagenet_is_evaluated_as_torchvision_does():
     assert found.shape == (224, 224, 3)
     # The square is cut before it is resized: the same to a grey level.
     assert np.abs((found - expected) * std * 255).max() < 1.01
-
-
-@pytest.mark.slow
-def test_every_augmentation_at_once_trains_and_resumes_to_the_same_bits(
-    tiny_config, one_unit, tmp_path, stop_after
-):
-    everything = rj.AugmentConfig(
-        flip=True, crop=2, randaugment=2, mixup=0.2, cutmix=1.0, shift=1, erase=0.2
-    )
-    config = dataclasses.replace(tiny_config, augment=everything, epochs=1)
-    whole = rj.train(config, tmp_path / "whole", quiet=True)
-    with pytest.raises(rj.ResNetJaxError, match="enough: saved step 4"):
-        rj.train(config, tmp_path / "parts", quiet=True, should_stop=stop_after(4))
-    parts = rj.train(config, tmp_path / "parts", quiet=True)
-    chex.assert_trees_all_equal(whole.variables("latest"), parts.variables("latest"))
