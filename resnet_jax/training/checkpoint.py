@@ -96,7 +96,6 @@ class Checkpoints:
 
         @_explained(what, storage.MAKE_ROOM)
         def finish() -> None:
-            """Add the manifest, move the step into place and remove those that it replaces."""
             files = {name: storage.file_sha256(unfinished / name) for name in _files(unfinished)}
             manifest = Manifest(step, validation, files, metrics).to_json()
             (unfinished / "manifest.json").write_text(manifest)

@@ -32,8 +32,8 @@ events_log.setLevel(logging.INFO)
 events_log.propagate = False
 
 MAX_CONFIG_BYTES = 1_000_000
-UNREADABLE = (ResNetJaxError, yaml.YAMLError, OSError, LookupError, TypeError, ArithmeticError)
-UNREADABLE += (ValueError, RecursionError)  # the last of deep nesting
+UNREADABLE: tuple[type[Exception], ...] = (ResNetJaxError, yaml.YAMLError, OSError, LookupError)
+UNREADABLE += (TypeError, ValueError, ArithmeticError, RecursionError)  # the last of deep nesting
 PACKAGES = ("resnet_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
