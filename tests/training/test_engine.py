@@ -65,22 +65,14 @@ def test_a_whole_run_traces_each_step_once_three_frames_below_the_library(
     assert frames == [["train", "fit"]] * 12  # and the step, `Engine.train`
 
 
-def test_a_few_images_are_computed_in_few_rows_whatever_the_batch(finished_run, monkeypatch):
+def test_a_few_images_are_computed_in_few_rows_whatever_the_batch(finished_run):
     """30 images of a run in batches of 4,096 took 4,096 rows."""
-    rows, step = [], module.eval_step
-
-    def counted(state, batch):
-        rows.append(len(batch.labels))
-        return step(state, batch)
-
-    monkeypatch.setattr(module, "eval_step", counted)
     config = dataclasses.replace(finished_run.config, batch_size=4096)
     engine = Engine(config, finished_run.class_names, finished_run.image_shape)
-    state = finished_run._state("best")
+    assert [engine._in_batches(count).shape for count in (30, 3)] == [(1, 32), (1, 4)]
+    state, images = finished_run._state("best"), np.zeros((3, 28, 28, 1), np.uint8)
+    assert engine.predict(state, images).shape == (3, 10)
     found = engine.evaluate(state, finished_run.split("test"))
-    engine._predict = lambda _, images: rows.append(len(images)) or np.zeros((len(images), 10))
-    assert engine.predict(state, np.zeros((3, 28, 28, 1), np.uint8)).shape == (3, 10)
-    assert rows == [32, 4]
     expected = finished_run.evaluate("test")
     np.testing.assert_array_equal(found.confusion, expected.confusion)
     assert found.loss == pytest.approx(expected.loss, rel=1e-5)

@@ -149,9 +149,8 @@ def test_several_processes_say_how_many_devices_they_have(
 
 
 def test_another_configuration_is_refused_with_every_difference(finished_run, tiny_config):
-    model = dataclasses.replace(tiny_config.model, residual=False)
-    other = dataclasses.replace(tiny_config, batch_size=10, seed=1, epochs=3, model=model)
-    message = refused(rj.train, other, finished_run.path, quiet=True)
+    changes = {"batch-size": 10, "seed": 1, "epochs": 3, "model.residual": False}
+    message = refused(rj.train, replaced(tiny_config, changes), finished_run.path, quiet=True)
     for difference in ("--batch-size 20 -> 10", "--seed 0 -> 1", "--model.residual True -> False"):
         assert difference in message
     assert "--epochs 2 -> 3" in message  # its rate follows a cosine
@@ -191,12 +190,11 @@ def test_target_and_patience_are_their_definitions(seed):
 @pytest.mark.slow
 def test_a_target_ends_the_run_and_an_empty_split_is_no_result(unaveraged_config, tmp_path):
     """Without validation the newest step is the best."""
-    config = dataclasses.replace(unaveraged_config, target=0.0)
+    config = replaced(unaveraged_config, {"target": 0.0})
     run = rj.train(config, tmp_path / "target", quiet=True)
     assert [row["step"] for row in rows(run, "validation")] == [5]
     assert rows(run, "test")[0]["last"] == 5
-    data = dataclasses.replace(unaveraged_config.data, subset=(120, 0, 0))
-    config = dataclasses.replace(unaveraged_config, data=data)
+    config = replaced(unaveraged_config, {"data.subset": (120, 0, 0)})
     run = rj.train(config, tmp_path / "run", quiet=True)
     assert rows(run, "validation") == []
     assert {(row["step"], row["split"]) for row in rows(run, "test")} == {(12, "test_all")}
@@ -227,8 +225,7 @@ def test_a_run_that_diverges_says_where_and_writes_no_checkpoint(
 def test_an_update_that_overflows_is_not_saved(
     held_out, said, unaveraged_config, tmp_path, monkeypatch
 ):
-    data = dataclasses.replace(unaveraged_config.data, subset=(120, held_out, 30))
-    config = dataclasses.replace(unaveraged_config, data=data)
+    config = replaced(unaveraged_config, {"data.subset": (120, held_out, 30)})
     train = Engine.train
 
     def overflow(self, *args):
@@ -257,7 +254,6 @@ def test_other_ways_to_look_are_recorded_and_the_beginning_is_kept(own_run, tiny
 
 def test_each_epoch_is_evaluated_once_at_the_step_nearest_to_its_end(unaveraged_config, tmp_path):
     """Of 1.5 steps: the third epoch's 4.5th step is its last, the 5th, and was the 4th too."""
-    split = dataclasses.replace(unaveraged_config.data, subset=(30, 50, 30))
-    config = dataclasses.replace(unaveraged_config, data=split, eval_every=None, epochs=3)
-    run = rj.train(config, tmp_path, quiet=True)
+    changes = {"data.subset": (30, 50, 30), "eval-every": None, "epochs": 3}
+    run = rj.train(replaced(unaveraged_config, changes), tmp_path, quiet=True)
     assert [row["step"] for row in rows(run, "validation")] == [2, 3, 5]
