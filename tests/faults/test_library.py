@@ -64,15 +64,6 @@ def state():
         "environment": dict(os.environ), "place": os.getcwd(), "floats": np.geterr(),
         "limits": [resource.getrlimit(n) for n in (resource.RLIMIT_NOFILE, resource.RLIMIT_AS)],
     }
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
-def kept():  # of a quarter of a GiB that its user has freed: settings of malloc
-    before = resident()
-    for side in (2**20, 2**22):
-        arrays = [np.ones(side, np.uint8) for _ in range(2**28 // side)]
-        del arrays
-    return resident() - before
 run = f"{folder}/run"
 calls = {
     "train": lambda: rj.train(config, run, quiet=True),
@@ -96,8 +87,6 @@ for name, call in calls.items():
     for part, value in state().items():
         if value != before[part]:
             print(name, "changes", part)
-if sys.platform == "linux" and (mebibytes := kept()) > 64:
-    print("malloc keeps", mebibytes)
 jax.config.update("jax_enable_x64", True)
 if alone != digest(BASE, "after") or not alone.endswith("float32"):
     print("a run after them, where x64 is set, is another")
@@ -106,7 +95,7 @@ if alone != digest(BASE, "after") or not alone.endswith("float32"):
 
 @pytest.mark.slow
 def test_calls_of_the_library_leave_the_process_as_it_was(tmp_path, python):
-    """JAX's settings, warnings, loggers, signals, hooks, the environment and malloc.
+    """JAX's settings, warnings, loggers, signals, hooks, and the environment with malloc's.
 
     And a float32 run after a float64 run is what it is alone, and when x64 has been set.
     """
