@@ -209,7 +209,8 @@ def test_a_lock_ends_with_the_run_and_not_with_its_children(tmp_path):
     with folder.opened_for_writing():
         if leaving := os.fork():
             os.waitpid(leaving, 0)
-            assert "is being written by process" in refused(folder.opened_for_writing().__enter__)
+            said = refused(folder.opened_for_writing().__enter__)
+            assert f"is being written by process {os.getpid()} on" in said
             if not (staying := os.fork()):
                 signal.pause()
     if not leaving:

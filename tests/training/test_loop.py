@@ -2,9 +2,7 @@
 
 import dataclasses
 import random
-import signal
 from functools import partial
-from unittest import mock
 
 import chex
 import jax
@@ -13,10 +11,8 @@ import numpy as np
 import optax
 import pytest
 import yaml
-from faults import Undisturbed, assert_same_run, ended, logged_steps, no_orphans, start, wait_until
+from faults import no_orphans
 from make_datasets import refused
-from test_cli import SAME
-from worker import Moment, strike
 
 import resnet_jax as rj
 from resnet_jax.config import replaced
@@ -81,30 +77,6 @@ def test_a_run_without_test_images_is_judged_by_those_held_out(tiny_config, tmp_
     assert of_run["validation accuracy"] == pytest.approx(best)
     assert [row["checkpoint"] for row in rows(run, "test")] == ["latest", "best"]
     assert refused(run.evaluate).endswith("no images: give --split train or validation")
-
-
-@pytest.mark.slow
-def test_killed_and_started_again_it_ends_with_the_same_bits(
-    finished_run, tiny_config, tiny_options, tmp_path
-):
-    run_dir = tmp_path / "run"
-    before_10 = Moment("os.rename", r"\n.*/checkpoints/10$")  # lines of metrics are later than 5
-    stop = partial(strike, signal.SIGSTOP)  # it stands still, with its lock
-    process = start(run_dir, *tiny_options, *SAME, moment=before_10, act=stop)
-    wait_until(lambda: 10 in logged_steps(run_dir))
-    try:
-        with pytest.raises(rj.ResNetJaxError, match=f"being written by process {process.pid}"):
-            rj.train(tiny_config, run_dir, quiet=True)
-    finally:
-        process.kill()
-    assert ended(process) == -signal.SIGKILL
-    assert logged_steps(run_dir)[-1] > 5
-    heard = mock.Mock(spec=rj.Callback)
-    # The lock of a dead process is taken over.
-    resumed = rj.train(tiny_config, run_dir, quiet=True, callbacks=[heard])
-    assert mock.call("resumes at step 5 of 12") in heard.log.mock_calls
-    assert_same_run(run_dir, Undisturbed(finished_run, tmp_path))
-    assert resumed.metrics()["seconds"].is_monotonic_increasing  # over all starts
 
 
 def test_a_run_goes_on_with_the_algorithms_that_it_began_with(

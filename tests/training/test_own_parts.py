@@ -205,6 +205,7 @@ def test_it_resumes_to_the_same_bits(changes, tmp_path, stop_after):
     assert stop.value.exit_code == 75
     assert {path.name for path in (tmp_path / "run/checkpoints").iterdir()} == {"6", "7"}
     again = begin(tmp_path / "run")
+    assert again.metrics()["seconds"].is_monotonic_increasing  # over both starts
     for checkpoint in ("latest", "best"):
         chex.assert_trees_all_equal(again.variables(checkpoint), whole.variables(checkpoint))
 
