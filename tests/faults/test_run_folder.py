@@ -67,42 +67,21 @@ MULTIPLYING = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
 
 
 @pytest.mark.parametrize(
-    ("text", "size"),
+    "make",
     [
-        (f"{MULTIPLYING}config: *a11", None),
-        ("", 10**12),  # takes no room on the disk, and no memory holds it
-        ("[" * 900_000, None),
+        lambda config: config.write_text(f"{MULTIPLYING}config: *a11"),
+        lambda config: os.truncate(config, 10**12),  # takes no room on the disk
+        lambda config: config.write_text("[" * 900_000),
     ],
     ids=["aliases", "a terabyte", "brackets"],
 )
-def test_a_configuration_that_would_fill_the_memory_is_refused_at_once(
-    text, size, own_run, refusal
-):
-    (own_run / "config.yaml").write_text(text)
-    if size:
-        os.truncate(own_run / "config.yaml", size)
+def test_a_configuration_that_would_fill_the_memory_is_refused_at_once(make, own_run, refusal):
+    make(own_run / "config.yaml")
     began = time.monotonic()
     line = refusal("evaluate", own_run)
     assert time.monotonic() - began < 10
     assert "config.yaml is damaged" in line
     assert len(line) < 500
-
-
-TEXTS = ("}", "null", "{}", "[" * 100_000 + "]" * 100_000)  # that are no row
-CHANGES = (  # which make a row none
-    {"step": None},
-    {"loss": "0.5"},
-    {"loss": float("nan")},
-    {"loss": 1e999},
-    {"step": 1e999},
-    {"last": None},
-    {"last": [1]},
-    {"last": 8},  # which tests alone have
-    {"learning_rate": []},
-    {"kind": "test"},  # without a split
-    {"kind": "guess"},
-    {"step": 0, "kind": "train"},  # of the past
-)
 
 
 def test_checkpoints_without_their_configuration_are_not_continued(own_run, tiny_config):
@@ -133,6 +112,17 @@ def test_a_finished_run_without_its_checkpoints_is_not_whole(lost, own_run, comm
     shutil.rmtree(own_run / "checkpoints" / lost)
     code, out, _ = command("verify", own_run)
     assert (code, "checkpoints/12 is missing" in out) == (1, True)
+
+
+TEXTS = ("}", "null", "{}", "[" * 100_000 + "]" * 100_000)  # that are no row
+CHANGES = (  # which make a row none
+    *({"step": value} for value in (None, 1e999)),
+    *({"loss": value} for value in ("0.5", float("nan"), 1e999)),
+    *({"last": value} for value in (None, [1], 8)),  # which tests alone have
+    *({"kind": value} for value in ("test", "guess")),  # the first without a split
+    {"learning_rate": []},
+    {"step": 0, "kind": "train"},  # of the past
+)
 
 
 def test_a_line_that_is_no_row_is_named(own_run, command, tiny_config):

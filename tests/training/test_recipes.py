@@ -16,10 +16,9 @@ NETWORK = ["--model.width", "2", "--model.lowering", "reference"]
 SIZES = ((300, 400), (500, 333), (260, 260), (120, 90))
 
 
-def cifar(count, seed):
-    rng = np.random.default_rng(seed)
-    for i in range(count):
-        yield encoded(rng.integers(0, 256, (32, 32, 3), np.uint8)), i % 10
+def cifar(count):
+    pixels = np.random.default_rng(count).integers(0, 256, (count, 32, 32, 3), np.uint8)
+    return [(encoded(image), i % 10) for i, image in enumerate(pixels)]
 
 
 def photographs(count, seed, *, labelled=True):
@@ -36,7 +35,7 @@ def photographs(count, seed, *, labelled=True):
 def prepared(tmp_path_factory):
     """A folder of datasets as TFDS prepares `cifar10` and `imagenet2012`."""
     root = tmp_path_factory.mktemp("tfds")
-    splits = {"train": cifar(60, 0), "test": cifar(12, 1)}
+    splits = {"train": cifar(60), "test": cifar(12)}
     build(root, splits, name="cifar10", shape=(32, 32, 3))
     splits = {"train": photographs(8, 0), "validation": photographs(4, 1)}
     splits["test"] = photographs(2, 2, labelled=False)
