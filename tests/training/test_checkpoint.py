@@ -46,12 +46,9 @@ def test_the_two_newest_and_the_best_are_kept(finished_run):
 
 def test_the_best_has_the_highest_accuracy_then_the_smallest_loss_then_comes_first(monkeypatch):
     found = {5: (0.9, 0.5), 10: (0.95, 0.4), 15: (0.95, 0.2), 20: (0.95, 0.2), 25: (0.8, 0.1)}
-    checkpoints = Checkpoints(Path("none"))
-
-    def manifest(step):
-        return SimpleNamespace(validation=dict(zip(("accuracy", "loss"), found[step], strict=True)))
-
-    monkeypatch.setattr(checkpoints, "manifest", manifest)
+    checkpoints = Checkpoints("none")
+    known = {step: Manifest(step, {"accuracy": a, "loss": b}, {}) for step, (a, b) in found.items()}
+    monkeypatch.setattr(checkpoints, "manifest", known.get)
     for steps in (list(found), list(found)[::-1]):
         assert checkpoints.best_of(steps) == 15
     assert checkpoints.best_of([5, 10, 25]) == 10

@@ -17,23 +17,10 @@ from resnet_jax.training import distributed, jax_settings
 MEMBER = Path(__file__).with_name("member.py")
 
 
-def start(folder: Path, what: str) -> "list[subprocess.Popen[str]]":
-    port = str(portpicker.pick_unused_port())
-    return [
-        subprocess.Popen(
-            [sys.executable, MEMBER, port, str(number), folder, what],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
-    ]
-
-
-def ends(process: "subprocess.Popen[str]", seconds: float = 60) -> tuple[int, str, str]:
-    """Exit code, output and errors of a process that ends within that time."""
+def ends(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+    """Exit code, output and errors of a process that ends within a minute."""
     try:
-        output, errors = process.communicate(timeout=seconds)
+        output, errors = process.communicate(timeout=60)
     finally:
         process.kill()
     return process.returncode, output, errors
@@ -48,7 +35,12 @@ def test_a_failure_of_one_ends_the_other_which_waits_for_it(what, code, line, tm
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     (run_dir / ".failed-0badcafe").write_text('["of an earlier start", 1]')
-    waiting, failing = start(tmp_path, what)
+    port = str(portpicker.pick_unused_port())
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    waiting, failing = (
+        subprocess.Popen([sys.executable, MEMBER, port, number, tmp_path, what], **pipes)
+        for number in "01"
+    )
     failed, output, _ = ends(failing)
     waited, first, errors = ends(waiting)
     assert failed == waited == code
