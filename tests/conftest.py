@@ -154,6 +154,12 @@ def own_run(finished_run, tmp_path) -> pathlib.Path:
     return shutil.copytree(finished_run.path, tmp_path / "run")
 
 
+@pytest.fixture(scope="session")
+def stop_after():
+    """Makes a `should_stop` that says "enough" after so many steps."""
+    return lambda steps: iter([*[None] * (steps - 1), "enough"]).__next__
+
+
 @pytest.fixture
 def command(capsys):
     """Runs the command: its exit code, what it printed, and its errors."""

@@ -157,14 +157,14 @@ class Training:
 
     def fit(self, should_stop: ShouldStop | None = None) -> None:
         """Train until the configuration is fulfilled, then test; or until `should_stop`."""
-        path, total, ended = self.folder.path, self.total_steps, self._is_over()
+        engine, total, ended = self.engine, self.total_steps, self._is_over()
         if ended and set(self._tests()) <= self.tested:
             for callback in self.callbacks:
-                callback.log(f"{path} is finished; nothing to do")
+                callback.log(f"{self.folder.path} is finished; nothing to do")
             return
         notes = [f"resumes at step {self.step} of {total}"] if self.step else []
         if process_count() > 1:  # of which a scheduler may have given fewer than there are
-            devices = self.engine.replicated.mesh.size
+            devices = engine.replicated.mesh.size
             notes.append(f"{devices} devices of {process_count()} processes")
         notes += self.remarks
         events_log.info("; ".join([f"trains from step {self.step} of {total}", *self.remarks]))
@@ -176,9 +176,7 @@ class Training:
         measured: list[Metrics] = []
         since = time.perf_counter()
         while not ended:
-            self.state, metrics = self.engine.train(
-                self.state, self.augment_key, next(self.batches)
-            )
+            self.state, metrics = engine.train(self.state, self.augment_key, next(self.batches))
             self.step += 1
             measured.append(metrics)
             if len(measured) > 2:
@@ -197,8 +195,8 @@ class Training:
             if reason:
                 events_log.info("%s: saved step %d and stopped", reason, self.step)
                 raise ResNetJaxError(
-                    f"{reason}: saved step {self.step} of {total} in {path}; the same command "
-                    "continues",
+                    f"{reason}: saved step {self.step} of {total} in {self.folder.path}; the same "
+                    "command continues",
                     exit_code=75,
                 )
         self._test()
