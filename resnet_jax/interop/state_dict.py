@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
@@ -48,10 +49,9 @@ def as_array(value: Any) -> np.ndarray:
         return np.asarray(value)
     try:
         tensor = value.detach().cpu()
-        try:
+        with suppress(TypeError):  # bfloat16, which numpy does not know
             return np.asarray(tensor)
-        except TypeError:  # bfloat16, which numpy does not know
-            return np.asarray(tensor.float())
+        return np.asarray(tensor.float())
     except RuntimeError as error:  # quantised, or without data
         raise ResNetJaxError(
             f"a tensor of {value.dtype} on {value.device} is not read: save it in float32"

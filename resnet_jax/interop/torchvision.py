@@ -133,9 +133,8 @@ def _features(params: Mapping[str, Any]) -> int:
     """Return the number of the head's inputs; without one, what the last convolution makes."""
     if "head" in params:
         return int(params["head"]["kernel"].shape[0])
-    stages = {tuple(map(int, m.groups()[:2])): n for n in params if (m := _UNIT.match(f"{n}/-"))}
-    layers = params[stages[max(stages)]]
-    return int(layers[max(n for n in layers if re.fullmatch(r"conv\d", n))]["kernel"].shape[-1])
+    unit = params[max(name for name in params if name.startswith("stage"))]
+    return int(unit[max(name for name in unit if name.startswith("conv"))]["kernel"].shape[-1])
 
 
 def with_input_channels(variables: Mapping[str, Any], channels: int) -> dict[str, Any]:
@@ -288,37 +287,30 @@ def _refusal(
     weights: StateDict, model: ResNet, guessed: bool, complaints: Mapping[str, list[str]]
 ) -> str:
     """Say in one line what the weights are, as far as one can see, and what does not fit."""
-    sizes = weights.network.stage_sizes
-    if not sizes:
+    network, likely, row = weights.network, weights.likely_name, row_of(model)
+    if not network.stage_sizes:
         first = ", ".join(sorted(weights.entries)[:3]) or "nothing"
         return (
             f"the weights are not those of a residual network ({len(weights.entries)} entries: "
             f"{first}, ...): expected torchvision's names, conv1.weight to fc.bias"
         )
-    row, likely = row_of(model), weights.likely_name
+    found = {kind: sorted(names) for kind, names in complaints.items() if names}
     text = (
         f"the weights do not fit {'' if model.residual else 'plain '}"
         f"{row or f'a network of {model.stage_sizes} units'} (width {model.width}, "
         f"stem {model.stem}){'' if likely == row else f', they look like {likely}'}: "
-    )
-    text += "; ".join(
-        f"{len(found)} {kind}: {', '.join(sorted(found)[:_LISTED])}"
-        + ", ..." * (len(found) > _LISTED)
-        for kind, found in complaints.items()
-        if found
+    ) + "; ".join(
+        f"{len(names)} {kind}: {', '.join(names[:_LISTED])}{', ...' * (len(names) > _LISTED)}"
+        for kind, names in found.items()
     )
     head = f"{weights.names['head']}."
-    wrong = [name for found in complaints.values() for name in found]
-    kinds = {kind for kind, found in complaints.items() if found}
-    unread = weights.num_classes is None or kinds == {"of another shape"}
-    if unread and all(name.startswith(head) for name in wrong):
+    unread = weights.num_classes is None or found.keys() == {"of another shape"}
+    if unread and all(name.startswith(head) for names in found.values() for name in names):
         text += "; give num_classes for a fresh head"
-    elif guessed and model.stage_sizes != sizes and likely not in VARIANTS:
-        network, usual = weights.network, ResNet((), model.unit)
-        names = ("width", "stem", "shortcut", "widening", "groups")
-        given = {n: getattr(network, n) for n in names if getattr(network, n) != getattr(usual, n)}
-        more = "".join(f"{name}={value!r}, " for name, value in given.items())
-        more += "residual=False, " * (not model.residual)
-        unit = model.unit.__name__
-        text += f"; of any depth: give model=rj.ResNet({sizes}, rj.{unit}, {more}num_classes=...)"
+    elif guessed and model.stage_sizes != network.stage_sizes and likely not in VARIANTS:
+        given, usual = network.clone(residual=model.residual), ResNet((), model.unit)
+        choices = ("width", "stem", "shortcut", "widening", "groups", "residual")
+        words = [f"{n}={v!r}" for n in choices if (v := getattr(given, n)) != getattr(usual, n)]
+        words = [str(network.stage_sizes), f"rj.{model.unit.__name__}", *words, "num_classes=..."]
+        text += f"; of any depth: give model=rj.ResNet({', '.join(words)})"
     return text

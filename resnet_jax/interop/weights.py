@@ -16,8 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from resnet_jax.config import TrainConfig
+from resnet_jax.data.image import read_bytes
 from resnet_jax.errors import ResNetJaxError, importing
 from resnet_jax.interop import torchvision
 from resnet_jax.interop.network import SHAPING, Network
@@ -28,12 +30,14 @@ from resnet_jax.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-# Variables, their classes by number and by name, and mean and deviation of the images they know.
-Start = tuple[dict[str, Any], int | None, tuple[str, ...] | None, tuple[Any, Any]]
+# Variables, class names where they are known, mean and deviation of the images they know.
+Start = tuple[dict[str, Any], tuple[str, ...] | None, tuple[Any, Any]]
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # .pth.tar is a zip file or a pickle too
 # Architectures with a ResNet's names and shapes that compute something else, and, for settings that
 # change what a network computes, the values with which it is one of ours.
 OTHERS = re.compile(r"resnet(aa|blur)|deeplab|fcn|dilated")
+# By the metadata of another program, or in damage to them.
+NOTHING_SAID = OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError
 SAME_FUNCTION = {
     "output_stride": 32,
     "replace_stride_with_dilation": False,
@@ -60,7 +64,9 @@ def load_weights(path: PathLike, key: str | None = None) -> dict[str, np.ndarray
             its own word or ``config.json``'s, of a network that computes something else.
     """
     path = _file(path)
-    _refuse_others(path, *_timm_config(path.with_name("config.json")))
+    with suppress(*NOTHING_SAID):  # timm's description of the file beside it
+        config = json.loads(read_bytes(path.with_name("config.json")))
+        _refuse_others(path, config["architecture"], config | (config.get("model_args") or {}))
     if path.suffix == ".safetensors":
         if key:
             raise ResNetJaxError(f"{path} holds one state_dict, and key is {key}: leave it out")
@@ -135,12 +141,13 @@ def initial_variables(
             f"--init-from {source} is not there: give a file of weights or the folder of a run"
         )
     if source.is_dir() and not RunFolder(source).exists:
-        found = [p.name for p in source.iterdir() if p.suffix in (".safetensors", *PICKLES)]
-        files = ", ".join(sorted(found)[:3])
+        found = sorted(p.name for p in source.iterdir() if p.suffix in (".safetensors", *PICKLES))
+        files = ", ".join(found[:3])
         but = f", and holds {files}: give that file" if files else ": give a run's folder or a file"
         raise ResNetJaxError(f"--init-from {source} is not a run{but}")
     start = _of_run(source, config, model) if source.is_dir() else _of_file(source, model)
-    variables, count, known, pixels = start
+    variables, known, pixels = start
+    count = len(variables["params"]["head"]["bias"]) if "head" in variables["params"] else None
     if config.init_head == "keep" and count != len(class_names):
         raise ResNetJaxError(
             f"{source} knows {count or 'no'} classes, {config.data.name} has {len(class_names)}: "
@@ -150,8 +157,7 @@ def initial_variables(
     # In the run's own precision, so that a fresh head is drawn as in the run's network.
     kind = model.param_dtype
     types = {"params": kind, "batch_stats": jnp.promote_types(kind, jnp.float32)}  # `BatchNorm`'s
-    for part in variables:
-        variables[part] = jax.tree.map(lambda x, to=types[part]: x.astype(to), variables[part])
+    variables = {part: optax.tree.cast(tree, types[part]) for part, tree in variables.items()}
     stem = variables["params"]["stem"]
     given = stem[torchvision.first_convolution(stem)]["kernel"].shape[2]
     variables = torchvision.with_input_channels(variables, channels)
@@ -190,7 +196,7 @@ def _of_run(folder: Path, config: TrainConfig, model: ResNet) -> Start:
             f"{folder} was trained with parameters of other names or shapes than those of "
             f"{config.model.title}: give a run of the same network"
         )
-    return variables, len(names), names, (theirs.data.mean, theirs.data.std)
+    return variables, names, (theirs.data.mean, theirs.data.std)
 
 
 def _different(source: Path, settings: list[str]) -> ResNetJaxError:
@@ -201,99 +207,86 @@ def _of_file(path: Path, model: ResNet) -> Start:
     weights, metadata = load_weights(path), load_metadata(path)
     names: tuple[str, ...] | None = None
     pixels: tuple[Any, Any] = None, None
-    # None, or someone else's of the same name.
-    missing = LookupError, ValueError, TypeError, RecursionError
-    with suppress(*missing):
+    with suppress(*NOTHING_SAID):
         names = tuple(map(str, json.loads(metadata["class_names"])))
-    with suppress(*missing):
+    with suppress(*NOTHING_SAID):
         own = json.loads(metadata["preprocessing"])
         pixels = tuple(map(float, own["mean"])), tuple(map(float, own["std"]))
-    with suppress(*missing):
+    with suppress(*NOTHING_SAID):
         # All else is told by names and shapes, and this not without an error that says less.
         if json.loads(metadata["model"])["residual"] is (not model.residual):
             raise _different(path, [f"--model.residual {not model.residual}, not {model.residual}"])
     try:
-        count = StateDict.of(weights).num_classes
-        variables = torchvision.from_torchvision(weights, model, num_classes=count or 0)
+        count = StateDict.of(weights).num_classes or 0
+        return torchvision.from_torchvision(weights, model, num_classes=count), names, pixels
     except ResNetJaxError as error:
         raise ResNetJaxError(f"{path}: {error}") from error
-    return variables, count, names, pixels
 
 
-def _timm_config(path: Path) -> tuple[str, Mapping[str, Any]]:
-    """Return the architecture that timm's ``config.json`` names, and its settings."""
-    try:
-        config = json.loads(path.read_bytes()) if path.is_file() else {}
-        return str(config["architecture"]), {**config, **(config.get("model_args") or {})}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return "", {}  # another program's file, which says nothing of ours
-
-
-def _refuse_others(path: Path, architecture: str, settings: Mapping[str, Any]) -> None:
+def _refuse_others(path: Path, architecture: Any, settings: Any) -> None:
+    """Refuse a network that computes something else by what a file, of any program, says of it."""
+    named = architecture if isinstance(architecture, str) else ""  # a list's text may be terabytes
+    settings = settings if isinstance(settings, dict) else {}
     other = [
         f"{name} {settings[name]}"
         for name, usual in SAME_FUNCTION.items()
         if isinstance(settings.get(name), str | int | float) and settings[name] != usual
     ]
-    if other or OTHERS.search(architecture.lower()):
+    if other or OTHERS.search(named.lower()):
         raise ResNetJaxError(
-            f"{path} is of {' with '.join([architecture, *other])}, which has a ResNet's names and "
+            f"{path} is of {' with '.join([named, *other])}, which has a ResNet's names and "
             "computes something else: there is no such network here"
         )
 
 
 @contextmanager
 def _open_safetensors(path: Path) -> Iterator[Any]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
+    with _reading(path), safe_open(path, framework="numpy") as file:
+        yield file
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Say in one line what is wrong with a file: reading anything may end in anything."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            yield file
-    except AttributeError as error:  # float8 and its like, which NumPy lacks
-        raise ResNetJaxError(
-            f"{path} holds numbers that are not read ({error}): save them as float16 or float32"
-        ) from error
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise _damaged(path, error) from error
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        words = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = f"is damaged or not what its name says: {words}"
+        if isinstance(error, pickle.UnpicklingError):
+            # torch's own text advises to switch the protection off.
+            reason = "is damaged or holds more than numbers and names, and a pickle can run code: "
+            reason += "save its state_dict() alone"
+        elif "TorchScript" in str(error):  # of which torch writes as of its protection
+            reason = "is a TorchScript program: save its state_dict() alone"
+        elif isinstance(error, AttributeError) and path.suffix == ".safetensors":  # float8, say
+            reason = f"holds numbers that are not read ({words}): save them as float16 or float32"
+        raise ResNetJaxError(f"{path} {reason}") from error
 
 
 def _load_pickle(path: Path, key: str | None) -> dict[str, np.ndarray]:
     with importing(f"{path}, which is no .safetensors file,", "torch"):
         import torch
-    try:
-        # Training scripts save their options, which are plain values, and NumPy's numbers.
-        scalar = np.float64().__reduce__()[0]
-        kinds = {type(np.dtype(kind)) for kind in "?bhilqBHILQefd"}
-        allowed: list[Any] = [argparse.Namespace, np.dtype, *kinds]
-        allowed += [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-        with torch.serialization.safe_globals(allowed):
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's own text advises to switch the protection off.
-        raise ResNetJaxError(
-            f"{path} is damaged or holds more than numbers and names, and a pickle can run code: "
-            "save its state_dict() alone"
-        ) from error
-    except MemoryError:
-        raise
-    except Exception as error:  # a pickle of anything may end in anything
-        if "TorchScript" in str(error):  # of which torch writes as of its protection
-            raise ResNetJaxError(
-                f"{path} is a TorchScript program: save its state_dict() alone"
-            ) from error
-        raise _damaged(path, error) from error
+    # Training scripts save their options, which are plain values, and NumPy's numbers.
+    scalar = np.float64().__reduce__()[0]
+    kinds = {type(np.dtype(kind)) for kind in "?bhilqBHILQefd"}
+    allowed: list[Any] = [argparse.Namespace, np.dtype, *kinds]
+    allowed += [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    with _reading(path), torch.serialization.safe_globals(allowed):
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
     found = _state_dicts(content, torch)
     if not found or key not in (None, *found):
         names = ", ".join(name or "a bare state_dict" for name in found)
         what = f"{names} and no {key}" if found else "no state_dict of dense tensors"
         raise ResNetJaxError(f"{path} holds {what}: give a file with one, and its key")
-    if isinstance(content, dict):
-        args = content.get("args")
-        options = args if isinstance(args, dict) else getattr(args, "__dict__", {})
-        settings = options.get("model_kwargs")
-        named = content.get("arch") or options.get("model")  # of lists a text may have terabytes
-        architecture = named if isinstance(named, str) else ""
-        _refuse_others(path, architecture, settings if isinstance(settings, dict) else {})
+    args = content.get("args")
+    options = args if isinstance(args, dict) else getattr(args, "__dict__", {})
+    named = content.get("arch") or options.get("model")
+    _refuse_others(path, named, options.get("model_kwargs"))
     if key is None:  # averaged weights only where there are no others
         key, *others = sorted(found, key=lambda name: "ema" in name)
         if others:
@@ -318,8 +311,3 @@ def _state_dicts(
     for name, value in content.items():
         found |= _state_dicts(value, torch, f"{where}.{name}" if where else str(name), depth + 1)
     return found
-
-
-def _damaged(path: Path, error: Exception) -> ResNetJaxError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return ResNetJaxError(f"{path} is damaged or not what its name says: {reason[:200]}")
