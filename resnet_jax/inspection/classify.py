@@ -1,10 +1,12 @@
 """Classes of image files, a batch at a time, and pictures of where the network looked."""
 
+import io
 import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from resnet_jax.errors import ResNetJaxError
 from resnet_jax.inspection.saliency import draw_map, explain
 from resnet_jax.memory import cores
 from resnet_jax.run import Checkpoint, Run
-from resnet_jax.storage import expanded
+from resnet_jax.storage import atomic_write, expanded
 
 EXPLAINED = "resnet-jax predict --explain"  # marks a picture that it wrote
 ENLARGEMENT, SMALL_SIDE = 8, 64  # factor, for pictures whose longer side is shorter than this
@@ -56,49 +58,42 @@ def classify_files(
     targets = _explanation_files(files, expanded(explain_in)) if explain_in else {}
     settings = run.config.data
     spec = DecodeSpec(run.image_shape, settings.fit, settings.background)
+    read = partial(read_digit_or_image, spec=spec, find=settings.find_digit, invert=invert)
 
-    def read(path: Path) -> FoundDigit | ResNetJaxError:
-        try:
-            return read_digit_or_image(path, spec, find=settings.find_digit, invert=invert)
-        except ResNetJaxError as error:
-            return error
+    def answered(batch: list[tuple[Path, FoundDigit]]) -> Iterator[dict[str, Any]]:
+        images = np.stack([found.image for _, found in batch])
+        answers, maps = run.predict(images, checkpoint), [None] * len(batch)
+        if explain_in:
+            maps = list(explain(run, images, checkpoint=checkpoint))
+        for (path, found), p, evidence in zip(batch, answers, maps, strict=True):
+            order = np.argsort(-p, kind="stable")[:topk]
+            top = [(run.class_names[k], float(p[k])) for k in order]
+            label, probability = top[0]
+            row = {"path": str(path), "label": label, "probability": probability, "topk": top}
+            try:
+                if evidence is not None:
+                    _write_explanation(path, spec, found.box, evidence, targets[path])
+            except ResNetJaxError as error:  # of a file that changed since
+                on_error(error)
+            else:
+                yield row | ({"found": found.how} if found.how else {})
 
-    def read_all() -> Iterator[list[tuple[Path, FoundDigit]]]:
+    def rows() -> Iterator[dict[str, Any]]:
         # In batches: the pixels of only one batch at a time are kept in memory.
         size = run.config.batch_size
         with ThreadPoolExecutor(settings.workers or cores()) as pool:
             for part in (files[start : start + size] for start in range(0, len(files), size)):
                 batch = []
-                for path, found in zip(part, pool.map(read, part), strict=True):
-                    if isinstance(getattr(found, "__cause__", None), MemoryError):
-                        found = read(path)  # alone: with others it was too large
-                    if isinstance(found, ResNetJaxError):
-                        on_error(found)
-                    else:
-                        batch.append((path, found))
+                for path, future in [(path, pool.submit(read, path)) for path in part]:
+                    large = isinstance(getattr(future.exception(), "__cause__", None), MemoryError)
+                    try:  # alone, what was too large beside others
+                        batch.append((path, read(path) if large else future.result()))
+                    except ResNetJaxError as error:
+                        on_error(error)
                 if batch:
-                    yield batch
+                    yield from answered(batch)
 
-    def answer_all() -> Iterator[dict[str, Any]]:
-        for batch in read_all():
-            images = np.stack([read.image for _, read in batch])
-            answers, maps = run.predict(images, checkpoint), [None] * len(batch)
-            if explain_in:
-                maps = list(explain(run, images, checkpoint=checkpoint))
-            for (path, read), p, evidence in zip(batch, answers, maps, strict=True):
-                order = np.argsort(-p, kind="stable")[:topk]
-                top = [(run.class_names[k], float(p[k])) for k in order]
-                label, probability = top[0]
-                row = {"path": str(path), "label": label, "probability": probability, "topk": top}
-                try:
-                    if evidence is not None:
-                        _write_explanation(path, spec, read.box, evidence, targets[path])
-                except ResNetJaxError as error:  # of a file that changed since
-                    on_error(error)
-                else:
-                    yield row | ({"found": read.how} if read.how else {})
-
-    return answer_all()
+    return rows()
 
 
 def _explanation_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
@@ -109,8 +104,8 @@ def _explanation_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
     numbers: Counter[str] = Counter()  # the last of each name
     for file in dict.fromkeys(files):  # once, of a folder and a file in it
         stem = file.stem
-        if len(os.fsencode(stem)) > 240:  # file systems allow 255 bytes, with number and ending
-            stem = os.fsencode(stem)[:240].decode(errors="ignore")
+        if len(os.fsencode(stem)) > 230:  # file systems allow 255 bytes, with number and endings
+            stem = os.fsencode(stem)[:230].decode(errors="ignore")
         name = stem
         # Of the same name in two folders; macOS's disks do not tell case or a letter's spelling.
         while (key := unicodedata.normalize("NFC", name).casefold()) in taken:
@@ -149,13 +144,8 @@ def _write_explanation(
         style: Any = {"fill": "white", "stroke_width": 1, "stroke_fill": "black"}
         size = max(10, picture.width // 12)
         ImageDraw.Draw(picture).text((4, 2), "no positive evidence", font_size=size, **style)
-    mark = PngImagePlugin.PngInfo()
+    mark, file = PngImagePlugin.PngInfo(), io.BytesIO()
     mark.add_text("Software", EXPLAINED)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    with target.open("xb") as file:  # so that no link is followed
-        try:
-            picture.save(file, "PNG", pnginfo=mark)
-        except BaseException:  # a full disk, or a signal: half a picture would not be replaced
-            target.unlink(missing_ok=True)
-            raise
+    picture.save(file, "PNG", pnginfo=mark)
+    atomic_write(target, file.getvalue(), "give another --explain")
