@@ -13,7 +13,6 @@ from make_datasets import refused
 
 import resnet_jax as rj
 from resnet_jax.interop import from_torchvision, load_weights, save_weights, with_fresh_head
-from resnet_jax.interop.weights import initial_variables
 from resnet_jax.models import shapes_of
 
 TINY = ["--model.width", "4", "--model.lowering", "reference", "--no-report"]
@@ -314,17 +313,3 @@ def test_a_training_scripts_file_names_one_too(tensors, saved):
         ({"state_dict": tensors, "args": dilated}, "resnet50 with output_stride 8"),
     ):
         assert name in unread(saved(content))
-
-
-def test_a_deep_stem_begins_with_its_first_convolution(file):
-    """The third one, of half the width, was taken for it: no run started from a D variant."""
-    network = rj.ResNet((1,), rj.BasicUnit, num_classes=10, width=4, stem="deep")
-    weights = state_dict(network, 3, drawn)
-    summed = weights["conv1.0.weight"].sum(1, keepdims=True).transpose(2, 3, 1, 0)
-    save_weights(file, weights)
-    config = rj.TrainConfig(init_from=str(file))
-    variables, sentence = initial_variables(config, network, tuple("0123456789"), 1, None)
-    assert "stem summed to grey" in sentence
-    stem = variables["params"]["stem"]
-    np.testing.assert_allclose(stem["conv1"]["kernel"], summed, rtol=1e-6)
-    assert stem["conv"]["kernel"].shape == (3, 3, 2, 4)

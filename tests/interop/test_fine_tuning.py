@@ -25,7 +25,7 @@ from resnet_jax.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_unit")
 
-DIGITS = tuple("0123456789")
+DIGITS, LETTERS = tuple("0123456789"), tuple("abcdefghij")
 CONFIG = rj.TrainConfig(model=rj.ModelConfig(width=4, lowering="reference"))
 KEY = jax.random.key(7)
 
@@ -63,18 +63,21 @@ def source(request, run, exported):
     return run.path if request.param == "run" else exported
 
 
-def test_the_same_classes_keep_the_head_and_others_start_fresh(run, source):
-    variables = jax.device_get(run.variables())
+@pytest.fixture(scope="module")
+def variables(run):
+    return jax.device_get(run.variables())
+
+
+def test_the_same_classes_keep_the_head_and_others_start_fresh(source, variables):
     chex.assert_trees_all_equal(starting_from(source), variables)
-    others = tuple("abcdefghij")
-    assert is_fresh(starting_from(source, others), 10)
-    chex.assert_trees_all_equal(starting_from(source, others, init_head="keep"), variables)
+    assert is_fresh(starting_from(source, LETTERS), 10)
+    chex.assert_trees_all_equal(starting_from(source, LETTERS, init_head="keep"), variables)
     assert is_fresh(starting_from(source, init_head="fresh"), 10)
-    said = refused(starting_from, source, ("a", "b", "c"), init_head="keep")
+    said = refused(starting_from, source, LETTERS[:3], init_head="keep")
     assert "knows 10 classes, mnist_5k has 3" in said
-    three = starting_from(source, ("a", "b", "c"))
+    three = starting_from(source, LETTERS[:3])
     assert is_fresh(three, 3)
-    del three["params"]["head"], variables["params"]["head"]
+    three["params"]["head"] = variables["params"]["head"]
     chex.assert_trees_all_equal(three, variables)
 
 
@@ -96,18 +99,16 @@ def test_weights_of_pixels_normalised_in_another_way_say_so(source):
     assert end(mean=(0.5,), std=(0.5,)) == end() == ""
 
 
-def test_without_class_names_the_number_decides(run, tmp_path):
-    weights = tmp_path / "weights.safetensors"
-    save_weights(weights, to_torchvision(run.variables()), {"class_names": "not JSON"})
-    variables = jax.device_get(run.variables())
-    chex.assert_trees_all_equal(starting_from(weights, tuple("abcdefghij")), variables)
-    assert is_fresh(starting_from(weights, ("a", "b", "c")), 3)
+def test_without_class_names_the_number_decides(variables, tmp_path):
+    file, weights = tmp_path / "weights.safetensors", to_torchvision(variables)
     hostile = dict.fromkeys(("class_names", "model", "preprocessing"), "[" * 100000)
-    save_weights(weights, to_torchvision(run.variables()), hostile)
-    chex.assert_trees_all_equal(starting_from(weights, tuple("abcdefghij")), variables)
+    for metadata in ({"class_names": "not JSON"}, hostile):
+        save_weights(file, weights, metadata)
+        chex.assert_trees_all_equal(starting_from(file, LETTERS), variables)
+        assert is_fresh(starting_from(file, LETTERS[:3]), 3)
     # Names do without anything else.
-    save_weights(weights, to_torchvision(run.variables()), {"class_names": json.dumps(DIGITS)})
-    assert is_fresh(starting_from(weights, tuple("abcdefghij")), 10)
+    save_weights(file, weights, {"class_names": json.dumps(DIGITS)})
+    assert is_fresh(starting_from(file, LETTERS), 10)
 
 
 def test_reading_a_float64_run_is_reading_its_file_and_configures_nothing(make_run, tmp_path):
@@ -123,25 +124,31 @@ def test_reading_a_float64_run_is_reading_its_file_and_configures_nothing(make_r
 
 
 @pytest.mark.parametrize(
-    ("given", "channels", "classes", "said"),
+    ("stem", "given", "channels", "classes", "said"),
     [
-        (1, 1, DIGITS, "head kept, stem kept, "),
-        (3, 1, DIGITS, "head kept, stem summed to grey, "),
-        (1, 3, ("a", "b", "c"), "head drawn fresh for 3 classes, stem spread to 3 channels, "),
+        ("imagenet", 1, 1, DIGITS, "head kept, stem kept, "),
+        ("imagenet", 3, 1, DIGITS, "head kept, stem summed to grey, "),
+        # Its third convolution, of half the width, was taken for the one that sees the image.
+        ("deep", 3, 1, DIGITS, "head kept, stem summed to grey, "),
+        ("imagenet", 1, 3, LETTERS[:3], "head drawn fresh for 3 classes, stem spread to 3 chan"),
     ],
 )
-def test_a_sentence_says_what_became_of_the_weights(exported, given, channels, classes, said):
-    if given == 3:
-        weights = load_weights(exported)
-        weights["conv1.weight"] = np.repeat(weights["conv1.weight"], 3, axis=1)
-        save_weights(exported, weights)
-    variables, sentence = started(exported, classes, channels)
-    rest = "other layers and running statistics kept"
-    assert sentence == f"starts from {exported}: {said}{rest}"
-    kernel = variables["params"]["stem"]["conv"]["kernel"]
+def test_a_sentence_says_what_became_of_the_weights(
+    make_run, tmp_path, stem, given, channels, classes, said
+):
+    exported = make_run(stem=stem).export("torchvision", tmp_path / "weights.safetensors")
+    first, name = ("conv1", "conv1.0.weight") if stem == "deep" else ("conv", "conv1.weight")
+    weights = load_weights(exported)
+    weights[name] = np.repeat(weights[name], given, axis=1)
+    save_weights(exported, weights)
+    network = dataclasses.replace(CONFIG.model, stem=stem)
+    variables, sentence = started(exported, classes, channels, model=network)
+    assert sentence.startswith(f"starts from {exported}: {said}")
+    assert sentence.endswith("other layers and running statistics kept")
+    kernel = variables["params"]["stem"][first]["kernel"]
     assert kernel.shape[2] == channels
     if given == 3:
-        expected = weights["conv1.weight"].sum(1, keepdims=True).transpose(2, 3, 1, 0)
+        expected = weights[name].sum(1, keepdims=True).transpose(2, 3, 1, 0)
         np.testing.assert_allclose(kernel, expected, rtol=1e-6)
     assert is_fresh(variables, len(classes)) == ("fresh" in said)
 
@@ -153,25 +160,24 @@ def test_a_runs_weights_are_read_without_its_optimiser_or_opening_it(finished_ru
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(alone))
 
 
-def test_several_processes_start_from_the_same_weights(run, exported, tmp_path, monkeypatch):
+def test_several_processes_start_from_the_same_weights(
+    run, exported, variables, tmp_path, monkeypatch
+):
     """A file of the same path may be another one on another host."""
-    asked = []
+    digests = []
 
     def noted(what, digest, _):
-        asked.append((what, digest))
         if what == "weights with digest":
+            digests.append(digest)
             raise rj.ResNetJaxError("that suffices")
 
     monkeypatch.setattr(loop, "assert_equal", noted)
-    variables = run.variables()
-    other = jax.tree.map(lambda leaf: leaf + 1, variables)
-    for number, weights in enumerate((variables, variables, other)):
-        rj.interop.save_weights(exported, rj.interop.to_torchvision(weights))
-        config = dataclasses.replace(run.config, init_from=str(exported))
-        with pytest.raises(rj.ResNetJaxError, match="that suffices"):
-            rj.train(config, tmp_path / str(number), quiet=True)
-    (first, again, differs) = (digest for what, digest in asked if what == "weights with digest")
-    assert first == again != differs
+    config = dataclasses.replace(run.config, init_from=str(exported))
+    for more in (0, 0, 1):
+        changed = jax.tree.map(lambda leaf, more=more: leaf + more, variables)
+        save_weights(exported, to_torchvision(changed))
+        assert "that suffices" in refused(rj.train, config, tmp_path / "new", quiet=True)
+    assert digests[0] == digests[1] != digests[2]
 
 
 def moved(before, after):
