@@ -72,12 +72,13 @@ def from_torchvision(
         raise ResNetJaxError(f"model is a {type(model).__name__}: give one, as rj.ResNet50()")
     known = model or weights.nearest_model(residual)
     check_named(known)
-    if model is not None and model.num_classes == 0 and num_classes is None:
-        num_classes = 0
-    _check_classes(known.num_classes if num_classes is None else num_classes, least=0)
-    if model is None or num_classes is not None:
-        headless = classes is None and num_classes is not None
-        known = known.clone(num_classes=0 if headless else classes or num_classes or 1)
+    if num_classes is None and known.num_classes < 1:
+        num_classes = known.num_classes
+    if num_classes is not None:
+        _check_classes(num_classes, least=0)
+        known = known.clone(num_classes=classes or 0)
+    elif model is None:
+        known = known.clone(num_classes=classes or 1)
     variables = _read(weights, known, guessed=model is None)
     if in_channels is not None:
         variables = with_input_channels(variables, in_channels)
@@ -119,7 +120,12 @@ def with_fresh_head(
     """
     _check_classes(num_classes)
     params = variables["params"]
-    features, dtype = _features(params), params["stem"]["conv"]["kernel"].dtype
+    dtype = params["stem"]["conv"]["kernel"].dtype
+    if "head" in params:
+        features = params["head"]["kernel"].shape[0]
+    else:  # the channels of the last stage's last convolution
+        unit = params[max(name for name in params if name.startswith("stage"))]
+        features = unit[max(name for name in unit if name.startswith("conv"))]["kernel"].shape[-1]
     # A stem and a head alone: Flax draws by the layer's name, whatever lies between them.
     drawn = jax.dtypes.canonicalize_dtype(dtype)
     model = ResNet((), BasicUnit, num_classes, features, stem="small", param_dtype=drawn)
@@ -127,14 +133,6 @@ def with_fresh_head(
     fresh = jax.jit(lambda key: model.init(key, jnp.zeros((1, 1, 1, 1)), train=False))(key)
     head = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), fresh["params"]["head"])
     return {**variables, "params": {**params, "head": head}}
-
-
-def _features(params: Mapping[str, Any]) -> int:
-    """Return the number of the head's inputs; without one, what the last convolution makes."""
-    if "head" in params:
-        return int(params["head"]["kernel"].shape[0])
-    unit = params[max(name for name in params if name.startswith("stage"))]
-    return int(unit[max(name for name in unit if name.startswith("conv"))]["kernel"].shape[-1])
 
 
 def with_input_channels(variables: Mapping[str, Any], channels: int) -> dict[str, Any]:

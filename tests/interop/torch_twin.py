@@ -21,25 +21,18 @@ class Unit(nn.Module):
     def __init__(self, channels, features, stride, bottleneck, residual=True, pad=False):
         super().__init__()
         out = features * 4 if bottleneck else features
-        layout = (
-            ((1, 1, features), (3, stride, features), (1, 1, out))
-            if bottleneck
-            else ((3, stride, features), (3, 1, out))
-        )
-        before = channels
-        for number, (side, step, width) in enumerate(layout, start=1):
+        layout = ((1, features), (3, features), (1, out)) if bottleneck else ((3, out), (3, out))
+        self.layers, self.residual, before = len(layout), residual, channels
+        for number, (side, width) in enumerate(layout, start=1):
+            step = stride if number == self.layers - 1 else 1
             conv = nn.Conv2d(before, width, side, step, side // 2, bias=False)
             self.add_module(f"conv{number}", conv)
             self.add_module(f"bn{number}", nn.BatchNorm2d(width))
             before = width
-        self.layers = len(layout)
-        self.residual = residual
         self.downsample = None
         if pad:  # option A of the paper: every second pixel, zeros for the new channels
-            self.new_channels = out - channels
-            self.downsample = lambda x: F.pad(
-                x[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, self.new_channels)
-            )
+            zeros = (0, 0, 0, 0, 0, out - channels)
+            self.downsample = lambda x: F.pad(x[:, :, ::stride, ::stride], zeros)
         elif residual and (stride != 1 or channels != out):
             conv = nn.Conv2d(channels, out, 1, stride, bias=False)
             self.downsample = nn.Sequential(conv, nn.BatchNorm2d(out))
