@@ -187,40 +187,37 @@ def test_tensors_of_every_kind_are_read(tensors, expected):
         chex.assert_trees_all_close(from_torchvision(given), expected, rtol=rtol)
 
 
-def test_tensors_and_files_of_other_kinds_are_refused_in_one_line(tensors, weights, tmp_path):
-    torch = pytest.importorskip("torch")
-    program, pickled = tmp_path / "program.pt", tmp_path / "net.pth"
+def test_tensors_and_files_of_other_kinds_are_refused_in_one_line(tensors, weights, file, saved):
+    """Programs, numbers that NumPy lacks, numbers that are repeated, dictionaries in a circle."""
+    import torch
+
+    head = b'{"fc.bias":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]}}'
+    file.write_bytes(len(head).to_bytes(8, "little") + head + bytes(4))
+    program, circle, endless = file.with_suffix(".pt"), {}, torch.zeros(1).expand(10**12)
+    circle[""] = circle
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch deprecates both
         eight = torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8)
         torch.jit.script(torch.nn.Linear(2, 2)).save(program)
         for odd in (torch.empty(3, device="meta"), eight):
             assert "is not read" in misfit(tensors | {"fc.bias": odd})
+    dense = "no state_dict of dense tensors"
+    assert dense in unread(saved({"state_dict": {"fc.weight": endless}}))
+    assert dense in unread(saved({"a": circle}))
     assert "is a TorchScript program" in unread(program)
-    assert "ends in .safetensors" in refused(save_weights, pickled, weights)
-    assert not pickled.exists()
+    assert "float8" in unread(file)
+    missing = file.with_name("missing.pth")
+    assert "is not a file" in refused(rj.interop.load_metadata, missing)
+    assert "ends in .safetensors" in refused(save_weights, missing, weights)
+    assert not missing.exists()
 
 
-def test_a_small_file_of_repetitions_is_refused_or_read_at_once(tensors, saved):
-    """Of shared lists as a name, numbers that are repeated, and dictionaries in a circle."""
-    import torch
-
-    text, circle, endless = "x" * 100, {}, torch.zeros(1).expand(10**12)
+def test_a_small_file_whose_text_is_large_is_read_at_once(tensors, saved):
+    text = "x" * 100
     for _ in range(20):
-        text = [text] * 8
-    circle[""] = circle
-    for content in ({"state_dict": {"fc.weight": endless}}, {"a": circle}):
-        assert "no state_dict of dense tensors" in unread(saved(content))
+        text = [text] * 8  # which a file shares
     named = saved({"state_dict": tensors, "arch": text})
     assert load_weights(named).keys() == tensors.keys()
-
-
-def test_numbers_that_numpy_lacks_and_a_missing_file_are_named(file, tmp_path):
-    head = b'{"fc.bias":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]}}'
-    file.write_bytes(len(head).to_bytes(8, "little") + head + bytes(4))
-    assert "float8" in unread(file)
-    missing = refused(rj.interop.load_metadata, tmp_path / "missing.safetensors")
-    assert "is not a file" in missing
 
 
 def test_parameters_alone_lack_statistics_and_a_network_is_no_state_dict(tensors):
