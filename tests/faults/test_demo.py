@@ -61,9 +61,8 @@ def demos():
     started = []
     yield started
     for demo in started:
-        if demo.process.poll() is None:
+        with demo.process:  # which closes its pipes
             demo.process.kill()
-            demo.process.communicate()
 
 
 @pytest.fixture

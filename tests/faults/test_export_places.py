@@ -1,8 +1,6 @@
 """Faults found in use of exports, and of every other place that a command writes to."""
 
-import contextlib
 import os
-import socket
 import stat
 import sys
 from pathlib import Path
@@ -46,12 +44,7 @@ def dangling_link(path):
     path.symlink_to("nothing")
 
 
-def unix_socket(path):
-    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as server:
-        server.bind(path.name)  # an address holds a hundred characters
-
-
-SPECIAL = [os.mkfifo, device, link, dangling_link, unix_socket]
+SPECIAL = [os.mkfifo, device, link, dangling_link]
 NO_FILE = "is no regular file and stays as it is: give another --output"
 TRAIN = ("train", "--run-dir", "PLACE", "--epochs", "1")
 WRITERS = [  # the command, PLACE, and what is said of it

@@ -214,7 +214,7 @@ def test_frozen_stages_keep_parameters_and_statistics_to_the_bit(frozen, unit):
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_the_body_moves_at_its_share_of_the_rate(name):
-    params = {"head": {"kernel": jnp.ones((2, 2))}, "stem": {"kernel": jnp.ones((2, 2))}}
+    params = {layer: {"kernel": np.ones((2, 2))} for layer in ("head", "stem")}
     grads = jax.tree.map(lambda x: 0.3 * x, params)
 
     def after_three_steps(body_rate):
@@ -224,11 +224,11 @@ def test_the_body_moves_at_its_share_of_the_rate(name):
         for _ in range(3):
             updates, state = tx.update(grads, state, params)
             moving = optax.apply_updates(moving, updates)
-        return jax.tree.map(lambda a, b: float((a - b).mean()), moving, params)
+        return [moving[layer]["kernel"] - 1 for layer in params]
 
-    full, slow = after_three_steps(1.0), after_three_steps(0.1)
-    assert slow["head"]["kernel"] == full["head"]["kernel"]
-    np.testing.assert_allclose(slow["stem"]["kernel"], 0.1 * full["stem"]["kernel"], rtol=1e-5)
+    (full_head, full_stem), (head, stem) = after_three_steps(1.0), after_three_steps(0.1)
+    np.testing.assert_array_equal(head, full_head)
+    np.testing.assert_allclose(stem, 0.1 * full_stem, rtol=1e-5)
 
 
 def test_bad_weights_are_one_line_and_nothing_is_written(exported, tmp_path, tiny_options, refusal):
