@@ -32,12 +32,12 @@ log = logging.getLogger(__name__)
 
 # Variables, class names where they are known, mean and deviation of the images they know.
 Start = tuple[dict[str, Any], tuple[str, ...] | None, tuple[Any, Any]]
+# What reading metadata may end in that another program wrote: they say nothing of ours.
+NOTHING_SAID = OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # .pth.tar is a zip file or a pickle too
 # Architectures with a ResNet's names and shapes that compute something else, and, for settings that
 # change what a network computes, the values with which it is one of ours.
 OTHERS = re.compile(r"resnet(aa|blur)|deeplab|fcn|dilated")
-# By the metadata of another program, or in damage to them.
-NOTHING_SAID = OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError
 SAME_FUNCTION = {
     "output_stride": 32,
     "replace_stride_with_dilation": False,
@@ -147,7 +147,8 @@ def initial_variables(
         raise ResNetJaxError(f"--init-from {source} is not a run{but}")
     start = _of_run(source, config, model) if source.is_dir() else _of_file(source, model)
     variables, known, pixels = start
-    count = len(variables["params"]["head"]["bias"]) if "head" in variables["params"] else None
+    params = variables["params"]
+    count = len(params["head"]["bias"]) if "head" in params else None
     if config.init_head == "keep" and count != len(class_names):
         raise ResNetJaxError(
             f"{source} knows {count or 'no'} classes, {config.data.name} has {len(class_names)}: "
@@ -158,8 +159,7 @@ def initial_variables(
     kind = model.param_dtype
     types = {"params": kind, "batch_stats": jnp.promote_types(kind, jnp.float32)}  # `BatchNorm`'s
     variables = {part: optax.tree.cast(tree, types[part]) for part, tree in variables.items()}
-    stem = variables["params"]["stem"]
-    given = stem[torchvision.first_convolution(stem)]["kernel"].shape[2]
+    given = params["stem"][torchvision.first_convolution(params["stem"])]["kernel"].shape[2]
     variables = torchvision.with_input_channels(variables, channels)
     head = first = "kept"
     if config.init_head == "fresh" or (config.init_head == "auto" and not same):
