@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -120,9 +121,10 @@ def train(
         raise ResNetJaxError("--grid is given twice: give all its options after one --grid")
     processes.meet()
     run_dir = run_dir and expanded(run_dir)
-    config = _reset_dataset_settings(config, default, arguments)
+    told = _named_in(arguments)
+    config = _reset_dataset_settings(config, default, told)
     runs: list[Run] = []
-    planned = _planned(preset, config, run_dir, seeds, grid, arguments)
+    planned = _planned(preset, config, run_dir, seeds, grid, told)
     for settings, folder in processes.agreed(planned):
         stop.training = False
         display.print_line(
@@ -189,7 +191,7 @@ def _planned(
     run_dir: Path | None,
     seeds: int | None,
     axes: tuple[str, ...],
-    arguments: list[str],
+    told: set[str],
 ) -> list[tuple[TrainConfig, Path]]:
     if seeds is not None and seeds < 1:
         raise ResNetJaxError(f"--seeds must be at least 1, got {seeds}")
@@ -207,14 +209,13 @@ def _planned(
     folder = run_dir or Path("runs", preset)
     reference = config if run_dir else presets.PRESETS[preset]
     for settings in presets.grid(config, axes):
-        settings = _reset_dataset_settings(settings, config, arguments)
+        settings = _reset_dataset_settings(settings, config, told)
         named = folder
         if axes or run_dir is None:
             name = presets.run_name(folder.name, reference, settings, varied)
             named = folder.with_name(f"{name}-seed{settings.seed}")
-        if run_dir is None:
-            named = _folder_of_earlier_version(named, preset, settings, varied, arguments)
-        begun = _as_begun(named, preset, settings, arguments)
+        plain = named if run_dir else named.with_name(f"{preset}-seed{settings.seed}")
+        begun, named = _as_begun(settings, named, plain, preset, varied, told)
         if kept := differences(settings, begun):
             listing = ", ".join(f"--{option} {value}" for option, (_, value) in kept.items())
             display.print_line(f"{named} goes on as preset {preset} was in 0.1.0: {listing}")
@@ -227,45 +228,39 @@ def _planned(
     return planned
 
 
-def _as_begun(folder: Path, preset: str, config: TrainConfig, arguments: list[str]) -> TrainConfig:
-    """Return the configuration, with the preset's settings of when the run began unless named."""
+def _as_begun(
+    config: TrainConfig, named: Path, plain: Path, preset: str, varied: set[str], told: set[str]
+) -> tuple[TrainConfig, Path]:
+    """Return a run's settings and folder, as an earlier version began it where one did.
+
+    That put it into the folder ``plain``, whatever its settings, by the preset of `EARLIER`.
+    """
     earlier = presets.EARLIER.get(preset, {})
-    if not earlier or not (folder / "config.yaml").is_file():
-        return config
-    from resnet_jax.training.run_folder import RunFolder
-
-    begun = {s.option: s.value for s in settings_of(RunFolder(folder).read_record().config)}
-    unnamed = earlier.keys() - _named_in(arguments)
-    return replaced(config, {k: begun[k] for k in unnamed if begun[k] == earlier[k]})
-
-
-def _folder_of_earlier_version(
-    named: Path, preset: str, config: TrainConfig, varied: set[str], arguments: list[str]
-) -> Path:
-    """Return the folder, or runs/PRESET-seedN if an earlier version began this very run there."""
-    plain = named.with_name(f"{preset}-seed{config.seed}")
-    if named == plain or not (plain / "config.yaml").is_file():
-        return named
-    from resnet_jax.training.run_folder import RunFolder
-
-    try:
-        config = _as_begun(plain, preset, config, arguments)
-        recorded = RunFolder(plain).read_record().config
-    except ResNetJaxError:  # a damaged run is refused where it is asked for
-        return named
-    own = {f"data.{key}": getattr(config.data, key) for key in ("mean", "std")}
     name = partial(presets.run_name, "", presets.PRESETS[preset], always=varied)
-    return plain if name(config) == name(replaced(recorded, own)) else named
+    for folder in (plain, named):
+        if not (folder / "config.yaml").is_file() or (folder == named and not earlier):
+            continue
+        from resnet_jax.training.run_folder import RunFolder
+
+        with suppress(ResNetJaxError):  # a damaged run is refused where it is asked for
+            recorded = RunFolder(folder).read_record().config
+            values = {s.option: s.value for s in settings_of(recorded)}
+            kept = {k: v for k, v in earlier.items() if values[k] == v and k not in told}
+            begun = replaced(config, kept)
+            own = {f"data.{key}": getattr(config.data, key) for key in ("mean", "std")}
+            if folder == named or name(begun) == name(replaced(recorded, own)):
+                return begun, folder
+    return config, named
 
 
 def _reset_dataset_settings(
-    config: TrainConfig, preset: TrainConfig, arguments: list[str]
+    config: TrainConfig, preset: TrainConfig, told: set[str]
 ) -> TrainConfig:
     """Reset the preset's settings of its dataset, unless named, where another is chosen."""
     if config.data.name == preset.data.name:
         return config
     reset = {"data.mean": None, "data.std": None, "data.find-digit": False}
-    return replaced(config, {name: reset[name] for name in reset.keys() - _named_in(arguments)})
+    return replaced(config, {name: reset[name] for name in reset.keys() - told})
 
 
 def _named_in(arguments: list[str]) -> set[str]:

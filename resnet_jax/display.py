@@ -170,9 +170,7 @@ def print_comparison(table: "pd.DataFrame") -> None:
     ]
     while columns:
         block = [("", *labels), columns.pop(0)]
-        while (
-            columns and sum(max(map(cell_len, c)) + 2 for c in [*block, columns[0]]) < console.width
-        ):
+        while columns and _width([*block, columns[0]]) < console.width:
             block.append(columns.pop(0))
         headings, *rows = zip(*block, strict=True)
         _print_table(headings, rows, left=len(block))
@@ -181,7 +179,7 @@ def print_comparison(table: "pd.DataFrame") -> None:
 def _result(name: str, row: dict[str, Any]) -> str:
     """A cell of the comparison; a mean with its spread where there are several runs."""
     value, spread = row[name], row.get(f"{name} sd")
-    if value is None or (isinstance(value, float) and value != value):
+    if value is None or value != value:
         return "-"
     style = {"accuracy": ".2%", "loss": ".4f", "seconds": ".0f"}.get(name.split()[-1])
     if style is None or not isinstance(value, float):
