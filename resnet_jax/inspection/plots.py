@@ -50,12 +50,11 @@ def curves(metrics: pd.DataFrame) -> Figure:
     _loss_axis(loss, "cross-entropy, nats")
     loss.legend(frameon=False)
     _error_axis(error, "error, %")
-    if "learning_rate" in train:  # only the user knows that of an optimiser of their own
-        rate.plot(train["epoch"], train["learning_rate"], color=ORANGE, **line)
-    rate.set(ylabel="learning rate", ylim=(0, None))
     # The first line's time is that of the compilation.
-    if "images_per_s" in train:  # not of a run that has only begun
-        speed.plot(train["epoch"][1:], train["images_per_s"][1:], color=ORANGE, **line)
+    for ax, name, rows in ((rate, "learning_rate", train), (speed, "images_per_s", train[1:])):
+        if name in rows:  # not of a run that has only begun, or an optimiser of the user's own
+            ax.plot(rows["epoch"], rows[name], color=ORANGE, **line)
+    rate.set(ylabel="learning rate", ylim=(0, None))
     speed.set(ylabel="images/s", ylim=(0, None), xlabel="epoch")
     _grid(*axes)
     figure.align_ylabels()
@@ -268,9 +267,7 @@ def _mosaic(
     rows = -(-count // columns)
     padding = [(0, rows * columns - count), (0, margin), (0, margin), (0, 0)][: pictures.ndim]
     tiles = np.pad(pictures, padding, constant_values=gap)
-    _, height, width, *channels = tiles.shape
-    tiles = tiles.reshape(rows, columns, height, width, *channels).swapaxes(1, 2)
-    return tiles.reshape(rows * height, columns * width, *channels)[:-margin, :-margin]
+    return np.vstack([np.hstack(row) for row in np.split(tiles, rows)])[:-margin, :-margin]
 
 
 def _error_axis(ax: Axes, label: str) -> None:

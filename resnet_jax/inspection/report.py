@@ -7,7 +7,6 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
-from unicodedata import bidirectional
 
 import pandas as pd
 from matplotlib import rc_context
@@ -89,10 +88,9 @@ def _figures(
     names = predictions.class_names
     shown = plots.shown_names(names)
     # The mark of left-to-right keeps what follows a name in Hebrew or Arabic behind it.
-    marks = ["\u200e" * any(bidirectional(c) in ("R", "AL") for c in name) for name in names]
-    told = [f"#{k} {printable(name)}{marks[k]}" for k, name in enumerate(names)]
+    told = [f" #{k} {printable(name)}\u200e" for k, name in enumerate(names)]
     hidden = [text for k, text in enumerate(told) if shown[k] == f"#{k}"]
-    legend = f" {', '.join(hidden[: plots.MAX_NAMED_CLASSES])}" if hidden else ""
+    legend = ",".join(hidden[: plots.MAX_NAMED_CLASSES])
     if len(names) <= plots.MAX_DRAWN_CLASSES:
         yield (
             "confusion",

@@ -153,9 +153,9 @@ def grad_cam(
     return _grad_cam(model, variables, images, labels, stage, method)
 
 
-def _known(model: nn.Module) -> ResNet:
+def _known(model: nn.Module, name: str = "model") -> ResNet:
     if not isinstance(model, ResNet):
-        raise ResNetJaxError(f"model is a {type(model).__name__}: to look inside give a ResNet")
+        raise ResNetJaxError(f"{name} is a {type(model).__name__}: to look inside give a ResNet")
     return model
 
 
@@ -214,17 +214,15 @@ def explain(
     size, zero outside the crop. The other arguments, and the errors, are those of `grad_cam` and
     `Run.predict`; a network of one's own is one more error.
     """
-    if not isinstance(run.model, ResNet):
-        network = type(run.model).__name__
-        raise ResNetJaxError(f"Grad-CAM needs a ResNet, the network of {run.path} is a {network}")
+    model = _known(run.model, f"the network of {run.path}")
     with run.jax_settings():
         images, variables = run.preprocessing.checked(images), run.variables(checkpoint)
-        labels = _checked(run.model, images, labels, stage, method)
+        labels = _checked(model, images, labels, stage, method)
         maps = [np.zeros((0, 1, 1), np.float32)] * (not len(images))
         few = 1 << max(0, len(images) - 1).bit_length()  # not each number has a program of its own
         for part in padded_order(len(images), min(BATCH, few)):
             pixels, chosen = run.preprocess(images[part]), None if labels is None else labels[part]
-            maps.append(np.asarray(_grad_cam(run.model, variables, pixels, chosen, stage, method)))
+            maps.append(np.asarray(_grad_cam(model, variables, pixels, chosen, stage, method)))
         return run.preprocessing.uncrop(np.concatenate(maps)[: len(images)])
 
 
