@@ -281,10 +281,9 @@ def _report_if_new(run: "Run") -> None:
         return
     try:
         make_report(run, "test" if "test" in set(run.metrics().get("split", ())) else "validation")
-    except BrokenPipeError:  # of the line that says where it is
-        raise
     except (ResNetJaxError, OSError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not out_of_memory(error):
+        unheard = isinstance(error, BrokenPipeError)  # the line that says where it is
+        if unheard or (isinstance(error, RuntimeError) and not out_of_memory(error)):
             raise
         reason = error if isinstance(error, OSError) else message_and_code(error)[0]
         display.print_error(

@@ -79,7 +79,6 @@ class Warnings(logging.Handler):
 
 
 def show_warnings() -> None:
-    """Set logging up for the command."""
     logger = logging.getLogger("resnet_jax")
     logger.propagate = False  # libraries put handlers of their own on the root logger
     logger.handlers = [Warnings(logging.WARNING)]
@@ -92,14 +91,13 @@ def _print_table(
 ) -> None:
     """Print rows of texts, escaped and without markup; ``left`` columns are aligned left."""
     table = Table(title=_text(title) if title else None, box=box.SIMPLE, padding=(0, 1, 0, 0))
-    texts = list(map(tuple, rows))
-    for number, heading in enumerate(headings):
-        column = "".join([heading, *(row[number] for row in texts)])
+    lines = [headings, *rows]
+    for number, (heading, *texts) in enumerate(zip(*lines, strict=True)):
+        justify: Any = "left" if number < left else "right"
         # Chinese characters have two cells, and no place in a column of one.
-        options: Any = {"min_width": 2} if cell_len(column) > len(column) else {}
-        options["justify"] = "left" if number < left else "right"
-        table.add_column(_text(heading), overflow="fold", **options)
-    for row in texts:
+        widest = max(map(cell_len, "".join([heading, *texts])), default=1)
+        table.add_column(_text(heading), justify=justify, overflow="fold", min_width=widest)
+    for row in lines[1:]:
         table.add_row(*map(_text, row))
     console.print(table)
 

@@ -31,6 +31,7 @@ BLUE, ORANGE = "#0072B2", "#D55E00"
 OKABE_ITO = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 PETROFF = color_sequences["petroff10"]
 MAX_NAMED_CLASSES = 30  # more names than this do not fit
+WITHOUT_AXIS: Any = {"subplot_kw": {"frame_on": False, "xticks": [], "yticks": []}}
 MAX_DRAWN_CLASSES = 2000  # of more the confusion has no pixel for a cell, and takes gigabytes
 
 
@@ -39,21 +40,18 @@ def curves(metrics: pd.DataFrame) -> Figure:
     figure, axes = _axes(7.2, 4, sharex=True, height_ratios=(1.4, 1.4, 1, 1))
     loss, error, rate, speed = axes
     train, validation = _train_and_validation(metrics)
-    line = {"linewidth": 1.5, "markersize": 4}
-    for rows, name, colour, marker in (
-        (train, "training", ORANGE, ""),
-        (validation, "validation", BLUE, "o"),
-    ):
-        style = {"label": name, "color": colour, "marker": marker}
-        loss.plot(rows["epoch"], rows["loss"], **style, **line)
-        error.plot(rows["epoch"], 100 - 100 * rows["accuracy"], **style, **line)
+    of_train: dict[str, Any] = {"label": "training", "color": ORANGE}
+    of_validation = {"label": "validation", "color": BLUE, "marker": "o", "markersize": 4}
+    for rows, style in ((train, of_train), (validation, of_validation)):
+        loss.plot(rows["epoch"], rows["loss"], **style)
+        error.plot(rows["epoch"], 100 - 100 * rows["accuracy"], **style)
     _loss_axis(loss, "cross-entropy, nats")
     loss.legend(frameon=False)
     _error_axis(error, "error, %")
     # The first line's time is that of the compilation.
     for ax, name, rows in ((rate, "learning_rate", train), (speed, "images_per_s", train[1:])):
         if name in rows:  # not of a run that has only begun, or an optimiser of the user's own
-            ax.plot(rows["epoch"], rows[name], color=ORANGE, **line)
+            ax.plot(rows["epoch"], rows[name], color=ORANGE)
     rate.set(ylabel="learning rate", ylim=(0, None))
     speed.set(ylabel="images/s", ylim=(0, None), xlabel="epoch")
     _grid(*axes)
@@ -134,14 +132,11 @@ def mistakes(predictions: Predictions, count: int = 12) -> Figure:
     """Show the most confident mistakes, each as it is and with the evidence for what was said."""
     chosen = predictions.mistakes()[:count]
     if not len(chosen):
-        figure, ax = _axes(1)
-        ax.set_axis_off()
+        figure, ax = _axes(1, **WITHOUT_AXIS)
         ax.text(0.5, 0.5, "no mistakes", ha="center", va="center")
         return figure
     rows = -(-len(chosen) // 4)
-    figure, axes = _axes(2.9 * rows, 2 * rows, 4)
-    for ax in axes.flat:
-        ax.set_axis_off()
+    figure, axes = _axes(2.9 * rows, 2 * rows, 4, **WITHOUT_AXIS)
     maps = predictions.saliency[chosen]
     overlaid = overlay(predictions.images[chosen], maps)
     names = shown_names(predictions.class_names)
@@ -166,8 +161,7 @@ def filters(kernel: np.ndarray) -> Figure:
     shown = np.moveaxis(np.asarray(kernel, np.float32), 3, 0)
     shown = shown if shown.shape[3] == 3 else shown.sum(3)
     largest = float(np.abs(shown).max()) or 1.0
-    figure, ax = _axes(4.4)
-    ax.set_axis_off()
+    figure, ax = _axes(4.4, **WITHOUT_AXIS)
     if shown.ndim == 4:
         ax.imshow(_mosaic(0.5 + shown / (2 * largest), gap=1.0))
         ax.set_title("grey: zero", fontsize=10)
@@ -182,7 +176,8 @@ def feature_maps(maps: Mapping[str, np.ndarray], image: np.ndarray, channels: in
 
     Yellow is the largest value of those shown in a row, dark blue the smallest.
     """
-    figure, (top, *rows) = _axes(0.72 * (len(maps) + 1) + 0.3, len(maps) + 1)
+    count = len(maps) + 1
+    figure, (top, *rows) = _axes(0.72 * count + 0.3, count, **WITHOUT_AXIS)
     _show(top, image)
     top.set_anchor("W")
     top.set_title("image", fontsize=8, loc="left")
@@ -191,7 +186,6 @@ def feature_maps(maps: Mapping[str, np.ndarray], image: np.ndarray, channels: in
         chosen = np.moveaxis(values[..., strongest], 2, 0)
         enlarged = np.kron(chosen, np.ones((1, *[max(1, 32 // chosen.shape[1])] * 2)))
         ax.imshow(_mosaic(enlarged, columns=channels, margin=2), cmap="cividis")
-        ax.set_axis_off()
         height, width, features = values.shape
         ax.set_title(f"{name}: {height}x{width}, {features} channels", fontsize=8, loc="left")
     return figure
@@ -255,7 +249,6 @@ def _axes(height: float, *grid: int, width: float = 5, **options: Any) -> tuple[
 
 def _show(ax: Axes, image: np.ndarray) -> None:
     ax.imshow(as_picture(image), cmap="gray", vmin=0, vmax=255)
-    ax.set_axis_off()
 
 
 def _mosaic(
@@ -267,7 +260,7 @@ def _mosaic(
     rows = -(-count // columns)
     padding = [(0, rows * columns - count), (0, margin), (0, margin), (0, 0)][: pictures.ndim]
     tiles = np.pad(pictures, padding, constant_values=gap)
-    return np.vstack([np.hstack(row) for row in np.split(tiles, rows)])[:-margin, :-margin]
+    return np.vstack([np.hstack(list(row)) for row in np.split(tiles, rows)])[:-margin, :-margin]
 
 
 def _error_axis(ax: Axes, label: str) -> None:

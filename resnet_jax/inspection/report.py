@@ -78,13 +78,11 @@ def _figures(
     smoothed = " and smoothed labels" * (run.config.label_smoothing > 0)
     if "loss" in run.parts:
         smoothed = f" and by {run.parts['loss']}, which is not validation's cross-entropy"
-    yield (
-        "curves",
-        "Training",
+    note = (
         f"Training is measured on augmented images{smoothed}, before each update; validation on "
-        "the images as they are.",
-        plots.curves(run.metrics()),
+        "the images as they are."
     )
+    yield "curves", "Training", note, plots.curves(run.metrics())
     names = predictions.class_names
     shown = plots.shown_names(names)
     # The mark of left-to-right keeps what follows a name in Hebrew or Arabic behind it.
@@ -92,45 +90,33 @@ def _figures(
     hidden = [text for k, text in enumerate(told) if shown[k] == f"#{k}"]
     legend = ",".join(hidden[: plots.MAX_NAMED_CLASSES])
     if len(names) <= plots.MAX_DRAWN_CLASSES:
-        yield (
-            "confusion",
-            "Confusion",
-            "Counts of examples; colour is the share of the label's examples." + legend,
-            plots.confusion(predictions.evaluation.confusion, names),
-        )
-    yield (
-        "reliability",
-        "Confidence",
+        note = f"Counts of examples; colour is the share of the label's examples.{legend}"
+        figure = plots.confusion(predictions.evaluation.confusion, names)
+        yield "confusion", "Confusion", note, figure
+    note = (
         "How many of the answers given with a confidence are right. Bars above the dashed line: "
-        "right more often than confident.",
-        plots.reliability(predictions.calibration),
+        "right more often than confident."
     )
-    yield (
-        "mistakes",
-        "Most confident mistakes",
+    yield "reliability", "Confidence", note, plots.reliability(predictions.calibration)
+    note = (
         f"{len(predictions.mistakes())} of {len(predictions.labels)} are wrong. Below each of a "
-        "ResNet: Grad-CAM++, bright where it saw evidence for the predicted class." + legend,
-        plots.mistakes(predictions),
+        f"ResNet: Grad-CAM++, bright where it saw evidence for the predicted class.{legend}"
     )
+    yield "mistakes", "Most confident mistakes", note, plots.mistakes(predictions)
     if predictions.maps:
-        yield (
-            "feature_maps",
-            "Feature maps",
+        note = (
             "The first image, and the eight channels of the highest mean after the stem and each "
-            "stage. Yellow is a row's largest value.",
-            plots.feature_maps(predictions.maps, predictions.images[0]),
+            "stage. Yellow is a row's largest value."
         )
+        figure = plots.feature_maps(predictions.maps, predictions.images[0])
+        yield "feature_maps", "Feature maps", note, figure
     points = embedding(predictions.features[:EMBEDDED])
     how = "by t-SNE. Neighbours are alike; distances between groups mean nothing."
     if len(points) < FEWEST_NEIGHBOURS:
         how = "by principal components."
     what = "head's input" if predictions.maps else "logits"
-    yield (
-        "embedding",
-        "Last features",
-        f"The {what} for the first {len(points)} images, in the plane {how}{legend}",
-        plots.embedding(points, predictions),
-    )
+    note = f"The {what} for the first {len(points)} images, in the plane {how}{legend}"
+    yield "embedding", "Last features", note, plots.embedding(points, predictions)
     if predictions.maps:
         stem = run.variables(checkpoint)["params"]["stem"]
         kernel = stem[first_convolution(stem)]["kernel"]

@@ -250,10 +250,10 @@ def overlay(images: np.ndarray, maps: ArrayLike, *, opacity: float = 0.6) -> np.
     if images.dtype != np.uint8 or images.ndim != 4 or shape[:1] != images.shape[:1]:
         found = f"{images.dtype}{list(images.shape)} with maps of {list(shape)}"
         raise ResNetJaxError(f"images are {found}: give uint8[N, H, W, C] and a map for each")
-    pictures = [Image.fromarray(as_picture(image)) for image in images]
-    pairs = zip(pictures, np.asarray(maps), strict=True)
-    drawn = [draw_map(picture, evidence, opacity=opacity) for picture, evidence in pairs]
-    return np.reshape([np.asarray(x) for x in drawn], (*images.shape[:3], 3)).astype(np.uint8)
+    drawn = np.zeros((*images.shape[:3], 3), np.uint8)
+    for k, evidence in enumerate(np.asarray(maps)):
+        drawn[k] = draw_map(Image.fromarray(as_picture(images[k])), evidence, opacity=opacity)
+    return drawn
 
 
 def draw_map(
