@@ -201,12 +201,11 @@ def run_name(
     except the options in ``always``; a folder of images is named by the last part of its path.
     """
     changes = differences(reference, config)
-    unnamed = {"epochs", "seed"}
-    if "data.name" in changes:  # with it the preset's mean and deviation go
-        own = changes.keys() & {"data.mean", "data.std"}
-        unnamed |= {option for option in own if changes[option][1] is None}
-    named = (changes.keys() - unnamed - MAY_CHANGE).union(always)
     values = {setting.option: setting.value for setting in settings(config)}
+    unnamed = {"epochs", "seed", *MAY_CHANGE}
+    if "data.name" in changes:  # with it the preset's mean and deviation go
+        unnamed |= {option for option in ("data.mean", "data.std") if values[option] is None}
+    named = (changes.keys() - unnamed).union(always)
     parts = [name, *(_part(option, values[option]) for option in sorted(named))]
     if config.data.name == "folder" and "data.dir" in changes.keys() - named:
         parts.insert(1, os.path.basename(os.path.realpath(config.data.dir or "")))

@@ -159,16 +159,14 @@ def test_images_are_explained_a_batch_at_a_time(finished_run, monkeypatch):
 
 def test_overlay_leaves_places_without_evidence_as_they_are():
     images = np.full((1, 8, 8, 1), 100, np.uint8)
-    maps = np.zeros((1, 2, 2), np.float32)
-    np.testing.assert_array_equal(rj.inspection.overlay(images, maps), np.full((1, 8, 8, 3), 100))
-    maps[0, 0, 0] = 1
-    shown = rj.inspection.overlay(images, maps)
+    shown = rj.inspection.overlay(images, [[[1.0, 0.0], [0.0, 0.0]]])
     assert (shown[0, 0, 0] != 100).any()
     np.testing.assert_array_equal(shown[0, -1, -1], 100)
 
 
 @pytest.mark.parametrize(
-    ("channels", "expected"), [(2, [40] * 3), (3, [20, 60, 90]), (5, [20, 60, 90])]
+    ("channels", "expected"),
+    [(1, [20] * 3), (2, [40] * 3), (3, [20, 60, 90]), (5, [20, 60, 90])],
 )
 def test_images_of_any_channels_are_shown(channels, expected):
     """Two as their mean, of more the first three; such a run's report was a traceback."""
