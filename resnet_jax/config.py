@@ -62,7 +62,7 @@ class ModelConfig:
     remat: Annotated[bool, Effect.EXECUTION] = False
     """Compute each unit again for the gradient (`jax.checkpoint`): a third more work for less
     memory. On CPU it gains next to none."""
-    frozen_stages: Annotated[int | None, Within(0, 4)] = None
+    frozen_stages: Annotated[int | None, Within("at least 0 and at most 4")] = None
     """Do not train the stem and this many stages (0: it alone), batch norm included, for
     --init-from. None: train all."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
@@ -100,7 +100,7 @@ class DataConfig:
     fit: Fit = "pad"
     """How a picture of a folder, or of several sizes, becomes square. pad: black borders; crop: its
     centre."""
-    background: Annotated[int | None, Within(0, 255)] = None
+    background: Annotated[int | None, Within("at least 0 and at most 255")] = None
     """Grey level put under transparent pixels: 0 black, 255 white. None: they are refused."""
     find_digit: Annotated[bool, Effect.EXECUTION] = False
     """Find the digit in pictures for predict and the page; for images of 28x28, as MNIST's."""
@@ -115,7 +115,7 @@ class DataConfig:
     """Threads that decode images. None: one for each core, but one to open small files."""
     mean: Annotated[tuple[float, ...] | None, Fraction] = None
     """Mean to subtract from pixels in [0, 1]: one, or one a channel. None: the images' own."""
-    std: Annotated[tuple[float, ...] | None, Within(0, 1, open_low=True)] = None
+    std: Annotated[tuple[float, ...] | None, Within("more than 0 and at most 1")] = None
     """Standard deviation of such pixels to divide by. None: that of the training images."""
 
 
@@ -130,9 +130,9 @@ class AugmentConfig:
     resized_crop: Annotated[float, Fraction] = 0.0
     """Crop at least this fraction of the image's area, of an aspect from 3:4 to 4:3, and resize it
     to --data.image-size (arXiv 1409.4842); 0.08 for photographs."""
-    randaugment: Annotated[int, Within(0, 10)] = 0
+    randaugment: Annotated[int, Within("at least 0 and at most 10")] = 0
     """This many of fourteen operations on form and colour (RandAugment, arXiv 1909.13719)."""
-    magnitude: Annotated[float, Within(0, 10)] = 9.0
+    magnitude: Annotated[float, Within("at least 0 and at most 10")] = 9.0
     """How strong those operations are, 0 to 10 (AutoAugment's greatest)."""
     mixup: Annotated[float, NotNegative] = 0.0
     """Blend two images and their labels by a weight from Beta(x, x) (arXiv 1710.09412)."""
@@ -140,11 +140,11 @@ class AugmentConfig:
     """Paste a rectangle of another image, its area from Beta(x, x) (arXiv 1905.04899)."""
     shift: Annotated[float, NotNegative] = 0.0
     """Translation in pixels, in both directions."""
-    rotation: Annotated[float, Within(0, 180)] = 0.0
+    rotation: Annotated[float, Within("at least 0 and at most 180")] = 0.0
     """Rotation in degrees."""
     scale: Annotated[float, FractionBelowOne] = 0.0
     """Relative change of size; 0.1 is 90 % to 110 %."""
-    shear: Annotated[float, Within(0, 90, open_high=True)] = 0.0
+    shear: Annotated[float, Within("at least 0 and below 90")] = 0.0
     """Shear in degrees."""
     elastic: Annotated[float, NotNegative] = 0.0
     """Elastic distortion by a smooth random field, in each direction of this root mean square in
@@ -204,7 +204,7 @@ class TrainConfig:
     accumulate: Annotated[int, Count] = 1
     """Accumulate the gradient over this many parts of the batch, for a fraction of the memory.
     Batch norm takes the statistics of each part; the update is the parts' mean."""
-    seed: Annotated[int, Within(0, 2**31 - 1)] = 0
+    seed: Annotated[int, Within("at least 0 and at most 2147483647")] = 0
     """Seed of the parameters, of the order of the images and of the augmentation."""
     label_smoothing: Annotated[float, FractionBelowOne] = 0.0
     """Weight of the uniform distribution in the targets (arXiv 1512.00567, section 7)."""

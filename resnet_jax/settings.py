@@ -7,37 +7,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from numbers import Integral, Real
+from operator import ge, gt, le, lt
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from resnet_jax.errors import ResNetJaxError
 
+COMPARE = {"at least": ge, "more than": gt, "at most": le, "below": lt}
+
 
 @dataclass(frozen=True)
 class Within:
-    """The interval that a number must lie in; infinite ends are open, so infinity is refused."""
+    """The bounds of a number, ``at least 0 and below 1``; infinity is in none."""
 
-    low: float
-    high: float = math.inf
-    open_low: bool = False
-    open_high: bool = False
+    bounds: str
 
     def __contains__(self, value: float) -> bool:
-        above = self.low < value if self.open_low else self.low <= value
-        open_high = self.open_high or self.high == math.inf
-        return above and (value < self.high if open_high else value <= self.high)
-
-    def __str__(self) -> str:
-        low = f"more than {self.low}" if self.open_low else f"at least {self.low}"
-        if self.high == math.inf:
-            return low
-        return f"{low} and {'below' if self.open_high else 'at most'} {self.high}"
+        bounds = (bound.rsplit(" ", 1) for bound in self.bounds.split(" and "))
+        return value < math.inf and all(COMPARE[how](value, float(end)) for how, end in bounds)
 
 
-Count = Within(1)
-NotNegative = Within(0)
-Positive = Within(0, open_low=True)
-Fraction = Within(0, 1)
-FractionBelowOne = Within(0, 1, open_high=True)
+Count = Within("at least 1")
+NotNegative = Within("at least 0")
+Positive = Within("more than 0")
+Fraction = Within("at least 0 and at most 1")
+FractionBelowOne = Within("at least 0 and below 1")
 
 
 class Effect(Enum):
@@ -89,8 +82,8 @@ def check(config: Any) -> None:
             raise ResNetJaxError(f"--{option} must be {name}, got {value!r}")
         for number in value if isinstance(value, tuple) else (value,):
             if within is not None and number is not None and number not in within:
-                finite = " and finite" * (number == within.high == math.inf)
-                raise ResNetJaxError(f"--{option} must be {within}{finite}, got {number}")
+                finite = " and finite" * (number == math.inf)
+                raise ResNetJaxError(f"--{option} must be {within.bounds}{finite}, got {number}")
 
 
 def has_type(value: Any, kind: Any) -> bool:
