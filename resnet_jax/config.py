@@ -4,6 +4,7 @@ Nothing heavy is imported here: the command line reads this file to print its he
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_type_hints
@@ -244,14 +245,9 @@ class TrainConfig:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The settings as nested dictionaries of plain values, for `config.yaml`."""
-    return dataclasses.asdict(config, dict_factory=lambda items: {k: _plain(v) for k, v in items})
-
-
-def _plain(value: Any) -> Any:
-    """A tuple as a list, and a number of NumPy's as Python's, which YAML can write."""
-    if isinstance(value, tuple | list):
-        return list(map(_plain, value))
-    return value.item() if hasattr(value, "item") else value
+    # By way of JSON tuples become lists; NumPy's numbers, Python's.
+    text = json.dumps(dataclasses.asdict(config), default=lambda number: number.item())
+    return dict(json.loads(text))
 
 
 def from_dict(values: Any, cls: Any = TrainConfig, prefix: str = "") -> Any:
