@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from functools import partial, wraps
+from itertools import pairwise
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -56,12 +57,6 @@ def main(argv: list[str] | None = None) -> int:
         with stop.handling(), warnings.catch_warnings():
             # Pillow's warnings are dropped: what matters is reported in one line with the file.
             warnings.filterwarnings("ignore", module=r"PIL\b")
-            for before, word in zip(("resnet-jax", *arguments), arguments, strict=False):
-                if word == "" or re.fullmatch("--[^=]+=", word):
-                    after = f"after {before}" if word == "" else f"of {word}"
-                    raise ResNetJaxError(
-                        f"the value {after} is empty (an unset variable?): give it"
-                    )
             code = _parsed(arguments, stop)() or 0
             print(end="", flush=True)  # while what fails can still be told
             return code
@@ -79,6 +74,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parsed(arguments: list[str], stop: Stop) -> Callable[[], int | None]:
     """Parse the arguments into the call of a verb; errors show unprintable characters escaped."""
+    for before, word in pairwise(["resnet-jax", *arguments]):
+        if word == "" or re.fullmatch("--[^=]+=", word):
+            place = f"of {word}" if word else f"after {before}"
+            raise ResNetJaxError(f"the value {place} is empty (an unset variable?): give it")
     verbs = {"train": train_verb(arguments, stop), **VERBS}
     parse = partial(
         tyro.extras.subcommand_cli_from_dict,

@@ -264,12 +264,11 @@ def draw_map(
 
     levels = Image.fromarray(np.round(255 * np.clip(evidence, 0, 1)).astype(np.uint8))
     left, top, right, bottom = box
-    # From the picture's pixels to the map's; outside of the map there is no evidence.
-    across, down = (levels.width / (right - left), levels.height / (bottom - top))
-    x, y = across / picture.width, down / picture.height
-    affine = (x, 0, -left * across, 0, y, -top * down)
+    # The picture in the map's pixels; outside of the map there is no evidence.
+    across, down = levels.width / (right - left), levels.height / (bottom - top)
+    extent = (-left * across, -top * down, (1 - left) * across, (1 - top) * down)
     bilinear = Image.Resampling.BILINEAR
-    levels = levels.transform(picture.size, Image.Transform.AFFINE, affine, bilinear)
+    levels = levels.transform(picture.size, Image.Transform.EXTENT, extent, bilinear)
     colours = levels.copy()
     colours.putpalette(colormaps["inferno"](range(256), bytes=True)[:, :3].tobytes())
     mask = levels.point(lambda level: opacity * level)
