@@ -60,56 +60,60 @@ def trained(monkeypatch):
     return runs
 
 
+@pytest.fixture
+def plan(trained):
+    """Has the command plan runs of a preset: their folders and settings."""
+
+    def plan(words):
+        trained.clear()
+        assert main(["train", *words.split(), "--no-report"]) == 0
+        return list(trained)
+
+    return plan
+
+
 @pytest.mark.parametrize(
     ("options", "names"),
     [
-        (["--grid", "epochs=1,2"], ["mnist-epochs-1-seed0", "mnist-epochs-2-seed0"]),
-        (["--grid", "log-every=5,50"], ["mnist-log-every-5-seed0", "mnist-log-every-50-seed0"]),
-        (["--grid", "seed=1,2"], ["mnist-seed1", "mnist-seed2"]),
-        (["--grid", "epochs=1,2", "--run-dir", "r"], ["r-epochs-1-seed0", "r-epochs-2-seed0"]),
-        (["--grid", "model.residual=true,false"], ["mnist-residual-seed0", "mnist-plain-seed0"]),
-        (["--epochs", "2", "--seeds", "2"], ["mnist-seed0", "mnist-seed1"]),
+        ("--grid epochs=1,2", ["mnist-epochs-1-seed0", "mnist-epochs-2-seed0"]),
+        ("--grid log-every=5,50", ["mnist-log-every-5-seed0", "mnist-log-every-50-seed0"]),
+        ("--grid seed=1,2", ["mnist-seed1", "mnist-seed2"]),
+        ("--grid epochs=1,2 --run-dir r", ["r-epochs-1-seed0", "r-epochs-2-seed0"]),
+        ("--grid model.residual=true,false", ["mnist-residual-seed0", "mnist-plain-seed0"]),
+        ("--epochs 2 --seeds 2", ["mnist-seed0", "mnist-seed1"]),
     ],
 )
-def test_each_run_of_a_grid_has_a_folder(options, names, trained):
+def test_each_run_of_a_grid_has_a_folder(options, names, plan):
     """What is varied is in its name, also where nothing learnt depends on it."""
-    assert main(["train", "mnist", "--no-report", *options]) == 0
-    assert [folder.name for folder, _ in trained] == names
+    assert [folder.name for folder, _ in plan(f"mnist {options}")] == names
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--data.name", "kmnist"], [("kmnist", None, False)]),
-        (["--data.name", "kmnist", "--data.find_digit"], [("kmnist", None, True)]),
+        ("--data.name kmnist", [("kmnist", None, False)]),
+        ("--data.name kmnist --data.find_digit", [("kmnist", None, True)]),
+        ("--grid data.name=mnist,kmnist", [("mnist", (0.1307,), True), ("kmnist", None, False)]),
         (
-            ["--grid", "data.name=mnist,kmnist"],
-            [("mnist", (0.1307,), True), ("kmnist", None, False)],
-        ),
-        (
-            ["--grid=data.mean=0.5", "data.name=mnist,kmnist"],
+            "--grid=data.mean=0.5 data.name=mnist,kmnist",
             [("mnist", (0.5,), True), ("kmnist", (0.5,), False)],
         ),
     ],
 )
-def test_what_a_preset_says_of_its_dataset_is_not_said_of_another(options, expected, trained):
-    assert main(["train", "mnist", "--no-report", *options]) == 0
-    data = [config.data for _, config in trained]
+def test_what_a_preset_says_of_its_dataset_is_not_said_of_another(options, expected, plan):
+    data = [config.data for _, config in plan(f"mnist {options}")]
     assert [(d.name, d.mean, d.find_digit) for d in data] == expected
 
 
-def test_each_folder_of_a_grid_is_prepared_before_the_first_run(trained, monkeypatch):
+def test_each_folder_of_a_grid_is_prepared_before_the_first_run(plan, trained, monkeypatch):
     """After the first run the second folder was not prepared."""
     prepared = []
     monkeypatch.setattr(prepare, "prepare", lambda *of: prepared.append((*of, len(trained))))
-    words = ["--data.from-idx", "idx", "--grid", "data.dir=a,b", "epochs=1,2"]
-    assert main(["train", "mnist", "--no-report", *words]) == 0
+    assert len(plan("mnist --data.from-idx idx --grid data.dir=a,b epochs=1,2")) == 4
     assert prepared == [("mnist", name, Path("idx"), 0) for name in "ab"]
-    assert len(trained) == 4
     # The files are one dataset's; others of a grid are prepared already.
-    words = ["--data.from-idx", "idx", "--grid", "data.name=mnist,fashion_mnist"]
-    assert main(["train", "mnist", "--no-report", *words]) == 0
-    assert prepared[2:] == [("mnist", None, Path("idx"), 4)]
+    plan("mnist --data.from-idx idx --grid data.name=mnist,fashion_mnist")
+    assert prepared[2:] == [("mnist", None, Path("idx"), 0)]
 
 
 @pytest.fixture
@@ -129,28 +133,24 @@ def began_as(own_run, tmp_path, monkeypatch):
     ("preset", "options", "names"),
     [
         # Its mean, which the run recorded, was taken for one that the command names.
-        ("quickstart", ["--data.name", "kmnist"], ["quickstart-kmnist-seed0"]),
+        ("quickstart", "--data.name kmnist", ["quickstart-kmnist-seed0"]),
         # The run that is there stood for every value.
-        ("mnist", ["--grid", "epochs=1,5"], ["mnist-epochs-1-seed0", "mnist-seed0"]),
-        ("mnist", ["--grid", "log-every=5,50"], ["mnist-log-every-5-seed0", "mnist-seed0"]),
+        ("mnist", "--grid epochs=1,5", ["mnist-epochs-1-seed0", "mnist-seed0"]),
+        ("mnist", "--grid log-every=5,50", ["mnist-log-every-5-seed0", "mnist-seed0"]),
         # So it did for other pictures.
-        ("folder", ["--data.dir", "y"], ["folder-y-seed0"]),
+        ("folder", "--data.dir y", ["folder-y-seed0"]),
     ],
 )
-def test_the_folder_of_an_earlier_run_is_for_that_run_alone(
-    preset, options, names, began_as, trained
-):
+def test_the_folder_of_an_earlier_run_is_for_that_run_alone(preset, options, names, began_as, plan):
     began_as(f"runs/{preset}-seed0", preset, {**EARLIER.get(preset, {}), "data.dir": "x"})
-    assert main(["train", preset, "--no-report", *options]) == 0
-    assert [folder.name for folder, _ in trained] == names
+    assert [folder.name for folder, _ in plan(f"{preset} {options}")] == names
 
 
-def test_a_damaged_run_elsewhere_stops_no_other(began_as, trained):
+def test_a_damaged_run_elsewhere_stops_no_other(began_as, plan):
     """That of the preset's own folder stopped every run that the preset began, by any settings."""
     began_as("runs/mnist-seed0", "mnist", {})
     Path("runs/mnist-seed0/config.yaml").write_text("model: [")
-    assert main(["train", "mnist", "--no-report", "--augment.flip"]) == 0
-    assert [folder.name for folder, _ in trained] == ["mnist-flip-seed0"]
+    assert [folder.name for folder, _ in plan("mnist --augment.flip")] == ["mnist-flip-seed0"]
 
 
 def test_a_run_that_diverges_ends_not_the_others(trained, command, monkeypatch):
@@ -166,8 +166,8 @@ def test_a_run_that_diverges_ends_not_the_others(trained, command, monkeypatch):
 
     monkeypatch.setattr(run, "train", diverging)
     monkeypatch.setattr(cli_train, "_print_result", shown.append)
-    words = ["train", "mnist", "--no-report", "--grid", "optim.learning-rate"]
-    code, _, errors = command(*words[:-1], f"{words[-1]}=9,0.1,0.2")
+    words = "train mnist --no-report --grid optim.learning-rate=9,0.1,0.2"
+    code, _, errors = command(*words.split())
     assert (code, len(trained), len(shown)) == (1, 2, 1)
     assert "not finite at step 3" in errors
     assert errors.endswith(
@@ -176,29 +176,25 @@ def test_a_run_that_diverges_ends_not_the_others(trained, command, monkeypatch):
     )
 
 
-IN_R = ["--run-dir", "r"]
-
-
 @pytest.mark.parametrize(
     ("place", "told", "options", "expected"),
     [
-        ("runs/folder-seed0", {}, [], (False, 0.0, 0.1)),  # where 0.1.0 put it
-        ("r", {}, IN_R, (False, 0.0, 0.1)),
-        ("r", {}, ["--run-dir=~/r"], (False, 0.0, 0.1)),  # which shells leave as it is
-        ("r", {}, [*IN_R, "--augment.flip"], (True, 0.0, 0.1)),
-        ("r", {}, [*IN_R, "--optim.learning_rate=0.05"], (False, 0.0, 0.05)),
+        ("runs/folder-seed0", {}, "", (False, 0.0, 0.1)),  # where 0.1.0 put it
+        ("r", {}, "--run-dir r", (False, 0.0, 0.1)),
+        ("r", {}, "--run-dir=~/r", (False, 0.0, 0.1)),  # which shells leave as it is
+        ("r", {}, "--run-dir r --augment.flip", (True, 0.0, 0.1)),
+        ("r", {}, "--run-dir r --optim.learning_rate=0.05", (False, 0.0, 0.05)),
         # What 0.1.0 was told is not the preset's: the command must say it again.
-        ("r", {"augment.flip": True}, IN_R, (True, 0.0, 0.1)),
-        ("r", {"optim.learning-rate": 0.2}, IN_R, (False, 0.0, 0.05)),
+        ("r", {"augment.flip": True}, "--run-dir r", (True, 0.0, 0.1)),
+        ("r", {"optim.learning-rate": 0.2}, "--run-dir r", (False, 0.0, 0.05)),
     ],
 )
 def test_a_run_goes_on_with_what_its_preset_was_when_it_began(
-    place, told, options, expected, began_as, trained, capsys, tmp_path, monkeypatch
+    place, told, options, expected, began_as, plan, capsys, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("HOME", str(tmp_path))
     began_as(place, "folder", {**EARLIER["folder"], **told, "data.dir": "x"})
-    assert main(["train", "folder", "--data.dir", "x", "--no-report", *options]) == 0
-    ((at, config),) = trained
+    ((at, config),) = plan(f"folder --data.dir x {options}")
     found = config.augment.flip, config.augment.resized_crop, config.optim.learning_rate
     assert (at.resolve(), found) == (tmp_path / place, expected)
     assert "was in 0.1.0: " in capsys.readouterr().out
