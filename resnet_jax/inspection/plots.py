@@ -270,9 +270,8 @@ def _error_axis(ax: Axes, label: str) -> None:
         low, high = 0, 100
     ax.set_ylim(0 if low < 0.1 else low / 1.4, min(100, high * 1.4) if high else 100)
     ax.set_yscale("symlog", linthresh=0.1, linscale=0.3)
-    ax.set_yticks([0, 0.1, 0.3, 1, 3, 10, 30, 100])
+    ax.set(yticks=[0, 0.1, 0.3, 1, 3, 10, 30, 100], ylabel=label)
     _plain_numbers(ax)
-    ax.set_ylabel(label)
 
 
 def _loss_axis(ax: Axes, label: str) -> None:
