@@ -25,6 +25,7 @@ import resnet_jax as rj
 from resnet_jax import cli_train
 from resnet_jax.memory import MOST_FILES, check_limits
 from resnet_jax.models import VARIANTS
+from resnet_jax.signals import Stop
 from resnet_jax.training.loop import Training
 
 COMMAND = f"{shlex.quote(sys.executable)} -m resnet_jax"
@@ -116,24 +117,16 @@ MOMENTS = {
 }  # fmt: skip
 
 
-def test_a_signal_that_comes_twice_in_one_moment_is_one(python):
+def test_a_signal_that_comes_twice_in_one_moment_is_one(capfd):
     """As `timeout` sends it, to the process and to its group: the second one ended the run."""
-    done = python(
-        "-c",
-        """
-import signal, time
-from resnet_jax.signals import Stop
-stop = Stop()
-stop.training, stop.within = True, 60
-with stop.handling():
-    for _ in range(2):
-        signal.raise_signal(signal.SIGTERM)
-        time.sleep(0.3)
-    print(stop())
-""",
-    )
-    assert done.stdout == "SIGTERM\n"
-    assert done.stderr.count("stopping after this step") == 1
+    stop = Stop()
+    stop.training, stop.within = True, 60
+    with stop.handling():
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(0.3)
+        assert stop() == "SIGTERM"
+    assert capfd.readouterr().err.count("stopping after this step") == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the command starts again on Linux alone")
