@@ -104,12 +104,10 @@ def test_noting_changes_nothing_and_the_default_stage_is_the_deepest_of_7x7(smal
     photograph = [np.zeros((1, side, side, 8)) for side in (56, 56, 28, 14, 7)]
     assert default_stage(photograph) == 4
     np.testing.assert_allclose(default.max((1, 2)), 1)
-    # What is frozen in training has a gradient here all the same.
-    frozen = rj.inspection.grad_cam(model.clone(frozen_stages=2), variables, images)
-    np.testing.assert_array_equal(frozen, default)
-    # And what is computed twice in training, once.
-    twice = rj.inspection.grad_cam(model.clone(remat=True), variables, images)
-    np.testing.assert_array_equal(twice, default)
+    # What is frozen in training has a gradient all the same; what is computed twice is noted once.
+    for changes in ({"frozen_stages": 2}, {"remat": True}):
+        changed = rj.inspection.grad_cam(model.clone(**changes), variables, images)
+        np.testing.assert_array_equal(changed, default)
     maps = rj.inspection.feature_maps(model.clone(remat=True), variables, images)
     np.testing.assert_allclose(maps["stage2"], found.maps[-1], atol=1e-6)
 
