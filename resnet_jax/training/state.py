@@ -71,8 +71,8 @@ class TrainState(struct.PyTreeNode):
             images: ``float[N, H, W, C]``; only the shape matters.
             ema: keep moving averages of the weights.
         """
-
-        init, make = partial(model.init, train=False), partial(cls.of_variables, model, tx=tx, ema=ema)
+        init = partial(model.init, train=False)
+        make = partial(cls.of_variables, model, tx=tx, ema=ema)
         # Traced, as by `jax.eval_shape` (then new arrays are, too): a nested jit takes no options.
         if any(isinstance(x, jax.core.Tracer) for x in (key, images, jnp.zeros(()))):
             return make(init(key, images))
