@@ -87,6 +87,16 @@ def _preset_named(arguments: list[str]) -> str:
     return arguments[1] if named else "quickstart"
 
 
+def _check_places(preset: str, arguments: list[str]) -> None:
+    """Refuse a preset after options, which took another's defaults, and a second --grid."""
+    if preset != _preset_named(arguments):
+        raise ResNetJaxError(
+            f"preset {preset} stands after options: give it first, `resnet-jax train {preset} ...`"
+        )
+    if sum(argument.split("=")[0] == "--grid" for argument in arguments) > 1:
+        raise ResNetJaxError("--grid is given twice: give all its options after one --grid")
+
+
 def train(
     preset: PresetName,
     config: Annotated[TrainConfig, tyro.conf.arg(name="")],
@@ -113,12 +123,7 @@ def train(
         from_idx: prepare MNIST or Fashion-MNIST first from the IDX files in this folder.
     """
     default = presets.preset(preset)
-    if preset != _preset_named(arguments):  # the options took its defaults
-        raise ResNetJaxError(
-            f"preset {preset} stands after options: give it first, `resnet-jax train {preset} ...`"
-        )
-    if sum(argument.split("=")[0] == "--grid" for argument in arguments) > 1:
-        raise ResNetJaxError("--grid is given twice: give all its options after one --grid")
+    _check_places(preset, arguments)
     processes.meet()
     run_dir = run_dir and expanded(run_dir)
     told = _named_in(arguments)

@@ -70,13 +70,15 @@ def classify_files(
             top = [(run.class_names[k], float(p[k])) for k in order]
             label, probability = top[0]
             row = {"path": str(path), "label": label, "probability": probability, "topk": top}
-            try:
-                if evidence is not None:
-                    _write_explanation(path, spec, found.box, evidence, targets[path])
-            except ResNetJaxError as error:  # of a file that changed since
-                on_error(error)
-            else:
-                yield row | ({"found": found.how} if found.how else {})
+            if evidence is not None:
+                try:
+                    picture = open_image(path, background=spec.background)
+                except ResNetJaxError as error:  # of a file that changed since
+                    on_error(error)
+                    continue
+                box = found.box or box_of(picture.size, spec)
+                _write_explanation(picture, box, evidence, targets[path])
+            yield row | ({"found": found.how} if found.how else {})
 
     def rows() -> Iterator[dict[str, Any]]:
         # In batches: the pixels of only one batch at a time are kept in memory.
@@ -130,12 +132,8 @@ def _may_replace(path: Path) -> bool:
         return False
 
 
-def _write_explanation(
-    path: Path, spec: DecodeSpec, box: Box | None, evidence: np.ndarray, target: Path
-) -> None:
+def _write_explanation(picture: Image.Image, box: Box, evidence: np.ndarray, target: Path) -> None:
     """Write a picture with Grad-CAM over it, at its own size; a small one is enlarged."""
-    picture = open_image(path, background=spec.background)
-    box = box or box_of(picture.size, spec)
     if max(picture.size) < SMALL_SIDE:
         enlarged = [ENLARGEMENT * side for side in picture.size]
         picture = picture.resize(enlarged, Image.Resampling.NEAREST)
@@ -146,6 +144,5 @@ def _write_explanation(
         ImageDraw.Draw(picture).text((4, 2), "no positive evidence", font_size=size, **style)
     mark, file = PngImagePlugin.PngInfo(), io.BytesIO()
     mark.add_text("Software", EXPLAINED)
-    target.parent.mkdir(parents=True, exist_ok=True)
     picture.save(file, "PNG", pnginfo=mark)
     atomic_write(target, file.getvalue(), "give another --explain")

@@ -232,7 +232,7 @@ def test_an_explanation_is_never_over_another_file(pets, finished_run, command, 
         assert len(list((pets / "own").iterdir())) == 6
     # Of half a picture, where the disk is full, nothing is left.
     with monkeypatch.context() as patch:
-        patch.setattr(Image.Image, "save", mock.Mock(side_effect=OSError(28, "no space")))
+        patch.setattr(Path, "write_bytes", mock.Mock(side_effect=OSError(28, "no space")))
         code, _, err = command("predict", finished_run.path, "0.png", "--explain", pets / "full")
     assert (code, "no space" in err, list((pets / "full").iterdir())) == (1, True, [])
     # Nor over each other where a disk, as macOS's, takes upper and lower case for one.

@@ -199,10 +199,8 @@ def test_patterns_and_explanations(finished_run, tmp_path, command, monkeypatch)
         assert drawn.size == (224, 224)
     assert "no file fits" in command("predict", finished_run.path, tmp_path / "*.jpg")[2]
 
-    def gone(*_):
-        raise rj.ResNetJaxError("it is gone")
-
-    monkeypatch.setattr(classify, "_write_explanation", gone)
+    gone = mock.Mock(side_effect=rj.ResNetJaxError("it is gone"))
+    monkeypatch.setattr(classify, "open_image", gone)
     code, rows, errors = command(*words)
     assert (code, len(rows.splitlines()), errors.count("it is gone")) == (1, 1, 4)
 

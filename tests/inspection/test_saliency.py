@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, ImageDraw
 
 import resnet_jax as rj
 from resnet_jax.data.digit import read_digit_or_image
-from resnet_jax.data.image import DecodeSpec, open_image
+from resnet_jax.data.image import DecodeSpec, box_of, open_image
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.inspection import last_features, plots
 from resnet_jax.inspection.classify import _write_explanation
@@ -184,9 +184,10 @@ def explained(path, spec, *, find=False):
     Returns the picture, and where it is drawn over, bool[H, W].
     """
     read = read_digit_or_image(path, spec, find=find)
-    target = path.with_name("explained.png")
-    _write_explanation(path, spec, read.box, read.image[..., 0] / 255, target)
-    picture = open_image(path).convert("RGB")
+    target, picture = path.with_name("explained.png"), open_image(path)
+    box = read.box or box_of(picture.size, spec)
+    _write_explanation(picture, box, read.image[..., 0] / 255, target)
+    picture = picture.convert("RGB")
     drawn = Image.open(target)
     assert drawn.size == picture.size
     changed = np.abs(np.asarray(drawn).astype(int) - np.asarray(picture)).max(-1)
