@@ -11,28 +11,24 @@ from resnet_jax.errors import ResNetJaxError, importing
 SLOW = pytest.mark.slow
 
 ALONE = """
-import importlib.metadata as metadata, sys, tomllib
+import contextlib, importlib.metadata as metadata, sys, tomllib
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 extra, pyproject, *commands = sys.argv[1:]
 project = tomllib.loads(open(pyproject).read())["project"]
-waiting = project["dependencies"] + project["optional-dependencies"].get(extra, [])
-waiting = [(Requirement(text), "") for text in waiting]
 allowed = set()
-while waiting:
-    requirement, of = waiting.pop()
-    if requirement.marker and not requirement.marker.evaluate({"extra": of}):
-        continue
-    for part in {"", *requirement.extras}:
-        name = canonicalize_name(requirement.name)
-        if (name, part) not in allowed:
-            allowed.add((name, part))
-            try:
-                needs = metadata.requires(name) or []
-            except metadata.PackageNotFoundError:
-                continue  # of an extra that is not installed
-            waiting += [(Requirement(text), part) for text in needs]
+
+def allow(needs, of=""):
+    for need in map(Requirement, needs):
+        name = canonicalize_name(need.name)
+        if not need.marker or need.marker.evaluate({"extra": of}):
+            for part in {"", *need.extras} - {part for known, part in allowed if known == name}:
+                allowed.add((name, part))
+                with contextlib.suppress(metadata.PackageNotFoundError):  # an extra's
+                    allow(metadata.requires(name) or [], part)
+
+allow(project["dependencies"] + project["optional-dependencies"].get(extra, []))
 names = {name for name, _ in allowed} | {"resnet-jax"}
 blocked = {
     module

@@ -11,6 +11,7 @@ while the step is traced.
 import os
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 from experiments.measuring import in_process, of_processor, with_cache, write_json
@@ -21,14 +22,7 @@ STARTS = 7
 
 
 def start(began: float) -> dict[str, float]:
-    seconds, last = {}, began
-
-    def done(phase: str) -> None:
-        nonlocal last
-        now = time.time()
-        seconds[phase] = round(now - last, 3)
-        last = now
-
+    ends = {}
     import jax
     import jax.numpy as jnp
     import optax
@@ -37,21 +31,22 @@ def start(began: float) -> dict[str, float]:
 
     model, tx = rj.ResNet18(num_classes=10), optax.sgd(0.01, 0.9)
     create, train_step = rj.TrainState.create, rj.train_step
-    done("Python and imports")
+    ends["Python and imports"] = time.time()
     batch = rj.Batch(jnp.ones((64, 32, 32, 1)), jnp.zeros(64, jnp.int32))
     drawn = model.clone(lowering="reference")
     state = create(drawn, tx, jax.random.key(0), batch.images[:1])
     state = jax.block_until_ready(state.replace(apply_fn=model.apply))
-    done("parameters: trace, load, draw")
+    ends["parameters: trace, load, draw"] = time.time()
     traced = jax.jit(train_step, donate_argnums=0).trace(state, batch)
-    done("step: trace")
+    ends["step: trace"] = time.time()
     lowered = traced.lower()
-    done("step: lower")
+    ends["step: lower"] = time.time()
     step = lowered.compile()
-    done("step: load")
+    ends["step: load"] = time.time()
     jax.block_until_ready(step(state, batch))
-    done("step: run for the first time")
-    return seconds
+    ends["step: run for the first time"] = time.time()
+    lasting = (end - start for start, end in pairwise([began, *ends.values()]))
+    return {name: round(seconds, 3) for name, seconds in zip(ends, lasting, strict=True)}
 
 
 if __name__ == "__main__":

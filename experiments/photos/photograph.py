@@ -22,11 +22,9 @@ def photograph(digit: np.ndarray, rng: np.random.Generator) -> Image.Image:
     ink = Image.fromarray(digit).resize((size, size), Image.Resampling.BICUBIC)
     ink = ink.filter(ImageFilter.GaussianBlur(size / 60)).point(lambda v: 255 * (v > 110))
     step = max(1, size // 80)
-    match int(rng.choice(WIDTHS)):
-        case -1:
-            ink = ink.filter(ImageFilter.MinFilter(2 * step + 1))
-        case 1:
-            ink = ink.filter(ImageFilter.MaxFilter(2 * step + 1))
+    if width := rng.choice(WIDTHS):
+        rank = ImageFilter.MaxFilter if width > 0 else ImageFilter.MinFilter
+        ink = ink.filter(rank(2 * step + 1))
     ink = ink.rotate(rng.uniform(-10, 10), Image.Resampling.BICUBIC)
     x, y = PLACES[rng.integers(len(PLACES))]
     mask = Image.new("L", (WIDTH, HEIGHT))

@@ -41,43 +41,30 @@ def test_a_training_has_only_the_images_that_it_learns_from(training):
 
 
 def test_what_has_a_row_is_not_done_again(tmp_path, capsys):
-    done = []
+    path, done = tmp_path / "rows.jsonl", []
+    trainings = [Training("plain", "mnist", n) for n in (3, 4, 1, 2)]
 
     def work(unit, folder):
         assert folder == tmp_path / "runs" / str(unit)
         done.append(unit.seed)
+        if unit.seed == 3:  # another process does the next one meanwhile
+            append_row(path, {"name": str(trainings[1]), **dataclasses.asdict(trainings[1])})
         return {"square": unit.seed**2}
 
     def carry_out(*arguments):
-        where = ("--runs", str(tmp_path / "runs"))
-        options = units.parsed("Title.", tmp_path / "rows.jsonl", [*where, *arguments])
-        units.carry_out([Training("plain", "mnist", n) for n in (3, 1, 2)], options, work)
+        options = units.parsed("Title.", path, ["--runs", str(tmp_path / "runs"), *arguments])
+        units.carry_out(trainings, options, work)
 
     carry_out("--only", "seed[12]")
     carry_out()
     assert done == [1, 2, 3]
-    # Nor what another process did meanwhile.
-    others = [Training("plain", "mnist", n) for n in (4, 5)]
-
-    def with_another(unit, folder):
-        append_row(tmp_path / "other.jsonl", dataclasses.asdict(others[1]))
-        done.append(unit.seed)
-        return {}
-
-    options = units.parsed(
-        "Title.", tmp_path / "rows.jsonl", ["--results", str(tmp_path / "other.jsonl")]
-    )
-    units.carry_out(others, options, with_another)
-    assert done.pop() == 4
-    assert done == [1, 2, 3]
-    rows = read_rows(tmp_path / "rows.jsonl")
-    names = [f"plain-mnist-seed{n}" for n in done]
-    assert [row["name"] for row in rows] == names
-    assert [row["square"] for row in rows] == [1, 4, 9]
-    (tmp_path / "rows.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    rows = read_rows(path)
+    assert [row["name"] for row in rows] == [f"plain-mnist-seed{n}" for n in (1, 2, 3, 4)]
+    assert [row.get("square") for row in rows] == [1, 4, 9, None]
+    path.write_text(json.dumps(rows[0]) + "\n")
     capsys.readouterr()
     carry_out("--list")
-    listed = [f"to do {names[2]}", f"done  {names[0]}", f"to do {names[1]}"]
+    listed = [f"{'done ' if n == 1 else 'to do'} plain-mnist-seed{n}" for n in (3, 4, 1, 2)]
     assert capsys.readouterr().out.splitlines() == listed
     assert done == [1, 2, 3]
 
