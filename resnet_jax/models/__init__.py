@@ -4,13 +4,9 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
-from flax.traverse_util import flatten_dict
 
 from resnet_jax.config import ModelConfig, TrainConfig
 from resnet_jax.errors import ResNetJaxError
@@ -25,6 +21,8 @@ from resnet_jax.models.resnet import (
     ResNet,
 )
 from resnet_jax.models.resnet import Unit as Unit
+from resnet_jax.models.summary import has_parameters as has_parameters
+from resnet_jax.models.summary import shapes_of as shapes_of
 from resnet_jax.models.summary import summarize as summarize
 
 # arXiv 1512.03385, table 1.
@@ -107,21 +105,3 @@ def make_model(config: ModelConfig | TrainConfig, num_classes: int) -> ResNet:
 def norm_of(network: ResNet) -> nn.Module:
     """Return a layer of the class by which a network normalises."""
     return network.norm(name="norm", dtype=network.dtype, param_dtype=network.param_dtype)
-
-
-def shapes_of(
-    model: nn.Module, image_shape: tuple[int, ...]
-) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Return the shapes of a network's variables by their paths; nothing is computed."""
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    if isinstance(model, ResNet):
-        model = model.clone(lowering="reference")  # the quickest to trace
-    tree = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
-    # A network of one's own may have further collections, which no run keeps.
-    tree = {name: tree[name] for name in ("params", "batch_stats") if name in tree}
-    return flatten_dict(jax.tree.map(np.shape, nn.meta.unbox(tree)))
-
-
-def has_parameters(model: nn.Module, image_shape: tuple[int, ...], variables: Any) -> bool:
-    """Return whether variables are a network's, by their names and shapes."""
-    return bool(flatten_dict(jax.tree.map(np.shape, variables)) == shapes_of(model, image_shape))

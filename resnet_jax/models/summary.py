@@ -1,4 +1,4 @@
-"""A network's layers in the order in which they run, with what each one holds and computes."""
+"""What a network holds and computes, by shapes alone: its variables, and its layers in order."""
 
 import math
 from functools import partial
@@ -6,11 +6,32 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 
 from resnet_jax.models.layers import Affine, BatchNorm, Conv
+from resnet_jax.models.resnet import ResNet
 
 LAYERS = (Conv, BatchNorm, Affine, nn.Dense)
+
+
+def shapes_of(
+    model: nn.Module, image_shape: tuple[int, ...]
+) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Return the shapes of a network's variables by their paths; nothing is computed."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    if isinstance(model, ResNet):
+        model = model.clone(lowering="reference")  # the quickest to trace
+    tree = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    # A network of one's own may have further collections, which no run keeps.
+    tree = {name: tree[name] for name in ("params", "batch_stats") if name in tree}
+    return flatten_dict(jax.tree.map(np.shape, nn.meta.unbox(tree)))
+
+
+def has_parameters(model: nn.Module, image_shape: tuple[int, ...], variables: Any) -> bool:
+    """Return whether variables are a network's, by their names and shapes."""
+    return bool(flatten_dict(jax.tree.map(np.shape, variables)) == shapes_of(model, image_shape))
 
 
 class LayerSummary(NamedTuple):
@@ -59,8 +80,6 @@ def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer
             )
         return output
 
-    init = partial(model.init, train=False)
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     with nn.intercept_methods(note):
-        jax.eval_shape(init, jax.random.key(0), images)
+        shapes_of(model, image_shape)
     return layers
