@@ -41,12 +41,11 @@ def main(run: Positional[Path], save: bool = False) -> None:
         "the whole picture, inverted": [255 - picture for picture in whole],
         "MNIST's own image": list(images),
     }
-    right = {
+    row = {"preset": opened.path.name, "split": "test", "count": COUNT, "seed": SEED}
+    row["right"] = {
         name: int((opened.predict(np.stack(read)).argmax(1) == labels).sum())
         for name, read in ways.items()
     }
-    row = {"preset": opened.path.name, "split": "test", "count": COUNT, "seed": SEED}
-    row["right"] = right
     print(json.dumps(row, indent=1))
     if save:
         write_json(RESULTS, row)

@@ -145,14 +145,13 @@ def carry_out(run: Run, lab: Laboratory) -> Row:
         result["shortcut"] = {"step": sorted(looks), "share": [s.tolist() for s in shares]}
     if run.without_units:
         few = data.test.take(slice(REMOVAL_IMAGES))
-        accuracies: list[float | None] = []
+        result["removal"] = {"whole": engine.evaluate(state, few).accuracy, "without": []}
         for unit in run.units:
+            accuracy = None  # a plain unit that changes the shape cannot be left out
             if run.residual or keeps_shape(unit):
                 left = state.replace(**without(state.variables, unit, run.residual))
-                accuracies.append(engine.evaluate(left, few).accuracy)
-            else:  # a plain one cannot be left out
-                accuracies.append(None)
-        result["removal"] = {"whole": engine.evaluate(state, few).accuracy, "without": accuracies}
+                accuracy = engine.evaluate(left, few).accuracy
+            result["removal"]["without"].append(accuracy)
     return rounded(result)
 
 
