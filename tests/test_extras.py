@@ -57,8 +57,8 @@ for command in commands:
 """
 
 
-EXPORT = "export RUN --output OUT/network --format"
-TENSORBOARD = "train --tensorboard --run-dir OUT/new OPTIONS --epochs 0.2"
+EXPORT = "export {run} --output {out}/network --format"
+TENSORBOARD = "train --tensorboard --run-dir {out}/new {options} --epochs 0.2"
 
 
 @pytest.mark.parametrize(
@@ -66,16 +66,15 @@ TENSORBOARD = "train --tensorboard --run-dir OUT/new OPTIONS --epochs 0.2"
     [
         ("none", "flatbuffers", [f"{EXPORT} torchvision", f"{EXPORT} stablehlo"]),
         pytest.param("onnx", "onnxruntime", [f"{EXPORT} onnx"], marks=SLOW),
-        pytest.param("none", "matplotlib", ["report RUN"], marks=SLOW),
-        pytest.param("demo", "gradio", ["demo RUN"], marks=SLOW),
+        pytest.param("none", "matplotlib", ["report {run}"], marks=SLOW),
+        pytest.param("demo", "gradio", ["demo {run}"], marks=SLOW),
         pytest.param("tensorboard", "tensorboardX", [TENSORBOARD], marks=SLOW),
     ],
 )
 def test_an_extra_alone_suffices(extra, needs, commands, own_run, tiny_options, tmp_path, python):
     pytest.importorskip(needs)
-    places = {"RUN": str(own_run), "OUT": str(tmp_path), "OPTIONS": " ".join(tiny_options)}
-    for word, place in places.items():
-        commands = [command.replace(word, place) for command in commands]
+    words = {"run": own_run, "out": tmp_path, "options": " ".join(tiny_options)}
+    commands = [command.format_map(words) for command in commands]
     python("-c", ALONE, extra, Path(__file__).parents[1] / "pyproject.toml", *commands)
 
 

@@ -86,10 +86,9 @@ def test_two_cores_hand_a_byte_to_each_other():
 
 def test_results_are_kept_by_the_kind_of_processor(tmp_path, monkeypatch):
     monkeypatch.setattr(measuring, "CPU_INFO", tmp_path / "cpuinfo")
-    (tmp_path / "cpuinfo").write_text("flags : avx512f amx_bf16 amx_tile\n")
-    assert measuring.of_processor(tmp_path, "x") == tmp_path / "amx" / "x.json"
-    (tmp_path / "cpuinfo").write_text("flags : avx2\n")
-    assert measuring.of_processor(tmp_path, "x") == tmp_path / instruction_set() / "x.json"
+    for flags, kind in (("avx512f amx_bf16 amx_tile", "amx"), ("avx2", instruction_set())):
+        (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+        assert measuring.of_processor(tmp_path, "x") == tmp_path / kind / "x.json"
 
 
 def test_pytorch_is_measured_without_jax(python):
