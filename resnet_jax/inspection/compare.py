@@ -10,7 +10,7 @@ import pandas as pd
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.run import Checkpoint, Run
 from resnet_jax.settings import Effect, as_argument, settings
-from resnet_jax.storage import expanded, write_whole
+from resnet_jax.storage import check_replaceable, expanded, write_whole
 
 
 def group_by_settings(runs: Sequence[Run]) -> list[tuple[str, dict[str, Any], list[Run]]]:
@@ -100,6 +100,7 @@ def write_curves(runs: Sequence[Run], output: Path) -> None:
     from resnet_jax.inspection.plots import compared_curves
 
     output = expanded(output)
+    check_replaceable(output)
     if not output.parent.is_dir():
         raise ResNetJaxError(f"{output} cannot be written: {output.parent} is no folder; make it")
     curves = {}

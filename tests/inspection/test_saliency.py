@@ -227,11 +227,11 @@ def test_a_map_lies_on_the_digit_that_was_found(tmp_path):
 
 
 def test_a_picture_without_positive_evidence_says_so(tmp_path):
-    Image.new("RGB", (200, 150), (90, 120, 60)).save(tmp_path / "photo.png")
+    photo, whole = Image.new("RGB", (200, 150), (90, 120, 60)), (0, 0, 1, 1)
     target, evidence = tmp_path / "out" / "photo.png", np.zeros((7, 7), np.float32)
     changed = []
     for evidence[3, 3] in (0, 1e-3):  # some evidence, too little to be seen
-        _write_explanation(tmp_path / "photo.png", DecodeSpec((28, 28, 3)), None, evidence, target)
+        _write_explanation(photo, whole, evidence, target)
         drawn = np.asarray(Image.open(target)).astype(int)
         changed.append((np.abs(drawn - (90, 120, 60)) > 20).any(-1))
     assert changed[0][:25].sum() > 100  # letters
