@@ -247,13 +247,14 @@ def _as_begun(
             continue
         from resnet_jax.training.run_folder import RunFolder
 
-        with suppress(ResNetJaxError):  # a damaged run is refused where it is asked for
+        theirs = folder != named  # another run, which may be damaged
+        with suppress(*[ResNetJaxError] * theirs):
             recorded = RunFolder(folder).read_record().config
             values = {s.option: s.value for s in settings_of(recorded)}
             kept = {k: v for k, v in earlier.items() if values[k] == v and k not in told}
             begun = replaced(config, kept)
             own = {f"data.{key}": getattr(config.data, key) for key in ("mean", "std")}
-            if folder == named or name(begun) == name(replaced(recorded, own)):
+            if not theirs or name(begun) == name(replaced(recorded, own)):
                 return begun, folder
     return config, named
 

@@ -1,5 +1,7 @@
 """Configurations: what makes no sense is refused by name, and YAML brings the same back."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import yaml
@@ -7,6 +9,7 @@ import yaml
 import resnet_jax as rj
 from resnet_jax import config as settings
 from resnet_jax.config import differences, from_dict, to_dict
+from resnet_jax.training.setup import Custom, open_data
 
 nan, infinity = float("nan"), float("inf")
 
@@ -105,12 +108,13 @@ def test_settings_are_replaced_and_compared_by_their_options():
     assert differences(config, config) == {}
 
 
-def test_numbers_of_numpy_are_settings_and_are_written_as_pythons():
+def test_numbers_of_numpy_are_settings_and_are_written_as_pythons(tiny_config):
     mean = tuple(np.float32([0.25, 0.5]))
     optim = rj.OptimConfig(learning_rate=np.float64(0.1))
     config = rj.TrainConfig(seed=np.int64(3), optim=optim, data=rj.DataConfig(mean=mean))
     text = yaml.safe_dump(to_dict(config))
     assert from_dict(yaml.safe_load(text)) == config
+    open_data(dataclasses.replace(tiny_config, seed=np.int64(3)), None, Custom(), 1)
     for wrong in (np.float64(3), np.True_):
         with pytest.raises(rj.ResNetJaxError, match="--seed must be"):
             rj.TrainConfig(seed=wrong)

@@ -124,8 +124,9 @@ def _load(path: Path, key: str) -> tuple[np.ndarray, ...] | None:
     # Each entry of the file has a checksum. Damage makes NumPy raise all kinds, even MemoryError.
     # And NumPy leaves a damaged file open, so it is opened here.
     with contextlib.suppress(Exception), path.open("rb") as opened, np.load(opened) as file:
-        *names, last = file.files  # damage that hides an array hides the key behind it
-        if str(file[last]) == key:
+        *names, last = found = file.files
+        whole = found == [f"arr_{i}" for i in range(len(found))]  # none is hidden, or another's
+        if whole and str(file[last]) == key:
             return tuple(file[name] for name in names)
     return None
 

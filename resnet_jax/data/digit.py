@@ -153,7 +153,9 @@ def parse_strokes(value: Any) -> list[np.ndarray]:
     except (TypeError, ValueError, OverflowError):  # no lists, or points of several lengths
         points = np.empty(0)
     if points.shape[1:] != (2,) or len(points) > MAX_POINTS or not (abs(points) < 1e6).all():
-        raise ResNetJaxError(f"strokes must be lists of [x, y] below 1e6, {MAX_POINTS:,} at most")
+        raise ResNetJaxError(
+            f"strokes must be lists of [x, y] below 1e6, {MAX_POINTS:,} points at most"
+        )
     return strokes
 
 

@@ -103,12 +103,13 @@ def _load(settings: DataConfig) -> Dataset:
 
 
 def _open(settings: DataConfig) -> Examples:
-    name, root = settings.name, tfds_root(settings.dir)
+    name = settings.name
     if name == "folder":
         return open_image_folder(settings)
     if name == "mnist_5k":
         info = DATASETS[name]
         return Examples(tuple("0123456789"), ArraySplit(*mnist_5k()), info.test, info.validation)
+    root = tfds_root(settings.dir)
     if settings.dir is not None and not root.is_dir():
         raise ResNetJaxError(f"{root} is no folder of prepared datasets (--data.dir)")
     place = find_prepared(name, root)

@@ -286,8 +286,8 @@ def image_and_label(name: str, info: Any) -> tuple[str, str]:
 
     features = info.features if isinstance(info.features, tfds.features.FeaturesDict) else {}
     kinds = [tfds.features.Image, tfds.features.ClassLabel]
-    keys = [str(key) for key in info.supervised_keys or ()]
-    if [type(features[key]) for key in keys if key in features] != kinds:
+    keys = [str(key) for key in info.supervised_keys or () if str(key) in features]
+    if [type(features[key]) for key in keys] != kinds:
         keys = [key for kind in kinds for key in features if isinstance(features[key], kind)]
     if [type(features[key]) for key in keys] != kinds:
         held = ", ".join(type(feature).__name__ for feature in features.values())

@@ -152,7 +152,7 @@ def _class_folders(root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
     left_out = []
     folders = [("", folder) for folder in inside]
     splits = {p: s for s, names in SPLITS.items() for p in inside if p.name.lower() in names}
-    held = {path: _entries(path) for path in splits}
+    held = {path: _entries(path) for path in splits} if "train" in splits.values() else {}
     classes, images = next((held[path] for path in splits if splits[path] == "train"), ([], []))
     # A class may be called "train" as well; then there are images in it, and others beside it.
     if classes and (not images or len(splits) > 1 or len(inside) == 1):

@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,8 @@ def classify_files(
     def rows() -> Iterator[dict[str, Any]]:
         # In batches: the pixels of only one batch at a time are kept in memory.
         size = run.config.batch_size
-        with ThreadPoolExecutor(settings.workers or cores()) as pool:
+        with ThreadPoolExecutor(settings.workers or cores()) as pool, ExitStack() as stack:
+            stack.callback(pool.shutdown, cancel_futures=True)  # where it ends in between
             for part in (files[start : start + size] for start in range(0, len(files), size)):
                 batch = []
                 for path, future in [(path, pool.submit(read, path)) for path in part]:

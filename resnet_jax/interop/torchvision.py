@@ -124,7 +124,8 @@ def with_fresh_head(
     if "head" in params:
         features = params["head"]["kernel"].shape[0]
     else:  # the channels of the last stage's last convolution
-        unit = params[max(name for name in params if name.startswith("stage"))]
+        stages = {name[5:].split("_")[0]: name for name in params if name.startswith("stage")}
+        unit = params[stages[max(stages, key=int)]]
         features = unit[max(name for name in unit if name.startswith("conv"))]["kernel"].shape[-1]
     # A stem and a head alone: Flax draws by the layer's name, whatever lies between them.
     drawn = jax.dtypes.canonicalize_dtype(dtype)

@@ -60,7 +60,8 @@ def open_data(
     if np.float64 in types and config.model.dtype != "float64":
         raise ResNetJaxError("the network is in float64: give --model.dtype float64 too")
     check_against_dataset(config, data, network, num_devices)
-    shared = [(s.option, s.value) for s in settings(config) if s.effect != Effect.LOCAL]
+    plain = settings(replaced(config, {}))  # without NumPy's numbers
+    shared = [(s.option, s.value) for s in plain if s.effect != Effect.LOCAL]
     assert_equal("data with fingerprint", data.fingerprint, "give all processes the same data")
     assert_equal("settings with digest", json_sha256(shared), "give all processes the same options")
     return config, data, splits, network

@@ -195,6 +195,7 @@ def test_without_a_home_one_line_says_what_to_set(finished_run, monkeypatch, ref
     monkeypatch.setattr(pwd, "getpwuid", mock.Mock(side_effect=KeyError))
     for words in (("evaluate", finished_run.path), ("verify", "fashion_mnist")):
         assert re.search("cannot be located.*set ", refusal(*words))
+    assert rj.load_dataset("mnist_5k").num_classes == 10  # which needs none
 
 
 def test_a_run_of_another_network_is_one_line(finished_run, monkeypatch, refusal):

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -212,6 +213,25 @@ def test_files_are_classified_from_python(finished_run, tmp_path):
     assert (row["path"], row["probability"]) == (str(path), probabilities.max())
     with pytest.raises(rj.ResNetJaxError, match="nowhere"):
         list(rj.inspection.classify_files(finished_run, [tmp_path / "nowhere.png"]))
+
+
+def test_what_was_not_yet_read_is_not_read_after_the_first_error(
+    finished_run, tmp_path, monkeypatch
+):
+    """All others of the batch were."""
+
+    def damaged(*_, **__):
+        time.sleep(0.05)
+        raise rj.ResNetJaxError("damaged")
+
+    read = mock.Mock(side_effect=damaged)
+    monkeypatch.setattr(classify, "read_digit_or_image", read)
+    monkeypatch.setattr(classify, "cores", lambda: 1)
+    for number in range(20):
+        (tmp_path / f"{number}.png").touch()
+    with pytest.raises(rj.ResNetJaxError, match="damaged"):
+        list(rj.inspection.classify_files(finished_run, tmp_path))
+    assert read.call_count < 5
 
 
 @pytest.mark.parametrize(("option", "value"), [("model.width", 32), ("optim.weight-decay", 3e-12)])
