@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.linear_model import LogisticRegression
 
 import resnet_jax as rj
 from experiments import units
@@ -91,6 +90,8 @@ class Baseline:
         splits = [split.batch(np.arange(len(split))) for split in (data.train, data.validation)]
         train, held = (np.float32(images.reshape(len(images), -1)) / 255 for images, _ in splits)
         mean = train.mean(0)
+        from sklearn.linear_model import LogisticRegression
+
         found = LogisticRegression(C=0.01, tol=1e-3, max_iter=1_000)
         found.fit(train - mean, splits[0][1])
         return {"best": round(float(found.score(held - mean, splits[1][1])), 4)}

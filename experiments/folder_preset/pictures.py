@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 
 import resnet_jax as rj
 
@@ -69,6 +68,8 @@ def _cifar(data: str, folder: Path | None) -> tuple[str, dict[str, list[Write]]]
 def _grey(data: str) -> tuple[str, dict[str, list[Write]]]:
     """PNG files of scikit-learn's digits, 8x8, or of Fashion-MNIST's training images, 28x28."""
     if data == "digits":
+        from sklearn.datasets import load_digits
+
         images, labels = load_digits(return_X_y=True)
         images, names = (images * 255 / 16).round().reshape(-1, 8, 8), "0123456789"
     else:

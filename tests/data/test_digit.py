@@ -32,10 +32,10 @@ def test_digits_of_mnist_stay_bit_for_bit(digits):
 def test_digits_on_paper_are_found(digits):
     """Turned and by other pens, so never the same: but as near as those of two hands are not."""
     rng = np.random.default_rng(0)
-    pairs = [(find_digit(photograph(digit[..., 0], rng)), digit) for digit in digits[::20]]
+    pairs = [(find_digit(photograph(digit[..., 0], rng)), digit) for digit in digits[::50]]
     near = [likeness(found.image, digit) for found, digit in pairs]
     assert np.median(near) > 0.75
-    assert np.mean(np.array(near) > 0.5) > 0.95
+    assert min(near) > 0.5
     strangers = [likeness(found.image, digits[7]) for found, _ in pairs]
     assert np.median(strangers) < 0.5
     assert all(found.how.startswith("dark ink at ") for found, _ in pairs)
@@ -43,9 +43,8 @@ def test_digits_on_paper_are_found(digits):
 
 def test_light_ink_on_a_board_is_as_good_as_dark_ink_on_paper(digits):
     rng = np.random.default_rng(1)
-    for digit in digits[:100:20]:
-        board = ImageOps.invert(photograph(digit[..., 0], rng))
-        found = find_digit(board)
+    for digit in digits[:60:20]:
+        found = find_digit(ImageOps.invert(photograph(digit[..., 0], rng)))
         assert found.how.startswith("light ink at ")
         assert likeness(found.image, digit) > 0.5
 
@@ -67,7 +66,7 @@ def test_empty_paper_is_an_empty_image(level):
     assert not found.image.any()
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(st.integers(1, 60), st.integers(1, 60), st.sampled_from([(), (3,)]), st.integers(0, 999))
 def test_any_picture_gives_an_image(width, height, channels, seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, *channels), np.uint8)

@@ -1,7 +1,5 @@
 """Elastic distortion: by hand, and the size and smoothness of what is drawn."""
 
-from functools import partial
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -38,11 +36,14 @@ def test_elastic_moves_are_as_large_and_as_smooth_as_told():
 def test_elastic_is_added_to_the_affine_map_in_one_resampling():
     images, key = coordinates(6, 21, 21), jax.random.key(3)
     affine, elastic = {"rotation": 15.0, "shift": 2.0}, {"elastic": 0.6}
-    both, moved, alone = (
-        np.asarray(jax.jit(partial(augment, fill=jnp.nan, **settings))(images, key))
-        for settings in (affine | elastic, affine, elastic)
-    )
-    moves = draw_elastic((6, 21, 21), jax.random.fold_in(key, 7), 0.6)
+
+    @jax.jit
+    def each(images, key):
+        options = affine | elastic, affine, elastic
+        moves = _draw_elastic((6, 21, 21), jax.random.fold_in(key, 7), 0.6)
+        return *(augment(images, key, fill=jnp.nan, **o) for o in options), moves
+
+    both, moved, alone, moves = map(np.asarray, each(images, key))
     for found, before in ((both, moved), (alone, images)):
         within = np.isfinite(found) & np.isfinite(before)  # only sums of inner points are numbers
         assert within.mean() > 0.6

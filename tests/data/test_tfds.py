@@ -69,17 +69,20 @@ def test_listing_imports_nothing_heavy_loading_no_tensorflow_and_from_the_cache_
     digits, python
 ):
     code = """
-import sys
+import os, sys
 from resnet_jax.data.mnist import DATASETS
 print(*DATASETS, {"jax", "tensorflow_datasets", "array_record", "pandas", "PIL"} & set(sys.modules))
 from resnet_jax.data.load import load_dataset
+sys.stdout.flush()
+if child := os.fork():
+    os.waitpid(child, 0)
 load_dataset("digits", sys.argv[1])
 print(*{"jax", "tensorflow", "tensorflow_datasets", "array_record"} & set(sys.modules))
 """
-    first, second = (python("-c", code, digits).stdout.splitlines() for _ in range(2))
-    assert first[0] == second[0] == "mnist_5k mnist fashion_mnist set()"
-    assert sorted(first[1].split()) == ["array_record", "tensorflow_datasets"]
-    assert second[1] == ""
+    listing, first, second = python("-c", code, digits).stdout.splitlines()
+    assert listing == "mnist_5k mnist fashion_mnist set()"
+    assert sorted(first.split()) == ["array_record", "tensorflow_datasets"]
+    assert second == ""
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg"])
@@ -177,14 +180,14 @@ def test_a_flipped_byte_anywhere_is_noticed_or_harmless(copy):
     shard = folder / SHARD.format("test", 0)
     good, expected = shard.read_bytes(), read_all(root)
     rng, noticed = np.random.default_rng(0), 0
-    for position in rng.integers(0, len(good), 60):
+    for position in rng.integers(0, len(good), 30):
         flip(shard, position, 1 << int(rng.integers(8)))
         try:
             np.testing.assert_equal(read_all(root), expected)  # a byte that pads the file
         except ResNetJaxError:
             noticed += 1
         shard.write_bytes(good)
-    assert noticed > 5
+    assert noticed > 2
 
 
 def test_damaged_descriptions_are_named_and_harmless(copy, tmp_path, monkeypatch):

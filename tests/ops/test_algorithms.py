@@ -25,7 +25,7 @@ def _small_as_if_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heuristics, "XLA_CHANNELS", ())
 
 
-@pytest.mark.parametrize("count", [6, pytest.param(120, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [4, pytest.param(120, marks=pytest.mark.slow)])
 def test_any_convolution_equals_the_reference(count: int) -> None:
     checked = itertools.count(1)
 
@@ -80,19 +80,18 @@ def test_every_algorithm_equals_xlas(size, kernel, stride, padding) -> None:
             assert_close(other, xla, 1e-9)
 
 
-@pytest.mark.parametrize(("name", "bound"), [("winograd_2", 6e-7), ("winograd_4", 1.6e-6)])
-def test_winograds_error_in_float32_is_a_few_roundings(name: str, bound: float) -> None:
+def test_winograds_error_in_float32_is_a_few_roundings() -> None:
     """Root mean square, beside the values'; of im2col it is 2e-7 to 4e-7 here."""
     live = Geometry.of((8, 8), 3, 1, 1).trimmed()
     x, grad, kernel = normal(1, 4, 8, 8, 64), normal(2, 4, 8, 8, 64), normal(3, 3, 3, 64, 64)
     for pass_, taken in operands(x, grad, kernel).items():
-        exact, rounded = (
-            jax.jit(ALGORITHMS[pass_][algorithm], static_argnums=2)(*map(dtype, taken), live)
-            for algorithm, dtype in (("xla", jnp.float64), (name, jnp.float32))
-        )
-        assert rounded.dtype == np.float32
-        error = jnp.square(rounded - exact).mean() / jnp.square(exact).mean()
-        assert error**0.5 < bound
+        run = {n: jax.jit(ALGORITHMS[pass_][n], static_argnums=2) for n in ALGORITHMS[pass_]}
+        exact = np.asarray(run["xla"](*taken, live))
+        for name, bound in (("winograd_2", 6e-7), ("winograd_4", 1.6e-6)):
+            rounded = np.asarray(run[name](*map(np.float32, taken), live))
+            assert rounded.dtype == np.float32
+            error = np.square(rounded - exact).mean() / np.square(exact).mean()
+            assert error**0.5 < bound
 
 
 # Shapes for which each algorithm but XLA's own is chosen, and im2col's special cases.
@@ -126,7 +125,7 @@ def test_transformations(shape, k, stride, padding) -> None:
     x, kernel = normal(1, *shape), normal(2, k, k, shape[3], 5)
 
     @partial(jax.jit, static_argnums=0)
-    def each(lowering: str):
+    def each(lowering: str, x, kernel):
         conv = partial(conv2d, stride=stride, padding=padding, lowering=lowering)
 
         def loss(x, kernel):
@@ -146,7 +145,7 @@ def test_transformations(shape, k, stride, padding) -> None:
             jax.grad(steepness, (0, 1))(x, kernel),
         )
 
-    assert_close(each("auto"), each("reference"), 1e-9)
+    assert_close(each("auto", x, kernel), each("reference", x, kernel), 1e-9)
 
 
 @pytest.mark.parametrize(("shape", "k", "stride", "padding"), SHAPES)
@@ -175,7 +174,7 @@ def test_what_depends_on_another_keeps_its_bits(event: float) -> None:
 
 
 def test_nothing_but_inputs_is_kept_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Temporaries of a gradient through ten convolutions, each of which keeps two arrays."""
+    """Temporaries of a gradient through five convolutions, each of which keeps two arrays."""
 
     def temporaries() -> float:
         def loss(kernels):
@@ -185,14 +184,14 @@ def test_nothing_but_inputs_is_kept_for_the_backward_pass(monkeypatch: pytest.Mo
             return y.sum()
 
         jax.clear_caches()
-        run = jax.jit(jax.grad(loss)).lower([kernel] * 10).compile()
+        run = jax.jit(jax.grad(loss)).lower([kernel] * 5).compile()
         return run.memory_analysis().temp_size_in_bytes / x.nbytes
 
     x, kernel = normal(1, 32, 8, 8, 16), normal(2, 3, 3, 16, 16)
-    assert temporaries() < 30  # ten times the input and tanh's slope, and one convolution's copies
+    assert temporaries() < 20  # five times the input and tanh's slope, and one convolution's copies
     for algorithm in (im2col, shift_add, winograd):
         monkeypatch.setattr(algorithm, "depends_on", lambda x, event: x)
-    assert temporaries() > 35  # three copies of each input are kept as well
+    assert temporaries() > 22  # three copies of each input are kept as well
 
 
 @pytest.mark.parametrize(("shape", "k", "stride", "padding"), ALGORITHM_SHAPES)
@@ -207,6 +206,11 @@ def test_symbolic_batch(shape, k, stride, padding) -> None:
     batch = export.symbolic_shape("batch")[0]
     spec = jax.ShapeDtypeStruct((batch, *shape[1:]), np.float64)
     exported = export.export(jax.jit(step), platforms=("cpu", "cuda", "tpu"))(spec)
+    here = jax.jit(step)
     for size in (1, 3):
-        x = normal(3, size, *shape[1:])
-        assert_close(exported.call(x), jax.jit(step)(x), 1e-12)
+        # Images of zeros add nothing to the kernel's gradient: one program for both sizes.
+        x = np.zeros((3, *shape[1:]))
+        x[:size] = normal(3, size, *shape[1:])
+        *of_images, of_kernel = map(np.asarray, here(x))
+        expected = *(each[:size] for each in of_images), of_kernel
+        assert_close(exported.call(x[:size]), expected, 1e-12)
