@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen as nn
 from make_datasets import refused
@@ -41,9 +42,11 @@ def test_weights_are_not_read_from_a_run_of_another_network(
 
 
 def network(model, class_names="ab"):
-    images = jnp.zeros((1, 8, 8, 1))
-    variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), images)
-    return Network(model, variables, Preprocessing((8, 8, 1)), class_names)
+    """Of drawn variables, which nothing is compiled for."""
+    init, random = partial(model.init, train=False), np.random.default_rng(0)
+    shapes = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    drawn = jax.tree.map(lambda x: random.uniform(0.1, 1, x.shape).astype(np.float32), shapes)
+    return Network(model, drawn, Preprocessing((8, 8, 1)), class_names)
 
 
 tiny = partial(rj.ResNet, (1,), rj.BasicUnit, num_classes=2, width=2, lowering="reference")

@@ -1,5 +1,6 @@
 """A run's folder that was moved, damaged, or comes from elsewhere."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -7,15 +8,18 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from unittest import mock
 
+import jax
 import pytest
-from faults import TRAIN, ended, errors_of, logged_steps, start, steps_of, wait_until
+from faults import ended, errors_of, forked, logged_steps, start, steps_of, wait_until
 from make_datasets import refused
 
 import resnet_jax as rj
+from resnet_jax.cli import main
 from resnet_jax.training import run_folder
 from resnet_jax.training.checkpoint import Checkpoints
 from resnet_jax.training.engine import Engine
@@ -160,16 +164,14 @@ def test_tests_of_which_lines_are_missing_are_made_again(own_run, tiny_config):
 
 def test_without_a_reader_of_its_output_a_run_trains_on(tmp_path):
     """As in `| head`."""
-    train = [*TRAIN, "--run-dir", str(tmp_path / "run")]
-    with subprocess.Popen(train, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        process.stdout.readline()
-        process.stdout.close()
-        process.wait(timeout=120)
-        shown = process.stderr.read().decode()
-    assert process.returncode == 0, shown
+    os.mkfifo(tmp_path / "output.txt")  # which it writes to
+    process = start(tmp_path / "run")
+    with (tmp_path / "output.txt").open() as pipe:
+        pipe.readline()
+    code, shown = ended(process), errors_of(tmp_path / "run")
+    assert (code, "Traceback" in shown) == (0, False), shown
     rows = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     assert json.loads(rows[-1])["kind"] == "test"
-    assert "Traceback" not in shown
     assert "finished at step" in (tmp_path / "run/run.log").read_text()
 
 
@@ -188,12 +190,19 @@ def test_a_terminal_that_goes_away_stops_the_run_saved(tmp_path):
     assert steps_of(run_dir)
 
 
-@pytest.mark.parametrize("verb", ["evaluate", pytest.param("train", marks=pytest.mark.slow)])
-def test_a_device_that_is_not_there_is_one_line(verb, finished_run, tmp_path, python):
+def without_device(errors, *words):
+    jax.config.update("jax_platforms", "rocm")  # as JAX_PLATFORMS sets it
+    with errors.open("w") as file, contextlib.redirect_stderr(file):
+        sys.exit(main(list(map(str, words))))
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "train"])
+def test_a_device_that_is_not_there_is_one_line(verb, finished_run, tmp_path):
     place = {"evaluate": [finished_run.path], "train": ["--run-dir", tmp_path / "run"]}[verb]
-    done = python("-m", "resnet_jax", verb, *place, code=1, JAX_PLATFORMS="rocm")
-    assert "Traceback" not in done.stderr
-    assert "JAX_PLATFORMS" in done.stderr.splitlines()[-1]
+    errors = tmp_path / "errors.txt"
+    assert ended(forked(without_device, errors, verb, *place)) == 1
+    assert "Traceback" not in errors.read_text()
+    assert "JAX_PLATFORMS" in errors.read_text().splitlines()[-1]
 
 
 @pytest.mark.parametrize("change", ["a value", "one fewer", "one more"])
@@ -241,7 +250,7 @@ def test_what_could_not_be_read_again_is_not_written(own_run):
     assert len(folder.read_record().class_names) == 10
 
 
-def test_a_failure_is_not_kept_back_by_the_compiler(tiny_config, tmp_path, monkeypatch):
+def test_a_failure_is_not_kept_back_by_the_compiler(one_unit, tiny_config, tmp_path, monkeypatch):
     compiled, waiting = threading.Event(), []
 
     def compile_ahead(engine, pool, *arguments):
