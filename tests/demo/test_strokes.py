@@ -111,7 +111,7 @@ def test_a_dot_is_as_large_as_the_pen():
 points = st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 1000)), min_size=1, max_size=8)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(
     st.lists(points, min_size=1, max_size=3),
     st.sampled_from([0.01, 0.5, 4, 300]),

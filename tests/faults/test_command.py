@@ -30,6 +30,7 @@ from resnet_jax.signals import Stop
 from resnet_jax.training.loop import Training
 
 COMMAND = f"{shlex.quote(sys.executable)} -m resnet_jax"
+WORKER = f"{shlex.quote(sys.executable)} {shlex.quote(worker.__file__)}"
 TRAIN = ["train", *worker.OPTIONS]
 NOT_ON_MACOS = pytest.mark.skipif(sys.platform == "darwin", reason="macOS refuses such")
 
@@ -76,10 +77,10 @@ def test_a_closed_descriptor_changes_nothing(closed):
     assert ("mnist_5k" in done.stdout) == (">&- " not in f"{closed} ".replace("2>&-", ""))
 
 
-def test_what_is_printed_to_closed_descriptors_reaches_no_file(tmp_path, tiny_options):
+def test_what_is_printed_to_closed_descriptors_reaches_no_file(tmp_path):
     """Else the first file that is opened gets the number of standard output, or of input."""
-    words = " ".join([sys.executable, worker.__file__, "train", *tiny_options, "--epochs", "0.5"])
-    done = shell(f'{words} --run-dir "$1" <&- >&- 2>&-', tmp_path / "run")
+    words = " ".join([WORKER, *TRAIN, "--epochs", "0.2", "--run-dir"])
+    done = shell(f'{words} "$1" <&- >&- 2>&-', tmp_path / "run")
     assert done.returncode == 0
     run = rj.Run.open(tmp_path / "run")
     assert run.verify().ok
@@ -88,12 +89,11 @@ def test_what_is_printed_to_closed_descriptors_reaches_no_file(tmp_path, tiny_op
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 @pytest.mark.parametrize(
-    "words", ["data list", pytest.param('evaluate "$1" --json', marks=pytest.mark.slow)]
+    "words", ["$0 data list", pytest.param(f'{WORKER} evaluate "$1" --json', marks=pytest.mark.slow)]
 )
 def test_a_full_disk_under_the_output_is_one_line(words, finished_run):
     """Python wrote the rest at its end: a traceback of its own, and code 120."""
-    command = f"{sys.executable} {worker.__file__} {words} > /dev/full"
-    done = shell(command, finished_run.path, PYTHONUNBUFFERED="")
+    done = shell(f"{words} > /dev/full", finished_run.path, PYTHONUNBUFFERED="")
     assert "No space left on device" in one_line(done)
 
 

@@ -122,7 +122,9 @@ class Unit(rj.BasicUnit):
 VARIANTS["resnet18"] = functools.partial(rj.ResNet, stage_sizes=(1,), unit=Unit)
 handler = signal.default_int_handler
 signal.signal(signal.SIGINT, handler)  # which a shell's background ignores
-config = dataclasses.replace(BASE, epochs=10_000, log_every=1, eval_every=20)
+config = dataclasses.replace(
+    BASE, augment=rj.AugmentConfig(), ema=None, epochs=10_000, log_every=1, eval_every=20
+)
 def at_work():
     own.append(signal.getsignal(signal.SIGINT) is handler)
     if len(own) == 25:

@@ -28,9 +28,9 @@ class Own(nn.Module):
 
 
 def test_weights_are_not_read_from_a_run_of_another_network(
-    tiny_config, tiny_options, tmp_path, refusal
+    one_unit, tiny_config, tiny_options, tmp_path, refusal
 ):
-    config = dataclasses.replace(tiny_config, epochs=1 / 6, ema=None)
+    config = dataclasses.replace(tiny_config, augment=rj.AugmentConfig(), epochs=1 / 6, ema=None)
     own = rj.train(config, tmp_path / "own", model=Own(), quiet=True)
     words = ["train", "--run-dir", tmp_path / "run", *tiny_options, "--init-from"]
     line = refusal(*words, own.path)
