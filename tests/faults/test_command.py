@@ -19,11 +19,12 @@ from unittest import mock
 import jax
 import pytest
 import worker
+from faults import ended, forked
 from make_datasets import picture
 from test_docs import help_of
 
 import resnet_jax as rj
-from resnet_jax import cli_train
+from resnet_jax import __main__, cli_train
 from resnet_jax.memory import MOST_FILES, check_limits
 from resnet_jax.models import VARIANTS
 from resnet_jax.signals import Stop
@@ -49,8 +50,9 @@ def one_line(done):
     return done.stderr
 
 
-@pytest.mark.usefixtures("one_unit")
-def test_a_signal_in_the_last_tests_ends_before_the_report(command, tmp_path, monkeypatch):
+def test_a_signal_in_the_last_tests_ends_before_the_report(
+    one_unit, command, tiny_options, tmp_path, monkeypatch
+):
     """It was acknowledged, a report was made, the next seed begun, and the code was 0."""
     tested = Training._test
 
@@ -62,7 +64,7 @@ def test_a_signal_in_the_last_tests_ends_before_the_report(command, tmp_path, mo
     monkeypatch.setattr(Training, "_test", test)
     report = mock.Mock()
     monkeypatch.setattr(cli_train, "make_report", report)
-    words = [*TRAIN, "--report", "--epochs", "0.2", "--run-dir", tmp_path / "run"]
+    words = ["train", *tiny_options, "--report", "--epochs", "0.2", "--run-dir", tmp_path / "run"]
     code, _, errors = command(*words)
     assert (code, "is finished at step 2; the same command goes on" in errors) == (75, True)
     assert not report.called
@@ -77,11 +79,19 @@ def test_a_closed_descriptor_changes_nothing(closed):
     assert ("mnist_5k" in done.stdout) == (">&- " not in f"{closed} ".replace("2>&-", ""))
 
 
+def with_closed_descriptors(words):
+    os.closerange(0, 3)
+    sys.stdin = sys.stdout = sys.stderr = None  # as Python starts with them
+    sys.argv[1:], os.environ["GLIBC_TUNABLES"] = words, "glibc.malloc.arena_max=1"  # started again
+    worker.shrink()
+    code, nowhere = __main__.main(), os.stat(os.devnull)
+    sys.exit(code or not all(os.path.samestat(os.fstat(n), nowhere) for n in range(3)))
+
+
 def test_what_is_printed_to_closed_descriptors_reaches_no_file(tmp_path):
     """Else the first file that is opened gets the number of standard output, or of input."""
-    words = " ".join([WORKER, *TRAIN, "--epochs", "0.2", "--run-dir"])
-    done = shell(f'{words} "$1" <&- >&- 2>&-', tmp_path / "run")
-    assert done.returncode == 0
+    words = [*TRAIN, "--epochs", "0.2", "--run-dir", str(tmp_path / "run")]
+    assert ended(forked(with_closed_descriptors, words)) == 0
     run = rj.Run.open(tmp_path / "run")
     assert run.verify().ok
     assert "epoch" not in (run.path / "run.log").read_text()

@@ -1,11 +1,13 @@
 """What calls of the library leave in the process of who calls them, and what they find there."""
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
 import pickle
 import signal
+import sys
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -13,6 +15,7 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
+from faults import ended, forked
 from flax import linen as nn
 from make_datasets import refused
 
@@ -142,10 +145,15 @@ print(all(own))
 """
 
 
-def test_interrupts_reach_the_notebook_and_the_run_goes_on_after(tmp_path, python):
-    tracing, working, stopped, own = python(
-        "-c", PRELUDE + INTERRUPTED, tmp_path
-    ).stdout.splitlines()
+def notebook(folder):
+    sys.argv[1:] = [str(folder)]
+    with (folder / "output.txt").open("w") as file, contextlib.redirect_stdout(file):
+        exec(PRELUDE + INTERRUPTED, {})
+
+
+def test_interrupts_reach_the_notebook_and_the_run_goes_on_after(tmp_path):
+    assert ended(forked(notebook, tmp_path)) == 0
+    tracing, working, stopped, own = (tmp_path / "output.txt").read_text().splitlines()
     assert (tracing, working) == ("interrupted 2 True", "interrupted 3 True")
     assert own == "True"  # at each step the handler of signals was the notebook's
     # The folder was free again each time, and the last start went on from a checkpoint, of which

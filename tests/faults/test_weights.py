@@ -73,8 +73,7 @@ def test_the_command_reads_prefixed_weights_without_a_head_and_goes_on_without_t
     folder, body = tmp_path / "run", without_head(weights)
     save_weights(file, {f"module.{name}": value for name, value in body.items()})
     words = ["train", "--run-dir", folder, *TINY, "--init-from", file]
-    words += ["--model.frozen-stages", "1", "--epochs", "1", "--init-head", "fresh", "--ema", "None"]
-    words += [w for part in ("shift", "rotation", "scale") for w in (f"--augment.{part}", "0")]
+    words += ["--model.frozen-stages", "1", "--epochs", "1", "--init-head", "fresh"]
     code, out, err = command(*words)
     assert (code, "begin with module.," in err) == (0, True)
     sentence = f"starts from {file}: head drawn fresh for 10 classes, stem kept, other layers"
