@@ -99,7 +99,8 @@ def test_what_is_printed_to_closed_descriptors_reaches_no_file(tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 @pytest.mark.parametrize(
-    "words", ["$0 data list", pytest.param(f'{WORKER} evaluate "$1" --json', marks=pytest.mark.slow)]
+    "words",
+    ["$0 data list", pytest.param(f'{WORKER} evaluate "$1" --json', marks=pytest.mark.slow)],
 )
 def test_a_full_disk_under_the_output_is_one_line(words, finished_run):
     """Python wrote the rest at its end: a traceback of its own, and code 120."""

@@ -5,8 +5,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from sklearn import metrics as sklearn_metrics
-from sklearn.calibration import calibration_curve
 
 import resnet_jax as rj
 from resnet_jax.config import replaced
@@ -29,6 +27,9 @@ def test_ece_by_hand():
 
 
 def test_bins_confusion_and_rates_agree_with_scikit_learn():
+    from sklearn import metrics as sklearn_metrics
+    from sklearn.calibration import calibration_curve
+
     rng = np.random.default_rng(0)
     p, labels = rng.dirichlet(np.full(5, 0.4), 400), rng.integers(0, 5, 400)
     predictions = p.argmax(1)

@@ -90,10 +90,8 @@ def small():
     random = np.random.default_rng(0)
     images = random.normal(size=(3, 28, 28, 1)).astype(np.float32)
     shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
-    variables = jax.tree.map(
-        lambda x: np.float32(random.uniform(-1, 1, x.shape) / 3 if x.ndim > 1 else np.ones(x.shape)),
-        shapes,
-    )
+    drawn = jax.tree.map(lambda x: random.uniform(-1, 1, x.shape) / 3, shapes)
+    variables = jax.tree.map(lambda x: np.float32(x if x.ndim > 1 else np.ones(x.shape)), drawn)
     return model, variables, images
 
 
