@@ -35,7 +35,7 @@ def digits():
 
 def test_real_digits_do_not_move(digits):
     # From wherever: cut out, and put into another corner.
-    for digit in (*digits, np.zeros((28, 28), np.uint8)):  # and without ink
+    for digit in (*digits[::4], np.zeros((28, 28), np.uint8)):  # and without ink
         np.testing.assert_array_equal(centre(digit), digit)
     rng = np.random.default_rng(0)
     for digit in digits[::40]:

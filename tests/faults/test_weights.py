@@ -237,25 +237,28 @@ def of_units(*sizes, unit=rj.BottleneckUnit, **options):
     return state_dict(rj.ResNet(sizes, unit, **{"num_classes": 10, "width": 1, **options}))
 
 
+RESNET18 = partial(of_units, 2, 2, 2, 2, unit=rj.BasicUnit)
+
+
 def test_shapes_that_are_no_network_are_refused_by_name(weights):
     """Pruned, and of a stem so wide that its network's shapes were asked of the memory."""
     groups = {"layer1.0.conv2.weight": np.zeros((20, 6, 3, 3), np.float32)}  # 3 of 20
     pruned = of_units(1, num_classes=2, width=4) | groups
-    wide = weights | {"conv1.weight": np.broadcast_to(np.float32(0), (10**6, 3, 7, 7))}
+    wide = weights | {"conv1.weight": np.broadcast_to(np.float32(0), (10**5, 3, 7, 7))}
     for others in (pruned, wide):
         assert "of another shape" in misfit(others)
     assert "model is a partial" in misfit(weights, rj.ResNet18)
 
 
 def test_a_relative_is_named_in_one_short_line_and_any_depth_is_read_with_its_model():
-    resnet50, small = of_units(3, 4, 6, 3), partial(of_units, 1, 1, 1, 1, unit=rj.BasicUnit)
-    deep_stem = {re.sub("^conv1", "conv1.0", name): v for name, v in resnet50.items()}
-    gated = resnet50 | {"layer1.0.se.fc1.weight": np.zeros((1, 4, 1, 1))}
+    small = partial(of_units, 1, 1, 1, 1, unit=rj.BasicUnit)
+    deep_stem = {re.sub("^conv1", "conv1.0", name): v for name, v in RESNET18().items()}
+    gated = RESNET18() | {"layer1.0.se.fc1.weight": np.zeros((1, 4, 1, 1))}
     hint = "rj.ResNet((1, 1, 1, 1), rj.BasicUnit, width=1, num_classes=...)"
     variant = "width=2, stem='deep', shortcut='average', num"
     for weights, *said in (
-        (deep_stem, "they look like resnet50c"),
-        (gated, "they look like seresnet50"),
+        (deep_stem, "they look like resnet18c"),
+        (gated, "they look like seresnet18"),
         (small(), "they look like resnet10", f"give model={hint}"),
         (small(width=2, stem="deep", shortcut="average"), variant),
     ):
@@ -266,11 +269,11 @@ def test_a_relative_is_named_in_one_short_line_and_any_depth_is_read_with_its_mo
 
 
 def test_a_part_of_a_larger_network_is_refused():
-    """FCN's and DeepLab's ResNet-50 has torchvision's shapes and is dilated."""
-    body = {f"backbone.{n}": v for n, v in without_head(of_units(3, 4, 6, 3)).items()}
+    """As of FCN and DeepLab, whose networks have torchvision's shapes and are dilated."""
+    body = {f"backbone.{n}": v for n, v in without_head(RESNET18()).items()}
     fcn = body | {"classifier.0.weight": np.zeros((2, 32, 3, 3)), "classifier.4.bias": np.zeros(2)}
     error = misfit(fcn, num_classes=10)
-    assert "resnet50 under backbone. and of a larger network (2 entries" in error
+    assert "resnet18 under backbone. and of a larger network (2 entries" in error
     twins = {f"{part}.{n}": v for part in ("encoder_q", "encoder_k") for n, v in body.items()}
     assert "several networks, under encoder_q.backbone., encoder_k.backbone.: give" in misfit(twins)
 

@@ -35,13 +35,15 @@ def by_hand(head, second):
 
     model = rj.ResNet(stage_sizes=[1], unit=Pair, num_classes=2, width=1, stem="small")
     image = jnp.asarray([[1.0, 2.0], [3.0, 4.0]])[None, :, :, None]
-    variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), image)
-    params = jax.tree.map(jnp.zeros_like, variables["params"])
+    shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), image)
+    variables = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)
+    variables["batch_stats"]["stem"]["norm"]["var"] += 1
+    params = variables["params"]
     # The stem's convolution and norm pass the image on: the centre tap, and 1 / sqrt(1 + eps).
-    params["stem"]["conv"]["kernel"] = params["stem"]["conv"]["kernel"].at[1, 1].set(1)
-    params["stem"]["norm"]["scale"] = params["stem"]["norm"]["scale"] + jnp.sqrt(1 + 1e-5)
-    params["head"]["kernel"] = jnp.asarray(head, jnp.float32)
-    return model, {**variables, "params": params}, image
+    params["stem"]["conv"]["kernel"][1, 1] = 1
+    params["stem"]["norm"]["scale"] += np.sqrt(1 + 1e-5)
+    params["head"]["kernel"][:] = head
+    return model, variables, image
 
 
 def test_grad_cam_by_hand():
