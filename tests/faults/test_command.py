@@ -90,7 +90,7 @@ def with_closed_descriptors(words):
 
 def test_what_is_printed_to_closed_descriptors_reaches_no_file(tmp_path):
     """Else the first file that is opened gets the number of standard output, or of input."""
-    words = [*TRAIN, "--epochs", "0.2", "--run-dir", str(tmp_path / "run")]
+    words = [*TRAIN, "--eval-every", "18", "--run-dir", str(tmp_path / "run")]
     assert ended(forked(with_closed_descriptors, words)) == 0
     run = rj.Run.open(tmp_path / "run")
     assert run.verify().ok

@@ -165,7 +165,7 @@ def test_tests_of_which_lines_are_missing_are_made_again(own_run, tiny_config):
 def test_without_a_reader_of_its_output_a_run_trains_on(tmp_path):
     """As in `| head`."""
     os.mkfifo(tmp_path / "output.txt")  # which it writes to
-    process = start(tmp_path / "run")
+    process = start(tmp_path / "run", "--eval-every", "9")
     with (tmp_path / "output.txt").open() as pipe:
         pipe.readline()
     code, shown = ended(process), errors_of(tmp_path / "run")
