@@ -160,6 +160,7 @@ def test_damaged_shards_are_named_when_the_dataset_is_opened(copy, split):
     other = folder / SHARD.format("test" if split == "train" else "train", 0)
     load_dataset("digits", root)  # what the cache holds does not hide the damage
     for damage in (
+        partial(flip, shard, 5000),
         *[partial(shard.write_bytes, good[:length]) for length in (len(good) // 2, 1000, 0)],
         lambda: shard.unlink(),
         lambda: (shard.unlink(), os.mkfifo(shard)),

@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -248,6 +249,11 @@ class Flat(nn.Module):
         return nn.Dense(10)(images.reshape(len(images), -1))
 
 
+def process():
+    signals = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    return dict(jax.config.values), dict(os.environ), signals, np.geterr(), warnings.filters[:]
+
+
 @pytest.mark.parametrize(
     "changed",
     [
@@ -256,7 +262,7 @@ class Flat(nn.Module):
         pytest.param(jax.disable_jit, marks=pytest.mark.slow),
     ],
 )
-def test_a_run_depends_on_no_setting_of_the_process(changed, tmp_path):
+def test_a_run_depends_on_no_setting_of_the_process_and_changes_none(changed, tmp_path):
     """Of random numbers, jit, and NumPy's numbers; a callback may do with a row what it likes."""
 
     class Taking(rj.Callback):
@@ -271,7 +277,9 @@ def test_a_run_depends_on_no_setting_of_the_process(changed, tmp_path):
         epochs=1, batch_size=20,
     )  # fmt: skip
     parts = {"model": Flat(), "data": data, "callbacks": [Taking()] * 2}
+    before = process()
     plain = rj.train(config, tmp_path / "plain", quiet=True, **parts)
+    assert process() == before
     with changed():
         other = rj.train(config, tmp_path / "other", quiet=True, **parts)
     found, expected = (run.variables("latest")["params"] for run in (other, plain))

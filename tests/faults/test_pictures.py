@@ -192,12 +192,17 @@ def test_a_transparent_level_is_one_whatever_the_depth(bits, colour, tmp_path, c
     assert read(path).shape == (16, 16)
 
 
-def test_predict_holds_a_batch_of_pictures(own_run, command, answers, tmp_path):
-    # The run on digits, told that it reads pictures at 224x224 and brings them to 28x28.
+@pytest.fixture
+def large_run(own_run) -> Path:
+    """The run on digits, told that it reads pictures at 224x224 and brings them to 28x28."""
     document = yaml.safe_load((own_run / "config.yaml").read_text())
     document["data"]["image_shape"] = [224, 224, 1]
     document["config"]["data"]["image_size"] = 28
     (own_run / "config.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
+    return own_run
+
+
+def test_predict_holds_a_batch_of_pictures(large_run, command, answers, tmp_path):
     peaks = {}
     for count in (1, 40, 80):  # the first imports what it needs
         (tmp_path / str(count)).mkdir()
@@ -205,7 +210,7 @@ def test_predict_holds_a_batch_of_pictures(own_run, command, answers, tmp_path):
             picture(tmp_path / str(count) / f"{number}.png", number, (224, 224), "L")
         tracemalloc.start()
         try:
-            code, out, _ = command("predict", own_run, tmp_path / str(count), "--json")
+            code, out, _ = command("predict", large_run, tmp_path / str(count), "--json")
             peaks[count] = tracemalloc.get_traced_memory()[1] / 2**20
         finally:
             tracemalloc.stop()
@@ -213,6 +218,23 @@ def test_predict_holds_a_batch_of_pictures(own_run, command, answers, tmp_path):
     assert sum(answers) == 121
     assert max(answers) == 20  # the run's batch
     assert peaks[80] < peaks[40] + 1, peaks  # 40 pictures are 2 MiB
+
+
+@pytest.mark.slow
+def test_memory_of_many_is_that_of_two_hundred(large_run, tmp_path, python):
+    """Pillow's too: 5,000 of these pictures are 240 MiB."""
+    first = picture(tmp_path / "0.png", 0, (224, 224), "L")
+    program = "import sys, resource, worker; worker.shrink(); worker.main(sys.argv[1:]); "
+    program += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    peaks = []
+    for count in (200, 5_000):
+        (tmp_path / str(count)).mkdir()
+        for number in range(count):
+            os.link(first, tmp_path / str(count) / f"{number}.png")
+        done = python("-c", program, "predict", large_run, tmp_path / str(count), "--json")
+        assert f"{count - 1}.png" in done.stdout
+        peaks.append(int(done.stderr.split()[-1]) / (2**20 if sys.platform == "darwin" else 2**10))
+    assert peaks[1] < peaks[0] + 100, peaks
 
 
 def test_an_explanation_is_never_over_another_file(pets, finished_run, command, monkeypatch):
@@ -232,7 +254,7 @@ def test_an_explanation_is_never_over_another_file(pets, finished_run, command, 
         assert len(list((pets / "own").iterdir())) == 6
     # Of half a picture, where the disk is full, nothing is left.
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", mock.Mock(side_effect=OSError(28, "no space")))
+        patch.setattr(os, "fsync", mock.Mock(side_effect=OSError(28, "no space")))
         code, _, err = command("predict", finished_run.path, "0.png", "--explain", pets / "full")
     assert (code, "no space" in err, list((pets / "full").iterdir())) == (1, True, [])
     # Nor over each other where a disk, as macOS's, takes upper and lower case for one.

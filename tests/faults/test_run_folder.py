@@ -73,7 +73,8 @@ MULTIPLYING = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
 @pytest.mark.parametrize(
     "make",
     [
-        lambda config: config.write_text(f"{MULTIPLYING}config: *a11"),
+        # Where a text stands in an otherwise good one.
+        lambda at: at.write_text(MULTIPLYING + at.read_text().replace("mnist_5k", "*a11")),
         lambda config: os.truncate(config, 10**12),  # takes no room on the disk
         lambda config: config.write_text("[" * 100_000),
     ],

@@ -1,6 +1,6 @@
 """One of two processes that agree, say on what as JSON, and fail in a chosen way.
 
-``python member.py PORT PROCESS_ID FOLDER bug|interrupt``
+``python member.py PORT PROCESS_ID FOLDER bug|interrupt|hang``
 """
 
 import json
@@ -63,6 +63,8 @@ def main() -> None:
     with failing_together(Path(folder, "run")):
         print(json.dumps(agree(Path(folder))), flush=True)
         if not is_main_process():
+            if what == "hang":
+                time.sleep(600)
             raise KeyError("no such name") if what == "bug" else KeyboardInterrupt
         broadcast_from_main(lambda: None)  # the other one never comes
 

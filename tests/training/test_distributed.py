@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,13 @@ from resnet_jax.errors import STOPPED, ResNetJaxError
 from resnet_jax.training import distributed, jax_settings
 
 MEMBER = Path(__file__).with_name("member.py")
+
+
+def start(folder: Path, what: str) -> "list[subprocess.Popen[str]]":
+    port = str(portpicker.pick_unused_port())
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, MEMBER, port]
+    return [subprocess.Popen([*command, number, folder, what], **pipes) for number in "01"]
 
 
 def ends(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
@@ -35,12 +43,7 @@ def test_a_failure_of_one_ends_the_other_which_waits_for_it(what, code, line, tm
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     (run_dir / ".failed-0badcafe").write_text('["of an earlier start", 1]')
-    port = str(portpicker.pick_unused_port())
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    waiting, failing = (
-        subprocess.Popen([sys.executable, MEMBER, port, number, tmp_path, what], **pipes)
-        for number in "01"
-    )
+    waiting, failing = start(tmp_path, what)
     failed, output, _ = ends(failing)
     waited, first, errors = ends(waiting)
     assert failed == waited == code
@@ -59,6 +62,15 @@ def test_a_failure_of_one_ends_the_other_which_waits_for_it(what, code, line, tm
         "refused first": refused,
         "differs": "process 1 has data abababababab and process 0 abababababab: give the same",
     }
+
+
+def test_a_killed_process_ends_the_other(tmp_path):
+    other, victim = start(tmp_path, "hang")
+    while not other.stdout.readline().startswith("{"):  # behind Gloo's own words
+        assert other.poll() is None
+    victim.kill()
+    assert ends(other)[0] == -signal.SIGABRT
+    ends(victim)
 
 
 def test_devices_of_other_processes_need_distributed(monkeypatch):

@@ -218,7 +218,7 @@ def test_other_ways_to_look_are_recorded_and_the_beginning_is_kept(own_run, tiny
     document = yaml.safe_load(path.read_text())
     document["versions"]["jax"], document["commit"] = "0.0.1", "abc"
     path.write_text(yaml.safe_dump(document))
-    other = dataclasses.replace(tiny_config, log_every=3)
+    other = replaced(tiny_config, {"log-every": 3, "data.streaming": "never"})
     assert rj.train(other, own_run, quiet=True).config == other
     after = yaml.safe_load(path.read_text())
     assert (after["versions"]["jax"], after["commit"]) == ("0.0.1", "abc")

@@ -193,11 +193,15 @@ EVERYTHING = rj.AugmentConfig(
 
 
 @pytest.mark.parametrize(
-    "changes", [{"accumulate": 2}, pytest.param({"augment": EVERYTHING}, marks=pytest.mark.slow)]
+    ("changes", "loss"),
+    [
+        ({"accumulate": 2}, focal),
+        pytest.param({"augment": EVERYTHING}, None, marks=pytest.mark.slow),
+    ],
 )
-def test_it_resumes_to_the_same_bits(changes, tmp_path, stop_after):
-    """With dropout, in parts of a batch, and with every augmentation at once."""
-    begin = partial(start, config=changed(**changes), model=Dropping(), loss=None)
+def test_it_resumes_to_the_same_bits(changes, loss, tmp_path, stop_after):
+    """With dropout and a loss of one's own, in parts of a batch, with every augmentation."""
+    begin = partial(start, config=changed(**changes), model=Dropping(), loss=loss)
     whole = begin(tmp_path / "whole")
     said = r"enough: saved step 7 of 12 in .*run; the same command continues"
     with pytest.raises(rj.ResNetJaxError, match=said) as stop:
