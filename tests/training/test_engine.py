@@ -112,7 +112,7 @@ def test_the_step_that_was_compiled_ahead_is_the_one_that_is_taken(tiny_config, 
 
 
 def with_pooling() -> tuple[rj.TrainState, rj.Batch]:
-    model = rj.ResNet((1, 1), rj.BasicUnit, num_classes=3, width=4, stem="deep")
+    model = rj.ResNet((1,), rj.BasicUnit, num_classes=3, width=4, stem="deep")
     rng = np.random.default_rng(0)
     images = rng.normal(size=(6, 12, 12, 1)).astype(np.float32)
     batch = rj.Batch(jnp.asarray(images), jnp.asarray([0, 1, 2, 2, 1, 0]))

@@ -80,7 +80,7 @@ def test_a_run_without_test_images_is_judged_by_those_held_out(tiny_config, tmp_
 
 
 def test_a_run_goes_on_with_the_algorithms_that_it_began_with(
-    tiny_config, stop_after, tmp_path, monkeypatch, capsys
+    one_unit, tiny_config, stop_after, tmp_path, monkeypatch, capsys
 ):
     # As outside the tests: these options hide what a compiler's options are refused for.
     monkeypatch.delenv("XLA_FLAGS")

@@ -17,7 +17,7 @@ import resnet_jax as rj
 from resnet_jax.data.dataset import ArraySplit, Dataset, DiskSplit
 from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.models import Affine, summarize
-from resnet_jax.training.setup import Custom
+from resnet_jax.training.setup import Custom, check_against_dataset
 
 
 class SqueezeExcitation(nn.Module):
@@ -77,13 +77,15 @@ def test_the_run_is_trained_by_those_parts(whole):
     assert "learning_rate" not in metrics
     # The first loss is the focal loss of the fresh network, by hand.
     key, _ = jax.random.split(jax.random.key(0))
-    init = jax.jit(partial(run.model.init, train=False))
-    params = init(key, jnp.zeros((1, 8, 8, 1)))
     images, labels = DATA.train.batch(EpochSampler(60, 10, seed=0).batch(0))
     mean, std = run.config.data.mean[0], run.config.data.std[0]
-    apply = jax.jit(partial(run.model.apply, train=True))
-    logits = apply(params, np.float32((images / 255 - mean) / std))
-    expected = jax.jit(focal)(logits, labels).mean()
+
+    @jax.jit
+    def first(key, images):
+        logits, _ = run.model.init_with_output(key, images, train=True)
+        return focal(logits, labels).mean()
+
+    expected = first(key, np.float32((images / 255 - mean) / std))
     np.testing.assert_allclose(metrics["loss"].iloc[0], expected, rtol=1e-4)
     assert told.on_step.mock_calls == [mock.call(step) for step in range(1, 13)]
     places = [(step, run.path / "checkpoints" / str(step)) for step in (6, 12)]
@@ -282,13 +284,11 @@ def test_labels_that_a_streamed_dataset_has_no_names_for_are_refused(tmp_path):
 
 def test_without_batch_norm_one_image_is_a_batch(tmp_path):
     """Without its statistics an own network is the same one to start from, all the same."""
-    affine, one = tiny(num_classes=3, norm=Affine), {"batch_size": 1, "epochs": 1 / len(DATA.train)}
-    for name, model, source in (
-        ("own", SqueezeExcitation(), None),
-        ("affine", affine, None),
-        ("again", affine, str(tmp_path / "affine")),
-    ):
-        run = start(tmp_path / name, changed(**one, init_from=source), model=model)
+    one = changed(batch_size=1, epochs=1 / len(DATA.train), ema=None)
+    check_against_dataset(one, DATA, SqueezeExcitation())
+    for name, source in (("run", None), ("again", str(tmp_path / "run"))):
+        config = dataclasses.replace(one, init_from=source)
+        run = start(tmp_path / name, config, model=tiny(num_classes=3, norm=Affine))
         assert run.metrics().step.max() == 1
 
 
@@ -315,7 +315,8 @@ def test_frozen_stages_do_not_decay(optimizer, tmp_path):
 
 def test_weights_in_bfloat16_start_from_others(finished_run, tmp_path):
     """Of another type than the step was compiled for."""
-    config = dataclasses.replace(finished_run.config, init_from=str(finished_run.path), epochs=0.2)
+    plain = {"init_from": str(finished_run.path), "augment": rj.AugmentConfig(), "ema": None}
+    config = dataclasses.replace(finished_run.config, epochs=0.2, **plain)
     own = tiny(num_classes=10, width=4, stem="imagenet", param_dtype=jnp.bfloat16)
     run = rj.train(config, tmp_path / "run", quiet=True, model=own)
     assert run.metrics()["step"].max() == 2
