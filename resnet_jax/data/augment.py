@@ -265,8 +265,8 @@ def preprocess(
     """
     pixels = jnp.asarray(images, jnp.float32)
     count, height, width, channels = pixels.shape
-    if (most := max(jnp.size(mean), jnp.size(std))) > channels:  # which would become channels
-        raise ResNetJaxError(f"mean and std have {most} numbers for images of {channels} channels")
+    for size in {jnp.size(mean), jnp.size(std)} - {1, channels}:  # of which more become channels
+        raise ResNetJaxError(f"mean and std have {size} numbers for images of {channels} channels")
     if image_size is not None and center_crop:
         if image_size > (most := min(height, width)):
             raise ResNetJaxError(f"image_size must be at most {most} to crop, got {image_size}")

@@ -128,8 +128,10 @@ def test_a_folder_is_normalised_by_its_own_images_and_finished_without_test_imag
     assert "data.mean" in refusal(*train, "--data.mean", "0.25")
 
 
-def test_a_mean_of_more_channels_than_the_images_have_is_refused():
-    """It made three channels of a grey image."""
+def test_a_mean_of_other_channels_than_the_images_have_is_refused():
+    """It made three channels of a grey image; of two numbers for three a broadcasting error."""
     grey, mean = jnp.zeros((1, 4, 4, 1), jnp.uint8), jnp.array([0.5, 0.4, 0.3])
     assert "3 numbers for images of 1 channels" in refused(preprocess, grey, mean=mean)
+    colours = jnp.zeros((1, 4, 4, 3), jnp.uint8)
+    assert "2 numbers for images of 3 channels" in refused(preprocess, colours, std=mean[:2])
     assert preprocess(grey, mean=mean[:1], std=0.5).shape == (1, 4, 4, 1)
