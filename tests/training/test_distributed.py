@@ -65,7 +65,7 @@ def test_a_failure_of_one_ends_the_other_which_waits_for_it(what, code, line, tm
 
 
 def test_a_killed_process_ends_the_other(tmp_path):
-    other, victim = start(tmp_path, "hang")
+    victim, other = start(tmp_path, "hang")
     while not other.stdout.readline().startswith("{"):  # behind Gloo's own words
         assert other.poll() is None
     victim.kill()
