@@ -146,6 +146,16 @@ def test_the_folder_of_an_earlier_run_is_for_that_run_alone(preset, options, nam
     assert [folder.name for folder, _ in plan(f"{preset} {options}")] == names
 
 
+def test_a_damaged_run_of_several_ends_the_command_before_any_is_trained(
+    began_as, trained, refusal
+):
+    began_as("runs/folder-x-seed1", "folder", {"data.dir": "x"})
+    Path("runs/folder-x-seed1/config.yaml").write_text("model: [")
+    said = refusal("train", "folder", "--data.dir", "x", "--seeds", 2)
+    assert "config.yaml is damaged" in said
+    assert not trained
+
+
 def test_a_damaged_run_elsewhere_stops_no_other(began_as, plan):
     """That of the preset's own folder stopped every run that the preset began, by any settings."""
     began_as("runs/mnist-seed0", "mnist", {})

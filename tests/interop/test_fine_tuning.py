@@ -212,6 +212,14 @@ def test_frozen_stages_keep_parameters_and_statistics_to_the_bit(frozen, unit):
     assert moved(state.batch_stats, after.batch_stats) == moving - {"head"}
 
 
+def test_a_fresh_head_is_as_wide_as_the_last_of_ten_stages():
+    """Which by its letters is the second."""
+    units = {f"stage{n}_unit1": {"conv2": {"kernel": np.zeros((3, 3, 1, n))}} for n in (1, 9, 10)}
+    params = {"stem": {"conv": {"kernel": np.zeros((3, 3, 1, 1), np.float32)}}, **units}
+    head = rj.interop.with_fresh_head({"params": params}, 4)["params"]["head"]
+    assert head["kernel"].shape == (10, 4)
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_the_body_moves_at_its_share_of_the_rate(name):
     params = {layer: {"kernel": np.ones((2, 2))} for layer in ("head", "stem")}
