@@ -111,7 +111,7 @@ def test_a_folder_is_normalised_by_its_own_images_and_finished_without_test_imag
         picture(tmp_path / "split/train" / "ab"[seed % 2] / f"{seed}.png", seed, (8, 8))
     train = ["train", *tiny_options, "--run-dir", tmp_path / "run", "--batch-size", 8]
     train += ["--data.name", "folder", "--data.dir", tmp_path / "split", "--data.subset", "None"]
-    train += ["--data.validation", 2, "--augment.shift", 0, "--augment.rotation", 0]
+    train += ["--data.validation", 2, "--augment.no-flip"]
     train += ["--epochs", 1, "--ema", "None"]
     assert command(*train)[0] == 0
     settings = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["config"]["data"]
