@@ -89,6 +89,7 @@ def _preset_named(arguments: list[str]) -> str:
 
 def _check_places(preset: str, arguments: list[str]) -> None:
     """Refuse a preset after options, which took another's defaults, and a second --grid."""
+    presets.preset(preset)  # refuses an unknown one, wherever it stands
     if preset != _preset_named(arguments):
         raise ResNetJaxError(
             f"preset {preset} stands after options: give it first, `resnet-jax train {preset} ...`"
@@ -122,14 +123,11 @@ def train(
         report: make the run's report, as `resnet-jax report` does; not with --distributed.
         from_idx: prepare MNIST or Fashion-MNIST first from the IDX files in this folder.
     """
-    default = presets.preset(preset)
     _check_places(preset, arguments)
     processes.meet()
     run_dir = run_dir and expanded(run_dir)
-    told = _named_in(arguments)
-    config = _reset_dataset_settings(config, default, told)
     runs: list[Run] = []
-    planned = _planned(preset, config, run_dir, seeds, grid, told)
+    planned = _planned(preset, config, run_dir, seeds, grid, _named_in(arguments))
     for settings, folder in processes.agreed(planned):
         stop.training = False
         display.print_line(
@@ -211,10 +209,10 @@ def _planned(
         raise ResNetJaxError(f"--run-dir {run_dir} has no name for several runs: give runs/NAME")
     planned: list[tuple[TrainConfig, Path]] = []
     varied = {axis.removeprefix("--").partition("=")[0] for axis in axes} - {"seed"}
-    folder = run_dir or Path("runs", preset)
-    reference = config if run_dir else presets.PRESETS[preset]
+    folder, default = run_dir or Path("runs", preset), presets.PRESETS[preset]
+    reference = _reset_dataset_settings(config, default, told) if run_dir else default
     for settings in presets.grid(config, axes):
-        settings = _reset_dataset_settings(settings, config, told)
+        settings = _reset_dataset_settings(settings, default, told)
         named = folder
         if axes or run_dir is None:
             name = presets.run_name(folder.name, reference, settings, varied)

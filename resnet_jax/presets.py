@@ -204,12 +204,14 @@ def run_name(
     values = {setting.option: setting.value for setting in settings(config)}
     unnamed = {"epochs", "seed", *MAY_CHANGE}
     if "data.name" in changes:  # with it the preset's mean and deviation go
-        unnamed |= {option for option in ("data.mean", "data.std") if values[option] is None}
+        unnamed |= {o for o in ("data.mean", "data.std") if None in changes.get(o, ())}
     named = (changes.keys() - unnamed).union(always)
     parts = [name, *(_part(option, values[option]) for option in sorted(named))]
     if config.data.name == "folder" and "data.dir" in changes.keys() - named:
         parts.insert(1, os.path.basename(os.path.realpath(config.data.dir or "")))
-    full = re.sub(r"[^\w.-]+", "_", "-".join(parts))
+    # Of other scripts all that shows: their vowel signs, and emoji, are no letters to `re`.
+    shown = "".join(c if c.isprintable() else " " for c in "-".join(parts))
+    full = re.sub(r"[^\w.\-\x80-\U0010ffff]+", "_", shown)
     # File systems allow 255 bytes, with the seed.
     if len(full) <= 100 and len(full.encode()) <= 240:
         return full

@@ -39,6 +39,8 @@ from resnet_jax.training.run_folder import RunFolder
         ("mnist", {"data.subset": (100, 10, 10)}, "mnist-subset-100_10_10"),
         ("folder", {"data.dir": "/data/my photos"}, "folder-my_photos"),
         ("folder", {"data.dir": "x", "init-from": "runs/a/b.pth"}, "folder-x-init-from-b.pth"),
+        ("folder", {"data.dir": "/किताबें"}, "folder-किताबें"),  # two of them had one name
+        ("folder", {"data.dir": "/\U0001f431\u3000\U0001f436"}, "folder-\U0001f431_\U0001f436"),
     ],
 )
 def test_names(preset, changes, name):
@@ -94,6 +96,10 @@ def test_each_run_of_a_grid_has_a_folder(options, names, plan):
         ("--data.name kmnist", [("kmnist", None, False)]),
         ("--data.name kmnist --data.find_digit", [("kmnist", None, True)]),
         ("--grid data.name=mnist,kmnist", [("mnist", (0.1307,), True), ("kmnist", None, False)]),
+        (
+            "--data.name kmnist --run-dir r --grid data.name=kmnist,mnist",
+            [("kmnist", None, False), ("mnist", (0.1307,), True)],
+        ),
         (
             "--grid=data.mean=0.5 data.name=mnist,kmnist",
             [("mnist", (0.5,), True), ("kmnist", (0.5,), False)],
