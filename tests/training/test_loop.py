@@ -96,19 +96,17 @@ def test_a_run_goes_on_with_the_algorithms_that_it_began_with(
     monkeypatch.setattr(loop, "instruction_set", lambda: "avx2")
     refused(begin, should_stop=stop_after(3))
     assert "may differ" not in capsys.readouterr().out
-    monkeypatch.setattr(loop, "instruction_set", lambda: "avx512")
-    assert "enough: saved step 4" in refused(begin, should_stop=stop_after(1))
-    assert used == {"avx2"}
-    said = "resumes at step 3 of 12; computes as it began on avx2; on avx512 bits may differ"
-    assert said in capsys.readouterr().out.replace("\n", " ")
     assert rj.Run.open(tmp_path / "run").config.model.lowering == "auto"
     document = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert document["instructions"] == "avx2"
     document["versions"]["jax"] = "0.10.0"
     (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(document))
-    assert "enough: saved step 5" in refused(begin, should_stop=stop_after(1))
-    said += f"; began with jax 0.10.0; with jax {jax.__version__} bits may differ"
-    assert said.replace("step 3", "step 4") in capsys.readouterr().out.replace("\n", " ")
+    monkeypatch.setattr(loop, "instruction_set", lambda: "avx512")
+    assert "enough: saved step 4" in refused(begin, should_stop=stop_after(1))
+    assert used == {"avx2"}
+    said = "resumes at step 3 of 12; computes as it began on avx2; on avx512 bits may differ; "
+    said += f"began with jax 0.10.0; with jax {jax.__version__} bits may differ"
+    assert said in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_several_processes_say_how_many_devices_they_have(
