@@ -106,7 +106,7 @@ class Study:
         usable = means[means > means.max() - 5].index
         if len(usable) == 1:
             return f"{usable[0]:g} alone"
-        return f"{usable.min():g} to {usable.max():g} (best {means.idxmax():g})"
+        return f"{usable.min():g} to {usable.max():g}"
 
     def done(self) -> str:
         return f"{len(self.frame)} of {len(runs())} runs"
