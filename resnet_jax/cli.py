@@ -35,14 +35,14 @@ Paths = Annotated[
 ]
 CheckpointOption = Annotated[
     Literal["best", "latest"],
-    tyro.conf.arg(help="best by validation accuracy (or else latest), or latest."),
+    tyro.conf.arg(help="best: by validation accuracy (latest where none was measured)."),
 ]
 SplitOption = Annotated[
     str, tyro.conf.arg(help="train, validation, test; for a run on a subset also test_all.")
 ]
 DataDir = Annotated[
     str | None,
-    tyro.conf.arg(name="data.dir", help="folder of the prepared datasets, if not where it was."),
+    tyro.conf.arg(name="data.dir", help="folder of the datasets or images, if it was moved."),
 ]
 
 
@@ -135,11 +135,11 @@ def predict(
     Args:
         paths: image files, folders of them, or patterns such as 'digits/*.png'.
         topk: show this many classes, most probable first.
-        invert: exchange black and white first: for dark ink on paper.
+        invert: exchange black and white of the whole picture, and look for no digit on paper.
         explain: write each image with Grad-CAM++ over it, a PNG, into this folder; no other
             file there is replaced.
-        json: print a JSON list of {path, label, probability, topk}, and found where a digit was
-            looked for.
+        json: print a JSON list of {path, label, probability, topk}, and found if a digit was looked
+            for.
         csv: print CSV: path, label, probability.
     """
     from resnet_jax.inspection.classify import classify_files

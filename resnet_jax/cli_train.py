@@ -116,7 +116,7 @@ def train(
 
     Args:
         run_dir: the run's folder. None: runs/PRESET-seedN, with settings that change what is
-            learnt in the name.
+            learnt, except the epochs, in the name.
         seeds: repeat with seeds 0 to SEEDS - 1, a folder each, and compare the runs.
         grid: train each combination of values, a folder each, and compare the runs:
             `--grid optim.learning-rate=0.01,0.1 model.residual=true,false`.

@@ -52,7 +52,7 @@ class ModelConfig:
     size (16 times the work); conv: that alone, without norm and ReLU. None: the network's own."""
     shortcut: Shortcut | None = None
     """Where shapes differ: projection: 1x1 (option B of arXiv 1512.03385; projection-all: in every
-    unit, C); pad: zeros (A); average: then project (ResNet-D). None: the network's own."""
+    unit, C); pad: zeros (A); average: 2x2 mean, then 1x1 (ResNet-D). None: the network's own."""
     initializer: Initialisation = "he"
     """Initialisation of convolutions: He et al. (fan-out) or PyTorch's default."""
     zero_init_last: bool = False
@@ -64,7 +64,7 @@ class ModelConfig:
     """Compute each unit again for the gradient (`jax.checkpoint`): a third more work for less
     memory. On CPU it gains next to none."""
     frozen_stages: Annotated[int | None, Within("at least 0 and at most 4")] = None
-    """Do not train the stem and this many stages (0: it alone), batch norm included, for
+    """Do not train the stem and this many stages (0: the stem), batch norm included, for
     --init-from. None: train all."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Type of activations and of their gradients. Parameters are float32 (float64 with float64)."""
@@ -117,12 +117,12 @@ class DataConfig:
     mean: Annotated[tuple[float, ...] | None, Fraction] = None
     """Mean to subtract from pixels in [0, 1]: one, or one a channel. None: the images' own."""
     std: Annotated[tuple[float, ...] | None, Within("more than 0 and at most 1")] = None
-    """Standard deviation of such pixels to divide by. None: that of the training images."""
+    """Standard deviation to divide by, given like the mean. None: the training images'."""
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes to training images, drawn for each; from shift to shear between -x and x."""
+    """Random changes, drawn for each training image; shift to shear: up to x either way."""
 
     flip: bool = False
     """Mirror half of the images left to right."""
@@ -160,14 +160,14 @@ class OptimConfig:
 
     name: Literal["sgd", "adam", "adamw", "lamb", "lion"] = "sgd"
     """sgd: with momentum; adam (arXiv 1412.6980); with decoupled weight decay: adamw (1711.05101),
-    lamb for large batches (1904.00962), lion at a third of its rate and thrice its decay
-    (2302.06675)."""
+    lamb for large batches (1904.00962), lion (2302.06675: give a third of adamw's rate and thrice
+    its decay)."""
     learning_rate: Annotated[float, Positive] = 0.1
     """The highest learning rate of the schedule."""
     momentum: Annotated[float, FractionBelowOne] = 0.9
     """Momentum of sgd; the first decay rate of the others."""
     nesterov: bool = False
-    """Nesterov's momentum; for sgd with a momentum alone."""
+    """Nesterov's momentum; only for sgd, with a momentum above 0."""
     weight_decay: Annotated[float, NotNegative] = 0.0
     """Weight decay of parameters named kernel, not of biases or batch norm. sgd and adam: added to
     the gradient."""
@@ -197,7 +197,7 @@ class TrainConfig:
     init_from: str | None = None
     """Start from the weights in a .safetensors or .pth file, or in a run's folder. None: anew."""
     init_head: Literal["auto", "keep", "fresh"] = "auto"
-    """The head of those weights. auto: kept where they know the same classes, else fresh."""
+    """Head of --init-from's weights. auto: kept if their classes are the same, else fresh."""
     epochs: Annotated[float, Positive] = 1.0
     """Passes over the training images."""
     batch_size: Annotated[int, Count] = 64

@@ -37,9 +37,10 @@ _one_cycle = partial(
 _MNIST = DataConfig(name="mnist", mean=(0.1307,), std=(0.3081,), find_digit=True)
 _DISTORTED = AugmentConfig(shift=2.0, rotation=12.0, scale=0.12, shear=8.0)
 _CIFAR10 = DataConfig(name="cifar10", mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
-# The recipe of arXiv 1512.03385, section 4.2: 64,000 updates on 45,000 images, the rate divided by
-# ten after 32,000 and 48,000. (The paper subtracts the mean of each pixel; here each channel is
-# normalised by its mean and deviation, after the padding; and kernels alone decay.)
+# The recipe of arXiv 1512.03385, section 4.2: 64,000 updates, the rate divided by ten after 32,000
+# and 48,000. (The paper found these on 45,000 images and trains on all 50,000; here 5,000 are held
+# out. It subtracts the mean of each pixel; here each channel is normalised by its mean and
+# deviation, after the padding; and kernels alone decay.)
 _PAPER = TrainConfig(
     data=_CIFAR10,
     augment=AugmentConfig(flip=True, crop=4),
@@ -122,7 +123,7 @@ PRESETS: dict[str, TrainConfig] = {
     ),
     # He et al.'s recipe for CIFAR-10 (arXiv 1512.03385, section 4.2: padded crops and flips,
     # batch 128, learning rate 0.1) as it is used since wide residual networks (arXiv 1605.07146,
-    # section 4: Nesterov, weight decay 5e-4, 200 epochs), with a cosine (arXiv 1608.03983) for its
+    # section 3: Nesterov, weight decay 5e-4, 200 epochs), with a cosine (arXiv 1608.03983) for its
     # steps and smoothed labels (arXiv 1512.00567). The stem keeps the image's size, as in both.
     # Not trained by us.
     "cifar10": replace(

@@ -115,7 +115,7 @@ class Run:
 
     ``"best"`` parameters are those of the best validation accuracy (without validation images the
     newest), ``"latest"`` those of the newest checkpoint; both are averaged where the run does so.
-    They are read once: open a run anew that trains on.
+    They are read once: reopen a run that is still training.
 
     >>> run = rj.Run.open("runs/quickstart-seed0")  # doctest: +SKIP
     >>> run.evaluate("test").accuracy  # doctest: +SKIP

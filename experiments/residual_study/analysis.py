@@ -48,7 +48,7 @@ class Study:
     def gain(self, setting: str, *which: Any) -> str:
         return self.difference((setting, "residual", *which), (setting, "plain", *which))
 
-    def against_pytorch(self, kind: str, layers: int, rate: float, images: str = "another draw"):
+    def against_pytorch(self, kind: str, layers: int, rate: float, images: str = "the first 1,000"):
         ours = self.select("book", kind, layers, rate)["accuracy"]
         theirs = pytorch().query(
             "kind == @kind and layers == @layers and rate == @rate and images == @images"
@@ -140,7 +140,7 @@ class Study:
 def pytorch() -> pd.DataFrame:
     """PyTorch's accuracies in the book's setting, in %: on the first 1,000 digits, and on ours."""
     rows = [
-        {**row, "images": "another draw", "accuracy": accuracy}
+        {**row, "images": "the first 1,000", "accuracy": accuracy}
         for row in read_json(RESULTS.with_name("pytorch.json"))["accuracy"]
         for accuracy in row["seeds"]
     ]

@@ -13,7 +13,7 @@ from resnet_jax.data.randaugment import randaugment as draw_operations
 from resnet_jax.data.randaugment import warp
 from resnet_jax.errors import ResNetJaxError
 
-# Random erasing's ranges, torchvision's; those of arXiv 1708.04896 have areas of up to 0.4.
+# Random erasing's areas are torchvision's (to 0.4 in arXiv 1708.04896), its aspects the paper's.
 ERASED_AREA = (0.02, 0.33)
 ERASED_ASPECT = (0.3, 1 / 0.3)
 # Width to height of a random resized crop (arXiv 1409.4842, section 6).

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float
 
-# Section 3.1's list. The first nine change pixels where they are, the others move them.
+# Section 3's list. The first nine change pixels where they are, the others move them.
 OPERATIONS = (
     "identity", "autocontrast", "equalize", "posterize", "solarize",
     "color", "contrast", "brightness", "sharpness",

@@ -59,7 +59,7 @@ VARIANTS: dict[str, Callable[..., ResNet]] = {
     "resnext50_32x4d": partial(ResNet50, widening=2, groups=32),  # arXiv 1611.05431, table 1
     "resnext101_32x8d": partial(ResNet101, widening=4, groups=32),  # torchvision's, as the next
     "resnext101_64x4d": partial(ResNet101, widening=4, groups=64),
-    "wide_resnet50_2": partial(ResNet50, widening=2),  # arXiv 1605.07146, table 9
+    "wide_resnet50_2": partial(ResNet50, widening=2),  # arXiv 1605.07146, table 8
     "wide_resnet101_2": partial(ResNet101, widening=2),
     "resnet20": ResNet20,
     "resnet32": ResNet32,

@@ -100,7 +100,7 @@ class BatchNorm(nn.Module):
             mean, var = _moments(x)
             if not self.is_initializing():
                 count = x.size // x.shape[-1]
-                # A single value has no unbiased variance; torch refuses it, flax would divide by 0.
+                # A single value has no unbiased variance: torch refuses it, flax and this take 0.
                 unbiased = var * (count / jax.core.max_dim(count - 1, 1))  # it may be symbolic
                 keep = self.momentum
                 for running, now in ((running_mean, mean), (running_var, unbiased)):

@@ -68,7 +68,7 @@ def test_without_batch_norm_the_parameters_are_the_same_and_there_are_no_statist
     ("name", "published"),
     [
         ("resnet20", 269_722),
-        # 1.7 M in arXiv 1603.05027, table 2; 2.7 and 36.5 M in arXiv 1605.07146, tables 4 and 5.
+        # 1.7 M in arXiv 1603.05027, table 4; 36.5 M (28-10) in arXiv 1605.07146, tables 4 and 5.
         pytest.param("preact_resnet164", 1_703_258, marks=pytest.mark.slow),
         ("wide_resnet16_4", 2_748_890),
         ("wide_resnet28_10", 36_479_194),
