@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import lazy_loader
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
     from resnet_jax.data.mnist import DatasetInfo
     from resnet_jax.models.summary import LayerSummary
     from resnet_jax.training.metrics import Evaluation
-
-# Loaded when it is first used: importing it takes 25 ms, which `--help` need not spend.
-progress = lazy_loader.load("rich.progress", suppress_warning=True)
 
 # Without a bar, a row of training is printed where nothing was for this long.
 SECONDS_BETWEEN_LINES = 10.0
@@ -226,6 +222,8 @@ class Display(Callback):
     """
 
     def __init__(self, momentum: float = 0.0) -> None:
+        from rich import progress  # which takes 25 ms that `--help` need not spend
+
         self.bar = progress.Progress(
             progress.SpinnerColumn(),
             progress.BarColumn(bar_width=16),

@@ -75,7 +75,8 @@ def train(
         callbacks: follow the run, see `Callback`.
         model: a Linen module of one's own, called with ``(images, *, train)``, in the place of
             ``config.model``; of logits, with or without ``batch_stats`` and draws in training.
-        optimizer: an optax transformation, in the place of ``config.optim``.
+        optimizer: an optax transformation, in the place of ``config.optim``; it may take the loss
+            as ``value``, and no other argument.
         loss: of ``(logits, targets)``, for training, not label-smoothed: of each example, or the
             mean. Targets are classes, int32[N], or with mixup and cutmix soft labels, float[N, K].
         data: a dataset, in the place of that of ``config.data``, whose other settings apply.

@@ -138,3 +138,23 @@ def test_a_dumb_terminal_gets_lines(monkeypatch):
     shown = show(TRAIN, terminal=True, environ={"TERM": "dumb"})
     assert "accuracy" in shown
     assert "\x1b" not in shown
+
+
+THREADS = """
+import threading
+from resnet_jax.display import Display
+gate, failed = threading.Barrier(4), []
+def begin():
+    gate.wait()
+    try: Display()
+    except Exception as error: failed.append(error)
+threads = [threading.Thread(target=begin) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert not failed, failed
+"""
+
+
+def test_runs_may_begin_in_several_threads_of_a_new_process(python):
+    """A module that is imported lazily has no lock: for the second thread it was empty."""
+    python("-c", THREADS)

@@ -1,10 +1,8 @@
 """Each extra's features with that extra alone: whatever else is installed cannot be imported."""
 
-import tomllib
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
 
 from resnet_jax.errors import ResNetJaxError, importing
 
@@ -76,15 +74,6 @@ def test_an_extra_alone_suffices(extra, needs, commands, own_run, tiny_options, 
     words = {"run": own_run, "out": tmp_path, "options": " ".join(tiny_options)}
     commands = [command.format_map(words) for command in commands]
     python("-c", ALONE, extra, Path(__file__).parents[1] / "pyproject.toml", *commands)
-
-
-def test_the_bound_of_lazy_loader_has_what_the_progress_bar_asks_of_it():
-    """`load(suppress_warning=)` came after 0.4, with which no command started."""
-    project = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text())
-    needs = map(Requirement, project["project"]["dependencies"])
-    (bound,) = (need.specifier for need in needs if need.name == "lazy_loader")
-    assert "0.4" not in bound
-    assert "0.6" in bound
 
 
 def test_a_package_of_another_version_is_not_called_missing():

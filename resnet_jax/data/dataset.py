@@ -183,7 +183,7 @@ class Dataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels."""
-        return cast(tuple[int, int, int], tuple(self.train.image_shape))
+        return cast(tuple[int, int, int], tuple(map(int, self.train.image_shape)))
 
     @property
     def num_classes(self) -> int:
@@ -228,7 +228,7 @@ class Dataset:
             digest.update(repr((source, cut, [len(split) for split in splits])).encode())
         else:
             for split in splits:
-                digest.update(str((len(split), *split.image_shape)).encode())
+                digest.update(str((len(split), *map(int, split.image_shape))).encode())
                 labels = b""
                 for images, some in read_batches(split, small_parts(split)):
                     check_labels(some, len(names))

@@ -58,7 +58,7 @@ class EpochSampler:
 
     def batch(self, step: int) -> np.ndarray:
         """Return the indices of the batch of ``step`` (0, 1, 2, …) as int32[batch_size]."""
-        epoch, offset = divmod(step * self.batch_size, self.num_examples)
+        epoch, offset = divmod(int(step) * self.batch_size, self.num_examples)
         parts = [permutation(self.num_examples, self.seed, epoch)[offset:][: self.batch_size]]
         if missing := self.batch_size - len(parts[0]):  # B <= N, so that two epochs always suffice
             parts.append(permutation(self.num_examples, self.seed, epoch + 1)[:missing])

@@ -60,6 +60,7 @@ def compare_runs(runs: Sequence[Run], checkpoint: Checkpoint = "best") -> pd.Dat
     """
     if checkpoint not in get_args(Checkpoint):
         raise ResNetJaxError(f"checkpoint {checkpoint} is not known: give best or latest")
+    runs = list(runs)
     if not runs:
         raise ResNetJaxError("there is nothing to compare: give the folders of some runs")
     paths = [run.path.resolve() for run in runs]

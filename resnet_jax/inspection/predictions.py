@@ -77,7 +77,8 @@ def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
     """
     p, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
     sound = bool(np.all((p >= -0.001) & (p <= 1.001))) and labels.dtype.kind in "biu"
-    if p.ndim != 2 or not len(p) or labels.shape != p.shape[:1] or not sound:
+    sound = sound and p.ndim == 2 and p.size > 0 and labels.shape == p.shape[:1]
+    if not sound or not 0 <= labels.min() <= labels.max() < p.shape[1]:
         raise ResNetJaxError(
             "calibration needs float[N, K], probabilities, and int[N], N at least 1, got "
             f"{list(p.shape)}, {p.min() if p.size else 0:g} to {p.max() if p.size else 0:g}, and "

@@ -12,7 +12,7 @@ import numpy as np
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.errors import ResNetJaxError, importing
 from resnet_jax.interop.torchvision import row_of
-from resnet_jax.models import ResNet
+from resnet_jax.models import ResNet, has_parameters
 from resnet_jax.storage import PathLike, write_whole
 
 TOLERANCE = 1e-5  # relative to the largest logit, or probability
@@ -53,6 +53,11 @@ class Network:
                 f"the network has {self.model.num_classes} classes and there are "
                 f"{len(self.class_names)} class_names: give a name for each class"
             )
+        if not has_parameters(self.model, self.preprocessing.input_shape, self.variables):
+            raise ResNetJaxError(
+                "variables have other names or shapes than the model's for these images: give a "
+                "model, variables and preprocessing that belong together"
+            )
 
     def apply(self, variables: Any, images: jax.Array) -> Outputs:
         """Map ``uint8[N, H, W, C]`` images to ``logits`` and ``probabilities``."""
@@ -68,7 +73,7 @@ class Network:
         model = self.model
         described = {name: getattr(model, name) for name in SHAPING}
         return {
-            "class_names": list(self.class_names),
+            "class_names": list(map(str, self.class_names)),
             "preprocessing": self.preprocessing.to_metadata(),
             "model": {"name": row_of(model) or "resnet", **described},
             "made_by": {"resnet_jax": __version__, **self.made_by},

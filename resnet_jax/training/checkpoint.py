@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax import storage
@@ -81,6 +82,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         step = int(state.step)
+        validation = validation and {name: float(value) for name, value in validation.items()}
         tree = {name: getattr(state, name) for name in SAVED}
         # With some metadata for each array, and a reserve for blocks and temporary files.
         needed = int(1.25 * sum(leaf.nbytes + 1024 for leaf in jax.tree.leaves(tree))) + 2**15
@@ -196,7 +198,9 @@ class Checkpoints:
         target = {name: getattr(state, name) for name in SAVED}
         args = ocp.args.PyTreeRestore(target, ocp.checkpoint_utils.construct_restore_args(target))
         with self._explaining_read(step), ocp.PyTreeCheckpointer() as orbax:
-            return state.replace(**orbax.restore(self._state_path(step), args=args))
+            saved = orbax.restore(self._state_path(step), args=args)
+        # What is saved was finite; and in ``state`` it may be of a later step, or deleted.
+        return state.replace(**saved, first_bad_step=jnp.full_like(saved["step"], -1))
 
     def restore_variables(self, step: int) -> dict[str, Any]:
         """Read a verified step's parameters and running statistics, averaged ones where there are.

@@ -149,8 +149,6 @@ class Training:
             engine.compile_ahead(pool, shapes, self.augment_key)
         if self.step:
             state = self.folder.checkpoints.restore(engine.abstract(shapes), self.step)
-            # It is not saved: what is in a checkpoint was finite.
-            state = state.replace(first_bad_step=engine.replicate(jnp.full((), -1, jnp.int32)))
         else:
             state = engine.replicate(self._make_state())
         return state.replace(apply_fn=shapes.apply_fn)

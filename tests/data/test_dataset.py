@@ -86,6 +86,21 @@ def test_a_sample_larger_than_the_data_is_refused(mnist_5k, sizes):
     assert said.endswith("got {} {} {}".format(*sizes))
 
 
+def test_a_shape_of_numpys_numbers_is_a_shape(mnist_5k):
+    """As an `.npz` has it: the run could not be written down, nor known again."""
+
+    class Own(ArraySplit):
+        image_shape = np.array((28, 28, 1))
+
+    few = mnist_5k.train.take(slice(6))
+    plain, own = (
+        Dataset.of("few", split, split, split, mnist_5k.class_names)
+        for split in (few, Own(few.images, few.labels))
+    )
+    assert own.fingerprint == plain.fingerprint
+    assert repr(own.image_shape) == "(28, 28, 1)"
+
+
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 4, 5, 3), np.uint8)
 LABELS = np.arange(30) % 3
 

@@ -66,6 +66,15 @@ def test_outputs_that_are_not_finite_are_no_fault_of_the_exporter(tmp_path):
 def test_a_file_names_each_class():
     assert "2 classes and there are 3 class_names" in refused(network, tiny(), "abc")
     assert "0 classes" in refused(network, tiny(num_classes=0), "")
+    assert network(tiny(), np.arange(2)).metadata()["class_names"] == ["0", "1"]
+
+
+def test_a_file_is_of_variables_of_its_network():
+    """torchvision's was written with one network's name and the other's weights."""
+    own = network(tiny())
+    colour = Preprocessing((8, 8, 3))
+    for changes in ({"model": own.model.clone(width=4)}, {"preprocessing": colour}):
+        assert "other names or shapes" in refused(dataclasses.replace, own, **changes)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 import yaml
@@ -16,6 +17,7 @@ from make_datasets import picture, refused
 
 import resnet_jax as rj
 from resnet_jax.data.augment import preprocess
+from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.models import shapes_of
 from resnet_jax.training.checkpoint import Checkpoints
 from resnet_jax.training.optim import make_optimizer, make_schedule
@@ -135,3 +137,10 @@ def test_a_mean_of_other_channels_than_the_images_have_is_refused():
     colours = jnp.zeros((1, 4, 4, 3), jnp.uint8)
     assert "2 numbers for images of 3 channels" in refused(preprocess, colours, std=mean[:2])
     assert preprocess(grey, mean=mean[:1], std=0.5).shape == (1, 4, 4, 1)
+
+
+def test_the_step_of_a_state_is_one_to_sample_from():
+    """As a loop of one's own resumes: it was unhashable, or would have been too large."""
+    sampler = EpochSampler(num_examples=5, batch_size=3, seed=0)
+    for step in (np.int32(2), jnp.int32(2)):
+        np.testing.assert_array_equal(sampler.batch(step), sampler.batch(2))

@@ -79,7 +79,7 @@ def test_runs_with_other_parts_of_ones_own_are_rows_of_their_own(four):
     runs = list(map(rj.Run.open, four[:2]))
     for run, tag in zip(runs, ("rate 0.1", "rate 0.2"), strict=True):
         run.parts = {"optimizer": "my.optimizer", "tag": tag}
-    table = rj.inspection.compare_runs(runs)
+    table = rj.inspection.compare_runs(iter(runs))
     assert table["tag"].tolist() == ["rate 0.1", "rate 0.2"]
     assert "optimizer" not in table
 

@@ -78,6 +78,9 @@ def test_what_is_no_class_or_no_table_is_refused():
         ([[3.0, -1.0]], [0]),  # logits
         ([[0.9, 0.1]], ["a"]),
         (np.empty((0, 2)), []),
+        (np.empty((3, 0)), [0, 0, 0]),
+        ([[0.5, 0.5]], [-1]),  # padding; it was a mistake of the network's
+        ([[0.5, 0.5]], [2]),
     ):
         with pytest.raises(rj.ResNetJaxError, match="calibration needs"):
             calibration(probabilities, labels)

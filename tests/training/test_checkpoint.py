@@ -146,6 +146,16 @@ def test_what_a_killed_save_left_is_in_no_ones_way(tmp_path, monkeypatch):
     assert [path.name for path in checkpoints.directory.iterdir()] == ["0"]
 
 
+def test_a_loop_of_ones_own_may_save_its_arrays_and_restores_what_met_nothing_bad(tmp_path):
+    """The state that it restores into is often the one that diverged, or was donated."""
+    checkpoints = Checkpoints(tmp_path)
+    state = jax.device_put(rj.TrainState.of_variables(Dense(1), {"params": {"kernel": np.ones(1)}}))
+    checkpoints.save(state, {"accuracy": np.float32(0.5), "loss": jax.device_put(1.0)})
+    assert checkpoints.manifest(0).validation == {"accuracy": 0.5, "loss": 1.0}
+    state.first_bad_step.delete()
+    assert int(checkpoints.restore(state, 0).first_bad_step) == -1
+
+
 @pytest.mark.slow
 def test_training_goes_on_from_the_older_good_step_and_says_so(
     finished_run, checkpoints, own_run, tiny_config, caplog
