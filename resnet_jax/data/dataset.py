@@ -218,7 +218,7 @@ class Dataset:
         for split in splits:
             if isinstance(split, ArraySplit):
                 _check(split.images, split.labels)
-        shapes = sorted({tuple(split.image_shape) for split in splits if len(split)})
+        shapes = sorted({tuple(map(int, split.image_shape)) for split in splits if len(split)})
         if len(shapes) > 1:
             raise ResNetJaxError(f"images are {' and '.join(map(str, shapes))}: give one shape")
         digest = hashlib.sha256()

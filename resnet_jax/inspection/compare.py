@@ -1,7 +1,7 @@
 """Several runs side by side: the settings that differ, and results over seeds."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -42,7 +42,7 @@ def group_by_settings(runs: Sequence[Run]) -> list[tuple[str, dict[str, Any], li
     return list(zip(names, telling_apart, groups.values(), strict=True))
 
 
-def compare_runs(runs: Sequence[Run], checkpoint: Checkpoint = "best") -> pd.DataFrame:
+def compare_runs(runs: Iterable[Run], checkpoint: Checkpoint = "best") -> pd.DataFrame:
     """Results of several runs, one row for all that differ in the seed alone.
 
     Args:

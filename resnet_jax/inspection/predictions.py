@@ -73,17 +73,21 @@ def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
     >>> calibration([[0.75, 0.25], [0.75, 0.25]], [0, 1], bins=2).ece  # 0.75 sure, half right
     0.25
 
-    Other than ``float[N, K]`` in 0 to 1 and ``int[N]``, N at least 1, are a `ResNetJaxError`.
+    Other than ``float[N, K]`` in 0 to 1 and ``int[N]`` in 0 to K - 1, N at least 1, are a
+    `ResNetJaxError`.
     """
     p, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
     sound = bool(np.all((p >= -0.001) & (p <= 1.001))) and labels.dtype.kind in "biu"
     sound = sound and p.ndim == 2 and p.size > 0 and labels.shape == p.shape[:1]
-    if not sound or not 0 <= labels.min() <= labels.max() < p.shape[1]:
+    if not sound:
         raise ResNetJaxError(
             "calibration needs float[N, K], probabilities, and int[N], N at least 1, got "
             f"{list(p.shape)}, {p.min() if p.size else 0:g} to {p.max() if p.size else 0:g}, and "
             f"{labels.dtype}{list(labels.shape)}: give jax.nn.softmax(logits) and classes by number"
         )
+    if not 0 <= labels.min() <= labels.max() < p.shape[1]:
+        found = f"{labels.min()} to {labels.max()}"
+        raise ResNetJaxError(f"calibration needs labels of 0 to {p.shape[1] - 1}, got {found}")
     confidence, right = p.max(1), p.argmax(1) == labels
     # A sum of float32 probabilities may exceed 1 by rounding.
     index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)

@@ -55,8 +55,9 @@ class Network:
             )
         if not has_parameters(self.model, self.preprocessing.input_shape, self.variables):
             raise ResNetJaxError(
-                "variables have other names or shapes than the model's for these images: give a "
-                "model, variables and preprocessing that belong together"
+                "variables have other names or shapes than the model's for images of "
+                f"{list(self.preprocessing.input_shape)}: give a model, variables and "
+                "preprocessing that belong together"
             )
 
     def apply(self, variables: Any, images: jax.Array) -> Outputs:

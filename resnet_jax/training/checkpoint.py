@@ -199,7 +199,7 @@ class Checkpoints:
         args = ocp.args.PyTreeRestore(target, ocp.checkpoint_utils.construct_restore_args(target))
         with self._explaining_read(step), ocp.PyTreeCheckpointer() as orbax:
             saved = orbax.restore(self._state_path(step), args=args)
-        # What is saved was finite; and in ``state`` it may be of a later step, or deleted.
+        # Not saved: a run saves what is finite. In ``state`` it may be of a later step, or deleted.
         return state.replace(**saved, first_bad_step=jnp.full_like(saved["step"], -1))
 
     def restore_variables(self, step: int) -> dict[str, Any]:

@@ -148,7 +148,8 @@ class Training:
             self._stack.callback(pool.shutdown, wait=False)
             engine.compile_ahead(pool, shapes, self.augment_key)
         if self.step:
-            state = self.folder.checkpoints.restore(engine.abstract(shapes), self.step)
+            restored = self.folder.checkpoints.restore(engine.abstract(shapes), self.step)
+            state = jax.block_until_ready(restored)  # before a program that devices run together
         else:
             state = engine.replicate(self._make_state())
         return state.replace(apply_fn=shapes.apply_fn)

@@ -238,12 +238,26 @@ def test_a_run_of_which_no_step_verifies_is_not_begun_anew(lost, checkpoints, ow
     assert checkpoints.steps() == ([] if lost else [10, 12])
 
 
-def damage_as_the_best(checkpoints: Checkpoints, step: int) -> None:
-    """By far the best one, and a file of it is gone."""
+def make_the_best(checkpoints: Checkpoints, step: int) -> Path:
+    """By far; its folder."""
     folder = checkpoints.directory / str(step)
     best = Manifest(step, {"accuracy": 1.0, "loss": 0.0}, checkpoints.manifest(step).files)
     (folder / "manifest.json").write_text(best.to_json())
-    next((folder / "state").rglob("_METADATA")).unlink()
+    return folder
+
+
+def damage_as_the_best(checkpoints: Checkpoints, step: int) -> None:
+    """By far the best one, and a file of it is gone."""
+    next((make_the_best(checkpoints, step) / "state").rglob("_METADATA")).unlink()
+
+
+def test_the_best_step_is_not_the_latest(own_run, checkpoints):
+    make_the_best(checkpoints, 10)
+    run = rj.Run.open(own_run)
+    best, latest = run.variables("best"), run.variables("latest")
+    chex.assert_trees_all_equal(best, checkpoints.restore_variables(10))
+    chex.assert_trees_all_equal(latest, checkpoints.restore_variables(12))
+    assert (best["params"]["head"]["kernel"] != latest["params"]["head"]["kernel"]).any()
 
 
 def test_a_damaged_step_that_was_passed_over_takes_no_place(finished_run, checkpoints):

@@ -107,6 +107,8 @@ def test_a_run_goes_on_with_the_algorithms_that_it_began_with(
     said = "resumes at step 3 of 12; computes as it began on avx2; on avx512 bits may differ; "
     said += f"began with jax 0.10.0; with jax {jax.__version__} bits may differ"
     assert said in capsys.readouterr().out.replace("\n", " ")
+    after = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert (after["instructions"], after["versions"]["jax"]) == ("avx2", "0.10.0")
 
 
 def test_several_processes_say_how_many_devices_they_have(
