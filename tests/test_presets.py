@@ -83,6 +83,10 @@ def plan(trained):
         ("--grid epochs=1,2 --run-dir r", ["r-epochs-1-seed0", "r-epochs-2-seed0"]),
         ("--grid model.residual=true,false", ["mnist-residual-seed0", "mnist-plain-seed0"]),
         ("--epochs 2 --seeds 2", ["mnist-seed0", "mnist-seed1"]),
+        (
+            "--data.name kmnist --run-dir r --grid data.name=kmnist,mnist",
+            ["r-kmnist-seed0", "r-mnist-seed0"],
+        ),
     ],
 )
 def test_each_run_of_a_grid_has_a_folder(options, names, plan):

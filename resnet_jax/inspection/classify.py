@@ -67,10 +67,8 @@ def classify_files(
         if explain_in:
             maps = list(explain(run, images, checkpoint=checkpoint))
         for (path, found), p, evidence in zip(batch, answers, maps, strict=True):
-            order = np.argsort(-p, kind="stable")[:topk]
-            top = [(run.class_names[k], float(p[k])) for k in order]
-            label, probability = top[0]
-            row = {"path": str(path), "label": label, "probability": probability, "topk": top}
+            top = [(run.class_names[k], float(p[k])) for k in np.argsort(-p, kind="stable")[:topk]]
+            row = {"path": str(path), "label": top[0][0], "probability": top[0][1], "topk": top}
             if evidence is not None:
                 try:
                     picture = open_image(path, background=spec.background)

@@ -99,6 +99,9 @@ def test_a_shape_of_numpys_numbers_is_a_shape(mnist_5k):
     )
     assert own.fingerprint == plain.fingerprint
     assert repr(own.image_shape) == "(28, 28, 1)"
+    Own.image_shape = np.array((28, 28, 2))
+    said = refused(Dataset.of, "few", few, own.test, own.test, "ab")
+    assert said == "images are (28, 28, 1) and (28, 28, 2): give one shape"
 
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 4, 5, 3), np.uint8)
