@@ -53,11 +53,11 @@ class Network:
                 f"the network has {self.model.num_classes} classes and there are "
                 f"{len(self.class_names)} class_names: give a name for each class"
             )
-        if not has_parameters(self.model, self.preprocessing.input_shape, self.variables):
+        shape, variables = self.preprocessing.input_shape, dict(self.variables or {})
+        if not has_parameters(self.model, shape, variables):
             raise ResNetJaxError(
                 "variables have other names or shapes than the model's for images of "
-                f"{list(self.preprocessing.input_shape)}: give a model, variables and "
-                "preprocessing that belong together"
+                f"{list(shape)}: give a model, variables and preprocessing that belong together"
             )
 
     def apply(self, variables: Any, images: jax.Array) -> Outputs:

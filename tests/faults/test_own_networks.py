@@ -73,7 +73,8 @@ def test_a_file_is_of_variables_of_its_network():
     """torchvision's was written with one network's name and the other's weights."""
     own = network(tiny())
     colour = Preprocessing((8, 8, 3))
-    for changes in ({"model": own.model.clone(width=4)}, {"preprocessing": colour}):
+    other = own.model.clone(width=4)
+    for changes in ({"model": other}, {"preprocessing": colour}, {"variables": None}):
         assert "other names or shapes" in refused(dataclasses.replace, own, **changes)
 
 
