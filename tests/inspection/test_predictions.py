@@ -77,7 +77,7 @@ def test_what_is_no_class_or_no_table_is_refused():
         ([[np.nan, np.nan]], [0]),
         ([[3.0, -1.0]], [0]),  # logits
         ([[0.9, 0.1]], ["a"]),
-        (np.empty((0, 2)), []),
+        (np.empty((0, 2)), np.empty(0, int)),
         (np.empty((3, 0)), [0, 0, 0]),
         ([[0.5, 0.5]], [-1]),  # padding; it was a mistake of the network's
         ([[0.5, 0.5]], [2]),
