@@ -77,7 +77,7 @@ class Network:
             "class_names": list(map(str, self.class_names)),
             "preprocessing": self.preprocessing.to_metadata(),
             "model": {"name": row_of(model) or "resnet", **described},
-            "made_by": {"resnet_jax": __version__, **self.made_by},
+            "made_by": {"resnet_jax": __version__, "jax": jax.__version__, **self.made_by},
         }
 
     def check(self, format: str, exported: Callable[[np.ndarray], Outputs]) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -13,11 +14,12 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from make_datasets import refused
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageDraw
 from test_docs import ROOT, blocks
 
 import resnet_jax as rj
-from resnet_jax.data.image import DecodeSpec, read_image
+from resnet_jax.data.digit import find_digit, read_digit_or_image
+from resnet_jax.data.image import DecodeSpec, open_image, read_image
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.interop import Network, from_torchvision, load_metadata, load_weights, onnx
 from resnet_jax.interop.network import export_stablehlo, noise
@@ -57,7 +59,8 @@ def test_torchvision_weights_with_class_names_and_preprocessing(run):
         "shortcut": "projection",
     }  # fmt: skip
     assert metadata["made_by"] == {
-        "resnet_jax": rj.__version__, "data": "mnist_5k", "checkpoint": "best"
+        "resnet_jax": rj.__version__, "jax": jax.__version__, "data": "mnist_5k",
+        "checkpoint": "best",
     }  # fmt: skip
 
 
@@ -126,6 +129,18 @@ def test_the_programs_of_the_docs_say_what_predict_says(
         shape = (28, 32, channels)
         got = names["read"](path, Preprocessing(shape, fit=fit).to_metadata())
         np.testing.assert_array_equal(got, read_image(Path(path), DecodeSpec(shape, fit)))
+
+
+def test_the_docs_find_the_digit_that_predict_finds(tmp_path):
+    """In a JPEG so large that `read` decodes it smaller than the finder needs."""
+    paper, path = Image.new("RGB", (640, 480), (225, 222, 215)), tmp_path / "digit.jpg"
+    strokes = [(260, 130), (400, 130), (330, 230), (400, 300), (320, 360)]
+    ImageDraw.Draw(paper).line(strokes, (40, 40, 70), 7)
+    paper.save(path)
+    (said,) = re.findall(r"`(find_digit\(.*?)`", (ROOT / "docs/weights.md").read_text())
+    found = eval(said, {"find_digit": find_digit, "open_image": open_image, "path": path})
+    expected = read_digit_or_image(path, DecodeSpec((28, 28, 1)), find=True).image
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize(
