@@ -88,6 +88,7 @@ class Examples:
     num_validation: int | None  # how many are held out unless asked otherwise; None: a tenth
     folder: Path = Path()
     digest: str = ""  # over the files and how they are decoded; "" of mnist_5k
+    labels: np.ndarray | None = None  # of a folder, whose images need not be read for them
     workers: int | None = None  # threads that read all of it fastest; None: one for each core
 
 

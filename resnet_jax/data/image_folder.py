@@ -103,7 +103,8 @@ def open_image_folder(settings: DataConfig) -> Examples:
 
     images = DiskSplit(read, np.arange(len(paths)), spec.shape)
     test, held_out = len(splits["test"]), len(splits["validation"]) or None
-    return Examples(class_names, images, test, held_out, root, digest.hexdigest(), _threads(paths))
+    sha256, threads = digest.hexdigest(), _threads(paths)
+    return Examples(class_names, images, test, held_out, root, sha256, labels, threads)
 
 
 def _usable(folder: ImageFolder, skip_bad: bool) -> list[ImageFile]:

@@ -1,5 +1,6 @@
 """Opening a dataset by its name: the digits of a package, a folder of images, or TFDS's."""
 
+import logging
 import math
 import os
 from functools import partial
@@ -15,6 +16,8 @@ from resnet_jax.data.tfds import find_prepared, not_prepared, open_prepared, tfd
 from resnet_jax.data.walk import SPLITS
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.storage import PathLike
+
+log = logging.getLogger(__name__)
 
 
 def load_dataset(
@@ -96,6 +99,14 @@ def _load(settings: DataConfig) -> Dataset:
     cut = len(images) - opened.num_test
     held_out = opened.num_validation if settings.validation is None else settings.validation
     train, validation = hold_out(name, images.take(slice(cut)), held_out)
+    if opened.labels is not None:
+        lost = sorted({*opened.labels[len(train) : cut]} - {*opened.labels[: len(train)]})
+        if lost:
+            log.warning(
+                "%d classes have no training image, first %s: their images are held out for "
+                "validation; --data.validation 0 holds none out",
+                len(lost), opened.class_names[lost[0]],
+            )  # fmt: skip
     # The fingerprint of a dataset that is known by name is that of its arrays.
     source = "" if name in DATASETS else opened.digest
     test = images.take(slice(cut, None))

@@ -109,8 +109,10 @@ class StateDict:
 
     @property
     def num_classes(self) -> int | None:
-        parts = (self.get("head", "weight"), self.get("head", "bias"))
-        return next((v.shape[0] for v in parts if v is not None and v.ndim), None)
+        weight, bias = self.get("head", "weight"), self.get("head", "bias")
+        if weight is None or bias is None or (weight.ndim, bias.ndim) != (2, 1):
+            return None  # there is no head, or it is no dense layer
+        return weight.shape[0]
 
     @property
     def stem_kernel(self) -> np.ndarray:

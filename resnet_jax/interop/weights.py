@@ -8,6 +8,7 @@ import json
 import logging
 import pickle
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -154,25 +155,29 @@ def initial_variables(
             f"{source} knows {count or 'no'} classes, {config.data.name} has {len(class_names)}: "
             f"give --init-head fresh"
         )
-    same = count == len(class_names) and known in (None, class_names)
+    given, own = (unicodedata.normalize("NFC", str(names)) for names in (known, class_names))
+    same = count == len(class_names) and (known is None or given == own)
     # In the run's own precision, so that a fresh head is drawn as in the run's network.
     kind = model.param_dtype
     types = {"params": kind, "batch_stats": jnp.promote_types(kind, jnp.float32)}  # `BatchNorm`'s
     variables = {part: optax.tree.cast(tree, types[part]) for part, tree in variables.items()}
-    given = params["stem"][torchvision.first_convolution(params["stem"])]["kernel"].shape[2]
+    inputs = params["stem"][torchvision.first_convolution(params["stem"])]["kernel"].shape[2]
     variables = torchvision.with_input_channels(variables, channels)
     head = first = "kept"
     if config.init_head == "fresh" or (config.init_head == "auto" and not same):
         variables = torchvision.with_fresh_head(variables, len(class_names), key)
         head = f"drawn fresh for {len(class_names)} classes"
-    if given != channels:
+    if inputs != channels:
         first = "summed to grey" if channels == 1 else f"spread to {channels} channels"
     rest = "other layers and running statistics kept"
+    if channels == 1:  # a grey image's are about the means of the colours'
+        mean, std = (values and (sum(values) / len(values),) for values in pixels)
+        pixels = mean, std
     scales: tuple[Any, ...] = (*pixels, config.data.mean, config.data.std)
     each = [v and v * (channels if len(v) == 1 else 1) for v in scales]  # one is every channel's
     if None not in each and each[:2] != each[2:] and len(each[0]) == channels:
-        mean, std = (" ".join(f"{value:g}" for value in values) for values in pixels)
-        rest += f"; they were trained with --data.mean {mean} --data.std {std}"
+        means, stds = (" ".join(f"{value:g}" for value in values) for values in pixels)
+        rest += f"; they were trained with --data.mean {means} --data.std {stds}"
     return variables, f"starts from {source}: head {head}, stem {first}, {rest}"
 
 
@@ -287,8 +292,8 @@ def _load_pickle(path: Path, key: str | None) -> dict[str, np.ndarray]:
     options = args if isinstance(args, dict) else getattr(args, "__dict__", {})
     named = content.get("arch") or options.get("model")
     _refuse_others(path, named, options.get("model_kwargs"))
-    if key is None:  # averaged weights only where there are no others
-        key, *others = sorted(found, key=lambda name: "ema" in name)
+    if key is None:  # the largest, as a loss has weights too; averaged ones if there are no others
+        key, *others = sorted(found, key=lambda name: ("ema" in name, -len(found[name])))
         if others:
             more = ", ".join(others)
             log.warning("%s: %s is read; it also holds %s (load_weights' key)", path, key, more)

@@ -136,6 +136,20 @@ def test_pictures_of_several_sizes_need_one(flat):
         assert [share for share in bright if share > 0.4] == [white, white]
 
 
+def test_a_class_of_which_every_picture_is_held_out_is_named(tmp_path, caplog):
+    root = tmp_path / "pictures"
+    for number in range(20):
+        picture(root / "train" / f"{number:02}" / "0.png", number)
+        picture(root / "test" / f"{number:02}" / "0.png", 100 + number)
+    data = load_dataset("folder", root)
+    lost = sorted({*range(20)} - {*data.train.labels.tolist()})
+    assert len(lost) == 2
+    assert f"2 classes have no training image, first {lost[0]:02}" in caplog.text
+    caplog.clear()
+    assert len(load_dataset("folder", root, validation=0).train) == 20
+    assert not caplog.text
+
+
 def test_a_crop_of_nothing_is_said(flat, caplog):
     config = TrainConfig(data=DataConfig("folder", str(flat), image_size=6, center_crop=True))
     load_splits(config.data)

@@ -108,6 +108,15 @@ def test_another_head_than_a_dense_layer_makes_room_for_a_fresh_one(weights, cap
     assert "fresh head" not in misfit(broken)  # it would not help
 
 
+def test_a_head_by_the_name_of_a_dense_layer_that_is_none_makes_room_too(weights):
+    """A cosine classifier's has no bias, a convolution as head two dimensions more."""
+    cosine = {name: value for name, value in weights.items() if name != "fc.bias"}
+    for other in cosine, weights | {"fc.weight": weights["fc.weight"][..., None, None]}:
+        read = from_torchvision(other, num_classes=7)
+        assert read["params"]["head"]["kernel"].shape == (32, 7)
+        assert misfit(other).endswith("give num_classes for a fresh head")
+
+
 def test_headless_weights_need_a_number_of_classes(weights, expected, file, tmp_path, refusal):
     body = without_head(weights)
     read = from_torchvision(body, num_classes=7)
@@ -145,6 +154,11 @@ def saved(tmp_path):
         return tmp_path / name
 
     return save
+
+
+def test_a_checkpoints_network_is_read_and_not_its_losss_class_weights(tensors, expected, saved):
+    file = saved({"criterion": {"weight": tensors["fc.bias"]}, "model": tensors})
+    chex.assert_trees_all_equal(from_torchvision(load_weights(file)), expected)
 
 
 def test_a_training_scripts_file_is_read(tensors, expected, saved):

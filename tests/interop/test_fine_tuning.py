@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import unicodedata
 from functools import partial
 
 import chex
@@ -66,6 +67,23 @@ def source(request, run, exported):
 @pytest.fixture(scope="module")
 def variables(run):
     return jax.device_get(run.variables())
+
+
+def test_names_in_another_unicode_form_are_the_same_classes(exported, variables):
+    """A folder that was copied from a Mac has its names decomposed."""
+    mac, linux = (tuple(unicodedata.normalize(f, f"{k}é") for k in DIGITS) for f in ("NFD", "NFC"))
+    save_weights(exported, load_weights(exported), {"class_names": json.dumps(mac)})
+    chex.assert_trees_all_equal(starting_from(exported, linux), variables)
+
+
+def test_grey_pictures_are_told_the_means_of_the_colours(exported):
+    weights = load_weights(exported)
+    weights["conv1.weight"] = np.repeat(weights["conv1.weight"], 3, axis=1)
+    own = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    save_weights(exported, weights, {"preprocessing": json.dumps(own)})
+    data = dataclasses.replace(CONFIG.data, mean=(0.5,), std=(0.25,))
+    sentence = started(exported, data=data)[1]
+    assert sentence.endswith("were trained with --data.mean 0.449 --data.std 0.226")
 
 
 def test_the_same_classes_keep_the_head_and_others_start_fresh(source, variables):
