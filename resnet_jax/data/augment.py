@@ -115,7 +115,7 @@ def mix(
     weights = own[..., None].astype(images.dtype)
     mixed = weights * images + (1 - weights) * jnp.roll(images, 1, axis=0)
     share = own.mean((1, 2))[:, None]
-    one_hot = jax.nn.one_hot(labels, num_classes)
+    one_hot = jax.nn.one_hot(labels.astype(jnp.int32), num_classes)
     return mixed, share * one_hot + (1 - share) * jnp.roll(one_hot, 1, axis=0)
 
 

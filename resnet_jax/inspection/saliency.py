@@ -181,7 +181,7 @@ def _checked(
             f"labels are {labels.dtype} from {labels.min()} to {labels.max()}: give integers, 0 to "
             f"{model.num_classes - 1}"
         )
-    return labels
+    return labels.astype(np.int32)
 
 
 def feature_maps(model: ResNet, variables: Any, images: ArrayLike) -> dict[str, jax.Array]:

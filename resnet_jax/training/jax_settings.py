@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from resnet_jax.config import TrainConfig
@@ -69,6 +70,10 @@ def configured_jax(config: TrainConfig) -> Iterator[None]:
     # Infinity where nothing can be written, of which JAX would warn each time.
     from_seconds = 0.0 if os.access(folder, os.W_OK) else math.inf
     with (
+        jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ())),  # none
+        jax.numpy_rank_promotion("allow"),
+        jax.numpy_dtype_promotion("standard"),
+        jax.transfer_guard("allow"),
         jax.enable_x64(config.model.dtype == "float64"),
         jax.default_matmul_precision(config.matmul_precision),
         jax.threefry_partitionable(True),

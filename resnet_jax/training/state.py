@@ -12,6 +12,8 @@ from flax import struct
 
 from resnet_jax.training.jax_settings import compiler_options
 
+EVALUATED_ALONE = optax.identity()  # one for all states: another function is another program
+
 
 class Batch(NamedTuple):
     """Preprocessed images, ``float[N, H, W, C]``, and their labels, ``int32[N]``, for one step."""
@@ -112,7 +114,7 @@ class TrainState(struct.PyTreeNode):
             ema=jax.tree.map(copied, averaged) if ema else None,
             first_bad_step=jnp.full((), -1, jnp.int32),
             apply_fn=model.apply,
-            tx=tx or optax.identity(),
+            tx=tx or EVALUATED_ALONE,
         )
 
     @property

@@ -54,10 +54,12 @@ def cross_entropy(
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     given, expected = list(labels.shape), list(logits.shape)
     if labels.ndim == 1:
-        labels = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+        labels = jax.nn.one_hot(labels.astype(jnp.int32), logits.shape[-1], dtype=logits.dtype)
     if labels.shape != logits.shape:
         raise ResNetJaxError(f"labels are {given}: give [N] classes, or shares of {expected}")
-    return optax.softmax_cross_entropy(logits, optax.smooth_labels(labels, label_smoothing))
+    targets = optax.smooth_labels(labels, label_smoothing)
+    # A network may exclude a class by a logit of -inf, and 0 times its logarithm is no number.
+    return -jnp.where(targets == 0, 0, targets * jax.nn.log_softmax(logits)).sum(-1)
 
 
 def train_step(

@@ -254,10 +254,21 @@ def process():
     return dict(jax.config.values), dict(os.environ), signals, np.geterr(), warnings.filters[:]
 
 
+@contextlib.contextmanager
+def settings_of_another():
+    """A random number generator, a mesh of explicit axes, and whatever JAX can be strict about."""
+    with (
+        jax.default_prng_impl("rbg"), jax.set_mesh(jax.make_mesh((1,), ("data",))),
+        jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"),
+        jax.transfer_guard("disallow"),
+    ):  # fmt: skip
+        yield
+
+
 @pytest.mark.parametrize(
     "changed",
     [
-        partial(jax.default_prng_impl, "rbg"),
+        settings_of_another,
         # Without jit each operation on each shape is a program.
         pytest.param(jax.disable_jit, marks=pytest.mark.slow),
     ],

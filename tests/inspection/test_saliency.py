@@ -33,7 +33,9 @@ def by_hand(head, second):
             image = x[..., :1]
             return jnp.concatenate([image, second(image)], -1)
 
-    model = rj.ResNet(stage_sizes=[1], unit=Pair, num_classes=2, width=1, stem="small")
+    model = rj.ResNet(
+        stage_sizes=[1], unit=Pair, num_classes=np.shape(head)[1], width=1, stem="small"
+    )
     image = jnp.asarray([[1.0, 2.0], [3.0, 4.0]])[None, :, :, None]
     shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), image)
     variables = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)
@@ -44,6 +46,14 @@ def by_hand(head, second):
     params["stem"]["norm"]["scale"] += np.sqrt(1 + 1e-5)
     params["head"]["kernel"][:] = head
     return model, variables, image
+
+
+def test_a_label_of_a_byte_is_one_class_of_many():
+    """It was every 256th."""
+    head = np.zeros((2, 300))
+    head[:, 5], head[:, 261] = (1, 3), (-1, -3)
+    cam = partial(rj.inspection.grad_cam, *by_hand(head, lambda image: 2 * image))
+    np.testing.assert_array_equal(cam(np.uint8([5])), cam([5]))
 
 
 def test_grad_cam_by_hand():

@@ -100,10 +100,10 @@ def test_a_worked_example() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "features", "stride"),
-    [((0, 5, 5, 4), 6, 1), ((300, 8, 8, 4), 0, 1), ((300, 2, 2, 4), 0, 2)],
+    [((0, 5, 5, 4), 6, 1), ((300, 8, 8, 4), 0, 1), ((300, 2, 2, 4), 0, 2), ((1, 4, 4, 0), 2, 1)],
 )
-def test_without_images_or_features_it_is_empty_as_the_reference_is(shape, features, stride):
-    x, kernel = jnp.ones(shape), jnp.ones((3, 3, 4, features))
+def test_without_images_or_channels_it_is_as_the_reference_is(shape, features, stride):
+    x, kernel = jnp.ones(shape), jnp.ones((3, 3, shape[-1], features))
     options = {"stride": stride, "padding": 1}
     expected = passes(x, kernel, lowering="reference", **options)
     assert_close(passes(x, kernel, **options), expected, 0)

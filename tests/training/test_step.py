@@ -54,6 +54,26 @@ def test_a_network_without_batch_norm_trains_and_evaluates():
     assert (moved.params["head"]["kernel"] != state.params["head"]["kernel"]).any()
 
 
+def test_states_to_evaluate_alone_share_a_program_and_stack():
+    network, variables = tiny(), make_state().variables
+    one, other = (rj.TrainState.of_variables(network, variables) for _ in range(2))
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+
+
+def test_a_label_of_a_byte_is_one_class_of_many():
+    """It was every 256th."""
+    loss = cross_entropy(jnp.zeros((1, 300)), jnp.asarray([5], jnp.int8))
+    np.testing.assert_allclose(loss, [np.log(300)], rtol=1e-6)
+
+
+def test_a_class_that_the_network_excludes_counts_nothing():
+    def of(excluded):
+        return cross_entropy(jnp.asarray([[1.0, 2, *excluded]]), jnp.asarray([0])).sum()
+
+    loss, gradient = jax.value_and_grad(of)([-jnp.inf])
+    np.testing.assert_allclose((loss, *gradient), (of([]), 0), rtol=1e-6)
+
+
 def test_a_column_of_labels_is_no_soft_label():
     with pytest.raises(rj.ResNetJaxError, match=r"labels are \[4, 1\]: give \[N\] classes"):
         inspect.unwrap(cross_entropy)(jnp.zeros((4, 3)), jnp.zeros((4, 1), jnp.int32))

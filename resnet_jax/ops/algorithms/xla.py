@@ -9,7 +9,7 @@ from resnet_jax.ops.geometry import Geometry
 def forward(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     return lax.conv_general_dilated(
         x, kernel, geometry.stride, geometry.padding, dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1] // kernel.shape[2],
+        feature_group_count=x.shape[-1] // kernel.shape[2] if kernel.shape[2] else 1,
     )  # fmt: skip
 
 
