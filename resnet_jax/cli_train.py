@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -157,7 +158,7 @@ def train(
         if not trained:
             _print_result(run)
         if report and not processes.distributed:
-            _report_if_new(run)
+            _report_if_new(copy(run))  # which holds the parameters that it reads
         runs.append(run)
     if runs and (seeds is not None or grid):
         from resnet_jax.inspection.compare import compare_runs
@@ -215,7 +216,9 @@ def _planned(
         settings = _reset_dataset_settings(settings, default, told)
         named = folder
         if axes or run_dir is None:
-            name = presets.run_name(folder.name, reference, settings, varied)
+            name = folder.name  # of --seeds alone as it is: so 0.1.0 named its folders
+            if varied or run_dir is None:
+                name = presets.run_name(name, reference, settings, varied)
             named = folder.with_name(f"{name}-seed{settings.seed}")
         plain = named if run_dir else named.with_name(f"{preset}-seed{settings.seed}")
         begun, named = _as_begun(settings, named, plain, preset, varied, told)
@@ -239,10 +242,13 @@ def _as_begun(
     That put it into the folder ``plain``, whatever its settings, by the preset of `EARLIER`.
     """
     earlier = presets.EARLIER.get(preset, {})
-    name = partial(presets.run_name, "", presets.PRESETS[preset], always=varied)
-    for folder in (plain, named):
-        if not (folder / "config.yaml").is_file() or (folder == named and not earlier):
+    usual, named_too = presets.PRESETS[preset], varied and varied | {"epochs"}
+    name = partial(presets.run_name, "", usual, always=named_too)
+    for folder in (named, plain):
+        if not (folder / "config.yaml").is_file():
             continue
+        if folder == named and not earlier:
+            break
         from resnet_jax.training.run_folder import RunFolder
 
         theirs = folder != named  # another run, which may be damaged
@@ -251,7 +257,12 @@ def _as_begun(
             values = {s.option: s.value for s in settings_of(recorded)}
             kept = {k: v for k, v in earlier.items() if values[k] == v and k not in told}
             begun = replaced(config, kept)
-            own = {f"data.{key}": getattr(config.data, key) for key in ("mean", "std")}
+            now, then = config.data, recorded.data
+            own = {  # a mean that nobody gave is that of the images, and recorded
+                f"data.{key}": None
+                for key in ("mean", "std")
+                if getattr(now, key) is None and getattr(then, key) != getattr(usual.data, key)
+            }
             if not theirs or name(begun) == name(replaced(recorded, own)):
                 return begun, folder
     return config, named
@@ -283,14 +294,16 @@ def _report_if_new(run: "Run") -> None:
     page, metrics = run.path / "report" / "index.html", run.path / "metrics.jsonl"
     if page.exists() and page.stat().st_mtime >= metrics.stat().st_mtime:
         return
+    tested = set(run.metrics().get("split", ()))
+    split = next((s for s in ("test", "test_all", "validation") if s in tested), "train")
     try:
-        make_report(run, "test" if "test" in set(run.metrics().get("split", ())) else "validation")
+        make_report(run, split)
     except (ResNetJaxError, OSError, MemoryError, RuntimeError) as error:
         unheard = isinstance(error, BrokenPipeError)  # the line that says where it is
         if unheard or (isinstance(error, RuntimeError) and not out_of_memory(error)):
             raise
         reason = error if isinstance(error, OSError) else message_and_code(error)[0]
         display.print_error(
-            f"warning: no report ({reason}); the run is whole, {command('report', run.path)} "
-            "tries again"
+            f"warning: no report ({reason}); the run is whole, "
+            f"{command('report', run.path, '--split', split)} tries again"
         )

@@ -147,6 +147,15 @@ def began_as(own_run, tmp_path, monkeypatch):
         # The run that is there stood for every value.
         ("mnist", "--grid epochs=1,5", ["mnist-epochs-1-seed0", "mnist-seed0"]),
         ("mnist", "--grid log-every=5,50", ["mnist-log-every-5-seed0", "mnist-seed0"]),
+        # A trial of it was taken for the grid's run of the preset's own rate, and refused.
+        (
+            "mnist",
+            "--epochs 9 --grid optim.learning-rate=0.1,0.2",
+            ["mnist-learning-rate-0.1-seed0", "mnist-learning-rate-0.2-seed0"],
+        ),
+        # Its mean was taken for any that the command names.
+        ("mnist", "--data.mean 0.5", ["mnist-mean-0.5-seed0"]),
+        ("mnist", "--grid data.mean=null,0.5", ["mnist-no-mean-seed0", "mnist-mean-0.5-seed0"]),
         # So it did for other pictures.
         ("folder", "--data.dir y", ["folder-y-seed0"]),
     ],
@@ -154,6 +163,32 @@ def began_as(own_run, tmp_path, monkeypatch):
 def test_the_folder_of_an_earlier_run_is_for_that_run_alone(preset, options, names, began_as, plan):
     began_as(f"runs/{preset}-seed0", preset, {**EARLIER.get(preset, {}), "data.dir": "x"})
     assert [folder.name for folder, _ in plan(f"{preset} {options}")] == names
+
+
+def test_a_grid_goes_on_in_its_own_folder(began_as, plan):
+    """Another run of the same settings had begun in the preset's."""
+    for name in ("mnist-learning-rate-0.1", "mnist"):
+        began_as(f"runs/{name}-seed0", "mnist", {})
+    (folder, _), _ = plan("mnist --grid optim.learning-rate=0.1,0.2")
+    assert folder.name == "mnist-learning-rate-0.1-seed0"
+
+
+def test_seeds_go_on_in_folders_named_as_the_prefix_is(plan):
+    """Where 0.1.0 put them."""
+    ((folder, _),) = plan("mnist --seeds 1 --run-dir rate=0.1,b")
+    assert folder.name == "rate=0.1,b-seed0"
+
+
+def test_runs_of_a_sweep_keep_no_parameters(own_run, tmp_path, command, monkeypatch):
+    """Each kept those that its report reads, on the device, to the end of the sweep."""
+    monkeypatch.chdir(tmp_path)
+    kept = []
+    monkeypatch.setattr(run, "train", lambda *_, **__: run.Run.open(own_run))
+    monkeypatch.setattr(cli_train, "make_report", lambda found, *_: found.variables())
+    monkeypatch.setattr(compare, "compare_runs", kept.extend)
+    monkeypatch.setattr(display, "print_comparison", lambda found: None)
+    assert command("train", "mnist", "--grid", "log-every=5,50")[0] == 0
+    assert [found._states for found in kept] == [{}, {}]
 
 
 def test_a_damaged_run_of_several_ends_the_command_before_any_is_trained(

@@ -111,7 +111,7 @@ def write_curves(runs: Sequence[Run], output: Path) -> None:
     picture = io.BytesIO()
     try:
         with rc_context({"text.usetex": False}):
-            compared_curves(curves).savefig(picture, format=output.suffix[1:], dpi=150)
+            compared_curves(curves).savefig(picture, format=output.suffix[1:], dpi="figure")
     except (ValueError, RuntimeError) as error:  # pgf has no LaTeX
         raise ResNetJaxError(
             f"{output} cannot be written ({error}): give a name that ends in .png"

@@ -30,9 +30,11 @@ from resnet_jax.inspection.saliency import as_picture, overlay
 BLUE, ORANGE = "#0072B2", "#D55E00"
 OKABE_ITO = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 PETROFF = color_sequences["petroff10"]
+DPI = 150  # of figures in files
+MAX_COUNTED = 12  # in a confusion of more classes no counts are written
 MAX_NAMED_CLASSES = 30  # more names than this do not fit
 WITHOUT_AXIS: Any = {"subplot_kw": {"frame_on": False, "xticks": [], "yticks": []}}
-MAX_DRAWN_CLASSES = 2000  # of more the confusion has no pixel for a cell, and takes gigabytes
+MAX_DRAWN_CLASSES = 2000  # the confusion of more takes gigabytes
 
 
 def curves(metrics: pd.DataFrame) -> Figure:
@@ -51,7 +53,7 @@ def curves(metrics: pd.DataFrame) -> Figure:
     # The first line's time is that of the compilation.
     for ax, name, rows in ((rate, "learning_rate", train), (speed, "images_per_s", train[1:])):
         if name in rows:  # not of a run that has only begun, or an optimiser of the user's own
-            ax.plot(rows["epoch"], rows[name], color=ORANGE)
+            ax.plot(rows["epoch"], rows[name], "." if len(rows) == 1 else "", color=ORANGE)
     rate.set(ylabel="learning rate", ylim=(0, None))
     speed.set(ylabel="images/s", ylim=(0, None), xlabel="epoch")
     _grid(*axes)
@@ -68,7 +70,8 @@ def compared_curves(groups: Mapping[str, Sequence[pd.DataFrame]]) -> Figure:
     glyphs = _letters()
     for (name, tables), style in zip(groups.items(), styles, strict=False):
         # A question mark for a letter that the font lacks; no legend has a name from "_".
-        shown = "".join(c if ord(c) in glyphs else "?" for c in _short(name, 60))
+        name = f"{name[:49]}…{name[-50:]}" if len(name) > 100 else name
+        shown = "".join(c if ord(c) in glyphs else "?" for c in _short(name, 100))
         for seed, metrics in enumerate(tables):
             train, validation = _train_and_validation(metrics)
             epochs, wrong = validation["epoch"], 100 - 100 * validation["accuracy"]
@@ -79,24 +82,25 @@ def compared_curves(groups: Mapping[str, Sequence[pd.DataFrame]]) -> Figure:
     _error_axis(error, "validation error, %")
     loss.set_xlabel("epoch")
     _grid(error, loss)
-    figure.legend(loc="outside lower center", frameon=False)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8)
     return figure
 
 
 def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
     """Draw `confusion_matrix`, ``int[K, K]``; colour is the share of the label's examples."""
-    classes, (figure, ax) = len(matrix), _axes(4.6)
+    # A pixel for each cell at least, or parts of the diagonal may not be there.
+    classes, (figure, ax) = len(matrix), _axes(4.6, dpi=DPI * max(1, len(matrix) / 450))
     shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     norm = PowerNorm(0.4, 0, 100)  # stretched at its low end, where the mistakes are
-    # Of a thousand classes a pixel shows one cell, and no mean of two.
+    # Where a cell is about a pixel, that pixel shows it, and no mean of two.
     image = ax.imshow(shares, cmap="cividis", norm=norm, interpolation="nearest")
     ax.set(xlabel="prediction", ylabel="label")
     if classes <= MAX_NAMED_CLASSES:
         names = shown_names(class_names)
         ax.set_xticks(range(classes), names, rotation=90 if max(map(len, names)) > 2 else 0)
         ax.set_yticks(range(classes), names)
-        ax.tick_params(length=0, labelsize=9 if classes <= 12 else 6)
-    if classes <= 12:
+        ax.tick_params(length=0, labelsize=9 if classes <= MAX_COUNTED else 6)
+    if classes <= MAX_COUNTED:
         for (row, column), count in np.ndenumerate(matrix):
             if count:
                 colour = "black" if norm(shares[row, column]) > 0.55 else "white"
@@ -241,9 +245,12 @@ def _short(name: str, longest: int) -> str:
     return short.replace("$", r"\$")
 
 
-def _axes(height: float, *grid: int, width: float = 5, **options: Any) -> tuple[Figure, Any]:
+def _axes(
+    height: float, *grid: int, width: float = 5, dpi: float = DPI, **options: Any
+) -> tuple[Figure, Any]:
     """Return a figure, of inches, and its axes in a grid of rows and columns."""
-    figure = Figure((width, height), layout=ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06))
+    layout = ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06)
+    figure = Figure((width, height), dpi, layout=layout)
     return figure, figure.subplots(*grid, **options)
 
 
@@ -265,10 +272,7 @@ def _mosaic(
 
 def _error_axis(ax: Axes, label: str) -> None:
     """Make an axis in percent: logarithmic, and linear from 0 to 0.1."""
-    low, high = ax.dataLim.intervaly
-    if not low <= high:  # nothing was drawn
-        low, high = 0, 100
-    ax.set_ylim(0 if low < 0.1 else low / 1.4, min(100, high * 1.4) if high else 100)
+    ax.set_ylim(0, 100)
     ax.set_yscale("symlog", linthresh=0.1, linscale=0.3)
     ax.set(yticks=[0, 0.1, 0.3, 1, 3, 10, 30, 100], ylabel=label)
     _plain_numbers(ax)

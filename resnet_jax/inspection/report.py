@@ -41,14 +41,15 @@ def write_report(
     predictions = examine(run, split, checkpoint, data_dir)
     of = f"{checkpoint} parameters on {split} images"
     if predictions.examined < 1:
-        of += f", the first {len(predictions.labels)} ({predictions.examined:.0%}) of them"
+        count = len(predictions.labels)
+        of += f", the first {count} of {round(count / predictions.examined)}"
     folder = run.path / "report"
     sections = []
     with writing(folder), rc_context({"text.usetex": False}):
         folder.mkdir(exist_ok=True)
         for name, title, note, figure in _figures(run, predictions, checkpoint):
             file = folder / f"{name}.png"
-            figure.savefig(file, dpi=150)
+            figure.savefig(file, dpi="figure")
             png = base64.b64encode(file.read_bytes()).decode()
             sections.append(FIGURE.format(title=title, note=escape(note), png=png))
     config = run.config
@@ -63,7 +64,7 @@ def write_report(
         title=escape(f"{run.model_name} on {config.data.name}, seed {config.seed}"),
         result=_table("Result", _result(run, predictions, of)),
         figures="\n".join(sections),
-        classes=_table("Classes", classes, "number class examples recall precision"),
+        classes=_table("Classes", classes, "# class images recall precision"),
         settings=_table("Configuration", ((s.option, s.value) for s in settings(config))),
         facts=_table("Made by", facts.items()),
     )
@@ -75,12 +76,15 @@ def _figures(
     run: Run, predictions: Predictions, checkpoint: Checkpoint
 ) -> Iterator[tuple[str, str, str, Figure]]:
     """Yield the name, title, explanation and figure of each section."""
-    smoothed = " and smoothed labels" * (run.config.label_smoothing > 0)
-    if "loss" in run.parts:
-        smoothed = f" and by {run.parts['loss']}, which is not validation's cross-entropy"
+    config, loss = run.config, run.parts.get("loss")
+    kinds = ["mixed"] * bool(config.augment.mixup or config.augment.cutmix)
+    kinds += ["smoothed"] * (config.label_smoothing > 0 and not loss)
+    how = f" with {' and '.join(kinds)} labels" * bool(kinds)
+    how += f" by {loss}, which is not validation's cross-entropy" * bool(loss)
+    averaged = ", by the averaged weights" * (config.ema is not None)
     note = (
-        f"Training is measured on augmented images{smoothed}, before each update; validation on "
-        "the images as they are."
+        f"Training is measured on augmented images{how}, before each update; validation on the "
+        f"images as they are{averaged}."
     )
     yield "curves", "Training", note, plots.curves(run.metrics())
     names = predictions.class_names
@@ -90,11 +94,12 @@ def _figures(
     hidden = [text for k, text in enumerate(told) if shown[k] == f"#{k}"]
     legend = ",".join(hidden[: plots.MAX_NAMED_CLASSES])
     if len(names) <= plots.MAX_DRAWN_CLASSES:
-        note = f"Counts of examples; colour is the share of the label's examples.{legend}"
+        counts = "Counts of examples; colour" if len(names) <= plots.MAX_COUNTED else "Colour"
+        note = f"{counts} is the share of the label's examples.{legend}"
         figure = plots.confusion(predictions.evaluation.confusion, names)
         yield "confusion", "Confusion", note, figure
     note = (
-        "How many of the answers given with a confidence are right. Bars above the dashed line: "
+        "How many of the answers given with a confidence are right. Bars above their dot: "
         "right more often than confident."
     )
     yield "reliability", "Confidence", note, plots.reliability(predictions.calibration)

@@ -155,6 +155,16 @@ def test_a_loss_of_ones_own_may_be_negative(lowest, scale):
         assert scale in [ax.get_yscale() for ax in figure.axes if "nats" in ax.get_ylabel()]
 
 
+def test_the_legend_shows_both_ends_of_a_long_name():
+    """A grid's settings stand last, and were cut away."""
+    names = [f"{'resnet20_cifar10-weight-decay' * 4}: --optim.weight-decay {x}" for x in (1, 2)]
+    (legend,) = plots.compared_curves({name: [metrics_of(0.5)] for name in names}).legends
+    first, second = (text.get_text() for text in legend.get_texts())
+    assert first.startswith(" resnet20_cifar10-weight-decay")
+    assert first.endswith(" 1")
+    assert second.endswith(" 2")
+
+
 def test_names_of_runs_are_drawn_as_far_as_the_font_goes():
     figure = plots.compared_curves({"folder-照片": [metrics_of(0.5)], "_a": [metrics_of(0.5)]})
     figure.savefig(io.BytesIO())  # warns, which is an error here, of letters without a shape

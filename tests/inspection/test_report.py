@@ -125,13 +125,14 @@ def test_what_a_report_lacks_is_a_warning(error, tmp_path, capfd, monkeypatch):
     cli_train._report_if_new(SimpleNamespace(path=tmp_path, metrics=dict))
     (line,) = capfd.readouterr().err.splitlines()
     assert "warning: no report (" in line
+    assert f"report {tmp_path} --split train" in line  # of a run that nothing was tested on
     cli_train.make_report.side_effect = BrokenPipeError  # of the line that says where it is
     with pytest.raises(BrokenPipeError):
         cli_train._report_if_new(SimpleNamespace(path=tmp_path, metrics=dict))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark"), (320, "light")])
 def test_a_browser_shows_it_and_axe_has_nothing_serious(
     width, scheme, hostile_page, browser, serious
 ):
@@ -158,6 +159,14 @@ def test_figures_tell_classes_apart():
     assert picture.get_interpolation() == "nearest"  # else a pixel is the mean of several cells
 
 
+@pytest.mark.parametrize("classes", [500, 2000])
+def test_a_confusion_has_a_pixel_for_each_cell(classes):
+    """Of a thousand classes a part of the diagonal was not there, of 1,500 all of it."""
+    figure = plots.confusion(np.eye(classes, dtype=int), ["x"] * classes)
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_window_extent().width >= classes
+
+
 def test_a_setting_that_is_no_utf8_is_shown():
     assert "caf\\udce9" in report._table("Configuration", [("data.dir", "/caf\udce9")])
 
@@ -170,12 +179,15 @@ def test_what_is_not_so_of_few_images_or_many_classes_is_not_said(finished_run, 
     notes = {name: note for name, _, note, _ in report._figures(finished_run, found, "best")}
     assert "confusion" not in notes
     assert "smoothed" not in notes["curves"]
-    config = dataclasses.replace(finished_run.config, label_smoothing=0.1)
+    mixed = dataclasses.replace(finished_run.config.augment, mixup=0.2)
+    config = dataclasses.replace(finished_run.config, label_smoothing=0.1, augment=mixed, ema=0.9)
     monkeypatch.setattr(finished_run, "config", config)
-    assert "smoothed" in next(report._figures(finished_run, found, "best"))[2]
+    note = next(report._figures(finished_run, found, "best"))[2]
+    assert "mixed and smoothed labels" in note
+    assert note.endswith("as they are, by the averaged weights.")
     monkeypatch.setitem(finished_run.parts, "loss", "focal")  # which is not smoothed
     note = next(report._figures(finished_run, found, "best"))[2]
-    assert "smoothed" not in note
+    assert "mixed labels" in note
     assert "by focal, which is not validation's cross-entropy" in note
     assert "principal components" in notes["embedding"]
     assert "t-SNE" not in notes["embedding"]
