@@ -1,4 +1,4 @@
-"""A training run: carry one out, and open one for its metrics, weights and predictions."""
+"""Training runs: train one, and open one for its metrics, weights and predictions."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ def train(
     data: Dataset | None = None,
     tag: str | None = None,
 ) -> "Run":
-    """Train, or resume the training in ``run_dir``, to its end; make no report.
+    """Train a run to its end, resuming it if ``run_dir`` already holds it; make no report.
 
     >>> import dataclasses, resnet_jax as rj
     >>> config = dataclasses.replace(rj.PRESETS["quickstart"], epochs=1)
@@ -71,17 +71,17 @@ def train(
         config: every setting.
         run_dir: the run's folder, made if it is missing.
         quiet: show no progress.
-        should_stop: asked after every step; a short reason stops the run, None goes on.
+        should_stop: called after every step; a short reason stops the run, None lets it go on.
         callbacks: follow the run, see `Callback`.
-        model: a Linen module of one's own, called with ``(images, *, train)``, in the place of
-            ``config.model``; of logits, with or without ``batch_stats`` and draws in training.
-        optimizer: an optax transformation, in the place of ``config.optim``; it may take the loss
-            as ``value``, and no other argument.
-        loss: of ``(logits, targets)``, for training, not label-smoothed: of each example, or the
-            mean. Targets are classes, int32[N], or with mixup and cutmix soft labels, float[N, K].
-        data: a dataset, in the place of that of ``config.data``, whose other settings apply.
-        tag: a word for what names and shapes do not tell of these parts, such as a rate inside of
-            a function. A run goes on with parts of the same names, shapes and tag only.
+        model: a Linen module in place of ``config.model``; called with ``(images, *, train)``, it
+            returns logits. It may have ``batch_stats``, and draw random numbers in training.
+        optimizer: an optax transformation in place of ``config.optim``; it may take the loss as
+            the extra argument ``value``, but no other.
+        loss: maps ``(logits, targets)`` to the training loss, unsmoothed, per example or the mean.
+            Targets are classes, int32[N], or with mixup and cutmix soft labels, float[N, K].
+        data: a dataset in place of the one in ``config.data``, whose other settings apply.
+        tag: a word that identifies what the names and shapes of these parts do not show, such as a
+            rate inside a function. A run resumes only with parts of equal names, shapes and tag.
 
     Raises:
         ResNetJaxError: the configuration is refused, the data cannot be loaded, the run's folder is
@@ -115,8 +115,8 @@ class Run:
     """A run's folder, opened for reading.
 
     ``"best"`` parameters are those of the best validation accuracy (without validation images the
-    newest), ``"latest"`` those of the newest checkpoint; both are averaged where the run does so.
-    They are read once: reopen a run that is still training.
+    newest), ``"latest"`` those of the newest checkpoint; both are averages if the run keeps them.
+    They are read once: reopen a run that is still training to see newer ones.
 
     >>> run = rj.Run.open("runs/quickstart-seed0")  # doctest: +SKIP
     >>> run.evaluate("test").accuracy  # doctest: +SKIP
@@ -126,16 +126,16 @@ class Run:
         path: the folder.
         config: the run's settings.
         class_names: K names.
-        image_shape: ``(H, W, C)`` of images as read, not as ``--data.image-size`` makes them.
+        image_shape: ``(H, W, C)`` of images as read, before ``--data.image-size`` applies.
         fingerprint: SHA-256 of the data it was trained on, see `Dataset`.
-        parts: what is recorded of a network, an optimiser and a loss of one's own, see `train`.
-        made_by: the commit and the versions of packages that it began with.
+        parts: what is recorded of the user's own network, optimiser and loss, see `train`.
+        made_by: the commit and the package versions that the run began with.
     """
 
     def __init__(
         self, run_dir: PathLike, model: nn.Module | None = None, data: Dataset | None = None
     ) -> None:
-        Custom(model, data=data)  # refuses what is none
+        Custom(model, data=data)  # refuses values of other types
         self._folder = folder = RunFolder(expanded(run_dir).absolute())
         self._model, self._data, record = model, data, folder.read_record()
         self.path, self.config, self.fingerprint = folder.path, record.config, record.fingerprint
@@ -150,12 +150,12 @@ class Run:
         """Open a run.
 
         Args:
-            run_dir: its folder.
-            model: the network that it trained, where that is not one of the package's.
-            data: its dataset, where that was the user's own; for `split` and `evaluate`.
+            run_dir: the run's folder.
+            model: the network that the run trained, if it is not one of the package's.
+            data: the run's dataset, if it was the user's own; for `split` and `evaluate`.
 
         Raises:
-            ResNetJaxError: there is none in ``run_dir``, it is damaged, or a part is no such part.
+            ResNetJaxError: the run is absent or damaged, or ``model`` or ``data`` has a wrong type.
         """
         return cls(run_dir, model, data)
 
@@ -179,46 +179,46 @@ class Run:
 
     @property
     def model_name(self) -> str:
-        """The network in a word or two: ``plain resnet18``, or the class of one's own."""
+        """The network in a word or two: ``plain resnet18``, or the class of a custom one."""
         own = self.parts.get("model")
         return own.rpartition(".")[2].replace("/", "_") if own else self.config.model.title
 
     def _epochs(self) -> str:
         try:
             epochs = max((row["epoch"] for row in self._folder.read_metrics()), default=0)
-        except ResNetJaxError:  # the text of an object may not fail
+        except ResNetJaxError:  # `repr` must not fail
             return DAMAGED
         return f"{epochs:.4g} of {self.config.epochs:g} epochs"
 
     def metrics(self) -> "pd.DataFrame":
-        """The lines of ``metrics.jsonl``: one row each; see docs/run_folder.md."""
+        """Return the lines of ``metrics.jsonl``, one row each; see docs/run_folder.md."""
         import pandas as pd
 
         rows = self._folder.read_metrics()
         return pd.DataFrame(rows, columns=None if rows else sorted(COMMON))
 
     def jax_settings(self) -> AbstractContextManager[None]:
-        """Apply the precision and the compilation cache that the run asks for, by ``with``."""
+        """Return a context manager that applies the run's precision and compilation cache."""
         return configured_jax(self.config)
 
     def variables(self, checkpoint: Checkpoint = "best") -> dict[str, Any]:
-        """``{"params", "batch_stats"}`` for ``model.apply``: copies on one device, the caller's.
+        """Return copies of ``{"params", "batch_stats"}`` on one device, for ``model.apply``.
 
         Raises:
-            ResNetJaxError: the run has no checkpoint that verifies, or `open` got no such network.
+            ResNetJaxError: no checkpoint verifies, or `open` was not given the run's own network.
         """
         with configured_jax(self.config):
             copies = jax.tree.map(np.array, self._state(checkpoint).variables)
             return jax.device_put(copies, find_devices(local=True)[0])
 
     def predict(self, images: np.ndarray, checkpoint: Checkpoint = "best") -> np.ndarray:
-        """Return class probabilities, ``float32[N, K]``, of images as they come from the dataset.
+        """Return class probabilities, ``float32[N, K]``, for images as they come from the dataset.
 
         Args:
-            images: ``uint8[N, H, W, C]`` with the run's number of channels; ``(H, W)`` is the
+            images: ``uint8[N, H, W, C]`` with the run's number of channels; ``(H, W)`` must be the
                 run's too, unless the run resizes its images (``--data.image-size`` without
                 ``--data.center-crop``).
-            checkpoint: whose parameters.
+            checkpoint: which parameters to use.
 
         Raises:
             ResNetJaxError: the images have another type or shape, or the probabilities are not
@@ -231,7 +231,7 @@ class Run:
         return probabilities
 
     def check_finite(self, outputs: ArrayLike, checkpoint: Checkpoint) -> None:
-        """Refuse outputs of the network that are not finite."""
+        """Raise `ResNetJaxError` if outputs of the network are not finite."""
         if not np.isfinite(outputs).all():
             raise ResNetJaxError(
                 f"the outputs of the {checkpoint} parameters of {self.path} are not finite: give "
@@ -247,15 +247,15 @@ class Run:
         PosixPath('runs/quickstart-seed0/export/resnet18.onnx')
 
         Args:
-            format: ``torchvision``: weights alone, see `interop.export_torchvision`; the whole
-                network: ``stablehlo``, see `interop.export_stablehlo`, or ``onnx``, see
+            format: ``torchvision`` for the weights alone, see `interop.export_torchvision`; for
+                the whole network ``stablehlo``, see `interop.export_stablehlo`, or ``onnx``, see
                 `interop.export_onnx`.
             output: the file. Default: ``export/MODEL.SUFFIX`` in the run's folder.
-            checkpoint: whose parameters.
+            checkpoint: which parameters to use.
 
         Raises:
-            ResNetJaxError: the format has no such network, a package is missing, the file cannot be
-                written, or, of stablehlo and onnx, computes something else; an older file stays.
+            ResNetJaxError: the format cannot hold the network, a package is missing, the file
+                cannot be written or (stablehlo, onnx) computes something else; an older file stays.
         """
         if format not in EXPORTS:
             raise ResNetJaxError(f"format {format} is not known: give one of {', '.join(EXPORTS)}")
@@ -271,21 +271,21 @@ class Run:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """The way from the dataset's images to the network's input."""
+        """The preprocessing that turns the dataset's images into the network's input."""
         return Preprocessing.of(self.config.data, self.image_shape)
 
     @cached_property
     def model(self) -> Any:
-        """The network, a `ResNet` or one's own; where `open` got none a `ResNetJaxError`."""
+        """The `ResNet` or custom network; `ResNetJaxError` if `open` was not given a custom one."""
         own = self.parts.get("model")
         if own and self._model is None:
             raise ResNetJaxError(f"{self.path} trained {own}: open it with that (model=...)")
         return self._model or make_model(self.config, len(self.class_names))
 
     def preprocess(self, images: np.ndarray | jax.Array) -> jax.Array:
-        """Images as they come from the dataset, as the network takes them: float32[N, H, W, C].
+        """Return the network's input, float32[N, H, W, C], of images as they come from the dataset.
 
-        May be called within `jax.jit`. Images of another type or shape are refused as by `predict`.
+        This may be called within `jax.jit`. It refuses the same types and shapes as `predict`.
         """
         return self.preprocessing(self.preprocessing.checked(images))
 
@@ -297,9 +297,9 @@ class Run:
         A run on a subset (``--data.subset``) also has ``test_all``, all test images.
 
         Args:
-            split: its name.
-            checkpoint: whose parameters.
-            data_dir: where the prepared dataset or the images are now, if not where they were.
+            split: the split's name.
+            checkpoint: which parameters to use.
+            data_dir: where the prepared dataset or the images are now, if they were moved.
 
         Raises:
             ResNetJaxError: there is no such split, the data are missing or changed, or the
@@ -312,7 +312,7 @@ class Run:
         return found
 
     def split(self, name: str = "test", data_dir: PathLike | None = None) -> Split:
-        """The images and labels of a split of the run's data, see `evaluate`."""
+        """Return the images and labels of a split of the run's data, see `evaluate`."""
         folder = str(data_dir) if data_dir else self.config.data.dir
         settings = dataclasses.replace(self.config.data, dir=folder)
         data, splits = load_splits(settings, self._data)

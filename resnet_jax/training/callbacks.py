@@ -1,4 +1,4 @@
-"""Callbacks: what a run calls while it trains. Code of the user's, and TensorBoard's events."""
+"""Callbacks that a run calls while it trains: a base class for users, and TensorBoard's events."""
 
 import shutil
 from collections.abc import Iterable
@@ -14,33 +14,33 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Follows a run; override what is of interest. Of several processes only process 0 calls."""
+    """Base class that follows a run; override the methods you need. Only process 0 calls them."""
 
     def on_start(self, step: int, total_steps: int) -> None:
-        """Training begins at ``step``, or a run resumes from it: steps after it come again."""
+        """Called when a run begins or resumes at ``step``; a resumed run repeats later steps."""
 
     def on_step(self, step: int) -> None:
-        """``step`` updates are done; called at every step."""
+        """Called after every step; ``step`` is the number of updates done."""
 
     def on_metrics(self, row: dict[str, Any]) -> None:
-        """A line of ``metrics.jsonl`` was written; the keys are the columns of `Run.metrics`."""
+        """Called with each row of ``metrics.jsonl``; the keys are the columns of `Run.metrics`."""
 
     def on_evaluate(self, step: int, split: str, evaluation: "Evaluation") -> None:
-        """A split was evaluated; at the end each test split with the latest and best parameters,
-        once where these are the same."""
+        """Called when a split was evaluated: at the end each test split, with the latest and with
+        the best parameters, or once if these are the same."""
 
     def on_save(self, step: int, path: Path) -> None:
-        """A checkpoint was written to the folder ``path``."""
+        """Called when a checkpoint was written to the folder ``path``."""
 
     def log(self, text: str) -> None:
-        """Take a sentence for the user."""
+        """Called with a message for the user."""
 
 
 class Events(Callback):
-    """Writes each row of metrics as event files, by tensorboardX; no TensorFlow is needed.
+    """Writes each row of metrics to event files with tensorboardX; no TensorFlow is needed.
 
-    A run that resumes drops metrics of steps after its checkpoint. Event files cannot be cut, so
-    what is in ``folder`` is replaced by ``rows`` at the start; a TensorBoard that is open follows.
+    A resumed run drops the metrics of steps after its checkpoint. Event files cannot be truncated,
+    so ``rows`` replace the content of ``folder`` at the start; an open TensorBoard follows.
     """
 
     def __init__(self, folder: Path, rows: Iterable[dict[str, Any]] = ()) -> None:
@@ -48,13 +48,13 @@ class Events(Callback):
             from tensorboardX import SummaryWriter
         shutil.rmtree(folder, ignore_errors=True)
         self._folder = folder
-        # Its own thread would flush, die of a full disk unheard, and nobody empty its queue. So the
-        # last numbers of a row may show with the next one.
+        # If tensorboardX's own thread flushed, a full disk would kill it silently and nothing would
+        # empty its queue. So only `Events` flushes; a row's last numbers may show with the next.
         self._writer = SummaryWriter(str(folder), purge_step=0, flush_secs=10**5)
         with writing(folder):
             for number, row in enumerate(rows, 1):
                 self._add(row)
-                if number % 10 == 0:  # a flush takes a disk's time, and its thread writes at 8 KiB
+                if number % 10 == 0:  # flushing is slow, but at 8 KiB the thread writes
                     self._writer.flush()
             self._writer.flush()
 
@@ -72,5 +72,5 @@ class Events(Callback):
             self._writer.add_scalar(f"{kind}/{name}", row[name], row["step"])
 
     def close(self) -> None:
-        with suppress(OSError):  # which `on_metrics` has said
+        with suppress(OSError):  # `on_metrics` has reported it
             self._writer.close()

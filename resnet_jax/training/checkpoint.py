@@ -1,4 +1,4 @@
-"""Checkpoints of a run: Orbax writes them, a manifest of checksums decides that they exist.
+"""Checkpoints of a run: Orbax writes them, and they count only with a manifest of checksums.
 
     checkpoints/<step>/state/         Orbax's files
     checkpoints/<step>/manifest.json  SHA-256 of those files, and the validation result
@@ -34,11 +34,11 @@ from resnet_jax.training.state import TrainState
 log = logging.getLogger(__name__)
 
 SAVED = ("step", "params", "batch_stats", "opt_state", "ema")
-# Inodes that a step needs, on a disk that can run out of them.
+# Inodes that a step needs; some file systems can run out of them.
 FILES_PER_STEP = 40
-# Of a file that a run which trains on has removed, or that the disk or the server has lost.
+# Errors on a file that a run still in training has removed, or that the disk or server has lost.
 LOST = {errno.ENOENT, errno.EIO, errno.ESTALE}
-# What macOS, Windows, notebooks and network drives leave in folders that are looked at or synced.
+# Names that macOS, Windows, notebooks and network drives leave in folders that they show or sync.
 LEFT_BY_OTHERS = {".DS_Store", ".ipynb_checkpoints", "@eaDir", "desktop.ini", "Thumbs.db"}
 
 
@@ -51,7 +51,7 @@ class Manifest:
     """The description of a saved step."""
 
     step: int
-    validation: dict[str, float] | None  # accuracy and loss, where images are held out
+    validation: dict[str, float] | None  # accuracy and loss, if the step was validated
     files: dict[str, str]  # SHA-256 of every file, by its path below the step's folder
     metrics: str | None = None  # SHA-256 of the rows of metrics.jsonl up to this step, if known
 
@@ -64,27 +64,27 @@ class Checkpoints:
 
     def __init__(self, directory: storage.PathLike) -> None:
         self.directory = storage.expanded(directory)
-        self._damaged: set[int] = set()  # steps that `good_steps` has passed over
+        self._damaged: set[int] = set()  # steps that `good_steps` found damaged
 
     def save(
         self, state: TrainState, validation: dict[str, float] | None, metrics: str | None = None
     ) -> None:
         """Write the state as the newest step, then remove steps that are no longer needed.
 
-        Returns when the step is on the disk. Kept are the two newest steps, the older one in case
-        the newest gets damaged, and the best one by ``validation``, its ``accuracy`` and ``loss``.
-        Damaged steps and later ones, which the run did not resume from, are deleted. Where nothing
-        can be written, a `ResNetJaxError`, older steps stay.
+        Return when the step is on the disk. The two newest steps are kept (two, in case the newest
+        gets damaged), and so is the best by the ``accuracy`` and ``loss`` of ``validation``.
+        Damaged steps and steps later than this one, from which the run did not resume, are deleted.
+        If the step cannot be written, raise `ResNetJaxError`; older steps stay.
 
-        Every process of a run calls it: Orbax writes the arrays from all of them, and process 0
-        does the rest, so that a step exists when every process has written.
+        Every process of a run calls this: Orbax writes the arrays from all of them, and process 0
+        does the rest, so that a step exists only when every process has written.
         """
         import orbax.checkpoint as ocp
 
         step = int(state.step)
         validation = validation and {name: float(value) for name, value in validation.items()}
         tree = {name: getattr(state, name) for name in SAVED}
-        # With some metadata for each array, and a reserve for blocks and temporary files.
+        # Includes some metadata for each array, and a reserve for disk blocks and temporary files.
         needed = int(1.25 * sum(leaf.nbytes + 1024 for leaf in jax.tree.leaves(tree))) + 2**15
         unfinished = self.directory / f"{storage.UNFINISHED}-{step}"
         what = f"checkpoint of step {step} could not be written to {self.directory}"
@@ -131,7 +131,7 @@ class Checkpoints:
     def manifest(self, step: int) -> Manifest:
         path = self.directory / str(step) / "manifest.json"
         try:
-            if not path.is_file() or path.stat().st_size > 2**26:  # a device's has no end
+            if not path.is_file() or path.stat().st_size > 2**26:  # reading a device has no end
                 raise ValueError("no file of a manifest's size")
             body = json.loads(path.read_text())
             if body.pop("sha256") != storage.json_sha256(body):
@@ -146,7 +146,7 @@ class Checkpoints:
         return manifest
 
     def verify(self, step: int) -> Manifest:
-        """Compare every file of a step with the manifest; `DamagedCheckpointError` names one."""
+        """Check a step's files against its manifest; `DamagedCheckpointError` names a bad one."""
         manifest, folder = self.manifest(step), self.directory / str(step)
         path = folder
         try:
@@ -167,22 +167,22 @@ class Checkpoints:
         return manifest
 
     def good_steps(self) -> Iterator[int]:
-        """Yield the steps that verify, newest first; a warning names each of the others."""
+        """Yield the steps that verify, newest first; warn about each that does not."""
         for step in reversed(self.steps()):
             try:
                 self.verify(step)
             except DamagedCheckpointError as error:
-                if step in self.steps():  # else a run that trains on has removed it
+                if step in self.steps():  # otherwise a run still in training removed it
                     self._damaged.add(step)
                     log.warning("%s; step %d is not used", error, step)
             else:
                 yield step
 
     def best_of(self, steps: Iterable[int]) -> int | None:
-        """Return the step of the best validation accuracy, of equals that of the smallest loss.
+        """Return the step of the best validation accuracy; the smallest loss breaks a tie.
 
-        The newest step where nothing was validated; None where there is no step. Steps whose
-        manifest is damaged do not count.
+        If no step was validated, return the newest one; if there is no step, return None. Steps
+        whose manifest is damaged do not count.
         """
         ranks: dict[int, tuple[float, ...]] = {}
         for step in steps:
@@ -192,26 +192,26 @@ class Checkpoints:
         return max(ranks, key=lambda step: ranks[step], default=None)
 
     def restore(self, state: TrainState, step: int) -> TrainState:
-        """Read a verified step, onto the devices and with the shardings of ``state``."""
+        """Read a verified step onto the devices of ``state``, with the shardings of its arrays."""
         import orbax.checkpoint as ocp
 
         target = {name: getattr(state, name) for name in SAVED}
         args = ocp.args.PyTreeRestore(target, ocp.checkpoint_utils.construct_restore_args(target))
         with self._explaining_read(step), ocp.PyTreeCheckpointer() as orbax:
             saved = orbax.restore(self._state_path(step), args=args)
-        # Not saved: a run saves what is finite. In ``state`` it may be of a later step, or deleted.
+        # Always -1, as only finite states are saved; that of ``state`` may be stale or deleted.
         return state.replace(**saved, first_bad_step=jnp.full_like(saved["step"], -1))
 
     def restore_variables(self, step: int) -> dict[str, Any]:
-        """Read a verified step's parameters and running statistics, averaged ones where there are.
+        """Read a verified step's parameters and running statistics, or their averages if saved.
 
-        As numpy arrays, so that no setting of JAX matters; the optimiser's state is not read.
+        They are NumPy arrays, so that no setting of JAX matters; the optimiser's state is not read.
         """
         import orbax.checkpoint as ocp
 
         with self._explaining_read(step), ocp.PyTreeCheckpointer() as orbax:
             metadata = orbax.metadata(self._state_path(step)).item_metadata
-            if metadata is None:  # so Orbax says it
+            if metadata is None:  # Orbax's sign of a missing step
                 raise FileNotFoundError("it is gone")
             saved = metadata.tree
             names = ("params", "batch_stats") if saved["ema"] is None else ("ema",)
@@ -230,7 +230,7 @@ class Checkpoints:
         return (self.directory / str(step) / "state").absolute()
 
     def _discard(self, step: int) -> None:
-        """Remove a step; renamed first, so that a kill never leaves half of it in place."""
+        """Rename a step, then remove it, so that a kill never leaves half of it in place."""
         gone = self.directory / f"{storage.UNFINISHED}-discarded-{step}-{time.time_ns()}"
         with contextlib.suppress(FileNotFoundError):
             (self.directory / str(step)).rename(gone)
@@ -240,10 +240,10 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _explained(what: str, remedy: str) -> Iterator[None]:
-    """Turn a failure of the disk or of Orbax into one line."""
+    """Turn a failure of the disk or of Orbax into a `ResNetJaxError` of one line."""
     try:
         yield
-    except (OSError, ValueError, NotImplementedError) as error:  # the last of a disk without locks
+    except (OSError, ValueError, NotImplementedError) as error:  # the last: a disk without locks
         wait_for_heartbeat(error)
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         if isinstance(error, NotImplementedError):
@@ -252,24 +252,24 @@ def _explained(what: str, remedy: str) -> Iterator[None]:
 
 
 def _check_room(folder: Path, needed: int) -> None:
-    """Raise OSError where a checkpoint of that many bytes cannot be written.
+    """Raise OSError if a checkpoint of ``needed`` bytes cannot be written to ``folder``.
 
-    Orbax would fail too, but its threads would print a traceback each.
+    Orbax would fail too, but each of its threads would print a traceback.
     """
     disk = os.statvfs(folder)
     free = disk.f_bavail * disk.f_frsize
-    if disk.f_blocks and free < needed:  # 0 where a FUSE disk does not tell
+    if disk.f_blocks and free < needed:  # 0 if a FUSE disk does not report it
         raise OSError(f"{needed / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free")
-    if disk.f_files > FILES_PER_STEP > disk.f_favail:  # macOS counts one on an exFAT disk
+    if disk.f_files > FILES_PER_STEP > disk.f_favail:  # macOS reports 1 on an exFAT disk
         raise OSError(f"{FILES_PER_STEP} files are needed and there is room for {disk.f_favail}")
     largest = folder / "largest"
     with largest.open("wb") as file:
-        file.truncate(needed)  # takes no room, but there may be a limit (ulimit -f)
+        file.truncate(needed)  # takes no space, but fails above a limit (ulimit -f)
     largest.unlink()
 
 
 def _entries(folder: Path) -> list[Path]:
-    """List all files and folders at any depth; `Path.rglob` may pass over what cannot be read."""
+    """List all files and folders at any depth; `Path.rglob` may silently skip unreadable ones."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -279,7 +279,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> list[str]:
-    # A link to a folder too: Orbax would follow it.
+    # A link to a folder counts as a file, because Orbax would follow it.
     entries = (path for path in _entries(folder) if path.is_symlink() or not path.is_dir())
     found = (path.relative_to(folder) for path in entries)
     own = (p for p in found if LEFT_BY_OTHERS.isdisjoint(p.parts) and not p.name.startswith("._"))

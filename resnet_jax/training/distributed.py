@@ -1,8 +1,8 @@
-"""Multi-process training: start-up, agreement, and one end for all.
+"""Multi-process training: processes start together, agree on values, and end together.
 
 Each process runs the same command on its own devices and its own rows of a batch. The main process,
-number 0, prints and decides what only one can decide. A process that fails tells the others in a
-file of the run's folder. One that is killed or silent is noticed by JAX, which aborts the others.
+number 0, prints and decides what only one can decide. A process that fails tells the others by a
+file in the run's folder. JAX notices a process that is killed or silent, and aborts the others.
 """
 
 import json
@@ -42,16 +42,16 @@ ADDRESS = (
 def initialize(
     coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: int
 ) -> None:
-    """Connect the processes of a run, or end this one if they do not come in time (seconds)."""
+    """Connect the processes of a run; end this one if any is missing after ``timeout`` seconds."""
     if timeout < 1:
         raise ResNetJaxError(f"--meet-within must be at least 1 s, got {timeout}")
     if coordinator is not None and num_processes is not None and process_id is not None:
         _check_address(coordinator, num_processes, process_id)
     elif (coordinator, num_processes, process_id) != (None, None, None):
         raise ResNetJaxError(f"--distributed lacks a part of the address: give {ADDRESS}")
-    # The training loop agrees on the step to stop at; JAX would take SIGTERM for itself.
+    # The training loop agrees on the step to stop at; JAX's service would intercept SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
-    # When JAX's own time is over it aborts the process, without a word on what to do.
+    # After its own timeout JAX aborts the process without a word on what to do.
     missing = f"not all processes came to --coordinator {coordinator or ''} within {timeout} s"
     late = threading.Timer(timeout, _end, (f"{missing}: start all at the same time", 1))
     late.start()
@@ -79,7 +79,7 @@ def _check_address(coordinator: str, num_processes: int, process_id: int) -> Non
             f"--process-id must be 0 to --num-processes - 1, got {process_id} of {num_processes}"
         )
     if process_id == 0:
-        try:  # JAX would abort
+        try:  # JAX would abort if this fails
             socket.create_server(("", int(port))).close()
         except OSError as error:
             raise ResNetJaxError(
@@ -97,7 +97,7 @@ def is_main_process() -> bool:
 
 
 def broadcast_from_main(make: Callable[[], Any]) -> Any:
-    """Call ``make`` on the main process; return its JSON result, or raise its error, everywhere."""
+    """Call ``make`` on the main process; return its JSON value, or raise its error, on each."""
     if process_count() == 1:
         return make()
     value, failure = None, None
@@ -108,7 +108,7 @@ def broadcast_from_main(make: Callable[[], Any]) -> Any:
             failure = message_and_code(error)
     text = np.frombuffer(json.dumps([value, failure]).encode(), np.uint8)
     length = int(broadcast_one_to_all(np.int32(len(text))))
-    padded = np.resize(text, max(64, 1 << (length - 1).bit_length()))  # each size is compiled
+    padded = np.resize(text, max(64, 1 << (length - 1).bit_length()))  # JAX compiles for each size
     value, failure = json.loads(broadcast_one_to_all(padded)[:length].tobytes())
     if failure is not None:
         raise ResNetJaxError(*failure)
@@ -118,8 +118,8 @@ def broadcast_from_main(make: Callable[[], Any]) -> Any:
 def main_process_first(make: Callable[[], T]) -> T:
     """Call ``make`` on the main process, then on the others, which find what it has cached.
 
-    It may take hours, but Gloo gives up a collective after half an hour. So the others wait in
-    one short collective after another, for which the main process has a thread.
+    ``make`` may take hours, but Gloo gives up on a collective after half an hour. So the others
+    wait in one short collective after another, in which a thread of the main process takes part.
     """
     if process_count() == 1:
         return make()
@@ -162,8 +162,8 @@ def assert_equal(what: str, digest: str, remedy: str) -> None:
 def failing_together(run_dir: Path) -> Iterator[None]:
     """End all processes with the message and the exit code of the one that fails.
 
-    The others may be waiting for it in a collective, from which only a thread can end them. They
-    look for a file whose name only the processes of this start know.
+    The others may be waiting for it in a collective, where only a thread can end them. That thread
+    watches for a file whose name only the processes of this launch know.
     """
     if process_count() == 1:
         yield
@@ -175,12 +175,12 @@ def failing_together(run_dir: Path) -> Iterator[None]:
         yield
     except (Exception, KeyboardInterrupt) as error:
         wait_for_heartbeat(error)
-        ending.acquire()  # and never released: one thread tells why this process ends
+        ending.acquire()  # never released, so that only one thread tells why the process ends
         over.set()
-        # Where nothing can be written, the heartbeat ends the others.
+        # If the file cannot be written, the heartbeat ends the others.
         with suppress(OSError, RuntimeError), ExitStack() as cleanup:
             if not run_dir.exists():
-                run_dir.mkdir(parents=True, exist_ok=True)  # another may fail at this moment too
+                run_dir.mkdir(parents=True, exist_ok=True)  # others may be making it too
                 cleanup.callback(run_dir.rmdir)
             cleanup.callback(file.unlink, missing_ok=True)
             file.write_text(json.dumps(message_and_code(error)))
@@ -199,9 +199,9 @@ def wait_for_heartbeat(error: BaseException) -> None:
 
 def _watch(file: Path, over: threading.Event, ending: threading.Lock) -> None:
     while not over.wait(POLL_INTERVAL):
-        with suppress(OSError, ValueError):  # not there, or not yet written
+        with suppress(OSError, ValueError):  # the file is missing or incomplete
             message, code = json.loads(file.read_text())
-            # Where the main thread knows it too, it ends this process in order.
+            # The main thread gets time to end this process in order, if it has failed too.
             if not over.wait(POLL_INTERVAL) and ending.acquire(blocking=False):
                 _end(message, code)
 

@@ -1,4 +1,4 @@
-"""Where jit, donation and the device mesh are applied."""
+"""The engine, the one place where jit, donation and the device mesh are applied."""
 
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future
@@ -24,15 +24,15 @@ T = TypeVar("T")
 
 
 class Engine:
-    """Train, evaluate and predict by programs that are jitted over a mesh of devices.
+    """Trains, evaluates and predicts with programs that are jitted over a mesh of devices.
 
-    The mesh has one axis, ``data``: a batch is split over it, everything else is on every device.
-    One device is a mesh of one. Images come as uint8; they are augmented and normalised on the
+    The mesh has one axis, ``data``: a batch is split over it, everything else is replicated. A
+    single device is a mesh of one. Images come as uint8; they are augmented and normalised on the
     devices.
 
     With several processes (`resnet_jax.training.distributed`) every process makes the same calls
-    with the same arguments, and reads or gathers the rows of its own devices alone. Without
-    ``devices`` the mesh is of those of this process.
+    with the same arguments, but reads or gathers only the rows of its own devices. ``devices``
+    defaults to the devices of this process.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Engine:
     ) -> None:
         self.config, self.class_names, self.loss = config, class_names, loss
         self.preprocessing = Preprocessing.of(config.data, image_shape)
-        # In the order of their processes, so that the rows of one process are together.
+        # Sorted by process, so that the rows of one process are contiguous.
         ordered = sorted(devices or find_devices(local=True), key=lambda d: (d.process_index, d.id))
         mesh = jax.sharding.Mesh(np.asarray(ordered), ("data",))
         self._share_threads = mesh.size > 1 and ordered[0].platform == "cpu"
@@ -63,13 +63,13 @@ class Engine:
         self._compiled: Future[Any] | None = None
 
     def train(self, state: TrainState, key: jax.Array, batch: Batch) -> tuple[TrainState, Metrics]:
-        """Take one step on a batch; ``state`` is donated, ``key`` is the run's for augmentation."""
-        # The key is an argument and no constant: runs of several seeds are one compiled program.
+        """Take one step on a batch; ``state`` is donated, ``key`` is the run's augmentation key."""
+        # The key is an argument, not a constant, so that runs of all seeds share one program.
         step = self._compiled.result() if self._compiled else self._train
         return self._wait_if_shared(step(state, key, batch))
 
     def compile_ahead(self, pool: Executor, state: TrainState, key: jax.Array) -> None:
-        """Compile the step in another thread, for batches as `read_batches` makes them."""
+        """Start to compile the step in ``pool``, for batches as `batches` yields them."""
         rows: Any = partial(jax.ShapeDtypeStruct, sharding=self.sharded)
         size, shape = self.config.batch_size, self.preprocessing.image_shape
         batch = Batch(rows((size, *shape), np.uint8), rows((size,), np.int32))
@@ -77,18 +77,18 @@ class Engine:
         self._compiled = pool.submit(lowered.compile)
 
     def abstract(self, tree: Any) -> Any:
-        """Return shapes and types as those of arrays on every device."""
+        """Return the shapes and types of a tree, with the sharding of arrays on every device."""
         everywhere = partial(jax.ShapeDtypeStruct, sharding=self.replicated)
         return jax.tree.map(lambda leaf: everywhere(leaf.shape, leaf.dtype), tree)
 
     def evaluate(self, state: TrainState, split: Split) -> Evaluation:
-        """Evaluate every example of a split that is not empty exactly once."""
+        """Evaluate every example of a non-empty split exactly once."""
         losses, total = [], None
         for batch in self.batches(split, self._in_batches(len(split))):
             counts = self._wait_if_shared(self._evaluate(state, batch))
             losses.append(counts.loss)
             found = (counts.confusion, counts.top5)
-            # Added up on the devices: a thousand classes make four megabytes of counts a batch.
+            # Summed on the devices: a thousand classes make four megabytes of counts per batch.
             total = jax.tree.map(jnp.add, total, found) if total else found
         assert total is not None
         confusion, top5 = total
@@ -104,42 +104,42 @@ class Engine:
         return np.concatenate([empty, *found])[: len(images)]
 
     def batches(self, split: Split, order: Iterable[np.ndarray]) -> Generator[Batch, None, None]:
-        """Yield batches of a split on the devices, read ahead, by the indices of each."""
+        """Yield the batch of each array of indices in ``order``, read ahead and put on devices."""
         own = map(self.local_rows, order)
         for images, labels in read_batches(split, own, self.config.data.workers):
             check_labels(labels, len(self.class_names))
             yield Batch(self.shard_batch(images), self.shard_batch(labels))
 
     def local_rows(self, rows: np.ndarray) -> np.ndarray:
-        """Return those rows of a whole batch that are for this process's devices."""
+        """Return the rows of a whole batch that belong to this process's devices."""
         parts = self.sharded.addressable_devices_indices_map((len(rows),)).values()
         slices = [part[0] for part in parts if part is not None]
         return rows[min(s.start or 0 for s in slices) : max(s.stop or len(rows) for s in slices)]
 
     def shard_batch(self, rows: np.ndarray) -> jax.Array:
-        """Split a batch over the devices; each process gives its `local_rows`."""
+        """Split a batch over the devices; each process passes its `local_rows`."""
         return self._wait_if_shared(jax.make_array_from_process_local_data(self.sharded, rows))
 
     def replicate(self, tree: Any) -> Any:
-        """Put a tree on every device; every process gives the same values."""
+        """Put a tree on every device; every process passes the same values."""
         return self._wait_if_shared(jax.make_array_from_process_local_data(self.replicated, tree))
 
     def any_process(self, flag: bool) -> jax.Array:
-        """Return whether any process gave True, bool[]; not waited for."""
+        """Return whether any process passed True, as a bool[]; do not wait for it."""
         return self._any(self.shard_batch(np.full(len(self.sharded.addressable_devices), flag)))
 
     def _in_batches(self, count: int) -> np.ndarray:
-        """Return `padded_order` in batches of the training's size, or smaller for few examples."""
-        # They are not worth a whole training batch, nor each number a program of its own.
+        """Return `padded_order` in training-sized batches, or in smaller ones for few examples."""
+        # Few examples do not need a whole batch; powers of two limit the programs to compile.
         few, devices = 1 << (count - 1).bit_length(), self.replicated.mesh.size
         size = min(self.config.batch_size, few)
         return padded_order(count, -(-size // devices) * devices)
 
     def _wait_if_shared(self, arrays: T) -> T:
-        """Wait for arrays where devices share threads, as those of a CPU do.
+        """Wait for arrays if the devices share threads, as those of a CPU do.
 
-        The collectives of two programs at once, or of one whose input is still on its way, could
-        hold all threads while each waits for another device.
+        Without this, the collectives of two programs at once, or of one whose input is still on its
+        way, could hold all threads while each waits for another device.
         """
         return jax.block_until_ready(arrays) if self._share_threads else arrays
 
@@ -156,7 +156,7 @@ class Engine:
         return train_step(
             state,
             Batch(inputs, targets),
-            key=jax.random.fold_in(key, 8),  # 1 to 7 are those of `augment` and `mix`
+            key=jax.random.fold_in(key, 8),  # `augment` and `mix` use 1 to 7
             label_smoothing=self.config.label_smoothing,
             ema=self.config.ema,
             accumulate=self.config.accumulate,
@@ -168,6 +168,6 @@ class Engine:
 
     def _probabilities(self, state: TrainState, images: jax.Array) -> jax.Array:
         logits = state.apply_fn(state.variables, self.preprocessing(images), train=False)
-        # A network of one's own may give them in bfloat16.
+        # A custom network may return logits in bfloat16.
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         return jax.nn.softmax(logits).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""JAX's settings and devices, as a configuration asks for them and for as long as it is at work."""
+"""JAX's devices, and the settings of JAX that hold for as long as a configuration is in use."""
 
 import functools
 import math
@@ -18,7 +18,7 @@ from resnet_jax.data.cache import cache_root
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.training.distributed import process_count
 
-# JAX bounds its cache too, but then looks at every file of it each time that it adds one.
+# JAX can bound its cache too, but then it looks at every file whenever it adds one.
 COMPILATION_CACHE_BYTES = 2 * 2**30
 _CACHE = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
 
@@ -26,7 +26,7 @@ _CACHE = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_sec
 def find_devices(*, local: bool = False) -> list[jax.Device]:
     try:
         devices = jax.local_devices() if local else jax.devices()
-    except RuntimeError as error:  # the platform asked for has no device here, or no plugin
+    except RuntimeError as error:  # the requested platform has no device here, or no plugin
         reason = (str(error).splitlines() or [""])[0][:200]
         raise ResNetJaxError(
             f"JAX finds no device ({reason}): set JAX_PLATFORMS to a platform of this machine, "
@@ -38,11 +38,11 @@ def find_devices(*, local: bool = False) -> list[jax.Device]:
 
 
 def compiler_options(optimization_level: int) -> dict[str, int]:
-    """Return `compiler_options` for `jax.jit`: how hard LLVM optimises for a CPU.
+    """Return the ``compiler_options`` for `jax.jit` that set how hard LLVM optimises for a CPU.
 
-    Empty on GPU and TPU, which have no such level, and where ``XLA_FLAGS`` gives one. Level 1
+    They are empty on GPU and TPU, which have no such level, and if ``XLA_FLAGS`` sets one. Level 1
     compiles sooner than the default and runs about as fast; level 0 compiles ResNet-18's step in
-    half the time, and runs it five times as long (experiments/cpu_speed).
+    half the time, but the step then runs five times as long (experiments/cpu_speed).
     """
     option = "xla_backend_optimization_level"
     if jax.default_backend() != "cpu" or option in os.environ.get("XLA_FLAGS", ""):
@@ -52,22 +52,22 @@ def compiler_options(optimization_level: int) -> dict[str, int]:
 
 @contextmanager
 def configured_jax(config: TrainConfig) -> Iterator[None]:
-    """Apply the settings of JAX that a configuration asks for, for a while.
+    """Apply the settings of JAX that a configuration asks for, within a ``with`` block.
 
-    They are this thread's, but for the compilation cache, which is the process's. So what a run
-    computes depends on its configuration alone, and what its user computes before and after does
-    not depend on the run. A compilation cache that the user has set up
+    They hold for this thread, except for the compilation cache, which belongs to the process. So
+    what a run computes depends on its configuration alone, and what its user computes before and
+    after does not depend on the run. A compilation cache that the user has set up
     (``JAX_COMPILATION_CACHE_DIR``) is used as it is.
     """
-    # Of several processes JAX lets one write: others would compile what it loads, and on GPUs wait.
+    # JAX lets only one process write: others would compile what that one loads, and on GPUs wait.
     alone, before = process_count() == 1, {name: getattr(jax.config, name) for name in _CACHE}
     package_cache = config.compilation_cache and alone and not before[_CACHE[0]]
     folder = cache_root() / "compiled" if package_cache else Path()
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    package_cache = package_cache and os.path.isdir(folder)  # it may be hidden, too
-    # 0: a start's many small programs are cached too; together they take longer than one large one.
-    # Infinity where nothing can be written, of which JAX would warn each time.
+    package_cache = package_cache and os.path.isdir(folder)  # or its parent cannot be searched
+    # 0, to cache the many small programs of a start too: together they take longer to compile than
+    # one large one. Infinity if the folder cannot be written, because JAX would warn each time.
     from_seconds = 0.0 if os.access(folder, os.W_OK) else math.inf
     with (
         jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ())),  # none
@@ -89,18 +89,18 @@ def configured_jax(config: TrainConfig) -> Iterator[None]:
 def _configure(values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         jax.config.update(name, value)
-    reset_cache()  # JAX reads the settings of its cache once
+    reset_cache()  # JAX reads the settings of its cache only once
 
 
-@functools.cache  # once in a process: with thousands of programs it takes longer than a prediction
+@functools.cache  # once per process: with thousands of programs it takes longer than a prediction
 def _remove_oldest(folder: Path, limit: int) -> None:
-    """Remove a folder's empty files, and the oldest until others take at most ``limit`` bytes."""
-    with suppress(OSError):  # another process removes them too, or none may be removed
+    """Remove empty files, and the oldest files until the rest take at most ``limit`` bytes."""
+    with suppress(OSError):  # another process may remove them too, or we lack permission
         paths = [path for path in folder.iterdir() if path.is_file()]  # XLA keeps a folder there
         files = [(path.stat().st_mtime_ns, path.stat().st_size, path) for path in paths]
         excess = sum(size for _, size, _ in files) - limit
         for changed, size, path in sorted(files):
-            # JAX never replaces an entry, and of a full disk's empty ones it warns at each start.
+            # A full disk leaves empty entries: JAX never replaces them, and warns at each start.
             empty = not size and time.time_ns() - changed > 60 * 10**9
             if excess <= 0 and not empty:
                 continue

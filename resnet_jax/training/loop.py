@@ -40,12 +40,12 @@ from resnet_jax.training.setup import Custom, open_data
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.step import Metrics
 
-# Asked after each step: None, or the reason to stop in a word.
+# Called after each step; returns None, or the reason to stop in a word.
 ShouldStop = Callable[[], str | None]
 
 
 class Training:
-    """A run that trains on from its newest checkpoint, in a folder that ``stack`` unlocks."""
+    """The training of a run from its newest checkpoint on; closing ``stack`` unlocks the folder."""
 
     def __init__(
         self,
@@ -60,12 +60,12 @@ class Training:
         known = recorded.config if recorded else None
         config, data, self.splits, model = open_data(config, known, custom, len(devices))
         self.config, self.num_train, self._stack = config, len(data.train), stack
-        self.remarks: list[str] = []  # on the initial weights, or on what is not as at the start
+        self.remarks: list[str] = []  # on the initial weights, or on what changed since the start
         self._told: deque[jax.Array] = deque()
         self._reason: str | None = None
         sampler = EpochSampler(self.num_train, config.batch_size, config.seed)
         self.total_steps = sampler.steps(config.epochs)
-        # Jitted, since one by one its operations are as many programs.
+        # Jitted, because each of its operations would otherwise be a program of its own.
         schedule = jax.jit(make_schedule(config.optim, self.total_steps))
         self.schedule = None if custom.optimizer else schedule
         self.engine = Engine(config, data.class_names, data.image_shape, devices, custom.loss)
@@ -75,7 +75,7 @@ class Training:
             events = Events(self.folder.path / "tensorboard", rows)
             self.callbacks += (stack.enter_context(closing(events)),)
         self.tested = {(r["split"], r["checkpoint"]) for r in rows if r.get("last") == self.step}
-        # So that the time of earlier starts counts.
+        # Moved back by the training time of earlier starts, so that it counts too.
         self.began = time.perf_counter() - max((row["seconds"] for row in rows), default=0.0)
         order = map(sampler.batch, range(self.step, self.total_steps))
         self.batches = stack.enter_context(closing(self.engine.batches(data.train, order)))
@@ -83,11 +83,11 @@ class Training:
     def _begin(
         self, data: Dataset, model: nn.Module, custom: Custom, recorded: Record | None
     ) -> list[dict[str, Any]]:
-        """Prepare the first state, lock the folder, and return the metrics of steps done."""
+        """Prepare the first state, lock the folder, and return the metrics of the steps done."""
         config, folder, checkpoints = self.config, self.folder, self.folder.checkpoints
         key = jax.random.key(config.seed, impl="threefry2x32")
         params_key, self.augment_key = jax.random.split(key)
-        # The instruction set that the run began with; of a new run that of the main process.
+        # A run keeps the instruction set that it began with; a new run takes the main process's.
         here = broadcast_from_main(instruction_set)
         instructions = recorded.instructions if recorded else here
         if isinstance(model, ResNet) and model.lowering == "auto" and instructions:
@@ -105,7 +105,7 @@ class Training:
             # Last, so that not even the optimiser's weight decay changes frozen stages.
             tx = optax.chain(tx, scale_by_layer(1.0, model.frozen_stages))
         self._apply = model.apply
-        # XLA's own convolution is quicker to trace, and here it is never computed.
+        # XLA's own convolution is quicker to trace, and this network never computes one.
         network = model.clone(lowering="reference") if isinstance(model, ResNet) else model
         images = jnp.zeros((1, *self.engine.preprocessing.input_shape), config.model.dtype)
         ema, channels = config.ema is not None, data.image_shape[2]
@@ -115,13 +115,13 @@ class Training:
         record = Record(config, data.fingerprint, names, data.image_shape, parts, instructions)
         folder.check_same(record)
         read = partial(initial_variables, config, model, names, channels, params_key)
-        # Read before anything is written, and not at all where a run goes on.
+        # Read before anything is written, and not at all if the run resumes from a checkpoint.
         initial = read() if config.init_from and not checkpoints.steps() else None
 
         def lock() -> int:
             self._stack.enter_context(folder.opened_for_writing())
             folder.check_same(record)  # another process may just have begun a run here
-            # Settings may differ from those recorded where `check_same` allows it: record them.
+            # `check_same` allows some settings to differ from those recorded: record the new ones.
             if recorded != record:
                 folder.write_record(record)
             return folder.step_to_go_on_from()
@@ -140,7 +140,7 @@ class Training:
         return rows
 
     def _first_state(self) -> TrainState:
-        """Return the state to go on from, drawn or restored; meanwhile the step is compiled."""
+        """Return the state to start from, drawn or restored, while a thread compiles the step."""
         engine, shapes = self.engine, self._shapes().replace(apply_fn=self._apply)
         if not (self._is_over() or jax.config.values["jax_disable_jit"]):
             pool = ThreadPoolExecutor(1)
@@ -149,20 +149,20 @@ class Training:
             engine.compile_ahead(pool, shapes, self.augment_key)
         if self.step:
             restored = self.folder.checkpoints.restore(engine.abstract(shapes), self.step)
-            state = jax.block_until_ready(restored)  # before a program that devices run together
+            state = jax.block_until_ready(restored)  # see `Engine._wait_if_shared`
         else:
             state = engine.replicate(self._make_state())
         return state.replace(apply_fn=shapes.apply_fn)
 
     def fit(self, should_stop: ShouldStop | None = None) -> None:
-        """Train until the configuration is fulfilled, then test; or until `should_stop`."""
+        """Train as configured, then test; or save and raise if `should_stop` gives a reason."""
         engine, total, ended = self.engine, self.total_steps, self._is_over()
         if ended and set(self._tests()) <= self.tested:
             for callback in self.callbacks:
                 callback.log(f"{self.folder.path} is finished; nothing to do")
             return
         notes = [f"resumes at step {self.step} of {total}"] if self.step else []
-        if process_count() > 1:  # of which a scheduler may have given fewer than there are
+        if process_count() > 1:  # shown, as a scheduler may have given fewer than there are
             devices = engine.replicated.mesh.size
             notes.append(f"{devices} devices of {process_count()} processes")
         notes += self.remarks
@@ -179,12 +179,12 @@ class Training:
             self.step += 1
             measured.append(metrics)
             if len(measured) > 2:
-                # At most two steps in flight, so that what is shown has happened.
+                # Keep at most two steps in flight, so that the steps shown as done are done.
                 measured[-3].loss.block_until_ready()
             for callback in self.callbacks:
                 callback.on_step(self.step)
             evaluates = self._evaluates_now()
-            reason = self._agreed(should_stop)  # read once: what is saved below has been checked
+            reason = self._agreed(should_stop)  # read once, so that each save follows a check
             if self.step % self.config.log_every == 0 or self.step == 1 or evaluates or reason:
                 self._log_training(measured, since)
                 measured, since = [], time.perf_counter()
@@ -204,8 +204,8 @@ class Training:
     def _agreed(self, should_stop: ShouldStop | None) -> str | None:
         """Ask `should_stop`, and return the reason to stop on which all processes agree.
 
-        Of several, each tells the others at every step whether it has a reason, and all act on what
-        was told two steps earlier, which has arrived by now: nobody waits for it.
+        If there are several, each tells the others at every step whether it has a reason, and all
+        act on the answers of two steps earlier, which have arrived by now, so that none waits.
         """
         self._reason = self._reason or (should_stop() if should_stop else None)
         if process_count() == 1:
@@ -216,7 +216,7 @@ class Training:
         return None
 
     def _evaluates_now(self) -> bool:
-        """Every ``--eval-every`` steps or at the step nearest to an epoch's end; at the end too."""
+        """Whether to evaluate: by ``--eval-every`` or nearest an epoch's end, and at the end."""
         if self.step == self.total_steps:
             return True
         if self.config.eval_every is not None:
@@ -229,13 +229,13 @@ class Training:
         return self.step == self.total_steps or satisfied(self.config, self.accuracies)
 
     def _tests(self) -> list[tuple[str, str]]:
-        """List (split, checkpoint) of each final test; validation where there is no test split."""
+        """List (split, checkpoint) of each final test, on validation if there is no test split."""
         usable = {name for name, split in self.splits.items() if len(split)}
         splits = usable & {"test", "test_all"} or usable & {"validation"}
         return [(split, which) for which in ("latest", "best") for split in sorted(splits)]
 
     def _record(self, *rows: dict[str, Any]) -> None:
-        """Add rows, all or none of them, with the epoch of their step and the time of training."""
+        """Add all of the rows or none, each with the epoch of its step and the training time."""
         seconds = round(time.perf_counter() - self.began, 3)
         size, total = self.config.batch_size, self.num_train
         complete = [
@@ -245,12 +245,12 @@ class Training:
         broadcast_from_main(lambda: self.folder.append_metrics(*complete))
         for row in complete:
             for callback in self.callbacks:
-                callback.on_metrics(dict(row))  # its own, to change
+                callback.on_metrics(dict(row))  # a copy that it may change
 
     def _log_training(self, measured: list[Metrics], since: float) -> None:
-        """Record the means over the steps since the last row; refuse what is not finite."""
+        """Record the means over the steps since the last row; raise if a step was not finite."""
         fetched, bad_step = jax.device_get((measured, self.state.first_bad_step))
-        seconds = time.perf_counter() - since  # with the wait for the last of them
+        seconds = time.perf_counter() - since  # includes the wait for the last step
         if bad_step >= 0:
             metrics = fetched[int(bad_step) - self.step + len(fetched)]
             what = "gradient" if np.isfinite(metrics.loss) else "loss"
@@ -275,14 +275,14 @@ class Training:
         if not np.isfinite(found.loss):
             raise self._not_finite(f"{split} loss", step)
         for callback in self.callbacks:
-            callback.on_evaluate(step, split, deepcopy(found))  # its own, to change
+            callback.on_evaluate(step, split, deepcopy(found))  # a copy that it may change
         return found
 
     def _save(self, validation: dict[str, float] | None) -> None:
-        """Save what is finite: the last update may have overflowed after a finite loss."""
+        """Save the state if it is finite: the last update may overflow after a finite loss."""
         checkpoints, step, state = self.folder.checkpoints, self.step, self.state
         parts = {"parameters": state.params, "running statistics": state.batch_stats}
-        # Here and not on the devices: a CPU would compile two small programs for each shape.
+        # Not checked on the devices, because a CPU would compile two small programs per shape.
         for name, part in jax.device_get(parts).items():
             if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(part)):
                 raise self._not_finite(f"some of the {name}", step - 1)
@@ -292,7 +292,7 @@ class Training:
             callback.on_save(step, checkpoints.directory / str(step))
 
     def _test(self) -> None:
-        """Evaluate the test images, once, when every choice has been made."""
+        """Evaluate the test images once, after every choice has been made."""
         checkpoints, last, rows = self.folder.checkpoints, self.step, []
         best = broadcast_from_main(lambda: checkpoints.best_of(checkpoints.good_steps())) or last
         states = {last: self.state}
@@ -315,7 +315,7 @@ class Training:
 
 
 def satisfied(config: TrainConfig, accuracies: Sequence[float]) -> bool:
-    """Whether ``--target`` is reached or ``--patience`` over, by all validation accuracies."""
+    """Return whether the validation accuracies reach ``--target`` or use up ``--patience``."""
     if not accuracies:
         return False
     since_best = len(accuracies) - 1 - accuracies.index(max(accuracies))

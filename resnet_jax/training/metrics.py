@@ -12,7 +12,7 @@ COMMON = {"step", "epoch", "kind", "loss", "accuracy", "seconds"}
 
 
 def told_apart(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return class names, with their numbers where two are equal: of a streamed dataset."""
+    """Return class names, numbered if two are equal, as those of a streamed dataset may be."""
     unique = len(set(names)) == len(names)
     return names if unique else tuple(f"#{k} {name}" for k, name in enumerate(names))
 
@@ -25,8 +25,8 @@ class Evaluation:
         loss: mean cross-entropy in nats, without label smoothing.
         confusion: ``int64[K, K]``, examples by label (row) and prediction (column).
         class_names: K names.
-        correct5: examples whose label is one of the five most probable classes, or None where that
-            was not counted.
+        correct5: examples whose label is one of the five most probable classes, or None if that was
+            not counted.
     """
 
     loss: float
@@ -51,14 +51,14 @@ class Evaluation:
 
     @property
     def top5(self) -> float | None:
-        """``correct5 / count``; None for ten classes or fewer, of which five say little."""
+        """``correct5 / count``; None for ten classes or fewer, where five say little."""
         if self.correct5 is None or not self.count or len(self.class_names) <= 10:
             return None
         return self.correct5 / self.count
 
     @property
     def metrics(self) -> dict[str, float]:
-        """``loss``, ``accuracy``, and ``top5`` where there is one."""
+        """``loss``, ``accuracy``, and ``top5`` unless it is None."""
         top5 = {} if self.top5 is None else {"top5": self.top5}
         return {"loss": self.loss, "accuracy": self.accuracy, **top5}
 
@@ -102,7 +102,7 @@ class Evaluation:
 
 
 def parse_row(line: str, before: list[dict[str, Any]]) -> dict[str, Any]:
-    """Parse a line of ``metrics.jsonl``; raises ValueError where it is none."""
+    """Parse a line of ``metrics.jsonl``; raise ValueError if it cannot follow rows ``before``."""
     row = json.loads(line)
     if not isinstance(row, dict) or not row.keys() >= COMMON:
         raise ValueError(f"no JSON object with {', '.join(sorted(COMMON))}")
@@ -124,5 +124,5 @@ def parse_row(line: str, before: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def measured_at(row: dict[str, Any]) -> int:
-    """The step at which a row was written: a test of the best parameters carries their step."""
+    """Return the step at which a row was written; a test's ``step`` is that of its parameters."""
     return int(row.get("last", row["step"]))

@@ -11,13 +11,13 @@ from resnet_jax.config import OptimConfig
 
 
 def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
-    """Return `OptimConfig`'s learning rate by the step, ``0 <= step < total_steps``."""
+    """Return the learning rate as a function of the step, ``0 <= step < total_steps``."""
     peak = config.learning_rate
     warmup_steps = round(config.warmup * total_steps)
     match config.schedule:
         case "one_cycle":
-            # optax cuts the rise to whole steps and divides by their number and that of the fall:
-            # at least one of each.
+            # optax rounds the rise down to whole steps, and divides by the number of steps of the
+            # rise and of the fall, so each needs at least one.
             rise = (min(max(warmup_steps, 1), max(total_steps - 1, 1)) + 0.5) / total_steps
             return _in_default_precision(
                 optax.cosine_onecycle_schedule(
@@ -28,7 +28,7 @@ def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
             main = optax.cosine_decay_schedule(peak, max(total_steps - warmup_steps, 1))
         case "piecewise":
             drops: dict[int, float] = {}
-            for at in config.boundaries:  # two of them may fall on one step
+            for at in config.boundaries:  # two may fall on the same step
                 step = round(at * total_steps) - warmup_steps
                 drops[step] = 0.1 * drops.get(step, 1.0)
             main = optax.piecewise_constant_schedule(peak, drops)
@@ -36,23 +36,23 @@ def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
             main = optax.constant_schedule(peak)
     if not warmup_steps:
         return main
-    # The first step already learns: warm-up step k of n has the rate (k + 1) / (n + 1).
+    # The first step already learns: warm-up step k of n has the rate peak * (k + 1) / (n + 1).
     start = peak / (warmup_steps + 1)
     warmup = optax.linear_schedule(start, peak, warmup_steps)
     return _in_default_precision(optax.join_schedules([warmup, main], [warmup_steps]))
 
 
 def _in_default_precision(schedule: optax.Schedule) -> optax.Schedule:
-    """Count steps in JAX's default float type: optax would divide integers in float32."""
+    """Pass steps in JAX's default float type, because optax would divide integers in float32."""
     return lambda step: schedule(jnp.asarray(step, float))
 
 
 def _lamb(
     schedule: optax.Schedule, b1: float, weight_decay: float, mask: Any
 ) -> optax.GradientTransformation:
-    """LAMB (arXiv 1904.00962) as its authors run it: what has no decay has no trust ratio either.
+    """Return LAMB (arXiv 1904.00962) as its authors run it: only decayed weights get a trust ratio.
 
-    By optax's own a bias, which starts at zero, could hardly grow.
+    With optax's own LAMB a bias, which starts at zero, could hardly grow.
     """
     return optax.chain(
         optax.scale_by_adam(b1, eps=1e-6),
@@ -69,10 +69,10 @@ DECOUPLED = {"adamw": optax.adamw, "lamb": _lamb, "lion": optax.lion}
 def make_optimizer(
     config: OptimConfig, schedule: optax.Schedule, frozen_stages: int | None = None
 ) -> optax.GradientTransformation:
-    """Return the optimiser of a configuration; with ``frozen_stages`` stem and so many stages stay.
+    """Return a configuration's optimiser; ``frozen_stages`` freezes the stem and that many stages.
 
     SGD follows PyTorch's definition: weight decay is added to the gradient before momentum, and
-    momentum is ``v = m v + g``. Adam too adds it to the gradient. All decay kernels alone.
+    momentum is ``v = m v + g``. Adam also adds decay to the gradient. All decay only kernels.
     """
     weight_decay = config.weight_decay
     # Scaling the updates is the same as scaling the learning rate.
@@ -96,7 +96,7 @@ def scale_by_layer(body_rate: float, frozen_stages: int | None) -> optax.Gradien
     def scale(updates: Any, _: Any) -> Any:
         names = {name: re.match(r"stage(\d+)_", name) for name in updates}
         stages = {"stem": 0} | {name: int(found[1]) for name, found in names.items() if found}
-        # The norm that a pre-activation network has after its last stage belongs to it.
+        # The norm after the last stage of a pre-activation network belongs to that stage.
         last = max(stages.values())
 
         def scaled(path: Any, update: jax.Array) -> jax.Array:

@@ -26,29 +26,29 @@ from resnet_jax.training.metrics import measured_at, parse_row
 
 log = logging.getLogger(__name__)
 
-# A run's starts, stops and ends, for its own log alone.
+# Takes a run's starts, stops and ends, which only its own log records.
 events_log = logging.getLogger("resnet_jax.events")
 events_log.setLevel(logging.INFO)
 events_log.propagate = False
 
 MAX_CONFIG_BYTES = 1_000_000
 UNREADABLE: tuple[type[Exception], ...] = (ResNetJaxError, yaml.YAMLError, OSError, LookupError)
-UNREADABLE += (TypeError, ValueError, ArithmeticError, RecursionError)  # the last of deep nesting
+UNREADABLE += (TypeError, ValueError, ArithmeticError, RecursionError)  # the last: deep nesting
 PACKAGES = ("resnet_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What ``config.yaml`` says of a run: its settings, its dataset, and the user's own parts."""
+    """The content of ``config.yaml``: a run's settings, its dataset, and the user's own parts."""
 
     config: TrainConfig
     fingerprint: str
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]  # (H, W, C), before `--data.image-size`
     parts: Mapping[str, str] = dataclasses.field(default_factory=dict)  # see `Custom`
-    # The instruction set whose algorithms "auto" uses on a CPU; None of a run of 0.1.0.
+    # The instruction set whose algorithms "auto" uses on a CPU; None for a run of version 0.1.0.
     instructions: str | None = None
-    # The commit and the versions of packages that the run began with.
+    # The commit and the package versions that the run began with.
     made_by: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
 
@@ -56,7 +56,7 @@ class RunFolder:
     """A run's folder and the files in it."""
 
     def __init__(self, path: Path) -> None:
-        # TensorStore, which keeps checkpoints there, takes a name as UTF-8 in any locale.
+        # TensorStore, which writes checkpoints there, takes paths as UTF-8 in any locale.
         place = str(path.absolute())
         if os.fsencode(place) != place.encode(errors="replace"):
             raise ResNetJaxError(
@@ -79,7 +79,7 @@ class RunFolder:
                 self.path.mkdir(parents=True, exist_ok=True)
                 storage.refuse_links(self.path)
                 stack.enter_context(storage.locked(self.path / ".lock"))
-                # Here and not at the next save: a run may have nothing left to save.
+                # Removed here, not by the next save, because a run may have nothing left to save.
                 for folder in (self.path, self.checkpoints.directory):
                     storage.remove_unfinished(folder)
                 stack.enter_context(_log_to(self.path / "run.log"))
@@ -103,7 +103,7 @@ class RunFolder:
             "commit": commit,
         }
         text = yaml.safe_dump(document, sort_keys=False)
-        if len(text) > MAX_CONFIG_BYTES:  # which would not be read again
+        if len(text) > MAX_CONFIG_BYTES:  # more than `read_record` accepts
             names = f"{len(record.class_names)} class names make config.yaml"
             raise ResNetJaxError(f"{names} more than {MAX_CONFIG_BYTES:,} bytes: give shorter ones")
         storage.atomic_write(self.path / "config.yaml", text)
@@ -118,7 +118,7 @@ class RunFolder:
                 remedy = "it has checkpoints; put that file back, or give another folder"
             raise ResNetJaxError(f"{self.path} is not a run: {path.name} is missing; {remedy}")
         try:
-            if path.stat().st_size > MAX_CONFIG_BYTES:  # before it is in memory
+            if path.stat().st_size > MAX_CONFIG_BYTES:  # before reading it into memory
                 raise ValueError(f"it has more than {MAX_CONFIG_BYTES:,} bytes")
             document = _Loader(path.read_text()).get_single_data()
             data = document["data"]
@@ -151,7 +151,7 @@ class RunFolder:
                     raise ResNetJaxError(f"{self.path} has no usable checkpoint: train it again")
                 return self.checkpoints.restore_variables(step)
             except ResNetJaxError:
-                if listed == self.checkpoints.steps():  # else a run that trains on changed them
+                if listed == self.checkpoints.steps():  # else a run still in training changed them
                     raise
 
     def check_same(self, new: Record) -> None:
@@ -160,7 +160,7 @@ class RunFolder:
             return
         before = self.read_record()
         allowed = set(MAY_CHANGE)
-        # A schedule that does not depend on the length of the run may be followed further.
+        # A schedule that does not depend on the length of the run may go on for longer.
         optim, lengthened = new.config.optim, new.config.epochs > before.config.epochs
         if lengthened and optim.schedule == "constant" and not optim.warmup:
             allowed.add("epochs")
@@ -172,7 +172,7 @@ class RunFolder:
             for r in (before, new)
         )
         changed |= {n: (old.get(n), now.get(n)) for n in old | now if old.get(n) != now.get(n)}
-        # The names of a thousand classes may be among them.
+        # Values are cut, because the names of a thousand classes may be among them.
         listing = ", ".join(f"{name} {a!s:.200} -> {b!s:.200}" for name, (a, b) in changed.items())
         if listing:
             raise ResNetJaxError(
@@ -181,10 +181,10 @@ class RunFolder:
             )
 
     def step_to_go_on_from(self) -> int:
-        """Return the newest step that verifies, 0 of a run that has only begun; refuse others."""
+        """Return the newest step that verifies, or 0 if none was saved; raise if none verifies."""
         step = next(self.checkpoints.good_steps(), None)
         tested = any(row["kind"] == "test" for row in self.read_metrics())
-        if step is None and (tested or self.checkpoints.steps()):  # a new one removes them
+        if step is None and (tested or self.checkpoints.steps()):  # a new run would remove them
             raise ResNetJaxError(
                 f"{self.path} has no checkpoint that verifies: put them back, or remove the folder "
                 "to begin anew"
@@ -200,9 +200,9 @@ class RunFolder:
             storage.sync(path)
 
     def read_metrics(self, *, whole: bool = False) -> list[dict[str, Any]]:
-        """Read the lines of ``metrics.jsonl``, and refuse one that is no row or out of order.
+        """Read the rows of ``metrics.jsonl``; raise if a line is no row or out of order.
 
-        A last line that a kill has cut short is left out, or with ``whole`` refused too.
+        A last line that a kill has cut short is left out, or, with ``whole``, raises too.
         """
         path = self.path / "metrics.jsonl"
         if not path.is_file():
@@ -220,7 +220,7 @@ class RunFolder:
         return rows
 
     def metrics_digest(self, step: int) -> str:
-        """Return the SHA-256 of the rows up to a step; tests come after the last step is saved."""
+        """Return the SHA-256 of the rows up to a step, except tests, which follow the last save."""
         rows = [row for row in self.read_metrics() if row["kind"] != "test"]
         return storage.json_sha256([row for row in rows if row["step"] <= step])
 
@@ -233,7 +233,7 @@ class RunFolder:
             )
 
     def rewind_metrics(self, step: int) -> list[dict[str, Any]]:
-        """Drop lines of later steps, and return the others; warn if they were changed."""
+        """Drop the rows of later steps and return the rest; warn if those were changed."""
         path, rows = self.path / "metrics.jsonl", self.read_metrics()
         kept = [row for row in rows if measured_at(row) <= step]
         text = "".join(json.dumps(row) + "\n" for row in kept)
@@ -254,11 +254,11 @@ class RunFolder:
                 whole[step] = self.checkpoints.verify(step)
                 good.append(f"checkpoints/{step}")
             except ResNetJaxError as error:
-                if step in self.checkpoints.steps():  # else a run that trains on has removed it
+                if step in self.checkpoints.steps():  # else a run still in training removed it
                     damaged.append(str(error))
         try:
             rows = self.read_metrics(whole=True)
-            # Those that a finished run was tested with: whatever else is there, it is not whole.
+            # A finished run is not whole without the steps that it was tested with.
             final = list(takewhile(lambda row: row["kind"] == "test", reversed(rows)))
             tested = {step for row in final for step in (row["step"], measured_at(row))}
             for step in sorted(tested - {*listed, *self.checkpoints.steps()}):
@@ -285,12 +285,12 @@ class _Loader(yaml.SafeLoader):
 
 @contextmanager
 def _log_to(path: Path) -> Iterator[None]:
-    """Write the run's events and the package's warnings to a file; the user's logging stays."""
+    """Log the run's events and the package's warnings to a file; leave the user's logging alone."""
     handler = logging.FileHandler(path, errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    # On a full disk the run fails by what it cannot save, not by traceback after traceback here.
+    # On a full disk the run fails when it cannot save; each record need not print a traceback too.
     handler.handleError = lambda record: None  # type: ignore[method-assign]
-    thread = threading.get_ident()  # another run of the process may be in another
+    thread = threading.get_ident()  # another thread may train another run
     handler.addFilter(lambda record: record.thread in (None, thread))
     loggers = (logging.getLogger("resnet_jax"), events_log)
     for logger in loggers:
@@ -314,7 +314,7 @@ def _commit() -> str | None:
     """Return the commit of the package's checkout; None where it was installed from a wheel."""
     root = Path(__file__).parents[2]
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
-    command += ["--exclude=*"]  # no tag's name
+    command += ["--exclude=*"]  # a hash, never a tag's name
     with suppress(OSError, subprocess.SubprocessError):
         if (root / ".git").exists():
             done = subprocess.run(command, capture_output=True, text=True, timeout=5)

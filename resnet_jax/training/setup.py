@@ -1,4 +1,4 @@
-"""What a run is made of: its data, a configuration that fits them, and parts of the user's own."""
+"""Setup of a run: its data, a configuration that fits them, and the user's own parts."""
 
 import hashlib
 from collections.abc import Callable
@@ -28,10 +28,10 @@ from resnet_jax.training.step import Loss
 def open_data(
     config: TrainConfig, recorded: TrainConfig | None, custom: "Custom", num_devices: int
 ) -> tuple[TrainConfig, Dataset, dict[str, Split], nn.Module]:
-    """Open the data; return the configuration with their name, mean and deviation, and the network.
+    """Open the data; return the completed configuration, the data, their splits and the network.
 
-    Mean and deviation are as given, else as ``recorded`` in the run's folder, else those of the
-    images. What does not fit is refused, and so are other data or settings of a process.
+    The configuration gets the data's name and, unless given, the mean and deviation ``recorded`` in
+    the run's folder or else of the images. Raise if parts do not fit, or differ between processes.
     """
     if custom.data is not None:
         held_out, cut = config.data.validation, len(custom.data.validation)
@@ -60,7 +60,7 @@ def open_data(
     if np.float64 in types and config.model.dtype != "float64":
         raise ResNetJaxError("the network is in float64: give --model.dtype float64 too")
     check_against_dataset(config, data, network, num_devices)
-    plain = settings(replaced(config, {}))  # without NumPy's numbers
+    plain = settings(replaced(config, {}))  # turns NumPy's numbers into Python's
     shared = [(s.option, s.value) for s in plain if s.effect != Effect.LOCAL]
     assert_equal("data with fingerprint", data.fingerprint, "give all processes the same data")
     assert_equal("settings with digest", json_sha256(shared), "give all processes the same options")
@@ -70,7 +70,7 @@ def open_data(
 def check_against_dataset(
     config: TrainConfig, data: Dataset, network: nn.Module, num_devices: int = 1
 ) -> None:
-    """Refuse what does not fit its images as they are read, the devices, or the network."""
+    """Raise if the configuration does not fit the images as read, the devices, or the network."""
     height, width, channels = data.image_shape
     smallest, size, given = min(height, width), f"{height}x{width} pixels", config.data
     for name, values in (("mean", given.mean or (0,)), ("std", given.std or (1,))):
@@ -122,7 +122,7 @@ def check_against_dataset(
 
 
 def _check_batch(config: TrainConfig, side: int, network: nn.Module, num_devices: int) -> None:
-    """Refuse a batch that cannot be split, or that gives batch norm nothing to normalise."""
+    """Raise if a batch cannot be split, or gives batch norm only one value per channel."""
     batch, parts = config.batch_size, config.accumulate
     step = num_devices * parts
     below = batch // step * step
@@ -148,7 +148,7 @@ def _check_batch(config: TrainConfig, side: int, network: nn.Module, num_devices
 
 @dataclass(frozen=True)
 class Custom:
-    """The parts that `resnet_jax.train` takes; None leaves one to the configuration."""
+    """The user's own parts of a run, see `resnet_jax.train`; for None the configuration decides."""
 
     model: nn.Module | None = None
     optimizer: optax.GradientTransformation | None = None
@@ -172,10 +172,10 @@ class Custom:
     def describe(
         self, shapes: Callable[[], TrainState], images: jax.Array, num_classes: int
     ) -> dict[str, str]:
-        """Return what a run's folder records of the parts, to compare when the run goes on.
+        """Return what a run's folder records of the parts, to compare when the run resumes.
 
-        Qualified names, and digests of the shapes at step 0: none sees what is inside of a
-        function. A network that does not give a logit for each class is refused.
+        These are qualified names, and digests of the shapes at step 0; neither shows what is inside
+        a function. Raise if the network does not return one logit for each class.
         """
         named = {
             "model": self.model and type(self.model),
@@ -199,7 +199,7 @@ class Custom:
 
 
 def _check_logits(apply: Any, variables: Any, images: jax.Array, num_classes: int) -> None:
-    """Refuse a network of one's own that gives no logits, or draws random ones in evaluation."""
+    """Raise if a custom network returns no logits, or draws random numbers in evaluation."""
     try:
         logits, _ = jax.eval_shape(apply, variables, images)
     except InvalidRngError as error:
@@ -220,7 +220,7 @@ def _check_logits(apply: Any, variables: Any, images: jax.Array, num_classes: in
 
 
 def _qualified(part: Any) -> str:
-    part = getattr(part, "func", part)  # of a `functools.partial`
+    part = getattr(part, "func", part)  # unwraps `functools.partial`
     part = part if hasattr(part, "__qualname__") else type(part)
     module = str(part.__module__).replace("__mp_main__", "__main__")  # in a spawned process
     return f"{module}.{part.__qualname__}"

@@ -18,12 +18,12 @@ EVALUATED_ALONE = optax.identity()  # one for all states: another function is an
 class Batch(NamedTuple):
     """Preprocessed images, ``float[N, H, W, C]``, and their labels, ``int32[N]``, for one step."""
 
-    images: jax.Array  # uint8 on their way to the devices
-    labels: jax.Array  # for `train_step` also soft ones, float[N, K]; -1 is `eval_step`'s padding
+    images: jax.Array  # uint8 until the devices preprocess them
+    labels: jax.Array  # `train_step` also takes soft ones, float[N, K]; `eval_step` ignores -1
 
 
 class TrainState(struct.PyTreeNode):
-    """Parameters, running statistics and optimiser state; the two functions are static.
+    """Parameters, running statistics and optimiser state; ``apply_fn`` and ``tx`` are static.
 
     >>> import jax, jax.numpy as jnp, optax, resnet_jax as rj
     >>> state = rj.TrainState.create(
@@ -36,11 +36,11 @@ class TrainState(struct.PyTreeNode):
     Attributes:
         step: ``int32[]``, updates done.
         params: the network's parameters.
-        batch_stats: batch norm's running statistics; empty for a network without.
+        batch_stats: batch norm's running statistics; empty for a network without batch norm.
         opt_state: the optimiser's state.
         ema: moving averages of ``params`` and ``batch_stats``, or None.
         first_bad_step: ``int32[]``, the first step whose loss or gradient was not finite; -1 if
-            none. It stays on the device, so that noticing costs no transfer at each step.
+            none. It stays on the device, so that the check costs no transfer at each step.
         apply_fn: the model's ``apply``.
         tx: the optimiser.
     """
@@ -64,7 +64,7 @@ class TrainState(struct.PyTreeNode):
         *,
         ema: bool = False,
     ) -> Self:
-        """Return a state at step 0 with parameters drawn by ``key``.
+        """Return a state at step 0 with parameters drawn from ``key``.
 
         Args:
             model: a `resnet_jax.ResNet`, or any Linen module called with ``train=``.
@@ -75,11 +75,11 @@ class TrainState(struct.PyTreeNode):
         """
         init = partial(model.init, train=False)
         make = partial(cls.of_variables, model, tx=tx, ema=ema)
-        # Traced, as by `jax.eval_shape` (then new arrays are, too): a nested jit takes no options.
+        # Under `jax.eval_shape` or jit, new arrays are traced, and a nested jit takes no options.
         if any(isinstance(x, jax.core.Tracer) for x in (key, images, jnp.zeros(()))):
             return make(init(key, images))
-        # Jitted, since hundreds of small random draws are slow one by one; apart from the rest, so
-        # that JAX's cache has the program for any optimiser.
+        # Jitted, as hundreds of small random draws are slow one by one; apart from ``make``, so
+        # that the program in JAX's cache serves every optimiser.
         variables = jax.jit(init, compiler_options=compiler_options(1))(key, images)
         return jax.jit(make)(variables)
 
@@ -92,15 +92,15 @@ class TrainState(struct.PyTreeNode):
         *,
         ema: bool = False,
     ) -> Self:
-        """Return a state at step 0 that holds these variables; without ``tx``, to evaluate alone.
+        """Return a state at step 0 that holds ``variables``; without ``tx``, for evaluation only.
 
-        They are not copied: a step to which the state is donated deletes them.
+        The variables are not copied: a step to which the state is donated deletes them.
         """
-        variables = nn.meta.unbox(variables)  # of `with_partitioning`
+        variables = nn.meta.unbox(variables)  # removes the boxes of `nn.with_partitioning`
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         averaged = {"params": params, "batch_stats": batch_stats}
 
-        def copied(x: jax.Array) -> jax.Array:  # floats wide: bfloat16 loses what a step adds
+        def copied(x: jax.Array) -> jax.Array:  # float32 or wider: bfloat16 loses what a step adds
             x = jnp.array(x)
             real = jnp.issubdtype(x.dtype, jnp.floating)
             return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if real else x

@@ -18,13 +18,13 @@ from resnet_jax.data.dataset import check_countable
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.training.state import Batch, TrainState
 
-# Of logits float[N, K] and targets (classes int32[N], or soft labels float[N, K]): the loss of each
-# example, float[N], or their mean.
+# Maps logits float[N, K] and targets (classes int32[N], or soft labels float[N, K]) to the loss of
+# each example, float[N], or to the mean.
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Metrics(NamedTuple):
-    """Scalars of a training step: mean ``loss``, ``accuracy`` (a fraction, by the logits that the
+    """Scalars of a training step: mean ``loss``, ``accuracy`` (a fraction, from the logits that the
     loss saw), and ``grad_norm``, the gradient's global norm before clipping."""
 
     loss: jax.Array
@@ -33,7 +33,7 @@ class Metrics(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """Sums over examples; those of batches add up: ``loss``, in nats; ``confusion``, int32[K, K] by
+    """Sums over examples, additive over batches: ``loss``, in nats; ``confusion``, int32[K, K] by
     label (row) and prediction (column); ``top5``, labels among the five most probable classes."""
 
     loss: jax.Array
@@ -72,29 +72,29 @@ def train_step(
     accumulate: int = 1,
     loss: Loss | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """Take one step by the gradient of the mean loss; all but state, batch and key are static.
+    """Take one optimiser step on the mean loss; all arguments but state, batch and key are static.
 
     Args:
         state: may be donated.
-        batch: images and labels; every label must be a class (no padding), or a soft label, whose
-            most probable class is what accuracy is measured by.
-        key: of what the network draws at random, as by dropout; None for one that draws nothing.
+        batch: images and labels; every label must be a class (no padding) or a soft label, whose
+            most probable class counts for the accuracy.
+        key: seeds what the network draws at random, such as dropout; None if it draws nothing.
         label_smoothing: see `cross_entropy`.
         ema: decay of the moving averages of a state created with ``ema=True``, and of no other.
-            Early steps decay less, by ``(1 + step) / (10 + step)``, to forget the start.
-        accumulate: in how many parts the gradient is computed, one after the other, to keep the
-            activations of one; divides the batch. Part i holds the examples i, i + accumulate, ...
-            Batch norm takes each part for a batch, and moves the running statistics for each. The
+            Early steps use a smaller decay, ``(1 + step) / (10 + step)``, to forget the start.
+        accumulate: number of equal parts of the batch whose gradients are computed in turn, so that
+            only one part's activations are kept. Part i holds the examples i, i + accumulate, ...
+            Batch norm treats each part as a batch and updates the running statistics for each. The
             gradient, loss and accuracy are the means over the parts.
-        loss: of ``(logits, targets)``, instead of the smoothed cross-entropy: of each example, or
-            the mean.
+        loss: function of ``(logits, targets)`` in place of the smoothed cross-entropy; it returns
+            the loss of each example, or the mean.
 
     Returns:
         The next state, and the metrics of the parameters before the update.
     """
     loss = loss or partial(cross_entropy, label_smoothing=label_smoothing)
     grads, batch_stats, mean_loss, accuracy = _gradient(state, batch, key, loss, accumulate)
-    tx = optax.with_extra_args_support(state.tx)  # some take the loss: `reduce_on_plateau`
+    tx = optax.with_extra_args_support(state.tx)  # `reduce_on_plateau` takes the loss
     updates, opt_state = tx.update(grads, state.opt_state, state.params, value=mean_loss)
     params = optax.apply_updates(state.params, updates)
     averaged = state.ema
@@ -104,7 +104,7 @@ def train_step(
             "give ema=0.999 and a state with averages, or ema=None and state.replace(ema=None)"
         )
     if ema is not None:
-        step = state.step.astype(float)  # else divided in float32, even in a float64 run
+        step = state.step.astype(float)  # integers would divide in float32, even in a float64 run
         decay = jnp.minimum(ema, (1 + step) / (10 + step))
         averaged = optax.incremental_update(
             {"params": params, "batch_stats": batch_stats}, state.ema, 1 - decay
@@ -126,12 +126,12 @@ def train_step(
 def _gradient(
     state: TrainState, batch: Batch, key: jax.Array | None, loss: Loss, accumulate: int
 ) -> tuple[Any, Any, jax.Array, jax.Array]:
-    """Return the mean gradient, the moved running statistics, the mean loss and the accuracy."""
+    """Return the mean gradient, the updated running statistics, the mean loss and the accuracy."""
 
     def of_part(
         batch_stats: Any, part: Batch, key: jax.Array | None
     ) -> tuple[Any, Any, jax.Array, jax.Array]:
-        # Dropout's own name, too: a module may ask whether there is such a key, or split it alone.
+        # "dropout" is named too: a module may ask whether that key exists, or split it alone.
         keys = {} if key is None else {"params": key, "dropout": jax.random.fold_in(key, 0)}
 
         def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
@@ -159,7 +159,7 @@ def _gradient(
     zeros = jax.tree.map(
         lambda p: jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32)), state.params
     )
-    # A part takes every accumulate-th row, so that rows that are split over devices stay where
+    # A part takes every accumulate-th row, so that rows that are sharded over devices stay where
     # they are, and every device has its share of each part.
     parts = jax.tree.map(
         lambda rows: rows.reshape(-1, accumulate, *rows.shape[1:]).swapaxes(0, 1), batch
@@ -172,7 +172,7 @@ def _gradient(
 
 
 def eval_step(state: TrainState, batch: Batch) -> Counts:
-    """Count over a batch in evaluation mode; examples labelled -1 are padding and not counted.
+    """Return the `Counts` of a batch in evaluation mode; padding, labelled -1, is not counted.
 
     Uses the averaged weights where the state has any.
     """
@@ -186,7 +186,7 @@ def count(logits: Float[Array, "n k"], labels: Integer[Array | np.ndarray, " n"]
     num_classes = logits.shape[-1]
     check_countable(num_classes)
     cell = labels * num_classes + logits.argmax(-1)
-    # On a mesh of explicit axes the sum must be told to be whole on every device.
+    # On a mesh with explicit axes the sum must be declared to be replicated.
     mesh = jax.typeof(cell).sharding.mesh
     whole = jax.NamedSharding(mesh, jax.P()) if mesh.explicit_axes else None
     confusion = jnp.zeros(num_classes**2, jnp.int32)
