@@ -13,7 +13,7 @@ from resnet_jax.data.randaugment import randaugment as draw_operations
 from resnet_jax.data.randaugment import warp
 from resnet_jax.errors import ResNetJaxError
 
-# Random erasing's areas are torchvision's (to 0.4 in arXiv 1708.04896), its aspects the paper's.
+# Random erasing: torchvision's areas (arXiv 1708.04896 goes to 0.4) and the paper's aspect ratios.
 ERASED_AREA = (0.02, 0.33)
 ERASED_ASPECT = (0.3, 1 / 0.3)
 # Width to height of a random resized crop (arXiv 1409.4842, section 6).
@@ -43,18 +43,18 @@ def augment(
 ) -> Float[Array, "n new_h new_w c"]:
     """Return the images, each cropped, flipped, recoloured, moved and partly erased at random.
 
-    `resnet_jax.AugmentConfig` describes the settings. Those from ``shift`` to ``shear`` make one
-    affine map about the image's centre, and with ``elastic`` one resampling. A setting of 0 costs
-    nothing. The random draws of one setting do not depend on the others.
+    `resnet_jax.AugmentConfig` describes the settings. The settings from ``shift`` to ``shear`` form
+    one affine map about the image's centre, which is applied with ``elastic`` in one resampling. A
+    setting of 0 costs nothing. The random draws of one setting do not depend on the others.
 
     Args:
         images: float32[N, H, W, C]; in [0, 255] for ``randaugment``.
         key: a key of ``jax.random``; the same key gives the same result.
-        image_size: the side to which ``resized_crop`` brings crops. Default: that of the images.
-        fill: the background, in the images' own units: padding, and what is erased.
+        image_size: the side to which ``resized_crop`` resizes crops. Default: the images' size.
+        fill: the background level of padding and of erased pixels, in the images' own units.
 
     Returns:
-        float32[N, H, W, C], with ``resized_crop`` float32[N, image_size, image_size, C].
+        float32[N, H, W, C]; with ``resized_crop``, float32[N, image_size, image_size, C].
 
     Example:
         >>> images = jnp.zeros((8, 28, 28, 1))
@@ -93,13 +93,13 @@ def mix(
     mixup: float = 0.0,
     cutmix: float = 0.0,
 ) -> tuple[Float[Array, "n h w c"], Int[Array, " n"] | Float[Array, "n k"]]:
-    """Mix each image with the one before it in the batch, and their labels in the same shares.
+    """Mix each image with its predecessor in the batch, and their labels in the same proportions.
 
-    The share that an image keeps of itself is drawn for each image from Beta(a, a): ``mixup`` is
-    the a of a weighted mean of the two images (arXiv 1710.09412), ``cutmix`` that of a rectangle of
-    the other image, centred anywhere and cut off at the rim (arXiv 1905.04899). With both, each
-    image is mixed by the one or the other, with equal chances. Labels become float32[N, K], rows
-    that sum to 1; with neither, images and labels are given back as they are.
+    The share that an image keeps is drawn from Beta(a, a) for each image. ``mixup`` is the a of a
+    weighted mean of the two images (arXiv 1710.09412); ``cutmix`` is the a of a rectangle pasted
+    from the predecessor, centred anywhere and cut off at the rim (arXiv 1905.04899). With both,
+    each image gets one or the other with equal probability. Labels become soft labels float32[N, K]
+    whose rows sum to 1; with neither, images and labels are returned unchanged.
     """
     if not (mixup or cutmix):
         return images, labels
@@ -122,9 +122,9 @@ def mix(
 def cut_out(
     images: Float[Array, "n h w c"], boxes: Float[Array, "n 4"], size: tuple[int, ...]
 ) -> Float[Array, "n new_h new_w c"]:
-    """Resize a rectangle of each image, bilinearly and low-passed where it shrinks.
+    """Resize a rectangle of each image bilinearly, with a low-pass filter where it shrinks.
 
-    ``boxes`` are top, left, height and width in pixels, within the image.
+    Rows of ``boxes`` are top, left, height and width in pixels, within the image.
     """
 
     def one(image: jax.Array, box: jax.Array) -> jax.Array:
@@ -136,10 +136,10 @@ def cut_out(
 
 
 def _draw_boxes(shape: tuple[int, ...], key: jax.Array, least: float) -> jax.Array:
-    """Draw the rectangles of random resized crops, see `cut_out`."""
+    """Draw the rectangles of random resized crops, as `cut_out` takes them."""
     count, height, width = shape
     area_key, aspect_key, place_key = jax.random.split(key, 3)
-    # No crop of an allowed aspect covers the whole area of a long image.
+    # A long image has no crop of an allowed aspect that covers its whole area.
     most = min(1, CROP_ASPECT[1] * height / width, width / (CROP_ASPECT[0] * height))
     share = jax.random.uniform(area_key, (count,), minval=min(least, most), maxval=most)
     area = share * height * width
@@ -152,9 +152,9 @@ def _draw_boxes(shape: tuple[int, ...], key: jax.Array, least: float) -> jax.Arr
 
 
 def _draw_aspect(key: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
-    """Draw from the aspects that fit, uniformly in the logarithm, as torchvision does.
+    """Draw aspects from those that fit, uniformly in the logarithm, as torchvision does.
 
-    The area stays uniform; torchvision draws both again, which makes large crops rarer.
+    The area stays uniform; torchvision redraws both if they do not fit, so large crops are rarer.
     """
     draw = jax.random.uniform(key, low.shape)
     return jnp.exp(jnp.log(low) + draw * (jnp.log(high) - jnp.log(low)))
@@ -170,7 +170,7 @@ def _padded_crop(images: jax.Array, key: jax.Array, pixels: int, fill: float) ->
 
 
 def _draw_pasted(shape: tuple[int, ...], key: jax.Array, parameter: float) -> jax.Array:
-    """Draw the pixels that cutmix takes from the other image: bool[N, H, W]."""
+    """Draw the mask of pixels that cutmix takes from the other image: bool[N, H, W]."""
     count, height, width = shape
     share_key, place_key = jax.random.split(key)
     side = jnp.sqrt(1 - jax.random.beta(share_key, parameter, parameter, (count,)))
@@ -186,15 +186,15 @@ def _draw_affine(
     count: int, key: jax.Array, shift: float, rotation: float, scale: float, shear: float
 ) -> tuple[jax.Array, jax.Array]:
     """Draw ``count`` maps from output points to input points: float32[N, 2, 2], float32[N, 2]."""
-    # All numbers are drawn, whatever the settings: one setting changed leaves the others' draws.
-    # With the very key that the others are folded from, where one of its own would be right: runs
-    # of 0.1.0 keep their images.
+    # All numbers are drawn whatever the settings, so that a change to one leaves the others' draws.
+    # The draws use the very key that the other keys are folded from. A separate key would be right,
+    # but runs of 0.1.0 must keep their images.
     draws = jax.random.uniform(key, (5, count), jnp.float32, -1.0, 1.0)
     angle = math.radians(rotation) * draws[0]
     factor = 1.0 + scale * draws[1]
     slant = jnp.tan(math.radians(shear) * draws[2])
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    # The rotation's matrix times that of the shear, [[1, 0], [slant, 1]].
+    # The rotation matrix times the shear matrix [[1, 0], [slant, 1]].
     inverse = jnp.asarray([[cos - sin * slant, -sin], [sin + cos * slant, cos]]) / factor
     return jnp.moveaxis(inverse, -1, 0), shift * draws[3:].T
 
@@ -203,12 +203,12 @@ def _draw_elastic(shape: tuple[int, ...], key: jax.Array, pixels: float) -> jax.
     """Draw a smooth field of displacements for each image: float32[N, 2, H, W], in pixels."""
 
     def smoothing(side: int) -> jax.Array:
-        """Weigh noise at knots one deviation apart, up to three beyond the rim: [side, knots]."""
+        """Weigh noise at knots one deviation apart, up to 3 past the rim: float32[side, knots]."""
         last = math.ceil((side - 1) / ELASTIC_SMOOTHING)
         knots = jnp.arange(-3, last + 4, dtype=jnp.float32)
         distance = jnp.arange(side, dtype=jnp.float32)[:, None] / ELASTIC_SMOOTHING - knots
         weights = jnp.exp(-(distance**2) / 2)
-        return weights / jnp.linalg.norm(weights, axis=1, keepdims=True)  # keeps noise's variance
+        return weights / jnp.linalg.norm(weights, axis=1, keepdims=True)  # keeps the variance
 
     count, height, width = shape
     rows, columns = smoothing(height), smoothing(width)
@@ -250,8 +250,8 @@ def preprocess(
         images: uint8[N, H, W, C], or float32 in [0, 255] (augmented images).
         image_size: the new height and width in pixels, interpolated as Pillow and torchvision do
             but not rounded to whole grey levels. None keeps the size.
-        center_crop: cut ``image_size`` out of the middle instead of resizing; one that is larger
-            than the images is a `ResNetJaxError`.
+        center_crop: cut a square of ``image_size`` out of the middle instead of resizing; a larger
+            ``image_size`` than the images raises `ResNetJaxError`.
         mean: subtracted from the pixels in [0, 1]: a number, or float[C], one for each channel.
         std: divides the difference: a number, or one for each channel.
 
@@ -265,7 +265,7 @@ def preprocess(
     """
     pixels = jnp.asarray(images, jnp.float32)
     count, height, width, channels = pixels.shape
-    for size in {jnp.size(mean), jnp.size(std)} - {1, channels}:  # of which more become channels
+    for size in {jnp.size(mean), jnp.size(std)} - {1, channels}:  # would broadcast or fail
         raise ResNetJaxError(f"mean and std have {size} numbers for images of {channels} channels")
     if image_size is not None and center_crop:
         if image_size > (most := min(height, width)):

@@ -1,6 +1,6 @@
 """Cache of decoded datasets and of facts about files.
 
-All of it can be made again: what is damaged, stale or unreadable is a miss, never an error.
+All of it can be made again, so a damaged, stale or unreadable entry is a miss, never an error.
 """
 
 import contextlib
@@ -23,16 +23,16 @@ from resnet_jax.storage import temporary_folder
 
 PathT = TypeVar("PathT", str, Path)
 
-# Raise the number whenever a picture may be decoded to other pixels, or judged differently.
+# Raise the number whenever a change may alter a picture's pixels or the verdict on its file.
 DECODING_VERSION = f"4, Pillow {PIL.__version__}"
-ROUND = 20_000  # files, after which what is known of them is kept
+ROUND = 20_000  # files between two writes of their facts to the cache
 
 
 def user_folder(variable: str, default: Callable[[], str]) -> Path:
     """Return the folder that an environment variable names, or the default one."""
     try:
         return Path(os.environ.get(variable) or default()).expanduser()
-    except RuntimeError as error:  # neither HOME nor an entry in the list of users
+    except RuntimeError as error:  # neither HOME nor an entry in the user database
         raise ResNetJaxError(f"your home cannot be located: set {variable} to a folder") from error
 
 
@@ -44,7 +44,7 @@ def cache_root() -> Path:
 def cached_arrays(
     name: str, folder: Path, key: str, read: Callable[[], tuple[np.ndarray, ...]]
 ) -> tuple[np.ndarray, ...]:
-    """Return ``read()`` for the data in ``folder``, or what it returned before for an equal key."""
+    """Return the arrays that ``read()`` makes of ``folder``, from the cache if ``key`` is equal."""
     path, key = _cache_file(name, folder, "arrays"), f"{DECODING_VERSION}, {key}"
     arrays = _load(path, key)
     if arrays is None:
@@ -62,18 +62,18 @@ def cached_facts(
     workers: int | None = None,
     refresh: bool = False,
 ) -> list[Any]:
-    """Return ``look(path)`` of each path, from before where files and decoders are unchanged.
+    """Return ``look(path)`` for each path, from the cache if files and decoders are unchanged.
 
-    The paths are of files in ``folder``, at any depth, or of folders of files; facts are JSON
-    values. Where ``look`` raises OSError, the exception stands in the list and is not remembered.
-    ``refresh`` looks at all again.
+    The paths name files in ``folder``, at any depth, or folders of files; facts are JSON values.
+    Where ``look`` raises OSError, the list holds the exception, which is not cached. ``refresh``
+    calls ``look`` for every path.
     """
     place, key = _cache_file(name, folder, "facts"), f"{DECODING_VERSION}, stamps and facts"
     loaded = _load(place, key)
     known: dict[str, list[Any]] = json.loads(loaded[0].tobytes()) if loaded else {}
     prefix = os.path.join(folder, "")
     names = [os.fspath(path).removeprefix(prefix) for path in paths]
-    # Before any file is read: a change while it is read is noticed the next time.
+    # Taken before any file is read, so that the next call notices a change during the reading.
     stamps = [_stamp(path) for path in paths]
     before = [None if refresh else known.get(name, [None])[0] for name in names]
     new = [i for i, stamp in enumerate(stamps) if not stamp or stamp != before[i]]
@@ -86,12 +86,12 @@ def cached_facts(
             errors[names[i]] = error
 
     workers = min(workers or cores(), len(new))
-    for start in range(0, max(1, len(new)), ROUND):  # what ends in between loses one round
+    for start in range(0, max(1, len(new)), ROUND):  # an interruption loses one round
         batch = new[start : start + ROUND]
         if workers > 1:
             with ThreadPoolExecutor(workers) as pool:
                 list(pool.map(find, batch))
-        else:  # here, where a signal is heard: to read a large dataset takes minutes
+        else:  # in this thread, which a signal interrupts: a large dataset takes minutes
             list(map(find, batch))
         if any(names[i] in known for i in batch) or len(known) > len(names):
             known = {name: known[name] for name in names if name in known}
@@ -101,14 +101,14 @@ def cached_facts(
 
 
 def _stamp(path: str | Path) -> str:
-    """Return what changes whenever content may have: size, times and inode, or those of its files.
+    """Return text that changes if content may have: size, times and inode of each file of a path.
 
-    The modification time can be set by any program. The time of change cannot, and a file that
-    was moved in the place of another brings its own inode.
+    Any program can set the modification time. No program can set the time of change (ctime), and a
+    file that is moved into the place of another brings its own inode.
     """
     try:
         found = os.stat(path)
-    except OSError:  # whoever reads the file is told why
+    except OSError:  # reading the file will raise the reason
         return ""
     if stat.S_ISDIR(found.st_mode):
         return str([(file.name, _stamp(file)) for file in sorted(Path(path).glob("*"))])
@@ -121,19 +121,19 @@ def _cache_file(name: str, folder: Path, suffix: str) -> Path:
 
 
 def _load(path: Path, key: str) -> tuple[np.ndarray, ...] | None:
-    # Each entry of the file has a checksum. Damage makes NumPy raise all kinds, even MemoryError.
-    # And NumPy leaves a damaged file open, so it is opened here.
+    # Each entry of the file has a checksum. Damage makes NumPy raise exceptions of all
+    # kinds, even MemoryError, and leave the file open, so the file is opened here.
     with contextlib.suppress(Exception), path.open("rb") as opened, np.load(opened) as file:
         *names, last = found = file.files
-        whole = found == [f"arr_{i}" for i in range(len(found))]  # none is hidden, or another's
+        whole = found == [f"arr_{i}" for i in range(len(found))]  # no entry hidden or foreign
         if whole and str(file[last]) == key:
             return tuple(file[name] for name in names)
     return None
 
 
 def _store(path: Path, key: str, arrays: Sequence[np.ndarray]) -> None:
-    """Write a file in one step, if the folder can be written at all."""
-    # Without a cache the data are only read again.
+    """Write a cache file in one step, or do nothing if its folder cannot be written."""
+    # Without a cache file the data are merely read again.
     with contextlib.suppress(OSError), temporary_folder(path.parent, path.name) as work:
         temporary = Path(work, path.name)
         with temporary.open("wb") as file:

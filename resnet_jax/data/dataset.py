@@ -18,9 +18,9 @@ from resnet_jax.data.sampler import PADDING, permutation
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.memory import cores
 
-VALIDATION_FRACTION = 0.1  # of the training examples, where a dataset has none for validation
+VALIDATION_FRACTION = 0.1  # of the training examples, if a dataset has no validation split
 PART_BYTES = 2**22  # of images that a thread reads at once
-AHEAD_PER_WORKER = 2  # parts of batches that are read or wait to be used
+AHEAD_PER_WORKER = 2  # parts of batches that are being read or wait to be used
 
 
 class Split(Protocol):
@@ -62,7 +62,7 @@ class ArraySplit:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class DiskSplit:
-    """A split on disk: ``read`` makes uint8[M, H, W, C] and int32[M] of ``positions``, int[M]."""
+    """A split on disk: ``read`` maps positions, int[M], to uint8[M, H, W, C] and int32[M]."""
 
     read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     positions: np.ndarray
@@ -80,27 +80,27 @@ class DiskSplit:
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """A dataset before it is cut into splits; only the images of mnist_5k have been read yet."""
+    """A dataset before it is cut into splits; no images are read yet, except those of mnist_5k."""
 
     class_names: tuple[str, ...]
-    images: Split  # of training, then those of validation, then those of the test
+    images: Split  # first training, then validation, then test images
     num_test: int
-    num_validation: int | None  # how many are held out unless asked otherwise; None: a tenth
+    num_validation: int | None  # held out by default; None: a tenth of the training images
     folder: Path = Path()
-    digest: str = ""  # over the files and how they are decoded; "" of mnist_5k
-    labels: np.ndarray | None = None  # of a folder, whose images need not be read for them
-    workers: int | None = None  # threads that read all of it fastest; None: one for each core
+    digest: str = ""  # SHA-256 over the files and how they are decoded; "" for mnist_5k
+    labels: np.ndarray | None = None  # known for a folder before its images are read
+    workers: int | None = None  # threads that read all images fastest; None: one for each core
 
 
 def small_parts(split: Split, array: Any = None, most: int = 1000) -> list[np.ndarray]:
-    """Cut an array, or all indices, at about 4 MiB of images: some parts a core are read ahead."""
+    """Cut an array, or all indices, into parts of about 4 MiB of images to read ahead."""
     array = np.arange(len(split)) if array is None else array
     size = max(1, min(most, PART_BYTES // max(1, math.prod(split.image_shape))))
     return np.split(array, range(size, len(array), size))
 
 
 def _fill(split: Split, images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> None:
-    """Read into arrays; at an index of `PADDING` the image is black and the label is `PADDING`."""
+    """Read ``indices`` into the arrays; `PADDING` gives a black image and the label `PADDING`."""
     present = indices >= 0
     images[~present], labels[~present] = 0, PADDING
     if present.any():
@@ -116,7 +116,7 @@ def _fill(split: Split, images: np.ndarray, labels: np.ndarray, indices: np.ndar
 def read_batches(
     split: Split, order: Iterable[np.ndarray], workers: int | None = None, most: int = 1000
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the batch of each array of indices, in order, read ahead by threads, in parts."""
+    """Yield the batch of each array of indices, in order; threads read parts of batches ahead."""
     workers, order = workers or cores(), iter(order)
     pool = ThreadPoolExecutor(workers)
     pending: deque[tuple[np.ndarray, np.ndarray, list[Future[None]]]] = deque()
@@ -146,7 +146,7 @@ def read_batches(
 def read_all(split: Split, workers: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Read a whole split into memory, by threads (default: one for each core)."""
     workers = workers or cores()
-    # array_record takes a quarter of the time for each record if it is asked for many.
+    # A record takes array_record a quarter of the time if many are requested at once.
     most = min(1000, len(split) // (4 * workers))
     (whole,) = read_batches(split, [np.arange(len(split))], workers, most)
     return whole
@@ -159,13 +159,13 @@ class Dataset:
     Attributes:
         name: the dataset's name.
         train: examples to learn from.
-        validation: examples held out from training, for choices; may be empty.
-        test: examples for the end; may be empty.
+        validation: examples held out from training to make choices with; may be empty.
+        test: examples for the final evaluation; may be empty.
         class_names: the name of each label.
-        fingerprint: SHA-256 over the shapes, images and labels of the three splits, or where there
-            is a ``source`` over that, their sizes, and the ``cut`` of `of`.
-        source: what identifies the examples without reading them, such as a SHA-256 over the files
-            that they come from; "" for arrays.
+        fingerprint: SHA-256 over the shapes, images and labels of the three splits; if there is a
+            ``source``, over the source, the ``cut`` that `of` was given, and the splits' sizes.
+        source: text that identifies the examples without reading them, such as a SHA-256 over the
+            files that they come from; "" for arrays.
     """
 
     name: str
@@ -204,13 +204,13 @@ class Dataset:
     ) -> Dataset:
         """Make a dataset from its splits and compute its fingerprint.
 
-        Without a ``source`` all examples are read once for the fingerprint. For a streamed dataset
-        of one's own give what changes whenever its examples do, such as the version of a
-        collection. ``cut`` is, with ``source``, what else decided which examples are in the splits.
+        Without a ``source`` all examples are read once for the fingerprint. For your own streamed
+        dataset, give a ``source`` that changes whenever the examples do, such as the version of a
+        collection, and as ``cut`` whatever else decided which examples are in the splits.
 
         Raises:
-            ResNetJaxError: arrays have another type, splits several shapes, or a label that is
-                read has no name.
+            ResNetJaxError: arrays have another type, the splits differ in their images' shape, or a
+                label that is read has no name.
         """
         splits, names = (train, validation, test), tuple(map(str, class_names))
         if len(set(names)) < len(names) and not source:
@@ -224,7 +224,7 @@ class Dataset:
             raise ResNetJaxError(f"images are {' and '.join(map(str, shapes))}: give one shape")
         digest = hashlib.sha256()
         if source:
-            # NumPy leaves the middle of a long array out of its text.
+            # NumPy's text of a long array omits the middle.
             cut = cut.tolist() if isinstance(cut, np.ndarray) else cut
             digest.update(repr((source, cut, [len(split) for split in splits])).encode())
         else:
@@ -249,15 +249,15 @@ class Dataset:
         test: tuple[ArrayLike, ArrayLike] | None = None,
         class_names: Sequence[str] | None = None,
     ) -> Dataset:
-        """Make a dataset of one's own from arrays.
+        """Make a dataset from arrays.
 
         Args:
-            name: what to call it.
-            images: uint8[N, H, W, C], in an order that does not tell the label.
+            name: the dataset's name.
+            images: uint8[N, H, W, C], in an order that does not depend on the labels.
             labels: integers[N], from 0.
             validation: how many of the last examples are held out for validation. Default: a tenth.
-            test: images and labels of the test. Default: none.
-            class_names: the name of each label. Default: the numbers.
+            test: images and labels of the test split. Default: none.
+            class_names: the name of each label. Default: the label itself.
 
         Raises:
             ResNetJaxError: shapes, types or numbers do not fit.
@@ -269,7 +269,7 @@ class Dataset:
         """
         pool = _split_of(images, labels)
         if class_names is None:
-            check_countable(classes := int(pool.labels.max(initial=0)) + 1)  # before it has names
+            check_countable(classes := int(pool.labels.max(initial=0)) + 1)  # before naming them
             class_names = list(map(str, range(classes)))
         tested = pool.take(slice(0)) if test is None else _split_of(*test)
         train, held_out = hold_out(name, pool, validation)
@@ -298,13 +298,13 @@ def _check(images: np.ndarray, labels: np.ndarray) -> None:
 
 
 def check_countable(num_classes: int) -> None:
-    """Refuse classes of whose confusion matrix an int32 cannot number the cells."""
+    """Refuse so many classes that int32 cannot number the cells of their confusion matrix."""
     if num_classes**2 >= 2**31:
         raise ResNetJaxError(f"{num_classes} classes have no confusion matrix: at most 46,340 do")
 
 
 def array_of(values: ArrayLike) -> np.ndarray:
-    """Return values as an array; lists of parts of several shapes are a `ResNetJaxError`."""
+    """Return values as an array; lists whose parts differ in shape raise `ResNetJaxError`."""
     try:
         return np.asarray(values)
     except ValueError as error:
@@ -312,7 +312,7 @@ def array_of(values: ArrayLike) -> np.ndarray:
 
 
 def check_labels(labels: np.ndarray, classes: int) -> None:
-    """Refuse labels that have no name, by `ResNetJaxError`; `PADDING` needs none."""
+    """Raise `ResNetJaxError` if a label has no class name; `PADDING` needs none."""
     if labels.max(initial=0) >= classes:
         found = f"{labels[labels != PADDING].min()} to {labels.max()}"
         raise ResNetJaxError(f"labels must be 0 to {classes - 1} for {classes} names, got {found}")
@@ -330,10 +330,10 @@ def hold_out(name: str, pool: Split, validation: int | None) -> tuple[Split, Spl
 
 
 def sample(dataset: Dataset, *, train: int, validation: int, test: int, seed: int = 0) -> Dataset:
-    """Draw a small dataset from another at random, whatever the labels.
+    """Draw a small dataset from another at random, regardless of the labels.
 
     Training and validation examples are drawn from its training examples, without overlap, and
-    test examples from its test examples. All numbers and the ``seed`` together fix the draw.
+    test examples from its test examples. The three sizes and the ``seed`` determine the draw.
     """
     most, tested = len(dataset.train), len(dataset.test)
     if min(train - 1, validation, test) < 0 or train + validation > most or test > tested:

@@ -16,24 +16,24 @@ from resnet_jax.data.image import Box, DecodeSpec, open_image, read_image
 from resnet_jax.errors import ResNetJaxError
 
 SIDE, BOX, OVERSAMPLING, FINE = 28, 20, 8, 16
-MAX_POINTS = 10_000  # of strokes
+MAX_POINTS = 10_000  # of all strokes together
 PEN = 2.5  # pixels: the median width of the strokes of MNIST's digits
-WORKING_SIDE = 320  # pixels of a photograph's longer side: enough for strokes, little for noise
-LEAST_CONTRAST = 0.1  # of ink with paper, as the logarithm of their ratio
+WORKING_SIDE = 320  # pixels of a photograph's longer side: shows strokes, but little noise
+LEAST_CONTRAST = 0.1  # between ink and paper, as the logarithm of their ratio
 
 
 class FoundDigit(NamedTuple):
-    """A digit as ``uint8[28, 28, 1]``, light ink on 0, and where it was found in which ink."""
+    """A digit as ``uint8[28, 28, 1]``, light ink on 0, and a text on which ink was found where."""
 
     image: np.ndarray
     how: str
-    box: Box | None = None  # of the 28x28 pixels in the picture
+    box: Box | None = None  # where the 28x28 pixels lie in the picture
 
 
 def read_digit_or_image(
     source: Path | bytes, spec: DecodeSpec, *, find: bool, invert: bool = False, **limits: Any
 ) -> FoundDigit:
-    """Read the digit in an image file; without ``find``, or inverted, the whole as `read_image`."""
+    """Read the digit in an image; without ``find``, or inverted, all of it by `read_image`."""
     if invert or not find:
         return FoundDigit(read_image(source, spec, invert=invert, **limits), "")
     side = WORKING_SIDE
@@ -43,7 +43,7 @@ def read_digit_or_image(
 def find_digit(picture: Image.Image) -> FoundDigit:
     """Find the digit in a picture; a picture of MNIST's kind stays as it is, bit for bit.
 
-    Of the ink the largest patch is kept with its neighbours, in strokes of the width of MNIST's.
+    The largest patch of ink and its neighbours are redrawn with strokes of MNIST's width.
     """
     grey = np.asarray(picture.convert("L"))
     if grey.shape == (SIDE, SIDE) and np.mean(grey == 0) > 0.5:
@@ -71,7 +71,7 @@ def _bounds(ink: np.ndarray) -> tuple[slice, slice]:
 
 
 def _contrast(picture: Image.Image) -> np.ndarray:
-    """Return the logarithm of each pixel's ratio to the paper around it, in the clearest colour."""
+    """Return the log ratio of each pixel to the paper around it, in the clearest colour channel."""
     scale = WORKING_SIDE / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     pixels = np.asarray(picture.convert("RGB").resize(size, Image.Resampling.BICUBIC), np.float32)
@@ -83,15 +83,15 @@ def _contrast(picture: Image.Image) -> np.ndarray:
     paper = ndimage.gaussian_filter(paper, (1, 1, 0), mode="nearest")
     colours = map(Image.fromarray, np.moveaxis(paper, 2, 0))
     paper = np.dstack([np.asarray(c.resize(size, Image.Resampling.BILINEAR)) for c in colours])
-    # In a shadow both are darker by one factor; the levels added keep noise on black from counting.
+    # A shadow darkens ink and paper by one factor; adding 32 keeps noise on black from counting.
     ratio = np.log((pixels + 32) / (paper + 32))
     clearest = np.abs(ratio).argmax(axis=-1)
     return np.take_along_axis(ratio, clearest[..., None], axis=-1)[..., 0]
 
 
 def _main_patch(contrast: np.ndarray) -> np.ndarray:
-    """Return the mask of the largest connected patch of ink and of those near it."""
-    # Ink has sharp edges, shadows have soft ones: the contrast halfway up the sharpest edges.
+    """Return the mask of the largest connected patch of ink and of the patches near it."""
+    # Ink has sharp edges, shadows soft ones, so the threshold is halfway up the sharpest edges.
     edges = ndimage.gaussian_gradient_magnitude(contrast, 1)
     halfway = np.average(contrast, weights=edges**2 + 1e-12)
     ink = contrast > max(halfway, LEAST_CONTRAST)
@@ -111,7 +111,7 @@ def _main_patch(contrast: np.ndarray) -> np.ndarray:
 
 
 def _as_mnist(ink: np.ndarray) -> np.ndarray:
-    """Draw a mask in a box of 20 pixels, ``uint8[h, w]``, with strokes of MNIST's width."""
+    """Redraw a mask in a box of 20 pixels, ``uint8[h, w]``, with strokes of MNIST's width."""
     margin = BOX * OVERSAMPLING // 4
     scale = (BOX - PEN) * OVERSAMPLING / max(ink.shape)
     height, width = (max(1, round(side * scale)) for side in ink.shape)
@@ -120,7 +120,7 @@ def _as_mnist(ink: np.ndarray) -> np.ndarray:
     inside = ndimage.distance_transform_edt(mask)
     ridge = mask & (inside == ndimage.maximum_filter(inside, 2 * OVERSAMPLING + 1))
     pen = 2 * np.median(inside[ridge]) if ridge.any() else 1.0
-    # The distance to the edge, positive inside: shifted by half of what the pen lacks.
+    # The distance to the edge, positive inside, is shifted by half of the width that the pen lacks.
     distance = inside - ndimage.distance_transform_edt(~mask)
     grown = np.clip(distance + (PEN * OVERSAMPLING - pen) / 2 + 0.5, 0, 1)
     drawn = Image.fromarray((255 * grown[_bounds(grown)]).astype(np.uint8))
@@ -130,7 +130,7 @@ def _as_mnist(ink: np.ndarray) -> np.ndarray:
 
 
 def centre(ink: np.ndarray) -> np.ndarray:
-    """Move ``uint8[h, w]`` by whole pixels: the centre of mass to the middle of 28x28."""
+    """Centre ink, ``uint8[h, w]``, by mass in 28x28 pixels, moving it by whole pixels."""
     image = np.zeros((SIDE, SIDE), np.uint8)
     if ink.any():
         ink = ink[_bounds(ink)]
@@ -142,15 +142,15 @@ def centre(ink: np.ndarray) -> np.ndarray:
 
 
 def parse_strokes(value: Any) -> list[np.ndarray]:
-    """Check strokes that came as JSON: a list of strokes, each a list of points ``[x, y]``."""
+    """Parse strokes decoded from JSON: a list of strokes, each a list of points ``[x, y]``."""
     try:
-        # Before NumPy, which gives each text of a list the room of the longest.
+        # Checked before NumPy pads every string of a list to the size of the longest.
         lines = list(islice(value, MAX_POINTS + 1))
         if not {type(x) for line in lines for point in line for x in point} <= {int, float}:
             raise TypeError
         strokes = [np.asarray(line, float) for line in lines]
         points = np.concatenate(strokes)
-    except (TypeError, ValueError, OverflowError):  # no lists, or points of several lengths
+    except (TypeError, ValueError, OverflowError):  # not lists, or points of different lengths
         points = np.empty(0)
     if points.shape[1:] != (2,) or len(points) > MAX_POINTS or not (abs(points) < 1e6).all():
         raise ResNetJaxError(

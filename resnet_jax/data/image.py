@@ -1,4 +1,4 @@
-"""Pictures: any image file as an upright 8-bit picture, and as an array of a given shape."""
+"""Decoding of image files to upright 8-bit pictures, and to arrays of a given shape."""
 
 import contextlib
 import dataclasses
@@ -20,12 +20,12 @@ from resnet_jax.errors import ResNetJaxError
 # Larger than any camera's picture; a small file can claim far more and fill the memory.
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 2**30
-# Formats of pictures alone. Pillow knows more, some of which it hands to other programs (EPS).
+# Only formats of pictures: Pillow knows more, and hands some (EPS) to other programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 # Keys of `Image.info` that may hold the orientation; a TIFF file has it in its tags.
 ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 PNG = b"\x89PNG\r\n\x1a\n"
-# The tags that say how a TIFF file's pixels lie, and which way up (also by XMP, 700).
+# The tags that give the layout of a TIFF file's pixels, and its orientation (as may XMP, 700).
 TIFF_LAYOUT = {*range(254, 267), 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 332, 338, 339}
 TIFF_LAYOUT |= {*range(322, 326), 347, *range(512, 522), *range(529, 533), 700, 50674}
 
@@ -37,7 +37,7 @@ Box = tuple[float, float, float, float]
 
 @dataclasses.dataclass(frozen=True)
 class DecodeSpec:
-    """What every picture of a dataset is decoded to; `resnet_jax.DataConfig` has the choices."""
+    """How every picture of a dataset is decoded; `resnet_jax.DataConfig` explains the choices."""
 
     shape: tuple[int, int, int]  # (H, W, C), C being 1 for grey or 3 for RGB
     fit: Fit = "pad"
@@ -60,7 +60,7 @@ class DecodeSpec:
 
     @property
     def fingerprint_text(self) -> str:
-        """The text that fingerprints hash, with the class's former name so that they stay valid."""
+        """The text that fingerprints hash; the class's former name in it keeps old ones valid."""
         return repr(self).replace("DecodeSpec", "ReadAs", 1)
 
 
@@ -69,9 +69,9 @@ def read_image(
 ) -> np.ndarray:
     """Read an image file, given by its path or content, as ``uint8`` of ``spec.shape``.
 
-    The picture is decoded by `open_image`, to which the other ``options`` go, converted to grey
-    (ITU-R 601) or RGB, and brought to ``(H, W)`` with its proportions kept. ``invert`` exchanges
-    black and white first: for dark ink on paper, where the network was trained on light digits.
+    `open_image` decodes the picture and takes the other ``options``. The picture is converted to
+    grey (ITU-R 601) or RGB and brought to ``(H, W)`` with its proportions kept. ``invert`` swaps
+    black and white before that, for dark ink on paper if the network learnt from light digits.
     """
     height, width, channels = spec.shape
     if channels not in (1, 3):
@@ -80,10 +80,10 @@ def read_image(
     picture = picture.convert("L" if channels == 1 else "RGB")
     if invert:
         picture = ImageOps.invert(picture)
-    # Pillow averages over what a pixel covers when it shrinks: no aliasing.
+    # When it shrinks, Pillow averages over the area that a pixel covers, so nothing is aliased.
     bilinear = Image.Resampling.BILINEAR
     if picture.size != (width, height):
-        # A line so thin that it rounds to nothing keeps one row or column of pixels.
+        # A picture so thin that a side would round to 0 keeps one row or column of pixels.
         if spec.fit == "pad" and picture.width >= 2 * width * picture.height:
             picture = picture.resize((width, 1), bilinear)
         elif spec.fit == "pad" and picture.height >= 2 * height * picture.width:
@@ -94,7 +94,7 @@ def read_image(
 
 
 def box_of(size: tuple[int, int], spec: DecodeSpec) -> Box:
-    """Return which part of a picture of ``(width, height)`` pixels `read_image` shows."""
+    """Return the part of a picture of ``(width, height)`` pixels that `read_image` shows."""
     ratios = np.array(size) / (spec.shape[1], spec.shape[0])
     sides = (ratios.max() if spec.fit == "pad" else ratios.min()) / ratios
     return *(0.5 - sides / 2), *(0.5 + sides / 2)
@@ -111,11 +111,11 @@ def open_image(
 ) -> Image.Image:
     """Decode a picture as it is to be seen: upright, 8 bits, without alpha, in mode L or RGB.
 
-    What cannot be converted without a guess is refused: transparent pixels without a
-    ``background``, animations, and modes whose range is not fixed; so are more than ``max_pixels``
-    and other than Pillow's ``formats``. ``side`` is that of the array it is for: a JPEG of more
-    than twice that is decoded at a half, a quarter or an eighth of its size, several times as fast.
-    ``name`` is what errors call the file.
+    Whatever cannot be converted without a guess is refused: transparent pixels without a
+    ``background``, animations, and modes whose range is not fixed, as are more than ``max_pixels``
+    and formats other than Pillow's ``formats``. ``side`` is the side of the array to fill: a JPEG
+    of more than twice that is decoded at a half, a quarter or an eighth of its size, several times
+    as fast. ``name`` is what errors call the file.
     """
     try:
         content = source if isinstance(source, bytes) else read_bytes(source)
@@ -126,18 +126,18 @@ def open_image(
             if image.width * image.height > max_pixels:
                 size = f"{image.width}x{image.height} pixels"
                 raise ResNetJaxError(f"is {size}: at most {max_pixels:,} are read")
-            # Of a TIFF file Pillow counts them in the square of their number.
+            # Pillow takes quadratic time to count the frames of a TIFF file.
             several = image.format == "TIFF" and getattr(image, "is_animated", False)
             frames = "several" if several else getattr(image, "n_frames", 1)
-            if frames != 1 and image.format != "MPO":  # whose others are previews for the camera
+            if frames != 1 and image.format != "MPO":  # its other frames are camera previews
                 raise ResNetJaxError(f"has {frames} frames or pages: give a single picture")
             if side is not None:
                 image.draft(None, (2 * side, 2 * side))
-            if image.format != "TIFF":  # which Pillow turns as it is loaded
+            if image.format != "TIFF":  # Pillow turns a TIFF upright as it loads it
                 image.load()
             upright = _upright(image)
             return _opaque(_to_8_bits(upright, image, content), background)
-    except Exception as error:  # a refusal, or whatever a decoder makes of damage
+    except Exception as error:  # a refusal, or whatever a decoder raises on damage
         name = name or ("the image" if isinstance(source, bytes) else str(source))
         words = " ".join(str(error).split())[:160] or type(error).__name__
         known = {
@@ -152,15 +152,15 @@ def open_image(
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """Return a file's content. A device, a pipe or a giant raises OSError and is not opened."""
+    """Return the content of a regular file of at most 1 GiB; others raise OSError, unopened."""
     found = os.stat(path)
     if stat.S_ISDIR(found.st_mode):
-        os.listdir(path)  # of a folder that could not be walked: raises why
+        os.listdir(path)  # raises the reason why the folder could not be walked
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "no regular file")
     if found.st_size > MAX_BYTES:
         raise OSError(errno.EFBIG, f"more than {MAX_BYTES:,} bytes")
-    with open(path, "rb") as file:  # buffered, which reads on after a short answer of a network
+    with open(path, "rb") as file:  # buffered: reads on after a network disk's short read
         content = file.read(found.st_size + 1)
     if len(content) != found.st_size:
         raise OSError(errno.EIO, "it changed while it was read")
@@ -168,7 +168,7 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def _without_metadata(content: bytes) -> bytes:
-    """Remove metadata that Pillow limits or fails on in sound files; keep the orientation."""
+    """Remove metadata that make Pillow refuse or fail on sound files; keep the orientation."""
     if content.startswith(PNG):
         kept, start = [PNG], len(PNG)
         while start < len(content):
@@ -187,20 +187,20 @@ def _without_metadata(content: bytes) -> bytes:
 
 
 def _with_tags(tiff: bytes, tags: set[int]) -> bytes:
-    """Leave out other tags of a TIFF file's first directory: after a bad one Pillow reads none."""
+    """Keep only ``tags`` in a TIFF file's first directory: after a bad tag Pillow reads none."""
     order = "<" if tiff.startswith(b"II") else ">"
     (start,) = struct.unpack_from(f"{order}I", tiff, 4)
     (count,) = struct.unpack_from(f"{order}H", tiff, start)
     end = start + 2 + 12 * count
     entries = [tiff[place : place + 12] for place in range(start + 2, end, 12)]
     kept = [entry for entry in entries if struct.unpack_from(f"{order}H", entry)[0] in tags]
-    tiff += bytes(len(tiff) % 2)  # directories begin at even places
+    tiff += bytes(len(tiff) % 2)  # directories begin at even offsets
     head = tiff[:4] + struct.pack(f"{order}I", len(tiff)) + tiff[8:]
     return head + struct.pack(f"{order}H", len(kept)) + b"".join(kept) + tiff[end : end + 4]
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turn a loaded picture by its orientation; unreadable metadata leave it as stored."""
+    """Turn a picture upright by its orientation; with unreadable metadata it stays as stored."""
     if image.format != "TIFF" and image.info.keys().isdisjoint(ORIENTED):
         return image
     with contextlib.suppress(Exception):
@@ -208,7 +208,7 @@ def _upright(image: Image.Image) -> Image.Image:
         orientation = ExifTags.Base.Orientation
         if orientation not in exif and (stored := image.info.get("exif")):
             exif.load(_with_tags(stored.removeprefix(b"Exif\0\0"), {orientation}))
-    # Pillow would write them again, and fail on values of other types than usual.
+    # Pillow would write these entries again, and fail on values of unusual types.
     for key in ORIENTED:
         image.info.pop(key, None)
     image.load()
@@ -216,7 +216,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(upright: Image.Image, image: Image.Image, content: bytes) -> Image.Image:
-    """Return the picture with levels of 8 bits; ``image`` is as it was opened."""
+    """Return ``upright`` with levels of 8 bits; ``image`` is the picture as it was opened."""
     tags: dict[int, Any] = getattr(image, "tag_v2", {})
     transparent = image.info.get("transparency")
     # Pillow scales the levels of a PGM file to 16 bits, whatever the file's range.
@@ -227,7 +227,7 @@ def _to_8_bits(upright: Image.Image, image: Image.Image, content: bytes) -> Imag
         raise ResNetJaxError(f"has {what}, whose range is not fixed: save it with 8 or 16 bits")
     split = tags.get(ExifTags.Base.PlanarConfiguration) == 2 and image.info["compression"] == "raw"
     if split and 16 in tags.get(ExifTags.Base.BitsPerSample, ()):
-        # Of which Pillow takes each byte for a level.
+        # Pillow takes each byte of these planes for a level.
         raise ResNetJaxError("has planes of 16 bits: save its channels interleaved, or compressed")
     if deep:
         highest = 2 ** tags.get(ExifTags.Base.BitsPerSample, (16,))[0] - 1
@@ -240,7 +240,7 @@ def _to_8_bits(upright: Image.Image, image: Image.Image, content: bytes) -> Imag
         if transparent is not None:
             upright.putalpha(Image.fromarray(np.where(levels == transparent, 0, 255).astype("u1")))
     elif image.format == "PNG" and image.mode in ("L", "RGB") and transparent is not None:
-        # Pillow scales levels to 8 bits and leaves the transparent one as the file has it.
+        # Pillow scales levels to 8 bits but leaves the transparent level as it is in the file.
         bits = content[24]
         levels = np.ravel(transparent).tolist()
         scaled = [n >> 8 if bits == 16 else n * 255 // (2**bits - 1) for n in levels]
@@ -249,7 +249,7 @@ def _to_8_bits(upright: Image.Image, image: Image.Image, content: bytes) -> Imag
 
 
 def _opaque(image: Image.Image, background: int | None) -> Image.Image:
-    """Return the picture in mode L or RGB, whichever holds it."""
+    """Return the picture without alpha, in mode L if it is stored as grey, otherwise in RGB."""
     mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
     if image.has_transparency_data:
         image = image.convert("RGBA")

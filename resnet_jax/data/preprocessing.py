@@ -1,4 +1,4 @@
-"""How pictures become a network's input: one value, shared by runs and by exported files."""
+"""The preprocessing of pictures for a network, as one value that runs and exported files share."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
@@ -13,12 +13,12 @@ from resnet_jax.data.augment import preprocess
 from resnet_jax.data.dataset import Split, array_of, read_batches, small_parts
 from resnet_jax.errors import ResNetJaxError
 
-STATISTICS_IMAGES = 10_000  # that decide the mean and deviation of a larger training split
+STATISTICS_IMAGES = 10_000  # that give the mean and deviation of a larger training split
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The way from a picture to the network's input.
+    """The conversion of pictures to the network's input.
 
     ``fit``, ``background`` and ``find_digit`` say how a picture was read as uint8 pixels of
     ``image_shape``; the call does the rest on the device, and may be made within `jax.jit`.
@@ -29,7 +29,7 @@ class Preprocessing:
     (2, 32, 32, 1)
     """
 
-    image_shape: tuple[int, int, int]  # (H, W, C) as pictures are read; the others: `DataConfig`
+    image_shape: tuple[int, int, int]  # (H, W, C) as pictures are read; `DataConfig` has the rest
     image_size: int | None = None
     center_crop: bool = False
     mean: tuple[float, ...] = (0.0,)
@@ -40,7 +40,7 @@ class Preprocessing:
 
     @classmethod
     def of(cls, settings: DataConfig, image_shape: tuple[int, int, int]) -> Self:
-        """Return that of a configuration; where it has no mean and std they are 0 and 1."""
+        """Return the preprocessing of a configuration; a missing mean is 0, a missing std 1."""
         given = {field.name: getattr(settings, field.name) for field in fields(cls)[1:]}
         return cls(image_shape, **{name: v for name, v in given.items() if v is not None})
 
@@ -56,8 +56,8 @@ class Preprocessing:
         return preprocess(images, image_size=size, center_crop=self.center_crop, mean=mean, std=std)
 
     def checked(self, images: Any) -> Any:
-        """Return images that fit, ``uint8[N, H, W, C]``; others are a `ResNetJaxError`."""
-        images = images if hasattr(images, "dtype") else array_of(images)  # it may be traced
+        """Return images that fit, ``uint8[N, H, W, C]``; raise `ResNetJaxError` for others."""
+        images = images if hasattr(images, "dtype") else array_of(images)  # may be a tracer
         height, width, channels = self.image_shape
         free = self.image_size is not None and not self.center_crop
         fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == channels
@@ -71,7 +71,7 @@ class Preprocessing:
     def uncrop(self, maps: ArrayLike) -> np.ndarray:
         """Return maps of the network's input, ``float[N, h, w]``, as maps of whole pictures.
 
-        Only ``center_crop`` makes a difference: around what it cut out the maps are zero.
+        Without ``center_crop`` they are returned unchanged; with it, they are zero around the crop.
         """
         maps, size = np.asarray(maps), self.image_size
         if not self.center_crop or size is None:
@@ -81,22 +81,22 @@ class Preprocessing:
         return np.pad(np.asarray(enlarged), [(0, 0), *margins])
 
     def to_metadata(self) -> dict[str, Any]:
-        """Return what an exported file says of its preprocessing, as values that JSON has."""
+        """Return the description of the preprocessing for an exported file, as JSON values."""
         described = asdict(self)
         described |= {name: np.ravel(described[name]).tolist() for name in ("mean", "std")}
         images = "uint8[N, {}, {}, {}]".format(*self.image_shape)
         resize = {"images": images, "resize": described.pop("image_size"), "scale": 255}
-        return {**resize, "filter": "bilinear", **described}  # Pillow's, over what a pixel covers
+        return {**resize, "filter": "bilinear", **described}  # antialiased as in Pillow
 
 
 def pixel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and standard deviation of each channel, of pixels scaled to [0, 1].
 
-    Rounded to four decimals. Of more than 10,000 images, 10,000 evenly spaced ones decide.
+    Both are rounded to four decimals and come from at most 10,000 images, evenly spaced.
     """
     if len(split) > STATISTICS_IMAGES:
         split = split.take(np.linspace(0, len(split) - 1, STATISTICS_IMAGES).astype(int))
-    # By the counts of the 256 levels: exact, and a few images at a time.
+    # Counting the 256 levels is exact, and needs only a few images at a time.
     counts = np.zeros((split.image_shape[2], 256), int)
     for images, _ in read_batches(split, small_parts(split)):
         for channel, count in enumerate(counts):
@@ -104,5 +104,5 @@ def pixel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]
     levels = np.arange(256) / 255
     means = counts @ levels / counts.sum(1)
     stds = np.sqrt((counts * (levels - means[:, None]) ** 2).sum(1) / counts.sum(1))
-    # One level has none to divide by, and 1 does not magnify what augmentation adds to it.
+    # A channel of one level has deviation 0; 1 does not magnify what augmentation adds to it.
     return tuple(np.round(means, 4).tolist()), tuple(s or 1.0 for s in np.round(stds, 4).tolist())

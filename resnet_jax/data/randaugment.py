@@ -1,4 +1,4 @@
-"""RandAugment (arXiv 1909.13719), and the affine map that it moves images by."""
+"""RandAugment (arXiv 1909.13719), and the affine warp with which it moves images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float
 
-# Section 3's list. The first nine change pixels where they are, the others move them.
+# The list in section 3. The first nine change pixels in place, the other five move them.
 OPERATIONS = (
     "identity", "autocontrast", "equalize", "posterize", "solarize",
     "color", "contrast", "brightness", "sharpness",
@@ -28,10 +28,10 @@ def randaugment(
 ) -> jax.Array:
     """Return float32[N, H, W, C] images in [0, 255], each after ``operations`` random operations.
 
-    The operations are Pillow's, but that shear is about the image's centre, not its corner. The
-    last five go to either side with equal chances, as do the factors of color, contrast, brightness
-    and sharpness. A greater magnitude (0 to 10, the paper's M) changes more in all of them, as
-    torchvision reads it, whose 9 of 30 is 3 here. Color needs three channels; one stays as it is.
+    The operations are Pillow's, except that shear is about the image's centre, not its corner. The
+    last five go either way with equal probability, as do the factors of color, contrast, brightness
+    and sharpness. A greater magnitude (0 to 10, the paper's M) changes more in all of them, as in
+    torchvision, whose 9 of 30 is 3 here. Color needs three channels; it leaves a single one as is.
     """
 
     def layer(images: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
@@ -48,8 +48,8 @@ def apply(
 ) -> jax.Array:
     """Return each image after the operation ``OPERATIONS[which]``.
 
-    ``strength`` is float32[N] from -1 to 1, the share of the greatest. Its sign is the direction
-    of what has one.
+    ``strength`` is float32[N] from -1 to 1, a share of the greatest magnitude. Its sign is the
+    direction, for the operations that have one.
     """
     # Every operation is computed for every image, and one is taken: a vectorised branch for each
     # image would compute all of them too.
@@ -75,7 +75,7 @@ def apply(
 def _geometry(
     shape: tuple[int, ...], which: jax.Array, strength: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the maps that `warp` takes, the identity for what stays in place."""
+    """Return matrices and translations for `warp`: the identity unless the operation moves."""
     _, height, width, _ = shape
     of = {name: jnp.where(which == k, strength, 0.0) for k, name in enumerate(OPERATIONS)}
     angle = math.radians(DEGREES) * of["rotate"]
@@ -87,14 +87,14 @@ def _geometry(
 
 
 def _grey(images: jax.Array) -> jax.Array:
-    """Return the luminance (ITU-R 601), or the mean of other than three channels."""
+    """Return the luminance (ITU-R 601) of three channels, otherwise the mean of the channels."""
     if images.shape[-1] != 3:
         return images.mean(-1, keepdims=True)
     return (images * jnp.asarray([0.299, 0.587, 0.114], images.dtype)).sum(-1, keepdims=True)
 
 
 def _blend(start: jax.Array, images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Go from ``start`` (factor 0) to the images (1) and beyond."""
+    """Interpolate from ``start`` (factor 0) to ``images`` (factor 1), or extrapolate beyond."""
     return jnp.clip(start + factor * (images - start), 0, 255)
 
 
@@ -105,7 +105,7 @@ def _autocontrast(images: jax.Array) -> jax.Array:
 
 
 def _equalize(images: jax.Array) -> jax.Array:
-    """Make each channel's histogram flat, by Pillow's formula in whole numbers."""
+    """Flatten each channel's histogram by Pillow's formula in integers."""
 
     def channel(plane: jax.Array) -> jax.Array:
         levels = jnp.round(plane).astype(jnp.int32)
@@ -119,7 +119,7 @@ def _equalize(images: jax.Array) -> jax.Array:
 
 
 def _smooth(images: jax.Array) -> jax.Array:
-    """Apply Pillow's filter SMOOTH: 1 to 5 of neighbours and centre; the image's rim stays."""
+    """Apply Pillow's filter SMOOTH: neighbours weigh 1, the centre 5; the image's rim stays."""
     zero = jnp.zeros((), images.dtype)
     around = jax.lax.reduce_window(images, zero, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "VALID")
     inside = images[:, 1:-1, 1:-1]

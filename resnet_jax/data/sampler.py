@@ -1,4 +1,4 @@
-"""The order of examples: of training a pure function of the seed and the step number."""
+"""The order of examples: in training, a pure function of the seed and the step number."""
 
 import math
 from functools import lru_cache
@@ -7,7 +7,7 @@ import numpy as np
 
 from resnet_jax.errors import ResNetJaxError
 
-PADDING = -1  # the index and the label of what fills up a batch
+PADDING = -1  # the index and the label of examples that only fill up a batch
 
 
 def padded_order(count: int, batch_size: int) -> np.ndarray:
@@ -17,7 +17,7 @@ def padded_order(count: int, batch_size: int) -> np.ndarray:
     return order
 
 
-@lru_cache(maxsize=4)  # a batch touches two epochs at most; threads may ask for neighbours
+@lru_cache(maxsize=4)  # a batch touches two epochs at most; threads may ask for adjacent ones
 def permutation(num_examples: int, seed: int, *key: int) -> np.ndarray:
     """Return the permutation of ``range(num_examples)`` that (seed, key) determines, int32.
 
@@ -65,7 +65,7 @@ class EpochSampler:
         return np.concatenate(parts)  # a copy: the caller may write to it
 
     def steps(self, epochs: float) -> int:
-        """Return the steps that see every example ``epochs`` times: ceil(epochs * N / B)."""
+        """Return how many steps see every example ``epochs`` times: ceil(epochs * N / B)."""
         # 0.1 epochs of 30 examples are 3 examples, not the 3.0000000000000004 of floating point.
         steps = math.ceil(round(epochs * self.num_examples, 6) / self.batch_size)
         return max(steps, int(epochs > 0))

@@ -1,7 +1,7 @@
 """Datasets that TFDS prepared as array_record: found, described, read and verified.
 
-TFDS and array_record are imported where they are used, which takes longer than to open a dataset
-from the cache. TensorFlow is not needed.
+TFDS and array_record are imported only where they are used, because their import takes longer than
+opening a dataset from the cache. TensorFlow is not needed.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ MAX_VALUES = 3 * MAX_PIXELS
 
 
 class DamagedFileError(ResNetJaxError):
-    """A prepared file is missing or holds something else than was written: prepare it again."""
+    """A prepared file is missing or does not hold what was written: prepare it again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,15 +45,15 @@ class Prepared:
     """A dataset of images and class labels that TFDS prepared as array_record."""
 
     folder: Path
-    root: Path  # the folder of TFDS's datasets that it is in
+    root: Path  # the folder of all TFDS datasets, which holds ``folder``
     class_names: tuple[str, ...]
-    shape: tuple[int | None, int | None, int]  # None for a height or width that differs
+    shape: tuple[int | None, int | None, int]  # None for a height or width that varies
     keys: tuple[str, str]  # the names of the features with the image and the label
     splits: dict[str, dict[str, int]]  # split -> file name -> number of records
 
 
 class Records:
-    """The records of some files of a prepared dataset; without ``settings`` only to check them."""
+    """The records in some files of a prepared dataset; without ``settings``, only for checks."""
 
     def __init__(
         self, prepared: Prepared, files: dict[str, int], settings: DataConfig | None = None
@@ -92,8 +92,8 @@ class Records:
         if path not in self._readers:
             if not path.is_file():
                 raise ValueError("the file is missing")
-            path.open("rb").close()  # a file that cannot be opened has no records for array_record
-            # Records are read in any order: what comes next in the file is of no use.
+            path.open("rb").close()  # array_record says 0 records if it cannot open a file
+            # Records are read in any order, so reading ahead in the file is of no use.
             reader = ArrayRecordReader(str(path), "readahead_buffer_size:0")
             if reader.num_records() != count:
                 raise ValueError(f"it holds {reader.num_records()} records, not {count}")
@@ -122,12 +122,12 @@ class Records:
 
 @contextlib.contextmanager
 def _reading(path: Path, root: Path, place: str = "") -> Iterator[None]:
-    """Turn an exception into an error that names the damaged file, or why it cannot be read."""
+    """Turn an exception into an error that names the damaged file or says why reading failed."""
     try:
         yield
     except (ResNetJaxError, MemoryError):
         raise
-    except Exception as error:  # what TFDS, array_record, protobuf and Pillow make of damage
+    except Exception as error:  # what TFDS, array_record, protobuf and Pillow raise on damage
         if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
             raise ResNetJaxError(
                 f"{error.filename or path} cannot be read ({error.strerror}): try again, "
@@ -153,13 +153,13 @@ def tfds_root(data_dir: PathLike | None = None) -> Path:
 
 
 def find_prepared(name: str, root: Path) -> Path | None:
-    """Return the newest ``root/name/x.y.z`` that was finished, or None.
+    """Return the newest finished version, ``root/name/x.y.z``, or None.
 
-    For a dataset with several configurations ``name`` is ``emnist/letters``, or ``emnist`` where
-    only one of them is prepared.
+    For a dataset with several configurations, ``name`` is ``emnist/letters``, or ``emnist`` if only
+    one of them is prepared.
     """
     place = root / name
-    # "./mnist", and on disks that do not tell case "MNIST", would be other datasets than "mnist".
+    # "./mnist", and on case-insensitive disks "MNIST", would pass for other datasets than "mnist".
     other = name not in DATASETS and os.path.normpath(name).lower() in DATASETS
     if other or place == root or ".." in Path(name).parts or not place.is_relative_to(root):
         return None
@@ -222,7 +222,7 @@ def open_prepared(folder: Path, root: Path, settings: DataConfig) -> Examples:
 
 
 def _describe_splits(folder: Path, root: Path) -> list[Any]:
-    """Describe the splits with labels of a prepared dataset, with the checksums of their files."""
+    """Describe the labelled splits of a prepared dataset, with the checksums of their files."""
     whole, splits = describe(folder, root), {}
     known = _name(folder, root) in DATASETS
     for split in filter(whole.splits.get, SPLITS):
@@ -232,18 +232,18 @@ def _describe_splits(folder: Path, root: Path) -> list[Any]:
     paths = [folder / file for files in splits.values() for file in files]
     for path in paths:
         with _reading(path, root):
-            if not path.is_file():  # to read a pipe or a device may never end
+            if not path.is_file():  # reading a pipe or a device may never end
                 raise ValueError("no such file")
     with _reading(folder / "dataset_info.json", root), ThreadPoolExecutor(cores()) as pool:
         return [whole.class_names, whole.shape, whole.keys, splits, [*pool.map(file_sha256, paths)]]
 
 
 def describe(folder: Path, root: Path) -> Prepared:
-    """Return what TFDS knows of a prepared dataset, once its description has been checked."""
+    """Check the description of a prepared dataset and return what TFDS knows of it."""
     import tensorflow_datasets as tfds
 
     with _reading(folder / "features.json or dataset_info.json", root):
-        # TFDS imports the modules that this file names: only its own may run.
+        # TFDS imports the modules that this file names, and only its own may run.
         json.loads(folder.joinpath("features.json").read_bytes(), object_hook=_check_class)
         info, splits = tfds.builder_from_directory(folder).info, {}
         for split, described in info.splits.items():
@@ -265,7 +265,7 @@ def describe(folder: Path, root: Path) -> Prepared:
         )
     names, names_file = label.names, Path(label.get_names_filepath(folder, keys[1]))
     with _reading(names_file, root):
-        if names_file.exists():  # read again, since TFDS passes over a damaged one
+        if names_file.exists():  # read again, because TFDS passes over a damaged file
             names = tfds.features.ClassLabel(names_file=names_file).names
         if len(names) != label.num_classes:
             raise ValueError(f"{len(names)} names of {label.num_classes} classes")
@@ -281,7 +281,7 @@ def _check_class(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def image_and_label(name: str, info: Any) -> tuple[str, str]:
-    """Return the features that TFDS calls supervised, or the only Image and the only ClassLabel."""
+    """Return the names of the supervised features, or of the only Image and the only ClassLabel."""
     import tensorflow_datasets as tfds
 
     features = info.features if isinstance(info.features, tfds.features.FeaturesDict) else {}
@@ -299,7 +299,7 @@ def image_and_label(name: str, info: Any) -> tuple[str, str]:
 
 
 def verify_prepared(name: str, data_dir: PathLike | None = None) -> VerifyReport:
-    """Read every file of a dataset, past any cache, and report which are whole."""
+    """Read every file of a dataset, bypassing any cache, and report which are whole."""
     root = tfds_root(data_dir)
     if name == "mnist_5k":
         mnist_5k()
@@ -313,14 +313,14 @@ def verify_prepared(name: str, data_dir: PathLike | None = None) -> VerifyReport
         for file, count in (shard for files in prepared.splits.values() for shard in files.items()):
             split = Records(prepared, {file: count}).split
             try:
-                # In parts, for all threads, and so that a signal waits for no whole file.
+                # In parts, so that all threads work and a signal need not wait for a whole file.
                 for _ in pool.map(split.batch, small_parts(split, most=count // (4 * cores()))):
                     pass
                 good.append(file)
             except ResNetJaxError as error:
                 number = getattr(error.__cause__, "errno", None)
                 if number not in (None, errno.ENOENT) or isinstance(error.__cause__, MemoryError):
-                    raise  # of the system, not in the file: what is whole is not made again
+                    raise  # the system's fault: a whole file need not be made again
                 damaged.append(str(error))
     usable = "nothing" if damaged else "all of it"
     return VerifyReport(folder, tuple(good), tuple(damaged), usable)

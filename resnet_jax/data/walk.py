@@ -23,18 +23,18 @@ SPLITS = {
     "test": ("test", "testing"),
 }
 
-# What a network drive, an archive or a file system keeps of its own, thumbnails among it.
+# Folders in which network drives, archives and file systems keep their own data (thumbnails).
 SYSTEM = {"@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 
 
 def find_images(path: Path) -> list[Path]:
-    """Return the file, the image files that training finds in the folder, or what a pattern fits.
+    """Return the file itself, the image files that training finds in a folder, or a glob's matches.
 
-    A path that is not there is a pattern where it has ``*``, ``?`` or ``[``: for shells that leave
-    patterns alone, and for more files than a command line holds.
+    A path that does not exist is a pattern if it has ``*``, ``?`` or ``[``, because a shell may
+    leave patterns alone, or find more files than a command line holds.
     """
     if not os.path.lexists(path):
-        with contextlib.suppress(ResNetJaxError):  # a name may begin with ~
+        with contextlib.suppress(ResNetJaxError):  # no user: a file's name may begin with ~
             path = expanded(path)
     matches = [path]
     if not os.path.lexists(path) and glob.has_magic(str(path)):
@@ -54,7 +54,7 @@ def find_images(path: Path) -> list[Path]:
         found += map(Path, images)
     if not found:
         raise no_images(f"folder {path}", endings)
-    return list(dict.fromkeys(found))  # a pattern's folders and the files in them
+    return list(dict.fromkeys(found))  # a pattern may match a folder and files in it
 
 
 def no_images(folder: str, others: Counter[str]) -> ResNetJaxError:
@@ -67,15 +67,15 @@ def by_ending(endings: Counter[str]) -> str:
 
 
 def walk(folder: Path) -> tuple[list[str], Counter[str], bool]:
-    """Return the image files at any depth, the others' endings, and whether a run is among them.
+    """Return the image files at any depth, the endings of other files, and whether a run is inside.
 
-    Links are followed, hidden names are not. A folder that cannot be listed is among the images:
-    whoever reads it is told why.
+    Links are followed; hidden names are skipped. A folder that cannot be listed is returned among
+    the images, so that reading it raises the reason.
     """
     images: list[str] = []
     others: Counter[str] = Counter()
     has_run = False
-    # A link to a folder above would make all classes one.
+    # Following a link to a folder above would put all classes into one.
     root = Path(os.path.realpath(folder))
     seen = {str(place) for place in (root, *root.parents)}
     walked = os.walk(folder, followlinks=True, onerror=lambda error: images.append(error.filename))
@@ -94,7 +94,7 @@ def walk(folder: Path) -> tuple[list[str], Counter[str], bool]:
                 images.append(prefix + name)
             elif _is_visible(name):
                 others[Path(name).suffix.lower()] += 1
-    # In the order of `Path`, where "cat/1.png" comes before "cat-2/0.png".
+    # Sorted as `Path` sorts, "cat/1.png" before "cat-2/0.png".
     return sorted(images, key=lambda path: path.replace(os.sep, "\0")), others, has_run
 
 
@@ -110,7 +110,7 @@ def _is_image(name: str) -> bool:
 def find_classes(root: Path) -> tuple[list[tuple[str, str, str]], tuple[str, ...], tuple[str, ...]]:
     """Return path, split and class of each image file, the classes, and lines on what is left out.
 
-    The split is "" where the root holds the classes themselves.
+    The split is "" if the root holds the classes themselves.
     """
     folders, left_out = _class_folders(root)
     # One name may be spelled in two ways: "é" is one character, or two.
@@ -147,14 +147,14 @@ def find_classes(root: Path) -> tuple[list[tuple[str, str, str]], tuple[str, ...
 
 
 def _class_folders(root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
-    """Return split and folder of each class, sorted, and lines on what is in none of them."""
+    """Return split and folder of each class, sorted, and lines on what lies outside them."""
     inside, loose = _entries(root)
     left_out = []
     folders = [("", folder) for folder in inside]
     splits = {p: s for s, names in SPLITS.items() for p in inside if p.name.lower() in names}
     held = {path: _entries(path) for path in splits} if "train" in splits.values() else {}
     classes, images = next((held[path] for path in splits if splits[path] == "train"), ([], []))
-    # A class may be called "train" as well; then there are images in it, and others beside it.
+    # A class may be called "train" too; then images lie in it, and other classes beside it.
     if classes and (not images or len(splits) > 1 or len(inside) == 1):
         if other := [path.name for path in inside if path not in splits]:
             left_out.append(f"left out, neither train, val nor test: {', '.join(other)}")
@@ -167,13 +167,13 @@ def _class_folders(root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
 
 
 def _is_dangling_link(path: Path) -> bool:
-    """Whether a path is a dangling link that may have led to a class's folder."""
+    """Return whether a path is a dangling link that may have led to a class's folder."""
     is_file = re.fullmatch(r"\.[A-Za-z]\w{0,4}", path.suffix)  # not "001.Black_footed_Albatross"
     return os.path.islink(path) and not os.path.exists(path) and not is_file
 
 
 def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return the folders and the image files that are directly in a folder, but for runs."""
+    """Return the folders, other than runs, and the image files that are directly in a folder."""
     try:
         entries = sorted(path for path in folder.iterdir() if _is_visible(path.name))
     except OSError as error:
