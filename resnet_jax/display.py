@@ -1,4 +1,4 @@
-"""What a person sees: lines, tables, and a run's progress."""
+"""Print lines, tables and a run's progress to the console."""
 
 import csv
 import itertools
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from resnet_jax.models.summary import LayerSummary
     from resnet_jax.training.metrics import Evaluation
 
-# Without a bar, a row of training is printed where nothing was for this long.
+# Without a progress bar, a row of training is printed if nothing was printed for this long.
 SECONDS_BETWEEN_LINES = 10.0
-# Running statistics in which the initial zeros and ones still have this share are marked.
+# An evaluation is marked if the initial zeros and ones still have this share of running statistics.
 INITIAL_SHARE = 0.01
-# The confusion of a hundred classes is no table for a terminal.
+# A terminal has no room for the confusion matrix of a hundred classes.
 MAX_CLASSES_SHOWN = 20
 
 
@@ -44,14 +44,14 @@ class PipeSafeConsole(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def finish(self) -> None:
-        """Flush stdout, and discard what cannot be written: Python would try it again at exit."""
+        """Flush stdout; discard what cannot be written, which Python would try again at exit."""
         try:
             print(end="", flush=True)
         except OSError:
             self.on_broken_pipe()
 
 
-# A pipe or a file has no width, so that tables get what they need, and is no terminal, whatever
+# A pipe or a file has no width, so tables get what they need, and it is not a terminal, whatever
 # FORCE_COLOR says.
 _pipe: dict[str, Any] = {"width": 10_000, "force_terminal": False, "force_interactive": False}
 _of_stdout = {} if sys.stdout and sys.stdout.isatty() else _pipe
@@ -63,7 +63,7 @@ def print_line(text: str) -> None:
 
 
 def print_error(text: object) -> None:
-    with suppress(OSError):  # nobody reads it
+    with suppress(OSError):  # nobody reads stderr
         print(f"resnet-jax: {printable(str(text))}", file=sys.stderr)
 
 
@@ -78,19 +78,19 @@ def show_warnings() -> None:
     logger = logging.getLogger("resnet_jax")
     logger.propagate = False  # libraries put handlers of their own on the root logger
     logger.handlers = [Warnings(logging.WARNING)]
-    for other in ("absl", "asyncio"):  # Orbax's threads print a traceback each of a failed save
+    for other in ("absl", "asyncio"):  # Orbax's threads each print a traceback of a failed save
         logging.getLogger(other).setLevel(logging.CRITICAL + 1)
 
 
 def _print_table(
     headings: Iterable[str], rows: Iterable[Iterable[str]], title: str = "", left: int = 1
 ) -> None:
-    """Print rows of texts, escaped and without markup; ``left`` columns are aligned left."""
+    """Print rows of texts, escaped and without markup; align the first ``left`` columns left."""
     table = Table(title=_text(title) if title else None, box=box.SIMPLE, padding=(0, 1, 0, 0))
     lines = [headings, *rows]
     for number, (heading, *texts) in enumerate(zip(*lines, strict=True)):
         justify: Any = "left" if number < left else "right"
-        # Chinese characters have two cells, and no place in a column of one.
+        # A Chinese character takes two cells and does not fit into a column of one.
         widest = max(map(cell_len, "".join([heading, *texts])), default=1)
         table.add_column(_text(heading), justify=justify, overflow="fold", min_width=widest)
     for row in lines[1:]:
@@ -103,7 +103,7 @@ def _width(columns: Iterable[Iterable[str]]) -> int:
 
 
 def _text(text: str) -> Text:
-    return Text(printable(text))  # brackets and colons are no markup here
+    return Text(printable(text))  # brackets and colons are not markup here
 
 
 def print_evaluation(result: "Evaluation", title: str) -> None:
@@ -136,11 +136,11 @@ def print_predictions(rows: list[dict[str, Any]]) -> None:
 
 def print_predictions_csv(rows: Iterable[dict[str, Any]]) -> int:
     """Print rows as they come; return how many came."""
-    # A name is escaped for a terminal alone; bytes that are no UTF-8 in any case.
+    # A name is escaped only for a terminal; bytes that are not UTF-8 are always escaped.
     shown = printable if sys.stdout.isatty() else _utf8
     writer = csv.writer(sys.stdout, lineterminator="\n")
     rows = iter(rows)
-    first = list(itertools.islice(rows, 1))  # what is refused is refused before the heading
+    first = list(itertools.islice(rows, 1))  # so that a refusal comes before the heading
     writer.writerow(["path", "label", "probability"])
     count = 0
     for row in itertools.chain(first, rows):
@@ -156,7 +156,7 @@ def _utf8(text: str) -> str:
 
 
 def print_comparison(table: "pd.DataFrame") -> None:
-    """Print `compare_runs`: a column for each setting, as many beside each other as fit."""
+    """Print a `compare_runs` table: a column for each group of runs, as many in a row as fit."""
     labels = [name for name in table if not name.endswith(" sd")]
     columns = [
         (str(name), *(_result(label, row) for label in labels))
@@ -171,7 +171,7 @@ def print_comparison(table: "pd.DataFrame") -> None:
 
 
 def _result(name: str, row: dict[str, Any]) -> str:
-    """A cell of the comparison; a mean with its spread where there are several runs."""
+    """Return a cell of the comparison: a mean, with its spread if there are several runs."""
     value, spread = row[name], row.get(f"{name} sd")
     if value is None or value != value:
         return "-"
@@ -217,12 +217,12 @@ def print_datasets(datasets: "Iterable[DatasetInfo]") -> None:
 class Display(Callback):
     """Shows a run on the console: a moving bar in a terminal, and a line for each evaluation.
 
-    ``bar`` is entered by ``with``. ``momentum`` is batch norm's: the share of its running
+    The caller enters the context of ``bar``. ``momentum`` is the share of batch norm's running
     statistics that a step keeps.
     """
 
     def __init__(self, momentum: float = 0.0) -> None:
-        from rich import progress  # which takes 25 ms that `--help` need not spend
+        from rich import progress  # takes 25 ms, which `--help` need not spend
 
         self.bar = progress.Progress(
             progress.SpinnerColumn(),
@@ -247,9 +247,9 @@ class Display(Callback):
         self.bar.update(self._task, completed=step)
 
     def on_evaluate(self, step: int, split: str, evaluation: "Evaluation") -> None:
-        """Note the share of initial running statistics where the accuracy is close to chance."""
+        """Note the initial values' share of running statistics if the accuracy is near chance."""
         initial = self._momentum**step
-        chance = evaluation.confusion.sum(1).max()  # right by one answer to all
+        chance = evaluation.confusion.sum(1).max()  # correct if all get the commonest label
         near = min(1.5 * chance, (chance + evaluation.count) / 2)
         marked = initial >= INITIAL_SHARE and evaluation.correct < near
         self._note = f"BN {initial:.0%} initial" if marked else ""
@@ -277,7 +277,7 @@ class Display(Callback):
             self.log(test_result(row))
 
     def log(self, text: str) -> None:
-        """Print a line, above the bar where there is one."""
+        """Print a line, above the bar if there is one."""
         self._last_line_time = time.monotonic()
         print_line(text)
 

@@ -114,8 +114,8 @@ def open_image(
     Whatever cannot be converted without a guess is refused: transparent pixels without a
     ``background``, animations, and modes whose range is not fixed, as are more than ``max_pixels``
     and formats other than Pillow's ``formats``. ``side`` is the side of the array to fill: a JPEG
-    of more than twice that is decoded at a half, a quarter or an eighth of its size, several times
-    as fast. ``name`` is what errors call the file.
+    of at least four times that is decoded at a half, a quarter or an eighth of its size, several
+    times as fast. ``name`` is what errors call the file.
     """
     try:
         content = source if isinstance(source, bytes) else read_bytes(source)

@@ -1,4 +1,4 @@
-"""The page of `resnet-jax demo`: draw a digit or give an image, see what the network answers."""
+"""The page of `resnet-jax demo`: draw a digit or give an image, and see the network's answer."""
 
 import os
 import socket
@@ -9,13 +9,13 @@ from resnet_jax.run import Checkpoint, Run
 
 
 def serve(run: Run, port: int, checkpoint: Checkpoint) -> None:
-    """Serve a run's page on this machine alone until SIGINT or SIGTERM; port 0 is a free one."""
+    """Serve a run's page to this machine alone until SIGINT or SIGTERM; port 0 is any free port."""
     try:
         listener = socket.create_server(("127.0.0.1", port), backlog=1024)
     except (OSError, OverflowError) as error:
         raise ResNetJaxError(f"--port {port} cannot be used ({error}): give another") from error
     with listener, tempfile.TemporaryDirectory() as folder:
-        # gradio reads these as it is imported.
+        # gradio reads these when it is imported.
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}
         with importing("the demo", "'resnet_jax[demo]'"):
             from resnet_jax.demo.app import make_server

@@ -1,4 +1,4 @@
-"""The application: a JSON endpoint that takes an image or strokes, and the page, its client."""
+"""The application: a JSON endpoint that takes an image or strokes, and a page that calls it."""
 
 import asyncio
 import base64
@@ -30,7 +30,7 @@ from resnet_jax.run import Checkpoint, Run
 from resnet_jax.training.metrics import told_apart
 
 MAX_BYTES = 16 * 2**20
-# Of Pillow's formats what browsers and phones make; for some others it starts another program.
+# The formats that browsers and phones write; for some others, Pillow starts another program.
 LIMITS: Any = {"max_pixels": 40_000_000, "formats": ("PNG", "JPEG", "WEBP", "BMP")}
 NAMES = ("pad.html", "pad.css", "pad.js", "pictures.html")
 PAD, CSS, JS, PICTURES = ((files(__package__) / name).read_text("utf-8") for name in NAMES)
@@ -39,7 +39,7 @@ FORWARD = jax.jit(forward_and_saliency, static_argnums=0)
 
 
 class Classifier:
-    """A run's network, which answers for one image at a time."""
+    """A run's network, which classifies one image at a time."""
 
     def __init__(self, run: Run, checkpoint: Checkpoint) -> None:
         self.run, self.checkpoint, self.variables = run, checkpoint, run.variables(checkpoint)
@@ -47,7 +47,7 @@ class Classifier:
         self.takes_strokes = digits and run.image_shape == (28, 28, 1)
 
     def decode(self, body: bytes, content_type: str, invert: bool) -> FoundDigit:
-        """Read the image ``uint8[H, W, C]`` in a body: an image file, or JSON with strokes."""
+        """Read a request's body, an image file or JSON with strokes, as ``uint8[H, W, C]``."""
         data = self.run.config.data
         if content_type.split(";")[0].strip().lower() != "application/json":
             spec = DecodeSpec(self.run.image_shape, data.fit, data.background)
@@ -62,7 +62,7 @@ class Classifier:
 
     def answer(self, image: np.ndarray, how: str = "", explain: bool = True) -> dict[str, Any]:
         """Classify ``uint8[H, W, C]``; docs/inspection.md describes the answer."""
-        with self.run.jax_settings():  # they hold in one thread
+        with self.run.jax_settings():  # JAX's settings hold in one thread
             pixels = self.run.preprocess(image[None])
             found, maps = FORWARD(self.run.model, self.variables, pixels)
             self.run.check_finite(found.logits, self.checkpoint)
@@ -115,9 +115,9 @@ def make_server(run: Run, checkpoint: Checkpoint = "best") -> "Server":
     classifier.answer(np.zeros(run.image_shape, np.uint8))  # compiles the network
     app = FastAPI(openapi_url=None)
     app.add_exception_handler(ResNetJaxError, lambda _, e: JSONResponse({"detail": str(e)}, 400))
-    app.add_exception_handler(ClientDisconnect, lambda *_: NOT_FOUND)  # nobody hears it
-    app.add_middleware(CORSMiddleware)  # no other origin may read; gradio's own then stands back
-    # Against DNS rebinding: a foreign name that resolves to this machine is in the Host header.
+    app.add_exception_handler(ClientDisconnect, lambda *_: NOT_FOUND)  # nobody reads it
+    app.add_middleware(CORSMiddleware)  # no other origin may read; gradio adds no CORS headers
+    # Against DNS rebinding: the Host header has the foreign name that resolves to this machine.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
     about = {
         "run": str(run.path),
@@ -129,7 +129,7 @@ def make_server(run: Run, checkpoint: Checkpoint = "best") -> "Server":
     }
     app.add_route("/api/predict", predict, methods=["POST"])
     app.add_route("/api/run", lambda _: JSONResponse(about), methods=["GET"])
-    # The page needs only gradio's files; its proxy would fetch any URL for anyone (SSRF).
+    # The page needs only gradio's files; gradio's proxy would fetch any URL for anyone (SSRF).
     app.mount("/gradio_api", NOT_FOUND)
     app.add_route("/{path:path}", lambda _: NOT_FOUND, methods=["POST", "PUT", "PATCH", "DELETE"])
     _mount_page(app, about)
@@ -154,13 +154,13 @@ def _mount_page(app: FastAPI, about: dict[str, Any]) -> None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn for a page: ends at the first signal, and does not wait for slow clients."""
+    """A uvicorn server that ends at the first signal and does not wait for slow clients."""
 
     known: frozenset[Any] = frozenset()
 
     async def on_tick(self, counter: int) -> bool:  # ten times a second
         ends = await super().on_tick(counter)
-        if ends or counter % 200 == 0:  # every 20 s: asked to end, then ended
+        if ends or counter % 200 == 0:  # every 20 s: ask a connection to end, then abort it
             for connection in self.server_state.connections:
                 slow = ends or connection in self.known
                 connection.transport.abort() if slow else connection.shutdown()

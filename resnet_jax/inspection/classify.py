@@ -1,4 +1,4 @@
-"""Classes of image files, a batch at a time, and pictures of where the network looked."""
+"""Classify image files, a batch at a time, and draw where the network looked."""
 
 import io
 import os
@@ -23,8 +23,8 @@ from resnet_jax.memory import cores
 from resnet_jax.run import Checkpoint, Run
 from resnet_jax.storage import atomic_write, expanded
 
-EXPLAINED = "resnet-jax predict --explain"  # marks a picture that it wrote
-ENLARGEMENT, SMALL_SIDE = 8, 64  # factor, for pictures whose longer side is shorter than this
+EXPLAINED = "resnet-jax predict --explain"  # marks the pictures written here
+ENLARGEMENT, SMALL_SIDE = 8, 64  # factor for pictures whose longer side is below SMALL_SIDE
 
 
 def fail(error: ResNetJaxError) -> None:
@@ -41,10 +41,10 @@ def classify_files(
     invert: bool = False,
     explain_in: str | Path | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Classify picture files, and those in folders and of patterns, as `resnet-jax predict` does.
+    """Classify the image files of paths, folders and patterns, as `resnet-jax predict` does.
 
-    Yields the rows of ``predict --json``, a batch at a time. What is wrong with a file is raised,
-    or told to ``on_error``, and the file left out. ``explain_in`` is the folder of ``--explain``.
+    Yields the rows of ``predict --json``, a batch at a time. ``on_error`` gets a file's error and
+    raises it (the default) or leaves the file out. ``explain_in`` is the folder of ``--explain``.
     """
     if not 1 <= topk <= len(run.class_names):
         raise ResNetJaxError(f"--topk must be 1 to {len(run.class_names)}, got {topk}")
@@ -72,7 +72,7 @@ def classify_files(
             if evidence is not None:
                 try:
                     picture = open_image(path, background=spec.background)
-                except ResNetJaxError as error:  # of a file that changed since
+                except ResNetJaxError as error:  # the file has changed since it was read
                     on_error(error)
                     continue
                 box = found.box or box_of(picture.size, spec)
@@ -80,15 +80,15 @@ def classify_files(
             yield row | ({"found": found.how} if found.how else {})
 
     def rows() -> Iterator[dict[str, Any]]:
-        # In batches: the pixels of only one batch at a time are kept in memory.
+        # In batches, so that only one batch's pixels at a time are kept in memory.
         size = run.config.batch_size
         with ThreadPoolExecutor(settings.workers or cores()) as pool, ExitStack() as stack:
-            stack.callback(pool.shutdown, cancel_futures=True)  # where it ends in between
+            stack.callback(pool.shutdown, cancel_futures=True)  # if the caller stops early
             for part in (files[start : start + size] for start in range(0, len(files), size)):
                 batch = []
                 for path, future in [(path, pool.submit(read, path)) for path in part]:
                     large = isinstance(getattr(future.exception(), "__cause__", None), MemoryError)
-                    try:  # alone, what was too large beside others
+                    try:  # read it again, alone, if memory ran out beside others
                         batch.append((path, read(path) if large else future.result()))
                     except ResNetJaxError as error:
                         on_error(error)
@@ -99,17 +99,17 @@ def classify_files(
 
 
 def _explanation_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """Choose ``FOLDER/NAME.png`` for each file; nothing but an earlier explanation is replaced."""
+    """Choose ``FOLDER/NAME.png`` for each file; refuse to replace anything but an explanation."""
     inputs = {os.path.realpath(file) for file in files}
     chosen: dict[Path, Path] = {}
     taken: set[str] = set()
-    numbers: Counter[str] = Counter()  # the last of each name
-    for file in dict.fromkeys(files):  # once, of a folder and a file in it
+    numbers: Counter[str] = Counter()  # the last number given to each name
+    for file in dict.fromkeys(files):  # a file may be given with its folder, too
         stem = file.stem
-        if len(os.fsencode(stem)) > 230:  # file systems allow 255 bytes, with number and endings
+        if len(os.fsencode(stem)) > 230:  # file systems allow 255 bytes, with number and suffixes
             stem = os.fsencode(stem)[:230].decode(errors="ignore")
         name = stem
-        # Of the same name in two folders; macOS's disks do not tell case or a letter's spelling.
+        # Files in two folders may share a name; macOS ignores case and Unicode normalisation.
         while (key := unicodedata.normalize("NFC", name).casefold()) in taken:
             numbers[stem] += 1
             name = f"{stem}-{numbers[stem] + 1}"
@@ -128,7 +128,7 @@ def _may_replace(path: Path) -> bool:
     try:
         with Image.open(path, formats=["PNG"]) as image:
             return image.info.get("Software") == EXPLAINED
-    except Exception:  # whatever it is, it is not ours
+    except Exception:  # whatever the file is, it is not ours
         return False
 
 

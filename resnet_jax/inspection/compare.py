@@ -1,4 +1,4 @@
-"""Several runs side by side: the settings that differ, and results over seeds."""
+"""Compare several runs: the settings in which they differ, and their results over seeds."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -14,10 +14,10 @@ from resnet_jax.storage import check_replaceable, expanded, write_whole
 
 
 def group_by_settings(runs: Sequence[Run]) -> list[tuple[str, dict[str, Any], list[Run]]]:
-    """Group the runs that differ in the seed alone: name, the values that tell it apart, runs.
+    """Group the runs that differ only in the seed; return each group's name, values and runs.
 
-    A name is ``book-seed*``, or that of all folders. The values are settings, the data's
-    fingerprint, and the recorded names of `Run.parts`.
+    A name is ``book-seed*``, or lists all folders. The values are the settings, the data's
+    fingerprint and the recorded names of `Run.parts` in which the groups differ.
     """
     telling = (Effect.LEARNING, Effect.SELECTION)
     described = [
@@ -43,20 +43,20 @@ def group_by_settings(runs: Sequence[Run]) -> list[tuple[str, dict[str, Any], li
 
 
 def compare_runs(runs: Iterable[Run], checkpoint: Checkpoint = "best") -> pd.DataFrame:
-    """Results of several runs, one row for all that differ in the seed alone.
+    """Return the results of several runs, one row for all runs that differ only in the seed.
 
     Args:
         runs: opened runs.
-        checkpoint: whose test results.
+        checkpoint: the one whose test results are compared.
 
     Returns:
-        By the folders' names: the settings that differ; ``runs`` (how many are finished) and
-        ``seeds``; for each test split, as for ``test``, ``test accuracy`` (a fraction), ``test
-        loss``, and their standard deviations with n - 1 (NaN for one run) as ``test accuracy sd``
-        and ``test loss sd``; ``seconds``, the mean time.
+        A table indexed by the folders' names: the settings that differ; ``runs`` (how many are
+        finished) and ``seeds``; for each test split, here ``test``, ``test accuracy`` (a fraction),
+        ``test loss``, and their standard deviations with n - 1 (NaN for one run), ``test accuracy
+        sd`` and ``test loss sd``; ``seconds``, the mean time.
 
     Raises:
-        ResNetJaxError: there are no runs, the same one twice, or a damaged one.
+        ResNetJaxError: there are no runs, one is given twice, or one is damaged.
     """
     if checkpoint not in get_args(Checkpoint):
         raise ResNetJaxError(f"checkpoint {checkpoint} is not known: give best or latest")
@@ -84,18 +84,18 @@ def compare_runs(runs: Iterable[Run], checkpoint: Checkpoint = "best") -> pd.Dat
             row["seconds"] = splits["seconds"].mean().max()
         rows.append(row)
     table = pd.DataFrame(rows, index=[name for name, _, _ in groups])
-    for name in groups[0][1]:  # as they are: beside None pandas makes 32.0 of 32
+    for name in groups[0][1]:  # keep the types: pandas turns 32 into 32.0 beside None
         table[name] = pd.Series([row[name] for row in rows], table.index, dtype=object)
     return table
 
 
 def final_tests(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Return the lines of the tests at a run's end, none of a run that went on after its end."""
+    """Return the rows of the tests at a run's end; none if training has continued since."""
     return metrics[metrics.index > metrics.index[metrics["kind"] != "test"].max()]
 
 
 def write_curves(runs: Sequence[Run], output: Path) -> None:
-    """Write the curves of several runs into a picture, in one colour those of one setting."""
+    """Write the curves of several runs into a picture; runs of one group share a colour."""
     from matplotlib import rc_context
 
     from resnet_jax.inspection.plots import compared_curves
@@ -112,7 +112,7 @@ def write_curves(runs: Sequence[Run], output: Path) -> None:
     try:
         with rc_context({"text.usetex": False}):
             compared_curves(curves).savefig(picture, format=output.suffix[1:], dpi="figure")
-    except (ValueError, RuntimeError) as error:  # pgf has no LaTeX
+    except (ValueError, RuntimeError) as error:  # such as pgf without LaTeX
         raise ResNetJaxError(
             f"{output} cannot be written ({error}): give a name that ends in .png"
         ) from error

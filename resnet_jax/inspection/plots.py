@@ -1,10 +1,10 @@
 """Draw a run's figures, each a `matplotlib.figure.Figure`.
 
-They are narrow, so that a telephone shows them whole with letters that can be read. Colours are
-told apart by colour-blind readers and in grey: Okabe and Ito's for curves, Petroff's (arXiv
+The figures are narrow, so that a phone shows them whole and legibly. Their colours can be told
+apart by colour-blind readers and in greyscale: Okabe and Ito's for curves, Petroff's (arXiv
 2107.02270) for classes, and the colour maps cividis, inferno and PuOr.
 
-Matplotlib's own font has no Chinese, Japanese or Korean letters: see `shown_names`.
+Matplotlib's default font has no Chinese, Japanese or Korean letters: see `shown_names`.
 """
 
 from collections import Counter
@@ -30,11 +30,11 @@ from resnet_jax.inspection.saliency import as_picture, overlay
 BLUE, ORANGE = "#0072B2", "#D55E00"
 OKABE_ITO = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 PETROFF = color_sequences["petroff10"]
-DPI = 150  # of figures in files
-MAX_COUNTED = 12  # in a confusion of more classes no counts are written
+DPI = 150  # dots per inch of a saved figure
+MAX_COUNTED = 12  # classes; a confusion of more shows no counts
 MAX_NAMED_CLASSES = 30  # more names than this do not fit
 WITHOUT_AXIS: Any = {"subplot_kw": {"frame_on": False, "xticks": [], "yticks": []}}
-MAX_DRAWN_CLASSES = 2000  # the confusion of more takes gigabytes
+MAX_DRAWN_CLASSES = 2000  # the confusion of more classes takes gigabytes
 
 
 def curves(metrics: pd.DataFrame) -> Figure:
@@ -50,9 +50,9 @@ def curves(metrics: pd.DataFrame) -> Figure:
     _loss_axis(loss, "cross-entropy, nats")
     loss.legend(frameon=False)
     _error_axis(error, "error, %")
-    # The first line's time is that of the compilation.
+    # The speed starts at the second row: the first row's time is that of the compilation.
     for ax, name, rows in ((rate, "learning_rate", train), (speed, "images_per_s", train[1:])):
-        if name in rows:  # not of a run that has only begun, or an optimiser of the user's own
+        if name in rows:  # missing if the run has only begun or the optimiser is the user's own
             ax.plot(rows["epoch"], rows[name], "." if len(rows) == 1 else "", color=ORANGE)
     rate.set(ylabel="learning rate", ylim=(0, None))
     speed.set(ylabel="images/s", ylim=(0, None), xlabel="epoch")
@@ -62,20 +62,20 @@ def curves(metrics: pd.DataFrame) -> Figure:
 
 
 def compared_curves(groups: Mapping[str, Sequence[pd.DataFrame]]) -> Figure:
-    """Plot error and loss of several runs: `Run.metrics` of each seed, by the name to show."""
+    """Plot error and loss of several runs: by the name to show, the `Run.metrics` of each seed."""
     figure, (error, loss) = _axes(6 + 0.2 * len(groups), 2, width=7, sharex=True)
-    # After the colours have all been used, the lines differ.
+    # When all colours are used, they repeat with the next line style.
     styles = cycle(cycler(linestyle=("-", "--", ":", "-.")) * cycler(color=OKABE_ITO))
     line = {"markersize": 3, "linewidth": 1.3, "alpha": 0.85}
     glyphs = _letters()
     for (name, tables), style in zip(groups.items(), styles, strict=False):
-        # A question mark for a letter that the font lacks; no legend has a name from "_".
+        # A question mark replaces a letter that the font lacks.
         name = f"{name[:49]}…{name[-50:]}" if len(name) > 100 else name
         shown = "".join(c if ord(c) in glyphs else "?" for c in _short(name, 100))
         for seed, metrics in enumerate(tables):
             train, validation = _train_and_validation(metrics)
             epochs, wrong = validation["epoch"], 100 - 100 * validation["accuracy"]
-            # One evaluation is no line, and is marked.
+            # A marker shows even a single evaluation; legends hide labels that begin with "_".
             error.plot(epochs, wrong, marker="o", label=f" {shown}" * (not seed), **style, **line)
             loss.plot(train["epoch"], train["loss"], **style, **line)
     _loss_axis(loss, "training loss, nats")
@@ -87,12 +87,12 @@ def compared_curves(groups: Mapping[str, Sequence[pd.DataFrame]]) -> Figure:
 
 
 def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """Draw `confusion_matrix`, ``int[K, K]``; colour is the share of the label's examples."""
-    # A pixel for each cell at least, or parts of the diagonal may not be there.
+    """Draw a `confusion_matrix`, ``int[K, K]``; colour is the share of the label's examples."""
+    # Each cell gets at least a pixel, because otherwise parts of the diagonal may be missing.
     classes, (figure, ax) = len(matrix), _axes(4.6, dpi=DPI * max(1, len(matrix) / 450))
     shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     norm = PowerNorm(0.4, 0, 100)  # stretched at its low end, where the mistakes are
-    # Where a cell is about a pixel, that pixel shows it, and no mean of two.
+    # With "nearest", a pixel shows one cell and not a mean of two.
     image = ax.imshow(shares, cmap="cividis", norm=norm, interpolation="nearest")
     ax.set(xlabel="prediction", ylabel="label")
     if classes <= MAX_NAMED_CLASSES:
@@ -133,7 +133,7 @@ def reliability(calibration: Calibration) -> Figure:
 
 
 def mistakes(predictions: Predictions, count: int = 12) -> Figure:
-    """Show the most confident mistakes, each as it is and with the evidence for what was said."""
+    """Show the most confident mistakes, each above its evidence for the predicted class."""
     chosen = predictions.mistakes()[:count]
     if not len(chosen):
         figure, ax = _axes(1, **WITHOUT_AXIS)
@@ -152,7 +152,7 @@ def mistakes(predictions: Predictions, count: int = 12) -> Figure:
         true = names[predictions.labels[index]]
         probability = predictions.probabilities[index].max()
         above.set_title(f"{predicted} ({probability:.0%}),\ntrue: {true}", fontsize=8)
-        if predictions.maps and not evidence.any():  # of a network of one's own: no Grad-CAM
+        if predictions.maps and not evidence.any():  # without maps there is no Grad-CAM
             below.set_title("no positive evidence", fontsize=7)
     return figure
 
@@ -160,7 +160,7 @@ def mistakes(predictions: Predictions, count: int = 12) -> Figure:
 def filters(kernel: np.ndarray) -> Figure:
     """Show the first convolution's filters, ``float[h, w, C, features]``.
 
-    Filters of three channels are shown in their colours, others summed over the channels.
+    Filters of three channels are shown in colour, others are summed over their channels.
     """
     shown = np.moveaxis(np.asarray(kernel, np.float32), 3, 0)
     shown = shown if shown.shape[3] == 3 else shown.sum(3)
@@ -176,9 +176,9 @@ def filters(kernel: np.ndarray) -> Figure:
 
 
 def feature_maps(maps: Mapping[str, np.ndarray], image: np.ndarray, channels: int = 8) -> Figure:
-    """Show the channels of the highest mean in each of `Predictions.maps`, for ``uint8[H, W, C]``.
+    """Show ``uint8[H, W, C]`` and the channels of highest mean in each of its `Predictions.maps`.
 
-    Yellow is the largest value of those shown in a row, dark blue the smallest.
+    In each row, yellow is the largest value shown and dark blue the smallest.
     """
     count = len(maps) + 1
     figure, (top, *rows) = _axes(0.72 * count + 0.3, count, **WITHOUT_AXIS)
@@ -196,7 +196,7 @@ def feature_maps(maps: Mapping[str, np.ndarray], image: np.ndarray, channels: in
 
 
 def embedding(points: np.ndarray, predictions: Predictions) -> Figure:
-    """Plot the first M examples at `embedding`'s ``float[M, 2]``; mistakes are crossed."""
+    """Plot the first M examples at the points of `embedding`, ``float[M, 2]``, mistakes crossed."""
     figure, ax = _axes(4.6)
     labels = predictions.labels[: len(points)]
     wrong = predictions.predictions[: len(points)] != labels
@@ -219,10 +219,10 @@ def embedding(points: np.ndarray, predictions: Predictions) -> Figure:
 
 
 def shown_names(class_names: Sequence[str]) -> list[str]:
-    """Return the classes' names as a figure can hold them: short, on one line, no mathematics.
+    """Return the class names as a figure can show them: short, on one line, without mathtext.
 
-    A name becomes the class's number, ``#3``, which the report explains, where the font lacks its
-    letters, they run from right to left, or another class's name is shortened to the same.
+    A name becomes the class's number, ``#3``, which the report explains, if the font lacks one of
+    its letters, if it runs from right to left, or if another class's name is shortened to the same.
     """
     glyphs = _letters()
     shown = [_short(name, 12) for name in class_names]
@@ -248,7 +248,7 @@ def _short(name: str, longest: int) -> str:
 def _axes(
     height: float, *grid: int, width: float = 5, dpi: float = DPI, **options: Any
 ) -> tuple[Figure, Any]:
-    """Return a figure, of inches, and its axes in a grid of rows and columns."""
+    """Return a figure, with its size in inches, and its axes in a grid of rows and columns."""
     layout = ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06)
     figure = Figure((width, height), dpi, layout=layout)
     return figure, figure.subplots(*grid, **options)
@@ -271,7 +271,7 @@ def _mosaic(
 
 
 def _error_axis(ax: Axes, label: str) -> None:
-    """Make an axis in percent: logarithmic, and linear from 0 to 0.1."""
+    """Set the y axis to percent: linear from 0 to 0.1, logarithmic above."""
     ax.set_ylim(0, 100)
     ax.set_yscale("symlog", linthresh=0.1, linscale=0.3)
     ax.set(yticks=[0, 0.1, 0.3, 1, 3, 10, 30, 100], ylabel=label)
@@ -280,7 +280,7 @@ def _error_axis(ax: Axes, label: str) -> None:
 
 def _loss_axis(ax: Axes, label: str) -> None:
     ax.set_ylabel(label)
-    if all(np.min(line.get_ydata(), initial=1) > 0 for line in ax.lines):  # not of every loss
+    if all(np.min(line.get_ydata(), initial=1) > 0 for line in ax.lines):  # not true of every loss
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         _plain_numbers(ax)

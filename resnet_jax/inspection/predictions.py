@@ -19,11 +19,11 @@ from resnet_jax.training.jax_settings import compiler_options
 from resnet_jax.training.metrics import Evaluation
 from resnet_jax.training.step import count
 
-MAX_IMAGES = 10_000  # whose maps and features are kept in memory
+MAX_IMAGES = 10_000  # their saliency maps and features are kept in memory
 MAX_BYTES = 2**29  # of the images themselves
 # With fewer batches than this, optimising the program takes longer than it saves.
 BATCHES_WORTH_OPTIMISING = 50
-FEWEST_NEIGHBOURS = 20  # examples of fewer have no neighbours to speak of
+FEWEST_NEIGHBOURS = 20  # with fewer examples, neighbourhoods mean little
 
 
 def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> np.ndarray:
@@ -32,7 +32,7 @@ def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int
     >>> confusion_matrix([0, 0, 1], [0, 1, 1], 2).tolist()
     [[1, 1], [0, 1]]
 
-    Labels and predictions are ``int[N]``, 0 to K - 1; others are a `ResNetJaxError`.
+    Raises `ResNetJaxError` unless labels and predictions are ``int[N]``, 0 to K - 1.
     """
     pair = [np.asarray(a, None if np.size(a) else int) for a in (labels, predictions)]
     whole = all(a.ndim == 1 and a.dtype.kind in "biu" for a in pair)
@@ -48,12 +48,12 @@ def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int
 
 @dataclass(frozen=True)
 class Calibration:
-    """Confidence against accuracy, in bins of equal width (arXiv 1706.04599, section 2).
+    """Confidence and accuracy in bins of equal width (arXiv 1706.04599, section 2).
 
     Attributes:
         counts: ``int64[B]``, examples whose confidence is in ``(b / B, (b + 1) / B]``.
-        confidence: ``float64[B]``, their mean confidence; NaN where there are none.
-        accuracy: ``float64[B]``, the fraction of them that is right; NaN where there are none.
+        confidence: ``float64[B]``, the examples' mean confidence; NaN in an empty bin.
+        accuracy: ``float64[B]``, the fraction of correct examples; NaN in an empty bin.
     """
 
     counts: np.ndarray
@@ -73,8 +73,8 @@ def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
     >>> calibration([[0.75, 0.25], [0.75, 0.25]], [0, 1], bins=2).ece  # 0.75 sure, half right
     0.25
 
-    Other than ``float[N, K]`` in 0 to 1 and ``int[N]`` in 0 to K - 1, N at least 1, are a
-    `ResNetJaxError`.
+    Raises `ResNetJaxError` unless probabilities are ``float[N, K]`` in 0 to 1 and labels
+    ``int[N]`` in 0 to K - 1, with N at least 1.
     """
     p, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
     sound = bool(np.all((p >= -0.001) & (p <= 1.001))) and labels.dtype.kind in "biu"
@@ -89,7 +89,7 @@ def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
         found = f"{labels.min()} to {labels.max()}"
         raise ResNetJaxError(f"calibration needs labels of 0 to {p.shape[1] - 1}, got {found}")
     confidence, right = p.max(1), p.argmax(1) == labels
-    # A sum of float32 probabilities may exceed 1 by rounding.
+    # Rounding in float32 may leave a probability slightly above 1.
     index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     counts = np.bincount(index, minlength=bins)
     with np.errstate(invalid="ignore"):
@@ -98,17 +98,17 @@ def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
 
 
 def embedding(features: ArrayLike, *, seed: int = 0) -> np.ndarray:
-    """Lay features out in the plane by t-SNE (JMLR 9, 2579-2605): neighbours stay neighbours.
+    """Lay out features in the plane by t-SNE (JMLR 9, 2579-2605), which keeps neighbours close.
 
     Distances between groups and the groups' sizes mean nothing. Ten thousand examples take a
     minute.
 
     Args:
         features: ``float[N, D]``, as `last_features` returns them.
-        seed: of the descent.
+        seed: random seed of PCA and t-SNE.
 
     Returns:
-        ``float32[N, 2]``; principal components where N is too small for neighbours.
+        ``float32[N, 2]``; principal components if N is too small for t-SNE.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -118,7 +118,7 @@ def embedding(features: ArrayLike, *, seed: int = 0) -> np.ndarray:
     components = min(30, *features.shape)
     if components < 2 or not np.ptp(features, axis=0).any():  # all are one point
         return np.zeros((len(features), 2), np.float32)
-    # Threads that wait for each other a thousand times a second stall where the cores are shared.
+    # Threads that wait for each other a thousand times a second stall if other work uses the cores.
     with threadpool_limits(1):
         reduced = PCA(components, random_state=seed).fit_transform(features)
         if len(features) < FEWEST_NEIGHBOURS:
@@ -130,18 +130,18 @@ def embedding(features: ArrayLike, *, seed: int = 0) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """A network's answers to the images of a split, one by one.
+    """A network's predictions for the images of a split, one by one.
 
     Attributes:
         images: ``uint8[N, H, W, C]``.
         labels: ``int32[N]``.
         class_names: K names.
         logits: ``float32[N, K]``.
-        features: ``float32[N, D]``, the head's input; of a network of one's own the logits.
-        saliency: ``float32[N, h, w]``, `grad_cam` for the predicted class, or zeros.
+        features: ``float32[N, D]``, the head's input; the logits if the network is not a `ResNet`.
+        saliency: ``float32[N, h, w]``, `grad_cam` for the predicted class; zeros if not a `ResNet`.
         maps: for the first image, the stem's and each stage's output, ``float32[h, w, features]``;
-            none of a network of one's own.
-        examined: the share of the split's images that these are.
+            empty if the network is not a `ResNet`.
+        examined: the fraction of the split's images that were examined.
     """
 
     images: np.ndarray
@@ -165,7 +165,7 @@ class Predictions:
 
     @cached_property
     def evaluation(self) -> Evaluation:
-        """Loss, accuracy, confusion and the classes' rates."""
+        """Loss, accuracy, confusion matrix, and recall and precision by class."""
         counts = jax.device_get(jax.jit(count)(self.logits, self.labels))
         loss = float(counts.loss) / len(self.labels)
         confusion = counts.confusion.astype(np.int64)
@@ -177,7 +177,7 @@ class Predictions:
         return calibration(self.probabilities, self.labels)
 
     def mistakes(self) -> np.ndarray:
-        """Return the indices of the wrong answers, most confident first, ``int64[M]``."""
+        """Return the indices of the wrong predictions, most confident first, ``int64[M]``."""
         wrong = np.flatnonzero(self.predictions != self.labels)
         return wrong[np.argsort(-self.probabilities[wrong].max(1), kind="stable")]
 
@@ -188,10 +188,10 @@ Findings = Predictions  # its name in 0.1.0
 def examine(
     run: Run, split: str = "test", checkpoint: Checkpoint = "best", data_dir: str | None = None
 ) -> Predictions:
-    """Evaluate a run's network image by image, for the first 10,000 images, or the first 512 MiB
-    of them (with ``center_crop``: and of their maps).
+    """Evaluate a run's network image by image, on the first images of a split, at most 10,000.
 
-    The other arguments, and the errors, are those of `Run.evaluate`.
+    The images (with ``center_crop``, the images and their maps) take at most 512 MiB. The other
+    arguments, and the errors, are those of `Run.evaluate`.
     """
     model, examples = run.model, run.split(split, data_dir)
     height, width, channels = examples.image_shape

@@ -1,4 +1,4 @@
-"""Write a run's report: ``report/index.html``, whole by itself, and its figures as PNGs."""
+"""Write a run's report: ``report/index.html``, which is self-contained, and its figures as PNGs."""
 
 import base64
 from collections.abc import Iterable, Iterator
@@ -20,7 +20,7 @@ from resnet_jax.run import Checkpoint, Run
 from resnet_jax.settings import settings
 from resnet_jax.storage import atomic_write, refuse_links, writing
 
-# Neighbours are looked for among this many images: a second of work, and points that can be seen.
+# t-SNE takes a second for this many images, and their points can still be seen.
 EMBEDDED = 500
 FIGURE = """<section><h2>{title}</h2>
 <p>{note}</p>
@@ -35,7 +35,7 @@ def write_report(
 
     The page needs no network and no other file; it follows the reader's choice of light or dark.
     The other arguments, and the errors, are those of `Run.evaluate`; a folder that cannot be
-    written is one more (`ResNetJaxError`).
+    written raises `ResNetJaxError` too.
     """
     refuse_links(run.path)
     predictions = examine(run, split, checkpoint, data_dir)
@@ -89,7 +89,7 @@ def _figures(
     yield "curves", "Training", note, plots.curves(run.metrics())
     names = predictions.class_names
     shown = plots.shown_names(names)
-    # The mark of left-to-right keeps what follows a name in Hebrew or Arabic behind it.
+    # The left-to-right mark keeps what follows a Hebrew or Arabic name behind it.
     told = [f" #{k} {printable(name)}\u200e" for k, name in enumerate(names)]
     hidden = [text for k, text in enumerate(told) if shown[k] == f"#{k}"]
     legend = ",".join(hidden[: plots.MAX_NAMED_CLASSES])

@@ -1,6 +1,6 @@
 """Grad-CAM++ and Grad-CAM (where a network looks) and feature maps (what it sees there).
 
-The model has no code for this: Linen lets a caller stand between a module and its output.
+The model has no code for this: Linen lets a caller intercept a module's output.
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import ResNet
 from resnet_jax.run import Checkpoint, Run
 
-# A coarser map says little about where: 7x7 is stage 1 of a digit and stage 4 of a photograph.
-# The method and this side are the default, chosen by experiments/saliency.
+# A coarser map says little about the place: 7x7 is stage 1 for a digit, stage 4 for a photograph.
+# This side and the default method were chosen by experiments/saliency.
 MIN_MAP_SIDE = 7
 Method = Literal["grad-cam", "grad-cam++"]
 DEFAULT_METHOD: Method = "grad-cam++"
@@ -29,11 +29,11 @@ BATCH = 64  # images explained at a time
 
 
 class Forward(NamedTuple):
-    """One pass through a network, with what happens inside."""
+    """The results of one pass through a network, with the feature maps inside."""
 
     logits: jax.Array  # float[N, K]
     features: jax.Array  # float[N, D], the head's input
-    maps: tuple[jax.Array, ...]  # float[N, h, w, features], as `map_names` names them
+    maps: tuple[jax.Array, ...]  # float[N, h, w, features], in the order of `map_names`
 
 
 def map_names(model: ResNet) -> list[str]:
@@ -44,9 +44,9 @@ def map_names(model: ResNet) -> list[str]:
 def forward(
     model: ResNet, variables: Any, images: jax.Array, stage: int = 0, shift: Any = None
 ) -> Forward:
-    """Evaluate the network and note what happens inside; ``shift`` is added to a stage's map."""
-    # What is frozen has no gradient in training; here it must have one. And what is computed again
-    # on the way back cannot be noted on the way there.
+    """Evaluate the network and record its feature maps; ``shift`` is added to that of ``stage``."""
+    # Frozen stages stop the gradient, which is needed here. Under remat, a unit runs in a trace
+    # of its own, whose tracers cannot be recorded outside it.
     model = _known(model).clone(frozen_stages=None, remat=False)
     paths = ["stem", *(f"stage{k}_unit{n}" for k, n in enumerate(model.stage_sizes, 1))]
     inside: dict[str, jax.Array] = {}
@@ -67,7 +67,7 @@ def forward(
 
 
 def default_stage(maps: Sequence[Any]) -> int:
-    """Choose the stage to explain by the shapes of a network's feature maps, the stem's first."""
+    """Choose the stage to explain by the shapes of a network's feature maps (the stem's first)."""
     fine = [k for k, x in enumerate(maps) if k and min(x.shape[1:3]) >= MIN_MAP_SIDE]
     return max(fine, default=1)
 
@@ -80,7 +80,7 @@ def forward_and_saliency(
     stage: int | None = None,
     method: Method = DEFAULT_METHOD,
 ) -> tuple[Forward, jax.Array]:
-    """Compute `forward` and `grad_cam` in one pass; pure, to be jitted by the caller."""
+    """Compute `forward` and `grad_cam` in one pass; a pure function for the caller to jit."""
     shapes = jax.eval_shape(partial(forward, model), variables, images).maps
     stage = default_stage(shapes) if stage is None else stage
 
@@ -91,11 +91,11 @@ def forward_and_saliency(
     zeros = jnp.zeros(shapes[stage].shape, shapes[stage].dtype)
     logits, pullback, passed = jax.vjp(logits_of, zeros, has_aux=True)
     labels = logits.argmax(-1) if labels is None else labels
-    # An image's logits depend on its own map alone, so that one pass gives all the gradients.
+    # An image's logits depend on its own map alone, so one pass gives all images' gradients.
     (gradient,) = pullback(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype))
     weights, activation = gradient.astype(jnp.float32), passed.maps[stage].astype(jnp.float32)
-    # Equation 19, for the exponential of the logit, without g^2; sums below 0 there are only where
-    # no ReLU ends a stage.
+    # Equation 19 for the exponential of the logit, with g^2 cancelled; the sum can be below 0 only
+    # if no ReLU ends the stage.
     if method == "grad-cam++":
         total, weights = nn.relu(activation.sum((1, 2), keepdims=True)), nn.relu(weights)
         weights = weights / (2 + total * weights)
@@ -139,15 +139,15 @@ def grad_cam(
         variables: its collections ``params`` and ``batch_stats``.
         images: ``float[N, H, W, C]``, preprocessed as for the model.
         labels: ``int[N]``, the class to explain in each image. None: the predicted one.
-        stage: whose output (of pre-activation units their sum), 1 to the number of stages. None:
-            the deepest one whose map is at least 7x7, or the first where none is.
+        stage: whose output (for pre-activation units, their sum) to explain, 1 to the number of
+            stages. None: the deepest one whose map is at least 7x7, or the first if there is none.
         method: ``grad-cam++`` or ``grad-cam``.
 
     Returns:
-        ``float32[N, h, w]`` in [0, 1], of the size of the stage's map; see `overlay`.
+        ``float32[N, h, w]`` in [0, 1], as large as the stage's map; see `overlay`.
 
     Raises:
-        ResNetJaxError: there is no such stage, class or method, or not a label for each image.
+        ResNetJaxError: there is no such stage, class or method, or not one label for each image.
     """
     labels = _checked(model, images, labels, stage, method)
     return _grad_cam(model, variables, images, labels, stage, method)
@@ -185,7 +185,7 @@ def _checked(
 
 
 def feature_maps(model: ResNet, variables: Any, images: ArrayLike) -> dict[str, jax.Array]:
-    """Compute the outputs of the stem and of each stage's last unit, by their names.
+    """Compute the outputs of the stem and of each stage's last unit, by name.
 
     The arguments are those of `grad_cam`. ``stem``, ``stage1``, ``stage2``, ... are
     ``float[N, h, w, features]`` each.
@@ -195,7 +195,7 @@ def feature_maps(model: ResNet, variables: Any, images: ArrayLike) -> dict[str, 
 
 
 def last_features(model: ResNet, variables: Any, images: ArrayLike) -> jax.Array:
-    """Compute the head's input, the pooled features: ``float[N, D]``, of `grad_cam`'s arguments."""
+    """Compute the head's input, the pooled features ``float[N, D]``; arguments as of `grad_cam`."""
     return _forward(model, variables, images).features
 
 
@@ -210,16 +210,16 @@ def explain(
 ) -> np.ndarray:
     """Compute `grad_cam` of a run's network, for ``uint8[N, H, W, C]`` as `Run.predict` takes it.
 
-    Returns ``float32[N, h, w]``, see `grad_cam`; with ``--data.center-crop`` of the whole picture's
-    size, zero outside the crop. The other arguments, and the errors, are those of `grad_cam` and
-    `Run.predict`; a network of one's own is one more error.
+    Returns ``float32[N, h, w]``, see `grad_cam`; with ``--data.center-crop`` maps are as large as
+    the whole picture and zero outside the crop. The other arguments, and the errors, are those of
+    `grad_cam` and `Run.predict`; a network that is not a `ResNet` is an error too.
     """
     model = _known(run.model, f"the network of {run.path}")
     with run.jax_settings():
         images, variables = run.preprocessing.checked(images), run.variables(checkpoint)
         labels = _checked(model, images, labels, stage, method)
         maps = [np.zeros((0, 1, 1), np.float32)] * (not len(images))
-        few = 1 << max(0, len(images) - 1).bit_length()  # not each number has a program of its own
+        few = 1 << max(0, len(images) - 1).bit_length()  # a power of 2, to compile few programs
         for part in padded_order(len(images), min(BATCH, few)):
             pixels, chosen = run.preprocess(images[part]), None if labels is None else labels[part]
             maps.append(np.asarray(_grad_cam(model, variables, pixels, chosen, stage, method)))
@@ -227,23 +227,23 @@ def explain(
 
 
 def as_picture(image: np.ndarray) -> np.ndarray:
-    """Return what can be shown of an image of any channels, uint8[H, W] or uint8[H, W, 3].
+    """Return an image of any number of channels to be shown, uint8[H, W] or uint8[H, W, 3].
 
-    Of two channels it is their mean, of more than three the first three.
+    Two channels become their mean; of more than three, the first three are kept.
     """
     return image[..., :3] if image.shape[-1] > 2 else image.mean(-1).astype(np.uint8)
 
 
 def overlay(images: np.ndarray, maps: ArrayLike, *, opacity: float = 0.6) -> np.ndarray:
-    """Draw maps, as of `grad_cam`, over their images: ``uint8[N, H, W, 3]``.
+    """Draw maps, such as those of `grad_cam`, over their images: ``uint8[N, H, W, 3]``.
 
-    Each map is enlarged bilinearly and drawn in the colours of ``inferno``, which read without
-    colour too, the more opaque the stronger it is.
+    Each map is enlarged bilinearly and drawn in the colours of ``inferno``, which can be read in
+    greyscale too; where the map is stronger, it is more opaque.
 
     Args:
         images: ``uint8[N, H, W, C]``.
         maps: ``float[N, h, w]`` in [0, 1].
-        opacity: of the strongest places, in [0, 1].
+        opacity: of the places where a map is 1, in [0, 1].
     """
     images = np.asarray(images)
     shape = np.shape(maps)
@@ -264,7 +264,7 @@ def draw_map(
 
     levels = Image.fromarray(np.round(255 * np.clip(evidence, 0, 1)).astype(np.uint8))
     left, top, right, bottom = box
-    # The picture in the map's pixels; outside of the map there is no evidence.
+    # The picture's rectangle in pixels of the map; outside the map there is no evidence.
     across, down = levels.width / (right - left), levels.height / (bottom - top)
     extent = (-left * across, -top * down, (1 - left) * across, (1 - top) * down)
     bilinear = Image.Resampling.BILINEAR

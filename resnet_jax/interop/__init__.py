@@ -1,4 +1,4 @@
-"""Weights and networks to and from other frameworks: torchvision, safetensors, StableHLO, ONNX.
+"""Exchange weights and networks with other frameworks: torchvision, safetensors, StableHLO, ONNX.
 
 The names are those of ``__init__.pyi``; each is imported when it is first used.
 """

@@ -1,4 +1,4 @@
-"""A trained network as files hold it: uint8 images in, probabilities out. Here as StableHLO."""
+"""A network as exported files hold it, from uint8 images to probabilities; export to StableHLO."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +17,8 @@ from resnet_jax.storage import PathLike, write_whole
 
 TOLERANCE = 1e-5  # relative to the largest logit, or probability
 CHECKED_IMAGES = 16
-PLATFORMS = ("cpu", "cuda", "tpu")  # of a StableHLO file
-# What decides the shapes of a model's parameters, beside its row of the table.
+PLATFORMS = ("cpu", "cuda", "tpu")  # that a StableHLO file runs on
+# Attributes that decide the shapes of a model's parameters, besides its row of `VARIANTS`.
 SHAPING = ("residual", "width", "stem", "shortcut")
 
 Outputs = dict[str, Any]  # "logits" and "probabilities", float32[N, K]
@@ -33,7 +33,7 @@ class Network:
         variables: its collections ``params`` and ``batch_stats``.
         preprocessing: from uint8 images to the model's input.
         class_names: K names.
-        made_by: where the network comes from, by any names.
+        made_by: the network's origin, as texts under any names.
     """
 
     model: ResNet
@@ -81,14 +81,14 @@ class Network:
         }
 
     def check(self, format: str, exported: Callable[[np.ndarray], Outputs]) -> None:
-        """Refuse an export that differs from the network, or from XLA's convolutions in float32.
+        """Refuse an export that disagrees with the network or with XLA's convolutions in float32.
 
         A deep network amplifies rounding errors without a known bound. So the difference may be as
-        large as the one from rounding the weights to 18 (float16: 8, bfloat16: 5) bits of mantissa.
+        large as that from rounding the weights to 18 (float16: 8, bfloat16: 5) bits of mantissa.
         """
         plain = {"lowering": "reference", "dtype": jnp.float32, "param_dtype": jnp.float32}
         reference = jax.jit(replace(self, model=self.model.clone(**plain)).apply)
-        bits = {7: 5, 10: 8}.get(jnp.finfo(jnp.dtype(self.model.dtype)).nmant, 18)  # are kept
+        bits = {7: 5, 10: 8}.get(jnp.finfo(jnp.dtype(self.model.dtype)).nmant, 18)  # to keep
         rounded = jax.tree.map(lambda x: jax.lax.reduce_precision(x, 8, bits), self.variables)
         images = noise(self.preprocessing.image_shape)
         expected, rough = (reference(variables, images) for variables in (self.variables, rounded))
@@ -123,14 +123,14 @@ def noise(image_shape: tuple[int, int, int], count: int = CHECKED_IMAGES) -> np.
 
 
 def export_stablehlo(path: PathLike, network: Network) -> None:
-    """Write a network as StableHLO for cpu, cuda and tpu, once the outputs agree with its own.
+    """Write a network as StableHLO for cpu, cuda and tpu, if the outputs agree with its own.
 
     ``jax.export.deserialize(bytearray(path.read_bytes())).call(images)`` maps ``uint8[N, H, W, C]``
-    to ``logits`` and ``probabilities``. The network's metadata are a further key of what it
-    returns, ``json.loads(*outputs["about"])``. Other outputs are a `ResNetJaxError`.
+    to ``logits`` and ``probabilities``. The outputs also hold the network's metadata:
+    ``json.loads(*outputs["about"])``. An export that differs raises `ResNetJaxError`.
     """
     with importing("export to StableHLO", "flatbuffers"):
-        import flatbuffers  # noqa: F401  (what jax.export writes and reads files with)
+        import flatbuffers  # noqa: F401  (jax.export reads and writes files with it)
     about = json.dumps(network.metadata())
 
     def call(images: jax.Array) -> Outputs:
@@ -138,7 +138,7 @@ def export_stablehlo(path: PathLike, network: Network) -> None:
 
     (count,) = jax.export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct((count, *network.preprocessing.image_shape), jnp.uint8)
-    with jax.default_matmul_precision("highest"):  # in the file, whatever a run's GPU does
+    with jax.default_matmul_precision("highest"):  # in the file, whatever the run's setting
         exported = jax.export.export(jax.jit(call), platforms=PLATFORMS)(images)
         content = exported.serialize()
         network.check("stablehlo", jax.export.deserialize(content).call)

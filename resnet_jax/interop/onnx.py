@@ -1,7 +1,7 @@
-"""Export a residual network as an ONNX graph: a Conv node for each convolution, names as ours.
+"""Export a residual network as an ONNX graph: a Conv node for each convolution, with its name.
 
-Written node by node rather than converted: the graph reads like the network, and no converter's
-idea of padding comes between.
+The graph is written node by node rather than converted, so that it reads like the network and no
+converter changes the padding.
 """
 
 import json
@@ -18,24 +18,24 @@ from resnet_jax.interop.network import Network
 from resnet_jax.models import UNITS, BatchNorm, ResNet, norm_of
 from resnet_jax.storage import PathLike, write_whole
 
-# Both old enough for any runtime of the last years.
+# Both are old enough for any runtime of recent years.
 OPSET, IR_VERSION = 17, 8
 OUTPUTS = ("logits", "probabilities")
 NEEDED = "export to ONNX", "'resnet_jax[onnx]'"
 
 
 def export_onnx(path: PathLike, network: Network) -> None:
-    """Write a network in float32 as ONNX, once the export's outputs agree with the network's.
+    """Write a network in float32 as ONNX, if the export's outputs agree with the network's.
 
     Input ``images``: ``uint8[N, H, W, C]``; outputs ``logits`` and ``probabilities``:
-    ``float32[N, K]``. The network's metadata are the file's, as JSON.
+    ``float32[N, K]``. The file's metadata are the network's, as JSON.
 
     Raises:
-        ResNetJaxError: onnx or onnxruntime is missing, a unit or a norm is not one of ours, or the
-            export differs.
+        ResNetJaxError: onnx or onnxruntime is missing, a unit or a norm is not one of the
+            package's, or the export differs.
     """
     content = to_onnx(network)
-    with jax.default_matmul_precision("highest"):  # as the file, whatever a run's GPU does
+    with jax.default_matmul_precision("highest"):  # as in the file, whatever the run's setting
         network.check("onnx", runner(content))
     write_whole(path, content)
 
@@ -59,7 +59,7 @@ def runner(content: bytes) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
 
 
 class _Graph:
-    """Nodes in the order in which they run. A node, its output and its layer share a name."""
+    """A graph built in the order of execution; a node, its output and its layer share a name."""
 
     def __init__(self, variables: Mapping[str, Any]) -> None:
         with importing(*NEEDED):
@@ -129,7 +129,7 @@ class _Graph:
         return self.add("Gemm", [x, *self.stored("head", "kernel", "bias")], "logits")
 
     def unit(self, x: str, name: str, stride: int, model: ResNet) -> str:
-        """One of `UNITS`: the stride and the groups are the first 3x3's."""
+        """Add one of `UNITS`; stride and groups apply to its first 3x3 convolution."""
         before, bottleneck = model.unit.preactivation, f"{name}/conv3/kernel" in self.values
         count, strided = (3, 2) if bottleneck else (2, 1)
         y = activated = self.relu(self.norm(x, f"{name}/norm1")) if before else x
@@ -158,7 +158,7 @@ class _Graph:
         after = self.values[f"{name}/conv{count}/kernel"].shape[3]
         if stride == 1 and before == after:
             return x
-        # Every second pixel and zeros for the new channels: the identity's kernel.
+        # A 1x1 identity kernel takes every second pixel and gives zeros for the new channels.
         self.values[f"{name}/pad/kernel"] = np.eye(before, after)[None, None]
         return self.conv(x, f"{name}/pad", stride)
 

@@ -1,4 +1,4 @@
-"""Infer from a PyTorch state_dict its naming scheme, its network and its number of classes."""
+"""Infer the naming scheme, the network and the number of classes of a PyTorch state_dict."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -14,8 +14,8 @@ import numpy as np
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import VARIANTS, BasicUnit, BottleneckUnit, ResNet
 
-# The names of our layers in torchvision and timm, in timm's deep stems, and in the book (NNDL:
-# Practice, 5.4). Other layers of a unit: convK everywhere, normK here and bnK there.
+# The package's layers by their names in torchvision and timm, in timm's deep stems, and in the book
+# (NNDL: Practice, 5.4). A unit's other layers are convK everywhere; normK is bnK in those three.
 TORCHVISION = {
     "stem/conv": "conv1",
     "stem/norm": "bn1",
@@ -39,17 +39,17 @@ BOOK = TORCHVISION | {
     "shortcut_norm": "bn3",
     "head": "net.7",
 }
-# Counters that some files carry and that are not used: batch norm's, and of averaged weights.
+# Counters that some files hold and nothing here reads: batch norm's and that of averaged weights.
 _COUNTERS = ("num_batches_tracked", "n_averaged")
 
 
 def as_array(value: Any) -> np.ndarray:
     """Return a torch tensor, or anything that numpy takes, as an array."""
-    if not hasattr(value, "detach"):  # so that torch need not be there
+    if not hasattr(value, "detach"):  # so that torch need not be installed
         return np.asarray(value)
     try:
         tensor = value.detach().cpu()
-        with suppress(TypeError):  # bfloat16, which numpy does not know
+        with suppress(TypeError):  # bfloat16, which numpy lacks
             return np.asarray(tensor)
         return np.asarray(tensor.float())
     except RuntimeError as error:  # quantised, or without data
@@ -116,20 +116,20 @@ class StateDict:
 
     @property
     def stem_kernel(self) -> np.ndarray:
-        """The stem's first kernel, or one of the usual shape where there is none."""
+        """The stem's first kernel, or zeros of the usual shape if there is none."""
         kernel = self.get("stem/conv1" if self.names is DEEP else "stem/conv")
         usable = kernel is not None and kernel.ndim == 4 and kernel.size
         return kernel if kernel is not None and usable else np.zeros((64, 3, 7, 7))
 
     @cached_property
     def network(self) -> ResNet:
-        """The network that names and shapes point to, of any depth."""
+        """The network, of any depth, that names and shapes imply."""
         first = self.names["stage/unit"].replace(".", r"\.").format(r"(\d)", r"\d+") + r"\.conv1\."
         stages = [int(match[1]) for name in self.entries if (match := re.match(first, name))]
         bottleneck = any(".conv3." in name for name in self.entries)
         deep, stem = self.names is DEEP, self.stem_kernel
         width = stem.shape[0] * (2 if deep else 1)
-        # Of shortcuts that average before they project, the projection is the second layer.
+        # In a shortcut that averages before it projects, the projection is the second layer.
         second = f".{self.names['average_conv']}.weight"
         averages = any(n.endswith(second) and value.ndim == 4 for n, value in self.entries.items())
         # A bottleneck's widening and groups follow from the shape of the first one's 3x3 kernel.
@@ -148,7 +148,7 @@ class StateDict:
         )
 
     def nearest_model(self, residual: bool) -> ResNet:
-        """Return `network` with the nearest stages of the table."""
+        """Return `network` with the stage sizes of the nearest row of `VARIANTS`."""
 
         def distance(row: ResNet) -> int:
             pairs = zip_longest(row.stage_sizes, self.network.stage_sizes, fillvalue=0)
@@ -160,7 +160,7 @@ class StateDict:
 
     @property
     def likely_name(self) -> str:
-        """What torchvision or timm call the network that names and shapes point to."""
+        """The name in torchvision or timm of the network that names and shapes imply."""
         network = self.network
         layers = 3 if network.unit is BottleneckUnit else 2
         name = f"resnet{2 + layers * sum(network.stage_sizes)}"

@@ -1,6 +1,6 @@
-"""Weights under torchvision's names, both ways and exact.
+"""Convert weights between the package's names and torchvision's, exactly.
 
-Kernels are HWIO here and OIHW there; values are copied, never computed with.
+Kernels are HWIO here and OIHW in torchvision; values are copied, never computed with.
 """
 
 import logging
@@ -24,8 +24,8 @@ Path = tuple[str, ...]
 
 LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 _UNIT = re.compile(r"stage(\d+)_unit(\d+)/(.+)")
-_TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0)}  # of a kernel, by its number of axes
-_LISTED = 5  # of each kind of entry that does not fit
+_TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0)}  # order of a kernel's axes, by their number
+_LISTED = 5  # entries that an error names, of each kind that does not fit
 _STEM_BIAS = ("params", "stem", "conv", "bias")
 _STEM_MEAN = ("batch_stats", "stem", "norm", "mean")
 
@@ -39,7 +39,7 @@ def from_torchvision(
     residual: bool = True,
     key: jax.Array | None = None,
 ) -> dict[str, Any]:
-    """Return a model's variables from weights by torchvision's, timm's or the book's names.
+    """Return a model's variables from weights under torchvision's, timm's or the book's names.
 
     >>> import numpy as np, resnet_jax as rj
     >>> state_dict = rj.interop.load_weights("resnet50.safetensors")  # doctest: +SKIP
@@ -47,22 +47,22 @@ def from_torchvision(
     >>> rj.ResNet50(num_classes=1000).apply(variables, images, train=False)  # doctest: +SKIP
 
     Args:
-        state_dict: numpy arrays or torch tensors by name. A prefix of all names (``module.``,
-            ``_orig_mod.``, ...) is left out, with a warning.
+        state_dict: numpy arrays or torch tensors by name. A prefix that all names share
+            (``module.``, ``_orig_mod.``, ...) is removed, with a warning.
         model: the network that the weights are for. Default: inferred from names and shapes.
-        num_classes: of the result. Where the weights have another number, or no head, the head
-            starts fresh, see `with_fresh_head`; 0 leaves it out. Default: ``model``'s, else the
-            weights'.
-        in_channels: of the result, see `with_input_channels`.
-        residual: False reads a plain network without unused shortcuts. ``model`` has its own.
-        key: draws the fresh head. Default: ``jax.random.key(0)``.
+        num_classes: classes of the result; 0 leaves the head out. If the weights have another
+            number, or no head, the head is fresh, see `with_fresh_head`. Default: the number of
+            ``model``, or else of the weights.
+        in_channels: image channels of the result, see `with_input_channels`.
+        residual: False reads a plain network without its unused shortcuts; ``model`` overrides it.
+        key: the random key of a fresh head. Default: ``jax.random.key(0)``.
 
     Returns:
         ``{"params", "batch_stats"}``, numpy arrays in the weights' precision, at least float32.
 
     Raises:
         ResNetJaxError: an entry is missing, unknown, misshapen or not finite, or a variance is
-            negative; the line counts each kind and names the network that the weights look like.
+            negative; the message counts each kind and names the network that the weights look like.
     """
     weights = StateDict.of(state_dict)
     if weights.prefix:
@@ -90,9 +90,9 @@ def from_torchvision(
 
 
 def to_torchvision(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return a state_dict of numpy arrays under torchvision's names: `from_torchvision` inverted.
+    """Return a state_dict of numpy arrays by torchvision's names; inverts `from_torchvision`.
 
-    ``num_batches_tracked``, which nothing here counts, is written as int64 0.
+    ``num_batches_tracked``, which the package does not count, is written as int64 0.
 
     Raises:
         ResNetJaxError: torchvision has no such network (pre-activation units, no batch norm).
@@ -114,9 +114,9 @@ def to_torchvision(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def with_fresh_head(
     variables: Mapping[str, Any], num_classes: int, key: jax.Array | None = None
 ) -> dict[str, Any]:
-    """Return the variables with a head for ``num_classes`` as in a new `resnet_jax.ResNet`.
+    """Return the variables with a head for ``num_classes``, drawn as in a new `resnet_jax.ResNet`.
 
-    ``key`` draws it (default: ``jax.random.key(0)``), as in a whole network.
+    ``key`` (default: ``jax.random.key(0)``) gives the head that it gives in a whole network.
     """
     _check_classes(num_classes)
     params = variables["params"]
@@ -127,7 +127,7 @@ def with_fresh_head(
         stages = {name[5:].split("_")[0]: name for name in params if name.startswith("stage")}
         unit = params[stages[max(stages, key=int)]]
         features = unit[max(name for name in unit if name.startswith("conv"))]["kernel"].shape[-1]
-    # A stem and a head alone: Flax draws by the layer's name, whatever lies between them.
+    # A stem and a head suffice: Flax draws by a layer's name, whatever lies between the two.
     drawn = jax.dtypes.canonicalize_dtype(dtype)
     model = ResNet((), BasicUnit, num_classes, features, stem="small", param_dtype=drawn)
     key = jax.random.key(0) if key is None else key
@@ -143,7 +143,7 @@ def with_input_channels(variables: Mapping[str, Any], channels: int) -> dict[str
     repeated over the channels. From one to several is the inverse.
 
     Raises:
-        ResNetJaxError: from several to several others there is no such rule.
+        ResNetJaxError: the numbers of channels differ and neither is 1.
     """
     stem = variables["params"]["stem"]
     first = first_convolution(stem)
@@ -164,12 +164,12 @@ def with_input_channels(variables: Mapping[str, Any], channels: int) -> dict[str
 
 
 def first_convolution(stem: Mapping[str, Any]) -> str:
-    """Return the name of the convolution that sees the image: a deep stem has three."""
+    """Return the name of the convolution that sees the image; a deep stem has three."""
     return "conv1" if "conv1" in stem else "conv"
 
 
 def translate(path: Path, names: Mapping[str, str]) -> str:
-    """Return the name of one of our variables.
+    """Return the name of a variable of the package in a naming scheme, such as `TORCHVISION`.
 
     >>> translate(("params", "stage2_unit1", "shortcut_norm", "scale"), TORCHVISION)
     'layer2.0.downsample.1.weight'
@@ -186,7 +186,7 @@ def translate(path: Path, names: Mapping[str, str]) -> str:
 
 
 def row_of(model: ResNet) -> str | None:
-    """Return the name of a model in the table of variants; None for another one."""
+    """Return the name of a model's row in the table `VARIANTS`, or None if it has none."""
 
     def key(model: ResNet) -> tuple[Any, ...]:
         return model.stage_sizes, model.unit, model.widening, model.groups
@@ -196,7 +196,7 @@ def row_of(model: ResNet) -> str | None:
 
 
 def check_named(model: ResNet) -> None:
-    """Refuse a network that neither torchvision nor timm have."""
+    """Refuse a network that neither torchvision nor timm has."""
     what = "pre-activation network" if model.unit.preactivation else ""
     if model.residual and model.shortcut in ("pad", "projection-all"):
         what = f"shortcut {model.shortcut}"
@@ -235,7 +235,7 @@ def _to_torch(value: np.ndarray, path: Path) -> np.ndarray:
 def _to_ours(value: np.ndarray, path: Path) -> np.ndarray:
     if path[-1] == "kernel":
         value = value.transpose(np.argsort(_TORCH_AXES[value.ndim]))
-    # ml_dtypes' bfloat16 is no numpy floating type: `kind` is "V".
+    # To numpy, ml_dtypes' bfloat16 is not a floating type: its `kind` is "V".
     wide = value.dtype in (np.float32, np.float64)
     return np.ascontiguousarray(value if wide else value.astype(np.float32))
 
@@ -245,8 +245,8 @@ def _read(weights: StateDict, model: ResNet, guessed: bool) -> dict[str, Any]:
     names, rest = weights.names, dict(weights.entries)
     expected = shapes_of(model, (32, 32, weights.stem_kernel.shape[1]))
     if names is BOOK and weights.get("stem/conv", "bias") is not None:
-        expected[_STEM_BIAS] = (model.width,)  # torchvision's convolution has none
-    if not model.num_classes:  # what stands in a head's place is no single dense layer
+        expected[_STEM_BIAS] = (model.width,)  # torchvision's has no bias
+    if not model.num_classes:  # what is under the head's name is not one dense layer
         rest = {name: v for name, v in rest.items() if not name.startswith(f"{names['head']}.")}
         if others := sorted(weights.entries.keys() - rest.keys()):
             listed = ", ".join(others[:_LISTED])
@@ -267,7 +267,7 @@ def _read(weights: StateDict, model: ResNet, guessed: bool) -> dict[str, Any]:
             complaints["with NaN, infinity or a negative variance"].append(name)
         else:
             flat[path] = _to_ours(value, path)
-    # The book's plain network carries shortcuts that it does not use; others' are residual ones.
+    # Only the book's plain network holds unused shortcuts; elsewhere they mean a residual one.
     layers = ("shortcut_conv", "shortcut_norm") if names is BOOK and not model.residual else ()
     unused = [names[layer] for layer in layers]
     for name in rest:
@@ -276,7 +276,7 @@ def _read(weights: StateDict, model: ResNet, guessed: bool) -> dict[str, Any]:
     if any(complaints.values()):
         raise ResNetJaxError(_refusal(weights, model, guessed, complaints))
     if _STEM_BIAS in flat:
-        # The norm subtracts its running mean: of x + b it is mean, of x alone mean - b.
+        # The norm subtracts its running mean: mean is that of x + b, so that of x is mean - b.
         bias = flat.pop(_STEM_BIAS)
         flat[_STEM_MEAN] = flat[_STEM_MEAN] - bias.astype(flat[_STEM_MEAN].dtype)
     return dict(traverse_util.unflatten_dict(flat))
@@ -285,7 +285,7 @@ def _read(weights: StateDict, model: ResNet, guessed: bool) -> dict[str, Any]:
 def _refusal(
     weights: StateDict, model: ResNet, guessed: bool, complaints: Mapping[str, list[str]]
 ) -> str:
-    """Say in one line what the weights are, as far as one can see, and what does not fit."""
+    """Return one line that says what the weights look like and what does not fit."""
     network, likely, row = weights.network, weights.likely_name, row_of(model)
     if not network.stage_sizes:
         first = ", ".join(sorted(weights.entries)[:3]) or "nothing"

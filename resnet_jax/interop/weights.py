@@ -1,4 +1,4 @@
-"""Read and write weights: safetensors without torch, ``.pth`` with it, another run's parameters.
+"""Read and write weights: safetensors without torch, ``.pth`` with torch, another run's weights.
 
 Nothing in a file may run code, and nothing but a regular file is ever replaced.
 """
@@ -31,13 +31,13 @@ from resnet_jax.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-# Variables, class names where they are known, mean and deviation of the images they know.
+# Variables; class names, and the mean and deviation of the training images, if they are known.
 Start = tuple[dict[str, Any], tuple[str, ...] | None, tuple[Any, Any]]
-# What reading metadata may end in that another program wrote: they say nothing of ours.
+# Errors in reading another program's metadata, which then count as absent.
 NOTHING_SAID = OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # .pth.tar is a zip file or a pickle too
-# Architectures with a ResNet's names and shapes that compute something else, and, for settings that
-# change what a network computes, the values with which it is one of ours.
+# Architectures that have a ResNet's names and shapes but compute something else, and, for settings
+# that change what a network computes, the values with which it computes what the package's does.
 OTHERS = re.compile(r"resnet(aa|blur)|deeplab|fcn|dilated")
 SAME_FUNCTION = {
     "output_stride": 32,
@@ -54,18 +54,18 @@ def load_weights(path: PathLike, key: str | None = None) -> dict[str, np.ndarray
     Args:
         path: ``.safetensors``, or torch's ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` and ``.pth.tar``,
             which need torch and are read without objects (``weights_only=True``). The state_dict
-            may be inside of a training script's dictionaries.
-        key: which state_dict of several. Default: one that is not averaged (EMA), with a warning.
+            may be nested in a training script's dictionaries.
+        key: which of several state_dicts to read. Default: one not averaged (EMA), with a warning.
 
     Returns:
         Arrays by name, in the file's precision.
 
     Raises:
-        ResNetJaxError: the file is missing, damaged, of another kind, tries to run code, or is, by
-            its own word or ``config.json``'s, of a network that computes something else.
+        ResNetJaxError: the file is missing, damaged, of another kind or tries to run code, or the
+            file or its ``config.json`` names a network that computes something else.
     """
     path = _file(path)
-    with suppress(*NOTHING_SAID):  # timm's description of the file beside it
+    with suppress(*NOTHING_SAID):  # timm's description, beside the file
         config = json.loads(read_bytes(path.with_name("config.json")))
         _refuse_others(path, config["architecture"], config | (config.get("model_args") or {}))
     if path.suffix == ".safetensors":
@@ -85,9 +85,9 @@ def _file(path: PathLike) -> Path:
 
 
 def load_metadata(path: PathLike) -> dict[str, str]:
-    """Read the texts that a ``.safetensors`` file carries beside its arrays; others have none.
+    """Return the texts that a ``.safetensors`` file holds beside its arrays; {} for other kinds.
 
-    A missing file is a `ResNetJaxError`.
+    A missing file raises `ResNetJaxError`.
     """
     path = _file(path)
     if path.suffix != ".safetensors":
@@ -99,24 +99,24 @@ def load_metadata(path: PathLike) -> dict[str, str]:
 def save_weights(
     path: PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a ``.safetensors`` file, as a whole or not at all; a pickle's name is refused."""
+    """Write a ``.safetensors`` file, whole or not at all; refuse a name with a pickle's suffix."""
     if Path(path).suffix in PICKLES:
         raise ResNetJaxError(
             f"{path} would hold safetensors: give a name that ends in .safetensors"
         )
     from safetensors.numpy import save
 
-    # The format knows "pt" as the mark of a file that torch's loader may take.
+    # The format "pt" marks a file that torch's loaders may read.
     marks = {"format": "pt", **(metadata or {})}
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     write_whole(Path(path), save(contiguous, metadata=marks))
 
 
 def export_torchvision(path: PathLike, network: Network) -> None:
-    """Write a network's weights by torchvision's names, in a ``.safetensors`` file.
+    """Write a network's weights under torchvision's names, in a ``.safetensors`` file.
 
-    Its metadata are the network's, as JSON. A network that torchvision lacks, see `to_torchvision`,
-    or with shortcut ``pad`` or ``projection-all`` or stem ``conv``, is a `ResNetJaxError`.
+    The file's metadata are the network's, as JSON. Raises `ResNetJaxError` if torchvision lacks the
+    network (see `to_torchvision`; also shortcut ``pad`` or ``projection-all``, and stem ``conv``).
     """
     torchvision.check_written(network.model)
     metadata = {key: json.dumps(value) for key, value in network.metadata().items()}
@@ -126,10 +126,10 @@ def export_torchvision(path: PathLike, network: Network) -> None:
 def initial_variables(
     config: TrainConfig, model: Any, class_names: tuple[str, ...], channels: int, key: jax.Array
 ) -> tuple[dict[str, Any], str]:
-    """Read the variables that a run starts from (``--init-from``): a file's or another run's.
+    """Return the variables that a run starts from (``--init-from``): a file's or another run's.
 
-    Which head is by ``--init-head``; auto compares classes by name where the weights carry names,
-    else by number. With the variables comes a sentence that says what became of them.
+    ``--init-head`` chooses the head; auto compares classes by name if the weights come with names,
+    otherwise by number. The second result is a sentence that says what became of them.
     """
     if not isinstance(model, ResNet):
         raise ResNetJaxError(
@@ -157,9 +157,9 @@ def initial_variables(
         )
     given, own = (unicodedata.normalize("NFC", str(names)) for names in (known, class_names))
     same = count == len(class_names) and (known is None or given == own)
-    # In the run's own precision, so that a fresh head is drawn as in the run's network.
+    # Cast to the run's precision, so that a fresh head is drawn as in the run's network.
     kind = model.param_dtype
-    types = {"params": kind, "batch_stats": jnp.promote_types(kind, jnp.float32)}  # `BatchNorm`'s
+    types = {"params": kind, "batch_stats": jnp.promote_types(kind, jnp.float32)}  # as `BatchNorm`
     variables = {part: optax.tree.cast(tree, types[part]) for part, tree in variables.items()}
     inputs = params["stem"][torchvision.first_convolution(params["stem"])]["kernel"].shape[2]
     variables = torchvision.with_input_channels(variables, channels)
@@ -174,7 +174,7 @@ def initial_variables(
         mean, std = (values and (sum(values) / len(values),) for values in pixels)
         pixels = mean, std
     scales: tuple[Any, ...] = (*pixels, config.data.mean, config.data.std)
-    each = [v and v * (channels if len(v) == 1 else 1) for v in scales]  # one is every channel's
+    each = [v and v * (channels if len(v) == 1 else 1) for v in scales]  # one is for all channels
     if None not in each and each[:2] != each[2:] and len(each[0]) == channels:
         means, stds = (" ".join(f"{value:g}" for value in values) for values in pixels)
         rest += f"; they were trained with --data.mean {means} --data.std {stds}"
@@ -196,7 +196,7 @@ def _of_run(folder: Path, config: TrainConfig, model: ResNet) -> Start:
         raise _different(folder, different)
     variables = run.read_variables("best")
     same = model.clone(num_classes=len(names))
-    if not has_parameters(same, record.image_shape, variables):  # of a network of one's own
+    if not has_parameters(same, record.image_shape, variables):  # of a custom network
         raise ResNetJaxError(
             f"{folder} was trained with parameters of other names or shapes than those of "
             f"{config.model.title}: give a run of the same network"
@@ -218,7 +218,7 @@ def _of_file(path: Path, model: ResNet) -> Start:
         own = json.loads(metadata["preprocessing"])
         pixels = tuple(map(float, own["mean"])), tuple(map(float, own["std"]))
     with suppress(*NOTHING_SAID):
-        # All else is told by names and shapes, and this not without an error that says less.
+        # Names and shapes show everything else; for this, their error would say less.
         if json.loads(metadata["model"])["residual"] is (not model.residual):
             raise _different(path, [f"--model.residual {not model.residual}, not {model.residual}"])
     try:
@@ -229,8 +229,8 @@ def _of_file(path: Path, model: ResNet) -> Start:
 
 
 def _refuse_others(path: Path, architecture: Any, settings: Any) -> None:
-    """Refuse a network that computes something else by what a file, of any program, says of it."""
-    named = architecture if isinstance(architecture, str) else ""  # a list's text may be terabytes
+    """Refuse a network that computes something else, by what a file of any program says of it."""
+    named = architecture if isinstance(architecture, str) else ""  # a list's str() may be terabytes
     settings = settings if isinstance(settings, dict) else {}
     other = [
         f"{name} {settings[name]}"
@@ -254,7 +254,7 @@ def _open_safetensors(path: Path) -> Iterator[Any]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Say in one line what is wrong with a file: reading anything may end in anything."""
+    """Turn a failure to read a file, which may be any exception, into an error of one line."""
     try:
         yield
     except MemoryError:
@@ -263,12 +263,12 @@ def _reading(path: Path) -> Iterator[None]:
         words = " ".join(str(error).split())[:200] or type(error).__name__
         reason = f"is damaged or not what its name says: {words}"
         if isinstance(error, pickle.UnpicklingError):
-            # torch's own text advises to switch the protection off.
+            # torch's message, which advises switching the protection off, is not shown.
             reason = "is damaged or holds more than numbers and names, and a pickle can run code: "
             reason += "save its state_dict() alone"
-        elif "TorchScript" in str(error):  # of which torch writes as of its protection
+        elif "TorchScript" in str(error):  # torch's message advises the same
             reason = "is a TorchScript program: save its state_dict() alone"
-        elif isinstance(error, AttributeError) and path.suffix == ".safetensors":  # float8, say
+        elif isinstance(error, AttributeError) and path.suffix == ".safetensors":  # such as float8
             reason = f"holds numbers that are not read ({words}): save them as float16 or float32"
         raise ResNetJaxError(f"{path} {reason}") from error
 
@@ -276,7 +276,7 @@ def _reading(path: Path) -> Iterator[None]:
 def _load_pickle(path: Path, key: str | None) -> dict[str, np.ndarray]:
     with importing(f"{path}, which is no .safetensors file,", "torch"):
         import torch
-    # Training scripts save their options, which are plain values, and NumPy's numbers.
+    # Allow what training scripts save too: their options (plain values) and NumPy's numbers.
     scalar = np.float64().__reduce__()[0]
     kinds = {type(np.dtype(kind)) for kind in "?bhilqBHILQefd"}
     allowed: list[Any] = [argparse.Namespace, np.dtype, *kinds]
@@ -292,7 +292,7 @@ def _load_pickle(path: Path, key: str | None) -> dict[str, np.ndarray]:
     options = args if isinstance(args, dict) else getattr(args, "__dict__", {})
     named = content.get("arch") or options.get("model")
     _refuse_others(path, named, options.get("model_kwargs"))
-    if key is None:  # the largest, as a loss has weights too; averaged ones if there are no others
+    if key is None:  # the largest: a loss has weights too; averaged ones only if there are no others
         key, *others = sorted(found, key=lambda name: ("ema" in name, -len(found[name])))
         if others:
             more = ", ".join(others)
@@ -307,7 +307,7 @@ def _state_dicts(
     if not isinstance(content, dict) or depth > 3:
         return {}
     dense = all(isinstance(v, torch.Tensor) and v.layout == torch.strided for v in content.values())
-    # One that repeats its numbers takes no room in the file, and any in memory.
+    # A tensor with a stride of 0 takes no room in the file, but any amount of memory.
     dense = dense and all(v.is_meta or 0 not in v.stride() for v in content.values())
     # An optimiser's dictionaries hold tensors too, under other names.
     if dense and any(str(name).endswith("weight") for name in content):
