@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_LINES = 10.0
 # An evaluation is marked if the initial zeros and ones still have this share of running statistics.
 INITIAL_SHARE = 0.01
-# A terminal has no room for the confusion matrix of a hundred classes.
+# A terminal has no room for the confusion matrix of more classes.
 MAX_CLASSES_SHOWN = 20
 
 

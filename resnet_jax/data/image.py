@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from resnet_jax.config import DataConfig, Fit
 from resnet_jax.errors import ResNetJaxError
 
-# Larger than any camera's picture; a small file can claim far more and fill the memory.
+# Few cameras take larger pictures; a small file can claim far more and fill the memory.
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 2**30
 # Only formats of pictures: Pillow knows more, and hands some (EPS) to other programs.

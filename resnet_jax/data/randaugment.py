@@ -30,7 +30,7 @@ def randaugment(
 
     The operations are Pillow's, except that shear is about the image's centre, not its corner. The
     last five go either way with equal probability, as do the factors of color, contrast, brightness
-    and sharpness. A greater magnitude (0 to 10, the paper's M) changes more in all of them, as in
+    and sharpness. A greater magnitude (0 to 10, the paper's M) changes more in most of them, as in
     torchvision, whose 9 of 30 is 3 here. Color needs three channels; it leaves a single one as is.
     """
 

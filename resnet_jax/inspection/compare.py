@@ -50,10 +50,10 @@ def compare_runs(runs: Iterable[Run], checkpoint: Checkpoint = "best") -> pd.Dat
         checkpoint: the one whose test results are compared.
 
     Returns:
-        A table indexed by the folders' names: the settings that differ; ``runs`` (how many are
-        finished) and ``seeds``; for each test split, here ``test``, ``test accuracy`` (a fraction),
-        ``test loss``, and their standard deviations with n - 1 (NaN for one run), ``test accuracy
-        sd`` and ``test loss sd``; ``seconds``, the mean time.
+        A table indexed by the folders' names: the settings, data fingerprints and `Run.parts` that
+        differ; ``runs`` (how many are finished) and ``seeds``; for each test split, here ``test``,
+        ``test accuracy`` (a fraction), ``test loss``, and their standard deviations with n - 1 (NaN
+        for one run), ``test accuracy sd`` and ``test loss sd``; ``seconds``, the mean time.
 
     Raises:
         ResNetJaxError: there are no runs, one is given twice, or one is damaged.

@@ -1,6 +1,7 @@
 """Convert weights between the package's names and torchvision's, exactly.
 
-Kernels are HWIO here and OIHW in torchvision; values are copied, never computed with.
+Kernels are HWIO here and OIHW in torchvision. Values are copied, unless another number of channels
+or classes is asked for, or the book's network has a bias in its stem.
 """
 
 import logging

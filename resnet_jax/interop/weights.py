@@ -292,7 +292,7 @@ def _load_pickle(path: Path, key: str | None) -> dict[str, np.ndarray]:
     options = args if isinstance(args, dict) else getattr(args, "__dict__", {})
     named = content.get("arch") or options.get("model")
     _refuse_others(path, named, options.get("model_kwargs"))
-    if key is None:  # the largest: a loss has weights too; averaged ones only if there are no others
+    if key is None:  # the largest (a loss has weights too); averaged ones only if there is no other
         key, *others = sorted(found, key=lambda name: ("ema" in name, -len(found[name])))
         if others:
             more = ", ".join(others)

@@ -26,8 +26,8 @@ class Callback:
         """Called with each row of ``metrics.jsonl``; the keys are the columns of `Run.metrics`."""
 
     def on_evaluate(self, step: int, split: str, evaluation: "Evaluation") -> None:
-        """Called when a split was evaluated: at the end each test split, with the latest and with
-        the best parameters, or once if these are the same."""
+        """Called when a split was evaluated: at the end each test split (or, without one, the
+        validation split), with the latest and the best parameters, or once if they are the same."""
 
     def on_save(self, step: int, path: Path) -> None:
         """Called when a checkpoint was written to the folder ``path``."""

@@ -51,7 +51,7 @@ class Evaluation:
 
     @property
     def top5(self) -> float | None:
-        """``correct5 / count``; None for ten classes or fewer, where five say little."""
+        """``correct5 / count``; None if unknown, or for ten classes or fewer: five say little."""
         if self.correct5 is None or not self.count or len(self.class_names) <= 10:
             return None
         return self.correct5 / self.count

@@ -56,7 +56,7 @@ def cross_entropy(
     if labels.ndim == 1:
         labels = jax.nn.one_hot(labels.astype(jnp.int32), logits.shape[-1], dtype=logits.dtype)
     if labels.shape != logits.shape:
-        raise ResNetJaxError(f"labels are {given}: give [N] classes, or shares of {expected}")
+        raise ResNetJaxError(f"labels are {given}: give [N] classes, or soft labels {expected}")
     targets = optax.smooth_labels(labels, label_smoothing)
     # A network may exclude a class by a logit of -inf, and 0 times its logarithm is no number.
     return -jnp.where(targets == 0, 0, targets * jax.nn.log_softmax(logits)).sum(-1)
