@@ -7,8 +7,8 @@
     run = rj.train(rj.PRESETS["quickstart"], "runs/quickstart-seed0")
     run.evaluate("test").accuracy
 
-The names are those of ``__init__.pyi``. Each is imported when it is first used: `resnet-jax --help`
-must not wait for JAX.
+``__init__.pyi`` lists the names. Each is imported when it is first used, because
+`resnet-jax --help` must not wait for JAX.
 """
 
 import lazy_loader

@@ -1,6 +1,6 @@
 """The command ``resnet-jax``: parses, calls, prints.
 
-JAX and what stands on it are imported by the verbs that need them, so that help is instant.
+JAX and what is built on it are imported by the verbs that need them, so that help is instant.
 """
 
 import io
@@ -28,7 +28,7 @@ from resnet_jax.signals import Stop
 from resnet_jax.storage import expanded
 
 RunDir = Annotated[Positional[Path], tyro.conf.arg(help="the run's folder.")]
-# The hint replaces tyro's "(default: )"; an empty tuple is refused by the function it goes to.
+# The hint replaces tyro's "(default: )"; the function that gets an empty tuple refuses it.
 Paths = Annotated[
     Positional[tuple[Path, ...]],
     tyro.conf.arg(metavar="PATH [PATH ...]", help_behavior_hint="(required)"),
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
             # Pillow's warnings are dropped: what matters is reported in one line with the file.
             warnings.filterwarnings("ignore", module=r"PIL\b")
             code = _parsed(arguments, stop)() or 0
-            print(end="", flush=True)  # while what fails can still be told
+            print(end="", flush=True)  # while a failure can still be reported
             return code
     except BrokenPipeError:
         display.console.on_broken_pipe()
@@ -107,7 +107,7 @@ def evaluate(
     """Evaluate a run on a split of its data, each example once.
 
     Args:
-        json: print JSON: accuracy (a fraction), loss, correct, count, per_class, confusion; of
+        json: print JSON: accuracy (a fraction), loss, correct, count, per_class, confusion; with
             more than ten classes also top5 (a fraction).
     """
     found = rj.Run.open(run).evaluate(split, checkpoint, data_dir)
@@ -135,8 +135,8 @@ def predict(
     Args:
         paths: image files, folders of them, or patterns such as 'digits/*.png'.
         topk: show this many classes, most probable first.
-        invert: exchange black and white of the whole picture, and look for no digit on paper.
-        explain: write each image with Grad-CAM++ over it, a PNG, into this folder; no other
+        invert: exchange black and white of the whole picture instead of looking for a digit.
+        explain: write a PNG of each image with Grad-CAM++ over it into this folder; no other
             file there is replaced.
         json: print a JSON list of {path, label, probability, topk}, and found if a digit was looked
             for.
@@ -201,7 +201,7 @@ def compare(
     if output:
         write_curves(opened, output)
     if json:
-        # By way of pandas, which writes null for what is not known.
+        # Through pandas, which writes null for unknown values.
         print(found.to_json(orient="records", indent=1, double_precision=15))
     else:
         display.print_comparison(found)
@@ -233,7 +233,7 @@ def demo(run: RunDir, port: int = 7860, checkpoint: CheckpointOption = "best") -
     The page also answers as a JSON API. Needs the extra `demo`.
 
     Args:
-        port: of 127.0.0.1; 0 takes a free one.
+        port: port on 127.0.0.1; 0 takes a free one.
     """
     from resnet_jax.demo import serve
 
@@ -266,7 +266,7 @@ def summary(
     for option, value in sizes.items():
         if value < 1:
             raise ResNetJaxError(f"--{option} must be at least 1, got {value}")
-    # Checks the name and the width, and names what is wrong with them.
+    # `TrainConfig` checks the name and the width, and its errors say what is wrong with them.
     described = ModelConfig(cast(Any, model), residual, width, stem, shortcut)
     config = TrainConfig(model=described)
     from resnet_jax.models import make_model, summarize
@@ -313,7 +313,7 @@ def verify(
 ) -> None:
     """Check a run, a prepared dataset, or a folder of images; exit code 1 if any is damaged.
 
-    Of a folder of images, broken, empty and duplicate files are listed.
+    For a folder of images, broken, empty and duplicate files are listed.
 
     Args:
         what: a run's folder, the name of a dataset, or a folder with one folder for each class.
@@ -323,7 +323,7 @@ def verify(
     from resnet_jax.data.mnist import DATASETS
     from resnet_jax.data.tfds import verify_prepared
 
-    settings = TrainConfig(data=DataConfig(background=background)).data  # or refuse it
+    settings = TrainConfig(data=DataConfig(background=background)).data  # raises if it is wrong
     place = Path(what) if Path(what).exists() else expanded(what)
     if (place / "config.yaml").exists():
         found = rj.Run.open(place).verify()

@@ -1,4 +1,4 @@
-"""The command's verb ``train``: a preset, a run or one for each seed, and their reports."""
+"""The verb ``train``: one run of a preset, or one for each seed and grid value, with reports."""
 
 import dataclasses
 import os
@@ -49,7 +49,7 @@ class Processes:
     def meet(self) -> None:
         """Connect this process to the others, where there are any; only process 0 prints."""
         if self.distributed:
-            # Else JAX's coordination prints its warnings beside the one line on why a run ends.
+            # Otherwise JAX's coordination prints warnings beside the one line on why a run ends.
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
             from resnet_jax.training.distributed import initialize, is_main_process
 
@@ -89,8 +89,8 @@ def _preset_named(arguments: list[str]) -> str:
 
 
 def _check_places(preset: str, arguments: list[str]) -> None:
-    """Refuse a preset after options, which took another's defaults, and a second --grid."""
-    presets.preset(preset)  # refuses an unknown one, wherever it stands
+    """Raise for a preset after options, which took another's defaults, and for a second --grid."""
+    presets.preset(preset)  # raises for an unknown one, wherever it stands
     if preset != _preset_named(arguments):
         raise ResNetJaxError(
             f"preset {preset} stands after options: give it first, `resnet-jax train {preset} ...`"
@@ -149,7 +149,7 @@ def train(
             display.print_error(error)
             continue
         trained = stop.training
-        if trained and (reason := stop()) and not processes.distributed:  # in its last tests
+        if trained and (reason := stop()) and not processes.distributed:  # during the last tests
             raise ResNetJaxError(
                 f"{reason}: {folder} is finished at step {stop.step}; the same command goes on",
                 exit_code=75,
@@ -172,7 +172,7 @@ def train(
 
 
 def _prepare(planned: list[tuple[TrainConfig, Path]], from_idx: Path) -> None:
-    """Prepare the first run's dataset in every folder that the runs name; others' are theirs."""
+    """Prepare the first run's dataset, and no other, in each folder where a run looks for it."""
     from resnet_jax.data.prepare import prepare
     from resnet_jax.training.distributed import main_process_first
 
@@ -182,7 +182,7 @@ def _prepare(planned: list[tuple[TrainConfig, Path]], from_idx: Path) -> None:
 
 
 def _print_result(run: "Run") -> None:
-    """Print the result of a run that was finished before."""
+    """Print the result of a run that had been finished before."""
     from resnet_jax.inspection.compare import final_tests
 
     for row in final_tests(run.metrics()).to_dict("records"):
@@ -237,9 +237,9 @@ def _planned(
 def _as_begun(
     config: TrainConfig, named: Path, plain: Path, preset: str, varied: set[str], told: set[str]
 ) -> tuple[TrainConfig, Path]:
-    """Return a run's settings and folder, as an earlier version began it where one did.
+    """Return a run's settings and folder, or those with which an earlier version began the run.
 
-    That put it into the folder ``plain``, whatever its settings, by the preset of `EARLIER`.
+    That version used the folder ``plain``, whatever the settings, and the presets of `EARLIER`.
     """
     earlier = presets.EARLIER.get(preset, {})
     usual, named_too = presets.PRESETS[preset], varied and varied | {"epochs"}
@@ -251,7 +251,7 @@ def _as_begun(
             break
         from resnet_jax.training.run_folder import RunFolder
 
-        theirs = folder != named  # another run, which may be damaged
+        theirs = folder != named  # maybe another run, perhaps damaged
         with suppress(*[ResNetJaxError] * theirs):
             recorded = RunFolder(folder).read_record().config
             values = {s.option: s.value for s in settings_of(recorded)}
@@ -271,7 +271,7 @@ def _as_begun(
 def _reset_dataset_settings(
     config: TrainConfig, preset: TrainConfig, told: set[str]
 ) -> TrainConfig:
-    """Reset the preset's settings of its dataset, unless named, where another is chosen."""
+    """If another dataset is chosen, reset the unnamed settings that suit the preset's."""
     if config.data.name == preset.data.name:
         return config
     reset = {"data.mean": None, "data.std": None, "data.find-digit": False}
@@ -299,7 +299,7 @@ def _report_if_new(run: "Run") -> None:
     try:
         make_report(run, split)
     except (ResNetJaxError, OSError, MemoryError, RuntimeError) as error:
-        unheard = isinstance(error, BrokenPipeError)  # the line that says where it is
+        unheard = isinstance(error, BrokenPipeError)  # printing its path failed
         if unheard or (isinstance(error, RuntimeError) and not out_of_memory(error)):
             raise
         reason = error if isinstance(error, OSError) else message_and_code(error)[0]

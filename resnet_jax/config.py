@@ -44,12 +44,12 @@ class ModelConfig:
     name: Variant = "resnet18"
     """Row of the table of variants, `resnet_jax.models.VARIANTS`."""
     residual: bool = True
-    """Without: the plain network, same layers and no shortcuts."""
+    """With shortcuts; otherwise the plain network of the same layers."""
     width: Annotated[int | None, Count] = None
     """Features of the stem and of the first stage. None: the network's own, 64 or 16."""
     stem: StemKind | None = None
-    """imagenet: 7x7 stride 2 and max-pool; deep: three 3x3 for the 7x7; small: 3x3 at the image's
-    size (16 times the work); conv: that alone, without norm and ReLU. None: the network's own."""
+    """imagenet: 7x7 stride 2 and max-pool; deep: three 3x3 instead of the 7x7; small: 3x3 at the
+    image's size (16 times the work); conv: small without norm and ReLU. None: the network's own."""
     shortcut: Shortcut | None = None
     """Where shapes differ: projection: 1x1 (option B of arXiv 1512.03385; projection-all: in every
     unit, C); pad: zeros (A); average: 2x2 mean, then 1x1 (ResNet-D). None: the network's own."""
@@ -62,7 +62,7 @@ class ModelConfig:
     run began with; avx2, avx512: those of that set on a CPU; reference: XLA's own convolution."""
     remat: Annotated[bool, Effect.EXECUTION] = False
     """Compute each unit again for the gradient (`jax.checkpoint`): a third more work for less
-    memory. On CPU it gains next to none."""
+    memory. On a CPU it saves next to none."""
     frozen_stages: Annotated[int | None, Within("at least 0 and at most 4")] = None
     """Do not train the stem and this many stages (0: the stem), batch norm included, for
     --init-from. None: train all."""
@@ -71,7 +71,7 @@ class ModelConfig:
 
     @property
     def title(self) -> str:
-        """The network in a word or two: ``plain resnet18``."""
+        """The name to show for the network, such as ``plain resnet18``."""
         return self.name if self.residual else f"plain {self.name}"
 
 
@@ -106,7 +106,7 @@ class DataConfig:
     find_digit: Annotated[bool, Effect.EXECUTION] = False
     """Find the digit in pictures for predict and the page; for images of 28x28, as MNIST's."""
     skip_bad: bool = False
-    """Leave out a folder's broken, empty and duplicate files. Without: broken ones end the run."""
+    """Leave out a folder's broken, empty and duplicate files. Otherwise broken ones end the run."""
     streaming: Annotated[Literal["auto", "always", "never"], Effect.EXECUTION] = "auto"
     """Read images from disk while training. auto: if all of them take more than
     --data.memory-limit. Either way a step gets the same images."""
@@ -115,14 +115,14 @@ class DataConfig:
     workers: Annotated[int | None, Count, Effect.LOCAL] = None
     """Threads that decode images. None: one for each core, but one to open small files."""
     mean: Annotated[tuple[float, ...] | None, Fraction] = None
-    """Mean to subtract from pixels in [0, 1]: one, or one a channel. None: the images' own."""
+    """Mean to subtract from pixels in [0, 1]: one, or one a channel. None: the training images'."""
     std: Annotated[tuple[float, ...] | None, Within("more than 0 and at most 1")] = None
     """Standard deviation to divide by, given like the mean. None: the training images'."""
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes, drawn for each training image; shift to shear: up to x either way."""
+    """Random changes, drawn for each training image; shift to shear: by up to x either way."""
 
     flip: bool = False
     """Mirror half of the images left to right."""
@@ -134,7 +134,7 @@ class AugmentConfig:
     randaugment: Annotated[int, Within("at least 0 and at most 10")] = 0
     """This many of fourteen operations on form and colour (RandAugment, arXiv 1909.13719)."""
     magnitude: Annotated[float, Within("at least 0 and at most 10")] = 9.0
-    """How strong those operations are, 0 to 10 (AutoAugment's greatest)."""
+    """How strong those operations are, 0 to 10 (AutoAugment's strongest)."""
     mixup: Annotated[float, NotNegative] = 0.0
     """Blend two images and their labels by a weight from Beta(x, x) (arXiv 1710.09412)."""
     cutmix: Annotated[float, NotNegative] = 0.0
@@ -148,8 +148,8 @@ class AugmentConfig:
     shear: Annotated[float, Within("at least 0 and below 90")] = 0.0
     """Shear in degrees."""
     elastic: Annotated[float, NotNegative] = 0.0
-    """Elastic distortion by a smooth random field, in each direction of this root mean square in
-    pixels (Simard, Steinkraus, Platt, ICDAR 2003; theirs about 1.4 on digits)."""
+    """Elastic distortion by a smooth random field, with this root mean square in pixels in each
+    direction (Simard, Steinkraus, Platt, ICDAR 2003, who use about 1.4 on digits)."""
     erase: Annotated[float, Fraction] = 0.0
     """Probability that a random rectangle turns black (arXiv 1708.04896): 2 to 33 % of the area."""
 
@@ -160,8 +160,8 @@ class OptimConfig:
 
     name: Literal["sgd", "adam", "adamw", "lamb", "lion"] = "sgd"
     """sgd: with momentum; adam (arXiv 1412.6980); with decoupled weight decay: adamw (1711.05101),
-    lamb for large batches (1904.00962), lion (2302.06675: give a third of adamw's rate and thrice
-    its decay)."""
+    lamb for large batches (1904.00962), lion (2302.06675: give a third of adamw's learning rate and
+    three times its decay)."""
     learning_rate: Annotated[float, Positive] = 0.1
     """The highest learning rate of the schedule."""
     momentum: Annotated[float, FractionBelowOne] = 0.9
@@ -188,14 +188,14 @@ class OptimConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     """A training run. `resnet_jax.train(config, run_dir)` carries it out. Values out of bounds, in
-    its parts too, are refused here (`ResNetJaxError`)."""
+    its parts too, raise a `ResNetJaxError` here."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     init_from: str | None = None
-    """Start from the weights in a .safetensors or .pth file, or in a run's folder. None: anew."""
+    """Start from the weights in a .safetensors or .pth file, or in a run's folder. None: random."""
     init_head: Literal["auto", "keep", "fresh"] = "auto"
     """Head of --init-from's weights. auto: kept if their classes are the same, else fresh."""
     epochs: Annotated[float, Positive] = 1.0
@@ -224,7 +224,7 @@ class TrainConfig:
     tensorboard: Annotated[bool, Effect.EXECUTION] = False
     """Write TensorBoard events into the run's folder too (extra `tensorboard`)."""
     compilation_cache: Annotated[bool, Effect.EXECUTION] = True
-    """Keep compiled programs in the user's cache, for the next start; not of several processes."""
+    """Keep compiled programs in the user's cache for the next start; not with several processes."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -244,23 +244,23 @@ class TrainConfig:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The settings as nested dictionaries of plain values, for `config.yaml`."""
-    # By way of JSON tuples become lists; NumPy's numbers, Python's.
+    """Return the settings as nested dictionaries of plain values, for `config.yaml`."""
+    # Through JSON, tuples become lists and NumPy's numbers Python's.
     text = json.dumps(dataclasses.asdict(config), default=lambda number: number.item())
     return dict(json.loads(text))
 
 
 def from_dict(values: Any, cls: Any = TrainConfig, prefix: str = "") -> Any:
-    """The inverse of `to_dict`; unknown or misshapen settings are refused (`ResNetJaxError`)."""
+    """Invert `to_dict`; raise a `ResNetJaxError` for unknown or misshapen settings."""
     if not isinstance(values, Mapping):
         raise ResNetJaxError(f"setting {prefix or 'config'} is {values!r}: expected a mapping")
     kinds = get_type_hints(cls)
-    if cls is ModelConfig and "shortcut" not in values:  # before 0.2.0: the defaults then
+    if cls is ModelConfig and "shortcut" not in values:  # before 0.2.0, with these defaults
         own = {"width": 64, "stem": "imagenet"}
         values = {name: None if own.get(name) == v else v for name, v in values.items()}
     known = {}
     for name, value in values.items():
-        if f"{prefix}{name}" == "data.from_idx":  # in 0.1.0; it decided nothing about a run
+        if f"{prefix}{name}" == "data.from_idx":  # of 0.1.0; it decided nothing about a run
             continue
         if name not in kinds:
             raise ResNetJaxError(f"setting {prefix}{name} is not one of this version's")
@@ -271,12 +271,12 @@ def from_dict(values: Any, cls: Any = TrainConfig, prefix: str = "") -> Any:
 
 
 def differences(one: TrainConfig, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
-    """The options in which two configurations differ, with both values."""
+    """Return the options in which two configurations differ, with both values."""
     pairs = zip(settings(one), settings(other), strict=True)
     return {a.option: (a.value, b.value) for a, b in pairs if a.value != b.value}
 
 
-# Options with which a run may be continued at other values.
+# Options whose values may change when a run continues.
 MAY_CHANGE = {s.option for s in settings(TrainConfig()) if s.effect != Effect.LEARNING}
 
 

@@ -1,4 +1,4 @@
-"""The one error that users meet, how errors end the command, and how text is shown."""
+"""The error that users see, how errors end the command, and the escaping of printed text."""
 
 import shlex
 import unicodedata
@@ -30,24 +30,24 @@ def message_and_code(error: BaseException) -> tuple[str, int]:
         case ResNetJaxError():
             return str(error), error.exit_code
         case KeyboardInterrupt():
-            # Before or after training, which ends by an error of its own: nothing is half-written.
+            # Before or after training, which raises a `ResNetJaxError`: nothing is half-written.
             return STOPPED, 75
         case _ if out_of_memory(error):
             return "there is not enough memory: free some, raise ulimit -v, or set JAX_PLATFORMS", 1
         case OSError():
-            # What no code expected of a file system: its own words name the file.
+            # No code expected this of a file system; the error's own message names the file.
             return f"{error}: mend that and run the same command", 1
     return repr(error), 1
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether there was no memory, by Python or by XLA, whose errors have one type."""
+    """Return whether memory ran out, in Python or in XLA, all of whose errors have one type."""
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 @contextmanager
 def importing(what: str, requirement: str = "") -> Iterator[None]:
-    """Turn an import that fails into the error that says what needs it and what installs it."""
+    """Turn a failed import into the error that says what needs it and what installs it."""
     try:
         yield
     except ImportError as error:
@@ -57,13 +57,13 @@ def importing(what: str, requirement: str = "") -> Iterator[None]:
 
 
 def command(*words: object) -> str:
-    """Write a command of the package as it can be pasted into a shell."""
+    """Return a command of the package, quoted so that it can be pasted into a shell."""
     return f"`resnet-jax {shlex.join(map(str, words))}`"
 
 
 def printable(text: str) -> str:
-    """Escape what a name may hold and a terminal may not get: control characters, stray bytes."""
-    # Controls, surrogates, breaks of lines and paragraphs; what turns the direction of a line.
+    """Escape what a name may hold but no terminal should get: control characters, stray bytes."""
+    # Controls, surrogates, line and paragraph separators, and what changes a text's direction.
     unsafe = {"Cc", "Cs", "Zl", "Zp"}
     unsafe |= {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
     return "".join(

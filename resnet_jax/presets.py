@@ -1,7 +1,7 @@
-"""The table of presets: recipes with their source, and where their results are shown.
+"""The table of presets: training recipes with their sources.
 
-The command of each is ``resnet-jax train NAME``. Results with their spread are measured by
-``experiments/presets/measure.py`` and stand in the README; what is stated here is what to expect.
+``resnet-jax train NAME`` runs one. Results with their spread are measured by
+``experiments/presets/measure.py`` and stand in the README; the comments here say what to expect.
 """
 
 import difflib
@@ -30,7 +30,7 @@ from resnet_jax.config import (
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.settings import has_type, settings
 
-# SGD under the 1cycle policy (arXiv 1708.07120), with PyTorch's ramps; momentum stays as it is.
+# SGD under the 1cycle policy (arXiv 1708.07120), with PyTorch's ramps and a constant momentum.
 _one_cycle = partial(
     OptimConfig, nesterov=True, weight_decay=5e-4, schedule="one_cycle", warmup=0.25
 )
@@ -40,7 +40,7 @@ _CIFAR10 = DataConfig(name="cifar10", mean=(0.4914, 0.4822, 0.4465), std=(0.2470
 # The recipe of arXiv 1512.03385, section 4.2: 64,000 updates, the rate divided by ten after 32,000
 # and 48,000. (The paper found these on 45,000 images and trains on all 50,000; here 5,000 are held
 # out. It subtracts the mean of each pixel; here each channel is normalised by its mean and
-# deviation, after the padding; and kernels alone decay.)
+# deviation, after the padding; and only kernels decay.)
 _PAPER = TrainConfig(
     data=_CIFAR10,
     augment=AugmentConfig(flip=True, crop=4),
@@ -57,9 +57,9 @@ def _of_paper(name: Any, warmup: float = 0.0) -> TrainConfig:
 
 
 PRESETS: dict[str, TrainConfig] = {
-    # 4,000 real digits without a network connection, in under two minutes on two cores, compilation
-    # included. Expect 98 % of 500 test digits. Eight epochs are too few for the distortions and the
-    # learning rate that pay over forty.
+    # Trains on 4,000 real digits without a network connection, in under two minutes on two cores,
+    # compilation included. Expect 98 % of 500 test digits. Eight epochs are too few for the
+    # distortions and the learning rate that pay off over forty.
     "quickstart": TrainConfig(
         data=replace(_MNIST, name="mnist_5k"),
         augment=AugmentConfig(shift=1.2, rotation=7.0, scale=0.07, shear=5.0),
@@ -80,8 +80,8 @@ PRESETS: dict[str, TrainConfig] = {
         eval_every=15,
         log_every=1,
     ),
-    # Expect 99.5 % in 5 epochs. The stem's stride of 4 leaves little of 28 pixels: 32 are worth
-    # their time.
+    # Expect 99.5 % in 5 epochs. The stem's stride of 4 leaves little of 28 pixels, so that 32 are
+    # worth their time.
     "mnist": TrainConfig(
         data=replace(_MNIST, image_size=32),
         augment=_DISTORTED,
@@ -90,9 +90,9 @@ PRESETS: dict[str, TrainConfig] = {
         label_smoothing=0.1,
         ema=0.999,
     ),
-    # Meant to be the most accurate: by the ablations of experiments/mnist_record on the validation
-    # images, which it trains on as well; the distortion lies between values tried there. 99.7 % of
-    # the test digits, in 66 to 89 minutes on two cores.
+    # Meant to be the most accurate, by the ablations of experiments/mnist_record on the validation
+    # images, on which it trains as well; the distortion lies between values tried there. Expect
+    # 99.7 % of the test digits, in 66 to 89 minutes on two cores.
     "record": TrainConfig(
         data=replace(_MNIST, validation=0, image_size=48),
         augment=replace(_DISTORTED, elastic=0.4),
@@ -102,8 +102,8 @@ PRESETS: dict[str, TrainConfig] = {
         label_smoothing=0.1,
         ema=0.999,
     ),
-    # The least time to 99.0 % of the test digits on two cores: no augmentation, which one epoch
-    # does not repay, and a stop as soon as the validation accuracy passes that by a margin.
+    # Takes the least time to 99.0 % of the test digits on two cores: no augmentation, which does
+    # not pay off in one epoch, and a stop once the validation accuracy is above that by a margin.
     "fast": TrainConfig(
         data=_MNIST,
         # At 0.1 one seed of three diverged in the warm-up and ended at 96 %.
@@ -122,9 +122,9 @@ PRESETS: dict[str, TrainConfig] = {
         ema=0.999,
     ),
     # He et al.'s recipe for CIFAR-10 (arXiv 1512.03385, section 4.2: padded crops and flips,
-    # batch 128, learning rate 0.1) as it is used since wide residual networks (arXiv 1605.07146,
-    # section 3: Nesterov, weight decay 5e-4, 200 epochs), with a cosine (arXiv 1608.03983) for its
-    # steps and smoothed labels (arXiv 1512.00567). The stem keeps the image's size, as in both.
+    # batch 128, learning rate 0.1) as used since wide residual networks (arXiv 1605.07146, section
+    # 3: Nesterov, weight decay 5e-4, 200 epochs), with a cosine (arXiv 1608.03983) instead of steps
+    # and smoothed labels (arXiv 1512.00567). The stem keeps the image's size, as in both.
     # Not trained by us.
     "cifar10": replace(
         _PAPER,
@@ -138,7 +138,7 @@ PRESETS: dict[str, TrainConfig] = {
     **{f"resnet{depth}_cifar10": _of_paper(f"resnet{depth}") for depth in (20, 32, 44, 56)},
     # The paper trains at 0.01 until the error is below 80 % (400 updates); here a linear warm-up.
     "resnet110_cifar10": _of_paper("resnet110", warmup=400 / 64_000),
-    # ResNet-20 within 40 passes for two cores, one-cycle. On a lossy JPEG copy of the images it
+    # ResNet-20 in 40 one-cycle epochs, for two cores. On a lossy JPEG copy of the images it
     # reaches 87.6 % (experiments/cifar10); not trained on the original by us.
     "cifar10_fast": replace(
         _PAPER, model=ModelConfig("resnet20"), optim=_one_cycle(learning_rate=0.2), epochs=40
@@ -166,8 +166,8 @@ PRESETS: dict[str, TrainConfig] = {
         batch_size=256,
         label_smoothing=0.1,
     ),
-    # A person's own images, --data.dir. The mean and standard deviation suit grey and colour alike.
-    # Flips, crops and rate were chosen on 200 to 20,000 pictures by validation
+    # The user's images in --data.dir. The mean and standard deviation suit both grey and colour.
+    # Flips, crops and learning rate were chosen on 200 to 20,000 pictures by validation
     # (experiments/folder_preset).
     "folder": TrainConfig(
         data=DataConfig(name="folder", fit="crop", mean=(0.5,), std=(0.25,)),
@@ -178,7 +178,7 @@ PRESETS: dict[str, TrainConfig] = {
     ),
 }
 
-# What presets were in 0.1.0: by these a run that began then goes on with the same command.
+# Settings of presets in 0.1.0, with which a run begun then continues by the same command.
 EARLIER = {
     "folder": {"augment.flip": False, "augment.resized-crop": 0.0, "optim.learning-rate": 0.1}
 }
@@ -196,24 +196,24 @@ def preset(name: str) -> TrainConfig:
 def run_name(
     name: str, reference: TrainConfig, config: TrainConfig, always: Iterable[str] = ()
 ) -> str:
-    """Return a name with the settings in which what is learnt differs: ``book-plain``.
+    """Return a name with the settings that differ from a reference, such as ``book-plain``.
 
-    Left out of the name are the epochs, the seed and settings that do not change what is learnt,
-    except the options in ``always``; a folder of images is named by the last part of its path.
+    The name leaves out the epochs, the seed and settings that do not change what is learnt,
+    except the options in ``always``; it has the last part of the path of a folder of images.
     """
     changes = differences(reference, config)
     values = {setting.option: setting.value for setting in settings(config)}
     unnamed = {"epochs", "seed", *MAY_CHANGE}
-    if "data.name" in changes:  # with it the preset's mean and deviation go
+    if "data.name" in changes:  # which resets the preset's mean and deviation
         unnamed |= {o for o in ("data.mean", "data.std") if None in changes.get(o, ())}
     named = (changes.keys() - unnamed).union(always)
     parts = [name, *(_part(option, values[option]) for option in sorted(named))]
     if config.data.name == "folder" and "data.dir" in changes.keys() - named:
         parts.insert(1, os.path.basename(os.path.realpath(config.data.dir or "")))
-    # Of other scripts all that shows: their vowel signs, and emoji, are no letters to `re`.
+    # All printable characters of other scripts stay: vowel signs and emoji are no letters to `re`.
     shown = "".join(c if c.isprintable() else " " for c in "-".join(parts))
     full = re.sub(r"[^\w.\-\x80-\U0010ffff]+", "_", shown)
-    # File systems allow 255 bytes, with the seed.
+    # File systems allow 255 bytes, the seed included.
     if len(full) <= 100 and len(full.encode()) <= 240:
         return full
     digest = hashlib.sha256(full.encode()).hexdigest()
@@ -254,12 +254,12 @@ def grid(config: TrainConfig, axes: Sequence[str]) -> list[TrainConfig]:
 
 
 def _parsed(text: str, kind: Any) -> Any:
-    """Read a value as JSON where that gives the setting's type, if need be one for several."""
-    written = {"None": "null", "True": "true", "False": "false"}.get(text, text)  # as options are
-    for read in (json.loads, float):  # numbers, true, false, null; .1 and 1., as options take them
+    """Parse a value as JSON if that gives the setting's type, alone or as a tuple of one."""
+    written = {"None": "null", "True": "true", "False": "false"}.get(text, text)  # as for options
+    for read in (json.loads, float):  # JSON; then .1 and 1., which options accept too
         with suppress(ValueError, TypeError, RecursionError, OverflowError):
             value = read(written)
-            float(value or 0)  # 1 and 400 zeros: as a float it is infinite, and refused
+            float(value or 0)  # too large an int: as a float it is infinite, and refused
             for found in (value, (value,)):
                 if has_type(found, kind):
                     return found

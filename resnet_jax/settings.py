@@ -1,4 +1,4 @@
-"""What a setting is: an option with a type, bounds, and an effect that changing it has."""
+"""Settings: options with a type, bounds, and the effect of changing them."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ COMPARE = {"at least": ge, "more than": gt, "at most": le, "below": lt}
 
 @dataclass(frozen=True)
 class Within:
-    """The bounds of a number, ``at least 0 and below 1``; infinity is in none."""
+    """The bounds of a number, such as ``at least 0 and below 1``; infinity is never within them."""
 
     bounds: str
 
@@ -34,7 +34,7 @@ FractionBelowOne = Within("at least 0 and below 1")
 
 
 class Effect(Enum):
-    """What a setting changes; resuming, comparing and agreeing of processes follow from it."""
+    """What a setting changes; it decides how runs resume and compare, and how processes agree."""
 
     LEARNING = "what is learnt: a run continues with the same value only"
     SELECTION = "when a run evaluates and ends, and so which parameters are its best"
@@ -53,7 +53,7 @@ class Setting(NamedTuple):
 
 
 def settings(config: Any, prefix: str = "") -> Iterator[Setting]:
-    """Every setting of a configuration, those of nested ones included."""
+    """Yield every setting of a configuration, those of nested configurations included."""
     for name, kind in get_type_hints(type(config), include_extras=True).items():
         value, option = getattr(config, name), prefix + name.replace("_", "-")
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
@@ -67,12 +67,12 @@ def settings(config: Any, prefix: str = "") -> Iterator[Setting]:
 
 
 def as_argument(value: Any) -> str:
-    """Write a setting's value as the command takes it."""
+    """Return a setting's value in the form that the command line takes."""
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def check(config: Any) -> None:
-    """Refuse a value of the wrong type or out of bounds, by its option (`ResNetJaxError`)."""
+    """Raise `ResNetJaxError`, with the option, for a value of the wrong type or out of bounds."""
     for option, value, kind, within, _ in settings(config):
         if not has_type(value, kind):
             name = kind.__name__ if isinstance(kind, type) else str(kind)
@@ -87,7 +87,7 @@ def check(config: Any) -> None:
 
 
 def has_type(value: Any, kind: Any) -> bool:
-    """Whether a value has the type of a setting; an int passes as a float, a bool as neither."""
+    """Return whether a value has a setting's type; an int passes as a float, a bool as neither."""
     origin, kinds = get_origin(kind), get_args(kind)
     if types.NoneType in kinds:
         return any(has_type(value, one) for one in kinds)
@@ -100,5 +100,5 @@ def has_type(value: Any, kind: Any) -> bool:
         return fits and all(map(has_type, value, kinds))
     if isinstance(value, bool):
         return kind is bool
-    # NumPy's numbers too, as they come out of `np.logspace`.
+    # NumPy's numbers pass too, such as those of `np.logspace`.
     return isinstance(value, {int: Integral, float: Real}.get(kind, kind))

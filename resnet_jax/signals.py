@@ -33,11 +33,11 @@ def _say(text: str) -> None:
 
 
 class Stop(Callback):
-    """A run's ``should_stop``; until the run's training begins, a signal interrupts instead."""
+    """The ``should_stop`` of a run; until training begins, a signal raises KeyboardInterrupt."""
 
     training = False
     step = 0
-    within = 0.1  # seconds, in which a second signal is the first one again
+    within = 0.1  # seconds in which further signals are repeats of the first one
     _interrupted = False
     _received: tuple[int, ...] = ()
 
@@ -48,13 +48,13 @@ class Stop(Callback):
         self.step = step
 
     def __call__(self) -> str | None:
-        """Return the name of the first signal since training began."""
+        """Return the name of the first signal since training began, or None."""
         self.training = True  # also in a process that gets no callbacks
         return signal.Signals(self._received[0]).name if self._received else None
 
     @contextmanager
     def handling(self) -> Iterator[None]:
-        """Handle signals; afterwards they are handled as before. Only the main thread hears any."""
+        """Handle signals, then restore the old handlers; do nothing outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -64,13 +64,13 @@ class Stop(Callback):
         thread.start()
         wakeup = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
         previous = {n: signal.signal(n, self._interrupt) for n in (*SIGNALS, signal.SIGALRM)}
-        # What Python cannot raise it would print: an interrupt in a destructor, or what
-        # TensorStore's threads meet when a save has failed.
+        # Python would print errors that it cannot raise: an interrupt in a destructor, or
+        # those of TensorStore's threads when a save has failed.
         hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
         try:
             yield
         except Exception as error:
-            if self._interrupted:  # in an import, which may raise anything then
+            if self._interrupted:  # an interrupted import may raise anything
                 raise KeyboardInterrupt from error
             raise
         finally:
@@ -84,20 +84,20 @@ class Stop(Callback):
 
     def _interrupt(self, number: int, frame: object) -> None:
         if self.training and number in SIGNALS:
-            return  # `_listen` knows of it
+            return  # `_listen` handles it
         self._interrupted = True
-        # Again each second: a library may swallow it while it is imported.
+        # Interrupt again each second, because a library may swallow it during its import.
         signal.setitimer(signal.ITIMER_REAL, 1)
         raise KeyboardInterrupt
 
     def _listen(self, receiver: socket.socket) -> None:
-        """Hear signals in a thread: the main one, compiling for minutes, runs no handler then."""
+        """Receive signals in a thread: the main one runs no handler while compiling for minutes."""
         with receiver:
             while number := receiver.recv(1):
                 if self.training and number[0] in SIGNALS:
                     self._received += (number[0],)
                     if len(self._received) > 1:
-                        os._exit(128 + number[0])  # as a shell names an end by a signal
+                        os._exit(128 + number[0])  # as shells report an end by a signal
                     # `timeout` sends one signal twice: to the process and to its group.
                     receiver.settimeout(self.within)
                     with suppress(TimeoutError):

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and checksums that tell whether they still are."""
+"""Files that are written whole or not at all, and checksums that tell whether they are intact."""
 
 import errno
 import fcntl
@@ -19,15 +19,15 @@ from resnet_jax.errors import ResNetJaxError
 
 log = logging.getLogger(__name__)
 
-# In the name of a file, or of a folder, on its way into its place.
+# Part of the name of a file or folder that is not in its final place yet.
 UNFINISHED = ".unfinished"
 
 MAKE_ROOM = "free space or permissions there, then run the same command again"
 
-# Of file systems without locks, as Lustre may be, or NFS.
+# Errors of file systems without locks, as Lustre or NFS may be.
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
-# What a run's folder is made of; elsewhere in it, as in export/, anything may be written.
+# The parts of a run's folder; elsewhere in it, as in export/, anything may be written.
 RUN_FILES = {"config.yaml", "metrics.jsonl", "checkpoints", "report", "tensorboard"}
 RUN_FILES |= {".lock", "run.log"}
 
@@ -36,13 +36,13 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What is whole and what is damaged of a dataset, a run, or a folder of images."""
+    """What is intact and what is damaged in a dataset, a run, or a folder of images."""
 
     folder: Path
-    good: tuple[str, ...]  # files; of a folder of images a line for each class
+    good: tuple[str, ...]  # files; for a folder of images, a line for each class
     damaged: tuple[str, ...]  # a line for each bad file: its name and what is wrong
     usable: str  # what can be done with it as it is
-    left_out: tuple[str, ...] = ()  # a line for each kind of thing among images that is not used
+    left_out: tuple[str, ...] = ()  # for image folders, a line for each reason to leave entries out
 
     @property
     def ok(self) -> bool:
@@ -69,9 +69,9 @@ def writing(path: Path | str, remedy: str = MAKE_ROOM) -> Iterator[None]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a run folder's file, which says who has it; another's is refused.
+    """Hold the lock on a run's lock file, which names its holder; raise if another process has it.
 
-    It is the kernel's: it is gone with the process that held it, however that ended.
+    The kernel releases the lock when the process that holds it ends, in whatever way.
     """
     owner = os.getpid()
     with path.open("a+") as lock:
@@ -92,17 +92,17 @@ def locked(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if os.getpid() == owner:  # a forked child has the same lock, and may end earlier
+            if os.getpid() == owner:  # a forked child shares the lock and may end earlier
                 with suppress(OSError):
                     fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def atomic_write(path: Path, content: str | bytes, remedy: str = MAKE_ROOM) -> None:
-    """Write a file in one step, its folder before; a kill leaves the old content or the new."""
+    """Make a file's folder, then write it atomically: a kill leaves the old content or the new."""
     unfinished = path.with_name(f".{path.name}{UNFINISHED}")
     with writing(path, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.unlink(missing_ok=True)  # which a kill has left, or a link to elsewhere
+        unfinished.unlink(missing_ok=True)  # left by a kill, or a link to elsewhere
         try:
             unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
             sync(unfinished)
@@ -113,7 +113,7 @@ def atomic_write(path: Path, content: str | bytes, remedy: str = MAKE_ROOM) -> N
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes left of files and folders in a folder."""
+    """Remove the unfinished files and folders that killed processes have left in a folder."""
     for path in folder.glob(f"*{UNFINISHED}"):
         path.unlink(missing_ok=True)  # macOS may remove the `._` file beside it too
     for path in folder.glob(f"{UNFINISHED}-*"):
@@ -133,7 +133,7 @@ def temporary_folder(folder: Path, name: str) -> tempfile.TemporaryDirectory[str
 
 
 def expanded(path: PathLike) -> Path:
-    """Return a path with ``~`` and ``~user`` as that user's home folder."""
+    """Return a path with ``~`` or ``~user`` replaced by that user's home folder."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -148,18 +148,18 @@ def write_whole(path: PathLike, content: bytes) -> None:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run was trained into a folder, or has just begun there."""
+    """Return whether a folder holds a run, or one that has just begun."""
     signs = ({"config.yaml", "checkpoints"}, {".lock", "run.log"})
     return any(all(os.path.exists(folder / name) for name in names) for names in signs)
 
 
 def check_replaceable(path: Path) -> None:
-    """Refuse a place that holds anything but a regular file, and the files that make up a run."""
+    """Raise for a path with anything but a regular file, and for the files that make up a run."""
     place = Path(os.path.realpath(path.parent), path.name)
     for folder in place.parents:
         if place.relative_to(folder).parts[0].lower() in RUN_FILES and is_run(folder):
             raise ResNetJaxError(f"{path} is part of the run in {folder}: give another --output")
-    # If it cannot be looked at, `atomic_write` says what is wrong.
+    # If the path cannot be examined, `atomic_write` says what is wrong.
     if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
         raise ResNetJaxError(f"{path} is no regular file and stays as it is: give another --output")
 
@@ -175,12 +175,12 @@ def json_sha256(value: Any) -> str:
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuse a folder with a link, FIFO, socket or device: writing could change what is outside."""
+    """Raise if a folder has a link, FIFO, socket or device: writing could change files outside."""
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
             path = Path(place, name)
             plain = path.is_file() or path.is_dir()
-            if path.is_symlink() or (not plain and os.path.lexists(path)):  # else it is gone now
+            if path.is_symlink() or (not plain and os.path.lexists(path)):  # otherwise it is gone
                 kind = f"a link to {os.readlink(path)}" if path.is_symlink() else "no plain file"
                 raise ResNetJaxError(
                     f"{path} is {kind}: nothing is written to a folder that holds one; remove it"

@@ -1,4 +1,4 @@
-"""The networks: the table of their published names, as rows of `ResNet` bound with `partial`."""
+"""The published networks: a table whose rows are `ResNet` with settings bound by `partial`."""
 
 import math
 from collections.abc import Callable
@@ -31,9 +31,9 @@ ResNet34 = partial(ResNet, stage_sizes=(3, 4, 6, 3), unit=BasicUnit)
 ResNet50 = partial(ResNet, stage_sizes=(3, 4, 6, 3), unit=BottleneckUnit)
 ResNet101 = partial(ResNet, stage_sizes=(3, 4, 23, 3), unit=BottleneckUnit)
 ResNet152 = partial(ResNet, stage_sizes=(3, 8, 36, 3), unit=BottleneckUnit)
-_resnet26 = partial(ResNet, stage_sizes=(2, 2, 2, 2), unit=BottleneckUnit)  # timm's
+_resnet26 = partial(ResNet, stage_sizes=(2, 2, 2, 2), unit=BottleneckUnit)  # from timm
 
-# Section 4.2: 6n + 2 layers for images of 32x32, and option A's shortcuts.
+# The same paper, section 4.2: 6n + 2 layers for 32x32 images, with option A's shortcuts.
 _cifar = partial(ResNet, unit=BasicUnit, width=16, stem="small", shortcut="pad")
 ResNet20 = partial(_cifar, stage_sizes=(3, 3, 3))
 ResNet32 = partial(_cifar, stage_sizes=(5, 5, 5))
@@ -42,13 +42,13 @@ ResNet56 = partial(_cifar, stage_sizes=(9, 9, 9))
 ResNet110 = partial(_cifar, stage_sizes=(18, 18, 18))
 
 _preact = partial(ResNet, unit=PreActivationUnit)
-# arXiv 1603.05027: option A in preact_resnet110, B in the others. There a stage's first shortcut
-# starts after its unit's norm and ReLU; here the identity and option A start before them, as in
-# every unit. After an ImageNet stem, which ends with norm and ReLU, both come twice.
+# arXiv 1603.05027: option A in preact_resnet110, B in the others. In the paper a stage's first
+# shortcut starts after its unit's norm and ReLU; here the identity and option A start before them,
+# as in every unit. An ImageNet stem ends with norm and ReLU, so that both come twice after it.
 _preact_cifar = partial(_preact, width=16, stem="conv", stage_sizes=(18, 18, 18))
 _preact_bottleneck = partial(_preact_cifar, unit=PreActivationBottleneckUnit)
 
-# What `--model.name` and `resnet-jax summary` take.
+# The names that `--model.name` and `resnet-jax summary` accept.
 VARIANTS: dict[str, Callable[..., ResNet]] = {
     "resnet18": ResNet18,
     "resnet26": _resnet26,
@@ -57,7 +57,7 @@ VARIANTS: dict[str, Callable[..., ResNet]] = {
     "resnet101": ResNet101,
     "resnet152": ResNet152,
     "resnext50_32x4d": partial(ResNet50, widening=2, groups=32),  # arXiv 1611.05431, table 1
-    "resnext101_32x8d": partial(ResNet101, widening=4, groups=32),  # torchvision's, as the next
+    "resnext101_32x8d": partial(ResNet101, widening=4, groups=32),  # torchvision's, as is the next
     "resnext101_64x4d": partial(ResNet101, widening=4, groups=64),
     "wide_resnet50_2": partial(ResNet50, widening=2),  # arXiv 1605.07146, table 8
     "wide_resnet101_2": partial(ResNet101, widening=2),
@@ -103,5 +103,5 @@ def make_model(config: ModelConfig | TrainConfig, num_classes: int) -> ResNet:
 
 
 def norm_of(network: ResNet) -> nn.Module:
-    """Return a layer of the class by which a network normalises."""
+    """Return a normalisation layer of the class and the types that a network uses."""
     return network.norm(name="norm", dtype=network.dtype, param_dtype=network.param_dtype)

@@ -1,7 +1,7 @@
-"""Convolution and batch norm by torch's definitions, and `Affine`, batch norm's scale and bias.
+"""Convolution and batch norm as PyTorch defines them, and `Affine`, batch norm's scale and bias.
 
 Padding is explicit and symmetric and the running variance is unbiased, so that torchvision's
-weights give torchvision's logits here and a training step updates the same statistics.
+weights give torchvision's logits and a training step updates the statistics as PyTorch does.
 """
 
 from typing import Any
@@ -13,8 +13,8 @@ from jax.nn.initializers import Initializer, variance_scaling
 
 from resnet_jax import ops
 
-# He et al. 2015 (arXiv 1502.01852), fan-out: keeps the variance of the gradient, for ReLU.
-# Normal and not truncated, as torchvision's ResNets start.
+# He et al. 2015 (arXiv 1502.01852), fan-out: it keeps the variance of the gradient through ReLU.
+# The normal distribution is not truncated, as in torchvision's ResNets.
 he_fan_out: Initializer = variance_scaling(2.0, "fan_out", "normal")
 
 # PyTorch's default for convolutions and dense layers, U(-1/sqrt(fan_in), 1/sqrt(fan_in)):
@@ -23,13 +23,13 @@ torch_default: Initializer = variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Conv(nn.Module):
-    """A 2-D convolution without bias: NHWC images, HWIO kernel, ``kernel_size // 2`` zeros around.
+    """A 2-D convolution (NHWC, HWIO) without bias, with ``kernel_size // 2`` zeros on each side.
 
     Attributes:
         features: number of output channels.
         kernel_size: side of the square kernel.
         strides: step between windows, in pixels, the same in both directions.
-        groups: of channels that are convolved apart.
+        groups: number of channel groups, each convolved separately.
         lowering: see `resnet_jax.ops.conv2d`.
         kernel_init: initialiser of the kernel.
         dtype: type of the computation.
@@ -47,7 +47,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps ``[N, H, W, C]`` to ``[N, H', W', features]``."""
+        """Map ``[N, H, W, C]`` to ``[N, H', W', features]``."""
         side, inputs = self.kernel_size, x.shape[-1]
         shape = (side, side, inputs // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
@@ -62,22 +62,22 @@ class Conv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation (arXiv 1502.03167) by torch's definitions.
+    """Batch normalisation (arXiv 1502.03167) as PyTorch defines it.
 
     Training normalises with the batch's mean and biased variance and moves the running mean and
     the running *unbiased* variance (``n / (n - 1)``) towards the batch's; evaluation normalises
     with the running ones. Under `jax.jit` over a mesh of devices the batch is the global one; in
-    `jax.shard_map` it is the device's own part.
+    `jax.shard_map` it is each device's part.
 
     The variance is computed in two passes and the statistics in at least float32, whatever
     ``dtype`` is: ``E[x^2] - E[x]^2`` loses all digits where the mean is large.
 
     Attributes:
-        momentum: share of the running statistics kept at a step; torch's 0.1 is 0.9 here.
+        momentum: fraction of the running statistics that a step keeps; PyTorch's 0.1 is 0.9 here.
         epsilon: added to the variance.
-        scale_init: initialiser of the scale (torch's ``weight``).
+        scale_init: initialiser of the scale (PyTorch's ``weight``).
         dtype: type of the result.
-        param_dtype: type of scale and bias, and of running statistics where it is wide enough.
+        param_dtype: type of scale and bias; running statistics have it or float32, the wider one.
     """
 
     momentum: float = 0.9
@@ -88,11 +88,11 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Maps ``[N, H, W, C]`` to the same shape; ``train`` uses and updates the statistics."""
+        """Normalise ``[N, H, W, C]`` by the batch's (``train``) or the running statistics."""
         features = (x.shape[-1],)
         scale = self.param("scale", self.scale_init, features, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, features, self.param_dtype)
-        wide = jnp.promote_types(self.param_dtype, jnp.float32)  # bfloat16 loses what a step adds
+        wide = jnp.promote_types(self.param_dtype, jnp.float32)  # bfloat16 loses a step's change
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, features, wide)
         running_var = self.variable("batch_stats", "var", jnp.ones, features, wide)
 
@@ -100,8 +100,8 @@ class BatchNorm(nn.Module):
             mean, var = _moments(x)
             if not self.is_initializing():
                 count = x.size // x.shape[-1]
-                # A single value has no unbiased variance: torch refuses it, flax and this take 0.
-                unbiased = var * (count / jax.core.max_dim(count - 1, 1))  # it may be symbolic
+                # One value has no unbiased variance: PyTorch refuses it, Flax takes 0 as we do.
+                unbiased = var * (count / jax.core.max_dim(count - 1, 1))  # for a symbolic size
                 keep = self.momentum
                 for running, now in ((running_mean, mean), (running_var, unbiased)):
                     moved = keep * running.value + (1 - keep) * now
@@ -129,11 +129,11 @@ def _normalise(
 
 
 class Affine(nn.Module):
-    """Batch norm without the normalisation: its scale and bias by channel, the same parameters.
+    """Batch norm without normalisation: its scale and bias for each channel, under the same names.
 
-    For networks that show what batch norm does: ``rj.ResNet(..., norm=Affine)``. There are no
-    running statistics, and training and evaluation compute the same. Of `BatchNorm`'s attributes
-    it has ``scale_init``, ``dtype`` and ``param_dtype``.
+    ``rj.ResNet(..., norm=Affine)`` gives a network that shows what batch norm does. It has no
+    running statistics and computes the same in training and evaluation. The attributes are
+    ``scale_init``, ``dtype`` and ``param_dtype`` of `BatchNorm`.
     """
 
     scale_init: Initializer = nn.initializers.ones
@@ -142,7 +142,7 @@ class Affine(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Maps ``[N, H, W, C]`` to the same shape; ``train`` changes nothing."""
+        """Map ``[N, H, W, C]`` to the same shape; ``train`` changes nothing."""
         features = (x.shape[-1],)
         scale = self.param("scale", self.scale_init, features, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, features, self.param_dtype)

@@ -1,4 +1,4 @@
-"""Residual networks, read beside He et al. 2015 (arXiv 1512.03385) and 2016 (arXiv 1603.05027).
+"""Residual networks, to be read beside He et al. 2015 (arXiv 1512.03385) and 2016 (1603.05027).
 
     images -> stem -> stage1, stage2, .. (residual units) -> global average pool -> head -> logits
 
@@ -28,8 +28,8 @@ Images = Shaped[Array | np.ndarray, "n h w c"]
 class Unit(nn.Module):
     """Base class of residual units, with the attributes that they share.
 
-    A unit maps ``[N, H, W, C]`` to ``[N, ceil(H/strides), ceil(W/strides), features]``, a
-    bottleneck to ``wide`` channels. It is called with ``train``, batch norm's mode.
+    A unit maps ``[N, H, W, C]`` to ``[N, ceil(H/strides), ceil(W/strides), features]``; a
+    bottleneck's output has ``wide`` channels. The call's ``train`` is batch norm's mode.
 
     Attributes:
         features: channels of the unit's 3x3 convolutions.
@@ -38,7 +38,7 @@ class Unit(nn.Module):
         strides: step of the unit's strided convolution, in pixels.
         residual, zero_init_last, shortcut, widening, groups: see `ResNet`.
         expansion: of the class; a bottleneck's ``wide`` is ``expansion * features / widening``.
-        preactivation: of the class; True: the network adds norm and ReLU after the last unit.
+        preactivation: of the class; if True, the network adds norm and ReLU after the last unit.
     """
 
     expansion: ClassVar[int] = 1
@@ -56,7 +56,7 @@ class Unit(nn.Module):
 
     @property
     def wide(self) -> int:
-        """Channels that a bottleneck ends with."""
+        """Number of output channels of a bottleneck."""
         return self.expansion * self.features // self.widening
 
     @property
@@ -83,7 +83,7 @@ class BasicUnit(Unit):
 class BottleneckUnit(Unit):
     """1x1 to fewer channels, 3x3, 1x1 to four times as many (arXiv 1512.03385, figure 5 right).
 
-    With groups it is ResNeXt's (arXiv 1611.05431, figure 3c).
+    With groups it is ResNeXt's unit (arXiv 1611.05431, figure 3c).
     """
 
     expansion: ClassVar[int] = 4
@@ -102,9 +102,9 @@ class BottleneckUnit(Unit):
 def _shortcut(
     unit: Unit, x: jax.Array, y: jax.Array, activated: jax.Array | None = None, *, train: bool
 ) -> jax.Array:
-    """Return ``x`` where it has the shape of ``y``, else what `ResNet.shortcut` makes of it.
+    """Return ``x`` if it has the shape of ``y``, otherwise the shortcut of kind `ResNet.shortcut`.
 
-    A pre-activation unit projects ``activated`` in the place of ``x``, and no norm follows.
+    A pre-activation unit projects ``activated`` instead of ``x``, and no norm follows.
     """
     if x.shape[1:] == y.shape[1:] and unit.shortcut != "projection-all":
         return x
@@ -115,7 +115,7 @@ def _shortcut(
     name, strides = "shortcut", unit.strides
     if unit.shortcut == "average":
         name, strides = "average", 1
-        if unit.strides > 1:  # an odd row or column is averaged alone
+        if unit.strides > 1:  # an odd last row or column is averaged alone
             window, (_, *size, _) = (unit.strides, unit.strides), x.shape
             padding = [(0, -n % unit.strides) for n in size]
             x = nn.avg_pool(x, window, window, padding, count_include_pad=False)
@@ -159,18 +159,18 @@ class PreActivationBottleneckUnit(Unit):
 
 
 def _zero_kernel(unit: Unit) -> dict[str, Initializer]:
-    """No norm follows the last convolution there, so it is the kernel that starts at zero."""
+    """Return the last convolution's options: without a norm, `zero_init_last` zeroes its kernel."""
     return {"kernel_init": nn.initializers.zeros} if unit.zero_init_last else {}
 
 
 class Stem(nn.Module):
-    """From pixels to the first feature map (arXiv 1512.03385, table 1, conv1 and the max-pool).
+    """The layers from pixels to the first feature map (arXiv 1512.03385, table 1: conv1, max-pool).
 
-    ``"imagenet"``: 7x7 convolution of stride 2, norm, ReLU, 3x3 max-pool of stride 2: a quarter
-    of the image's side. ``"deep"``: three 3x3 convolutions for the 7x7, two of them of half the
-    features (arXiv 1812.01187, figure 2b). ``"small"``: 3x3 convolution, norm, ReLU, at the
-    image's size, as in the paper's section 4.2 for CIFAR-10. ``"conv"``: that convolution alone,
-    for pre-activation units, which begin with norm and ReLU.
+    ``"imagenet"``: 7x7 convolution of stride 2, norm, ReLU, 3x3 max-pool of stride 2, to a quarter
+    of the image's side. ``"deep"``: three 3x3 convolutions instead of the 7x7, the first two with
+    half the features (arXiv 1812.01187, figure 2b). ``"small"``: 3x3 convolution, norm, ReLU, at
+    the image's size, as in the paper's section 4.2 for CIFAR-10. ``"conv"``: the 3x3 convolution
+    alone, for pre-activation units, which begin with norm and ReLU.
     """
 
     kind: StemKind
@@ -181,7 +181,7 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Maps ``[N, H, W, C]`` to ``[N, H', W', features]``."""
+        """Map ``[N, H, W, C]`` to ``[N, H', W', features]``."""
         if self.kind == "conv":
             return self.conv(self.features, 3, name="conv")(x)
         if self.kind == "deep":
@@ -209,25 +209,25 @@ class ResNet(nn.Module):
     Attributes:
         stage_sizes: units in each stage; stages after the first halve the map and double the width.
         unit: the class of the units, such as `BasicUnit`, or a `Unit` of your own.
-        num_classes: length of the logits; 0 leaves out the head and gives the pooled vector.
+        num_classes: number of logits; 0 leaves out the head and gives the pooled vector.
         width: features of the stem and of the first stage.
         residual: ``False`` gives the plain network: same layers, no shortcut, no projection.
         stem: ``"imagenet"``, ``"deep"``, ``"small"`` or ``"conv"``, see `ModelConfig`.
-        shortcut: where the shapes differ (arXiv 1512.03385, section 4.1): ``"projection"``, a 1x1
-            convolution (option B); ``"projection-all"``, one in every unit (C); ``"pad"``, every
-            second pixel and zeros for the new channels (A, no parameters); ``"average"``, a
+        shortcut: kind where the shapes differ (arXiv 1512.03385, section 4.1): ``"projection"``, a
+            1x1 convolution (option B); ``"projection-all"``, one in every unit (C); ``"pad"``,
+            every second pixel and zeros for the new channels (A, no parameters); ``"average"``, a
             2x2 average before the projection (arXiv 1812.01187, figure 2c).
-        widening: factor of the channels of the units' 3x3 convolutions (arXiv 1605.07146); a
+        widening: factor on the channels of the units' 3x3 convolutions (arXiv 1605.07146); a
             bottleneck's output keeps its width.
-        groups: of a bottleneck's 3x3 convolution (arXiv 1611.05431).
-        initializer: convolutions start by ``"he"`` (fan-out, as torchvision's networks) or by
-            ``"torch"`` (PyTorch's default). The head always starts by PyTorch's default.
+        groups: number of groups of a bottleneck's 3x3 convolution (arXiv 1611.05431).
+        initializer: of the convolutions: ``"he"`` (fan-out, as in torchvision's networks) or
+            ``"torch"`` (PyTorch's default). The head always has PyTorch's default.
         zero_init_last: starts each residual branch at zero, so that a unit begins as its shortcut
             (arXiv 1706.02677, section 5.1).
-        norm: the class of the normalisation: `BatchNorm`, or `Affine` for a network without one.
+        norm: class of the normalisation: `BatchNorm`, or `Affine` for a network without any.
         frozen_stages: for fine-tuning: the stem and this many stages have no gradient, and their
-            batch norm stays in evaluation mode; with all stages everything but the head. None:
-            nothing is frozen, not even the stem.
+            batch norm stays in evaluation mode; if it is all stages, only the head is trained.
+            None: nothing is frozen, not even the stem.
         lowering: how convolutions are computed, see `resnet_jax.ops.conv2d`. Forward-mode
             derivatives need `"reference"`: ``model.clone(lowering="reference")``.
         remat: ``True`` computes each unit a second time for the gradient, see `ModelConfig`.
@@ -264,16 +264,16 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Images, *, train: bool) -> Float[Array, "n ..."]:
-        """Computes logits.
+        """Compute logits.
 
         Args:
             images: ``float[N, H, W, C]``, normalised; any size and number of channels.
-            train: batch norm's mode: the batch's statistics (``mutable=["batch_stats"]`` returns
-                the moved running ones) or the running ones.
+            train: batch norm's mode: True uses the batch's statistics (``mutable=["batch_stats"]``
+                returns the updated running ones), False the running ones.
 
         Returns:
-            ``float32[N, num_classes]``, or without classes ``float32[N, C]``, the last unit's
-            channels; float64 when ``dtype`` is float64.
+            ``float32[N, num_classes]``, or with 0 classes ``float32[N, C]``, where C is the number
+            of the last unit's channels; float64 when ``dtype`` is float64.
         """
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         kernel_init = torch_default if self.initializer == "torch" else he_fan_out
@@ -311,7 +311,7 @@ class ResNet(nn.Module):
         x = x.astype(jnp.promote_types(self.dtype, jnp.float32)).mean(axis=(1, 2))
         if not self.num_classes:
             return x
-        # PyTorch starts a dense layer's bias like its kernel, by the number of inputs.
+        # PyTorch draws a dense layer's bias from its kernel's range, set by the number of inputs.
         bound = x.shape[-1] ** -0.5
         return nn.Dense(
             self.num_classes,

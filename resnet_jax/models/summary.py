@@ -1,4 +1,4 @@
-"""What a network holds and computes, by shapes alone: its variables, and its layers in order."""
+"""Summaries of a network from shapes alone: its variables, and its layers in order."""
 
 import math
 from functools import partial
@@ -24,13 +24,13 @@ def shapes_of(
     if isinstance(model, ResNet):
         model = model.clone(lowering="reference")  # the quickest to trace
     tree = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
-    # A network of one's own may have further collections, which no run keeps.
+    # A user's network may have other collections, which no run keeps.
     tree = {name: tree[name] for name in ("params", "batch_stats") if name in tree}
     return flatten_dict(jax.tree.map(np.shape, nn.meta.unbox(tree)))
 
 
 def has_parameters(model: nn.Module, image_shape: tuple[int, ...], variables: Any) -> bool:
-    """Return whether variables are a network's, by their names and shapes."""
+    """Return whether variables have the names and shapes of a network's."""
     return bool(flatten_dict(jax.tree.map(np.shape, variables)) == shapes_of(model, image_shape))
 
 
@@ -47,7 +47,7 @@ class LayerSummary(NamedTuple):
 def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> list[LayerSummary]:
     """Return the layers of a model for images of ``(H, W, C)``; shapes alone, nothing is computed.
 
-    Layers are the package's, and Flax's ``Dense``; others are left out.
+    Only the package's layers and Flax's ``Dense`` are listed.
 
     >>> import resnet_jax as rj
     >>> layers = summarize(rj.ResNet18(num_classes=1000), (224, 224, 3))

@@ -2,8 +2,8 @@
 
 A convolution is bilinear. Its three passes are the contractions of one trilinear form,
 `sum(conv2d(x, kernel) * grad)`, with two of x, kernel and grad, and the gradients of each pass are
-the other two. Here each pass has the platform's fastest algorithm, and gradients of any order
-follow.
+the other two. Here each pass uses the platform's fastest algorithm, and so do gradients of any
+order.
 """
 
 import math
@@ -37,22 +37,22 @@ def conv2d(
 
     Args:
       x: float[N, H, W, C]. N may be symbolic.
-      kernel: float[kh, kw, C / groups, K]; cast to ``x.dtype``, while its gradient keeps its own
-        type: on a CPU the products of narrow types add up in float32 and are rounded to that. XLA's
-        own convolution (``"reference"``, on GPU and TPU, and where a CPU is fastest by it) rounds
-        the gradient to ``x.dtype`` first.
-      stride: of rows and columns.
+      kernel: float[kh, kw, C / groups, K]; it is cast to ``x.dtype``, but its gradient has the
+        kernel's type: on a CPU, products of narrow types are summed in float32 and rounded to that
+        type. XLA's own convolution (``"reference"``, on GPU and TPU, and on a CPU where it is the
+        fastest) rounds the gradient to ``x.dtype`` first.
+      stride: step between windows, for rows and columns.
       padding: zeros added on both sides of rows and of columns.
-      groups: of channels, each with kernels of its own; several take XLA's convolution everywhere.
+      groups: of channels, each with its own kernels; several use XLA's convolution everywhere.
       lowering: ``"auto"`` uses the fastest of `resnet_jax.ops.algorithms` on a CPU, for this
-        machine's instruction set, and XLA's convolution elsewhere; ``"avx2"`` or ``"avx512"`` what
-        is fastest with that; ``"reference"`` uses XLA's convolution everywhere, as all do for
-        arrays with a sharding in their type (`jax.shard_map`, explicit axes). Forward-mode
+        machine's instruction set, and XLA's convolution elsewhere; ``"avx2"`` or ``"avx512"`` does
+        so for that instruction set; ``"reference"`` uses XLA's convolution everywhere, as all do
+        for arrays with a sharding in their type (`jax.shard_map`, explicit axes). Forward-mode
         differentiation (``jax.jvp``) needs ``"reference"``; ``jax.grad`` works with all.
 
     Returns:
-      ``x.dtype``[N, OH, OW, K] with ``OH = (H + 2 * padding - kh) // stride + 1``. What is not
-      finite in an image may reach, on a CPU, outputs of that image which do not read it.
+      ``x.dtype``[N, OH, OW, K] with ``OH = (H + 2 * padding - kh) // stride + 1``. On a CPU, a
+      non-finite value in an image may reach outputs of that image that do not read it.
 
     Raises:
       ValueError: shapes that do not fit, images that are not floating-point, an unknown lowering, a
@@ -67,17 +67,17 @@ def conv2d(
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"conv2d takes floating-point images, got {x.dtype}")
     geometry = Geometry.of(x.shape[1:3], kernel.shape[:2], stride, padding)
-    if left_to_xla(x, geometry, lowering) or groups > 1:  # in this order: it checks the lowering
+    if left_to_xla(x, geometry, lowering) or groups > 1:  # the first checks the lowering
         return ALGORITHMS["forward"]["xla"](x, kernel.astype(x.dtype), geometry)
     instructions = instruction_set() if lowering == "auto" else lowering
     return _by_platform("forward", x, kernel, _Static(geometry, kernel.dtype, instructions))
 
 
 def left_to_xla(x: jax.Array, geometry: Geometry, lowering: str) -> bool:
-    """Return whether XLA's own operation is used everywhere, or refuse an unknown lowering.
+    """Return whether XLA's own operation is used everywhere; raise for an unknown lowering.
 
-    So it is for arrays whose type has a sharding, as in `jax.shard_map` or with the explicit axes
-    of `jax.set_mesh`: that of a gradient JAX derives for its own operations alone.
+    It is for arrays whose type has a sharding, as in `jax.shard_map` or with the explicit axes of
+    `jax.set_mesh`, because JAX derives the sharding of a gradient for its own operations alone.
     """
     if lowering not in LOWERINGS:
         raise ValueError(f"lowering must be one of {', '.join(LOWERINGS)}, got {lowering!r}")
@@ -85,7 +85,7 @@ def left_to_xla(x: jax.Array, geometry: Geometry, lowering: str) -> bool:
     return typed or lowering == "reference" or not geometry.is_static
 
 
-# Of the three arrays of the trilinear form each pass takes two and returns the third.
+# Each pass takes two of the trilinear form's three arrays and returns the third, named last.
 _ARRAYS = {
     "forward": ("x", "kernel", "grad"),
     "input_grad": ("grad", "kernel", "x"),
@@ -94,7 +94,7 @@ _ARRAYS = {
 
 
 class _Static(NamedTuple):
-    """What is known of a convolution before it is traced, the same for all passes."""
+    """The static arguments of a convolution, the same for all passes."""
 
     geometry: Geometry
     kernel_dtype: jnp.dtype
@@ -129,10 +129,10 @@ _by_platform.defvjp(lambda pass_, a, b, static: (_by_platform(pass_, a, b, stati
 
 
 def _on_cpu(pass_: str, a: jax.Array, b: jax.Array, static: _Static) -> jax.Array:
-    """Run one pass with the kernel cut to the taps that touch the image."""
+    """Compute one pass on a CPU, with the kernel cut to the taps that touch the image."""
     geometry = static.geometry
     rows, columns = geometry.rows.taps(), geometry.columns.taps()
-    if not rows or not columns or b.shape[-1] == 0:  # only padding is read, or no feature made
+    if not rows or not columns or b.shape[-1] == 0:  # padding alone is read, or K is 0
         return ALGORITHMS[pass_]["xla"](a, b, geometry)
     live = geometry.trimmed()
     if pass_ != "weight_grad":
@@ -142,7 +142,7 @@ def _on_cpu(pass_: str, a: jax.Array, b: jax.Array, static: _Static) -> jax.Arra
     algorithm = choose(pass_, live, channels, elements, static.instructions)
     out = ALGORITHMS[pass_][algorithm](a, b, live)
     if pass_ == "weight_grad":
-        # Zeros for the taps that never touch the image.
+        # The gradient is zero for taps that never touch the image.
         out = pad(out, 0, rows.start, geometry.rows.kernel - rows.stop)
         out = pad(out, 1, columns.start, geometry.columns.kernel - columns.stop)
     return out

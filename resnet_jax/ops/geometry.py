@@ -27,7 +27,7 @@ class Axis(NamedTuple):
         return (self.size + self.low + self.high - self.kernel) // self.stride + 1
 
     def taps(self) -> range:
-        """The taps from the first to the last that touch the image: one of 3x3 on a 1x1 map."""
+        """Return the taps from the first to the last that touch the image (1 of 3 on one pixel)."""
         touching = [
             tap
             for tap in range(self.kernel)
@@ -36,14 +36,14 @@ class Axis(NamedTuple):
         return range(touching[0], touching[-1] + 1) if touching else range(0)
 
     def trimmed(self) -> "Axis":
-        """The same axis for the kernel cut to :meth:`taps`; padding then may be negative."""
+        """Return this axis for the kernel cut to :meth:`taps`; its padding may be negative."""
         taps = self.taps()
         low = self.low - taps.start
         high = (self.out - 1) * self.stride + len(taps) - self.size - low
         return Axis(self.size, len(taps), self.stride, low, high)
 
     def transposed(self) -> "Axis":
-        """From output to input, where tap ``kernel - 1 - i`` is what tap ``i`` was; stride 1."""
+        """Return the axis from output to input, stride 1; tap ``i`` becomes ``kernel - 1 - i``."""
         low, high = self.kernel - 1 - self.low, self.kernel - 1 - self.high
         return Axis(self.out, self.kernel, 1, low, high)
 
@@ -56,7 +56,7 @@ class Geometry(NamedTuple):
 
     @classmethod
     def of(cls, size: Sequence[int], window: Pair, stride: Pair, padding: Pair) -> Self:
-        """Return the geometry of a kernel or a pool's window, with symmetric padding."""
+        """Return the geometry of a kernel or a pooling window, with symmetric padding."""
         window, stride = _pair(window, "window", 1), _pair(stride, "stride", 1)
         low = high = _pair(padding, "padding", 0)
         rows, columns = map(Axis, size, window, stride, low, high)
@@ -93,11 +93,11 @@ class Geometry(NamedTuple):
         return all(isinstance(n, int) for n in self.size)
 
     def trimmed(self) -> "Geometry":
-        """The same convolution for the kernel cut to the taps that touch the image."""
+        """Return this convolution for the kernel cut to the taps that touch the image."""
         return Geometry(self.rows.trimmed(), self.columns.trimmed())
 
     def transposed(self) -> "Geometry":
-        """The convolution with the flipped kernel that is the input gradient, at stride 1."""
+        """Return the convolution with the flipped kernel that is the input gradient at stride 1."""
         return Geometry(self.rows.transposed(), self.columns.transposed())
 
 

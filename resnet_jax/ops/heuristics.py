@@ -1,8 +1,8 @@
-"""Which algorithm of convolution is fastest on a CPU, by its instruction set and by static shapes.
+"""The choice of the fastest convolution algorithm on a CPU, by instruction set and static shapes.
 
 The bounds are measured by `experiments/cpu_speed/algorithms.py`; its tables are on the page beside
-it. Instruction sets without measurements use the bounds of the nearest that has some: ARM's NEON,
-with vectors of half the width, those of AVX2.
+it. An instruction set without measurements uses the bounds of the nearest one that has some: ARM's
+NEON, with vectors half as wide, uses those of AVX2.
 """
 
 import math
@@ -14,27 +14,27 @@ import numpy as np
 from resnet_jax.ops.algorithms import PASSES, im2col, supports
 from resnet_jax.ops.geometry import Geometry
 
-# Up to this many elements of the first operand the kernel is the larger of the two, and only im2col
-# leaves it as it is. ResNet-18's 2x2 maps at batch 16.
+# Up to this many elements of a pass's first operand (ResNet-18's 2x2 maps at batch 16) the kernel
+# is the larger of the two, and only im2col does not rearrange it.
 IM2COL_MAX_ELEMENTS = 2**14
 # XLA's own convolution is fastest where the narrower of input and output has 8 to 31 channels and
-# H * W * OH * OW is at least 100^2 (10x10 maps at stride 1): copying such narrow operands takes
-# longer than the product.
+# H * W * OH * OW is at least 100^2 (10x10 maps at stride 1), because copying operands that narrow
+# takes longer than the product.
 XLA_CHANNELS, XLA_MIN_PAIRS = range(8, 32), 100**2
 # Above this ratio of the kernel's elements to the first operand's, transforming the kernel takes
-# longer than Winograd's larger tiles save. ResNet-18's last stage at 224x224 and batch 8.
+# longer than Winograd's larger tiles save, as in ResNet-18's last stage at 224x224 and batch 8.
 TWO_TILES_MIN_RATIO = 8
 # Elements of a pass's first operand from which XLA's convolution of images is faster than im2col.
 XLA_MIN_IMAGE_ELEMENTS = 2**20
 
 
 class Bounds(NamedTuple):
-    """What differs between instruction sets."""
+    """The bounds that depend on the instruction set."""
 
     images: tuple[str, ...]  # passes that use XLA's convolution for large images
-    narrow: tuple[str, ...]  # passes that use it for few channels, at stride 1
+    narrow: tuple[str, ...]  # passes that do so for few channels, at stride 1
     narrow_strided: tuple[str, ...]  # the same at other strides
-    wide: dict[str, int]  # least channels on both sides for Winograd and for `strided`, by pass
+    wide: dict[str, int]  # by pass, fewest channels on both sides for Winograd and `strided`
     strided: float = math.inf  # elements from which strided weight gradients use XLA's convolution
 
 
@@ -59,7 +59,7 @@ INSTRUCTION_SETS = tuple(BOUNDS)
 @cache
 def instruction_set() -> str:
     """Return the instruction set, of `INSTRUCTION_SETS`, whose bounds this machine uses."""
-    # What NumPy was built for, and what it found beyond; it leaves out what is empty.
+    # NumPy reports the features it was built for and those it found besides; it omits empty lists.
     known = np.show_config(mode="dicts").get("SIMD Extensions", {})
     found = (*known.get("baseline", ()), *known.get("found", ()))
     return "avx512" if "X86_V4" in found else "avx2"
@@ -70,15 +70,15 @@ def choose(
 ) -> str:
     """Return the name of the algorithm that is fastest with an instruction set.
 
-    The geometry's kernel is cut to the taps that touch the image, channels are the convolution's
-    input's and output's, and elements the pass's first operand's: infinite for a symbolic batch.
+    The geometry's kernel is cut to the taps that touch the image; ``channels`` are the numbers of
+    input and output channels; ``elements`` is the first operand's size, infinite for a symbolic N.
     """
     bounds, strided = BOUNDS[instructions], geometry.stride != (1, 1)
     wide = min(channels) >= bounds.wide[pass_]
     if geometry.kernel == (1, 1) or elements <= IM2COL_MAX_ELEMENTS:
         return "im2col"
     if geometry.size == (2, 2) and supports("winograd_2", geometry):
-        return "winograd_2"  # nine products where im2col has 36, of padding too
+        return "winograd_2"  # nine products; im2col has 36, with padding
     if channels[0] <= im2col.MAX_IMAGE_CHANNELS:
         large = elements >= XLA_MIN_IMAGE_ELEMENTS
         return "xla" if large and pass_ in bounds.images else "im2col"
@@ -91,5 +91,5 @@ def choose(
         return "winograd_2" if kernel > TWO_TILES_MIN_RATIO * elements else "winograd_4"
     if strided and wide and pass_ == "weight_grad" and elements >= bounds.strided:
         return "xla"
-    # A single output is one product over the image as it lies.
+    # For a single output position im2col is one product over the image as it lies in memory.
     return "im2col" if strided or math.prod(geometry.out) == 1 else "shift_add"

@@ -27,7 +27,7 @@ def max_pool(
     Args:
       x: float[N, H, W, C]. N may be symbolic.
       window: height and width of the window.
-      stride: of rows and columns.
+      stride: step between windows, for rows and columns.
       padding: positions added on both sides, which are never the maximum; at most half a window.
       lowering: ``"auto"`` takes the maximum over strided slices on a CPU and ``lax.reduce_window``
         elsewhere; ``"reference"`` uses ``lax.reduce_window`` everywhere. Forward-mode
@@ -79,8 +79,8 @@ def _reduce_window(x: jax.Array, geometry: Geometry) -> jax.Array:
     return lax.reduce_window(x, -jnp.inf, lax.max, window, stride, padding)
 
 
-# On a CPU, one axis after the other: the maximum of a window is the maximum over rows of the maxima
-# over columns, and its first position row by row is the first such row's first such column.
+# A CPU pools one axis after the other: the maximum of a window is the maximum over rows of the
+# maxima over columns, and its first position is the first column with it in the first such row.
 
 
 def _axis_max(x: jax.Array, dim: int, axis: Axis) -> jax.Array:
@@ -99,7 +99,7 @@ def _axis_max_grad(x: jax.Array, y: jax.Array, grad: jax.Array, dim: int, axis: 
 
 def _shifts_max_grad(x: jax.Array, y: jax.Array, grad: jax.Array, geometry: Geometry) -> jax.Array:
     x, y = lax.stop_gradient((x, y))
-    x = depends_on(x, grad)  # else the maxima by row are kept since the forward pass
+    x = depends_on(x, grad)  # otherwise XLA keeps `by_row` from the forward pass
     by_row = _axis_max(x, COLUMNS, geometry.columns)
     grad = _axis_max_grad(by_row, y, grad, ROWS, geometry.rows)
     return _axis_max_grad(x, by_row, grad, COLUMNS, geometry.columns)

@@ -12,7 +12,7 @@ ROWS, COLUMNS = 1, 2  # the spatial dimensions of NHWC
 
 
 def pad(x: jax.Array, dim: int, low: int, high: int, value: float = 0.0) -> jax.Array:
-    """`lax.pad` along one dimension."""
+    """Pad one dimension as `lax.pad` does."""
     if low == high == 0:
         return x
     config = [(0, 0, 0)] * x.ndim
@@ -39,7 +39,7 @@ def taps(x: jax.Array, dim: int, axis: Axis, outside: float = 0.0) -> list[jax.A
 
 
 def contract(a: jax.Array, b: jax.Array, of_a: tuple[int, ...], of_b: tuple[int, ...]) -> jax.Array:
-    """Contract dimensions of `a` with those of `b`, in at least float32, to be added up later."""
+    """Contract dimensions of `a` and `b`; the result is at least float32, to be summed further."""
     return lax.dot_general(a, b, ((of_a, of_b), ((), ())), preferred_element_type=sum_type(a.dtype))
 
 
@@ -51,9 +51,9 @@ def sum_type(dtype: jnp.dtype) -> jnp.dtype:
 def depends_on(x: jax.Array, event: jax.Array) -> jax.Array:
     """Return `x`, float[N, ...], with a data dependency of each example on its `event`.
 
-    A gradient's shifted copies of its input are several times the input, and XLA would keep those
-    of the forward pass: with the dependency they are made again. (XLA's CPU compiler drops
-    `lax.optimization_barrier` early.) Nothing is above infinity: the values are those of `x`.
+    A gradient's shifted copies of its input are several times as large as the input, and XLA would
+    keep those of the forward pass; the dependency has them made again. (XLA's CPU compiler drops
+    `lax.optimization_barrier` early.) Nothing is above infinity, so the values are those of `x`.
     """
     if 0 in event.shape[1:]:
         return x

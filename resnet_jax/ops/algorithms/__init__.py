@@ -6,7 +6,7 @@
 
 on float[N, H, W, C], float[kh, kw, C, K] and float[N, OH, OW, K], for a `Geometry` whose kernel is
 cut to the taps that touch the image. The batch may be symbolic. On a CPU, XLA's own convolution is
-slow, and on small maps extremely so, but its matrix product is fast: the others are products.
+slow, extremely so on small maps, but its matrix product is fast, so the others are such products.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from resnet_jax.ops.geometry import Geometry
 PASSES = ("forward", "input_grad", "weight_grad")
 _MODULES = {"xla": xla, "im2col": im2col, "shift_add": shift_add}
 Algorithm = Callable[[jax.Array, jax.Array, Geometry], jax.Array]
-# By pass, then by name.
+# The algorithms by pass, then by name.
 ALGORITHMS: dict[str, dict[str, Algorithm]] = {
     pass_: {name: getattr(module, pass_) for name, module in _MODULES.items()}
     | {f"winograd_{m}": partial(getattr(winograd, pass_), m=m) for m in (2, 4)}

@@ -1,4 +1,4 @@
-"""im2col: one row for each output position, with all that it reads, and one product.
+"""im2col: gather what each output position reads into one row of a matrix; take one product.
 
 With stride s and padding p,
 
@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from resnet_jax.ops.geometry import Geometry
 from resnet_jax.ops.primitives import COLUMNS, ROWS, contract, depends_on, taps
 
-# An image of up to this many channels is one whose columns are slower to make again in the weight
-# gradient (a twentieth of a step at 224x224) than they are large.
+# The most channels of an image. Its weight gradient does not make the forward pass's columns again:
+# that would take a twentieth of a step at 224x224, and the columns are not large.
 MAX_IMAGE_CHANNELS = 3
 
 
@@ -39,7 +39,7 @@ def forward(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
 
 
 def weight_grad(x: jax.Array, grad: jax.Array, geometry: Geometry) -> jax.Array:
-    # A 1x1 kernel's columns are no more than the input.
+    # A 1x1 kernel's columns are no larger than the input, so they may be kept too.
     if geometry.kernel != (1, 1) and x.shape[-1] > MAX_IMAGE_CHANNELS:
         x = depends_on(x, grad)
     out = contract(_im2col(x, geometry), grad, (0, 1, 2), (0, 1, 2))

@@ -1,15 +1,15 @@
-"""Shift and add: im2col along columns, one product for all rows of the kernel, shifted and added.
+"""Shift and add: im2col along columns, one product for all kernel rows, then shifts and a sum.
 
-For stride 1. With the kernel as [kw C, kh K] and P of im2col along columns alone,
+It needs stride 1. With the kernel as [kw C, kh K] and P of im2col along columns alone,
 
     Z = P W                                  [N, H, OW, kh K]
     Y[n, oh, ow] = sum_i Z[n, oh + i - p, ow, i]
 
-so that kw copies are made of the input instead of kh kw, and kh partial results are added. The
+so that kw copies of the input are made instead of kh kw, and kh partial results are added. The
 input gradient is a forward pass with the flipped kernel; the weight gradient shifts dY by rows
 where the forward pass shifts Z, and is one product again.
 
-Source: for rows the "shift-add" of Vasudevan, Anderson and Gregg, arXiv 1704.04428 (kn2row).
+Source: for the rows, "shift-add" of Vasudevan, Anderson and Gregg, arXiv 1704.04428 (kn2row).
 """
 
 from functools import reduce

@@ -1,16 +1,16 @@
 """Winograd's minimal filtering F(m x m, 3x3), for 3x3 kernels at stride 1.
 
-A product of polynomials with m and with 3 coefficients is known by its values at m + 1 points and
-at infinity (Toom and Cook), one multiplication each. The transpose of that product filters a tile d
-of m + 2 inputs with 3 taps g, to m outputs y:
+The product of polynomials with m and with 3 coefficients is determined by its values at m + 1
+points and at infinity (Toom and Cook), with one multiplication each. The transpose of that product
+filters a tile d of m + 2 inputs with 3 taps g into m outputs y:
 
     y = A^T [(G g) * (B^T d)]
 
 where A and G evaluate at the points and B interpolates. Along rows and columns, m x m outputs take
-(m + 2)^2 products instead of 9 m^2: 16 for 36 with m = 2, and 36 for 144 with m = 4. Each is one
-product of matrices, over channels, for all tiles at once. The gradients:
+(m + 2)^2 products instead of 9 m^2: 16 instead of 36 with m = 2, 36 instead of 144 with m = 4. Each
+is one matrix product over channels, for all tiles at once. The gradients are
 
-    input gradient   the forward pass of dy with the kernel turned around
+    input gradient   the forward pass of dy with the flipped kernel
     weight gradient  dg = G^T [(B^T d) * (A dy)]
 
 Source: Lavin and Gray, arXiv 1509.09308, section 4.1; for the points Barabasz, Anderson, Soodhalter
@@ -33,7 +33,7 @@ from resnet_jax.ops.primitives import COLUMNS, ROWS, depends_on, pad, sum_type
 
 
 class Filtering(NamedTuple):
-    """The matrices of F(m, 3), which takes n products: of the input, the kernel and the output."""
+    """The matrices of F(m, 3) for the input, the kernel and the output; it takes n products."""
 
     bt: np.ndarray  # B^T [n, m + 2]
     g: np.ndarray  # G [n, 3]
@@ -43,7 +43,7 @@ class Filtering(NamedTuple):
 def toom_cook(points: Sequence[Fraction], outputs: int) -> Filtering:
     """Return the filtering that evaluates at `outputs + 1` points and at infinity."""
     others = [[q for q in points if q != p] for p in points]
-    # Coefficients of the polynomials, lowest first, that are zero at all points or all but one.
+    # Coefficients, lowest first, of the polynomials that vanish at all points but one, then at all.
     zeros = [reduce(np.convolve, [np.array([-q, 1]) for q in roots]) for roots in [*others, points]]
     bt = [[*row, *[0] * (len(points) + 1 - len(row))] for row in zeros]
     values = [prod(p - q for q in roots) for p, roots in zip(points, others, strict=True)]
@@ -56,10 +56,10 @@ def toom_cook(points: Sequence[Fraction], outputs: int) -> Filtering:
 
 
 TWO = toom_cook([Fraction(p) for p in (0, 1, -1)], 2)
-# Of the points tried these have the smallest error in float32: three times that of two outputs.
+# Of the points tried, these have the smallest error in float32: three times the error of `TWO`.
 FOUR = toom_cook([Fraction(p) for p in ("0", "2/3", "-2/3", "3/2", "-3/2")], 4)
-# Two pixels between zeros: y0 = g1 d0 + g2 d1, y1 = g0 d0 + g1 d1. Three products, as Karatsuba's,
-# instead of four.
+# Two pixels between zeros, y0 = g1 d0 + g2 d1 and y1 = g0 d0 + g1 d1, take three products instead
+# of four, as in Karatsuba's algorithm.
 TWO_ALONE = Filtering(
     np.array([(0, 1), (1, 1), (1, 0)]),
     np.array([(0, -1, 1), (0, 1, 0), (1, -1, 0)]),
@@ -98,7 +98,7 @@ def _apply(matrix: np.ndarray, terms: Sequence[jax.Array]) -> list[jax.Array]:
 
 
 def _tiles(x: jax.Array, dim: int, axis: Axis) -> list[jax.Array]:
-    """Return what all tiles read at each of their positions."""
+    """Return, for each position within a tile, what all tiles read there."""
     x = pad(x, dim, axis.low, axis.high)
     return [
         lax.slice_in_dim(x, i, i + (axis.out - 1) * axis.stride + 1, axis.stride, dim)
@@ -110,16 +110,16 @@ def _transform(
     x: jax.Array, rows: tuple[np.ndarray, Axis], columns: tuple[np.ndarray, Axis]
 ) -> list[jax.Array]:
     """Return, for each product along columns, float[products along rows, tiles, C]."""
-    # In bfloat16 the transforms' own sums would be rounded, to three times the error.
+    # In bfloat16 the sums of the transform would be rounded, which triples the error.
     x = x.astype(sum_type(x.dtype))
-    # The one stacked and the other not: few kernels to compile, and products to run side by side.
+    # Rows are stacked, columns are not: few kernels to compile, and products to run in parallel.
     x = jnp.stack(_apply(rows[0], _tiles(x, ROWS, rows[1])))
     parts = _apply(columns[0], _tiles(x, COLUMNS + 1, columns[1]))
     return [part.reshape(len(part), -1, part.shape[-1]) for part in parts]
 
 
 def _correlate(x: jax.Array, kernel: jax.Array, geometry: Geometry, dim: int, m: int) -> jax.Array:
-    """Return the forward pass, summed over a dimension of the kernel."""
+    """Return the forward pass, contracted over dimension `dim` of the kernel."""
     (rows, r_in, r_out), (columns, c_in, c_out) = (_tiling(axis, m) for axis in geometry)
     inputs = _transform(x, (rows.bt, r_in), (columns.bt, c_in))
     kernel = kernel.astype(sum_type(kernel.dtype))
