@@ -102,7 +102,7 @@ class BottleneckUnit(Unit):
 def _shortcut(
     unit: Unit, x: jax.Array, y: jax.Array, activated: jax.Array | None = None, *, train: bool
 ) -> jax.Array:
-    """Return ``x`` if it has the shape of ``y``, otherwise the shortcut of kind `ResNet.shortcut`.
+    """Return ``x`` if shapes agree (not in option C), otherwise the `ResNet.shortcut` of it.
 
     A pre-activation unit projects ``activated`` instead of ``x``, and no norm follows.
     """
