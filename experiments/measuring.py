@@ -1,4 +1,4 @@
-"""What the experiments share: rows of results on disk, calls timed in turns, and their summary."""
+"""Shared by the experiments: rows of results on disk, calls timed in turns, and summaries."""
 
 import contextlib
 import json
@@ -20,11 +20,11 @@ from experiments.tables import ROOT
 from resnet_jax.errors import ResNetJaxError
 
 Row = dict[str, Any]
-CPU_INFO = Path("/proc/cpuinfo")  # Linux's
+CPU_INFO = Path("/proc/cpuinfo")  # on Linux
 
 
 def read_rows(path: Path, **values: Any) -> list[Row]:
-    """The rows that have these values, sorted by seed; a line that a kill tore is left out."""
+    """Return the rows that have these values, sorted by seed; skip lines cut short by a kill."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):
@@ -34,7 +34,7 @@ def read_rows(path: Path, **values: Any) -> list[Row]:
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Add a row as a line of JSON, also behind half a line."""
+    """Append a row as a line of its own, even if the file ends in half a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     torn = path.exists() and (content := path.read_bytes()) and not content.endswith(b"\n")
     with path.open("a") as file:
@@ -42,22 +42,22 @@ def append_row(path: Path, row: Row) -> None:
 
 
 def of_processor(folder: Path, name: str) -> Path:
-    """The file of results of this kind of processor, beside those of others."""
-    from resnet_jax.ops.heuristics import instruction_set  # JAX, which no process of PyTorch loads
+    """Return the path of a results file in the folder of this kind of processor."""
+    from resnet_jax.ops.heuristics import instruction_set  # loads JAX: not in PyTorch's processes
 
-    amx = CPU_INFO.exists() and "amx_tile" in CPU_INFO.read_text()  # Intel's, beside AVX-512
+    amx = CPU_INFO.exists() and "amx_tile" in CPU_INFO.read_text()  # on Intel, besides AVX-512
     return folder / ("amx" if amx else instruction_set()) / f"{name}.json"
 
 
 def read_json(path: Path, missing: Any = None) -> Any:
-    """Read what `write_json` wrote; where there is no file, return ``missing`` if it is given."""
+    """Read what `write_json` wrote; without a file, return ``missing`` if it is given."""
     return missing if missing and not path.exists() else json.loads(path.read_text())
 
 
 def write_json(path: Path, value: list[Row] | Row) -> None:
-    """Write a list of rows, or a dictionary of values and such lists: a row a line."""
+    """Write a list of rows, or a dictionary of values and such lists, with a line for each row."""
     path.parent.mkdir(exist_ok=True)
-    row = 1 if isinstance(value, list) else 2  # how deep its line is indented
+    row = 1 if isinstance(value, list) else 2  # spaces before the line of a row
     inside = rf"\n( {{{row + 1},}}| {{{row}}}(?=[]}}]))"
     path.write_text(re.sub(inside, " ", json.dumps(value, indent=1)) + "\n")
 
@@ -69,10 +69,10 @@ def in_turns(
     warm_rounds: int = 0,
     warm_calls: int = 0,
 ) -> dict[str, list[float]]:
-    """Seconds of each call over rounds in which the calls take turns, ``times`` each.
+    """Return the seconds of each call over rounds in which the calls take turns, ``times`` each.
 
-    So a slow minute falls on all of them. Whole rounds, and calls at the start of every turn, may
-    warm up unmeasured. A call waits for its result.
+    Thus a slow minute falls on all of them. ``warm_rounds`` whole rounds, and ``warm_calls`` calls
+    at the start of every turn, are not measured. A call has to wait for its own result.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for round_ in range(-warm_rounds, rounds):
@@ -86,7 +86,7 @@ def in_turns(
 
 
 def milliseconds(calls: Mapping[str, Callable[[], Any]], **turns: int) -> dict[str, float]:
-    """Median milliseconds of each call of JAX, `in_turns`."""
+    """Return the median milliseconds of each call of JAX, timed by `in_turns`."""
     import jax
 
     waiting = {n: lambda call=call: jax.block_until_ready(call()) for n, call in calls.items()}
@@ -95,7 +95,7 @@ def milliseconds(calls: Mapping[str, Callable[[], Any]], **turns: int) -> dict[s
 
 
 def with_cache(folder: Path | str) -> dict[str, str]:
-    """Variables under which JAX keeps every compiled program in a folder."""
+    """Return environment variables that make JAX cache every compiled program in a folder."""
     return {
         "JAX_COMPILATION_CACHE_DIR": str(folder),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -103,7 +103,7 @@ def with_cache(folder: Path | str) -> dict[str, str]:
 
 
 def in_process(module: str, function: str, *arguments: Any, **environment: str) -> Any:
-    """Call a function of an experiment in a process of its own: what it returns, through JSON."""
+    """Call a function of an experiment in a process of its own; return its result, through JSON."""
     code = f"""import json, sys; from experiments.{module} import {function}
 print(json.dumps({function}(*json.loads(sys.argv[1]))))"""
     done = subprocess.run(
@@ -114,7 +114,7 @@ print(json.dumps({function}(*json.loads(sys.argv[1]))))"""
 
 
 def mean_and_sd(values: Sequence[float], digits: int, unit: str = "") -> str:
-    """Format ``98.27 % ± 0.31``: one value has no spread, and none give an empty text."""
+    """Format as ``98.27 % ± 0.31``; one value has no spread, and no values give an empty string."""
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.{digits}f}{unit}{spread}" if len(values) else ""
 
@@ -124,7 +124,7 @@ def count_seeds(values: Sized) -> str:
 
 
 def interval(*samples: Sequence[float]) -> tuple[float, float]:
-    """95 % confidence interval of a mean (Student's t), or of one less another (Welch's)."""
+    """Return the 95 % confidence interval of a mean (Student's t) or of a difference (Welch's)."""
     from scipy import stats
 
     if not any(map(np.ptp, samples)):
@@ -139,7 +139,7 @@ def interval(*samples: Sequence[float]) -> tuple[float, float]:
 
 
 def machine(*packages: str) -> Row:
-    """What measured times depend on: processor or accelerator, cores, system, and versions."""
+    """Return what measured times depend on: processor, accelerator, cores, system, and versions."""
     names = re.findall(r"model name\s*: (.*)", CPU_INFO.read_text()) if CPU_INFO.exists() else []
     accelerator = {}
     if "jax" in packages:
@@ -158,14 +158,14 @@ def machine(*packages: str) -> Row:
 
 
 def place(machine: Row) -> str:
-    """Say on what was measured, by a row of `machine`."""
+    """Describe the machine that was measured on, from a row of `machine`."""
     packages = [f"{name} {machine[name]}" for name in ("jax", "onnxruntime") if name in machine]
     return ", ".join([f"{machine['cores']} cores of an {machine['processor']}", *packages])
 
 
 def command(main: Callable[..., None]) -> None:
-    """Call a function with the options of the command line; what it refuses ends in a line."""
-    import tyro  # of which a process whose start is measured has no need
+    """Call a function with the command line's options; exit with a `ResNetJaxError`'s message."""
+    import tyro  # imported here, because a process whose start is measured does not need it
 
     try:
         tyro.cli(main)
@@ -174,9 +174,9 @@ def command(main: Callable[..., None]) -> None:
 
 
 def resident_mib(which: str = "VmHWM") -> float:
-    """Largest resident memory of this process so far (of this program alone, unlike ru_maxrss).
+    """Return this process's peak of resident memory in MiB, or with ``VmRSS`` what is resident now.
 
-    Or that of now, ``VmRSS``.
+    Unlike ru_maxrss, the peak is of this program alone.
     """
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith(which)) / 1024

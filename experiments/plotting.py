@@ -1,4 +1,4 @@
-"""What the figures share: the colours of a run's own, and axes with plain numbers."""
+"""Shared by the figures: the colours of a run's own plots, and axes with plain numbers."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,13 +10,13 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocat
 
 from resnet_jax.inspection.plots import OKABE_ITO
 
-# Told apart by everyone; lines and markers should differ as well.
+# Everyone can tell these apart; lines and markers should differ as well.
 BLUE, ORANGE, GREEN, PINK, _, SKY = OKABE_ITO
 BLACK = "#000000"
 
 
 def logarithmic(axis: Axis, ticks: tuple[float, ...] = (), subs: tuple[int, ...] = (1,)) -> None:
-    """Scale an axis by the logarithm, with plain numbers at these ticks or multiples of powers."""
+    """Make an axis logarithmic, with plain numbers at ``ticks`` or ``subs`` times powers of ten."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     axis.set_major_locator(FixedLocator(ticks) if ticks else LogLocator(subs=subs, numticks=8))
     axis.set_major_formatter(lambda value, _: f"{value:,g}")
@@ -28,7 +28,7 @@ def logarithmic(axis: Axis, ticks: tuple[float, ...] = (), subs: tuple[int, ...]
 def panels(
     size: tuple[float, float], titles: Iterable[str], rows: int = 1, **shared: Any
 ) -> tuple[Figure, np.ndarray]:
-    """A figure of ``rows`` rows of axes with a column for each title."""
+    """Return a figure and its axes: ``rows`` rows, with a column for each title."""
     titles = list(titles)
     figure = Figure(size, layout="constrained")
     grid = figure.subplots(rows, len(titles), squeeze=False, **shared)

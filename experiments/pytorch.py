@@ -1,13 +1,13 @@
-"""Train by a recipe of this package in PyTorch.
+"""Train in PyTorch by a recipe of this package.
 
 Command:   pip install torch==2.13.0; python -m experiments.pytorch PRESET [OPTIONS]
            with the options of `resnet-jax train`; `experiments.presets.measure` and
            `experiments.cifar10` run it
 Result:    updates and test accuracy of the last parameters, as JSON
 
-The same images in the same order, network, initialisation, loss, optimiser, rate by step,
-evaluations and stop, with PyTorch's channels_last (see experiments/cpu_speed for its settings).
-Padded crops with flips are drawn anew. A recipe with more than this is refused.
+Images and their order, network, initialisation, loss, optimiser, learning rate by step, evaluations
+and stop are the same; the layout is channels_last (experiments/cpu_speed compares the settings).
+Padded crops with flips are PyTorch's own random draws. A recipe with more than this is refused.
 """
 
 import json
@@ -31,7 +31,7 @@ from tests.interop.torch_twin import ResNet, sgd
 
 
 def crops(images: torch.Tensor, pixels: int) -> torch.Tensor:
-    """Cut each image's size out of the padded image anywhere, and mirror half of them."""
+    """Crop padded images to their old size, each at a random place, and mirror half of them."""
     count, _, height, width = images.shape
     padded = F.pad(images, (pixels,) * 4)
     down, right = torch.randint(2 * pixels + 1, (2, count, 1), device=images.device)
@@ -53,7 +53,7 @@ SUPPORTED = """
 
 
 def check(config: rj.TrainConfig) -> None:
-    """Refuse a recipe with settings that are not written here."""
+    """Exit with a message if a recipe has settings that are not implemented here."""
     changed = differences(rj.TrainConfig(), config)
     missing = [n for n in changed if n not in SUPPORTED.split() and not n.startswith("data.")]
     network, augment = make_model(config, 1), config.augment

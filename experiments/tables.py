@@ -1,11 +1,11 @@
 """Write the measured numbers into the Markdown pages.
 
 Command:   python -m experiments.tables    (every page, from the committed results)
-Result:    the pages; the tests say where one differs from its results
+Result:    the pages; a test fails where one differs from its results
 
 A page marks each number or table with the function that writes it, and literal arguments if any.
-Its last comment names the modules of experiments/ with these functions, which are in the module's
-`values()` where it has one. The text between the marks is the script's; nobody types it:
+The page's last comment names the modules of experiments/ with these functions; a module may return
+them from `values()`. The script writes the text between the marks; nobody types it:
 
     <!-- speed -->
     | a table |
@@ -39,14 +39,14 @@ def table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
 
 
 def crossed(cells: Mapping[tuple[str, ...], str], *head: str) -> str:
-    """A table of cells by the names of their row and by their column, in the order of the cells."""
+    """Return a table of cells, in their order; keys are the names of the row, then the column."""
     rows, columns = dict.fromkeys(k[:-1] for k in cells), dict.fromkeys(k[-1] for k in cells)
     lines = ([*row, *(cells.get((*row, column), "") for column in columns)] for row in rows)
     return table([*head, *columns], lines)
 
 
 def pages() -> list[Path]:
-    """The pages with marks."""
+    """Return the pages with marks."""
     found = ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("experiments/**/*.md")
     return sorted(page for page in found if "<!-- " in page.read_text())
 
@@ -60,7 +60,7 @@ def functions_of(content: str) -> dict[str, Callable[..., str]]:
 
 
 def filled(content: str, functions: Mapping[str, Callable[..., str]]) -> str:
-    """Return a page's content with its functions' texts between the marks, tables on own lines."""
+    """Return a page with the functions' texts between its marks, tables on lines of their own."""
 
     def between(mark: re.Match[str]) -> str:
         arguments = ast.literal_eval(f"({mark['arguments']},)") if mark["arguments"] else ()

@@ -1,7 +1,7 @@
-"""Units of work: trainings that end with a row of results each, and are not done twice.
+"""Units of work, such as trainings: each ends with one row of results and is not done twice.
 
 A unit is a frozen dataclass of plain values; its `str` names it in the results. An experiment lists
-its units, the most telling first, so that any beginning of the list answers a question.
+its most telling units first, so that even the first few of them answer a question.
 """
 
 import argparse
@@ -25,10 +25,10 @@ from resnet_jax.errors import ResNetJaxError
 def parsed(
     documentation: str, file: Path, arguments: Sequence[str] | None = None, cifar: bool = False
 ) -> argparse.Namespace:
-    """Parse the options that all such experiments have; ``cifar``: with the folder of its images.
+    """Parse the options of an experiment with units; ``cifar`` adds the folder of CIFAR-10.
 
-    Rows are in ``file`` and the runs' folders in runs/ of the experiment's name, or with --quick
-    in a folder that is removed at the end, unless the options say otherwise.
+    By default rows are in ``file`` and runs in runs/ under the experiment's name; with --quick both
+    are in a folder that is removed at the end.
     """
     parser = argparse.ArgumentParser(description=documentation.splitlines()[0])
     parser.add_argument("--list", action="store_true", help="show the units and which are done")
@@ -44,7 +44,7 @@ def parsed(
     except re.error as error:
         parser.error(f"--only {options.only} is no regular expression: {error}")
     if options.quick and not options.runs:
-        options.runs = Path(tempfile.mkdtemp())  # else a second miniature would find all done
+        options.runs = Path(tempfile.mkdtemp())  # otherwise a second --quick finds all done
         atexit.register(shutil.rmtree, options.runs, ignore_errors=True)
     options.runs = options.runs or Path("runs", file.parent.name)
     options.results = options.results or (options.runs / "quick.jsonl" if options.quick else file)
@@ -54,16 +54,16 @@ def parsed(
 def carry_out(
     units: Sequence[Any], options: argparse.Namespace, work: Callable[[Any, Path], Row]
 ) -> None:
-    """Do the chosen units that have no row yet: ``work(unit, folder)`` gives what the row says.
+    """Carry out the chosen units that have no row yet; ``work(unit, folder)`` returns the row.
 
-    A run in ``folder`` that was killed goes on; its row may say the ``seconds`` of all its starts.
+    A killed run in ``folder`` resumes; the row may hold the ``seconds`` of all the run's starts.
     """
-    with tempfile.TemporaryDirectory() as scratch:  # a miniature's run is found by no other
+    with tempfile.TemporaryDirectory() as scratch:  # no other --quick finds its runs
         runs = Path(scratch) if options.quick else options.runs
         for unit in (unit for unit in units if re.search(options.only, str(unit))):
-            name = {"name": str(unit)}  # the oldest rows have none
+            name = {"name": str(unit)}  # the oldest rows have no name
             values = name | dataclasses.asdict(unit)
-            # Read each time: another process may add to them.
+            # Read for each unit, because another process may add rows.
             done = any(values.items() <= (name | row).items() for row in read_rows(options.results))
             if options.list or done:
                 print("done " if done else "to do", unit)

@@ -2,12 +2,12 @@
 
 Command:   python -m experiments.cifar10 FOLDER     (or $CIFAR10_FOLDER; --list shows the trainings)
            python -m experiments.cifar10.figure     (the figure, from the rows)
-Needs:     FOLDER with train/<class> and test/<class>: all 60,000 images, ours as lossy JPEGs; for
-           the last training, PyTorch's, torch==2.13.0
+Needs:     FOLDER with train/<class> and test/<class>: all 60,000 images (ours are lossy JPEGs);
+           torch==2.13.0 for the last training, which is PyTorch's
 Result:    results.jsonl, a row for each finished training (README.md)
 
 The schedule is the paper's, 16 times shorter: 4,000 updates of 128 images at 0.1, divided by ten
-after half and three quarters. The test images decide nothing: the last parameters count.
+after half and three quarters. The test images decide nothing: the last parameters are evaluated.
 """
 
 import sys
@@ -28,13 +28,13 @@ IN_PYTORCH = " in PyTorch"
 
 @dataclass(frozen=True)
 class Training:
-    """One training: what makes it different from all others."""
+    """One training, by the settings that tell it from all others."""
 
     depth: int
     residual: bool
     seed: int
-    recipe: str = "short"  # or a preset, or one in PyTorch
-    shortcut: str = "pad"  # option A; "projection" is B
+    recipe: str = "short"  # or a preset, or a preset in PyTorch
+    shortcut: str = "pad"  # option A; "projection" is option B
 
     def __str__(self) -> str:
         kind = "residual" if self.residual else "plain"
@@ -42,7 +42,7 @@ class Training:
         return name.replace(" ", "_")
 
     def config(self, updates: int | None, images: int) -> rj.TrainConfig:
-        """The recipe, over so many updates; None: as many as it has, or `UPDATES`."""
+        """Return the recipe over ``updates`` updates; None: its own number, or `UPDATES`."""
         short = self.recipe == "short"
         config = rj.PRESETS["resnet20_cifar10" if short else self.recipe.removesuffix(IN_PYTORCH)]
         updates = updates or (UPDATES if short else None)
@@ -57,7 +57,7 @@ class Training:
 
 
 def trainings() -> list[Training]:
-    """The most telling first: any beginning of the list answers a question."""
+    """Return all trainings, the most telling first: even the first few answer a question."""
     seeds, both = range(3), (False, True)
     figure = [Training(depth, kind, seed) for seed in seeds for depth in (20, 56) for kind in both]
     option_b = [Training(20, True, seed, shortcut="projection") for seed in seeds]
@@ -79,7 +79,7 @@ def load(folder: Path | None, quick: bool) -> Dataset:
 
 
 def train(data: Dataset, updates: int | None, training: Training, folder: Path) -> Row:
-    """Train, or go on, in ``folder``; errors are shares of images, by update."""
+    """Train or resume in ``folder``; return errors by update, as shares of the images."""
     config = training.config(updates, len(data.train))
     if training.recipe.endswith(IN_PYTORCH):
         from experiments import pytorch

@@ -1,4 +1,4 @@
-"""Training and test error by update, side by side, as figure 6 of arXiv 1512.03385 has them.
+"""Training and test error by update, side by side, as in figure 6 of arXiv 1512.03385.
 
 Command:   python -m experiments.cifar10.figure     (the picture, from the rows)
            python -m experiments.tables             (the tables of README.md)
@@ -20,7 +20,7 @@ Key = tuple[int, bool, str]  # layers, residual, shortcut
 
 
 def networks() -> dict[Key, list[Row]]:
-    """The rows of each network in the paper's schedule."""
+    """Return the rows of each network in the paper's schedule."""
     groups: dict[Key, list[Row]] = {}
     for row in read_rows(RESULTS, recipe="short"):
         groups.setdefault((row["depth"], row["residual"], row["shortcut"]), []).append(row)
@@ -54,7 +54,7 @@ def percent(errors: list[float]) -> str:
 
 
 def errors() -> str:
-    """A line for each network: its training error at the end, and its test error."""
+    """Tabulate each network's training error at the end, and its test error."""
     lines = []
     for key, seeds in networks().items():
         trained = percent([row["train"][-1][1] for row in seeds])

@@ -5,8 +5,8 @@ Command:   python -m experiments.cpu_speed.algorithms                     (all, 
 Result:    algorithms.json: every algorithm in every pass of every convolution of two networks,
            medians of 15 calls, and the networks under several heuristics, medians of 40
 
-Within the network an algorithm's shifts and sums fuse with what is around them, which is why both
-are measured.
+Within the network XLA fuses an algorithm's shifts and sums with the operations around them, which
+is why both are measured.
 """
 
 import time
@@ -39,7 +39,7 @@ def but_winograd(name: str, geometry: Geometry) -> bool:
     return not name.startswith("winograd") and supports(name, geometry)
 
 
-# What to put in the place of the heuristics' parts, or of what delays the gradients' copies.
+# Patches that replace parts of the heuristics, or undo the delay of the gradients' copies.
 patch = mock.patch.object
 VARIANTS: dict[str, list[AbstractContextManager]] = {
     "the heuristics": [],
@@ -84,7 +84,7 @@ def alone(name: str, batch: int, shape: tuple[int, int, int, int, int]) -> list[
 
 
 def within(name: str, batch: int, what: str) -> list[Row]:
-    """A row for each variant with a program of its own."""
+    """Return a row for each variant whose program differs from those of the variants before it."""
     stem, width, side = NETWORKS[name]
     model = rj.ResNet18(num_classes=10, width=width, stem=stem)
     images = jnp.ones((batch, side, side, 1))
@@ -118,7 +118,7 @@ def main(only: str = "", batches: tuple[int, ...] = BATCHES) -> None:
     found = read_json(RESULTS, missing={"within": [], "alone": []})
     chosen = {name: of for name, of in NETWORKS.items() if only in name}
     for (name, (stem, width, side)), batch in product(chosen.items(), batches):
-        # Each once, without 1x1 kernels and without the last: at 32x32 its map is a single pixel.
+        # Each shape once, without 1x1 kernels and the last shape: at 32x32 its map is one pixel.
         shapes = dict.fromkeys(s for s in convolutions(side, stem, width) if s[1] > 1)
         new = {
             "within": within(name, batch, "training") + within(name, batch, "inference"),

@@ -7,8 +7,8 @@ Result:    results.json in the folder of the kind of processor: medians and quar
            of all turns
 
 The contenders' processes take turns, so that a slow minute of the machine falls on all of them.
-Turns with two cores apart, without a common cache (`cores.py`), before or after them have rows of
-their own.
+Turns before or after which the two cores are apart, without a common cache (`cores.py`), are
+summarised in rows of their own.
 """
 
 import json
@@ -36,14 +36,14 @@ TWO = "--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=fal
 CONTENDERS = ("resnet_jax", DEVICES, "flax", *TORCH)
 QUARTILES = ("quartile1_ms", "median_ms", "quartile3_ms")
 SECONDS = 0.6  # of one turn
-TRIES = 3  # at most so many times the turns asked for, to get enough with a cache in common
-LEAST = 3  # turns, below which a row would say nothing
-HOPELESS = 10.0  # seconds of a first call after which there is no other
-RARE = 0.25  # least share of those among the turns asked for, for more turns to be tried
+TRIES = 3  # at most this many times the turns asked for, to get enough with a cache in common
+LEAST = 3  # turns; a row of fewer would say nothing
+HOPELESS = 10.0  # seconds of a first call, above which there is no second
+RARE = 0.25  # share of turns with a cache in common, below which no more are tried
 
 
 def case(name: str, what: str, batch: int, **other: Any) -> Row:
-    """32x32x1 and the imagenet stem unless it says otherwise."""
+    """Return a case, of 32x32x1 and the imagenet stem unless ``other`` says otherwise."""
     base = {"size": 32, "channels": 1, "classes": 10, "width": 64, "stem": "imagenet"}
     return {"name": name, "what": what, "batch": batch, **base, **other}
 
@@ -66,13 +66,13 @@ class Contender:
         command = [sys.executable, "-m", "experiments.cpu_speed.contenders", name, json.dumps(case)]
         environment = (tuned if "resnet_jax" in name else dict)(os.environ)
         environment |= measuring.with_cache(cache) | ({"XLA_FLAGS": TWO} if name == DEVICES else {})
-        environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # others are on the same GPU
+        environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # contenders share the GPU
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
         self.alive = self.process.stdout.readline() != ""
 
     def time(self, calls: int) -> Row:
-        """Seconds of each call and the peak of resident memory since the start, in MiB."""
+        """Return the seconds of each call, and the peak of resident memory so far in MiB."""
         print(calls, file=self.process.stdin, flush=True)
         return json.loads(self.process.stdout.readline())
 
@@ -81,31 +81,31 @@ class Contender:
 
 
 def apart() -> bool:
-    """Whether two cores have no cache in common at this moment."""
+    """Return whether two cores have no cache in common at this moment."""
     return measuring.in_process("cpu_speed.cores", "round_trip_ns") > APART
 
 
 def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
-    far_now = (lambda: False) if "device" in case else apart  # a GPU asks for no cores
+    far_now = (lambda: False) if "device" in case else apart  # cores do not matter to a GPU
     contenders, rows, compiling = {}, [], {}
     with tempfile.TemporaryDirectory() as cache:
         for name in names:
             if name not in TORCH:
-                # Compiled by a process before it, as all starts but a program's first one are.
+                # Another process compiles first: every start but a program's first uses the cache.
                 before = Contender(name, case, cache)
                 if before.alive:
                     compiling[name] = {"peak_compiling_mib": round(before.time(1)["peak_mib"])}
                 before.stop()
             if (contender := Contender(name, case, cache)).alive:
                 contenders[name] = contender
-            else:  # as two devices, which cannot share one image
+            else:  # such as two devices, which cannot share one image
                 print(f"{name} cannot start and gets no row: its reason stands above", flush=True)
     calls, peaks = {}, {}
     turns: dict[tuple[str, bool], list[list[float]]] = {}  # with cores apart, or not
     for name, contender in contenders.items():
         first = contender.time(1)
         turns[name, False], turns[name, True], peaks[name] = [], [], first["peak_mib"]
-        # As many calls a turn as fill the turn; none of what is hopeless.
+        # A turn has as many calls as fill it; a hopeless contender gets no further calls.
         if first["seconds"][0] > HOPELESS:
             turns[name, far_now()], calls[name] = [first["seconds"]], 0
         else:
@@ -137,10 +137,10 @@ def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
 
 
 def main(rounds: int = 7, only: str = "") -> None:
-    """Measure the cases whose name contains ``only``, over so many turns of every contender."""
-    where = measuring.machine("jax", "flax", "optax", "torch")  # which fails where one is missing
+    """Measure the cases whose name contains ``only``, with ``rounds`` turns of every contender."""
+    where = measuring.machine("jax", "flax", "optax", "torch")  # fails if one is missing
     found = measuring.read_json(RESULTS, missing={"rows": []})
-    old = found["rows"] if found.get("machine") == where else []  # of one machine alone
+    old = found["rows"] if found.get("machine") == where else []  # drops another machine's
     order = [case["name"] for case in CASES]
     for chosen in (case for case in CASES if only in case["name"]):
         rows = measure(chosen, CONTENDERS, rounds)

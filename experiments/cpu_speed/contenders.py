@@ -1,8 +1,8 @@
 """How long do calls of one contender take, in a process of its own?
 
-Command:   python -m experiments.cpu_speed.contenders CONTENDER CASE     (`benchmark.py` does)
-Result:    for each number read from stdin, the seconds of so many calls; CASE is a row of
-           `benchmark.CASES`, or of those of gpu_speed, as JSON
+Command:   python -m experiments.cpu_speed.contenders CONTENDER CASE     (`benchmark.py` runs it)
+Result:    for each number N read from stdin, the seconds of N calls; CASE is one of the CASES of
+           `benchmark.py` or of gpu_speed, as JSON
 """
 
 import json
@@ -14,12 +14,12 @@ import numpy as np
 
 from experiments.measuring import Row, in_turns, resident_mib
 
-# Does one step or prediction, and may return before its result is there.
+# Makes one step or prediction, and may return before its result is ready.
 Call = Callable[[], object]
 
 
 def examples(case: Row) -> tuple[np.ndarray, np.ndarray]:
-    """float32[N, H, W, C] images and int32[N] labels."""
+    """Return images, float32[N, H, W, C], and labels, int32[N]."""
     generator = np.random.default_rng(0)
     shape = case["batch"], case["size"], case["size"], case["channels"]
     labels = generator.integers(0, case["classes"], case["batch"])
@@ -27,7 +27,7 @@ def examples(case: Row) -> tuple[np.ndarray, np.ndarray]:
 
 
 def with_jax(case: Row, obvious: bool) -> Call:
-    """This package as its command sets it up, or Flax written the obvious way."""
+    """Return a call of this package, set up as its command does it, or of `obvious_flax`."""
     import jax
     import optax
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -46,9 +46,9 @@ def with_jax(case: Row, obvious: bool) -> Call:
     mesh = Mesh(jax.devices(), ("data",))
     split = NamedSharding(mesh, PartitionSpec("data"))
     images, labels = jax.device_put(examples(case), split)
-    # To predict takes no momentum.
+    # Prediction needs no momentum.
     tx = optax.sgd(0.01, 0.9 if case["what"] == "training" else None)
-    # Drawn by what is quickest to trace, as the command does.
+    # The lowering that is quickest to trace draws the parameters, as in the command.
     drawn = model if obvious else model.clone(lowering="reference")
     state = rj.TrainState.create(drawn, tx, jax.random.key(0), examples(case)[0][:1])
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -69,7 +69,7 @@ def with_jax(case: Row, obvious: bool) -> Call:
 
 
 def with_torch(case: Row, setting: str) -> Call:
-    """The same network in PyTorch: eager, channels_last, bf16 (autocast) or compile."""
+    """Return a call of the network in PyTorch: eager, channels_last, bf16 (autocast) or compile."""
     import torch
 
     from tests.interop.torch_twin import twin

@@ -1,8 +1,8 @@
 """How long do two cores take to hand a byte to each other and back?
 
-160 to 270 ns where both have one cache of the last level, and 340 to 420 where they have not, or
-600, perhaps between sockets. A virtual machine's two cores of an AMD EPYC lie now on one chiplet,
-now on two, see README.md.
+It takes 160 to 270 ns if the cores share a last-level cache, and 340 to 420 if they do not, or 600,
+perhaps between sockets. A virtual machine's two cores of an AMD EPYC are at times on one chiplet
+and at times on two, see README.md.
 """
 
 import mmap
@@ -10,11 +10,11 @@ import os
 import time
 
 TIMES = 4_000
-APART = 300  # nanoseconds; longer, and the cores have no cache in common
+APART = 300  # nanoseconds; if it takes longer, the cores have no cache in common
 
 
 def round_trip_ns() -> float:
-    """The mean of many times, the least of three; 0 for one core, or where none can be chosen."""
+    """Return the least of three means; 0 with one core, or if a process cannot choose its cores."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
     return min(_mean_ns(cores) for _ in range(3)) if len(cores) > 1 else 0.0
 
@@ -29,7 +29,7 @@ def _mean_ns(cores: list[int]) -> float:
             shared[0] = 1
             while shared[0]:
                 pass
-            began = began or time.perf_counter()  # the first has waited for the other's start
+            began = began or time.perf_counter()  # the first trip waited for the child's start
         else:
             while not shared[0]:
                 pass

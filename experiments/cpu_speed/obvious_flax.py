@@ -1,4 +1,4 @@
-"""ResNet-18 as one writes it in Flax at first: ``nn.Conv``, ``nn.BatchNorm``, ``nn.max_pool``."""
+"""ResNet-18 as one first writes it in Flax: ``nn.Conv``, ``nn.BatchNorm``, ``nn.max_pool``."""
 
 from functools import partial
 

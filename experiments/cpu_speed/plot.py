@@ -32,9 +32,9 @@ def read(name: str, processor: str = "avx2"):
 
 
 def by_case(rows: Iterable[Row], cores: str | None = None) -> dict[str, dict[str, Row]]:
-    """Rows by case and contender, with PyTorch's quickest setting of that type as ``torch``.
+    """Return rows by case and contender, with PyTorch's quickest setting of that type as ``torch``.
 
-    ``cores`` is None where they have a cache in common, else "apart". A single call is of either.
+    ``cores``: None for cores with a cache in common, or "apart"; rows of a single call go to both.
     """
     found: dict[str, dict[str, Row]] = {}
     for row in (row for row in rows if row.get("cores") == cores or row.get("calls") == 1):
@@ -54,9 +54,9 @@ def measured(processor: str) -> dict[str, dict[str, Row]]:
 
 
 def fullest(rows: list[Row]) -> dict[str, dict[str, Row]]:
-    """Return each case's rows, as `by_case`, from the kind of turns that more contenders have.
+    """Return each case's rows, as `by_case` does, from the kind of turns with more contenders.
 
-    Kinds: turns with a cache in common, which win a tie, and turns apart, which `titled` marks.
+    Kinds: with a cache in common, which wins a tie, and with cores apart, which `titled` marks.
     """
     found: dict[str, dict[str, Row]] = {}
     for kind in (by_case(rows), by_case(rows, "apart")):
@@ -118,7 +118,7 @@ def slower(processor: str) -> str:
 
 
 def comparison(title: str, found: dict[str, dict[str, Row]], digits: int = 1) -> str:
-    """Time of each case here, in PyTorch's best setting and, where measured, in obvious Flax."""
+    """Tabulate the time of each case here, in PyTorch's best setting and, if measured, in Flax."""
 
     def time(row: Row) -> str:
         low, middle, high = (f"{row[k]:.{digits}f}" for k in QUARTILES)
@@ -139,7 +139,7 @@ def speed(processor: str) -> str:
 
 
 def apart(processor: str) -> str:
-    """Times where the two cores have no cache in common, beside those where they have."""
+    """Tabulate times with and without a cache that the two cores have in common."""
     titles = ("resnet_jax", DEVICES, "PyTorch, best setting")
     rows = read("results", processor)["rows"]
     together, apart, lines = by_case(rows), by_case(rows, "apart"), []
@@ -208,7 +208,7 @@ def profile() -> str:
 
 
 def variants(processor: str) -> str:
-    """The networks under several heuristics; no cell where the program is another's above it."""
+    """Tabulate the networks under several heuristics; a program equal to one above has no cell."""
     title = "{network}: {what}, batch {batch}".format_map
     rows = read("algorithms", processor)["within"]
     cells = {(r["heuristics"], title(r)): f"{r['ms']:.1f}, {r['kernels']}" for r in rows}

@@ -2,10 +2,10 @@
 
 Command:   python -m experiments.cpu_speed.start     (a minute)
 Result:    start.json: seconds of a start with a cold compilation cache and of seven with a warm
-           one, and of each phase of these
+           one, and seconds of each phase of these seven
 
-ResNet-18 at 32x32, batch 64, one phase after the other; in the command the parameters are drawn
-while the step is traced.
+The network is ResNet-18 at 32x32, batch 64. Here one phase follows the other; in the command the
+parameters are drawn while the step is traced.
 """
 
 import os

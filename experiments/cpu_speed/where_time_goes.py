@@ -1,11 +1,11 @@
-"""Where does the time of a training step go on a CPU, before and after, and what is its floor?
+"""Where does the time of a training step go on a CPU, with either lowering, and what is its floor?
 
 Command:   python -m experiments.cpu_speed.where_time_goes     (three minutes)
-Result:    where_time_goes.json: milliseconds by kind of work over ten steps, for XLA's own
+Result:    where_time_goes.json: milliseconds a step by kind of work, mean of ten steps, for XLA's
            convolutions (lowering="reference") and the algorithms of resnet_jax.ops ("auto")
 
-The profiler names the instruction behind each event, and the compiled program's metadata the layer
-that it comes from.
+The profiler names the instruction behind each event, and the compiled program's metadata names the
+layer that the instruction comes from.
 """
 
 import json
@@ -38,7 +38,7 @@ STEPS = 10
 
 
 def part(name: str, op: str, kinds: dict[str, str]) -> str:
-    """The kind of work of an instruction, by its name and by the layer in its metadata."""
+    """Return the kind of work of an instruction, from its name and the layer in its metadata."""
     if re.match(r"dot|conv|ynn|custom-call", kinds.get(name, name)) or op.endswith(
         ("dot_general", "conv_general_dilated")
     ):
@@ -53,7 +53,7 @@ def part(name: str, op: str, kinds: dict[str, str]) -> str:
 def convolutions(
     side: int, stem: str = "imagenet", width: int = 64
 ) -> list[tuple[int, int, int, int, int]]:
-    """Side, kernel, stride, channels and features of ResNet-18's convolutions of grey images."""
+    """List ResNet-18's convolutions of grey images: (side, kernel, stride, channels, features)."""
     found = [(side, 7, 2, 1, width)] if stem == "imagenet" else [(side, 3, 1, 1, width)]
     side = -(-side // 4) if stem == "imagenet" else side  # the stem's stride and its pool's
     for channels, features in pairwise(width * k for k in (1, 1, 1, 2, 2, 4, 4, 8, 8)):
@@ -67,12 +67,12 @@ def convolutions(
 
 
 def floor_ms(batch: int, parameters: int, flops_s: float, bytes_s: float) -> float:
-    """Multiply-adds that meet the image at a product's rate, and what memory must carry.
+    """Return the ms of a step's multiply-adds that meet the image plus those of its memory traffic.
 
-    Every convolution is done three times (the stem's input has no gradient). Its output is written,
-    read for its statistics, read and written by the normalisation; backwards it and its gradient
-    are read twice and the gradient is written: nine times 4 bytes. The optimiser reads parameters,
-    momentum and gradient, and writes all three.
+    A step computes every convolution three times (the stem's input has no gradient). The output is
+    written, read for its statistics, and read and written by the normalisation; on the way back the
+    output and its gradient are read twice and the gradient is written: nine times 4 bytes. The
+    optimiser reads parameters, momentum and gradient, and writes all three. `rates` has the rates.
     """
     adds = values = 0
     for number, (side, kernel, stride, channels, features) in enumerate(convolutions(32)):
@@ -86,7 +86,7 @@ def floor_ms(batch: int, parameters: int, flops_s: float, bytes_s: float) -> flo
 
 
 def rates() -> tuple[float, float]:
-    """Operations a second of a product of 2048^3, and bytes a second of reading and writing."""
+    """Measure operations a second of a product of 2048^3, and bytes read and written a second."""
     a, long = jnp.ones((2048, 2048)), jnp.ones(2**26)
     product, increment = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1, donate_argnums=0)
 
@@ -125,7 +125,7 @@ def measure(batch: int, lowering: str, flops_s: float, bytes_s: float) -> dict:
             for line in plane.lines:
                 for event in line.events:
                     name = dict(event.stats).get("hlo_op")
-                    # A call holds the instructions that it calls.
+                    # The time of a call includes that of the instructions that it calls.
                     if name and kinds.get(name) not in ("call", "while", "conditional"):
                         spent[part(name, ops.get(name, ""), kinds)] += event.duration_ns
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))

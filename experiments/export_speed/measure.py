@@ -3,7 +3,7 @@
 Command:   python -m experiments.export_speed.measure RUN     (of resnet18 on mnist or mnist_5k)
 Result:    results.json: milliseconds, medians of 15 rounds
 
-From uint8 to probabilities, in turns. Any weights cost the same.
+A call goes from uint8 to probabilities; the calls take turns. All weights take the same time.
 """
 
 from functools import partial

@@ -2,7 +2,7 @@
 
 Command:   python -m experiments.fine_tuning.run     (ten minutes; --list, --only, --quick)
 Needs:     MNIST and Fashion-MNIST prepared, as `resnet-jax data prepare` does
-Result:    results.jsonl, a row for each run. Nothing was tuned for either of the two
+Result:    results.jsonl, a row for each run. Neither arm was tuned
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ PRETRAINING = replaced(rj.PRESETS["fast"], CLOTHES | TO_THE_END)
 
 @dataclass(frozen=True)
 class Training:
-    """On Fashion-MNIST ("pretrained"), or on 1,000 digits from scratch or fine-tuned."""
+    """A training on Fashion-MNIST ("pretrained"), or on 1,000 digits from scratch or fine-tuned."""
 
     arm: str
     seed: int
@@ -44,14 +44,14 @@ PRETRAINED = Training("pretrained", 0)
 def train(quick: bool, training: Training, folder: Path) -> Row:
     config, split = PRETRAINING, "test"
     if training != PRETRAINED:
-        # Evaluated at the end alone.
+        # Evaluated only at the end.
         digits = {"data.name": "mnist", "data.subset": (1000, 0, 1000), "eval-every": 10_000}
         seeds = {"data.subset-seed": training.seed, "seed": training.seed}
         config = replaced(config, digits | seeds | {"epochs": 10, "batch-size": 64})
         split = "test_all"
     if training.arm == "fine-tuned":  # with a fresh head: the names of the classes differ
         start = folder.with_name(str(PRETRAINED))
-        train(quick, PRETRAINED, start)  # or finish it, or find it finished
+        train(quick, PRETRAINED, start)  # trains it, resumes it, or finds it finished
         config = replaced(config, {"init-from": str(start)})
     if quick:
         config = replaced(config, {"model.width": 4, "model.lowering": "reference", "epochs": 0.1})
@@ -61,7 +61,7 @@ def train(quick: bool, training: Training, folder: Path) -> Row:
 
 
 def accuracies() -> pd.DataFrame:
-    """In percent, by seed and arm."""
+    """Return accuracies in percent, by seed and arm."""
     rows = pd.DataFrame(read_rows(RESULTS))
     return 100 * rows.pivot(index="seed", columns="arm", values="accuracy").reindex(SEEDS)
 

@@ -1,11 +1,10 @@
-"""Which settings of the preset `folder` work from 200 to 20,000 pictures, from scratch as well as
-from weights?
+"""Which settings of the preset `folder` work for 200 to 20,000 pictures, with and without weights?
 
 Command:   python -m experiments.folder_preset FOLDER   (or $CIFAR10_FOLDER; --list shows the units)
 Needs:     FOLDER with train/<class>: CIFAR-10 as JPEGs; Fashion-MNIST prepared: $TFDS_DATA_DIR
-Result:    results.jsonl, a row for each training and for each set of pictures' baseline
+Result:    results.jsonl, a row for each training and for the baseline of each set of pictures
 
-Products are of the accelerator's default precision, unlike the preset's.
+Matrix products have the accelerator's default precision, unlike those of the preset.
 """
 
 import shutil
@@ -23,21 +22,21 @@ from experiments.tables import table
 from resnet_jax.config import replaced
 
 RESULTS = Path(__file__).with_name("results.jsonl")
-POINTS = 5  # of a run, at which it is validated
+POINTS = 5  # validations of a run, approximately
 SEEDS = range(2)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings that vary; the defaults are the preset's at the time of the question."""
+    """The settings that vary; the defaults are those of the preset when the question was asked."""
 
     flip: bool = False
     crop: float = 0.0  # least area of a resized crop
     rate: float = 0.1
-    body: float = 1.0  # the body's share of the rate
+    body: float = 1.0  # the body's learning rate as a share of `rate`
     epochs: int = 30
     batch: int = 64
-    size: int | None = None  # to which pictures are read; None: as they are
+    size: int | None = None  # pixels to which pictures are resized; None keeps their size
 
     def __str__(self) -> str:
         changes = f"{'flip' * self.flip}{f'crop{self.crop:g}' if self.crop else ''}" or "none"
@@ -47,7 +46,7 @@ class Recipe:
 
 EARLIER = Recipe()
 BASE = Recipe(flip=True, crop=0.35, rate=0.05)
-# The most telling first.
+# The most telling recipes come first.
 CANDIDATES = (
     EARLIER,
     BASE,
@@ -69,7 +68,7 @@ SCRATCH = (("cifar", 200), ("cifar", 2_000), ("fashion", 2_000), ("digits", 1_20
 LARGE = ("cifar", 20_000)  # for the most telling candidates
 LARGE_CANDIDATES = CANDIDATES[:6]
 FROM_WEIGHTS = (("last5", 200), ("last5", 2_000))
-# Of the table.
+# The columns of the table.
 SETS = (*SCRATCH[:2], LARGE, *SCRATCH[2:], *FROM_WEIGHTS)
 TITLES = {"cifar": "CIFAR-10", "fashion": "Fashion-MNIST", "digits": "digits", "last5": "weights"}
 REGRESSION, UNAIDED = "logistic regression", f"{BASE}, without weights"
@@ -102,7 +101,7 @@ class Training:
     data: str
     pictures: int
     recipe: Recipe
-    weights: bool = False  # from a run on CIFAR's other classes
+    weights: bool = False  # start from those of a run on CIFAR-10's other classes
     seed: int = 0
 
     def __str__(self) -> str:
@@ -111,12 +110,12 @@ class Training:
 
     @property
     def before(self) -> "Training":
-        """The training whose weights start this one: all that it has in common is the size."""
+        """The training whose weights start this one; the two share only the pictures' size."""
         return Training("first5", 10_000, replace(BASE, size=self.recipe.size))
 
     @property
     def epochs(self) -> int:
-        """Passes over the pictures: of many pictures a third as many."""
+        """Passes over the pictures; a third of the recipe's for 10,000 pictures or more."""
         return self.recipe.epochs // (3 if self.pictures >= 10_000 else 1)
 
     def config(self, place: Path, cifar: Path | None, weights: Path, quick: bool) -> rj.TrainConfig:
@@ -145,7 +144,7 @@ class Training:
         return replaced(start, settings | small)
 
     def carry_out(self, folder: Path, cifar: Path | None, quick: bool) -> Row:
-        """Train, or go on, in ``folder``, which is removed unless its weights are for others."""
+        """Train or resume in ``folder``; remove it unless others start from its weights."""
         first, runs = self.before, folder.parent
         weights = runs / "weights" / str(first)
         if self.weights and not weights.exists():
@@ -162,7 +161,7 @@ class Training:
             return {"best": 0.0, "last": 0.0, "diverged": str(error)}
         if self == first:
             weights.parent.mkdir(exist_ok=True)
-            folder.rename(weights)  # to itself, where it is there
+            folder.rename(weights)  # onto itself if it is there already
         else:
             shutil.rmtree(folder)
         found, trained = (metrics[metrics.kind == kind] for kind in ("validation", "train"))
@@ -178,7 +177,7 @@ class Training:
 
 
 def all_units() -> list[Baseline | Training]:
-    """The most telling first: the preset as it was, on everything, then other recipes."""
+    """Return the baselines, the runs that give weights, and the rest, the most telling first."""
     sets = [*SCRATCH, LARGE, *FROM_WEIGHTS]
     found: list[Baseline | Training] = [Baseline(*pictures) for pictures in sets]
     for seed in SEEDS:
@@ -187,14 +186,14 @@ def all_units() -> list[Baseline | Training]:
             large = (LARGE,) if recipe in LARGE_CANDIDATES else ()
             found += [Training(*s, recipe, seed=seed) for s in (*scratch, *large)]
             found += [Training(*s, recipe, weights=True, seed=seed) for s in FROM_WEIGHTS]
-    # What the weights are worth.
+    # The same without weights shows what the weights are worth.
     found += [Training(*s, BASE, seed=seed) for s in FROM_WEIGHTS for seed in SEEDS]
     starts = list(dict.fromkeys(u.before for u in found if isinstance(u, Training) and u.weights))
     return [*found[: len(sets)], *starts, *found[len(sets) :]]
 
 
 def measured() -> pd.Series:
-    """The best validation accuracies of the seeds, in percent, by line of the table and set."""
+    """Return the seeds' best validation accuracies, in percent, by line of the table and set."""
     rows = []
     for row in read_rows(RESULTS):
         found = {"set": (row["data"], row["pictures"]), "best": 100 * row["best"]}

@@ -1,7 +1,7 @@
-"""Folders of pictures as a user has them, train/<class>/ and val/<class>/, of known datasets.
+"""Known datasets as folders of pictures like a user's: train/<class>/ and val/<class>/.
 
-In one fixed order of each class the pictures held out come first and the training pictures follow:
-200 pictures are among the 2,000, and both are judged on the same others.
+Each class has a fixed order: held-out pictures first, then training pictures. So the 200 training
+pictures are among the 2,000, and both sets are validated on the same pictures.
 """
 
 import os
@@ -19,12 +19,12 @@ import resnet_jax as rj
 # Pictures held out for validation, of all classes together.
 HELD_OUT = {"cifar": 2_000, "first5": 1_000, "last5": 1_000, "fashion": 2_000, "digits": 500}
 
-# Writes a picture to a path.
+# A function that writes a picture to a path.
 Write = Callable[[Path], object]
 
 
 def folder_of(data: str, count: int, held_out: int, place: Path, cifar: Path | None) -> Path:
-    """Return the folder of ``count`` training pictures in ``place``, made if it is not there."""
+    """Return the folder of ``count`` training pictures in ``place``; make it if it is not there."""
     folder = place / f"{data}-{count}-{held_out}"
     if folder.exists():
         return folder
@@ -50,7 +50,7 @@ def folder_of(data: str, count: int, held_out: int, place: Path, cifar: Path | N
 
 
 def _cifar(data: str, folder: Path | None) -> tuple[str, dict[str, list[Write]]]:
-    """Links to the JPEG files of all classes, of the first five, or of the last five."""
+    """Return links to the JPEG files of all classes, of the first five, or of the last five."""
     if folder is None or not (folder / "train").is_dir():
         raise rj.ResNetJaxError(
             f"{folder} holds no images of CIFAR-10: give the folder with train/, or CIFAR10_FOLDER"
@@ -66,7 +66,7 @@ def _cifar(data: str, folder: Path | None) -> tuple[str, dict[str, list[Write]]]
 
 
 def _grey(data: str) -> tuple[str, dict[str, list[Write]]]:
-    """PNG files of scikit-learn's digits, 8x8, or of Fashion-MNIST's training images, 28x28."""
+    """Return PNGs of scikit-learn's digits, 8x8, or of Fashion-MNIST's training images, 28x28."""
     if data == "digits":
         from sklearn.datasets import load_digits
 

@@ -3,8 +3,8 @@
 Command:   python -m experiments.gpu_speed     (needs an NVIDIA GPU, JAX and PyTorch for it)
 Result:    results.json: medians and quartiles of a training step
 
-Nothing is tuned for a GPU in this package: there a convolution is XLA's own. Processes take turns
-as in `cpu_speed.benchmark`; ten steps are waited for at their end, as in training.
+This package tunes nothing for a GPU: there a convolution is XLA's own. Processes take turns as in
+`cpu_speed.benchmark`; a call makes ten steps and waits at their end, as training does.
 """
 
 import os
@@ -20,7 +20,7 @@ from experiments.measuring import machine, read_json, write_json
 RESULTS = Path(__file__).with_name("results.json")
 SMALL = {"device": "cuda", "steps": 10}
 PHOTOS = SMALL | {"size": 224, "channels": 3, "classes": 1000}
-# tf32: float32 rounded to 10 bits before it is multiplied, PyTorch's own default for convolutions.
+# tf32: float32 rounded to 10 bits of mantissa before products, PyTorch's default in convolutions.
 CASES = [
     *(case(f"32x32x1, batch {n}, {kind}", "training", n, dtype=kind, **SMALL)
       for n in (64, 256) for kind in ("float32", "bfloat16")),
@@ -38,7 +38,7 @@ def gpu_speed() -> str:
 if __name__ == "__main__":
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the contenders are on the same GPU
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]  # one, as PyTorch takes
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]  # one GPU, as PyTorch takes
     if jax.default_backend() != "gpu":
         sys.exit(f"JAX finds no GPU here but {jax.default_backend()}")
     where, rows = machine("jax", "torch"), []

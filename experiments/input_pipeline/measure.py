@@ -1,9 +1,9 @@
 """Does reading from disk keep up with the training step, and does its memory stay flat?
 
 Command:   python -m experiments.input_pipeline.measure     (four minutes)
-Needs:     the full MNIST in TFDS_DATA_DIR, else it is downloaded; the JPEGs are made here
-Result:    results.json: images a second, five blocks of steps; resident memory while data ten times
-           the limit are read
+Needs:     the full MNIST in TFDS_DATA_DIR, or it is downloaded; the script makes the JPEGs
+Result:    results.json: images a second in five blocks of steps; resident memory while data of ten
+           times the limit are read
 """
 
 import dataclasses
@@ -33,16 +33,16 @@ from resnet_jax.training.jax_settings import configured_jax
 from resnet_jax.training.optim import make_optimizer, make_schedule
 
 RESULTS = Path(__file__).with_name("results.json")
-BLOCKS, WARM = 5, 2  # measured, and not measured before them
+BLOCKS, WARM = 5, 2  # measured blocks, and unmeasured ones before them
 JPEGS = 1000
-LIMIT = 0.1  # of the decoded images, in the memory run
+LIMIT = 0.1  # in the memory run, as a share of the size of the decoded images
 
 IMAGENET = rj.PRESETS["imagenet"]
 JPEG = replaced(
     rj.TrainConfig(data=IMAGENET.data, augment=IMAGENET.augment, batch_size=16),
     {"data.name": "folder", "data.read-size": None, "data.center-crop": False},
 )
-# Title, settings, and batches in a block of the pipeline alone; with the step it is a tenth.
+# Title, settings, and batches in a block of the pipeline alone; blocks with the step have a tenth.
 CASES: dict[str, tuple[str, rj.TrainConfig, int]] = {
     "mnist": ("MNIST, preset `mnist`: ResNet-18 at 32x32, batch 64", rj.PRESETS["mnist"], 100),
     "jpeg_resnet18": (
@@ -64,7 +64,7 @@ def images_a_second(
 
 
 def rates(config: rj.TrainConfig, count: int) -> dict[str, list[float]]:
-    """Images a second of the pipeline, of the step on images in memory, and of both together."""
+    """Measure images a second of the pipeline, of the step on images in memory, and of both."""
     size, splits = config.batch_size, {}
     for how in ("never", "always"):
         dataset, of_run = load_splits(dataclasses.replace(config.data, streaming=how))
@@ -93,7 +93,7 @@ def rates(config: rj.TrainConfig, count: int) -> dict[str, list[float]]:
 
 
 def memory(folder: str) -> dict[str, float]:
-    """Resident memory over two epochs, in MiB; in a process of its own."""
+    """Measure resident memory over two epochs, in MiB; to be called in a process of its own."""
     gigabytes = JPEGS * 224 * 224 * 3 / 2**30
     limit = LIMIT * gigabytes
     data = load_dataset("folder", folder, size=224, streaming="auto", memory_limit=limit)

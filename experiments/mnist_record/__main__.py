@@ -4,12 +4,12 @@ Command:   python -m experiments.mnist_record           (--list shows the traini
            python -m experiments.mnist_record.figure    (the figures, from the rows)
 Needs:     the full MNIST and Fashion-MNIST prepared: $TFDS_DATA_DIR, or `resnet-jax data prepare`
 Result:    results.jsonl, a row for each finished training
-Machine:   2 cores; a training takes 66 to 90 minutes there, beside other work up to three hours
+Machine:   2 cores; a training takes 66 to 90 minutes there, and up to three hours beside other work
 
-A training is given no test images: what it is judged by is predicted once, when it is over, with
-its last parameters, and stands in its row. `plain` and `final` learn from all 60,000 images and are
-judged by the test images; `ablation` learns from 10,000 of the 55,000 training images, and the
-5,000 validation images judge.
+A training is given no test images. When it is over, its last parameters are judged once, and the
+result is in its row. `plain` and `final` learn from all 60,000 images and are judged by the test
+images; `ablation` learns from 10,000 of the 55,000 training images and is judged by the 5,000
+validation images.
 """
 
 import base64
@@ -43,15 +43,15 @@ SEEDS = range(3)
 HELD_OUT, ABLATION_IMAGES = 5_000, 10_000
 QUICK_UPDATES = 4
 SAVE_EVERY = 1_000  # updates
-LEVELS = 1_000  # in which probabilities are kept, for the mean over the seeds
+LEVELS = 1_000  # to which probabilities are rounded and kept, for the mean over the seeds
 
 MNIST = rj.PRESETS["mnist"]
-# What the ablations change one thing of: the preset's distortions, and elastic ones.
+# Each ablation changes one thing of this recipe: the preset with elastic distortions as well.
 BASE = replaced(MNIST, {"augment.elastic": 0.8, "epochs": 20})
 
 
 def _affine(strength: float) -> dict[str, Any]:
-    """The preset's affine distortions, so many times as strong."""
+    """Return the preset's affine distortions, ``strength`` times as strong."""
     preset = MNIST.augment
     values = {name: getattr(preset, name) for name in ("shift", "rotation", "scale", "shear")}
     return {f"augment.{name}": strength * value for name, value in values.items()}
@@ -86,20 +86,20 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "size 48": {"data.image-size": 48},
     "size 64": {"data.image-size": 64},
 }
-# The preset as it is, on another dataset with that one's mean and deviation.
+# The preset as it is, but normalised by the mean and standard deviation of the other dataset.
 FASHION = {"data.name": "fashion_mnist", "data.mean": None, "data.std": None}
 RECIPES: dict[str, tuple[rj.TrainConfig, dict[str, dict[str, Any]]]] = {
     "plain": (MNIST, {"mnist": {}}),
     "ablation": (BASE, ABLATIONS),
     "final": (rj.PRESETS["record"], {"mnist": {}, "fashion_mnist": FASHION}),
 }
-# For test-time averaging, beside the image as it is: degrees, rows, columns.
+# For test-time averaging, in addition to the image as it is: degrees, rows, columns.
 VIEWS = ((0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1), (8, 0, 0), (-8, 0, 0))
 
 
 @dataclass(frozen=True)
 class Training:
-    """One training, or with part ``ensemble`` the mean of the final ones."""
+    """One training, or for part ``ensemble`` the mean of the final ones."""
 
     part: str
     recipe: str
@@ -110,7 +110,7 @@ class Training:
 
     @property
     def tests(self) -> bool:
-        """Whether it learns from the validation images too, and the test images judge it."""
+        """Whether it also learns from the validation images and is judged by the test images."""
         return self.part in ("plain", "final")
 
     @property
@@ -120,7 +120,7 @@ class Training:
 
 
 def trainings() -> list[Training]:
-    """The most telling first: any beginning of the list answers a question."""
+    """Return all trainings, the most telling first: even the first few answer a question."""
     plain = [Training("plain", "mnist", seed) for seed in SEEDS]
     ablations = [Training("ablation", name, seed) for seed in SEEDS for name in ABLATIONS]
     final = [Training("final", "mnist", seed) for seed in SEEDS]
@@ -129,7 +129,7 @@ def trainings() -> list[Training]:
 
 
 def load(training: Training, quick: bool) -> tuple[Dataset, ArraySplit]:
-    """The images to learn from, without any others, and those that judge."""
+    """Return a dataset with only the images to learn from, and the split that judges."""
     name = "mnist_5k" if quick else training.config.data.name
     held_out = 100 if quick else HELD_OUT
     data = rj.load_dataset(name, validation=0 if training.tests else held_out)
@@ -144,7 +144,7 @@ def load(training: Training, quick: bool) -> tuple[Dataset, ArraySplit]:
 
 
 def moved(images: np.ndarray, degrees: float, rows: float, columns: float) -> np.ndarray:
-    """The images rotated and shifted, in whole grey levels."""
+    """Return the images rotated and shifted, in whole grey levels."""
     angle, count = math.radians(degrees), len(images)
     matrix = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
     inverse = jnp.broadcast_to(jnp.asarray(matrix, jnp.float32), (count, 2, 2))
@@ -160,11 +160,11 @@ def packed(probabilities: np.ndarray) -> str:
 
 def unpacked(text: str, classes: int = 10) -> np.ndarray:
     levels = np.frombuffer(zlib.decompress(base64.b64decode(text)), "<u2").reshape(-1, classes)
-    return np.maximum(levels, 0.5) / LEVELS  # none is impossible
+    return np.maximum(levels, 0.5) / LEVELS  # no class is impossible
 
 
 def checksum(variables: Any) -> str:
-    """SHA-256 over the parameters and running statistics, in the order of their names."""
+    """Return the SHA-256 of the parameters and running statistics, in the order of their names."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
         digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
@@ -172,7 +172,7 @@ def checksum(variables: Any) -> str:
 
 
 def judged(probabilities: np.ndarray, labels: np.ndarray) -> Row:
-    """Accuracy, cross-entropy in nats, calibration, and each wrong answer."""
+    """Return accuracy, cross-entropy in nats, calibration, and each wrong answer."""
     p, found = np.asarray(probabilities, np.float64), calibration(probabilities, labels)
     of_label, answers = p[np.arange(len(p)), labels], p.argmax(1)
     each = {"index": np.arange(len(p)), "label": labels, "answer": answers}
@@ -190,7 +190,7 @@ def judged(probabilities: np.ndarray, labels: np.ndarray) -> Row:
 
 
 def predictions(training: Training, run: rj.Run, judging: ArraySplit) -> Row:
-    """What the one evaluation of a trained model says, of its images as they are and of views."""
+    """Judge a trained model once, on the images as they are and, unless an ablation, on views."""
     probabilities = run.predict(judging.images, "latest")
     row = judged(probabilities, judging.labels)
     if training.part == "ablation":
@@ -206,7 +206,7 @@ def predictions(training: Training, run: rj.Run, judging: ArraySplit) -> Row:
 
 
 def train(training: Training, quick: bool, folder: Path) -> Row:
-    """Train, or go on, in ``folder``, and judge the last parameters."""
+    """Train or resume in ``folder``, and judge the last parameters."""
     data, judging = load(training, quick)
     config, images = training.config, len(data.train)
     if quick:

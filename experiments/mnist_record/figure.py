@@ -1,8 +1,8 @@
 """What the rows of the MNIST record say: tables for its page, and three figures.
 
-Command:   python -m experiments.mnist_record.figure     (the figures that there are rows for)
+Command:   python -m experiments.mnist_record.figure     (those figures that have rows)
            python -m experiments.tables                  (the tables of README.md)
-Needs:     the full MNIST, for the digits that are wrong
+Needs:     the full MNIST, for the picture of the wrong digits
 Result:    wrong.png, reliability.png and time.png beside the rows
 """
 
@@ -36,7 +36,7 @@ def mean(rows: list[Row], name: str, digits: int) -> str:
 
 
 def results() -> str:
-    """Test accuracy: of single models, with test-time averaging, and of the ensemble."""
+    """Tabulate test accuracy: of single models, with test-time averaging, and of the ensemble."""
     lines = []
     for (part, recipe), title in TITLES.items():
         if rows := rows_of(part, recipe):
@@ -51,7 +51,7 @@ def results() -> str:
 
 
 def against(rows: list[Row], base: list[Row]) -> tuple[str, str]:
-    """Differences of accuracy, in points, and of the loss, over the seeds that both have."""
+    """Return differences of accuracy, in points, and of loss, over the seeds that both have."""
     before = {row["seed"]: row for row in base}
     pairs = [(row, before[row["seed"]]) for row in rows if row["seed"] in before]
     if not pairs or rows == base:
@@ -63,7 +63,7 @@ def against(rows: list[Row], base: list[Row]) -> tuple[str, str]:
 
 
 def choices() -> str:
-    """Validation accuracy of the ablations, beside the base's."""
+    """Tabulate the ablations' validation accuracy beside the base's."""
     lines, base = [], rows_of("ablation", "base")
     for recipe in ABLATIONS:
         if rows := rows_of("ablation", recipe):
@@ -75,7 +75,7 @@ def choices() -> str:
 
 
 def weights() -> str:
-    """The command that makes each model again, and what tells whether it did."""
+    """Tabulate the command that makes each model again, and the checksum that tells if it did."""
     lines = []
     for row in rows_of("final", "mnist"):
         where = row["machine"]
@@ -86,7 +86,7 @@ def weights() -> str:
 
 
 def draw_wrong(row: Row, images: np.ndarray) -> Figure:
-    """Show each digit that a model has wrong, with its answer and its label."""
+    """Draw each digit that a model gets wrong, with its answer and its label."""
     wrong = sorted(row["wrong"], key=lambda digit: -digit["probability"])
     lines, columns = -(-len(wrong) // 8), 8
     figure = Figure((10, 1.6 * lines + 0.5), layout="constrained")
@@ -101,7 +101,7 @@ def draw_wrong(row: Row, images: np.ndarray) -> Figure:
 
 
 def draw_time() -> Figure:
-    """Test error of the presets by their time on two cores, of `record` by a step's median time."""
+    """Draw test error by time on two cores; the time of `record` is from a step's median time."""
     names = ("quickstart", "fast", "mnist", "book")
     seconds = {name: measure.seconds_of(name) for name in names}
     accuracies = {name: measure.accuracies_of(name) for name in names}
@@ -127,7 +127,7 @@ if __name__ == "__main__":
     draw_time().savefig(RESULTS.with_name("time.png"), dpi=110)
     for row in rows_of("final", "mnist")[:1]:
         columns = {name: np.array(column) for name, column in row["reliability"].items()}
-        for name in ("confidence", "accuracy"):  # of an empty bin there is none
+        for name in ("confidence", "accuracy"):  # an empty bin has neither
             columns[name] = np.where(columns["counts"], columns[name], np.nan)
         reliability = plots.reliability(Calibration(**columns))
         reliability.savefig(RESULTS.with_name("reliability.png"), dpi=110)

@@ -1,7 +1,7 @@
 """How many digits on paper does a run of MNIST recognise in a photograph?
 
 Command:   python -m experiments.photos.measure RUN [--save]
-Result:    results.json: how many of 100 photographs, which are drawn by a seed
+Result:    results.json (with --save): how many of 100 photographs, drawn by a seed
 """
 
 import json
@@ -28,12 +28,12 @@ def recognised() -> str:
 
 
 def main(run: Positional[Path], save: bool = False) -> None:
-    """Count the digits that a run recognises; ``save``: into results.json."""
+    """Count the digits that a run recognises; ``save`` writes the counts to results.json."""
     opened = rj.Run.open(run)
     rng, digits = np.random.default_rng(SEED), opened.split("test")
     images, labels = digits.batch(rng.choice(len(digits), COUNT, replace=False))
     photographs = [photograph(image[..., 0], rng) for image in images]
-    # Without the finder.
+    # As the network would get them without the finder.
     whole = [np.asarray(ImageOps.pad(p.convert("L"), (28, 28)))[..., None] for p in photographs]
     ways = {
         "the digit is found": [find_digit(picture).image for picture in photographs],

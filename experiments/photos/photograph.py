@@ -1,6 +1,6 @@
 """Pictures of digits on paper as a phone takes them.
 
-Nothing here is shared with `resnet_jax.data.digit`, which has to find the digit again.
+No code is shared with `resnet_jax.data.digit`, which has to find the digit again.
 """
 
 import io
@@ -17,7 +17,7 @@ WIDTH, HEIGHT = 640, 480
 
 
 def photograph(digit: np.ndarray, rng: np.random.Generator) -> Image.Image:
-    """Write ``uint8[28, 28]`` (light ink on 0) on paper, and photograph it in uneven light, RGB."""
+    """Return an RGB photograph, in uneven light, of ``uint8[28, 28]`` (light ink on 0) on paper."""
     size = int(HEIGHT * rng.choice(SIZES))
     ink = Image.fromarray(digit).resize((size, size), Image.Resampling.BICUBIC)
     ink = ink.filter(ImageFilter.GaussianBlur(size / 60)).point(lambda v: 255 * (v > 110))

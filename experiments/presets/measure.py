@@ -31,7 +31,7 @@ class Question(NamedTuple):
     arguments: tuple[str, ...]
     seeds: int
     split: str = "test"
-    title: str = ""  # of its line in the table; none: not shown
+    title: str = ""  # of its line in the table; without a title it has none
 
 
 PLAIN, DEEP = ("--model.no-residual",), ("--model.name", "resnet34")
@@ -63,7 +63,7 @@ QUESTIONS = {
 
 @dataclass(frozen=True)
 class Measurement:
-    """One run of a command; a question's name says whether it is PyTorch's."""
+    """One run of a command, or of PyTorch if the name of the question ends in "_pytorch"."""
 
     question: str
     seed: int
@@ -73,7 +73,7 @@ class Measurement:
 
 
 def measurements() -> list[Measurement]:
-    """A command and PyTorch take turns, so that a slow hour falls on both."""
+    """Return all runs; a command and PyTorch take turns, so that a slow hour falls on both."""
     found = (
         Measurement(name, seed)
         for one in QUESTIONS
@@ -93,7 +93,7 @@ def measure(quick: bool, unit: Measurement, folder: Path) -> Row:
     resumed, began = folder.exists(), time.monotonic()
     command = [sys.executable, "-m", "resnet_jax", "train", *arguments, "--run-dir", str(folder)]
     subprocess.run(command, check=True)
-    # A run that went on after a kill has no time of its own.
+    # The time of a run that was resumed after a kill is not known.
     seconds = None if resumed else round(time.monotonic() - began, 1)
     tests = read_rows(folder / "metrics.jsonl", kind="test")
     kept = ("split", "checkpoint", "step", "accuracy", "loss")
@@ -101,7 +101,7 @@ def measure(quick: bool, unit: Measurement, folder: Path) -> Row:
 
 
 def accuracies_of(question: str) -> list[float]:
-    """Those of the last parameters of each seed, in percent."""
+    """Return the accuracy of each seed's last parameters, in percent."""
     wanted = (QUESTIONS[question].split, "latest")
     tests = (test for row in read_rows(RESULTS, question=question) for test in row["tests"])
     return [100 * t["accuracy"] for t in tests if (t["split"], t["checkpoint"]) == wanted]
@@ -132,7 +132,7 @@ def _in_pytorch(name: str, in_full: bool) -> str:
 
 
 def presets(in_full: bool = False) -> str:
-    """The results; in full with the accuracy of each seed and the range of times."""
+    """Tabulate the results; ``in_full`` adds the accuracy of each seed and the range of times."""
     lines = []
     for name, question in QUESTIONS.items():
         if question.title:

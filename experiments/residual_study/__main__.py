@@ -2,12 +2,12 @@
 
 Command:   python -m experiments.residual_study     (all 248 runs, three hours; --quick, --list)
 Needs:     the full MNIST prepared ($TFDS_DATA_DIR, or `resnet-jax data prepare mnist`)
-Result:    results.jsonl, a line for each finished run; README.md and results.ipynb tell the rest
+Result:    results.jsonl, a line for each finished run; ../README.md and ../results.ipynb show them
 
-Learning rate and seed are arguments of the programs and no constants in them, so that a network is
-compiled once for all its runs. The programs are the package's own. The rows are of 0.1.0, which
-evaluated in batches of 100 and passed over a plain unit that is left out; here it becomes the
-identity: the same but for rounding.
+Learning rate and seed are arguments of the programs, not constants in them, so that a network is
+compiled once for all its runs. The programs are the package's own. The rows are from version 0.1.0,
+which evaluated in batches of 100 and skipped a plain unit that is left out; here the unit becomes
+the identity, which is the same but for rounding.
 """
 
 from dataclasses import replace
@@ -35,21 +35,21 @@ from resnet_jax.training.optim import make_schedule
 
 REMOVAL_IMAGES = 1000
 CURVE = ("step", "loss", "accuracy")
-LOOKS = 6  # how often a run is looked into: gradients and shortcuts
+LOOKS = 6  # steps of a run at which gradients and shortcuts are examined
 POINTS = 20  # of a curve
 
 
 def gradient_norms() -> optax.GradientTransformation:
-    """Passes the gradient on, and remembers the Euclidean norm of each parameter's."""
+    """Return a transformation that passes gradients on and stores the Euclidean norm of each."""
     norms = partial(jax.tree.map, lambda leaf: jnp.linalg.norm(jnp.ravel(leaf)))
     return optax.GradientTransformation(norms, lambda updates, *_: (updates, norms(updates)))
 
 
 def without(variables: Any, unit: str, residual: bool) -> Any:
-    """The variables of the network without a unit, for the programs of the whole network.
+    """Return variables that leave a unit out when the programs of the whole network use them.
 
-    A residual unit loses its branch and keeps its shortcut, as in arXiv 1605.06431. A plain one,
-    which has to keep the shape, becomes the identity: its input is a ReLU's output already.
+    A residual unit loses its branch and keeps its shortcut, as in arXiv 1605.06431. A plain unit,
+    which has to keep the shape, becomes the identity, because its input is already a ReLU's output.
     """
     identity = {"kernel": 0, "scale": 1, "bias": 0, "mean": 0, "var": 1 - BatchNorm.epsilon}
 
@@ -59,22 +59,22 @@ def without(variables: Any, unit: str, residual: bool) -> Any:
             return leaf
         new = np.full(leaf.shape, 0 if residual else identity[name], leaf.dtype)
         if name == "kernel":
-            new[1, 1] = np.eye(leaf.shape[-1])  # the centre of 3x3
+            new[1, 1] = np.eye(leaf.shape[-1])  # the centre of the 3x3 kernel
         return new
 
     return jax.tree_util.tree_map_with_path(changed, variables)
 
 
 def shortcut_shares(model: rj.ResNet, variables: Any, images: jax.Array, units: list[str]) -> Any:
-    """For each unit, what its shortcut contributes to the sum: float32[U].
+    """Return how much each unit's shortcut contributes to the unit's sum: float32[U].
 
-    The energies (mean squares over a batch, in training mode) of shortcut and branch, as
-    ``shortcut / (shortcut + branch)``: the share of the sum where the two are uncorrelated.
+    It is ``shortcut / (shortcut + branch)`` of their energies (mean squares over a batch, in
+    training mode), which is the shortcut's share of the sum if the two are uncorrelated.
     """
     settings = {"mutable": ["batch_stats", "intermediates"], "capture_intermediates": True}
     _, found = model.apply(variables, images, train=True, **settings)
     inside = found["intermediates"]
-    # The stem's pooling is no module of its own: its output is the stem's.
+    # The stem's pooling is not a module, but its output is the stem's.
     x, shares = inside["stem"]["__call__"][0], []
     for unit in units:
         layers = inside[unit]
@@ -87,7 +87,7 @@ def shortcut_shares(model: rj.ResNet, variables: Any, images: jax.Array, units: 
 
 
 class Laboratory:
-    """The data and the programs of a network, which all its runs share."""
+    """The data and the programs that all runs of a network share."""
 
     def __init__(self, run: Run, config: rj.TrainConfig) -> None:
         self.config, self.data = config, load_splits(config.data)[0]
@@ -113,7 +113,7 @@ def carry_out(run: Run, lab: Laboratory) -> Row:
     total = sampler.steps(config.epochs)
     schedule = make_schedule(replace(config.optim, learning_rate=run.rate), total)
     looks = set(np.linspace(0, total - 1, LOOKS).round().astype(int).tolist())
-    # The keys of `resnet-jax train --seed`.
+    # The same keys as those of `resnet-jax train --seed`.
     params_key, augment_key = jax.random.split(jax.random.key(run.seed))
     state = lab.draw(params_key, data.train.images[:1])
     gradients, shares, evaluations, metrics = [], [], [], []
@@ -126,7 +126,7 @@ def carry_out(run: Run, lab: Laboratory) -> Row:
         state, measured = engine.train(state, augment_key, batch)
         metrics.append(measured)
         if step in looks:
-            # Read now: the next step takes the buffers over.
+            # Read now, because the next step takes over the buffers.
             flat = traverse_util.flatten_dict(jax.device_get(state.opt_state[0]))
             gradients.append([float(flat[*path, "kernel"]) for path in run.kernels])
         if (step + 1) % (config.eval_every or total) == 0 or step + 1 == total:
@@ -165,7 +165,7 @@ def _thinned(metrics: list[Any]) -> dict[str, list[float]]:
 
 
 def rounded(value: Any) -> Any:
-    """Four significant digits, to keep the files small; None for what is not finite."""
+    """Round numbers to four significant digits, to keep the files small; None if not finite."""
     if isinstance(value, dict):
         return {name: rounded(part) for name, part in value.items()}
     if isinstance(value, list):
@@ -179,7 +179,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = units.parsed(__doc__, study.RESULTS, arguments)
     settings = study.QUICK_SETTINGS if options.quick else study.SETTINGS
 
-    # No more than one network's programs are in memory; its learning rate and seed do not count.
+    # Keep the programs of one network in memory, whatever the learning rate and seed of its runs.
     @lru_cache(maxsize=1)
     def laboratory(any_of_its_runs: Run) -> Laboratory:
         return Laboratory(any_of_its_runs, settings[any_of_its_runs.setting])

@@ -15,7 +15,7 @@ from experiments.presets.measure import accuracies_of
 from experiments.residual_study.study import RESULTS, keeps_shape, runs, units_of
 from experiments.tables import MISSING, table
 
-# The squares that a norm adds up are below the smallest float32 before the norm is: not resolved.
+# Smaller norms are not resolved, because the squares that they sum underflow float32 first.
 SMALLEST_NORM = 1e-15
 
 
@@ -38,7 +38,7 @@ class Study:
         return f"{mean_and_sd(values, 1)} % ({count_seeds(values)})" if len(values) else MISSING
 
     def difference(self, one: tuple, other: tuple) -> str:
-        """Accuracy of one network less another's, each as `select` has it, over common seeds."""
+        """Return one network's accuracy less another's over common seeds; `select` takes each."""
         found = (self.select(*one)["accuracy"] - self.select(*other)["accuracy"]).dropna()
         if found.empty:
             return MISSING
@@ -61,7 +61,7 @@ class Study:
         return f"{ours.mean() - theirs.mean():+.1f} points ({seeds})"
 
     def gradient_ratio(self, *which: Any) -> str:
-        """Gradient norm at initialisation, first unit's first layer over last unit's last layer."""
+        """Return initial gradient norm, first unit's first layer over last unit's last layer."""
         found = self.select(*which)
         if found.empty:
             return MISSING
@@ -73,14 +73,14 @@ class Study:
         return f"{mean} ({low} to {high})"
 
     def shortcut_share(self, setting: str, layers: int, rate: float, unit: str, look: int) -> str:
-        """Share of the shortcut in the sum of a unit, or of all with an "identity" shortcut."""
+        """Return the shortcut's share of a unit's sum, or its mean over "identity" shortcuts."""
         found = self.select(setting, "residual", layers, rate)
         chosen = [n == unit or (unit == "identity" and keeps_shape(n)) for n in units_of(layers)]
         shares = [np.mean(np.array(s["share"][look])[chosen]) for s in found.get("shortcut", ())]
         return f"{100 * np.mean(shares):.0f} %" if shares else MISSING
 
     def removal(self, setting: str, kind: str, layers: int, rate: float) -> str:
-        """Accuracy lost by leaving out one unit that keeps the shape: median, least and most."""
+        """Return accuracy lost without one unit that keeps the shape: median, least and most."""
         found = self.select(setting, kind, layers, rate).get("removal", pd.Series()).dropna()
         if found.empty:
             return MISSING
@@ -91,7 +91,7 @@ class Study:
         return f"{np.median(lost):.1f} points in the median unit ({between})"
 
     def sweep(self, kind: str, layers: int) -> pd.DataFrame:
-        """Accuracy by rate in the book's setting, the seeds that every rate has."""
+        """Return accuracy by rate in the book's setting, for the seeds that every rate has."""
         found = self.frame.query(
             "setting == 'book' and layers == @layers and kind == @kind and norm == 'batch' "
             "and seed < 3"
@@ -99,7 +99,7 @@ class Study:
         return found.pivot_table(index="rate", columns="seed", values="accuracy")
 
     def usable_rates(self, kind: str, layers: int) -> str:
-        """The rates whose mean accuracy is within five points of the network's best."""
+        """Return the rates whose mean accuracy is within five points of the network's best."""
         means = self.sweep(kind, layers).mean(axis=1)
         if len(means) < 3:
             return MISSING
@@ -138,7 +138,7 @@ class Study:
 
 @cache
 def pytorch() -> pd.DataFrame:
-    """PyTorch's accuracies in the book's setting, in %: on the first 1,000 digits, and on ours."""
+    """Return PyTorch's accuracies (%) in the book's setting, on the first 1,000 digits and ours."""
     rows = [
         {**row, "images": "the first 1,000", "accuracy": accuracy}
         for row in read_json(RESULTS.with_name("pytorch.json"))["accuracy"]

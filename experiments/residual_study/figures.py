@@ -44,7 +44,7 @@ def _layers(study: Study, setting: str = "book", norm: str = "batch") -> list[in
 def _book(
     study: Study, row: Iterable[Axes], norm: str = "batch"
 ) -> Iterator[tuple[Axes, int, str, dict[str, Any], pd.DataFrame]]:
-    """The runs of the book's setting at one rate, axes by number of layers: residual and plain."""
+    """Yield the runs of the book's setting at `RATE`, each kind of network on its depth's axes."""
     for (axes, n), (kind, style) in product(zip(row, _layers(study), strict=False), STYLE.items()):
         found = study.select("book", kind, n, RATE, norm)
         if len(found):
@@ -52,7 +52,7 @@ def _book(
 
 
 def _band(axes: Axes, at: Any, values: np.ndarray, style: dict[str, Any]) -> None:
-    """The mean over seeds, and from the least to the most."""
+    """Draw the mean over seeds, and a band from the least to the most."""
     axes.fill_between(
         at, values.min(axis=0), values.max(axis=0), color=style["color"], alpha=0.2, lw=0
     )
@@ -109,14 +109,14 @@ def curves(study: Study) -> Figure:
 
 
 def _norms(found: pd.DataFrame) -> np.ndarray:
-    """Gradient norms by look and layer, geometric means over seeds; a gap where unresolved."""
+    """Return gradient norms by look and layer, geometric means over seeds; NaN if unresolved."""
     norms = np.array([gradient["norm"] for gradient in found["gradient"]], float)
     norms[norms < SMALLEST_NORM] = np.nan
     return np.exp(np.log(norms).mean(axis=0))
 
 
 def gradient(study: Study) -> Figure:
-    """Norm of the gradient of every layer: at initialisation, and while training."""
+    """Draw gradient norms: of every layer at initialisation, and of two layers while training."""
     layers = _layers(study)
     figure, grid = _panels([f"{n} layers, at initialisation" for n in layers], 2)
     for norm_kind, line in (("batch", "-"), ("none", ":")):
@@ -154,7 +154,7 @@ def _by_unit(study: Study, label: str) -> tuple[Figure, np.ndarray]:
 
 
 def shortcut(study: Study) -> Figure:
-    """What the shortcut contributes to each unit's sum: at initialisation and after training."""
+    """Draw the shortcut's share of each unit's sum, at initialisation and after training."""
     figure, row = _by_unit(study, "unit (dashed: its shortcut is a projection)")
     for axes, n, kind, _, found in _book(study, row):
         if kind == "plain":

@@ -22,18 +22,18 @@ def units_of(layers: int) -> list[str]:
 
 
 def keeps_shape(unit: str) -> bool:
-    """Whether a unit of that name has the identity for its shortcut, and no projection."""
+    """Return whether the unit of this name has the identity, not a projection, as its shortcut."""
     return unit.startswith("stage1_") or not unit.endswith("_unit1")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: what makes it different from all others."""
+    """One training, by the settings that tell it from all others."""
 
     setting: str  # name of a row of `SETTINGS`
     layers: int  # convolutions and the head, without projections
     residual: bool  # with shortcuts
-    norm: Norm  # "none": its scale and bias alone
+    norm: Norm  # "none" keeps its scale and bias alone
     width: int  # features of the stem and of the first stage
     rate: float  # the (highest) learning rate
     seed: int  # of the parameters and of the order of the images
@@ -55,7 +55,7 @@ class Run:
 
     @property
     def without_units(self) -> bool:
-        """Whether the trained network is measured without each of its units, too."""
+        """Whether the trained network is also measured with each of its units left out."""
         swept = self.setting == "book" and self.rate in SWEEP_RATES
         return self.seed < 3 and not swept
 
@@ -76,7 +76,7 @@ SETTINGS = {
         optim=rj.OptimConfig(momentum=0.9, schedule="cosine", warmup=0.1),
     ),
 }
-# Both in miniature: images that come with the packages, programs that compile fast.
+# Both settings in miniature: images that come with the packages, programs that compile fast.
 SMALL = {"data.name": "mnist_5k", "data.subset": (320, 100, 400), "model.lowering": "reference"}
 SMALL |= {"epochs": 2, "eval-every": 5, "batch-size": 32}
 QUICK_SETTINGS = {name: replaced(config, SMALL) for name, config in SETTINGS.items()}
@@ -96,12 +96,12 @@ GRIDS: list[Grid] = [
     ("stronger", (50,), "none", (0.005,), range(3)),
     ("book", (18,), "none", SWEEP_RATES, range(3)),
 ]
-# The same questions asked of small networks, on a few images: numbers without meaning.
+# The same questions asked of small networks, on a few images: the numbers mean nothing.
 QUICK_GRIDS: list[Grid] = [(s, (10,), norm, rates[:2], range(2)) for s, _, norm, rates, _ in GRIDS]
 
 
 def runs(quick: bool = False) -> list[Run]:
-    """The study, or its miniature, each run once, the most telling first."""
+    """Return the runs of the study, or of its miniature, each once, the most telling first."""
     found = (
         Run(setting, depth, residual, norm, 8 if quick else 64, rate, seed)
         for setting, layers, norm, rates, seeds in (QUICK_GRIDS if quick else GRIDS)

@@ -1,10 +1,10 @@
-"""Our ResNet-18 and torchvision's: the same weights, the same logits? (the book's section 5.4.4)
+"""Do our ResNet-18 and torchvision's give equal logits for the same weights (the book's 5.4.4)?
 
 Command:   python -m experiments.residual_study.torchvision
 Result:    torchvision.json
 
-Weights are drawn by numpy, so that both can have them without a download, running statistics
-included. torchvision's logits are those that `tests/interop/make_expectations.py` stored.
+NumPy draws the weights and running statistics, so that both networks can have them without a
+download. torchvision's logits are those that `tests/interop/make_expectations.py` stored.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ from resnet_jax.models import shapes_of
 from tests.interop.random_weights import NUM_CLASSES, SIZES, random_images, random_weights
 
 RESULTS = Path(__file__).with_name("torchvision.json")
-SEED = 0  # of the stored weights of resnet18
+SEED = 0  # of the weights that gave resnet18's stored logits
 
 
 def compare() -> Row:

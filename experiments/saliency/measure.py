@@ -2,8 +2,8 @@
 
 Command:   python -m experiments.saliency.measure RUN [RUN] [--cifar10 FOLDER]
            python -m experiments.tables
-Needs:     runs of `quickstart` or `mnist` and of `folder` (or of experiments/cifar10, whose FOLDER
-           of images is given then), with test images
+Needs:     runs of `quickstart` or `mnist` and of `folder` (or of experiments/cifar10, together with
+           its FOLDER of images), with test images
 Result:    results.json, in half an hour on 2 cores for two runs; README.md says what is measured
 """
 
@@ -25,9 +25,9 @@ from resnet_jax.inspection import grad_cam
 from resnet_jax.inspection.saliency import DEFAULT_METHOD, Method, default_stage, forward, map_names
 
 RESULTS = Path(__file__).with_name("results.json")
-STEPS = 28  # of the curves, as many pixels each
+STEPS = 28  # of each curve; all steps change equally many pixels
 BATCH = 50  # images explained at a time
-SAMPLES = 32  # of noise, along integrated gradients
+SAMPLES = 32  # noisy images of integrated gradients
 
 
 def maps_by_method(model, stage: int, variables, pixels: jax.Array) -> dict[str, Any]:
@@ -46,9 +46,9 @@ def maps_by_method(model, stage: int, variables, pixels: jax.Array) -> dict[str,
 
 
 def smoothed_integrated_gradients(model, blank, variables, pixels: jax.Array) -> dict[str, Any]:
-    """Compute arXiv 1703.01365 from ``blank`` to noisy images (1706.03825), float32[N, h, w].
+    """Integrate gradients (arXiv 1703.01365) up to noisy images (1706.03825): float32[N, h, w].
 
-    The gradient is that of one random place on the way to each of ``SAMPLES`` noisy images.
+    Each of ``SAMPLES`` ways from ``blank`` to a noisy image takes the gradient at a random place.
     """
     classes = model.apply(variables, pixels, train=False).argmax(-1)[:, None]
     noise = 0.15 * jnp.ptp(pixels, (1, 2, 3), keepdims=True)
@@ -121,7 +121,7 @@ def measure(run: rj.Run, most: int) -> tuple[Row, list[Row]]:
 
 
 def facts_of(run: rj.Run, images: np.ndarray, pixels: jax.Array, rows: list[Row]) -> Row:
-    """The run, and its maps with the largest differences beside the default one."""
+    """Return facts of the run, and the difference of its default map beside the largest ones."""
     shapes = jax.eval_shape(partial(forward, run.model), run.variables(), pixels).maps
     differences = {f"{r['method']} of {r['stage']}": r["difference"] for r in rows}
     ranked = sorted(differences, key=differences.__getitem__, reverse=True)
@@ -149,7 +149,7 @@ def main(
     cifar10: Path | None = None,
     count: int = 500,
 ) -> None:
-    """Measure runs by so many images; ``cifar10`` is the folder of a run of experiments/cifar10."""
+    """Measure runs on ``count`` images; ``cifar10``: the images of runs of experiments/cifar10."""
     results: Row = read_json(RESULTS, missing={"runs": [], "maps": []})
     for path in (first, *others):
         run = rj.Run.open(path)

@@ -5,8 +5,8 @@ Command:   python -m experiments.scaling.cost                  (half an hour; --
            python -m experiments.scaling.cost --only steps
 Result:    costs.jsonl, two lines for each cell, medians of 3 to 20 steps
 
-A process compiles a cell's step; another takes it from the cache, as every start of a program but
-its first one does, makes a step, and times the next ones.
+One process compiles a cell's step. Another loads it from the cache, as every start of a program but
+the first does, makes one step, and times the next ones.
 """
 
 import statistics
@@ -35,7 +35,7 @@ LONG_ENOUGH = 2.0  # seconds of timed steps, of which there are 3 to 20
 
 @dataclass(frozen=True)
 class Cell:
-    """One of `PARTS`, of a network, a size of image and a batch."""
+    """One of `PARTS` of the measurement of a network, at an image size and a batch size."""
 
     part: str
     depth: int
@@ -48,13 +48,13 @@ class Cell:
         return f"{self.part}-{self.depth}x{self.size}"
 
 
-# What is compiled is in the cache when its steps are timed.
+# A step is compiled first, so that it is in the cache when it is timed.
 CELLS = [Cell(part, depth, size) for size in SIZES for depth in DEPTHS for part in PARTS]
 QUICK = [Cell(part, 18, 28, batch=2, width=2, lowering="reference") for part in PARTS]
 
 
 def measure(values: Row) -> Row:
-    """Measure a cell in this process; ``program_mib`` is by XLA's account."""
+    """Measure a cell in this process; ``program_mib`` is from XLA's memory analysis."""
     cell = Cell(**values)
     variant = VARIANTS[f"resnet{cell.depth}"]
     model = variant(num_classes=1000, width=cell.width, lowering=cell.lowering)
@@ -78,7 +78,7 @@ def measure(values: Row) -> Row:
     if not found:
         sys.exit(f"{cell}: the cache does not hold this step: remove its line, to compile again")
 
-    # Any numbers take the same time; to draw them as the model does would compile the draws.
+    # Any numbers take the same time, and drawing them as the model does would compile the draws.
     draw = np.random.default_rng(0).standard_normal
     drawn = jax.tree.map(lambda leaf: (0.05 * draw(leaf.shape)).astype(leaf.dtype), shapes)
     state, batch = jax.device_put((drawn, batch))

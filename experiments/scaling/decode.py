@@ -1,4 +1,4 @@
-"""How many JPEGs a second does one core make arrays of?
+"""How many JPEGs a second does one core decode to arrays?
 
 Command:   python -m experiments.scaling.decode    (10 seconds)
 Result:    decode.json
@@ -23,7 +23,7 @@ ROUNDS = 150
 
 
 def photograph(seed: int, width: int = 500, height: int = 375) -> bytes:
-    """A JPEG with detail at every scale, as photographs have it."""
+    """Return a JPEG with detail at every scale, as photographs have."""
     generator = np.random.default_rng(seed)
     picture = np.full((height, width, 3), 128.0)
     for side in (3, 6, 12, 25, 50, 100, 200, 400):

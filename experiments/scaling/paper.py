@@ -1,8 +1,8 @@
 """On paper: what bounds a step of data-parallel training of ResNet-50 on 1 to 1,024 devices?
 
-Command:   python -m experiments.scaling.paper     (the figure; `experiments.tables` the numbers)
+Command:   python -m experiments.scaling.paper     (figure; `experiments.tables` writes the numbers)
 Result:    docs/images/scaling.png and the last section of docs/scaling.md: input bounds hosts with
-           fast devices, then, on H100, batch norm's all-reduces
+           fast devices; then, on H100, batch norm's all-reduces do
 Machine:   none. A model on data-sheet numbers: nothing here was timed on a GPU, TPU or cluster
 """
 
@@ -23,8 +23,8 @@ DEVICES = tuple(2**k for k in range(11))
 SHOWN = (1, 8, 64, 256, 1024)
 GLOBAL_BATCH = 8192  # the largest for which arXiv 1706.02677 keeps the accuracy
 BYTES = 4  # of a parameter or statistic: float32, whatever the computation is in
-IMAGE_BYTES = 138e9 / 1_281_167  # ImageNet's JPEGs to train on
-ALL_REDUCES = 4  # mean, then variance, and two on the way back: as XLA compiles the step (a test)
+IMAGE_BYTES = 138e9 / 1_281_167  # mean size of ImageNet's training JPEGs
+ALL_REDUCES = 4  # mean, then variance, and two on the way back; tested on the compiled step
 LINK_SHARE = 0.8  # of a link's data-sheet bandwidth that a collective reaches; assumed
 US, GBIT = 1e-6, 1e9 / 8
 STYLES = {
@@ -44,7 +44,7 @@ class Network:
 
 @cache
 def network(depth: int) -> Network:
-    """ResNet-``depth`` on 224x224x3, counted by the package's own summary."""
+    """Count ResNet-``depth`` on 224x224x3 by the package's own summary."""
     layers = summarize(VARIANTS[f"resnet{depth}"](num_classes=1000), (224, 224, 3))
     return Network(
         parameters=sum(layer.parameters for layer in layers),
@@ -60,14 +60,14 @@ class Level:
     members: int  # at most
     bandwidth: float  # bytes/s that a member sends while it receives as many, by the data sheet
     latency: float  # seconds of one message
-    axes: int = 0  # of a torus; 0 is a switch, through which each reaches each
+    axes: int = 0  # of a torus; 0 is a switch, which connects every pair of members
 
     def all_reduce(self, size: float, n: int) -> float:
-        """Seconds in which ``n`` members add up ``size`` bytes and all have the sum.
+        """Return the seconds in which ``n`` members add up ``size`` bytes and all get the sum.
 
         A ring moves 2 (n - 1) / n of the bytes in 2 (n - 1) messages, one after another; a
-        pipelined tree all of them twice in 2 log2(n) messages. The faster is taken. A torus is a
-        ring along each axis, in both directions at once.
+        pipelined tree moves all of them twice in 2 log2(n) messages. The faster is taken. A torus
+        is a ring along each axis, in both directions at once.
         """
         if n == 1:
             return 0.0
@@ -110,7 +110,7 @@ class Machine:
     devices_per_host: int
     cores: int  # of a host
     storage: float  # bytes/s that a host reads
-    batch: int  # images a device, where the batch grows with the devices
+    batch: int  # images a device, if the batch grows with the devices
     decodes_itself: bool = False  # the device is the host's processor
 
     def all_reduce(self, size: float, n: int) -> float:
@@ -135,7 +135,7 @@ class Machine:
 
 
 def flops_of_a_core() -> float:
-    """Of ResNet-18's training step at 224x224x3, batch 8, as measured by cpu_speed."""
+    """Return a core's FLOP/s in ResNet-18's training at 224x224x3, batch 8, by cpu_speed."""
     seconds = measured("avx2")["training, 224x224x3, batch 8"]["resnet_jax"]["median_ms"] / 1e3
     cores = read("results", "avx2")["machine"]["cores"]
     return 8 * 3 * 2 * network(18).multiply_adds / seconds / cores
@@ -143,9 +143,9 @@ def flops_of_a_core() -> float:
 
 @cache
 def machines() -> dict[str, Machine]:
-    """The rows of the table; shares, latencies of messages and storage are assumed."""
+    """Return the rows of the table; shares, latencies of messages and storage are assumed."""
     return {
-        # Measured on 2 cores (cpu_speed), times 32: assumed.
+        # Measured on 2 cores (cpu_speed); that 64 cores are 32 times as fast is assumed.
         "cpu": Machine(
             "CPU hosts, 64 cores, 25 GbE", 64 * flops_of_a_core(), 1.0,
             (Level(1024, 25 * GBIT, 30 * US),), devices_per_host=1, cores=64, storage=25 * GBIT,
@@ -157,8 +157,8 @@ def machines() -> dict[str, Machine]:
             (Level(8, 450e9, 2.5 * US), Level(128, 400 * GBIT, 5 * US)),
             devices_per_host=8, cores=112, storage=5e9, batch=128,
         ),
-        # docs.cloud.google.com/tpu/docs/v5e and v5p, a core for two vCPUs. Pods of 256 v5e are
-        # joined by 6.4 Tb/s each.
+        # docs.cloud.google.com/tpu/docs/v5e and v5p, counting two vCPUs as a core. Each pod of
+        # 256 v5e is joined to the others by 6.4 Tb/s.
         "v5e": Machine(
             "TPU v5e, 8 a host, 256 a pod", 197e12, 0.25,
             (Level(256, 200e9, 1 * US, axes=2), Level(4, 6400 * GBIT, 50 * US)),
@@ -172,7 +172,7 @@ def machines() -> dict[str, Machine]:
 
 
 def step_of(machine: str, batch: str, n: int) -> Step:
-    """ResNet-50's step where the batch "grows" with the devices, or "stays" at `GLOBAL_BATCH`."""
+    """Return ResNet-50's step if the batch "grows" with devices or "stays" at `GLOBAL_BATCH`."""
     chosen = machines()[machine]
     per_device = chosen.batch if batch == "grows" else GLOBAL_BATCH / n
     return chosen.step(network(50), n, per_device)
@@ -188,7 +188,7 @@ def term(name: str, machine: str, batch: str, n: int) -> str:
 
 
 def table_of_steps() -> str:
-    """Time of a step, share of it in which the devices compute, and the bound if not that."""
+    """Tabulate a step's time, its share of computing, and its bound if that is not computing."""
 
     def cell(step: Step) -> str:
         bound = f", {step.bound}" if step.bound != "compute" else ""

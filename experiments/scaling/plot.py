@@ -22,7 +22,7 @@ def costs(part: str) -> dict[tuple[int, int], Row]:
 
 
 def number(value: float) -> str:
-    """Three digits, none of them after the point from a hundred on."""
+    """Format three significant digits, or a whole number from a hundred on."""
     return f"{value:,.0f}" if value >= 99.5 else f"{value:.3g}"
 
 
@@ -35,7 +35,7 @@ def table_of_costs(part: str, key: str, factor: float = 1.0) -> str:
 
 
 def cost_ratio(key: str, more: tuple[int, int], less: tuple[int, int]) -> str:
-    """How many times one cell, (depth, size), is another."""
+    """Return how many times as large one cell, (depth, size), is as another."""
     found = costs("steps")
     return f"{number(found[more][key] / found[less][key])} times"
 
