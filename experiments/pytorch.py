@@ -124,7 +124,7 @@ def train(config: rj.TrainConfig, data: rj.Dataset | None = None) -> Row:
         smoothing = config.label_smoothing
         F.cross_entropy(logits, labels.to(device).long(), label_smoothing=smoothing).backward()
         optimizer.step()
-        evaluates = config.target and (step + 1) % config.eval_every == 0
+        evaluates = config.target and (step + 1) % (config.eval_every or sampler.steps(1)) == 0
         if evaluates and accuracy(data.validation) >= config.target:
             break
     tested = accuracy(splits.get("test_all", data.test))

@@ -2,7 +2,7 @@
 
 Command:   python -m experiments.cpu_speed.algorithms                     (all, twenty minutes)
            python -m experiments.cpu_speed.algorithms --only "width 16" --batches 64
-Result:    algorithms.json: every algorithm in every pass of every convolution of two networks,
+Result:    algorithms.json: every algorithm in every pass of convolutions of two networks,
            medians of 15 calls, and the networks under several heuristics, medians of 40
 
 Within the network XLA fuses an algorithm's shifts and sums with the operations around them, which
@@ -118,7 +118,7 @@ def main(only: str = "", batches: tuple[int, ...] = BATCHES) -> None:
     found = read_json(RESULTS, missing={"within": [], "alone": []})
     chosen = {name: of for name, of in NETWORKS.items() if only in name}
     for (name, (stem, width, side)), batch in product(chosen.items(), batches):
-        # Each shape once, without 1x1 kernels and the last shape: at 32x32 its map is one pixel.
+        # Each shape once, without 1x1 kernels and the last shape, whose map is the smallest.
         shapes = dict.fromkeys(s for s in convolutions(side, stem, width) if s[1] > 1)
         new = {
             "within": within(name, batch, "training") + within(name, batch, "inference"),

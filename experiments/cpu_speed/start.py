@@ -5,7 +5,7 @@ Result:    start.json: seconds of a start with a cold compilation cache and of s
            one, and seconds of each phase of these seven
 
 The network is ResNet-18 at 32x32, batch 64. Here one phase follows the other; in the command the
-parameters are drawn while the step is traced.
+parameters are drawn while a thread compiles the step.
 """
 
 import os

@@ -81,7 +81,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds of a step, by term; the page calls the longest its bound."""
+    """Seconds of a step, by term; `bound` names the one that bounds it."""
 
     compute: float
     gradients: float
