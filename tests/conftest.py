@@ -1,4 +1,4 @@
-"""What all tests share: folders of their own, and programs that compile in a hurry."""
+"""Settings and fixtures of all tests: private folders, and programs that compile in a hurry."""
 
 import atexit
 import dataclasses
@@ -15,19 +15,19 @@ from collections.abc import Callable
 from importlib.metadata import version
 from unittest import mock
 
-# Before JAX is imported. What is tested is the mathematics, not LLVM's optimisation of it, which
-# takes most of the time on tiny networks: these compile in a third of it.
+# Set before JAX is imported. The tests check the mathematics, not LLVM's optimisation of it, which
+# takes most of the time on tiny networks: without it they compile in a third of the time.
 _IN_A_HURRY = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
-if version("jax").startswith("0.10."):  # later ones end the process at a flag that they lack
+if version("jax").startswith("0.10."):  # later versions end the process at an unknown flag
     _IN_A_HURRY.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_IN_A_HURRY])
-# Several devices, and equal bits, are those of a CPU; and workers would fill a GPU's memory.
+# Virtual devices and equal bits need a CPU, and pytest's workers would fill a GPU's memory.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Two workers share the cores: torch's threads that wait for one another only burn their time.
+# Two workers share the cores, and torch's threads would only burn time waiting for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Nothing is written to the user's home. In the environment, so that pytest's workers and the
-# processes which tests start share the programs compiled once.
+# Nothing is written to the user's home. The folder is set in the environment, so that pytest's
+# workers and the processes that tests start share the programs that one of them has compiled.
 if "RESNET_JAX_TESTS_DIR" not in os.environ:
     os.environ["RESNET_JAX_TESTS_DIR"] = tempfile.mkdtemp(prefix="resnet-jax-tests-")
     atexit.register(shutil.rmtree, os.environ["RESNET_JAX_TESTS_DIR"], ignore_errors=True)
@@ -57,7 +57,7 @@ gc.disable()  # until everything is imported; see `pytest_collection_finish`
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
-# The shapes that signatures state are checked in every call, within tests alone.
+# Every call, in tests alone, checks the shapes that the signatures state.
 _CHECKED = ("data.augment", "data.randaugment", "models.resnet", "training.step")
 jaxtyping.install_import_hook([f"resnet_jax.{name}" for name in _CHECKED], "type_checker.check")
 
@@ -71,11 +71,11 @@ worker.read_digits_once()
 
 # A run that trains in a second or two: four channels wide, 120 digits, six steps an epoch.
 TINY = rj.TrainConfig(
-    model=rj.ModelConfig(width=4, lowering="reference"),  # which compiles three times as fast
-    data=rj.DataConfig(  # a sample of which the last step is the best
+    model=rj.ModelConfig(width=4, lowering="reference"),  # compiles three times as fast
+    data=rj.DataConfig(  # on this sample the last step is the best
         "mnist_5k", subset=(120, 50, 30), subset_seed=24, mean=(0.1307,), std=(0.3081,)
     ),
-    augment=rj.AugmentConfig(flip=True),  # to resample takes three times as long to compile
+    augment=rj.AugmentConfig(flip=True),  # resampling takes three times as long to compile
     optim=rj.OptimConfig(learning_rate=0.05, schedule="cosine", warmup=0.2),
     epochs=2,
     batch_size=20,
@@ -83,8 +83,8 @@ TINY = rj.TrainConfig(
     log_every=4,
     eval_every=5,
 )
-# The same for the command, but for the schedule and the average: its programs do not depend on
-# `--epochs`, and of one unit they are mostly those of `finished_run`.
+# The same for the command, except for the schedule and the average: its programs do not depend on
+# `--epochs`, and with one unit most of them are those of `finished_run`.
 _OPTIONS = """
     --model.width 4 --model.lowering reference --data.subset 120 50 30 --data.subset-seed 24
     --augment.flip --augment.shift 0 --augment.rotation 0 --augment.scale 0 --augment.shear 0
@@ -113,7 +113,7 @@ def pytest_runtest_protocol(item: pytest.Item):
 
 @pytest.fixture(scope="session")
 def one_unit() -> None:
-    """For tests that look at a run and not at its network: see `pytest_runtest_protocol`."""
+    """Requested by tests that look at a run, not at its network: see `pytest_runtest_protocol`."""
 
 
 @pytest.fixture(scope="session")
@@ -152,7 +152,7 @@ def finished_run(one_unit, shared) -> rj.Run:
 
 @pytest.fixture
 def own_run(finished_run, tmp_path) -> pathlib.Path:
-    """A copy of that run's folder, to be harmed or written to."""
+    """A copy of the folder of `finished_run`, to be damaged or written to."""
     return shutil.copytree(finished_run.path, tmp_path / "run")
 
 
@@ -164,13 +164,13 @@ def stop_after():
 
 @pytest.fixture
 def command(capsys):
-    """Runs the command: its exit code, what it printed, and its errors."""
+    """Runs the command; returns its exit code, its output and its errors."""
 
     def run(*words: object) -> tuple[int, str, str]:
         capsys.readouterr()
         try:
             code = main([str(word) for word in words])
-        except Exception:  # a fault: a process would end in this way
+        except Exception:  # a bug: a process would end in this way
             return 1, capsys.readouterr().out, traceback.format_exc()
         return code, *capsys.readouterr()
 
@@ -179,7 +179,7 @@ def command(capsys):
 
 @pytest.fixture
 def refusal(command):
-    """Runs the command, which must end with 1: the one line that it says."""
+    """Runs the command, which must end with 1; returns the one line of its error."""
 
     def run(*words: object) -> str:
         code, _, errors = command(*words)
@@ -191,11 +191,11 @@ def refusal(command):
 
 @pytest.fixture(scope="session")
 def python():
-    """Runs Python in another process, which must end with this code: what it said."""
+    """Runs Python in another process, which must end with ``code``; returns what it printed."""
 
     def run(*words: object, code: int = 0, cwd: object = None, **environment: str | None):
         command = [sys.executable, *map(str, words)]
-        changed = (os.environ | environment).items()  # None takes a variable away
+        changed = (os.environ | environment).items()  # None removes a variable
         env = {name: value for name, value in changed if value is not None}
         done = subprocess.run(
             command, capture_output=True, text=True, cwd=cwd, env=env, timeout=1200
@@ -224,7 +224,7 @@ def unaveraged_config() -> rj.TrainConfig:
 
 @pytest.fixture(scope="module")
 def browser():
-    """Chromium, by playwright."""
+    """Chromium, driven by playwright."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs the extra dev")
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
     if found is None:
@@ -237,7 +237,7 @@ def browser():
 
 @pytest.fixture(scope="session")
 def serious():
-    """Finds what axe has against a page, as serious or critical."""
+    """Lists the faults that axe finds in a page and calls serious or critical."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs the extra dev")
 
     def serious(page) -> list[str]:

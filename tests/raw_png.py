@@ -5,7 +5,7 @@ import zlib
 
 
 def png(size: tuple[int, int], data: bytes, bits: int = 8, colour: int = 0, **chunks: bytes):
-    """A PNG that claims a width, a height, a depth and a colour type, whatever its data say."""
+    """Return a PNG that claims a width, height, depth and colour type, whatever its data say."""
     header = struct.pack(">IIBBBBB", *size, bits, colour, 0, 0, 0)
     file = b"\x89PNG\r\n\x1a\n"
     chunks = {"IHDR": header, **chunks, "IDAT": zlib.compress(data, 1), "IEND": b""}

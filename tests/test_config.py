@@ -1,4 +1,4 @@
-"""Configurations: what makes no sense is refused by name, and YAML brings the same back."""
+"""Configurations: senseless settings are refused by name, and YAML restores the same ones."""
 
 import dataclasses
 
@@ -37,7 +37,7 @@ REFUSED = {
     "augment.randaugment": (100,),
     "augment.magnitude": (11,),
     "data.validation": (-5,),
-    "data.mean": ((33.0,), (nan,), ()),  # of 0 to 255
+    "data.mean": ((33.0,), (nan,), ()),  # as for levels of 0 to 255
     "data.std": ((78.0,), (0.5, 0), 0.3),
     "data.subset": ((100, 10),),
 }
@@ -57,7 +57,7 @@ def test_settings_that_do_not_fit_together_are_refused_by_name():
     for said, changes in (
         (r"--data\.subset must .* got \[100, 10, 9\]$", {"data": sizes}),
         ("optim must .*None", {"optim": None}),
-        ("--seed must .* at most 2147483647, got 2147483648$", {"seed": 2**31}),  # each digit
+        ("--seed must .* at most 2147483647, got 2147483648$", {"seed": 2**31}),  # with every digit
         ("--optim.nesterov .*give", {"optim": rj.OptimConfig(nesterov=True, momentum=0)}),
         ("--augment.crop 4 and --augment.resized-crop 0.08 .*give", {"augment": crops}),
         ("--data.center-crop .*give", {"data": rj.DataConfig(center_crop=True)}),

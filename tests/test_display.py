@@ -1,4 +1,4 @@
-"""What a person sees, in a terminal and in a pipe."""
+"""The console's output, in a terminal and in a pipe."""
 
 import io
 from unittest import mock
@@ -24,7 +24,7 @@ TEST = {
 
 
 def show(*rows: dict, terminal=False, environ=None, momentum=0.0, found=None) -> str:
-    """What a console of 80 columns shows of a run; ``found`` is its evaluation."""
+    """Return what a console of 80 columns shows of a run; ``found`` is its evaluation."""
     console = Console(file=io.StringIO(), force_terminal=terminal, width=80, _environ=environ)
     with mock.patch.object(display, "console", console), (shown := Display(momentum)).bar:
         shown.on_start(0, 8)
@@ -72,16 +72,16 @@ def test_an_evaluation_is_one_line_of_80_columns():
     [
         (0.9, 3, 10, "BN 73% initial"),  # 0.9^3 = 0.729
         (0.9, 3, 14, "BN 73% initial"),
-        (0.9, 3, 15, "1,234 img/s"),  # half as often again as by one answer to all
+        (0.9, 3, 15, "1,234 img/s"),  # 1.5 times as often as by one answer to all
         (0.9, 43, 10, "BN 1% initial"),  # 0.0108
         (0.9, 44, 10, "1,234 img/s"),  # 0.0097
-        (0.0, 3, 10, "1,234 img/s"),  # weights from elsewhere, or a network of one's own
+        (0.0, 3, 10, "1,234 img/s"),  # weights from elsewhere, or a custom network
     ],
 )
 def test_young_running_statistics_are_said_beside_an_accuracy_near_chance(
     momentum, step, right, note
 ):
-    """Of a hundred images in ten classes: all are said to be of class 0, but for some."""
+    """Of a hundred images in ten classes, all but a few are classified as class 0."""
     confusion = np.zeros((10, 10), int)
     confusion[:, 0] = 10
     confusion[1, :2] = [20 - right, right - 10]
@@ -98,7 +98,7 @@ def test_where_one_class_is_most_all_right_is_not_near_chance():
 
 
 def test_no_letter_of_two_cells_is_lost_in_a_narrow_table(monkeypatch):
-    """Of twenty classes at 80 columns none had its name."""
+    """With twenty classes in 80 columns, none showed its name."""
     file, names = io.StringIO(), tuple(f"水果{chr(0x4E00 + k)}" for k in range(20))
     monkeypatch.setattr(display, "console", Console(file=file, width=80))
     display.print_evaluation(Evaluation(0.5, np.eye(20, dtype=int), names), "")
@@ -127,13 +127,13 @@ def test_a_comparison_of_any_number_of_settings_fits_80_columns(count, monkeypat
 
 
 def test_a_pipe_is_no_terminal_whatever_is_set(python):
-    """Ten redraws a second went to the log files of systems that set it."""
+    """On systems that set these variables, ten redraws a second went to the log files."""
     program = "from resnet_jax import display; print(display.console.is_interactive)"
     assert python("-c", program, FORCE_COLOR="1", TTY_INTERACTIVE="1").stdout == "False\n"
 
 
 def test_a_dumb_terminal_gets_lines(monkeypatch):
-    """It shows no bar, and there was nothing between evaluations."""
+    """It cannot show a bar, and nothing was printed between evaluations."""
     monkeypatch.setattr(display, "SECONDS_BETWEEN_LINES", 0.0)
     shown = show(TRAIN, terminal=True, environ={"TERM": "dumb"})
     assert "accuracy" in shown
@@ -156,5 +156,5 @@ assert not failed, failed
 
 
 def test_runs_may_begin_in_several_threads_of_a_new_process(python):
-    """A module that is imported lazily has no lock: for the second thread it was empty."""
+    """The lazy import of a module had no lock, so that the second thread found it empty."""
     python("-c", THREADS)

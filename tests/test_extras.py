@@ -1,4 +1,4 @@
-"""Each extra's features with that extra alone: whatever else is installed cannot be imported."""
+"""Each extra's features work with that extra alone: no other package can be imported."""
 
 from pathlib import Path
 

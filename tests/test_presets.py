@@ -39,7 +39,7 @@ from resnet_jax.training.run_folder import RunFolder
         ("mnist", {"data.subset": (100, 10, 10)}, "mnist-subset-100_10_10"),
         ("folder", {"data.dir": "/data/my photos"}, "folder-my_photos"),
         ("folder", {"data.dir": "x", "init-from": "runs/a/b.pth"}, "folder-x-init-from-b.pth"),
-        ("folder", {"data.dir": "/किताबें"}, "folder-किताबें"),  # two of them had one name
+        ("folder", {"data.dir": "/किताबें"}, "folder-किताबें"),  # two such folders had one name
         ("folder", {"data.dir": "/\U0001f431\u3000\U0001f436"}, "folder-\U0001f431_\U0001f436"),
     ],
 )
@@ -49,7 +49,7 @@ def test_names(preset, changes, name):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Has the command train nothing: the folder and the settings of each run of it."""
+    """Makes the command train nothing; the list gets the folder and settings of each run."""
     runs = []
 
     def train(config, folder, should_stop, callbacks):
@@ -64,7 +64,7 @@ def trained(monkeypatch):
 
 @pytest.fixture
 def plan(trained):
-    """Has the command plan runs of a preset: their folders and settings."""
+    """Has the command plan runs of a preset; returns their folders and settings."""
 
     def plan(words):
         trained.clear()
@@ -90,7 +90,7 @@ def plan(trained):
     ],
 )
 def test_each_run_of_a_grid_has_a_folder(options, names, plan):
-    """What is varied is in its name, also where nothing learnt depends on it."""
+    """Its name has each varied option, even one that does not change what is learnt."""
     assert [folder.name for folder, _ in plan(f"mnist {options}")] == names
 
 
@@ -116,19 +116,19 @@ def test_what_a_preset_says_of_its_dataset_is_not_said_of_another(options, expec
 
 
 def test_each_folder_of_a_grid_is_prepared_before_the_first_run(plan, trained, monkeypatch):
-    """After the first run the second folder was not prepared."""
+    """Only the first run's folder was prepared."""
     prepared = []
     monkeypatch.setattr(prepare, "prepare", lambda *of: prepared.append((*of, len(trained))))
     assert len(plan("mnist --data.from-idx idx --grid data.dir=a,b epochs=1,2")) == 4
     assert prepared == [("mnist", name, Path("idx"), 0) for name in "ab"]
-    # The files are one dataset's; others of a grid are prepared already.
+    # The files are those of one dataset; the grid's others are expected to be prepared.
     plan("mnist --data.from-idx idx --grid data.name=mnist,fashion_mnist")
     assert prepared[2:] == [("mnist", None, Path("idx"), 0)]
 
 
 @pytest.fixture
 def began_as(own_run, tmp_path, monkeypatch):
-    """Puts a run of a preset, with changes to its settings, into a folder of this test's."""
+    """Puts a run of a preset, with changes to its settings, into a folder below the test's own."""
     monkeypatch.chdir(tmp_path)
 
     def put(place, preset, changes):
@@ -142,21 +142,21 @@ def began_as(own_run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("preset", "options", "names"),
     [
-        # Its mean, which the run recorded, was taken for one that the command names.
+        # The mean that the run recorded was taken for one that the command gives.
         ("quickstart", "--data.name kmnist", ["quickstart-kmnist-seed0"]),
-        # The run that is there stood for every value.
+        # The run in the preset's folder was taken for that of every value.
         ("mnist", "--grid epochs=1,5", ["mnist-epochs-1-seed0", "mnist-seed0"]),
         ("mnist", "--grid log-every=5,50", ["mnist-log-every-5-seed0", "mnist-seed0"]),
-        # A trial of it was taken for the grid's run of the preset's own rate, and refused.
+        # A trial of the preset was taken for the grid's run at the preset's own rate, and refused.
         (
             "mnist",
             "--epochs 9 --grid optim.learning-rate=0.1,0.2",
             ["mnist-learning-rate-0.1-seed0", "mnist-learning-rate-0.2-seed0"],
         ),
-        # Its mean was taken for any that the command names.
+        # The run's mean was taken for any that the command gives.
         ("mnist", "--data.mean 0.5", ["mnist-mean-0.5-seed0"]),
         ("mnist", "--grid data.mean=null,0.5", ["mnist-no-mean-seed0", "mnist-mean-0.5-seed0"]),
-        # So it did for other pictures.
+        # The run was also taken for one on other images.
         ("folder", "--data.dir y", ["folder-y-seed0"]),
     ],
 )
@@ -166,7 +166,7 @@ def test_the_folder_of_an_earlier_run_is_for_that_run_alone(preset, options, nam
 
 
 def test_a_grid_goes_on_in_its_own_folder(began_as, plan):
-    """Another run of the same settings had begun in the preset's."""
+    """Another run of the same settings had begun in the preset's own folder."""
     for name in ("mnist-learning-rate-0.1", "mnist"):
         began_as(f"runs/{name}-seed0", "mnist", {})
     (folder, _), _ = plan("mnist --grid optim.learning-rate=0.1,0.2")
@@ -174,13 +174,13 @@ def test_a_grid_goes_on_in_its_own_folder(began_as, plan):
 
 
 def test_seeds_go_on_in_folders_named_as_the_prefix_is(plan):
-    """Where 0.1.0 put them."""
+    """Version 0.1.0 put them there."""
     ((folder, _),) = plan("mnist --seeds 1 --run-dir rate=0.1,b")
     assert folder.name == "rate=0.1,b-seed0"
 
 
 def test_runs_of_a_sweep_keep_no_parameters(own_run, tmp_path, command, monkeypatch):
-    """Each kept those that its report reads, on the device, to the end of the sweep."""
+    """Each run kept the parameters that its report reads on the device until the sweep ended."""
     monkeypatch.chdir(tmp_path)
     kept = []
     monkeypatch.setattr(run, "train", lambda *_, **__: run.Run.open(own_run))
@@ -202,18 +202,18 @@ def test_a_damaged_run_of_several_ends_the_command_before_any_is_trained(
 
 
 def test_a_damaged_run_elsewhere_stops_no_other(began_as, plan):
-    """That of the preset's own folder stopped every run that the preset began, by any settings."""
+    """One in the preset's own folder stopped every run of the preset, whatever its settings."""
     began_as("runs/mnist-seed0", "mnist", {})
     Path("runs/mnist-seed0/config.yaml").write_text("model: [")
     assert [folder.name for folder, _ in plan("mnist --augment.flip")] == ["mnist-flip-seed0"]
 
 
 def test_a_run_that_diverges_ends_not_the_others(trained, command, monkeypatch):
-    """Nor is it alone a grid."""
+    """The others are trained or shown, and the command then says how many diverged."""
     train, shown = run.train, []
 
     def diverging(config, folder, should_stop, **more):
-        if config.optim.learning_rate == 0.1:  # it was finished, and its result is shown
+        if config.optim.learning_rate == 0.1:  # finished before: its result is shown
             return
         train(config, folder, should_stop, **more)
         if config.optim.learning_rate > 1:
@@ -234,12 +234,12 @@ def test_a_run_that_diverges_ends_not_the_others(trained, command, monkeypatch):
 @pytest.mark.parametrize(
     ("place", "told", "options", "expected"),
     [
-        ("runs/folder-seed0", {}, "", (False, 0.0, 0.1)),  # where 0.1.0 put it
+        ("runs/folder-seed0", {}, "", (False, 0.0, 0.1)),  # 0.1.0 put it there
         ("r", {}, "--run-dir r", (False, 0.0, 0.1)),
-        ("r", {}, "--run-dir=~/r", (False, 0.0, 0.1)),  # which shells leave as it is
+        ("r", {}, "--run-dir=~/r", (False, 0.0, 0.1)),  # shells leave this ~ as it is
         ("r", {}, "--run-dir r --augment.flip", (True, 0.0, 0.1)),
         ("r", {}, "--run-dir r --optim.learning_rate=0.05", (False, 0.0, 0.05)),
-        # What 0.1.0 was told is not the preset's: the command must say it again.
+        # Options given to 0.1.0 are not the preset's: the command must give them again.
         ("r", {"augment.flip": True}, "--run-dir r", (True, 0.0, 0.1)),
         ("r", {"optim.learning-rate": 0.2}, "--run-dir r", (False, 0.0, 0.05)),
     ],
@@ -268,10 +268,10 @@ def test_a_run_goes_on_with_what_its_preset_was_when_it_began(
         (f"--grid epochs={'[' * 10_000}", "--epochs must be float, got"),
         (f"--grid epochs=1{'0' * 400}", "--epochs must be more than 0 and finite, got inf"),
         ("--grid data.mean=[0.5]", "--data.mean must be"),
-        # The second was refused when the first had been trained.
+        # The second run was refused only when the first had been trained.
         ("--grid seed=1,1", "of two runs"),
         ("--grid init-from=a/net.pth,b/net.pth", "of two runs"),
-        # What an unset variable leaves was dropped, or taken for another.
+        # The empty value that an unset variable leaves was dropped, or taken for another.
         ("--init-from ", "the value after --init-from is empty"),
         ("--init-from=", "the value of --init-from= is empty"),
         ("--data.dir loop", "loop is no folder"),
@@ -301,7 +301,7 @@ def test_a_long_name_is_cut_and_still_its_own():
     changes |= {f"augment.{option}": 0.25 for option in ("mixup", "cutmix", "erase")}
     changes |= {"label-smoothing": 0.2, "optim.weight-decay": 0.3, "optim.momentum": 0.4}
     long = [changes | {"optim.clip-norm": clip} for clip in (1.0, 2.0)]
-    wide = [{"data.dir": f"/x/{'写' * 84}{last}"} for last in "写冩"]  # in bytes
+    wide = [{"data.dir": f"/x/{'写' * 84}{last}"} for last in "写冩"]  # too long in bytes
     for preset, varied in (("book", long), ("folder", wide)):
         names = {run_name(preset, PRESETS[preset], replaced(PRESETS[preset], c)) for c in varied}
         assert len(names) == 2

@@ -1,4 +1,4 @@
-"""What checks the types and shapes of arguments and results; an int will do for a float."""
+"""The checker of types and shapes of arguments and results; an int may stand for a float."""
 
 from beartype import BeartypeConf, beartype
 

@@ -1,4 +1,4 @@
-"""Folders of their own for these tests: none reads or writes the user's."""
+"""Small datasets, and an empty cache and TFDS folder for each test in place of the user's."""
 
 import dataclasses
 import gzip
@@ -24,7 +24,7 @@ def own_folders(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
-    """A TFDS folder with `digits`: noise in two files for each split. Tests leave it as it is."""
+    """A TFDS folder with `digits`: noise in two files for each split. Tests do not change it."""
     rng = np.random.default_rng(0)
     root = tmp_path_factory.mktemp("tfds")
     splits = {
@@ -45,7 +45,7 @@ def full_tfds():
 
 @pytest.fixture
 def tiny_mnist(tmp_path, monkeypatch):
-    """A folder of IDX files with 30 and 12 images, which `mnist` stands for in the test."""
+    """A folder of IDX files with 30 and 12 images, to which `mnist` refers in the test."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "idx"
     folder.mkdir()

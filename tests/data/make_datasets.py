@@ -1,4 +1,4 @@
-"""Small datasets as TFDS and the publishers of MNIST store them, and what becomes of damage."""
+"""Make small datasets as TFDS and MNIST's publishers store them, damage them, expect errors."""
 
 import dataclasses
 import io
@@ -22,7 +22,7 @@ def encoded(pixels: np.ndarray, kind: str = "png", **options) -> bytes:
 
 
 def picture(path: Path, seed: int, size=(8, 6), mode="RGB", **options) -> Path:
-    """Noise, written to a file."""
+    """Write an image of noise to a file; return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shape = size[::-1] if mode == "L" else (*size[::-1], len(mode))
     pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
@@ -31,7 +31,7 @@ def picture(path: Path, seed: int, size=(8, 6), mode="RGB", **options) -> Path:
 
 
 def build(root, splits, *, name="digits", shape=(28, 28, 1), names=None, config=None, shards=1):
-    """Prepares a dataset of splits (pairs of an image file and a label) with TFDS; its folder."""
+    """Prepare splits (pairs of an image file and a label) with TFDS; return the folder."""
 
     class Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
@@ -61,13 +61,13 @@ def build(root, splits, *, name="digits", shape=(28, 28, 1), names=None, config=
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
-    """An IDX file of bytes."""
+    """Return the content of an IDX file of bytes."""
     sizes = struct.pack(f">{array.ndim}I", *array.shape)
     return bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
 
 
 def flip(path, position, bit=1):
-    """Flips a bit and keeps the times, as a failing disk would."""
+    """Flip a bit and keep the times, as a failing disk would."""
     times, content = path.stat(), bytearray(path.read_bytes())
     content[position] ^= bit
     path.write_bytes(content)
@@ -75,14 +75,14 @@ def flip(path, position, bit=1):
 
 
 def examples(*splits) -> tuple[np.ndarray, np.ndarray]:
-    """All images and labels of some splits, in memory or on disk."""
+    """Return all images and labels of some splits, in memory or on disk."""
     images, labels = zip(*(split.batch(np.arange(len(split))) for split in splits), strict=True)
     return np.concatenate(images), np.concatenate(labels)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Noting(ArraySplit):
-    """Notes which indices are read."""
+    """A split that notes which indices are read."""
 
     asked: list[np.ndarray] = dataclasses.field(default_factory=list)
 
@@ -92,7 +92,7 @@ class Noting(ArraySplit):
 
 
 def refused(function, *args, **kwargs) -> str:
-    """The one line that a call ends with."""
+    """Return the message, of one line, of the `ResNetJaxError` that a call must raise."""
     with pytest.raises(rj.ResNetJaxError) as error:
         function(*args, **kwargs)
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""The cache: only a speed-up, whatever happens to it or to the files."""
+"""The cache only saves time, whatever happens to it or to the files."""
 
 import shutil
 import threading
@@ -69,7 +69,7 @@ def test_any_damage_to_the_arrays_is_noticed_and_mended(tmp_path):
 def test_a_cache_that_cannot_be_written_is_only_slower(tmp_path, monkeypatch):
     blocked = tmp_path / "file"
     blocked.touch()
-    monkeypatch.setenv("RESNET_JAX_CACHE_DIR", str(blocked / "below"))  # true for root as well
+    monkeypatch.setenv("RESNET_JAX_CACHE_DIR", str(blocked / "below"))  # fails even for root
     read = reader()
     for _ in range(2):
         opened(tmp_path, read)
@@ -127,7 +127,7 @@ def test_facts_are_looked_up_again_where_a_file_changed(tmp_path):
     assert facts(refresh=True)[1] == ["a", "b", "c"]
     flip(paths[0], 1)  # in place: same size, and the times set back
     assert facts() == (["13", "12", "12"], ["a"])
-    shutil.copy2(paths[0], tmp_path / "d")  # of the same size and times, it takes another's place
+    shutil.copy2(paths[0], tmp_path / "d")  # of equal size and times, to replace another
     (tmp_path / "d").rename(paths[2])
     assert facts() == (["13", "12", "13"], ["c"])
     del paths[1]
@@ -144,7 +144,7 @@ def test_facts_are_looked_up_again_where_a_file_changed(tmp_path):
 
 @pytest.mark.parametrize("refresh", [False, True])
 def test_what_ends_a_long_scan_loses_one_round(refresh, tmp_path, monkeypatch):
-    """It lost all; with ``refresh``, what was known of files not yet looked at stays."""
+    """It lost every fact; with ``refresh``, the old facts of files not yet looked at must stay."""
     monkeypatch.setattr(cache, "ROUND", 2)
     paths = [tmp_path / name for name in "abcdef"]
     looked, look = [], partial(cached_facts, "name", tmp_path, paths, workers=1)
@@ -180,7 +180,7 @@ def test_facts_of_a_folder_hang_on_its_files(tmp_path):
         (folder / name).write_text(content)
         for _ in range(2):
             assert cached_facts("name", tmp_path, [folder], look) == [1]
-    # Where a signal is heard: while another thread read a dataset to its end, none ended it.
+    # Signals arrive in the main thread: they could not end a read of a dataset in another one.
     assert looked == [threading.main_thread()] * 3
 
 

@@ -1,4 +1,4 @@
-"""Datasets from names, arrays and splits of one's own: cut, sampled, identified and refused."""
+"""Datasets from names, arrays and custom splits: cut, sampled, identified and refused."""
 
 import os
 
@@ -28,7 +28,7 @@ def test_mnist_5k_is_described_and_fixed(mnist_5k):
     assert mnist_5k.image_shape == DATASETS["mnist_5k"].image_shape == (28, 28, 1)
     assert mnist_5k.num_classes == 10
     assert mnist_5k.class_names == tuple("0123456789")
-    # Stored: runs that were trained on other splits cannot be compared with these.
+    # A constant, because runs trained on other splits cannot be compared with these.
     assert mnist_5k.fingerprint == (
         "76ee8207164ee67cc5aea835712b2cd232914b87afc59d3b6817000ac5951489"
     )
@@ -87,7 +87,7 @@ def test_a_sample_larger_than_the_data_is_refused(mnist_5k, sizes):
 
 
 def test_a_shape_of_numpys_numbers_is_a_shape(mnist_5k):
-    """As an `.npz` has it: the run could not be written down, nor known again."""
+    """An `.npz` gives such a shape; a run could neither record it nor recognise it again."""
 
     class Own(ArraySplit):
         image_shape = np.array((28, 28, 1))
@@ -167,7 +167,7 @@ def test_mean_and_deviation_are_found_a_few_images_at_a_time(monkeypatch):
     mean, std = pixel_statistics(split)
     assert max(map(len, split.asked)) <= 4
     np.testing.assert_allclose(mean, images.mean((0, 1, 2)) / 255, atol=1e-4)
-    # A channel of one level was divided by 1e-4: what augmentation added to it became thousands.
+    # A constant channel was divided by 1e-4, so that what augmentation added became thousands.
     np.testing.assert_allclose(std, [*images.std((0, 1, 2))[:2] / 255, 1], atol=1e-4)
 
 
@@ -180,8 +180,8 @@ def test_a_streamed_dataset_of_one_s_own_gives_what_identifies_it():
     again = sample(data, train=10, validation=5, test=5)
     assert small.fingerprint == again.fingerprint
     assert len({data.fingerprint, other.fingerprint, small.fingerprint}) == 3
-    # The same source cut elsewhere gives other examples to the same draw, be it in the middle of a
-    # long array, which NumPy leaves out of its text.
+    # If the same source is cut elsewhere, the same draw gets other examples, even where the cuts
+    # differ only in the middle of a long array, which NumPy leaves out of its text.
     cuts = [np.arange(5000) == k for k in (2000, 2500)]
     others = [Dataset.of("own", *parts, "abc", source="version 1", cut=cut) for cut in cuts]
     drawn = {sample(d, train=10, validation=5, test=5).fingerprint for d in (data, *others)}
@@ -192,7 +192,7 @@ def test_a_split_of_ones_own_is_what_it_says():
     def own(batch, **more):
         return type("Own", (ArraySplit,), {"batch": batch, **more})
 
-    # Of numbers alone nothing tells the type.
+    # Lists of numbers do not tell a type.
     lists = own(lambda s, i: (s.images[i].tolist(), s.labels[i].tolist()))
     assert "got int64" in refused(next, dataset.read_batches(lists(IMAGES, LABELS), [np.arange(2)]))
     listed = own(lambda s, i: (np.array(list(s.images[i])), s.labels[i]), image_shape=[4, 5, 3])
@@ -205,7 +205,7 @@ def test_a_split_of_ones_own_is_what_it_says():
     ):
         split = own(batch)(IMAGES, LABELS)
         assert said in refused(Dataset.of, "own", *[split] * 3, "abc")
-        # A streamed one's are seen when a batch is read, also of one that is filled up.
+        # A streamed split's arrays are checked when a batch is read, with or without padding.
         for indices in ([0, 1], [0, dataset.PADDING]):
             assert said in refused(next, dataset.read_batches(split, [np.array(indices)]))
     other = ArraySplit(IMAGES[:, 1:], LABELS)
@@ -215,7 +215,7 @@ def test_a_split_of_ones_own_is_what_it_says():
 
 @pytest.mark.parametrize(("count", "most"), [(40, 5), (3, 1), (9000, 1000)])
 def test_a_whole_split_is_read_in_parts_for_all_threads(count, most, monkeypatch):
-    """Four for each core that a scheduler gives; a thread was given 300 photographs."""
+    """Four parts for each core that a scheduler gives; one thread was given 300 photographs."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 7}, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 128)
     images = np.arange(count, dtype=np.uint8).reshape(count, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""A digit on paper is found and written as MNIST's digits are; MNIST's own stay as they are."""
+"""A digit on paper is found and redrawn as MNIST's digits are; MNIST's own stay as they are."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def digits():
 
 
 def likeness(found: np.ndarray, digit: np.ndarray) -> float:
-    """Dice's coefficient of the two inks."""
+    """Return Dice's coefficient of the ink of two digits."""
     one, other = found > 127, digit > 127
     return float(2 * (one & other).sum() / (one.sum() + other.sum()))
 
@@ -30,7 +30,7 @@ def test_digits_of_mnist_stay_bit_for_bit(digits):
 
 
 def test_digits_on_paper_are_found(digits):
-    """Turned and by other pens, so never the same: but as near as those of two hands are not."""
+    """Turned and drawn with other pens, they are not equal, but nearer than another digit is."""
     rng = np.random.default_rng(0)
     pairs = [(find_digit(photograph(digit[..., 0], rng)), digit) for digit in digits[::50]]
     near = [likeness(found.image, digit) for found, digit in pairs]
@@ -50,7 +50,7 @@ def test_light_ink_on_a_board_is_as_good_as_dark_ink_on_paper(digits):
 
 
 def test_a_shadow_is_not_the_digit(digits):
-    """Thin ink beside a shadow that is darker than the paper by half and far larger."""
+    """Thin ink lies beside a far larger shadow, which is half as bright as the paper."""
     rows, columns = np.mgrid[0:240, 0:320]
     paper = 240 - 120 / (1 + np.exp((columns + rows / 3 - 140) / 8))
     paper[100:104, 200:260] = paper[60:140, 228:232] = 60  # a plus sign

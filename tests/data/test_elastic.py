@@ -1,4 +1,4 @@
-"""Elastic distortion: by hand, and the size and smoothness of what is drawn."""
+"""Elastic distortion: moves worked out by hand, and size and smoothness of random moves."""
 
 import chex
 import jax
@@ -24,12 +24,12 @@ def test_elastic_moves_are_as_large_and_as_smooth_as_told():
     moves = np.asarray(draw_elastic((2000, 28, 19), jax.random.key(0), 1.5))
     chex.assert_shape(moves, (2000, 2, 28, 19))
     rms = np.sqrt((moves**2).mean(0))
-    np.testing.assert_allclose(rms, 1.5, rtol=0.08)  # at every pixel, the rim too: 5 deviations
+    np.testing.assert_allclose(rms, 1.5, rtol=0.08)  # at every pixel, also at the rim: 5 deviations
     assert np.abs(moves.mean(0)).max() < 0.17  # 5 deviations
     pairs = (moves[:, :, 8:] * moves[:, :, :-8]).mean((0, 2, 3)) / 1.5**2
-    # What a Gaussian of 4 pixels smooths has the covariance exp(-d^2 / (4 * 4^2)): 1/e at 8.
+    # Noise smoothed by a Gaussian of 4 pixels has covariance exp(-d^2 / (4 * 4^2)): 1/e at 8.
     np.testing.assert_allclose(pairs, np.exp(-1), atol=0.04)
-    assert np.abs(np.diff(moves, axis=3)).max() < 1.5  # neighbours go together
+    assert np.abs(np.diff(moves, axis=3)).max() < 1.5  # neighbours move together
     assert abs((moves[:, 0] * moves[:, 1]).mean()) < 0.05  # rows and columns do not
 
 
@@ -45,7 +45,7 @@ def test_elastic_is_added_to_the_affine_map_in_one_resampling():
 
     both, moved, alone, moves = map(np.asarray, each(images, key))
     for found, before in ((both, moved), (alone, images)):
-        within = np.isfinite(found) & np.isfinite(before)  # only sums of inner points are numbers
+        within = np.isfinite(found) & np.isfinite(before)  # finite only where read inside
         assert within.mean() > 0.6
         difference = np.where(within, found - before - np.moveaxis(moves, 1, -1), 0)
         np.testing.assert_allclose(difference, 0, atol=1e-4)

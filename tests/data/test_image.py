@@ -51,7 +51,7 @@ def test_orientation_is_found_in_xmp_too(kind):
 
 @pytest.mark.parametrize("compression", [1, 8])
 def test_planes_of_16_bits_are_right_or_refused(compression):
-    """Pillow takes each byte of uncompressed ones for a level."""
+    """Pillow takes each byte of uncompressed planes for a level."""
     levels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     planes = [(levels[..., k].astype("<u2") * 257).tobytes() for k in range(3)]
     planes = [zlib.compress(plane) if compression == 8 else plane for plane in planes]
@@ -84,7 +84,7 @@ FRAMES = {"save_all": True, "append_images": [Image.fromarray(255 - NOISE)]}
         ("empty.png", b"", "empty"),
         ("text.png", b"hello", "no image"),
         ("svg.png", b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>", "no image"),
-        # Which Ghostscript would run.
+        # Pillow would have Ghostscript run this one.
         ("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(a) (r) file\n", "no image"),
         ("bomb.png", png((100_000, 100_000), b""), "pixels"),
         ("no pixels.png", png((4, 4), b""), "cannot be read"),
@@ -107,7 +107,7 @@ def test_a_truncated_image_is_refused_or_whole():
     whole, refusals = encoded(GREY), 0
     for length in range(len(whole)):
         try:
-            # Pillow does without the checksums after the last pixel.
+            # Pillow does not need the checksums after the last pixel.
             np.testing.assert_array_equal(read(whole[:length]), GREY)
         except ResNetJaxError:
             refusals += 1
@@ -115,7 +115,7 @@ def test_a_truncated_image_is_refused_or_whole():
 
 
 def test_folders_give_their_images_and_an_empty_one_is_named(tmp_path):
-    # In the order of paths, not of texts.
+    # In the order of paths, not of strings.
     names = ["a.PNG", "b/1/0.png", "b/1.png", "b/2.png", "b-1/1.png", "b.png"]
     for name in (*names, "notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

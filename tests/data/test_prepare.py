@@ -32,7 +32,7 @@ def leftovers(root):
 
 
 def assert_holds(data, folder):
-    """A dataset has exactly the images and labels of the IDX files, in any order."""
+    """Assert that a dataset has exactly the images and labels of the IDX files, in any order."""
     published = read_idx_files(folder.iterdir(), DATASETS["mnist"], folder)
     for split, parts in (("train", (data.train, data.validation)), ("test", (data.test,))):
         found, expected = (
@@ -100,7 +100,7 @@ def test_prepare_mends_a_damaged_dataset_and_leaves_a_whole_one(tiny_mnist, tmp_
         assert prepare("mnist", root, tiny_mnist) == folder
         assert load_dataset("mnist", root).fingerprint == fingerprint
     assert leftovers(root) == ["mnist"]
-    # Another format, which TFDS writes by default, in hours at times, is never replaced.
+    # Another format, TFDS's default, is never replaced: preparing it may have taken hours.
     description = folder / "dataset_info.json"
     theirs = description.read_text().replace("array_record", "tfrecord")
     description.write_text(theirs)
@@ -115,16 +115,16 @@ def test_several_may_prepare_at_once_and_clear_away_what_a_killed_process_left(
     for name in (".mnist-old", ".mnist-new"):
         (root / name / "below").mkdir(parents=True)
         os.utime(root / name, (1, 1))
-    os.utime(root / ".mnist-old" / "below", (1, 1))  # in the new one something was written below
+    os.utime(root / ".mnist-old" / "below", (1, 1))  # below .mnist-new something was just written
     with ThreadPoolExecutor(3) as pool:
         folders = list(pool.map(lambda _: prepare("mnist", root, tiny_mnist), range(3)))
     assert folders == [root / "mnist" / "3.0.1"] * 3
     assert_holds(load_dataset("mnist", root), tiny_mnist)
-    assert leftovers(root) == [".mnist-new", "mnist"]  # another may be at work in the new one
+    assert leftovers(root) == [".mnist-new", "mnist"]  # another may be using the new one
 
 
 def test_a_folder_that_cannot_be_written_is_named(tiny_mnist, tmp_path, monkeypatch):
-    """Before a download, too: it was named after one."""
+    """Without IDX files, it was named only after a download."""
     monkeypatch.setattr(preparing, "_download", lambda _: pytest.fail("it downloads first"))
     blocked = tmp_path / "file"
     blocked.touch()
@@ -143,14 +143,14 @@ def test_without_tensorflow_the_extra_is_named(monkeypatch, tmp_path, command):
 
 
 def at(port, monkeypatch):
-    """Moves `mnist` to another address."""
+    """Move `mnist` to another address."""
     moved = dataclasses.replace(DATASETS["mnist"], source=f"http://127.0.0.1:{port}/")
     monkeypatch.setitem(DATASETS, "mnist", moved)
 
 
 @pytest.fixture
 def server(tiny_mnist, monkeypatch):
-    """The tiny files, which a web server on this machine has at the address of `mnist`."""
+    """The folder of tiny files that a local web server provides at the address of `mnist`."""
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tiny_mnist)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
@@ -171,7 +171,7 @@ def test_a_server_that_refuses_or_sends_something_else_is_quoted_and_leaves_noth
     flip(server / "train-labels-idx1-ubyte.gz", -1)
     assert "lacks train-labels-idx1-ubyte of `mnist` as published" in refusal(None, "mnist")
     with monkeypatch.context() as patched:
-        patched.setattr(mnist, "MAX_BYTES", 100)  # of an answer that does not end
+        patched.setattr(mnist, "MAX_BYTES", 100)  # as for an endless answer
         assert "lacks train-images-idx3-ubyte, " in refusal(None, "mnist")
     (server / "train-images-idx3-ubyte.gz").unlink()
     assert "ubyte.gz cannot be downloaded (HTTP Error 404" in refusal(None, "mnist")
@@ -190,7 +190,7 @@ def test_a_silent_host_is_given_up_in_time(tiny_mnist, monkeypatch):
     assert preparing.HOST_TIMEOUT <= 4
     monkeypatch.setattr(preparing, "HOST_TIMEOUT", 0.5)
     start = time.perf_counter()
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection, never answers
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, but never answers
         at(silent.getsockname()[1], monkeypatch)
         assert OFFLINE.search(refusal(None, "mnist"))
         assert time.perf_counter() - start < 30
@@ -204,7 +204,7 @@ def test_without_a_network_one_line_within_five_seconds():
     command = [sys.executable, "-m", "resnet_jax", "data", "prepare", "mnist"]
     start, before = time.perf_counter(), os.times()
     run = subprocess.run([*isolated, *command], capture_output=True, text=True, check=False)
-    assert sum(os.times()[2:4]) - sum(before[2:4]) < 5  # of a processor: it is another's, too
+    assert sum(os.times()[2:4]) - sum(before[2:4]) < 5  # CPU time: others use the machine, too
     assert time.perf_counter() - start < 60  # TFDS would try for 200 s
     assert run.returncode == 1
     assert OFFLINE.search(run.stderr.splitlines()[-1])

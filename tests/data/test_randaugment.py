@@ -1,4 +1,4 @@
-"""RandAugment's operations are Pillow's, on colour and grey, and each is drawn as often."""
+"""RandAugment's operations equal Pillow's, on colour and grey, and are drawn equally often."""
 
 import itertools
 from functools import partial
@@ -15,7 +15,7 @@ apply_jitted = jax.jit(apply)
 
 
 def picture(channels, seed=0):
-    """Smooth colours with some noise, uint8[24, 28, C]: no histogram is flat by itself."""
+    """Return smooth colours with some noise, uint8[24, 28, C]: no histogram is flat by itself."""
     rng = np.random.default_rng(seed)
     coarse = as_pillow(rng.integers(20, 230, (4, 5, channels), np.uint8))
     smooth = np.asarray(coarse.resize((28, 24), Image.Resampling.BICUBIC))
@@ -34,13 +34,13 @@ def as_pillow(image):
 
 
 def affine(image, matrix):
-    """Pillow's affine map: the output's (x, y) comes from that place of the input."""
+    """Apply Pillow's affine map, which maps the output's (x, y) to a place in the input."""
     how = (Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
     return as_pillow(image).transform((28, 24), *how)
 
 
 def about_the_centre(a, b, c, d, shift=(0.0, 0.0)):
-    """Pillow measures from the corner of the first pixel."""
+    """Return a map about the centre for Pillow, which measures from the first pixel's corner."""
     x, y = 14.0, 12.0
     return (a, b, x - a * x - b * y + shift[0], c, d, y - c * x - d * y + shift[1])
 
@@ -87,7 +87,7 @@ def test_each_operation_is_pillows(channels):
 
 
 def after_each(image, strength):
-    """An image after each operation at that strength, to either side."""
+    """Return an image after each operation at that strength, to either side."""
     which = jnp.repeat(jnp.arange(len(OPERATIONS)), 2)
     signed = jnp.tile(jnp.asarray([strength, -strength], jnp.float32), len(OPERATIONS))
     images = jnp.broadcast_to(jnp.asarray(image, jnp.float32), (len(which), *image.shape))
@@ -95,7 +95,7 @@ def after_each(image, strength):
 
 
 def nearest(images, results):
-    """Which of some results each image is."""
+    """Return the index of the result that each image equals."""
     distance = np.stack([np.abs(images - result).mean((1, 2, 3)) for result in results])
     assert distance.min(0).max() < 1e-2
     return distance.argmin(0)
@@ -123,7 +123,7 @@ def test_operations_follow_one_another_and_each_is_drawn():
     image = picture(3)
     twice = np.concatenate([after_each(once, 0.5) for once in after_each(image, 0.5)])
     first, second = np.divmod(nearest(drawn(image, 200, 2, magnitude=5), twice), 28)
-    # As the second one the identity cannot be told from the first.
+    # An identity in second place cannot be told from one in first place.
     assert min(len(set(first // 2)), len(set(second // 2))) >= len(OPERATIONS) - 1
     assert (first != second).mean() > 0.8  # 27 of 28 expected
 

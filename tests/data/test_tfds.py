@@ -24,7 +24,7 @@ from resnet_jax.errors import ResNetJaxError
 
 @pytest.fixture
 def copy(digits, tmp_path):
-    """A copy of the prepared `digits`, to be damaged: its TFDS folder and the dataset's."""
+    """A copy of the prepared `digits` to damage: its TFDS folder, and the dataset's folder."""
     root = tmp_path / "copy"
     shutil.copytree(digits, root)
     return root, root / "digits" / "1.0.0"
@@ -51,7 +51,7 @@ def test_arrays_are_what_tfds_reads_in_memory_and_streamed(digits):
 
 
 def test_the_fingerprint_is_that_of_earlier_versions(digits):
-    # Over the files and how they are read, in the words of the first version.
+    # A hash of the files and of how they are read, in the words of the first version.
     folder = digits / "digits" / "1.0.0"
     order = ("train", "validation", "test")
     shards = [folder / SHARD.format(split, i) for split in order for i in range(2)]
@@ -133,7 +133,7 @@ def test_the_argument_comes_before_the_environment(digits, copy, monkeypatch):
 
 
 def test_what_is_not_there_is_named(tmp_path, digits):
-    (tmp_path / "MNIST").symlink_to(digits / "digits")  # as on a disk that does not tell case
+    (tmp_path / "MNIST").symlink_to(digits / "digits")  # as on a disk that ignores case
     for name in ("cifar11", "/etc", "../x", "mnist_5k*", "", ".", "digits/..", "MNIST"):
         for folder in (None, digits, tmp_path):
             assert "unknown dataset" in refusal(folder, name)
@@ -158,13 +158,13 @@ def test_damaged_shards_are_named_when_the_dataset_is_opened(copy, split):
     shard = folder / SHARD.format(split, 1)
     good = shard.read_bytes()
     other = folder / SHARD.format("test" if split == "train" else "train", 0)
-    load_dataset("digits", root)  # what the cache holds does not hide the damage
+    load_dataset("digits", root)  # cached now, which must not hide the damage
     for damage in (
         partial(flip, shard, 5000),
         *[partial(shard.write_bytes, good[:length]) for length in (len(good) // 2, 1000, 0)],
         lambda: shard.unlink(),
         lambda: (shard.unlink(), os.mkfifo(shard)),
-        lambda: shutil.copy(other, shard),  # whole, with another number of records
+        lambda: shutil.copy(other, shard),  # a whole file, with another number of records
     ):
         damage()
         for streaming in ("never", "always"):
@@ -184,7 +184,7 @@ def test_a_flipped_byte_anywhere_is_noticed_or_harmless(copy):
     for position in rng.integers(0, len(good), 30):
         flip(shard, position, 1 << int(rng.integers(8)))
         try:
-            np.testing.assert_equal(read_all(root), expected)  # a byte that pads the file
+            np.testing.assert_equal(read_all(root), expected)  # if the byte is padding
         except ResNetJaxError:
             noticed += 1
         shard.write_bytes(good)
@@ -192,7 +192,7 @@ def test_a_flipped_byte_anywhere_is_noticed_or_harmless(copy):
 
 
 def test_damaged_descriptions_are_named_and_harmless(copy, tmp_path, monkeypatch):
-    """Nor does a description read files elsewhere, import modules or make a smaller network."""
+    """Nor can they have files read elsewhere, modules imported or a smaller network made."""
     root, folder = copy
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
     monkeypatch.syspath_prepend(tmp_path)
@@ -232,7 +232,7 @@ def test_transparency_in_a_record_is_refused_as_in_a_file(tmp_path):
 
 def test_verify_reports_each_file(copy):
     root, folder = copy
-    load_dataset("digits", root)  # and cached: verifying must not look there
+    load_dataset("digits", root)  # cached now: verifying must not use the cache
     report = verify_prepared("digits", root)
     assert (report.ok, report.folder, len(report.good)) == (True, folder, 8)
     flipped, missing = SHARD.format("validation", 0), SHARD.format("test", 1)
@@ -249,7 +249,7 @@ def test_verify_reports_each_file(copy):
 @pytest.mark.parametrize("reading", ["file_sha256", "json"])
 def test_a_file_that_may_not_be_read_is_no_damage_when_it_is_opened(reading, copy, monkeypatch):
     error = OSError(errno.EMFILE, os.strerror(errno.EMFILE), "a file")
-    full = mock.Mock(side_effect=error, **{"loads.side_effect": error})  # a function, or `json`
+    full = mock.Mock(side_effect=error, **{"loads.side_effect": error})  # for a function or `json`
     monkeypatch.setattr(tfds_module, reading, full)
     assert refusal(copy[0]).startswith("a file cannot be read")
 
@@ -265,7 +265,7 @@ ERRORS = [OSError(n, os.strerror(n)) for n in (errno.EMFILE, errno.EACCES, errno
 def test_what_cannot_be_read_now_is_no_damage_and_replaces_nothing(
     error, said, digits, monkeypatch
 ):
-    """Of a server that was away for a moment, `prepare` downloaded a whole dataset again."""
+    """After a server was away for a moment, `prepare` downloaded a whole dataset again."""
     data, usual = load_dataset("digits", digits, streaming="always"), Path.open
 
     def opened(path, *arguments, **options):

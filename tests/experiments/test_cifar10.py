@@ -41,7 +41,7 @@ def test_a_training_ends_with_a_row(tmp_path, monkeypatch):
     (row,) = read_rows(rows)
     assert row["name"] == "short-plain-20-pad-seed0"
     assert [step for step, _ in row["train"]] == [1, 2, 3]
-    assert row["test"][-1] == [3, row["test_error"]]  # of the last parameters
+    assert row["test"][-1] == [3, row["test_error"]]  # the error of the last parameters
 
 
 def test_without_images_one_line_says_what_to_give(tmp_path, monkeypatch):

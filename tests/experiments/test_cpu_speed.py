@@ -1,4 +1,4 @@
-"""The benchmark beside PyTorch: which turns count as what, and what its processes load."""
+"""The benchmark against PyTorch: how turns are classified, and what its processes load."""
 
 import os
 from itertools import cycle
@@ -28,7 +28,7 @@ def test_turns_are_told_by_where_the_cores_are_before_and_after(monkeypatch):
     case = benchmark.case("a case", "training", 64)
     rows = benchmark.measure(case, ("resnet_jax",), rounds=3)
     found = [(row.get("cores"), row["calls"], row["median_ms"]) for row in rows]
-    # Nine turns: of three that moved all count as apart, of three apart the third is one too many.
+    # Of nine turns, all three that moved count as apart; of the three apart, the third is surplus.
     assert found == [(None, 6, 1000.0), ("apart", 10, 1000.0)]
 
     asked = []
@@ -37,7 +37,7 @@ def test_turns_are_told_by_where_the_cores_are_before_and_after(monkeypatch):
     assert (row["cores"], row["calls"], row["median_ms"]) == ("apart", 6, 2000.0)
     assert len(asked) == 3  # no more tries on a machine whose cores are always apart
 
-    # On a GPU no core is asked for, and a call is of several steps, whose seconds are a step's.
+    # On a GPU cores do not matter; a call takes several steps, and its seconds are one step's.
     on_gpu = benchmark.case("a case", "training", 64, device="cuda", steps=10)
     contender.time = lambda calls: {"seconds": [0.005] * calls, "peak_mib": 10}
     (row,) = benchmark.measure(on_gpu, ("resnet_jax",), rounds=3)
@@ -47,12 +47,12 @@ def test_turns_are_told_by_where_the_cores_are_before_and_after(monkeypatch):
     (hopeless,) = benchmark.measure(case, ("flax",), rounds=3)
     assert (hopeless["calls"], hopeless["median_ms"]) == (1, 60_000.0)
 
-    contender.alive, contender.time = False, None  # which is asked for nothing
+    contender.alive, contender.time = False, None  # a dead contender is asked for nothing
     assert benchmark.measure(case, ("resnet_jax, 2 devices",), rounds=3) == []
 
 
 def test_contenders_are_compared_where_their_cores_are_alike():
-    """But for a single call, of a contender that is hopeless anywhere."""
+    """A single call, of a contender that is hopeless anywhere, may be compared with any cores."""
     rows = [
         {"case": "a", "contender": "resnet_jax", "calls": 9, "median_ms": 2.0, "cores": "apart"},
         {"case": "a", "contender": "torch eager", "calls": 9, "median_ms": 1.0},
@@ -81,7 +81,7 @@ def test_two_cores_hand_a_byte_to_each_other():
     if not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2:
         pytest.skip("there is one core, or no way to choose one")
     said = in_process("cpu_speed.cores", "round_trip_ns")
-    assert 10 < said < 1e8  # nanoseconds, to a scheduler's turns
+    assert 10 < said < 1e8  # from nanoseconds to a scheduler's time slice
 
 
 def test_results_are_kept_by_the_kind_of_processor(tmp_path, monkeypatch):

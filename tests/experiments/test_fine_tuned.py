@@ -1,4 +1,4 @@
-"""Fine-tuning from clothes to digits: pairs of seeds, and a start made where it is missing."""
+"""Fine-tuning from clothes to digits: pairs of seeds, and pretraining if it is missing."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from resnet_jax.config import replaced
 
 
 def test_pairs_are_of_one_seed(tmp_path, monkeypatch):
-    """Seed 0 is better by 2 points and seed 2 by 1; seed 1 has no other."""
+    """Fine-tuning gains 2 points for seed 0 and 1 point for seed 2; seed 1 has no counterpart."""
     monkeypatch.setattr(run, "RESULTS", tmp_path / "rows.jsonl")
     found = {"fine-tuned": {0: 0.96, 1: 0.99, 2: 0.95}, "scratch": {2: 0.94, 0: 0.94}}
     for arm, accuracies in found.items():

@@ -18,7 +18,7 @@ CLASSES = ["airplane", "bird", "car", "cat", "deer", "dog", "frog", "horse", "sh
 
 @pytest.fixture(scope="module")
 def cifar(tmp_path_factory):
-    """A folder as CIFAR-10's copy is, of 9 made-up pictures a class."""
+    """A folder laid out as the copy of CIFAR-10, with 9 made-up pictures for each class."""
     root = tmp_path_factory.mktemp("cifar")
     draw = np.random.default_rng(0)
     for name in CLASSES:
@@ -44,7 +44,7 @@ def test_folders_are_balanced_and_nested_and_hold_out_the_same(cifar, tmp_path):
         assert found == dict.fromkeys(CLASSES, each)
     data = rj.load_dataset("folder", large, fit="crop")
     assert [len(data.train), len(data.validation), len(data.test)] == [60, 30, 0]
-    # No class of the one is a class of the other.
+    # The two halves have no class in common.
     for name, classes in (("first5", CLASSES[:5]), ("last5", CLASSES[5:])):
         half = folder_of(name, 10, 5, tmp_path, cifar)
         assert sorted(path.name for path in (half / "val").iterdir()) == classes
@@ -94,10 +94,10 @@ def test_a_recipe_is_measured_against_the_best_of_each_set(tmp_path, monkeypatch
     monkeypatch.setattr(command, "RESULTS", path)
     earlier, base = command.EARLIER, command.BASE
     for data, recipe, weights, accuracies in (
-        ("cifar", earlier, False, (0.30, 0.34)),  # 32 and 40: 8 behind
+        ("cifar", earlier, False, (0.30, 0.34)),  # a mean of 32: 8 points behind 40
         ("cifar", base, False, (0.40, 0.40)),
         ("last5", earlier, True, (0.70,)),
-        ("last5", base, True, (0.67,)),  # 3 behind
+        ("last5", base, True, (0.67,)),  # 3 points behind 70
         ("last5", base, False, (0.50,)),
     ):
         for seed, best in enumerate(accuracies):

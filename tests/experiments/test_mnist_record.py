@@ -47,7 +47,7 @@ def test_what_has_a_row_is_not_done_again(tmp_path, capsys):
     def work(unit, folder):
         assert folder == tmp_path / "runs" / str(unit)
         done.append(unit.seed)
-        if unit.seed == 3:  # another process does the next one meanwhile, without a name, as once
+        if unit.seed == 3:  # meanwhile another process adds the next row, unnamed like old rows
             append_row(path, dataclasses.asdict(trainings[1]))
         return {"square": unit.seed**2}
 

@@ -1,4 +1,4 @@
-"""The residual study: what it measures against definitions and against the package's own runs."""
+"""The residual study: its measurements equal definitions and the package's own runs."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ NETWORKS = [
 
 
 def trained(model: rj.ResNet):
-    """Variables for it with scales, biases and statistics as training moves them."""
+    """Return a network's variables, with scales, biases and statistics as training moves them."""
     draw = np.random.default_rng(1)
 
     def moved(path, leaf):
@@ -95,7 +95,7 @@ def test_shares_follow_the_scale_of_the_branch(params):
 
     one, two, none = map(look, (1.0, 2.0, 0.0))
     assert ((one > 0.05) & (one < 0.95)).all()
-    # s / (s + b) with the branch doubled: its energy b is four times as large.
+    # The share is s / (s + b); if the branch is doubled, its energy b is four times as large.
     np.testing.assert_allclose(two[0], one[0] / (one[0] + 4 * (1 - one[0])), rtol=1e-5)
     np.testing.assert_allclose(none[0], 1.0, rtol=1e-6)
 
@@ -125,7 +125,7 @@ def test_numbers_that_are_not_finite_become_null():
 def test_differences_are_paired_by_seed(tmp_path):
     path = tmp_path / "results.jsonl"
     key = {"setting": "book", "layers": 18, "rate": 0.005, "norm": "batch"}
-    # Seed 3 has one side only. The differences of the others: 2, 3, 4 points.
+    # Seed 3 has one side only. The other seeds differ by 2, 3 and 4 points.
     by_seed = {2: (0.74, 0.70), 0: (0.92, 0.90), 1: (0.83, 0.80), 3: (0.1, None)}
     for seed, accuracies in by_seed.items():
         for residual, accuracy in zip((True, False), accuracies, strict=True):
@@ -162,7 +162,7 @@ def test_quick_gives_the_same_numbers_twice_also_after_a_kill(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_of_the_study_is_a_run_of_the_package(tmp_path, monkeypatch):
-    """Of one unit a stage, whose rate rises and falls."""
+    """The run has one unit for each stage, and a learning rate that rises and falls."""
     monkeypatch.setitem(VARIANTS, "resnet18", partial(rj.ResNet, (1, 1, 1, 1), rj.BasicUnit))
     run = Run("stronger", 10, True, "batch", width=4, rate=0.02, seed=3)
     config = QUICK_SETTINGS["stronger"]
@@ -170,10 +170,10 @@ def test_a_run_of_the_study_is_a_run_of_the_package(tmp_path, monkeypatch):
     result = command.carry_out(run, lab)
     compiled: list[str] = []
     listen = jax.monitoring.register_event_duration_secs_listener
-    here = threading.get_ident()  # in another a step of an earlier test may be compiled still
+    here = threading.get_ident()  # others may still compile a step of an earlier test
     listen(lambda name, *_, **__: threading.get_ident() == here and compiled.append(name))
     command.carry_out(dataclasses.replace(run, rate=0.01, seed=4), lab)
-    # Learning rate and seed are no constants: one program.
+    # Learning rate and seed are not constants of the program, so that one serves all runs.
     assert not [name for name in compiled if "backend_compile" in name]
     same = {"model.width": 4, "optim.learning-rate": 0.02, "seed": 3, "log-every": 1}
     metrics = rj.train(replaced(config, same), tmp_path / "run", quiet=True).metrics()
@@ -183,8 +183,8 @@ def test_a_run_of_the_study_is_a_run_of_the_package(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_figures_are_drawn_from_any_results(tmp_path):
-    """From the study's, and from those of its first networks."""
-    from experiments.residual_study.figures import FIGURES  # Matplotlib takes a second
+    """Draw from all results of the study, and from those of its first networks alone."""
+    from experiments.residual_study.figures import FIGURES  # importing Matplotlib takes a second
 
     lines = RESULTS.read_text().splitlines(keepends=True)
     beginning = tmp_path / "beginning.jsonl"
@@ -195,7 +195,7 @@ def test_figures_are_drawn_from_any_results(tmp_path):
 
 
 def test_the_notebook_shows_nothing_of_the_machine():
-    """No absolute path, and no object's address."""
+    """It shows no absolute path and no object's address."""
     assert not re.search(r" at 0x|[>']/\w+/", (ROOT / "experiments/results.ipynb").read_text())
 
 
@@ -214,7 +214,7 @@ def test_the_notebook_runs_top_to_bottom(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_comparison_with_torchvision_is_the_one_on_the_page(monkeypatch):
-    """Of its smallest image; the command does all sizes."""
+    """Here only the smallest image is compared; the command compares all sizes."""
     monkeypatch.setattr(torchvision, "SIZES", torchvision.SIZES[:1])
     (found,) = torchvision.compare()["rows"]
     expected = json.loads(torchvision.RESULTS.read_text())["rows"][0]

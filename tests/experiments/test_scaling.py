@@ -12,7 +12,7 @@ from experiments.tables import ROOT
 
 
 def fast(n: int, **other) -> Level:
-    """A link on which a gigabyte takes a second."""
+    """Return a link on which a gigabyte takes a second."""
     return Level(n, 1e9 / LINK_SHARE, **other)
 
 
@@ -44,7 +44,7 @@ NET = Network(parameters=250_000_000, multiply_adds=1_000_000_000, norms=(8, 8))
 
 
 def test_hosts_add_up_what_their_devices_added_up():
-    # 1 GB among four: 1.5 s; the host's sum with the other host's: 1 s.
+    # Adding up 1 GB takes 1.5 s among four devices, and then 1 s between the two hosts.
     assert machine().all_reduce(1e9, 8) == pytest.approx(1.5 + 1.0)
     assert machine().all_reduce(1e9, 4) == pytest.approx(1.5)
     with pytest.raises(AssertionError, match="fewer"):
@@ -64,7 +64,7 @@ def test_the_terms_of_a_step(monkeypatch):
     assert step.input == pytest.approx(20 / 1000)
     assert step.seconds == pytest.approx(step.compute + step.gradients + step.statistics)
     assert slow.step(NET, 8, 10).input == pytest.approx(40 / 1000)
-    # Decoding is computing where the device is the host's processor.
+    # Decoding counts as computing if the device is the host's processor.
     step = machine(devices_per_host=1, decodes_itself=True).step(NET, 4, 10)
     assert step.input == 0
     assert step.compute == pytest.approx(10 / 500 + 10 / 1000)
@@ -72,7 +72,7 @@ def test_the_terms_of_a_step(monkeypatch):
 
 def test_a_step_takes_the_longer_of_input_and_the_rest():
     for terms, seconds, bound in (
-        ((3, 1, 1, 4), 5, "compute"),  # read ahead, and no one waits
+        ((3, 1, 1, 4), 5, "compute"),  # read ahead, so that no device waits
         ((3, 1, 1, 6), 6, "input"),
         ((1, 2, 3, 4), 6, "statistics"),
         ((1, 3, 1, 0), 5, "gradients"),
@@ -128,6 +128,6 @@ print(len(jax.tree.leaves(state.batch_stats)) // 2)
 def test_four_all_reduces_for_each_batch_norm(python):
     answer = python("-c", COUNT, cwd=ROOT, XLA_FLAGS="--xla_force_host_platform_device_count=8")
     of_norms, layers = map(int, answer.stdout.split())
-    # Those of a projection's norm join its neighbours'.
+    # XLA may merge the all-reduces of a projection's norm with a neighbour's.
     assert layers == 10
     assert paper.ALL_REDUCES * (layers - 1) <= of_norms <= paper.ALL_REDUCES * layers

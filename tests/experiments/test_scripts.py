@@ -1,4 +1,4 @@
-"""What the scripts say on the command line where they cannot start."""
+"""The scripts' messages on the command line if they cannot start."""
 
 import runpy
 import sys
@@ -18,13 +18,13 @@ from experiments.tables import ROOT
 def test_a_folder_that_is_no_run_is_said_in_one_line(script, others, tmp_path, monkeypatch):
     path = str(ROOT / "experiments" / script)
     monkeypatch.setattr(sys, "argv", [path, str(tmp_path), *others])
-    monkeypatch.setenv("GLIBC_TUNABLES", "")  # else it would start this process again
+    monkeypatch.setenv("GLIBC_TUNABLES", "")  # otherwise it would start this process again
     with pytest.raises(SystemExit, match=r"^\S+ is not a run: .*$"):
         runpy.run_path(path, run_name="__main__")
 
 
 def test_a_step_is_measured_beside_its_reading(one_unit, monkeypatch):
-    """With averaged weights, as presets have them: no state was made for them."""
+    """With averaged weights, as presets have them, the script failed: its state had none."""
     monkeypatch.setattr(measure, "BLOCKS", 2)
     small = rj.ModelConfig(width=4, lowering="reference")
     config = rj.TrainConfig(small, rj.DataConfig(subset=(40, 10, 10)), ema=0.9, batch_size=10)

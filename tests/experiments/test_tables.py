@@ -50,6 +50,6 @@ def test_a_line_that_a_kill_tore_is_done_again(tmp_path):
 def test_an_interval_is_students_of_one_sample_and_welchs_of_two():
     # Two degrees of freedom: 4.303 standard errors of 1 / sqrt(3).
     assert interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 2.484, 2 + 2.484), abs=1e-3)
-    # A second sample of next to no variance leaves Welch's at two; a pooled variance has three.
+    # Beside a sample of almost no variance Welch's test has two; with a pooled variance, three.
     assert interval([1.0, 2.0, 3.0], [1.999, 2.001]) == pytest.approx((-2.484, 2.484), abs=1e-3)
     assert interval(np.array([2.0, 2.0])) == (2.0, 2.0)

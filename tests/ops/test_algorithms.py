@@ -1,4 +1,4 @@
-"""The algorithms of a convolution on a CPU, and what they leave to XLA: each against the other."""
+"""The CPU's convolution algorithms equal XLA's, which alone is used on other platforms."""
 
 import itertools
 from functools import partial
@@ -19,7 +19,7 @@ from resnet_jax.ops.primitives import depends_on
 
 @pytest.fixture(autouse=True)
 def _small_as_if_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small inputs stand for large ones, a few channels for many, small maps for large ones."""
+    """Lower the bounds, so that inputs, channels and maps that are small are treated as large."""
     monkeypatch.setattr(heuristics, "IM2COL_MAX_ELEMENTS", 0)
     monkeypatch.setattr(im2col, "MAX_IMAGE_CHANNELS", 0)
     monkeypatch.setattr(heuristics, "XLA_CHANNELS", ())
@@ -34,15 +34,15 @@ def test_any_convolution_equals_the_reference(count: int) -> None:
     def each(case: dict[str, tuple[int, ...]]) -> None:
         check_against_reference(case)
         if next(checked) % 25 == 0:
-            # Every compiled program holds pieces of memory of its own, of which Linux gives a
-            # process 65,530.
+            # Every compiled program maps memory of its own, and Linux allows a process 65,530
+            # mappings.
             jax.clear_caches()
 
     each()
 
 
 def operands(x, grad, kernel):
-    """Of each pass."""
+    """Return the operands of each pass."""
     return {"forward": (x, kernel), "input_grad": (grad, kernel), "weight_grad": (x, grad)}
 
 
@@ -62,7 +62,7 @@ def operands(x, grad, kernel):
     ],
 )
 def test_every_algorithm_equals_xlas(size, kernel, stride, padding) -> None:
-    """In every pass, whether or not it would be chosen."""
+    """Each is run in every pass, whether or not it would be chosen."""
     live = Geometry.of(size, kernel, stride, padding).trimmed()
     x, grad, weights = (
         normal(n, *shape)
@@ -81,7 +81,7 @@ def test_every_algorithm_equals_xlas(size, kernel, stride, padding) -> None:
 
 
 def test_winograds_error_in_float32_is_a_few_roundings() -> None:
-    """Root mean square, beside the values'; of im2col it is 2e-7 to 4e-7 here."""
+    """Errors are root mean squares, relative to the values'; im2col's are 2e-7 to 4e-7 here."""
     live = Geometry.of((8, 8), 3, 1, 1).trimmed()
     x, grad, kernel = normal(1, 4, 8, 8, 64), normal(2, 4, 8, 8, 64), normal(3, 3, 3, 64, 64)
     for pass_, taken in operands(x, grad, kernel).items():
@@ -121,7 +121,7 @@ def test_bfloat16_to_its_precision(shape, k, stride, padding) -> None:
 
 @pytest.mark.parametrize(("shape", "k", "stride", "padding"), ALGORITHM_SHAPES)
 def test_transformations(shape, k, stride, padding) -> None:
-    """vmap over images and over kernels, and grad of the grad of a checkpoint."""
+    """Check vmap over images and over kernels, and grad of the grad of a checkpoint."""
     x, kernel = normal(1, *shape), normal(2, k, k, shape[3], 5)
 
     @partial(jax.jit, static_argnums=0)
@@ -150,7 +150,7 @@ def test_transformations(shape, k, stride, padding) -> None:
 
 @pytest.mark.parametrize(("shape", "k", "stride", "padding"), SHAPES)
 def test_other_platforms_get_only_xlas_convolution(shape, k, stride, padding) -> None:
-    """Value and gradients hold three convolutions on CUDA and TPU, and no products."""
+    """On CUDA and TPU, value and gradients are three convolutions, without matrix products."""
 
     def run(lowering: str, platform: str) -> str:
         step = jax.jit(partial(passes, stride=stride, padding=padding, lowering=lowering))
@@ -174,7 +174,7 @@ def test_what_depends_on_another_keeps_its_bits(event: float) -> None:
 
 
 def test_nothing_but_inputs_is_kept_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Temporaries of a gradient through five convolutions, each of which keeps two arrays."""
+    """Measure temporaries of a gradient through five convolutions that each keep two arrays."""
 
     def temporaries() -> float:
         def loss(kernels):
@@ -196,7 +196,7 @@ def test_nothing_but_inputs_is_kept_for_the_backward_pass(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(("shape", "k", "stride", "padding"), ALGORITHM_SHAPES)
 def test_symbolic_batch(shape, k, stride, padding) -> None:
-    """Exported once for any batch and for three platforms, it runs here at two batch sizes."""
+    """A step exported for any batch and for three platforms runs here at two batch sizes."""
     kernel = normal(2, k, k, shape[3], 5)
 
     def step(x):
@@ -208,7 +208,7 @@ def test_symbolic_batch(shape, k, stride, padding) -> None:
     exported = export.export(jax.jit(step), platforms=("cpu", "cuda", "tpu"))(spec)
     here = jax.jit(step)
     for size in (1, 3):
-        # Images of zeros add nothing to the kernel's gradient: one program for both sizes.
+        # Images of zeros add nothing to the kernel's gradient, so one program serves both sizes.
         x = np.zeros((3, *shape[1:]))
         x[:size] = normal(3, size, *shape[1:])
         *of_images, of_kernel = map(np.asarray, here(x))

@@ -23,7 +23,7 @@ BOTH = [
     # Little input.
     ("forward", 8, 3, 1, 1, (64, 64), SOME - 1, "im2col"),
     ("forward", 2, 3, 1, 1, (64, 64), SOME - 1, "im2col"),
-    # Images.
+    # Images, of at most three channels.
     ("forward", 8, 3, 1, 1, (3, 64), SOME, "im2col"),
     ("weight_grad", 8, 3, 1, 1, (3, 64), SOME, "im2col"),
     ("forward", 8, 3, 1, 1, (4, 64), SOME, "shift_add"),
@@ -38,13 +38,13 @@ BOTH = [
     ),
     ("forward", 9, 3, 1, 1, (8, 64), SOME, "shift_add"),
     ("input_grad", 15, 3, 2, 1, (32, 16), SOME, "im2col"),
-    # Winograd, by tiles of four unless the kernel is eight times the input.
+    # Winograd, with tiles of four unless the map is 2x2 or the kernel over eight times the input.
     *((pass_, 8, 3, 1, 1, (48, 64), SOME, "winograd_4") for pass_ in PASSES),
     *((pass_, 7, 3, 1, 1, (512, 512), 9 * 2**15, "winograd_4") for pass_ in PASSES),
     *((pass_, 7, 3, 1, 1, (512, 512), 9 * 2**15 - 1, "winograd_2") for pass_ in PASSES),
     *((pass_, 2, 3, 1, 1, (64, 64), SOME, "winograd_2") for pass_ in PASSES),
     ("forward", 8, 3, 1, 1, (64, 64), float("inf"), "winograd_4"),  # a symbolic batch
-    # The others: by their stride, and whether there is more than one output.
+    # The rest are chosen by their stride, and by whether there is more than one output.
     ("weight_grad", 8, 5, 1, 2, (64, 64), SOME, "shift_add"),
     ("forward", 4, 4, 1, 0, (64, 64), SOME, "im2col"),
     ("forward", 5, 4, 1, 0, (64, 64), SOME, "shift_add"),
@@ -93,9 +93,9 @@ def test_choice(instructions: str, case: tuple) -> None:
         ({"found": ["X86_V3", "X86_V4", "AVX512_ICL"]}, "avx512"),
         ({"found": ["X86_V3"]}, "avx2"),
         ({"found": ["NEON", "ASIMD"]}, "avx2"),
-        ({"baseline": ["X86_V3", "X86_V4"]}, "avx512"),  # of a packager for one kind of CPU
-        ({"baseline": ["NEON"]}, "avx2"),  # and no more than it was built for
-        (None, "avx2"),  # of which numpy says nothing
+        ({"baseline": ["X86_V3", "X86_V4"]}, "avx512"),  # built by a packager for one kind of CPU
+        ({"baseline": ["NEON"]}, "avx2"),  # found nothing beyond what it was built for
+        (None, "avx2"),  # NumPy says nothing
     ],
 )
 def test_the_machine_s_instructions_choose_the_column(extensions, expected, monkeypatch) -> None:
@@ -114,7 +114,7 @@ def test_the_machine_s_instructions_choose_the_column(extensions, expected, monk
         ((64, 28, 28, 16), 16, 1, "avx512", ["xla", "xla", "xla"]),
         ((64, 14, 14, 32), 32, 1, "avx2", ["shift_add", "shift_add", "winograd_4"]),
         ((64, 14, 14, 32), 32, 1, "avx512", ["winograd_4", "winograd_4", "winograd_4"]),
-        # Of three columns of taps only the middle one touches a map one pixel wide.
+        # On a map one pixel wide only the middle one of three columns of taps touches the image.
         ((64, 100, 1, 8), 9, 1, "avx512", ["xla", "xla", "xla"]),
         ((64, 100, 1, 8), 9, 1, "avx2", ["xla", "xla", "shift_add"]),
     ],
@@ -122,17 +122,17 @@ def test_the_machine_s_instructions_choose_the_column(extensions, expected, monk
 def test_each_pass_runs_what_was_chosen_for_its_operands(
     shape: tuple[int, ...], features: int, stride: int, lowering: str, used: list[str]
 ) -> None:
-    """At the bounds as they are; nothing is computed."""
+    """The bounds are the real ones; the passes are traced, and nothing is computed."""
     run = partial(passes, stride=stride, padding=1, lowering=lowering)
     arrays = (shape, (3, 3, shape[3], features))
-    jax.clear_caches()  # traces under the bounds of other tests
+    jax.clear_caches()  # drops traces made under the bounds of other tests
     with ExitStack() as stack:
         spies = []
         for algorithms in ALGORITHMS.values():
             spies.append({name: mock.Mock(wraps=f) for name, f in algorithms.items()})
             stack.enter_context(mock.patch.dict(algorithms, spies[-1]))
         jax.eval_shape(run, *(jax.ShapeDtypeStruct(a, jnp.float32) for a in arrays))
-    # XLA's own is also traced for other platforms.
+    # XLA's own algorithm is also traced once, for other platforms.
     called = [
         [name for name, spy in by_name.items() if spy.call_count > (name == "xla")]
         for by_name in spies

@@ -1,4 +1,4 @@
-"""One of two processes that agree, say on what as JSON, and fail in a chosen way.
+"""One of two processes that agree on values, print them as JSON, and fail in a chosen way.
 
 ``python member.py PORT PROCESS_ID FOLDER bug|interrupt|hang``
 """
@@ -37,11 +37,11 @@ def agree(folder: Path) -> dict[str, Any]:
     def cached() -> str:
         place = folder / "cached"
         if not place.exists():
-            time.sleep(1)  # the other would be here by now
+            time.sleep(1)  # without waiting, the other process would be here by now
             place.write_text(str(os.getpid()))
         return place.read_text()
 
-    distributed.WAIT_INTERVAL = 0.1  # not one collective for all of the second
+    distributed.WAIT_INTERVAL = 0.1  # so that waiting for a second takes several collectives
     assert_equal("settings", "ab" * 32, "never said")
     data = f"{'ab' * 31}{'cd' if is_main_process() else 'ef'}"
     text, of = broadcast_from_main(lambda: ["é" * 100_000, os.getpid()])
@@ -66,7 +66,7 @@ def main() -> None:
             if what == "hang":
                 time.sleep(600)
             raise KeyError("no such name") if what == "bug" else KeyboardInterrupt
-        broadcast_from_main(lambda: None)  # the other one never comes
+        broadcast_from_main(lambda: None)  # the other process never takes part
 
 
 if __name__ == "__main__":

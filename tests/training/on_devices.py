@@ -1,7 +1,7 @@
-"""What runs on several devices compute; run with as many virtual devices.
+"""Results on any number of virtual devices, to be compared with each other.
 
-``python on_devices.py numbers FOLDER`` trains and evaluates, and leaves what came of it in FOLDER;
-``communication`` and ``platforms`` print JSON. `test_devices.py` says what must hold.
+``python on_devices.py numbers|communication|platforms FOLDER`` prints what was found as JSON, and
+keeps its runs in FOLDER. `test_devices.py` says what must hold.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ def config(steps: int, accumulate: int = 1, **model: Any) -> rj.TrainConfig:
 
 
 def trained(settings: rj.TrainConfig, run_dir: Path) -> dict[str, Any]:
-    """Losses of a run's steps, and its averaged parameters and statistics in float64 as lists."""
+    """Train; return the losses of the steps, and averaged parameters and statistics, as lists."""
     run = rj.train(settings, run_dir, quiet=True)
     metrics = run.metrics()
     variables = traverse_util.flatten_dict(jax.device_get(run.variables("latest")), sep="/")
@@ -56,11 +56,11 @@ def trained(settings: rj.TrainConfig, run_dir: Path) -> dict[str, Any]:
 
 
 def numbers(folder: Path) -> dict[str, Any]:
-    """What this number of devices computes; one device trains what the others evaluate."""
+    """Return the results of this number of devices; one device trains what the others evaluate."""
     count, shared = jax.device_count(), folder / "evaluated"
     first = trained(config(8), shared)["losses"][:1] if count == 1 else []
     run, images = rj.Run.open(shared), rj.load_dataset("mnist_5k").test.images
-    # What is looked into is computed once, not by each device, and of copies.
+    # `Run.variables` returns copies on one device; deleting them must not harm the run.
     handed_out = jax.tree.leaves(run.variables())
     assert {len(leaf.devices()) for leaf in handed_out} == {1}
     for leaf in handed_out:
@@ -86,7 +86,7 @@ def numbers(folder: Path) -> dict[str, Any]:
 
 
 def communication(folder: Path) -> dict[str, Any]:
-    """What XLA made of all programs of a run, of which it writes the texts into the folder."""
+    """Return what XLA made of a run's programs, from the texts that it dumps into the folder."""
     found = {}
     for name, settings in {
         "auto": config(1, lowering="auto"),
@@ -102,7 +102,7 @@ def communication(folder: Path) -> dict[str, Any]:
             "losses": run.metrics().query("kind == 'train'")["loss"].tolist(),
             "of_the_step": collectives([step]),
             "of_all": collectives(texts.values()),
-            # Every array of the state is given to the step to write its result to.
+            # The arrays of the state whose memory the step may reuse for its result.
             "donated": len(re.findall("(?:may|must)-alias", step.partition("\n")[0])),
             "arrays": 3 * len(jax.tree.leaves(run.variables("latest")["params"])),
             "largest_parameter": max(a.size for a in jax.tree.leaves(run.variables("latest"))),
@@ -111,7 +111,7 @@ def communication(folder: Path) -> dict[str, Any]:
 
 
 def collectives(texts: Any) -> dict[str, Any]:
-    """Kinds of communication in compiled programs, and the largest array in it."""
+    """Return the kinds of collectives in compiled programs, and the largest array they move."""
     kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
     found = [
         pair for text in texts for pair in re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", text)
@@ -122,7 +122,7 @@ def collectives(texts: Any) -> dict[str, Any]:
 
 
 def platforms(folder: Path) -> dict[str, Any]:
-    """The train step of networks of full width, for platforms that are not here."""
+    """Export the train step of full-width networks, also for platforms that are not here."""
     found, key, image = {}, jax.random.key(0), jnp.zeros((1, 28, 28, 1))
     for name, count in (("resnet18", 8), ("resnet50", 1)):
         settings = dataclasses.replace(CONFIG, model=rj.ModelConfig(name))
@@ -138,5 +138,5 @@ def platforms(folder: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     what = {"numbers": numbers, "communication": communication, "platforms": platforms}
     if sys.argv[1] != "platforms":
-        worker.shrink((1, 1))  # a unit with the identity, and one with a projection
+        worker.shrink((1, 1))  # one identity shortcut, and one projection
     print(json.dumps(what[sys.argv[1]](Path(sys.argv[2]))))

@@ -1,4 +1,4 @@
-"""A checkpoint exists if it is whole: real damage to every file of one."""
+"""A checkpoint counts only if it is whole; the tests damage every file of one."""
 
 import errno
 import json
@@ -74,9 +74,9 @@ def test_every_flipped_cut_or_missing_byte_is_noticed_and_its_file_named(checkpo
 def test_what_goes_or_cannot_be_read_is_passed_over_and_not_left_out_of_a_save(
     module, reads, code, checkpoints, monkeypatch
 ):
-    """By a run that trains on; by a bad sector, or a server that lost the file.
+    """A training run removes a file, a sector goes bad (EIO), or a server loses the file (ESTALE).
 
-    `Path.rglob` passes over a folder since Python 3.13: its files would have no checksum.
+    Since Python 3.13 `Path.rglob` skips an unreadable folder: its files would have no checksum.
     """
     usual = getattr(module, reads)
 
@@ -101,7 +101,7 @@ def test_what_goes_or_cannot_be_read_is_passed_over_and_not_left_out_of_a_save(
     ],
 )
 def test_what_others_leave_in_a_folder_damages_nothing(name, checkpoints):
-    """macOS, Windows, a notebook, a network drive; the run began anew, and removed good steps."""
+    """Files of macOS, Windows, notebooks or network drives made a run begin anew and drop steps."""
     path = checkpoints.directory / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"Bud1")
@@ -109,13 +109,13 @@ def test_what_others_leave_in_a_folder_damages_nothing(name, checkpoints):
 
 
 def test_a_step_that_somebody_reads_is_discarded_all_the_same(checkpoints, monkeypatch):
-    """On NFS the file stays in the folder, which then cannot be removed."""
+    """On NFS a file that is being read stays in its folder, which then cannot be removed."""
     busy = mock.Mock(side_effect=OSError(errno.ENOTEMPTY, "Directory not empty"))
     with monkeypatch.context() as patched:
         patched.setattr(os, "rmdir", busy)
         checkpoints._discard(10)
         shutil.copytree(checkpoints.directory / "12", checkpoints.directory / "10")
-        checkpoints._discard(10)  # again, beside what was left
+        checkpoints._discard(10)  # again, beside the remains of the first
         storage.remove_unfinished(checkpoints.directory)
     assert checkpoints.steps() == [12]
 
@@ -131,13 +131,13 @@ def test_what_is_no_step_is_no_step(checkpoints):
 
 
 def test_what_a_killed_save_left_is_in_no_ones_way(tmp_path, monkeypatch):
-    """In a loop of one's own too, where nothing else removes it; a `._` file may go by itself."""
+    """In a custom loop only `save` removes it; a `._` file may vanish with the one beside it."""
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     state = rj.TrainState.of_variables(Dense(1), {"params": {"kernel": np.ones((1, 1))}})
     checkpoints.directory.mkdir()
     (checkpoints.directory / "._x.unfinished").touch()
     unlink = Path.unlink
-    with monkeypatch.context() as patched:  # macOS removes it with the file beside it
+    with monkeypatch.context() as patched:  # macOS removes a `._` file with the one beside it
         patched.setattr(Path, "unlink", lambda p, **how: (os.remove(p), unlink(p, **how)))
         storage.remove_unfinished(checkpoints.directory)
     (checkpoints.directory / ".unfinished-0" / "state").mkdir(parents=True)
@@ -147,7 +147,7 @@ def test_what_a_killed_save_left_is_in_no_ones_way(tmp_path, monkeypatch):
 
 
 def test_a_loop_of_ones_own_may_save_its_arrays_and_restores_what_met_nothing_bad(tmp_path):
-    """The state that it restores into is often the one that diverged, or was donated."""
+    """The state passed to `restore` is often the one that diverged, or its arrays were donated."""
     checkpoints = Checkpoints(tmp_path)
     state = jax.device_put(rj.TrainState.of_variables(Dense(1), {"params": {"kernel": np.ones(1)}}))
     checkpoints.save(state, {"accuracy": np.float32(0.5), "loss": jax.device_put(1.0)})
@@ -170,7 +170,7 @@ def test_training_goes_on_from_the_older_good_step_and_says_so(
 
 
 def test_steps_after_the_one_resumed_from_do_not_push_out_new_ones(finished_run, checkpoints):
-    """As when both newest steps were damaged and the run went on from an older one."""
+    """When both newest steps are damaged, a run goes on from an older one."""
     state = finished_run._state("latest")
     assert checkpoints.steps() == [10, 12]
     checkpoints.save(state.replace(step=np.int32(7)), None)
@@ -183,7 +183,7 @@ def test_steps_after_the_one_resumed_from_do_not_push_out_new_ones(finished_run,
 def test_a_full_disk_is_one_line_and_a_log_that_it_takes_not_loses_nothing_else(
     tmp_path, monkeypatch, capfd
 ):
-    """/dev/full takes nothing, as a full disk does; else a link in a run's folder is refused."""
+    """/dev/full takes no data, as a full disk; unless patched, a run's folder refuses the link."""
     monkeypatch.setattr(storage, "refuse_links", lambda path: None)
     folder = RunFolder(tmp_path)
     (tmp_path / "run.log").symlink_to("/dev/full")
@@ -218,7 +218,7 @@ def test_too_little_space_for_a_checkpoint_is_noticed_before_it_is_written(
     describe(f_favail=9)
     assert "needed and there is room for 9): free space" in refused(checkpoints.save, later, None)
     assert list(checkpoints.good_steps()) == [12, 10]
-    # As macOS describes an exFAT disk, which takes any number of files, and FUSE an untold one.
+    # As macOS reports an exFAT disk, which takes any number of files, and FUSE an unknown size.
     for untold in ({"f_files": 1, "f_favail": 0}, dict.fromkeys((*usual, "f_blocks"), 0)):
         describe(**untold)
         checkpoints.save(later, None)
@@ -227,7 +227,7 @@ def test_too_little_space_for_a_checkpoint_is_noticed_before_it_is_written(
 
 @pytest.mark.parametrize("lost", [False, True])
 def test_a_run_of_which_no_step_verifies_is_not_begun_anew(lost, checkpoints, own_run, tiny_config):
-    """Its first save would remove them all; nor is one whose tests are there and no steps."""
+    """Its first save would remove them all; a run with test results but no steps is refused too."""
     before = (own_run / "metrics.jsonl").read_text()
     for step in checkpoints.steps():
         (checkpoints.directory / str(step) / "state" / ".directory").touch()
@@ -239,7 +239,7 @@ def test_a_run_of_which_no_step_verifies_is_not_begun_anew(lost, checkpoints, ow
 
 
 def make_the_best(checkpoints: Checkpoints, step: int) -> Path:
-    """By far; its folder."""
+    """Make a step the best by far; return its folder."""
     folder = checkpoints.directory / str(step)
     best = Manifest(step, {"accuracy": 1.0, "loss": 0.0}, checkpoints.manifest(step).files)
     (folder / "manifest.json").write_text(best.to_json())
@@ -247,7 +247,7 @@ def make_the_best(checkpoints: Checkpoints, step: int) -> Path:
 
 
 def damage_as_the_best(checkpoints: Checkpoints, step: int) -> None:
-    """By far the best one, and a file of it is gone."""
+    """Make a step the best by far, then delete one of its files."""
     next((make_the_best(checkpoints, step) / "state").rglob("_METADATA")).unlink()
 
 
@@ -261,7 +261,7 @@ def test_the_best_step_is_not_the_latest(own_run, checkpoints):
 
 
 def test_a_damaged_step_that_was_passed_over_takes_no_place(finished_run, checkpoints):
-    """The older good one, from which the run went on, was removed for it."""
+    """The older good step, from which the run had gone on, was removed for the damaged one."""
     damage_as_the_best(checkpoints, 12)
     assert next(checkpoints.good_steps()) == 10
     checkpoints.save(finished_run._state("latest").replace(step=np.int32(15)), None)
@@ -270,7 +270,7 @@ def test_a_damaged_step_that_was_passed_over_takes_no_place(finished_run, checkp
 
 @pytest.mark.parametrize("place", ["state", "manifest.json"])
 def test_a_link_out_of_a_checkpoint_is_no_part_of_it(place, own_run, tmp_path, checkpoints):
-    """Orbax followed that of a folder, of which no file is in the manifest; a device has no end."""
+    """Orbax followed a link to a folder, whose files no manifest lists; a device has no end."""
     step = checkpoints.directory / "12"
     if place == "state":
         (step / "state").rename(tmp_path / "state")
@@ -283,7 +283,7 @@ def test_a_link_out_of_a_checkpoint_is_no_part_of_it(place, own_run, tmp_path, c
 
 
 def test_a_log_is_that_of_one_run(tmp_path):
-    """Another run of the process may be in another thread."""
+    """Another thread of the process may carry out another run."""
     with RunFolder(tmp_path).opened_for_writing():
         run_folder.events_log.info("begins")
         other = threading.Thread(target=run_folder.events_log.info, args=["another"])
@@ -295,7 +295,7 @@ def test_a_log_is_that_of_one_run(tmp_path):
 def test_a_damaged_best_checkpoint_does_not_keep_a_run_from_its_end(
     checkpoints, own_run, tiny_config, caplog
 ):
-    """The tests are not yet done."""
+    """The test splits remain to be evaluated, with the best checkpoint too."""
     damage_as_the_best(checkpoints, 10)
     rows = [row for row in RunFolder(own_run).read_metrics() if row["kind"] != "test"]
     (own_run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))

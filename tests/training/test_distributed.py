@@ -26,7 +26,7 @@ def start(folder: Path, what: str) -> "list[subprocess.Popen[str]]":
 
 
 def ends(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
-    """Exit code, output and errors of a process that ends within a minute."""
+    """Return exit code, output and errors of a process that must end within a minute."""
     try:
         output, errors = process.communicate(timeout=60)
     finally:
@@ -39,7 +39,7 @@ def ends(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
     ("what", "code", "line"), [("bug", 1, "KeyError('no such name')"), ("interrupt", 75, STOPPED)]
 )
 def test_a_failure_of_one_ends_the_other_which_waits_for_it(what, code, line, tmp_path):
-    """Until then they agree. By an error of the package's own: `reliability/test_hosts.py`."""
+    """Before that they agree on values. The package's own errors: `reliability/test_hosts.py`."""
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     (run_dir / ".failed-0badcafe").write_text('["of an earlier start", 1]')
@@ -66,7 +66,7 @@ def test_a_failure_of_one_ends_the_other_which_waits_for_it(what, code, line, tm
 
 def test_a_killed_process_ends_the_other(tmp_path):
     victim, other = start(tmp_path, "hang")
-    while not other.stdout.readline().startswith("{"):  # behind Gloo's own words
+    while not other.stdout.readline().startswith("{"):  # after what Gloo prints
         assert other.poll() is None
     victim.kill()
     assert ends(other)[0] == -signal.SIGABRT
@@ -74,7 +74,7 @@ def test_a_killed_process_ends_the_other(tmp_path):
 
 
 def test_devices_of_other_processes_need_distributed(monkeypatch):
-    """As those of a TPU's other hosts, without which each would be a main process."""
+    """A TPU's other hosts have some; without --distributed each process would be a main process."""
     devices = [SimpleNamespace(process_index=number // 2) for number in range(4)]
     monkeypatch.setattr(jax, "devices", lambda: devices)
     with pytest.raises(ResNetJaxError, match="are of 2 processes: give --distributed"):

@@ -22,7 +22,7 @@ from resnet_jax.training.engine import Engine
 from resnet_jax.training.setup import check_against_dataset
 from resnet_jax.training.step import cross_entropy
 
-# Training images alone.
+# A dataset without validation or test images.
 BLACK = rj.Dataset.from_arrays(
     "black", np.zeros((120, 28, 28, 1), np.uint8), np.zeros(120, int), validation=0
 )
@@ -60,13 +60,13 @@ def test_a_whole_run_traces_each_step_once_three_frames_below_the_library(
 
         monkeypatch.setattr(module, step.__name__, counted)
     rj.train(tiny_config, tmp_path, quiet=True)
-    # Validation, test and test_all are 50, 30 and 500 images long.
+    # One trace serves validation, test and test_all, which have 50, 30 and 500 images.
     assert sorted(traced) == ["eval_step", "train_step"]
-    assert frames == [["train", "fit"]] * 12  # and the step, `Engine.train`
+    assert frames == [["train", "fit"]] * 12  # `Engine.train` itself is the third frame
 
 
 def test_a_few_images_are_computed_in_few_rows_whatever_the_batch(finished_run):
-    """30 images of a run in batches of 4,096 took 4,096 rows."""
+    """With batches of 4,096, evaluating 30 images computed 4,096 rows."""
     config = dataclasses.replace(finished_run.config, batch_size=4096)
     engine = Engine(config, finished_run.class_names, finished_run.image_shape)
     rows, shard = [], engine.shard_batch
@@ -81,7 +81,7 @@ def test_a_few_images_are_computed_in_few_rows_whatever_the_batch(finished_run):
 
 
 def prepared(config):
-    """Training images, an engine for them, a key, and what makes the first state of it."""
+    """Return training images, an engine for them, a key, and a function from key to first state."""
     data, _ = load_splits(config.data)
     engine = Engine(config, data.class_names, data.image_shape)
     parts = {"images": jnp.zeros((1, 28, 28, 1)), "ema": config.ema is not None}
@@ -103,7 +103,7 @@ def test_the_step_that_was_compiled_ahead_is_the_one_that_is_taken(tiny_config, 
     state = create(key)
     with ThreadPoolExecutor(1) as pool:
         engine.compile_ahead(pool, state, key)
-    engine._train = None  # cannot be called
+    engine._train = None  # so that only the step compiled ahead can be called
     state = engine.replicate(state)
     for batch in engine.batches(train, np.arange(40).reshape(2, 20)):
         state, metrics = engine.train(state, key, batch)
@@ -120,7 +120,7 @@ def with_pooling() -> tuple[rj.TrainState, rj.Batch]:
 
 
 def test_arrays_may_have_their_sharding_in_their_type():
-    """With explicit axes gradients had another type than their arrays."""
+    """With explicit axes, gradients had another type than the arrays that they belong to."""
     state, batch = with_pooling()
     step, evaluate = jax.jit(partial(rj.train_step, accumulate=2)), jax.jit(rj.eval_step)
     expected, _ = step(state, batch)
@@ -137,7 +137,7 @@ def test_arrays_may_have_their_sharding_in_their_type():
 
 @pytest.mark.slow
 def test_gradients_are_those_of_the_whole_in_shard_map():
-    """They had another type than their arrays there, too."""
+    """In `shard_map`, too, gradients had another type than the arrays that they belong to."""
     state, batch = with_pooling()
 
     def gradient(params, batch):  # shard_map adds up the parts' gradients
@@ -163,7 +163,7 @@ PARTS = r"--batch-size {} cannot be split over one device in {} parts \(--accumu
         ({"batch_size": 20, "accumulate": 3}, PARTS.format(20, 3, "18 or 21")),
         ({"batch_size": 20, "accumulate": 40}, PARTS.format(20, 40, "40")),
         ({"batch_size": 7, "accumulate": 2}, PARTS.format(7, 2, "6 or 8")),
-        # Batch norm of one image whose last map is 1x1.
+        # Batch norm gets one image, or one in each part, whose last map is 1x1.
         ({"batch_size": 1}, "--batch-size 1 gives batch norm one value .* give at least 2, or"),
         ({"batch_size": 2, "accumulate": 2}, "--batch-size 2 gives .* give at least 4, or"),
         ({"patience": 1}, "--patience 1 needs validation images"),

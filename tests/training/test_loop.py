@@ -67,7 +67,7 @@ def test_best_is_the_best_validation_accuracy(finished_run):
 
 
 def test_a_run_without_test_images_is_judged_by_those_held_out(tiny_config, tmp_path):
-    """As of ImageNet, whose test labels are not published; it had no result to compare."""
+    """ImageNet's test labels are not published; such a run had no result to compare."""
     digits = rj.load_dataset("mnist_5k").train.take(slice(60))
     data = rj.Dataset.from_arrays("own", digits.images, digits.labels, validation=20)
     run = rj.train(replaced(tiny_config, {"data.subset": None}), tmp_path, data=data, quiet=True)
@@ -82,7 +82,7 @@ def test_a_run_without_test_images_is_judged_by_those_held_out(tiny_config, tmp_
 def test_a_run_goes_on_with_the_algorithms_that_it_began_with(
     one_unit, tiny_config, stop_after, tmp_path, monkeypatch, capsys
 ):
-    # As outside the tests: these options hide what a compiler's options are refused for.
+    # As outside the tests, whose XLA_FLAGS keep `compiler_options` empty and hide its errors.
     monkeypatch.delenv("XLA_FLAGS")
     plain = {"model": rj.ModelConfig(width=2), "augment": rj.AugmentConfig(), "ema": None}
     begin = partial(rj.train, dataclasses.replace(tiny_config, **plain), tmp_path / "run")
@@ -114,7 +114,7 @@ def test_a_run_goes_on_with_the_algorithms_that_it_began_with(
 def test_several_processes_say_how_many_devices_they_have(
     tiny_config, tmp_path, monkeypatch, capsys
 ):
-    """Under Slurm a task has one GPU: fewer tasks than GPUs leave some idle."""
+    """Under Slurm a task gets one GPU, so that with fewer tasks than GPUs some GPUs stay idle."""
     monkeypatch.setattr(loop, "process_count", lambda: 2)
     rj.train(dataclasses.replace(tiny_config, epochs=0.2), tmp_path / "run")
     assert f"{jax.device_count()} devices of 2 processes" in capsys.readouterr().out
@@ -125,7 +125,7 @@ def test_another_configuration_is_refused_with_every_difference(finished_run, ti
     message = refused(rj.train, replaced(tiny_config, changes), finished_run.path, quiet=True)
     for difference in ("--batch-size 20 -> 10", "--seed 0 -> 1", "--model.residual True -> False"):
         assert difference in message
-    assert "--epochs 2 -> 3" in message  # its rate follows a cosine
+    assert "--epochs 2 -> 3" in message  # its learning rate follows a cosine over the epochs
 
 
 @pytest.mark.slow
@@ -225,7 +225,7 @@ def test_other_ways_to_look_are_recorded_and_the_beginning_is_kept(own_run, tiny
 
 
 def test_each_epoch_is_evaluated_once_at_the_step_nearest_to_its_end(unaveraged_config, tmp_path):
-    """Of 1.5 steps: the third epoch's 4.5th step is its last, the 5th, and was the 4th too."""
+    """Epochs have 1.5 steps: the third, which ends at 4.5, was evaluated at steps 4 and 5."""
     changes = {"data.subset": (30, 50, 30), "eval-every": None, "epochs": 3}
     run = rj.train(replaced(unaveraged_config, changes), tmp_path, quiet=True)
     assert [row["step"] for row in rows(run, "validation")] == [2, 3, 5]

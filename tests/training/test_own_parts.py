@@ -1,4 +1,4 @@
-"""A network, an optimiser, a loss, a dataset and a callback of one's own in `rj.train`."""
+"""A custom network, optimiser, loss, dataset and callback in `rj.train`."""
 
 import dataclasses
 from functools import partial
@@ -33,13 +33,13 @@ class SqueezeExcitation(nn.Module):
 
 
 def focal(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """arXiv 1708.02002, with exponent 2."""
+    """Return the focal loss of arXiv 1708.02002, with exponent 2."""
     log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[:, None], 1)[:, 0]
     return -((1 - jnp.exp(log_p)) ** 2) * log_p
 
 
 def squares(count: int, seed: int, kind: type) -> ArraySplit:
-    """Images of three classes, which differ in brightness; labels of any integer type."""
+    """Return images of three classes, which differ in brightness, with labels of type ``kind``."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, count).astype(np.int32)
     noise = rng.integers(0, 40, (count, 8, 8, 1))
@@ -49,11 +49,11 @@ def squares(count: int, seed: int, kind: type) -> ArraySplit:
 
 SPLITS = squares(60, 0, np.uint8), squares(20, 1, np.int64), squares(20, 2, np.int32)
 DATA = Dataset.of("squares", *SPLITS, ("a", "b", "c"))
-# Of these data nothing is to be cut off for validation, which the preset `record` says of its own.
+# The preset `record` sets this for its own data; data that are cut already must take it, too.
 UNCUT = rj.DataConfig(validation=0)
 CONFIG = rj.TrainConfig(data=UNCUT, batch_size=10, epochs=2, eval_every=6, log_every=4, ema=0.9)
 changed = partial(dataclasses.replace, CONFIG)
-# Parts are made anew for each start, as another process would.
+# Functions, so that each start gets new parts, as another process would.
 PARTS = {"model": SqueezeExcitation, "optimizer": lambda: optax.lion(1e-2), "data": lambda: DATA}
 
 
@@ -64,7 +64,7 @@ def start(run_dir, config=CONFIG, **changes):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A whole run, and what its callback was told."""
+    """A whole run, and the mock callback that followed it."""
     told = mock.Mock(spec=rj.Callback)
     return start(tmp_path_factory.mktemp("own") / "run", callbacks=[told]), told
 
@@ -92,7 +92,7 @@ def test_the_run_is_trained_by_those_parts(whole):
     assert told.on_save.mock_calls == [mock.call(*place) for place in places]
     evaluated = [call.args[:2] for call in told.on_evaluate.mock_calls]
     assert evaluated[:2] == [(6, "validation"), (12, "validation")]
-    # Once where the latest and the best are the same, as here on every processor that was tried.
+    # Once if the latest and the best are the same, as they were on every processor tried.
     best = metrics["step"][metrics["checkpoint"] == "best"].iloc[0]
     assert sorted(evaluated[2:]) == [(step, "test") for step in sorted({int(best), 12})]
 
@@ -106,7 +106,7 @@ def test_it_is_opened_with_its_network_and_its_data(whole):
     opened = rj.Run.open(run.path, model=SqueezeExcitation(), data=DATA)
     probabilities = opened.predict(DATA.test.images)
     assert (probabilities.argmax(1) == DATA.test.labels).mean() == opened.evaluate().accuracy
-    # Parameters of other shapes ended in a traceback; fewer ones, in another network's answers.
+    # Other shapes ended in a traceback; a network with fewer parameters gave wrong answers.
     other = rj.Run.open(run.path, model=SqueezeExcitation(features=5))
     said = refused(other.predict, DATA.test.images)
     assert "another network than SqueezeExcitation: open" in said
@@ -137,7 +137,7 @@ def test_other_parts_are_refused(changes, said, whole):
 
 
 class Confused(rj.Callback):
-    """Looks for the most confused pair, in the array that it is given."""
+    """Overwrites the array that it is given, as if to find the most confused pair."""
 
     def on_evaluate(self, step, split, evaluation):
         np.fill_diagonal(evaluation.confusion, 0)
@@ -151,7 +151,7 @@ class Boxed(nn.Module):
 
 
 def test_boxed_parameters_are_trained_and_read_and_a_callback_has_its_own_counts(tmp_path):
-    """The run was not known again as that network's, and its accuracies were those left over."""
+    """The network was not recognised, and accuracies came from counts that callbacks changed."""
     config = changed(optim=rj.OptimConfig(name="adamw", weight_decay=0.1))
     parts = {"model": Boxed(), "optimizer": None, "loss": None}
     run = start(tmp_path / "run", config, callbacks=[Confused(), Confused()], **parts)
@@ -202,7 +202,7 @@ EVERYTHING = rj.AugmentConfig(
     ],
 )
 def test_it_resumes_to_the_same_bits(changes, loss, tmp_path, stop_after):
-    """With dropout and a loss of one's own, in parts of a batch, with every augmentation."""
+    """With dropout: in parts of a batch with a custom loss, or with every augmentation."""
     begin = partial(start, config=changed(**changes), model=Dropping(), loss=loss)
     whole = begin(tmp_path / "whole")
     said = r"enough: saved step 7 of 12 in .*run; the same command continues"
@@ -217,7 +217,7 @@ def test_it_resumes_to_the_same_bits(changes, loss, tmp_path, stop_after):
 
 
 def test_each_step_of_a_run_draws_anew(tmp_path):
-    """The same images and weights at each: without draws the losses would be equal."""
+    """Each has the same images and weights, so that without new draws the losses would be equal."""
     config = changed(batch_size=60, epochs=4, log_every=1, ema=None)
     run = start(tmp_path / "run", config, model=Dropping(), optimizer=optax.sgd(0.0), loss=None)
     losses = run.metrics().query("kind == 'train'")["loss"]
@@ -225,7 +225,7 @@ def test_each_step_of_a_run_draws_anew(tmp_path):
 
 
 def test_each_key_and_each_part_of_a_batch_draws_its_own():
-    """64 features are dropped by half: 0 or 2 of each is left, with two draws of equal parts 1."""
+    """Dropout by half leaves 0 or 2 of each of 64 features; the mean of two parts can also be 1."""
     images = jnp.ones((2, 1, 1, 64))
     state = rj.TrainState.create(Dropping(), optax.sgd(1.0), jax.random.key(0), images)
 
@@ -251,7 +251,7 @@ def test_each_key_and_each_part_of_a_batch_draws_its_own():
         ({"model": tiny(num_classes=10)}, r"one for each of 3 classes"),
         ({"model": Two()}, r"one for each of 3 classes"),
         ({"model": Table()}, r"needs more than params and batch_stats"),
-        ({"data": MANY}, "46,340"),  # which was said after an epoch
+        ({"data": MANY}, "46,340"),  # this was refused only after an epoch
         ({"config": "quickstart"}, "config is 'quickstart': give a TrainConfig"),
         ({"config": changed(data=rj.DataConfig(validation=5))}, "cut already, with 20 images"),
         ({"config": changed(init_from="weights")}, r"--init-from .* SqueezeExcitation: leave"),
@@ -260,19 +260,19 @@ def test_each_key_and_each_part_of_a_batch_draws_its_own():
     ],
 )
 def test_what_is_no_such_part_is_refused_before_anything(part, said, tmp_path):
-    """It was a traceback, in the first step."""
+    """Such a part ended in a traceback in the first step."""
     with pytest.raises(rj.ResNetJaxError, match=said):
         start(tmp_path / "run", **part)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_tag_is_the_text_that_the_folder_has():
-    """A run with a number for a tag did not know it again."""
+    """A run whose tag was a number did not recognise the tag when it resumed."""
     assert Custom(tag=np.float64(0.003)).describe(None, None, 3) == {"tag": "0.003"}
 
 
 def test_labels_that_a_streamed_dataset_has_no_names_for_are_refused(tmp_path):
-    """They are read in training alone, and counted for nothing there."""
+    """They are first read in training, where they added nothing to the loss."""
     split = DATA.train
     counted_from_one = DiskSplit(
         lambda at: (split.images[at], split.labels[at] + 1), np.arange(60), (8, 8, 1)
@@ -283,7 +283,7 @@ def test_labels_that_a_streamed_dataset_has_no_names_for_are_refused(tmp_path):
 
 
 def test_without_batch_norm_one_image_is_a_batch(tmp_path):
-    """Without its statistics an own network is the same one to start from, all the same."""
+    """A custom network that has no batch statistics can still be started from its own weights."""
     one = changed(batch_size=1, epochs=1 / len(DATA.train), ema=None)
     check_against_dataset(one, DATA, SqueezeExcitation())
     for name, source in (("run", None), ("again", str(tmp_path / "run"))):
@@ -294,9 +294,9 @@ def test_without_batch_norm_one_image_is_a_batch(tmp_path):
 
 @pytest.mark.parametrize("optimizer", [None, optax.adamw(0.1, weight_decay=0.1)])
 def test_frozen_stages_do_not_decay(optimizer, tmp_path):
-    """The optimiser goes by the configuration, batch norm and gradients by the network.
+    """The default optimiser follows the configuration; batch norm and gradients, the network.
 
-    One of one's own, by the network: it decayed what was frozen.
+    A custom optimiser must follow the network, too: it used to decay frozen parameters.
     """
     model = tiny(num_classes=3, frozen_stages=1)
     decay = rj.OptimConfig(learning_rate=0.1, weight_decay=0.1)
@@ -314,7 +314,7 @@ def test_frozen_stages_do_not_decay(optimizer, tmp_path):
 
 
 def test_weights_in_bfloat16_start_from_others(finished_run, tmp_path):
-    """Of another type than the step was compiled for."""
+    """The weights had another type than the step was compiled for."""
     plain = {"init_from": str(finished_run.path), "augment": rj.AugmentConfig(), "ema": None}
     config = dataclasses.replace(finished_run.config, epochs=0.2, **plain)
     own = tiny(num_classes=10, width=4, stem="imagenet", param_dtype=jnp.bfloat16)
@@ -323,7 +323,7 @@ def test_weights_in_bfloat16_start_from_others(finished_run, tmp_path):
 
 
 def test_a_network_in_float64_needs_a_configuration_in_float64(tmp_path):
-    """It was trained in float32, without a word."""
+    """It was trained in float32 without a warning."""
     own = tiny(num_classes=3, dtype=jnp.float64, param_dtype=jnp.float64)
     assert "--model.dtype float64" in refused(start, tmp_path, model=own)
     run = start(tmp_path, changed(epochs=0.1, model=rj.ModelConfig(dtype="float64")), model=own)

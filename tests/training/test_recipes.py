@@ -1,4 +1,4 @@
-"""The presets for CIFAR-10 and ImageNet, on small data sets with their features."""
+"""The presets for CIFAR-10 and ImageNet, on small datasets with their features."""
 
 import json
 
@@ -22,7 +22,7 @@ def cifar(count):
 
 
 def photographs(count, seed, *, labelled=True):
-    """JPEGs of several sizes; the labels of the test split are not published."""
+    """Yield JPEGs of several sizes; without labels, as in ImageNet's test split, all have -1."""
     rng = np.random.default_rng(seed)
     for i in range(count):
         height, width = SIZES[i % 4]
@@ -50,7 +50,7 @@ def test_cifar10_trains_by_its_preset(prepared, one_unit, tmp_path, command):
     assert command("train", "cifar10", "--run-dir", tmp_path, *options, *NETWORK)[0] == 0
     run = rj.Run.open(tmp_path)
     assert run.image_shape == (32, 32, 3)
-    assert run.metrics()["step"].max() == 3  # 54 images, a tenth held out
+    assert run.metrics()["step"].max() == 3  # 54 images: a tenth of the 60 is held out
     assert run.evaluate().count == 12
 
 
@@ -62,7 +62,7 @@ def test_imagenet_trains_by_its_preset(prepared, one_unit, tmp_path, command, mo
     options += ["--epochs", 1]
     code, shown, _ = command("train", "imagenet", "--run-dir", run_dir, *options, *NETWORK)
     assert code == 0
-    assert "BN 81% initial" in shown  # in the place of top-5, after two steps
+    assert "BN 81% initial" in shown  # in place of top-5, after only two steps
     assert "report: " in shown  # of the validation images: the test's labels are not published
     run = rj.Run.open(run_dir)
     assert run.image_shape == (256, 256, 3)
@@ -82,7 +82,7 @@ def test_imagenet_trains_by_its_preset(prepared, one_unit, tmp_path, command, mo
 
 
 def test_imagenet_is_evaluated_as_torchvision_does():
-    """Resize(256) and CenterCrop(224) by Pillow, scaled and normalised."""
+    """The reference is Resize(256) and CenterCrop(224) by Pillow, scaled and normalised."""
     config = rj.PRESETS["imagenet"]
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (30, 40, 3), np.uint8)
@@ -94,5 +94,5 @@ def test_imagenet_is_evaluated_as_torchvision_does():
     expected = (np.asarray(cut) / 255 - mean) / std
     found = Preprocessing.of(config.data, (256, 256, 3))(read[None])[0]
     assert found.shape == (224, 224, 3)
-    # The square is cut before it is resized: the same to a grey level.
+    # `read_image` cuts the square before it resizes: that agrees to a grey level.
     assert np.abs((found - expected) * std * 255).max() < 1.01

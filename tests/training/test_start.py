@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-# A run of the command with JAX's own counts of what the compilation cache had and had not.
+# Runs the command and prints JAX's own counts of hits and misses of the compilation cache.
 COUNTING = """
 import collections, json, sys
 import jax, worker
@@ -26,7 +26,7 @@ OPTIONS = "--model.width 4 --data.subset 60 20 20 --batch-size 20 --epochs 1 --n
 
 @pytest.mark.slow
 def test_a_second_start_compiles_nothing_and_without_the_cache_nothing_is_kept(tmp_path, python):
-    """Of a tiny network, lowered as the command does by default."""
+    """The network is tiny, and its convolutions use the command's default lowering."""
     cache = tmp_path / "cache"
     caches = {"JAX_COMPILATION_CACHE_DIR": None, "RESNET_JAX_CACHE_DIR": str(cache)}
 
@@ -56,8 +56,8 @@ finally:
     print({"jax", "numpy", "pandas", "tensorflow_datasets"} & set(sys.modules))
 """
     assert python("-c", code).stdout.splitlines()[-1] == "set()"
-    # By the processor's clock, the better of two: the one on the wall measures what else the
-    # machine does. On a machine that is slow, importing the parser's library is the measure.
+    # The lower of two CPU times, because wall time depends on what else the machine does. On a
+    # slow machine the bound is a multiple of what importing the parser's library takes.
     ours, library = (
         min(_processor_seconds([sys.executable, *arguments]) for _ in range(2))
         for arguments in (["-m", "resnet_jax", "--help"], ["-c", "import tyro"])
@@ -68,10 +68,10 @@ finally:
 def _processor_seconds(command: list[str]) -> float:
     before = os.times()
     subprocess.run(command, capture_output=True, check=True)
-    return sum(os.times()[2:4]) - sum(before[2:4])  # of children: the user's and the system's
+    return sum(os.times()[2:4]) - sum(before[2:4])  # user and system time of children
 
 
-# The command, which says after its first line what it took of the processor and had imported.
+# Runs the command and prints, after its first line, CPU seconds and which slow imports it made.
 FIRST_LINE = """
 import os, sys
 from resnet_jax import display
@@ -91,7 +91,7 @@ def test_the_first_line_comes_before_anything_slow(tmp_path: Path) -> None:
         assert process.stdout is not None
         line = process.stdout.readline()
         seconds, imported = process.stdout.readline().decode().split(maxsplit=1)
-        # And a signal at this moment, when JAX is being imported, ends it in good order.
+        # A signal at this moment, while JAX is being imported, ends the command in good order.
         process.terminate()
         _, errors = process.communicate(timeout=60)
     assert line.startswith(b"resnet18 on mnist_5k")

@@ -1,4 +1,4 @@
-"""Batches read ahead, from memory and from disk: the same, to the bit, from any step on."""
+"""Batches read ahead from memory and from disk are the same, to the bit, from any step on."""
 
 import shutil
 import threading
@@ -44,13 +44,13 @@ def test_padding_is_black_and_labelled_so():
     (_, first), (images, labels) = read_batches(split, padded_order(5, 3))
     assert (first.tolist(), labels.tolist()) == ([0, 1, 2], [3, 4, -1])
     assert images[:, 0, 0, 0].tolist() == [9, 9, 0]
-    # A process of several may have nothing but padding.
+    # One of several processes may have nothing but padding.
     ((images, labels),) = read_batches(split, [np.array([-1, -1])])
     assert (images.sum(), labels.tolist()) == (0, [-1, -1])
 
 
 def test_large_batches_are_read_in_parts_and_few_ahead():
-    """On a host of a hundred cores two whole ones for each filled the memory."""
+    """On a host of a hundred cores, two whole batches for each core filled the memory."""
     large = np.broadcast_to(np.arange(400, dtype=np.uint8)[:, None, None, None], (400, 256, 256, 1))
     order = np.random.default_rng(0).permutation(400).reshape(2, 200)
     split = Noting(large, np.arange(400, dtype=np.int32))
@@ -59,7 +59,7 @@ def test_large_batches_are_read_in_parts_and_few_ahead():
     assert labels.tolist() == order[0].tolist()
     np.testing.assert_array_equal(images[:, 0, 0, 0], order[0] % 256)
     assert max(map(len, split.asked)) == 64  # 4 MiB
-    assert sum(map(len, split.asked)) <= 3 * 200  # this one, and the least of two ahead
+    assert sum(map(len, split.asked)) <= 3 * 200  # this batch, and the minimum of two read ahead
     assert [labels.tolist() for _, labels in batches] == [*order[1:].tolist(), *order.tolist()]
 
 
@@ -86,7 +86,7 @@ def test_a_file_that_goes_away_is_one_line(folder, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 def test_memory_is_flat_when_the_data_are_ten_times_the_limit(tmp_path):
-    """An epoch of 224x224 JPEGs: 1,000 of 150 kB decoded, through a window of a few batches."""
+    """An epoch of 1,000 JPEGs, 224x224 and 150 kB decoded, is read a few batches at a time."""
     rng = np.random.default_rng(0)
     for label in ("a", "b"):
         (tmp_path / label).mkdir()
