@@ -244,7 +244,7 @@ class Run:
         """Write the network to a file, with class names and preprocessing, and return its path.
 
         >>> run.export("onnx")  # doctest: +SKIP
-        PosixPath('runs/quickstart-seed0/export/resnet18.onnx')
+        PosixPath('/home/me/runs/quickstart-seed0/export/resnet18.onnx')
 
         Args:
             format: ``torchvision`` for the weights alone, see `interop.export_torchvision`; for

@@ -181,7 +181,8 @@ def feature_maps(maps: Mapping[str, np.ndarray], image: np.ndarray, channels: in
     In each row, yellow is the largest value shown and dark blue the smallest.
     """
     count = len(maps) + 1
-    figure, (top, *rows) = _axes(0.72 * count + 0.3, count, **WITHOUT_AXIS)
+    figure, axes = _axes(0.72 * count + 0.3, count, **WITHOUT_AXIS)
+    top, *rows = np.ravel(axes)
     _show(top, image)
     top.set_anchor("W")
     top.set_title("image", fontsize=8, loc="left")

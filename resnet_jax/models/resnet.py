@@ -227,7 +227,8 @@ class ResNet(nn.Module):
         norm: class of the normalisation: `BatchNorm`, or `Affine` for a network without any.
         frozen_stages: for fine-tuning: the stem and this many stages have no gradient, and their
             batch norm stays in evaluation mode; if it is all stages, only the head is trained.
-            None: nothing is frozen, not even the stem.
+            None: nothing is frozen, not even the stem. An optimiser of your own loop must not decay
+            the frozen parameters (`optax.masked`): weight decay needs no gradient.
         lowering: how convolutions are computed, see `resnet_jax.ops.conv2d`. Forward-mode
             derivatives need `"reference"`: ``model.clone(lowering="reference")``.
         remat: ``True`` computes each unit a second time for the gradient, see `ModelConfig`.

@@ -73,16 +73,21 @@ class Checkpoints:
 
         Return when the step is on the disk. The two newest steps are kept (two, in case the newest
         gets damaged), and so is the best by the ``accuracy`` and ``loss`` of ``validation``.
-        Damaged steps and steps later than this one, from which the run did not resume, are deleted.
-        If the step cannot be written, raise `ResNetJaxError`; older steps stay.
+        Steps that `good_steps` found damaged, and later ones, from which the run did not resume,
+        are deleted. If the step cannot be written, or the state has met what is not finite (its
+        ``first_bad_step``), raise `ResNetJaxError`; older steps stay.
 
         Every process of a run calls this: Orbax writes the arrays from all of them, and process 0
         does the rest, so that a step exists only when every process has written.
         """
         import orbax.checkpoint as ocp
 
-        step = int(state.step)
-        validation = validation and {name: float(value) for name, value in validation.items()}
+        step, bad = int(state.step), int(state.first_bad_step)
+        if bad >= 0:
+            raise ResNetJaxError(
+                f"step {bad} was not finite, and step {step} is not saved: restore an older one"
+            )
+        validation = validation and {name: float(validation[name]) for name in ("accuracy", "loss")}
         tree = {name: getattr(state, name) for name in SAVED}
         # Includes some metadata for each array, and a reserve for disk blocks and temporary files.
         needed = int(1.25 * sum(leaf.nbytes + 1024 for leaf in jax.tree.leaves(tree))) + 2**15

@@ -167,6 +167,11 @@ def test_a_confusion_has_a_pixel_for_each_cell(classes):
     assert figure.axes[0].get_window_extent().width >= classes
 
 
+def test_without_maps_the_image_alone_is_shown():
+    figure = plots.feature_maps({}, np.zeros((8, 8, 1), np.uint8))
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["image"]
+
+
 def test_a_setting_that_is_no_utf8_is_shown():
     assert "caf\\udce9" in report._table("Configuration", [("data.dir", "/caf\udce9")])
 

@@ -156,6 +156,17 @@ def test_a_loop_of_ones_own_may_save_its_arrays_and_restores_what_met_nothing_ba
     assert int(checkpoints.restore(state, 0).first_bad_step) == -1
 
 
+def test_what_a_loop_of_ones_own_must_not_save_leaves_nothing(tmp_path):
+    """A state that met nan pushed out the good steps; without the loss no later save succeeded."""
+    state = rj.TrainState.of_variables(Dense(1), {"params": {"kernel": np.ones(1, np.float32)}})
+    checkpoints = Checkpoints(tmp_path)
+    met_nan = state.replace(first_bad_step=np.int32(3))
+    assert "step 3 was not finite" in refused(checkpoints.save, met_nan, None)
+    with pytest.raises(KeyError, match="loss"):
+        checkpoints.save(state, {"accuracy": 0.5})
+    assert checkpoints.steps() == []
+
+
 @pytest.mark.slow
 def test_training_goes_on_from_the_older_good_step_and_says_so(
     finished_run, checkpoints, own_run, tiny_config, caplog
