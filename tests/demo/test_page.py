@@ -1,6 +1,6 @@
-"""The page in a real browser, on a run of `quickstart`; PAGE_RUN names one that is trained.
+"""The page in a real browser, with a run of `quickstart` or the trained one that PAGE_RUN names.
 
-That run is narrow: it recognises as many digits, and trains in a third of the time.
+The tests' run is narrow: it recognises as many digits, and trains in a third of the time.
 """
 
 import io
@@ -24,14 +24,14 @@ from experiments.photos.photograph import photograph
 pytestmark = pytest.mark.slow
 
 # A hundred digits by five simulated hands, in thousandths of a page's side: for each digit two
-# skeletons with slant, size, speed, tremor and lifts of the pen. No network was asked.
+# skeletons with slant, size, speed, tremor and lifts of the pen. No network was used to make them.
 DRAWINGS = json.loads((Path(__file__).parent / "strokes.json").read_text())
 SIZES = [{"width": 1280, "height": 800}, {"width": 390, "height": 844}]
 
 
 @pytest.fixture(scope="module")
 def address(shared, python):
-    # Without the tests' hurried compilation: the program is the one that users run.
+    # Without the flags of the tests' hurried compilation, so that the program is the users'.
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     words = ("-m", "resnet_jax", "train", "--model.width", "16", "--no-report", "--run-dir")
     run = os.environ.get("PAGE_RUN") or shared("page", partial(python, *words, XLA_FLAGS=None))
@@ -44,7 +44,7 @@ def address(shared, python):
 
 @pytest.fixture
 def open_page(browser, address):
-    """Opens the page; at the end nothing has failed in it or been asked of anyone else."""
+    """A function that opens the page, which must not fail or send a request anywhere else."""
     pages, troubles = [], []
 
     def note(request):
@@ -68,14 +68,14 @@ def open_page(browser, address):
 
 
 def ask(address, body, kind):
-    """The label that is answered."""
+    """Return the label in the server's answer."""
     request = urllib.request.Request(f"{address}/api/predict", body, {"Content-Type": kind})
     with urllib.request.urlopen(request) as reply:
         return json.load(reply)["label"]
 
 
 def test_photographs_of_digits_are_recognised(address):
-    """100 of test digits, which the finder was not made with."""
+    """The photographs are of 100 test digits, which were not used to make the finder."""
     rng, digits = np.random.default_rng(0), rj.load_dataset("mnist_5k").test
     right = 0
     for image, label in zip(*digits.batch(rng.choice(500, 100, replace=False)), strict=True):
@@ -139,7 +139,7 @@ DROP = """() => {
     ],
 )
 def test_a_button_or_an_image_ends_the_stroke_that_is_drawn(open_page, end, status):
-    """By another finger. The next move of the first one failed, or changed an example."""
+    """Another finger may do so; the first one's next move then failed, or changed an example."""
     page = open_page()
     begin, on, after = places(page, [(200, 200), (300, 300), (400, 400)])
     page.mouse.move(*begin)
@@ -158,7 +158,7 @@ def test_a_finger_draws_and_the_palm_beside_it_does_not(open_page):
     left, top, side = (page.locator(".drawing").bounding_box()[k] for k in ("x", "y", "width"))
     for number, (x, y) in enumerate(places(page, stroke)):
         points = [{"x": x, "y": y, "id": 0}]
-        if number:  # it moves a little
+        if number:  # the palm moves a little
             points += [{"x": left + side - 9 - number % 2, "y": top + side - 9, "id": 1}]
         kind = "touchMove" if number > 1 else "touchStart"
         touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
@@ -181,7 +181,7 @@ def test_everything_is_in_sight_and_axe_has_nothing_serious(
     page.screenshot(path=tmp_path / "page.png")
     pad = page.locator(".drawing").bounding_box()
     label = page.get_by_text("Probabilities").locator("xpath=ancestor::div[1]").bounding_box()
-    assert label["x"] > pad["x"] + pad["width"]  # beside it
+    assert label["x"] > pad["x"] + pad["width"]  # beside the pad
     assert label["y"] < pad["y"] + pad["height"]
     images = [f".shown img >> nth={number}" for number in (0, 1)]
     for part in (*images, "text=Where it looks", "text=Invert black"):
@@ -225,7 +225,7 @@ def test_files(open_page, tmp_path):
     page.wait_for_selector("[role=status]:has-text('cannot be')")
     assert page.locator(".shown img").count() == 0
     assert page.get_by_text("7", exact=True).count() == 0
-    # The one chosen before may be chosen again, as where another file is dropped.
+    # The same file may be chosen again, also after another file was dropped.
     with page.expect_file_chooser():
         page.click("[type=file]")
     assert page.locator("[type=file]").input_value() == ""

@@ -1,4 +1,4 @@
-"""The JSON address: what it answers, what it refuses, and that it goes on."""
+"""The JSON endpoint: what it answers, what it refuses, and that it goes on afterwards."""
 
 import base64
 import copy
@@ -27,7 +27,7 @@ NAMES = {"run": "runs/<b>bold</b>", "model": "resnet18", "data": "mnist_5k"}
 
 
 def finding(run, class_names):
-    """The run, with other names, and as one that finds digits in photographs."""
+    """Return a copy of the run with other names, which finds digits in photographs."""
     run = copy.copy(run)
     run.path, run.class_names = Path(NAMES["run"]), class_names
     data = dataclasses.replace(run.config.data, find_digit=True)
@@ -53,7 +53,7 @@ def picture(uri):
 
 
 def check(answer, image, run):
-    """That an answer is the run's, for ``uint8[28, 28]``."""
+    """Assert that an answer is the run's prediction for an image, ``uint8[28, 28]``."""
     expected = run.predict(image[None, ..., None])[0]
     np.testing.assert_array_equal(picture(answer["image"]), image)
     assert list(answer["probabilities"]) == list("0123456789")
@@ -80,7 +80,7 @@ def test_a_photograph_gets_the_answer_for_the_digit_on_it(client, finished_run, 
     answer = client.post("/api/predict", content=encoded(np.asarray(photo))).json()
     check(answer, found.image[..., 0], finished_run)
     assert answer["found"] == found.how
-    # Asked to invert, the page does that and nothing else.
+    # Asked to invert, the server takes the whole picture and looks for no digit.
     inverted = client.post("/api/predict?invert=1", content=encoded(np.asarray(photo))).json()
     assert "found" not in inverted
     expected = np.asarray(ImageOps.pad(ImageOps.invert(photo.convert("L")), (28, 28), 2))
@@ -165,7 +165,7 @@ def test_a_huge_body_gets_413(chunked, client):
     reply = client.post("/api/predict", content=iter(parts) if chunked else b"".join(parts))
     assert reply.status_code == 413
     assert "at most 16,777,216 bytes" in reply.json()["detail"]
-    # One byte less is read, and is no image.
+    # A body with one byte less is read, and is not an image.
     parts.pop()
     assert client.post("/api/predict", content=b"".join(parts)).status_code == 400
 
@@ -177,7 +177,7 @@ def test_a_flag_that_is_none(client):
 
 
 def test_the_page_says_what_it_recognises(client, client_of, finished_run, monkeypatch):
-    monkeypatch.setenv("GRADIO_MCP_SERVER", "true")  # for which gradio's extra is not there
+    monkeypatch.setenv("GRADIO_MCP_SERVER", "true")  # needs an extra of gradio that is missing
     assert "Recognises handwritten digits" in client.get("/").text
     names = ("<img src=//a.example>", "cat", *"23456789")
     with client_of(finding(finished_run, names)) as other:
@@ -206,7 +206,7 @@ def test_another_name_for_this_machine_is_refused(client):
         (["RUN", "--port", "BUSY"], ["--port BUSY", "in use", "give another"]),
     ],
 )
-@pytest.mark.usefixtures("client_of")  # and gradio
+@pytest.mark.usefixtures("client_of")  # skips without gradio
 def test_errors_of_the_command(arguments, names, finished_run, refusal):
     with socket.create_server(("127.0.0.1", 0)) as busy:
         places = {"RUN": str(finished_run.path), "BUSY": str(busy.getsockname()[1])}
@@ -230,7 +230,7 @@ def test_a_network_that_is_not_finite_is_refused_at_the_start(client_of, finishe
 
 
 def test_classes_of_one_name_keep_their_probabilities(client_of, finished_run):
-    """As a streamed dataset may have them: the page answered another class."""
+    """A streamed dataset may have two of one name; the page then answered another class."""
     with client_of(finding(finished_run, ("cat",) * 10)) as other:
         answer = other.post("/api/predict", content=encoded(np.zeros((28, 28), np.uint8))).json()
     assert len(answer["probabilities"]) == 10

@@ -20,7 +20,7 @@ def strokes(*lines):
 
 
 def box(image):
-    """Height and width of the ink."""
+    """Return the height and width of the ink."""
     return tuple(int(np.ptp(np.flatnonzero(image.any(axis=axis)))) + 1 for axis in (1, 0))
 
 
@@ -34,8 +34,8 @@ def digits():
 
 
 def test_real_digits_do_not_move(digits):
-    # From wherever: cut out, and put into another corner.
-    for digit in (*digits[::4], np.zeros((28, 28), np.uint8)):  # and without ink
+    # A digit returns to its place in MNIST, even from another place on a larger page.
+    for digit in (*digits[::4], np.zeros((28, 28), np.uint8)):  # and an image without ink
         np.testing.assert_array_equal(centre(digit), digit)
     rng = np.random.default_rng(0)
     for digit in digits[::40]:
@@ -46,7 +46,7 @@ def test_real_digits_do_not_move(digits):
 
 
 def test_the_pen_is_as_wide_as_those_of_real_digits(digits):
-    """Twice the distance to the edge on the ridges, measured on a grid four times finer."""
+    """A stroke's width is twice the distance from ridge to edge, on a grid four times finer."""
     widths = []
     for digit in digits[::20]:
         ink = np.kron(digit, np.ones((4, 4))) > 127
@@ -69,8 +69,8 @@ def test_a_vertical_line():
 def test_the_outline_of_a_square():
     image = draw_strokes(strokes([(0, 0), (9, 0), (9, 9), (0, 9), (0, 0)])).astype(int)
     assert box(image) == (20, 20)
-    assert (image[8:21, 8:20] == 0).all()  # nothing but the sides' 2.5 pixels
-    # A square of 20 with round corners, without one of 15.
+    assert (image[8:21, 8:20] == 0).all()  # only the sides, 2.5 pixels wide, have ink
+    # A square of 20 pixels with round corners, minus a square of 15.
     area = 20**2 - (4 - math.pi) * 1.25**2 - 15**2
     assert image.sum() / 255 == pytest.approx(area, rel=0.01)
 
@@ -132,7 +132,7 @@ def test_strokes_are_read():
     assert [stroke.tolist() for stroke in found] == [[[1, 2.5], [3, 4]], [[0, 0]]]
 
 
-# No lists, lists of other depths, no pairs of numbers, numbers that are none or too large.
+# Not lists, lists of other depths, not pairs, not numbers, numbers not finite or too large.
 OTHERS = f"""
     7 "strokes" [] [[]] [[],[[1,2]]] [[1,2]] [[[1,2,3]]] [[[1,2],[3]]] [[[1,2]],[[[1],[2]]]]
     [[["1","2"]]] [[[true,false]]] [[[null,1]]] [[{{}}]] [{{}}]
@@ -141,7 +141,7 @@ OTHERS = f"""
 
 
 def test_other_values_are_refused_and_take_no_memory():
-    """NumPy gave each text of a list the room of the longest: 800 MB for a body of 0.1 MB."""
+    """NumPy padded each string of a list to the longest: 800 MB for a body of 0.1 MB."""
     many = MAX_POINTS + 1
     large = [[["a" * 100_000, *["a"] * 1000]], "a" * 300_000, [[]] * 300_000]
     large += [[[[0, 0]]] * many, [[[0, 0]] * many]]

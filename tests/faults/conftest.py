@@ -1,4 +1,4 @@
-"""Caches of their own, and runs that answer at once."""
+"""Fixtures: separate caches, and runs that answer at once."""
 
 from collections.abc import Iterator
 
@@ -11,13 +11,13 @@ import resnet_jax as rj
 
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch) -> None:
-    """An empty cache of what was read."""
+    """An empty cache folder for the package."""
     monkeypatch.setenv("RESNET_JAX_CACHE_DIR", str(tmp_path / "own-cache"))
 
 
 @pytest.fixture
 def no_programs() -> Iterator[None]:
-    """Takes the compilation cache that the tests share away: runs set up their own."""
+    """Take away the tests' shared compilation cache, so that runs set up their own."""
     shared = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", None)
     yield
@@ -26,7 +26,7 @@ def no_programs() -> Iterator[None]:
 
 @pytest.fixture
 def answers(monkeypatch) -> list[int]:
-    """Has every run answer its first class, at once; the number of pictures of each call."""
+    """Make every run predict its first class at once; return the number of images of each call."""
     calls = []
 
     def predict(self: rj.Run, images: np.ndarray, checkpoint: str = "best") -> np.ndarray:

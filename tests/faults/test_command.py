@@ -36,7 +36,7 @@ NOT_ON_MACOS = pytest.mark.skipif(sys.platform == "darwin", reason="macOS refuse
 
 
 def shell(script, *arguments, **environment):
-    """Run a shell script; in it ``$0`` is the command."""
+    """Run a shell script, in which ``$0`` is the command."""
     return subprocess.run(
         ["sh", "-c", script.replace("$0", COMMAND), COMMAND, *map(str, arguments)],
         capture_output=True, text=True, env=os.environ | environment, timeout=100,
@@ -52,7 +52,7 @@ def one_line(done):
 def test_a_signal_in_the_last_tests_ends_before_the_report(
     one_unit, command, tiny_options, tmp_path, monkeypatch
 ):
-    """It was acknowledged, a report was made, the next seed begun, and the code was 0."""
+    """The signal was acknowledged, but the report and the next seed followed, with exit code 0."""
     tested = Training._test
 
     def test(training):
@@ -80,15 +80,15 @@ def test_a_closed_descriptor_changes_nothing(closed):
 
 def with_closed_descriptors(words):
     os.closerange(0, 3)
-    sys.stdin = sys.stdout = sys.stderr = None  # as Python starts with them
-    sys.argv[1:], os.environ["GLIBC_TUNABLES"] = words, "glibc.malloc.arena_max=1"  # started again
+    sys.stdin = sys.stdout = sys.stderr = None  # as Python sets closed streams
+    sys.argv[1:], os.environ["GLIBC_TUNABLES"] = words, "glibc.malloc.arena_max=1"  # as restarted
     worker.shrink()
     code, nowhere = __main__.main(), os.stat(os.devnull)
     sys.exit(code or not all(os.path.samestat(os.fstat(n), nowhere) for n in range(3)))
 
 
 def test_what_is_printed_to_closed_descriptors_reaches_no_file(tmp_path):
-    """Else the first file that is opened gets the number of standard output, or of input."""
+    """Otherwise the first file opened would get the descriptor of standard input or output."""
     words = [*TRAIN, "--eval-every", "18", "--run-dir", str(tmp_path / "run")]
     assert ended(forked(with_closed_descriptors, words)) == 0
     run = rj.Run.open(tmp_path / "run")
@@ -102,12 +102,12 @@ def test_what_is_printed_to_closed_descriptors_reaches_no_file(tmp_path):
     ["$0 data list", pytest.param(f'{WORKER} evaluate "$1" --json', marks=pytest.mark.slow)],
 )
 def test_a_full_disk_under_the_output_is_one_line(words, finished_run):
-    """Python wrote the rest at its end: a traceback of its own, and code 120."""
+    """Python flushed the rest at exit, with a traceback of its own and exit code 120."""
     done = shell(f"{words} > /dev/full", finished_run.path, PYTHONUNBUFFERED="")
     assert "No space left on device" in one_line(done)
 
 
-# A module that the command imports, what the command does, and how the module interrupts it.
+# For each moment: a module that is imported, the command's arguments, and the module's code.
 MOMENTS = {
     "while the command is being imported": ("tyro", "data list", "{interrupt}"),
     "while it starts again with settings of malloc": (
@@ -129,7 +129,7 @@ MOMENTS = {
 
 
 def test_a_signal_that_comes_twice_in_one_moment_is_one(capfd):
-    """As `timeout` sends it, to the process and to its group: the second one ended the run."""
+    """`timeout` signals the process and its group; the second of these signals ended the run."""
     stop = Stop()
     stop.training, stop.within = True, 60
     with stop.handling():
@@ -159,7 +159,7 @@ def test_a_signal_during_the_start_is_one_line(moment, tmp_path):
 
 
 def test_under_nohup_the_command_outlives_its_terminal():
-    """The shell's way to ignore SIGHUP, which a program is started with."""
+    """`trap "" HUP` in a shell starts a program that ignores SIGHUP, as `nohup` does."""
     program = "import signal; from resnet_jax.signals import end_at_a_signal; end_at_a_signal(); "
     program += "signal.raise_signal(signal.SIGHUP); print('lives')"
     done = shell(f'trap "" HUP; exec {sys.executable} -c "{program}"')
@@ -189,28 +189,28 @@ def test_a_strange_name_is_shown_escaped(name, finished_run, tmp_path, command):
         assert code == (1 if err else 0), err
         assert all(line.startswith("resnet-jax: ") for line in err.splitlines()), err
         assert "\x1b" not in out + err
-        (out + err).encode()  # as a terminal gets it
+        (out + err).encode()  # fails if a byte that is not UTF-8 is left unescaped
 
 
 def test_a_run_folder_that_is_no_utf8_is_refused(tmp_path, refusal):
-    """Checkpoints cannot be written there."""
+    """Checkpoints cannot be written to a path that is not UTF-8."""
     line = refusal(*TRAIN, "--run-dir", tmp_path / os.fsdecode(b"r\xffun"))
     assert "is no UTF-8: rename it, or give another --run-dir" in line
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.usefixtures("no_programs")  # else no other is looked for
+@pytest.mark.usefixtures("no_programs")  # if a cache is set, runs look for no other
 def test_without_a_home_one_line_says_what_to_set(finished_run, monkeypatch, refusal):
     for name in ("HOME", "XDG_CACHE_HOME", "RESNET_JAX_CACHE_DIR", "TFDS_DATA_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", mock.Mock(side_effect=KeyError))
     for words in (("evaluate", finished_run.path), ("verify", "fashion_mnist")):
         assert re.search("cannot be located.*set ", refusal(*words))
-    assert rj.load_dataset("mnist_5k").num_classes == 10  # which needs none
+    assert rj.load_dataset("mnist_5k").num_classes == 10  # needs no home
 
 
 def test_a_run_of_another_network_is_one_line(finished_run, monkeypatch, refusal):
-    """Trained by a program that put its own network into the table, or the other way round."""
+    """The run was trained, or is read, by a program that put its own network into `VARIANTS`."""
     other = functools.partial(rj.ResNet, stage_sizes=(1, 1), unit=rj.BasicUnit)
     monkeypatch.setitem(VARIANTS, "resnet18", other)
     line = refusal("evaluate", finished_run.path)
@@ -231,7 +231,7 @@ def test_limits_that_are_too_low_are_named(limit, words, finished_run, tmp_path)
 
 @pytest.mark.parametrize("error", [MemoryError, jax.errors.JaxRuntimeError])
 def test_memory_that_does_not_suffice_is_one_line(error, finished_run, monkeypatch, refusal):
-    """Of a run that was trained in larger batches than this machine can evaluate."""
+    """A run may have been trained in larger batches than this machine can evaluate."""
     lack = error("RESOURCE_EXHAUSTED: Out of memory allocating 2824000272 bytes.")
     monkeypatch.setattr(rj.Run, "evaluate", mock.Mock(side_effect=lack))
     assert "not enough memory" in refusal("evaluate", finished_run.path)
@@ -247,7 +247,7 @@ def limited(what, soft):
         resource.setrlimit(what, before)
 
 
-@pytest.mark.usefixtures("own_cache", "no_programs")  # which would be kept by half
+@pytest.mark.usefixtures("own_cache", "no_programs")  # shared caches would keep cut files
 def test_a_limit_on_the_size_of_files_is_named(finished_run, tmp_path, refusal):
     export = ["export", finished_run.path, "--format", "torchvision", "--output"]
     for words in ([*export, tmp_path / "net"], [*TRAIN, "--run-dir", tmp_path]):
@@ -260,7 +260,7 @@ def test_a_checkpoint_without_permission_is_named(own_run):
     file = own_run / "checkpoints/12/state/_METADATA"
     file.chmod(0)
     drop = ""
-    if os.geteuid() == 0:  # who may read everything
+    if os.geteuid() == 0:  # root may read everything
         powers = "-dac_override,-dac_read_search"
         drop = f"setpriv --bounding-set {powers} --inh-caps {powers}"
         if shutil.which("setpriv") is None:
@@ -272,7 +272,7 @@ def test_a_checkpoint_without_permission_is_named(own_run):
 
 @pytest.mark.parametrize("most", [MOST_FILES, 12_000])
 def test_as_many_files_may_be_open_as_the_system_allows(most, monkeypatch):
-    """macOS may take fewer than it says: it stayed at 256."""
+    """macOS may refuse the limit that it reports, and then the limit stayed at 256."""
     setrlimit = resource.setrlimit
 
     def of_system(what, limits):
@@ -306,12 +306,12 @@ def test_a_terminal_without_the_letters_gets_escapes(tmp_path, python):
 
 
 def test_the_help_states_each_default_once():
-    """It said "Default: 300. (default: None)"."""
+    """The help said "Default: 300. (default: None)"."""
     commands = ("train", "export", "demo", "predict", "summary", "data", "verify")
     text = " ".join("".join(map(help_of, commands)).replace("│", " ").split())
-    assert "Train a network, or resume" in text  # it was that of `functools.partial`
+    assert "Train a network, or resume" in text  # it was `functools.partial`'s text
     assert "(default:" in text
     assert "Default:" not in text
-    # Of paths that must be given it said "(default: )".
+    # For paths that must be given, the help said "(default: )".
     for command in ("compare", "predict"):
         assert "(default: )" not in help_of(command)

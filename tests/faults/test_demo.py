@@ -1,4 +1,4 @@
-"""Faults of the page to draw on that 0.1.0 had, shown by the command and HTTP alone."""
+"""Faults that the drawing page had in 0.1.0, shown with only the command and HTTP."""
 
 import contextlib
 import http.client
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from make_datasets import encoded
 
-# The demo of `finished_run`, which writes down whom it asks.
+# Serves the demo of `finished_run` and records every host that Python connects to or looks up.
 DEMO = """
 import sys
 asked = open(sys.argv[1], "a", buffering=1)
@@ -61,14 +61,14 @@ def demos():
     started = []
     yield started
     for demo in started:
-        with demo.process:  # which closes its pipes
+        with demo.process:  # closes its pipes at the end
             demo.process.kill()
 
 
 @pytest.fixture
 def demo(demos, finished_run, tmp_path_factory):
-    """The page to draw on, in a process of its own; where a test has ended that, another."""
-    if importlib.util.find_spec("gradio") is None:  # imported in that process alone
+    """The drawing page in a process of its own; a new process if a test has ended the last."""
+    if importlib.util.find_spec("gradio") is None:  # only that process imports it
         pytest.skip("needs the extra demo")
     if not demos or demos[-1].process.poll() is not None:
         demos.append(Demo(finished_run, tmp_path_factory.mktemp("demo")))
@@ -144,7 +144,7 @@ def test_three_hundred_slow_clients_keep_nobody_out(start, demo):
 
 
 def test_it_ends_in_time_with_clients_connected_says_nothing_and_leaves_nothing(demo):
-    """By SIGINT."""
+    """SIGINT ends the server while clients are idle, send slowly or wait for an answer."""
     demo.get("/api/predict", "POST", b"no image")
     for start in (b"no HTTP\r\n\r\n", HALF_A_BODY):
         demo.connect(start).close()
@@ -161,6 +161,6 @@ def test_it_ends_in_time_with_clients_connected_says_nothing_and_leaves_nothing(
         demo.process.send_signal(signal.SIGINT)
         start = time.monotonic()
         out, err = demo.process.communicate(timeout=60)
-    assert time.monotonic() - start < max(5, 8 * of_one)  # twenty would take more
+    assert time.monotonic() - start < max(5, 8 * of_one)  # to answer all twenty would take longer
     assert (demo.process.returncode, out, err) == (0, "", "")
     assert not list(demo.temporary.iterdir())

@@ -1,4 +1,4 @@
-"""Faults found in use of exports, and of every other place that a command writes to."""
+"""Faults found in exports, and in every other place that a command writes to."""
 
 import os
 import stat
@@ -18,7 +18,7 @@ def export(run, format, output):
 
 
 def test_no_digits_are_needed(finished_run, tmp_path, monkeypatch, command):
-    """A run on one's own images is exported where mnist_5k is neither prepared nor installed."""
+    """A user with other images can export where mnist_5k is neither prepared nor installed."""
     pytest.importorskip("onnxruntime")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
     monkeypatch.setenv("RESNET_JAX_CACHE_DIR", str(tmp_path / "nothing"))
@@ -47,12 +47,12 @@ def dangling_link(path):
 SPECIAL = [os.mkfifo, device, link, dangling_link]
 NO_FILE = "is no regular file and stays as it is: give another --output"
 TRAIN = ("train", "--run-dir", "PLACE", "--epochs", "1")
-WRITERS = [  # the command, PLACE, and what is said of it
+WRITERS = [  # the command, where PLACE is, words of the refusal, and what is already there
     (export("RUN", "torchvision", "PLACE"), "net.safetensors", NO_FILE, [*SPECIAL, Path.mkdir]),
     (("compare", "RUN", "--output", "PLACE"), "curves.png", NO_FILE, [*SPECIAL, Path.mkdir]),
     (("report", "RUN"), "run/report", "remove it", SPECIAL),
     (("report", "RUN"), "run/report/curves.png", "remove it", SPECIAL),
-    # A link to a folder is a run's folder; a link to anything else is not followed.
+    # A run's folder may be a link to a folder; a link to anything else is not followed.
     (TRAIN, "new", "cannot be written", SPECIAL),
 ]
 
@@ -78,7 +78,7 @@ def test_nothing_but_a_regular_file_is_replaced(
     assert str(place) in line
     for field in ("st_ino", "st_mode", "st_size", "st_mtime_ns"):
         assert getattr(after, field) == getattr(before, field)
-    target = place.with_name("target")  # of a link
+    target = place.with_name("target")  # what `link` leads to
     assert not target.exists() or target.read_text() == "someone else's"
     assert {path.name for path in place.parent.iterdir()} == names
 
@@ -90,7 +90,7 @@ def test_a_runs_own_folder_leads_nowhere_else(own_run, tmp_path):
 
 
 def test_home_is_known_by_its_sign(finished_run, tmp_path, monkeypatch, command):
-    """A folder of that name was made; shells leave the sign alone behind ``--output=``."""
+    """A folder named ~ was made, because shells do not expand ~ after ``--output=``."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for seed, name in enumerate(("home/digits/0/0.png", "home/digits/1/1.png", "0.png")):
@@ -110,7 +110,7 @@ def test_home_is_known_by_its_sign(finished_run, tmp_path, monkeypatch, command)
 
 
 def test_a_file_that_goes_while_it_is_looked_at_is_no_link(own_run, monkeypatch):
-    """As those of a run that trains on, while its report is made."""
+    """A run that is still training may remove files while its report is made."""
     walk = os.walk
     monkeypatch.setattr(
         os, "walk", lambda top: ((*at, [*names, "gone"]) for *at, names in walk(top))
@@ -122,7 +122,7 @@ def test_an_interrupted_export_leaves_the_old_file_and_nothing_else(
     finished_run, tmp_path, monkeypatch, command
 ):
     place = tmp_path / "network.safetensors"
-    # What a kill left is replaced by the next export.
+    # The next export replaces what a kill has left.
     (tmp_path / ".network.safetensors.unfinished").write_bytes(b"half a file")
     words = export(finished_run.path, "torchvision", place)
     assert command(*words)[0] == 0
@@ -139,7 +139,7 @@ def test_the_files_of_a_run_are_not_replaced(own_run, command, refusal):
     for name in ("config.yaml", "checkpoints/12/net.onnx", "report/index.html", "Tensorboard/a"):
         for words in (("export", own_run, "--format", "torchvision"), ("compare", own_run)):
             assert "is part of the run in" in refusal(*words, "--output", own_run / name)
-    # By another way too: up from a folder that is not there, and through a link.
+    # Nor by a detour: up from a folder that does not exist, or through a link.
     (own_run.parent / "link").symlink_to(own_run / "checkpoints")
     for place in (own_run / "nowhere/../config.yaml", own_run.parent / "link/12/net.onnx"):
         with pytest.raises(rj.ResNetJaxError, match="is part of the run in"):

@@ -1,4 +1,4 @@
-"""What calls of the library leave in the process of who calls them, and what they find there."""
+"""Effects of the library's calls on the caller's process, and of that process on the calls."""
 
 import contextlib
 import errno
@@ -25,7 +25,7 @@ from resnet_jax.training import jax_settings
 from resnet_jax.training.run_folder import RunFolder
 from resnet_jax.training.setup import _qualified
 
-# How each program here begins. One unit has all that a type or a precision may change.
+# Each program here starts so; one unit has all operations that a dtype or precision may change.
 PRELUDE = """
 import contextlib, dataclasses, functools, hashlib, json, logging, os, resource, signal, sys
 import threading, time, warnings
@@ -49,7 +49,7 @@ def digest(config, name):
     return hashlib.sha256(content).hexdigest() + str(leaves[0].dtype)
 """
 
-# Each call between two looks, after one that imports what it needs, which is not ours to undo.
+# The state is compared before and after each call, once a first call has imported its modules.
 LEAVES = """
 jax.config.update("jax_compilation_cache_dir", None)
 config = dataclasses.replace(
@@ -99,9 +99,9 @@ if alone != digest(BASE, "after") or not alone.endswith("float32"):
 
 @pytest.mark.slow
 def test_calls_of_the_library_leave_the_process_as_it_was(tmp_path, python):
-    """JAX's settings, warnings, loggers, signals, hooks, and the environment with malloc's.
+    """No call changes JAX's or malloc's settings, warnings, loggers, signals, hooks or environment.
 
-    And a float32 run after a float64 run is what it is alone, and when x64 has been set.
+    And a float32 run after a float64 run, with x64 set by the user, equals the same run alone.
     """
     done = python("-c", PRELUDE + LEAVES, tmp_path)
     assert (done.stdout, done.stderr) == ("", "")
@@ -109,7 +109,7 @@ def test_calls_of_the_library_leave_the_process_as_it_was(tmp_path, python):
 
 
 # Three cells of a notebook: one that is interrupted twice, a fiftieth of a second apart, while JAX
-# traces; one that is interrupted at work; and one that stops by itself.
+# traces; one that is interrupted while it trains; and one that stops by itself.
 INTERRUPTED = """
 pressed, own = [], []
 def press(times):
@@ -156,9 +156,9 @@ def test_interrupts_reach_the_notebook_and_the_run_goes_on_after(tmp_path):
     assert ended(forked(notebook, tmp_path)) == 0
     tracing, working, stopped, own = (tmp_path / "output.txt").read_text().splitlines()
     assert (tracing, working) == ("interrupted 2 True", "interrupted 3 True")
-    assert own == "True"  # at each step the handler of signals was the notebook's
-    # The folder was free again each time, and the last start went on from a checkpoint, of which
-    # there is one every 20 steps: it did a single step more.
+    assert own == "True"  # at each step the signal handler was the notebook's
+    # The folder was unlocked each time, and the last start resumed from a checkpoint, which is
+    # saved every 20 steps, and did a single step more.
     said, code = json.loads(stopped)
     saved = max(int(path.name) for path in tmp_path.glob("checkpoints/[0-9]*"))
     assert said.startswith(f"enough: saved step {saved} of 20000 in {tmp_path}")
@@ -167,9 +167,9 @@ def test_interrupts_reach_the_notebook_and_the_run_goes_on_after(tmp_path):
 
 @pytest.mark.usefixtures("own_cache", "no_programs")
 def test_the_compilation_cache_does_not_grow_without_bound(tmp_path, monkeypatch):
-    """At 2 GiB the oldest programs make room, once: 2,000 took 28 ms of each prediction.
+    """Over 2 GiB the oldest programs are removed, only once: 2,000 took 28 ms of each prediction.
 
-    So do the empty ones of a full disk: JAX replaces none, and warned of each at every start.
+    Empty files, left by a full disk, go too: JAX replaces none, and warned of each at every start.
     """
     looked, iterdir = [], Path.iterdir
     monkeypatch.setattr(Path, "iterdir", lambda path: looked.append(path) or iterdir(path))
@@ -215,7 +215,7 @@ def test_what_a_run_hands_out_is_the_callers(finished_run):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # JAX on forks
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_lock_ends_with_the_run_and_not_with_its_children(tmp_path):
-    """Neither with one that leaves earlier, nor with one that stays."""
+    """A child that exits earlier does not release the lock; one that lives on does not keep it."""
     folder = RunFolder(tmp_path / "run")
     with folder.opened_for_writing():
         if leaving := os.fork():
@@ -242,7 +242,7 @@ def test_a_file_system_without_locks_gets_a_warning(tmp_path, monkeypatch, caplo
 
 
 class Flat(nn.Module):
-    """One layer that sees where a pixel is."""
+    """A single dense layer, whose output depends on where a pixel is."""
 
     @nn.compact
     def __call__(self, images, *, train):
@@ -256,7 +256,7 @@ def process():
 
 @contextlib.contextmanager
 def settings_of_another():
-    """A random number generator, a mesh of explicit axes, and whatever JAX can be strict about."""
+    """Set another random number generator, a mesh with explicit axes, and JAX's strict modes."""
     with (
         jax.default_prng_impl("rbg"), jax.set_mesh(jax.make_mesh((1,), ("data",))),
         jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"),
@@ -269,12 +269,12 @@ def settings_of_another():
     "changed",
     [
         settings_of_another,
-        # Without jit each operation on each shape is a program.
+        # Without jit, each operation on each shape compiles a program of its own.
         pytest.param(jax.disable_jit, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_depends_on_no_setting_of_the_process_and_changes_none(changed, tmp_path):
-    """Of random numbers, jit, and NumPy's numbers; a callback may do with a row what it likes."""
+    """JAX's settings, a NumPy float as rate, and a callback that clears its rows change nothing."""
 
     class Taking(rj.Callback):
         def on_metrics(self, row):
@@ -282,7 +282,7 @@ def test_a_run_depends_on_no_setting_of_the_process_and_changes_none(changed, tm
 
     digits = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 1), np.uint8)
     data = rj.Dataset.from_arrays("noise", digits, np.arange(24) % 10, validation=4)
-    rate = np.logspace(-2, -1, 2)[1]  # a float64 of NumPy's
+    rate = np.logspace(-2, -1, 2)[1]  # a NumPy float64
     config = rj.TrainConfig(
         augment=rj.AugmentConfig(flip=True), optim=rj.OptimConfig(learning_rate=rate), ema=None,
         epochs=1, batch_size=20,

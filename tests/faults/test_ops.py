@@ -1,4 +1,4 @@
-"""Faults of convolution and pooling: edges that failed, and limits that were not said."""
+"""Faults of convolution and pooling: a limit that was not stated, and lost precision."""
 
 from functools import partial
 
@@ -20,7 +20,7 @@ def test_max_pool_says_that_forward_mode_needs_the_reference():
 
 @pytest.mark.parametrize("size", [2, 3, 8, 128], ids=["tiles of 2", "dense", "shifted", "tiles"])
 def test_in_bfloat16_the_gradient_of_a_kernel_is_float32(size):
-    """It was rounded to bfloat16, 200 times as far off."""
+    """The gradient was rounded to bfloat16, with 200 times the error."""
     random, shape = np.random.default_rng(0), (2, size, size, 16)
     x, cotangent = (jnp.asarray(random.normal(size=shape), jnp.bfloat16) for _ in range(2))
     kernel = jnp.asarray(random.normal(size=(3, 3, 16, 16)), jnp.float32)
@@ -35,7 +35,7 @@ def test_in_bfloat16_the_gradient_of_a_kernel_is_float32(size):
 
 
 def test_in_bfloat16_tiles_are_as_exact_as_products():
-    """Their transforms were rounded too, to three times the error."""
+    """Winograd's transforms were rounded to bfloat16 too, with three times the error."""
     random = np.random.default_rng(0)
     x = random.normal(size=(1, 128, 128, 32)).astype(jnp.bfloat16)  # 2^19: tiles
     kernel = random.normal(size=(3, 3, 32, 8)).astype(jnp.bfloat16)

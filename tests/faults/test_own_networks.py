@@ -1,4 +1,4 @@
-"""Networks of one's own in files: what can be written is written right, what cannot is refused."""
+"""Users' own networks in files: what can be written is written right, the rest is refused."""
 
 import dataclasses
 from functools import partial
@@ -20,7 +20,7 @@ from resnet_jax.models import Affine, BatchNorm
 
 
 class Own(nn.Module):
-    """No residual network."""
+    """A network that is not a `ResNet`."""
 
     @nn.compact
     def __call__(self, images, *, train):
@@ -42,7 +42,7 @@ def test_weights_are_not_read_from_a_run_of_another_network(
 
 
 def network(model, class_names="ab"):
-    """Of drawn variables, which nothing is compiled for."""
+    """Return a `Network` with random variables, which are drawn without compiling anything."""
     init, random = partial(model.init, train=False), np.random.default_rng(0)
     shapes = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     drawn = jax.tree.map(lambda x: random.uniform(0.1, 1, x.shape).astype(np.float32), shapes)
@@ -70,7 +70,7 @@ def test_a_file_names_each_class():
 
 
 def test_a_file_is_of_variables_of_its_network():
-    """torchvision's was written with one network's name and the other's weights."""
+    """A torchvision file was written with one network's name and another's weights."""
     own = network(tiny())
     colour = Preprocessing((8, 8, 3))
     other = own.model.clone(width=4)
@@ -96,19 +96,19 @@ def test_what_torchvision_would_compute_otherwise_is_not_written_as_its(changes,
 
 def test_norms_of_ones_own_are_written_as_they_are_or_refused(tmp_path):
     affine, own = network(tiny(norm=Affine)), network(tiny(norm=partial(BatchNorm, epsilon=0.1)))
-    for nothing in ({}, {"batch_stats": {}}):  # as it is drawn, and as a run gives it
+    for nothing in ({}, {"batch_stats": {}}):  # as drawn, and as a run returns them
         variables = {"params": affine.variables["params"], **nothing}
         assert "no network without batch norm" in refused(rj.interop.to_torchvision, variables)
     weights = rj.interop.to_torchvision(own.variables)
-    assert "params" in rj.interop.from_torchvision(weights, own.model)  # reads what it is given
+    assert "params" in rj.interop.from_torchvision(weights, own.model)  # reading checks no norm
     pytest.importorskip("onnxruntime")
     assert "units BasicUnit with Affine" in refused(export_onnx, tmp_path / "x", affine)
-    export_onnx(str(tmp_path / "own.onnx"), own)  # which compares the two
+    export_onnx(str(tmp_path / "own.onnx"), own)  # compares the file with the network
     assert (tmp_path / "own.onnx").exists()
 
 
 def test_what_computes_something_else_is_no_torchvision_network():
-    """Subclasses: of batch norm it was written as batch norm's weights."""
+    """A subclass of `BatchNorm` was written as batch norm; one of `ResNet` is refused too."""
 
     class Doubled(BatchNorm):
         def __call__(self, x, *, train):

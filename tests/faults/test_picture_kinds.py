@@ -1,4 +1,4 @@
-"""Every kind of picture that Pillow writes, with metadata of every type: read right, or named."""
+"""Every kind of picture that Pillow writes, with metadata of every type, is read right or named."""
 
 import base64
 import io
@@ -46,7 +46,7 @@ TAGS = (256, 257, 258, 259, 270, 282, 296, 305, 306, 315, 700, 33432, 34665, 348
 
 
 def entries(tags: list[tuple[int, int, int, bytes]]) -> dict[int, bytes]:
-    """Of a TIFF directory, by tag: a type, a count and a value of four bytes."""
+    """Encode a TIFF directory's entries, by tag: tag, type, count and a value of four bytes."""
     return {tag: struct.pack("<HHI", tag, *rest) + value for tag, *rest, value in tags}
 
 
@@ -60,7 +60,7 @@ def exif(orientation: int, tags: list[tuple[int, int, int, bytes]]) -> bytes:
 
 
 def with_tags(tiff: bytes, tags: list[tuple[int, int, int, bytes]]) -> bytes:
-    """A TIFF file with further tags; those that say how its pixels lie stay as they are."""
+    """Add tags to a TIFF file; those that describe the layout of its pixels stay as they are."""
     (start,) = struct.unpack_from("<I", tiff, 4)
     (count,) = struct.unpack_from("<H", tiff, start)
     places = range(start + 2, start + 2 + 12 * count, 12)
@@ -76,7 +76,7 @@ odd_tag = st.tuples(
 one_picture = st.tuples(
     st.sampled_from(KINDS),
     st.integers(1, 8),
-    st.booleans(),  # with a transparent pixel, where the mode has any
+    st.booleans(),  # with a transparent pixel, if the mode has alpha
     st.none() | st.lists(odd_tag, max_size=4),
     st.sampled_from([None, "raw", "tiff_lzw", "tiff_deflate", "packbits"]),
 )
@@ -84,12 +84,12 @@ pictures = st.lists(one_picture, min_size=40, max_size=40)
 
 
 def written(path: Path, seed: int, kind, orientation, clear, tags, compression):
-    """Writes a picture; returns its levels upright, or the reason for which it is refused."""
+    """Write a picture; return its levels upright, and the reason for a refusal or None."""
     ending, mode = kind
-    # Large steps between flat squares, which a lossy format keeps.
+    # A lossy format keeps flat squares with large steps between them.
     coarse = np.random.default_rng(seed).permutation(16).reshape(4, 4).astype(np.uint8)
     levels = np.kron(17 * coarse, np.ones((8, 8), np.uint8))
-    if mode in ("1", "LAB"):  # lightness is no level, but for black and white
+    if mode in ("1", "LAB"):  # LAB's lightness is the level only of black and white
         levels = np.where(levels > 127, 255, 0).astype(np.uint8)
     image = Image.fromarray(levels)
     if mode == "I;16" or kind == ("ppm", "I"):
@@ -106,7 +106,7 @@ def written(path: Path, seed: int, kind, orientation, clear, tags, compression):
     turned = 1
     if ending == "tif":
         options["tiffinfo"], turned = {274: orientation}, orientation
-        # Pillow does not read what it writes without compression.
+        # Pillow cannot read the YCbCr files that it writes without compression.
         options["compression"] = "tiff_lzw" if mode == "YCbCr" else compression
     elif tags is not None and ending in ("png", "jpg", "webp"):
         options["exif"], turned = exif(orientation, tags), orientation
@@ -114,7 +114,7 @@ def written(path: Path, seed: int, kind, orientation, clear, tags, compression):
         options |= {"quality": 100, "lossless": True}
     try:
         image.save(path, **options)
-    except (OSError, RuntimeError):  # nor does libtiff write everything
+    except (OSError, RuntimeError):  # libtiff cannot write every combination
         image.save(path)
         turned = 1
     if ending == "tif" and tags:
@@ -130,7 +130,7 @@ def client(finished_run, client_of):
 
 @pytest.fixture
 def check(tmp_path, finished_run, command, answers, client):
-    """Each picture is right, or named in one line, by verify, train, predict and demo alike."""
+    """A check that verify, train, predict and demo read each picture right or name it in a line."""
     return partial(look, tmp_path / "kinds", finished_run, command, client)
 
 
@@ -146,7 +146,7 @@ def look(root: Path, run: rj.Run, command, client, kinds) -> None:
     named = {path: why for path, _, _, why in expected if why}
     code, out, err = command("verify", root)
     assert (code, len(err.splitlines())) == (bool(named), bool(named)), err
-    # Sound pixels are read, whatever is beside them.
+    # Nothing else is damaged: sound pixels are read whatever metadata are beside them.
     assert out.count("damaged  ") == len(named), out
     for path, why in named.items():
         assert re.search(f"damaged  {path}: .*{why}", out), out
@@ -160,7 +160,7 @@ def look(root: Path, run: rj.Run, command, client, kinds) -> None:
         for image in mine:
             assert np.abs(image - levels[..., None]).max() <= (3 if lossy else 1), kind
         reply = client.post("/api/predict", content=path.read_bytes())
-        known = kind[0] in ("png", "jpg", "webp", "bmp")  # of the others it starts no decoder
+        known = kind[0] in ("png", "jpg", "webp", "bmp")  # the demo decodes no other formats
         why = refused if known else "no image of the formats read"
         assert reply.status_code == (200 if why is None else 400), (kind, reply.text)
         if why is not None:
@@ -187,7 +187,7 @@ def test_pictures_of_every_kind(kinds, check):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_container_and_mode(orientation, check):
-    """Each once, with the pictures split over the eight orientations; with a clear pixel too."""
+    """Check each kind in one of eight orientations, those with alpha also with a clear pixel."""
     kinds = KINDS[orientation - 1 :: 8]
     clear = [(kind, orientation, True, [], None) for kind in kinds if kind[1] in ("LA", "RGBA")]
     check([(kind, orientation, False, [], None) for kind in kinds] + clear)
@@ -196,7 +196,7 @@ def test_every_container_and_mode(orientation, check):
 def test_a_picture_that_memory_lacks_for_beside_others_is_read_alone(
     finished_run, tmp_path, monkeypatch
 ):
-    """It was left out, where threads read at once."""
+    """Such a picture was left out if several threads were reading."""
     read, lacking = classify.read_digit_or_image, ["2.png"]
 
     def beside_others(path, *arguments, **options):

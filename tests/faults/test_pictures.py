@@ -37,7 +37,7 @@ def pets(tmp_path) -> Path:
 
 
 def read(path: Path, **options: object) -> np.ndarray:
-    """The pixels of a grey picture as training on 16x16 pixels reads them: int[16, 16]."""
+    """Return a grey picture's pixels as training on 16x16 pixels reads them, ``int[16, 16]``."""
     with tempfile.TemporaryDirectory() as folder:
         picture(Path(folder, "b", "another.png"), 0, mode="L")
         Path(folder, "a").mkdir()
@@ -75,17 +75,17 @@ def test_linked_folders_are_followed_and_end(pets, tmp_path, command):
 
 
 def test_a_folder_without_permission_is_named(command):
-    with tempfile.TemporaryDirectory() as root:  # anybody may look into
+    with tempfile.TemporaryDirectory() as root:  # no parent folder is closed to other users
         os.chmod(root, 0o755)
         for seed in range(4):
             picture(Path(root, "ab"[seed % 2], f"{seed}.png"), seed)
         closed = picture(Path(root, "a", "closed", "4.png"), 4).parent
         for name in "ab":
             Path(root, name).chmod(0o755)  # whatever the umask
-        assert command("verify", root)[0] == 0  # imports what it needs
+        assert command("verify", root)[0] == 0  # imports its modules before access is dropped
         closed.chmod(0)
         was = os.geteuid()
-        if was == 0:  # whom nothing is closed to
+        if was == 0:  # root may read everything
             os.seteuid(65534)
         try:
             code, out, err = command("verify", root)
@@ -130,7 +130,7 @@ def test_predict_walks_as_training_does(pets, finished_run, command, answers):
 def test_only_regular_files_are_opened(pets, python):
     os.mkfifo(pets / "cat" / "pipe.png")
     (pets / "dog" / "device.png").symlink_to("/dev/null")
-    done = python("-m", "resnet_jax", "verify", pets, code=1)  # within its time
+    done = python("-m", "resnet_jax", "verify", pets, code=1)  # must not wait for the pipe
     for name in ("cat/pipe.png", "dog/device.png"):
         assert f"{pets}/{name}: it cannot be read: no regular file" in done.stdout
 
@@ -145,7 +145,7 @@ def test_a_line_of_pixels_is_a_line(tmp_path, finished_run, command, answers):
 
 
 def test_sound_files_that_others_misread_are_read(pets, finished_run, command, answers):
-    """By their levels, whatever stands beside them: a tag of another type, a text of megabytes."""
+    """Levels are read right whatever is beside them: a tag of another type, megabytes of text."""
     for highest in (65535, 4095):
         levels = np.round(RAMP / 255.0 * highest).astype(">u2")
         content = b"P5 16 16 %d\n" % highest + levels.tobytes()
@@ -175,10 +175,10 @@ def test_a_transparent_level_is_one_whatever_the_depth(bits, colour, tmp_path, c
     samples = 3 if colour else 1
 
     def write(levels: np.ndarray) -> None:
-        """``int[16, 16]`` levels, of which the highest is transparent (in each colour)."""
+        """Write ``int[16, 16]`` levels, the highest of which (in each colour) is transparent."""
         places = levels.repeat(samples, axis=1)[..., None] >> np.arange(bits - 1, -1, -1) & 1
         rows = np.packbits(places.reshape(16, -1), axis=1)
-        data = np.insert(rows, 0, 0, axis=1).tobytes()  # no filter
+        data = np.insert(rows, 0, 0, axis=1).tobytes()  # each row begins with filter type 0
         transparent = struct.pack(">H", highest) * samples
         path.write_bytes(png((16, 16), data, bits, 2 if colour else 0, tRNS=transparent))
 
@@ -188,13 +188,13 @@ def test_a_transparent_level_is_one_whatever_the_depth(bits, colour, tmp_path, c
     assert "transparent pixels" in caplog.text
     hidden = np.where(levels == highest, 100, levels * 255 // highest)
     np.testing.assert_allclose(read(path, background=100), hidden, atol=1)
-    write(np.minimum(levels, highest - 2 ** max(0, bits - 8)))  # compared as they are read
+    write(np.minimum(levels, highest - 2 ** max(0, bits - 8)))  # none is transparent in 8 bits
     assert read(path).shape == (16, 16)
 
 
 @pytest.fixture
 def large_run(own_run) -> Path:
-    """The run on digits, told that it reads pictures at 224x224 and brings them to 28x28."""
+    """The run on digits, edited to read pictures at 224x224 and resize them to 28x28."""
     document = yaml.safe_load((own_run / "config.yaml").read_text())
     document["data"]["image_shape"] = [224, 224, 1]
     document["config"]["data"]["image_size"] = 28
@@ -204,7 +204,7 @@ def large_run(own_run) -> Path:
 
 def test_predict_holds_a_batch_of_pictures(large_run, command, answers, tmp_path):
     peaks = {}
-    for count in (1, 40, 80):  # the first imports what it needs
+    for count in (1, 40, 80):  # the first call imports what it needs
         (tmp_path / str(count)).mkdir()
         for number in range(count):
             picture(tmp_path / str(count) / f"{number}.png", number, (224, 224), "L")
@@ -222,7 +222,7 @@ def test_predict_holds_a_batch_of_pictures(large_run, command, answers, tmp_path
 
 @pytest.mark.slow
 def test_memory_of_many_is_that_of_two_hundred(large_run, tmp_path, python):
-    """Pillow's too: 5,000 of these pictures are 240 MiB."""
+    """Pillow's memory is bounded too: 5,000 of these pictures are 240 MiB."""
     first = picture(tmp_path / "0.png", 0, (224, 224), "L")
     program = "import sys, resource, worker; worker.shrink(); worker.main(sys.argv[1:]); "
     program += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
@@ -244,25 +244,25 @@ def test_an_explanation_is_never_over_another_file(pets, finished_run, command, 
     assert {path: path.read_bytes() for path in Path().iterdir()} == files
     assert (code, len(err.splitlines())) == (1, 1)
     assert "--explain . would write over" in err
-    picture(pets / "out" / "0.png", 5)  # not from here, and no input
+    picture(pets / "out" / "0.png", 5)  # neither an explanation nor an input
     whole = (pets / "out" / "0.png").read_bytes()
     assert command("predict", finished_run.path, "0.png", "--explain", pets / "out")[0] == 1
     assert (pets / "out" / "0.png").read_bytes() == whole
-    # Into its own folder it writes as often as it likes.
+    # Its own earlier explanations are replaced.
     for _ in range(2):
         assert command("predict", finished_run.path, ".", "--explain", pets / "own")[0] == 0
         assert len(list((pets / "own").iterdir())) == 6
-    # Of half a picture, where the disk is full, nothing is left.
+    # If the disk is full, no half-written picture is left.
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", mock.Mock(side_effect=OSError(28, "no space")))
         code, _, err = command("predict", finished_run.path, "0.png", "--explain", pets / "full")
     assert (code, "no space" in err, list((pets / "full").iterdir())) == (1, True, [])
-    # Nor over each other where a disk, as macOS's, takes upper and lower case for one.
+    # Explanations do not replace each other if the disk, as on macOS, ignores case.
     for number, name in enumerate(("Cat.png", "cat.png")):
         picture(pets / "named" / str(number) / name, number)
     command("predict", finished_run.path, pets / "named", "--explain", pets / "apart")
     assert {path.name for path in (pets / "apart").iterdir()} == {"Cat.png", "cat-2.png"}
-    # Not through a link, and not over what has become an input.
+    # It does not write through a link, or over an explanation that has become an input.
     (pets / "own" / "0.png").unlink()
     (pets / "own" / "0.png").symlink_to(pets / "cat" / "2.png")
     assert command("predict", finished_run.path, "0.png", "--explain", pets / "own")[0] == 1
@@ -278,7 +278,7 @@ NAMES = [
     unicodedata.normalize("NFC", "é"),
     unicodedata.normalize("NFD", "é"),
     "a" * 200,
-    *[os.fsdecode(b"latin-\xe9")] * (sys.platform != "darwin"),  # which refuses it
+    *[os.fsdecode(b"latin-\xe9")] * (sys.platform != "darwin"),  # macOS refuses it
     "\x1b]0;title\x07\x1b[2J",
     "line\nbreak",
     'a\u202eb,"quoted"',
@@ -292,7 +292,7 @@ def test_names_are_shown_as_they_are_and_safely(name, tmp_path, finished_run, co
     good = picture(tmp_path / "a" / f"{name}.png", 70)
     broken = tmp_path / "a" / f"{name}!.png"
     broken.write_bytes(b"no picture")
-    a_class = os.fsencode(name).decode("utf-8", "replace")  # a class is UTF-8
+    a_class = os.fsencode(name).decode("utf-8", "replace")  # class names are UTF-8
     picture(tmp_path / a_class / "0.png", 71)
     code, out, err = command("predict", finished_run.path, good, broken)
     assert code == 1

@@ -1,4 +1,4 @@
-"""Records of TFDS with a label or a size that cannot be."""
+"""TFDS records with an impossible label or image size."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def test_a_split_without_labels_is_left_out_and_another_label_is_refused(tmp_path, command):
-    """A label that is not published, -1, ended in a traceback."""
+    """The label -1, which stands for an unpublished label, ended in a traceback."""
     image = encoded(np.zeros((28, 28), np.uint8))
     build(tmp_path, {"train": [(image, 0)] * 9, "test": [(image, -1)] * 5}, name="mnist")
     assert "label -1, not 0 to 9" in refusal(tmp_path, "mnist")

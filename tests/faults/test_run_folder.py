@@ -1,4 +1,4 @@
-"""A run's folder that was moved, damaged, or comes from elsewhere."""
+"""A run's folder that was moved or damaged, or that comes from elsewhere."""
 
 import contextlib
 import dataclasses
@@ -51,7 +51,7 @@ def test_a_damaged_configuration_is_named_and_builds_no_object(own_run):
     texts = ["config: [", "a: 1", "", evil, "{}"]
     for more in ("parts:", "parts: 3", *(f"instructions: {i}" for i in ("sse", "[avx2]", "2"))):
         texts.append(f"{whole}\n{more}\n")
-    # No image, and versions of nothing.
+    # Impossible image shapes, and versions that are no mapping.
     changes = ("- 28", "- 0"), ("versions:", "versions: [1]\nothers:")
     changes += ("- 28", "- .inf"), ("- 28", "- 60000")
     texts += [whole.replace(*change) for change in changes]
@@ -64,7 +64,7 @@ def test_a_damaged_configuration_is_named_and_builds_no_object(own_run):
     assert not (own_run / "made").exists()
 
 
-# 600 bytes that would be billions of values.
+# 600 bytes that aliases multiply to billions of values.
 MULTIPLYING = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
 )
@@ -73,7 +73,7 @@ MULTIPLYING = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
 @pytest.mark.parametrize(
     "make",
     [
-        # Where a text stands in an otherwise good one.
+        # An alias in the place of a text of an otherwise valid configuration.
         lambda at: at.write_text(MULTIPLYING + at.read_text().replace("mnist_5k", "*a11")),
         lambda config: os.truncate(config, 10**12),  # takes no room on the disk
         lambda config: config.write_text("[" * 100_000),
@@ -90,7 +90,7 @@ def test_a_configuration_that_would_fill_the_memory_is_refused_at_once(make, own
 
 
 def test_checkpoints_without_their_configuration_are_not_continued(own_run, tiny_config):
-    """Of a folder that was copied in part: any other settings went on with them."""
+    """After a folder was copied in part, any other settings could continue its checkpoints."""
     (own_run / "config.yaml").unlink()
     other = dataclasses.replace(tiny_config, batch_size=10)
     assert "it has checkpoints; put that" in refused(rj.train, other, own_run, quiet=True)
@@ -105,7 +105,7 @@ def test_checkpoints_without_their_configuration_are_not_continued(own_run, tiny
 
 
 def test_a_locale_of_other_bytes_is_refused(tmp_path, monkeypatch):
-    """Of a name in GBK the arrays of a checkpoint went to another folder than the rest."""
+    """With a name in GBK, a checkpoint's arrays went to another folder than the rest of it."""
     monkeypatch.setattr(os, "fsencode", lambda path: str(path).encode("gbk"))
     assert "or a locale of UTF-8" in refused(RunFolder, tmp_path / "猫")
     RunFolder(tmp_path / "cat")
@@ -113,25 +113,25 @@ def test_a_locale_of_other_bytes_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("lost", ["", "12"])
 def test_a_finished_run_without_its_checkpoints_is_not_whole(lost, own_run, command):
-    """Of a folder that was copied in part, too: nothing of it was called damaged."""
+    """A folder that was copied in part was not called damaged."""
     shutil.rmtree(own_run / "checkpoints" / lost)
     code, out, _ = command("verify", own_run)
     assert (code, "checkpoints/12 is missing" in out) == (1, True)
 
 
-TEXTS = ("}", "null", "{}", "[" * 100_000 + "]" * 100_000)  # that are no row
-CHANGES = (  # which make a row none
+TEXTS = ("}", "null", "{}", "[" * 100_000 + "]" * 100_000)  # lines that are no row
+CHANGES = (  # each makes a row invalid
     *({"step": value} for value in (None, 1e999)),
     *({"loss": value} for value in ("0.5", float("nan"), 1e999)),
-    *({"last": value} for value in (None, [1], 8)),  # which tests alone have
-    *({"kind": value} for value in ("test", "guess")),  # the first without a split
+    *({"last": value} for value in (None, [1], 8)),  # only tests have this key
+    *({"kind": value} for value in ("test", "guess")),  # a test must have a split
     {"learning_rate": []},
-    {"step": 0, "kind": "train"},  # of the past
+    {"step": 0, "kind": "train"},  # earlier than the row before
 )
 
 
 def test_a_line_that_is_no_row_is_named(own_run, command, tiny_config):
-    """By `verify`, and by the command that would go on."""
+    """Both `verify` and a training that would continue name the line."""
     path = own_run / "metrics.jsonl"
     lines = path.read_text().splitlines()
     for damaged in (*TEXTS, *(json.dumps(json.loads(lines[2]) | change) for change in CHANGES)):
@@ -142,7 +142,7 @@ def test_a_line_that_is_no_row_is_named(own_run, command, tiny_config):
 
 
 def test_a_line_cut_short_is_noticed_and_read_over(own_run, command):
-    """As a kill cuts the last one."""
+    """A kill may cut the last line short."""
     path = own_run / "metrics.jsonl"
     text = path.read_text()
     path.write_text(text[:-20])
@@ -153,7 +153,7 @@ def test_a_line_cut_short_is_noticed_and_read_over(own_run, command):
 
 
 def test_tests_of_which_lines_are_missing_are_made_again(own_run, tiny_config):
-    """As when the disk was full when the last lines were written."""
+    """A disk that was full at the end may have lost the last lines."""
 
     path = own_run / "metrics.jsonl"
     columns = ["split", "checkpoint", "accuracy"]
@@ -164,8 +164,8 @@ def test_tests_of_which_lines_are_missing_are_made_again(own_run, tiny_config):
 
 
 def test_without_a_reader_of_its_output_a_run_trains_on(tmp_path):
-    """As in `| head`."""
-    os.mkfifo(tmp_path / "output.txt")  # which it writes to
+    """`| head` closes the pipe early."""
+    os.mkfifo(tmp_path / "output.txt")  # becomes its standard output
     process = start(tmp_path / "run", "--eval-every", "9")
     with (tmp_path / "output.txt").open() as pipe:
         pipe.readline()
@@ -226,7 +226,7 @@ def test_changed_lines_are_noticed_and_a_run_goes_on_with_them(
 
 
 def test_a_checkpoint_of_another_optimiser_is_refused_in_one_line(own_run, tiny_config):
-    """A configuration that was edited by hand, or a network of one's own under its name."""
+    """A configuration was edited by hand, or its name now stands for a user's own network."""
     other = dataclasses.replace(tiny_config, epochs=3, optim=rj.OptimConfig(name="adam"))
     folder = RunFolder(own_run)
     folder.write_record(dataclasses.replace(folder.read_record(), config=other))
@@ -243,7 +243,7 @@ def test_a_thousand_other_classes_are_a_line_that_can_be_read(own_run):
 
 
 def test_what_could_not_be_read_again_is_not_written(own_run, monkeypatch):
-    """A run with a megabyte of class names was trained to its end, and never opened."""
+    """A run with a megabyte of class names was trained to its end and could not be opened."""
     monkeypatch.setattr(run_folder, "MAX_CONFIG_BYTES", 10_000)
     folder = RunFolder(own_run)
     record = dataclasses.replace(folder.read_record(), class_names=("x" * 10_000, "y"))
@@ -267,10 +267,10 @@ def test_a_failure_is_not_kept_back_by_the_compiler(one_unit, tiny_config, tmp_p
 
 
 def test_the_commit_is_one_beside_a_tag_too(tmp_path, monkeypatch):
-    """`git describe` gave the tag's name."""
+    """`git describe` returned the tag's name."""
     if shutil.which("git") is None:
         pytest.skip("needs git")
-    for name in [name for name in os.environ if name.startswith("GIT_")]:  # as in a hook of git's
+    for name in [name for name in os.environ if name.startswith("GIT_")]:  # a git hook sets some
         monkeypatch.delenv(name)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
@@ -297,7 +297,7 @@ def test_the_commit_is_one_beside_a_tag_too(tmp_path, monkeypatch):
 def test_a_step_that_the_run_removes_under_its_reader_is_no_fault(
     reads, owner, name, own_run, monkeypatch, caplog
 ):
-    """As one that trains on does, while a method is called for the first time."""
+    """A run that is still training may remove a step that a method is about to read."""
     method = getattr(owner, name)
 
     def late(self, step):
@@ -313,7 +313,7 @@ def test_a_step_that_the_run_removes_under_its_reader_is_no_fault(
 def test_steps_that_are_all_replaced_while_they_are_verified_are_looked_for_again(
     own_run, monkeypatch
 ):
-    """As by a run that saves often: it had no usable checkpoint."""
+    """A run that saves often may replace all its steps; its reader found no usable checkpoint."""
     good_steps = Checkpoints.good_steps
 
     def replaced(self):

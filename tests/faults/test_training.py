@@ -1,4 +1,4 @@
-"""Training at its edges: stages, schedules, and numbers that are not finite."""
+"""Edge cases of training: frozen stages, schedules, and numbers that are not finite."""
 
 import dataclasses
 import json
@@ -26,14 +26,14 @@ from resnet_jax.training.run_folder import RunFolder
 
 @pytest.mark.parametrize(("stages", "frozen"), [(4, 5), (4, 6), (2, 3), (2, -1)])
 def test_more_stages_than_there_are_cannot_be_frozen(stages, frozen):
-    """Batch norm went to evaluation mode while every parameter learnt."""
+    """With too many, batch norm was in evaluation mode while every parameter learnt."""
     model = rj.ResNet((1,) * stages, rj.BasicUnit, width=4, frozen_stages=frozen)
     assert f"got {frozen}" in refused(shapes_of, model, (8, 8, 1))
 
 
 @pytest.mark.parametrize("total", [3, 4, 40])
 def test_one_cycle_rises_however_long_its_warm_up(total):
-    """A warm-up that rounded to the whole run stayed at a 25th of the rate."""
+    """If the warm-up rounded to the whole run, the rate stayed at a 25th of its maximum."""
     config = rj.OptimConfig(learning_rate=0.05, schedule="one_cycle", warmup=0.99)
     rates = jax.jit(jax.vmap(make_schedule(config, total)))(jnp.arange(total)).tolist()
     assert max(rates) == pytest.approx(0.05)
@@ -76,7 +76,7 @@ def test_a_validation_that_is_not_finite_ends_the_run_and_is_not_recorded(run_di
 
 
 def test_a_step_looks_at_no_line_of_a_long_history(own_run, tiny_config):
-    """By the lines of the package that ten steps more execute, which a busy machine changes not."""
+    """Count the package's lines that ten steps execute, which a busy machine does not change."""
     longer = dataclasses.replace(tiny_config, epochs=2 + 11 / 6, eval_every=100)
     folder, metrics = RunFolder(own_run), own_run / "metrics.jsonl"
     folder.write_record(dataclasses.replace(folder.read_record(), config=longer))
@@ -91,7 +91,7 @@ def test_a_step_looks_at_no_line_of_a_long_history(own_run, tiny_config):
     class Steps(rj.Callback):
         def on_step(self, step):
             executed.append(0)
-            if not sys.gettrace():  # compiled before
+            if not sys.gettrace():  # the first step is compiled by now
                 sys.settrace(count)
                 frame = sys._getframe(1)
                 while frame := frame.f_back:
@@ -102,13 +102,13 @@ def test_a_step_looks_at_no_line_of_a_long_history(own_run, tiny_config):
     finally:
         sys.settrace(None)
     assert len(executed) == 1 + 11
-    assert 0 < sum(executed[1:-1]) < 3000  # of ten steps
+    assert 0 < sum(executed[1:-1]) < 3000  # lines in ten steps
 
 
 def test_a_folder_is_normalised_by_its_own_images_and_finished_without_test_images(
     one_unit, tiny_options, tmp_path, command, refusal
 ):
-    """MNIST's mean stood for every dataset; without a test, a run was never finished."""
+    """MNIST's mean was used for every dataset; without test images, a run was never finished."""
     for seed in range(20):
         picture(tmp_path / "split/train" / "ab"[seed % 2] / f"{seed}.png", seed, (8, 8))
     train = ["train", *tiny_options, "--run-dir", tmp_path / "run", "--batch-size", 8]
@@ -121,17 +121,17 @@ def test_a_folder_is_normalised_by_its_own_images_and_finished_without_test_imag
     pixels = data.train.images.reshape(-1, 3) / 255
     assert settings["mean"] == pytest.approx(pixels.mean(0), abs=1e-4)
     assert settings["std"] == pytest.approx(pixels.std(0), abs=1e-4)
-    # The same command takes what the run keeps, and has nothing to do.
+    # The same command uses the mean that the run recorded, and has nothing left to do.
     before = (tmp_path / "run/metrics.jsonl").read_bytes()
     code, out, _ = command(*train)
     assert (code, "finished" in out) == (0, True)
     assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
-    # What is given is another configuration.
+    # Another mean, given by the user, is another configuration.
     assert "data.mean" in refusal(*train, "--data.mean", "0.25")
 
 
 def test_a_mean_of_other_channels_than_the_images_have_is_refused():
-    """It made three channels of a grey image; of two numbers for three a broadcasting error."""
+    """Three means turned a grey image into three channels; two for three failed to broadcast."""
     grey, mean = jnp.zeros((1, 4, 4, 1), jnp.uint8), jnp.array([0.5, 0.4, 0.3])
     assert "3 numbers for images of 1 channels" in refused(preprocess, grey, mean=mean)
     colours = jnp.zeros((1, 4, 4, 3), jnp.uint8)
@@ -140,7 +140,7 @@ def test_a_mean_of_other_channels_than_the_images_have_is_refused():
 
 
 def test_the_step_of_a_state_is_one_to_sample_from():
-    """As a loop of one's own resumes: it was unhashable, or would have been too large."""
+    """A user's loop resumes so; a JAX scalar was unhashable, and int32 products could overflow."""
     sampler = EpochSampler(num_examples=5, batch_size=3, seed=0)
     for step in (np.int32(2), jnp.int32(2)):
         np.testing.assert_array_equal(sampler.batch(step), sampler.batch(2))

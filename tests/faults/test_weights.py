@@ -1,4 +1,4 @@
-"""Faults found in use of weights: the command and `rj.*` alone."""
+"""Faults found in the use of weights, shown with only the command and `rj.*`."""
 
 import argparse
 import re
@@ -22,7 +22,7 @@ unread = partial(refused, load_weights)
 
 
 def state_dict(network, channels=3, fill=np.zeros):
-    """The weights of a network by torchvision's names."""
+    """Return a network's weights under torchvision's names."""
     shapes = shapes_of(network, (32, 32, channels))
     filled = {path: np.float32(fill(shape)) for path, shape in shapes.items()}
     return rj.interop.to_torchvision(unflatten_dict(filled))
@@ -35,7 +35,7 @@ def drawn(shape):
 
 @pytest.fixture(scope="module")
 def weights():
-    """For ten classes of grey images."""
+    """Weights for ten classes of grey images."""
     return state_dict(rj.ResNet18(width=4), 1, drawn)
 
 
@@ -68,7 +68,7 @@ def test_a_prefix_is_left_out_and_said(weights, expected, prefix, caplog):
 def test_the_command_reads_prefixed_weights_without_a_head_and_goes_on_without_the_file(
     one_unit, file, tmp_path, command
 ):
-    """All stages are frozen: a run of one step keeps the weights to the bit."""
+    """Because all stages are frozen, a run of one step keeps the weights to the bit."""
     weights = state_dict(rj.ResNet((1,), rj.BasicUnit, num_classes=10, width=4), 1, drawn)
     folder, body = tmp_path / "run", without_head(weights)
     save_weights(file, {f"module.{name}": value for name, value in body.items()})
@@ -78,19 +78,19 @@ def test_the_command_reads_prefixed_weights_without_a_head_and_goes_on_without_t
     assert (code, "begin with module.," in err) == (0, True)
     sentence = f"starts from {file}: head drawn fresh for 10 classes, stem kept, other layers"
     assert out.count(sentence) == 1
-    assert "% initial" not in out  # the weights' own statistics are not young
+    assert "% initial" not in out  # the weights' own statistics are not initial ones
     assert sentence in (folder / "run.log").read_text()
     run = rj.Run.open(folder)
     assert (run.config.init_from, run.config.model.frozen_stages) == (str(file), 1)
     tuned = without_head(rj.interop.to_torchvision(run.variables("latest")))
     chex.assert_trees_all_equal(tuned, body)
     file.unlink()
-    code, out, _ = command(*words)  # finished: nothing to read
+    code, out, _ = command(*words)  # the run is finished and reads no file
     assert (code, "starts from" in out) == (0, False)
 
 
 def test_another_head_than_a_dense_layer_makes_room_for_a_fresh_one(weights, caplog):
-    """A dropout before it, as many fine-tune: its names were unknown."""
+    """Many fine-tune with a dropout before the head; the dense layer's names were then unknown."""
     other = {name.replace("fc.", "fc.1."): value for name, value in weights.items()}
     read = from_torchvision(other, num_classes=7)
     assert read["params"]["head"]["kernel"].shape == (32, 7)
@@ -105,11 +105,11 @@ def test_another_head_than_a_dense_layer_makes_room_for_a_fresh_one(weights, cap
     assert "of another shape: fc.bias" in wrong
     assert wrong.endswith("give num_classes for a fresh head")
     broken = weights | {"fc.weight": np.full_like(weights["fc.weight"], np.nan)}
-    assert "fresh head" not in misfit(broken)  # it would not help
+    assert "fresh head" not in misfit(broken)  # which would not help
 
 
 def test_a_head_by_the_name_of_a_dense_layer_that_is_none_makes_room_too(weights):
-    """A cosine classifier's has no bias, a convolution as head two dimensions more."""
+    """A cosine classifier has no bias, and a convolution as head has two more dimensions."""
     cosine = {name: value for name, value in weights.items() if name != "fc.bias"}
     for other in cosine, weights | {"fc.weight": weights["fc.weight"][..., None, None]}:
         read = from_torchvision(other, num_classes=7)
@@ -146,7 +146,7 @@ def tensors(weights):
 
 @pytest.fixture
 def saved(tmp_path):
-    """A file that a program writes with torch."""
+    """A function that writes a file as a program does with torch."""
     torch = pytest.importorskip("torch")
 
     def save(content, name="checkpoint.pth"):
@@ -162,7 +162,7 @@ def test_a_checkpoints_network_is_read_and_not_its_losss_class_weights(tensors, 
 
 
 def test_a_training_scripts_file_is_read(tensors, expected, saved):
-    """However it nests a state_dict: torchvision's, timm's, PyTorch's example, others."""
+    """A state_dict may be nested as by torchvision, timm, PyTorch's example or other scripts."""
     args = argparse.Namespace(model="resnet18", lr=0.1, input_size=[1, 32, 32])
     moments = {"state": {0: {"momentum_buffer": tensors["conv1.weight"]}}, "param_groups": []}
     module = {f"module.{name}": value for name, value in tensors.items()}
@@ -202,7 +202,7 @@ def test_tensors_of_every_kind_are_read(tensors, expected):
 
 
 def test_tensors_and_files_of_other_kinds_are_refused_in_one_line(tensors, weights, file, saved):
-    """Programs, numbers that NumPy lacks, numbers that are repeated, dictionaries in a circle."""
+    """Such are programs, types that NumPy lacks, expanded tensors, and dictionaries in a circle."""
     import torch
 
     head = b'{"fc.bias":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]}}'
@@ -229,7 +229,7 @@ def test_tensors_and_files_of_other_kinds_are_refused_in_one_line(tensors, weigh
 def test_a_small_file_whose_text_is_large_is_read_at_once(tensors, saved):
     text = "x" * 100
     for _ in range(20):
-        text = [text] * 8  # which a file shares
+        text = [text] * 8  # the file holds each list once
     named = saved({"state_dict": tensors, "arch": text})
     assert load_weights(named).keys() == tensors.keys()
 
@@ -255,7 +255,7 @@ RESNET18 = partial(of_units, 2, 2, 2, 2, unit=rj.BasicUnit)
 
 
 def test_shapes_that_are_no_network_are_refused_by_name(weights):
-    """Pruned, and of a stem so wide that its network's shapes were asked of the memory."""
+    """Pruned weights, and a stem so wide that arrays of its network's shapes were allocated."""
     groups = {"layer1.0.conv2.weight": np.zeros((20, 6, 3, 3), np.float32)}  # 3 of 20
     pruned = of_units(1, num_classes=2, width=4) | groups
     wide = weights | {"conv1.weight": np.broadcast_to(np.float32(0), (10**5, 3, 7, 7))}
@@ -283,7 +283,7 @@ def test_a_relative_is_named_in_one_short_line_and_any_depth_is_read_with_its_mo
 
 
 def test_a_part_of_a_larger_network_is_refused():
-    """As of FCN and DeepLab, whose networks have torchvision's shapes and are dilated."""
+    """FCN and DeepLab hold networks that have torchvision's shapes but are dilated."""
     body = {f"backbone.{n}": v for n, v in without_head(RESNET18()).items()}
     fcn = body | {"classifier.0.weight": np.zeros((2, 32, 3, 3)), "classifier.4.bias": np.zeros(2)}
     error = misfit(fcn, num_classes=10)
@@ -301,7 +301,7 @@ def test_a_part_of_a_larger_network_is_refused():
         ("output_stride 16", '{"architecture": "resnet18", "output_stride": 16}'),
         ("act_layer silu", '{"architecture": "resnet18", "model_args": {"act_layer": "silu"}}'),
         ("global_pool max", '{"architecture": "resnet18", "global_pool": "max"}'),
-        # Ours, and files of other programs.
+        # These are read: networks like ours, and files of other programs.
         (None, '{"architecture": "resnet18.a1_in1k", "global_pool": "avg", "model_args": null}'),
         (None, '{"architecture": "resnet18", "model_args": {"output_stride": 32}}'),
         (None, '{"architectures": ["ResNetForImageClassification"], "global_pool": "max"}'),

@@ -23,7 +23,7 @@ from resnet_jax.training.run_folder import Record, RunFolder
 
 
 def stored(path: Path, config: rj.TrainConfig, accuracy: float | None) -> Path:
-    """A run's folder with metrics and no parameters."""
+    """Create a run's folder with metrics but no parameters."""
     path.mkdir()
     folder = RunFolder(path)
     folder.write_record(Record(config, "f" * 64, ("a", "b"), (28, 28, 1)))
@@ -54,7 +54,7 @@ def four(tmp_path) -> list[str]:
 
 def test_runs_that_differ_in_the_seed_are_one_row(four, command):
     slow, fast = json.loads(command("compare", *four, "--json")[1])
-    # Nothing but the rate tells them apart: lines of metrics and ways of reading change nothing.
+    # Only the rate tells the rows apart: how metrics are logged and data are read does not count.
     assert set(slow) == {
         "optim.learning-rate", "runs", "seeds", "test accuracy", "test accuracy sd", "test loss",
         "test loss sd", "seconds",
@@ -67,7 +67,7 @@ def test_runs_that_differ_in_the_seed_are_one_row(four, command):
 
 
 def test_a_run_that_goes_on_after_its_end_has_not_ended(four, command):
-    """As one with more epochs: its results were those of the earlier end."""
+    """A run that was given more epochs was still compared by the results of its earlier end."""
     row = {"step": 12, "epoch": 1.3, "kind": "train", "loss": 0.1, "accuracy": 0.5, "seconds": 12.0}
     RunFolder(Path(four[2])).append_metrics(row)
     slow, fast = json.loads(command("compare", *four, "--json")[1])
@@ -85,9 +85,9 @@ def test_runs_with_other_parts_of_ones_own_are_rows_of_their_own(four):
 
 
 def test_a_table_shows_mean_and_spread_and_the_picture_is_written(four, tmp_path, command):
-    """Of a run that has measured nothing yet, too."""
+    """A run that has measured nothing yet is accepted too."""
     Path(four[3], "metrics.jsonl").unlink()
-    plots.curves(rj.Run.open(four[3]).metrics())  # nor is it an error to look at
+    plots.curves(rj.Run.open(four[3]).metrics())  # plotting it is not an error either
     with matplotlib.rc_context({"text.usetex": True}):  # drawn without LaTeX all the same
         code, out, errors = command("compare", *four, "--output", tmp_path / "curves.png")
     assert (code, errors) == (0, "")
@@ -104,7 +104,7 @@ def test_bad_comparisons_are_one_line(four, refusal, monkeypatch):
         ([four[0], "nowhere"], "is not a run"),
         ([four[0], "--output", __file__ + "/x.png"], "x.png cannot be written"),
         ([four[0], "--output", "x.nonsense"], "x.nonsense cannot be written"),
-        ([four[0], "--output", "x.pgf"], "x.pgf cannot be written"),  # by a LaTeX that is not there
+        ([four[0], "--output", "x.pgf"], "x.pgf cannot be written"),  # LaTeX is not on the PATH
     ):
         assert names in refusal("compare", *arguments)
     with pytest.raises(rj.ResNetJaxError, match="checkpoint newest is not known: give best or"):
@@ -149,14 +149,14 @@ def metrics_of(*losses: float) -> pd.DataFrame:
 
 @pytest.mark.parametrize(("lowest", "scale"), [(0.5, "log"), (-0.5, "linear"), (0.0, "linear")])
 def test_a_loss_of_ones_own_may_be_negative(lowest, scale):
-    """Of a logarithmic axis it was left out."""
+    """A logarithmic axis left a negative loss out."""
     metrics = metrics_of(lowest, lowest + 1)
     for figure in (plots.curves(metrics), plots.compared_curves({"a": [metrics]})):
         assert scale in [ax.get_yscale() for ax in figure.axes if "nats" in ax.get_ylabel()]
 
 
 def test_the_legend_shows_both_ends_of_a_long_name():
-    """A grid's settings stand last, and were cut away."""
+    """A grid's settings are at the end of the name, and were cut off."""
     names = [f"{'resnet20_cifar10-weight-decay' * 4}: --optim.weight-decay {x}" for x in (1, 2)]
     (legend,) = plots.compared_curves({name: [metrics_of(0.5)] for name in names}).legends
     first, second = (text.get_text() for text in legend.get_texts())
@@ -167,17 +167,17 @@ def test_the_legend_shows_both_ends_of_a_long_name():
 
 def test_names_of_runs_are_drawn_as_far_as_the_font_goes():
     figure = plots.compared_curves({"folder-照片": [metrics_of(0.5)], "_a": [metrics_of(0.5)]})
-    figure.savefig(io.BytesIO())  # warns, which is an error here, of letters without a shape
+    figure.savefig(io.BytesIO())  # a missing glyph warns, which is an error here
     (legend,) = figure.legends
     assert [text.get_text().strip() for text in legend.get_texts()] == ["folder-??", "_a"]
 
 
 def test_events_that_cannot_be_written_are_one_line(tmp_path, monkeypatch):
-    """tensorboardX's own thread died of a disk that failed once; its full queue held the run."""
+    """tensorboardX's thread died when the disk failed once; its full queue then blocked the run."""
     writer = mock.Mock()
     monkeypatch.setattr(pytest.importorskip("tensorboardX"), "SummaryWriter", writer)
     events = Events(tmp_path, [])
-    assert writer.call_args.kwargs["flush_secs"] > 24 * 3600  # it has nothing to do
+    assert writer.call_args.kwargs["flush_secs"] > 24 * 3600  # its thread never flushes
     full = OSError(errno.ENOSPC, "No space left on device")
     writer.return_value.flush.side_effect = writer.return_value.close.side_effect = full
     with pytest.raises(rj.ResNetJaxError, match="No space left on device"):
@@ -198,7 +198,7 @@ def test_a_run_shows_itself_and_that_its_metrics_are_damaged(finished_run, own_r
 
 
 def test_patterns_and_explanations(finished_run, tmp_path, command, monkeypatch):
-    """A file that is given twice is explained once, and one that goes meanwhile is named."""
+    """A file that is given twice is explained once, and one that vanishes meanwhile is named."""
     for number, name in enumerate(("a/1.png", "b/1.png", "b/2.png")):
         path = picture(tmp_path / "digits" / name, number, (28, 28), "L")
     pattern, out = tmp_path / "digits" / "*" / "*.png", tmp_path / "out"
@@ -228,7 +228,7 @@ def test_files_are_classified_from_python(finished_run, tmp_path):
 def test_what_was_not_yet_read_is_not_read_after_the_first_error(
     finished_run, tmp_path, monkeypatch
 ):
-    """All others of the batch were."""
+    """All other files of the batch were read."""
 
     def damaged(*_, **__):
         time.sleep(0.05)
@@ -246,7 +246,7 @@ def test_what_was_not_yet_read_is_not_read_after_the_first_error(
 
 @pytest.mark.parametrize(("option", "value"), [("model.width", 32), ("optim.weight-decay", 3e-12)])
 def test_a_setting_is_shown_as_it_was_given(option, value, tmp_path, command):
-    """A whole number beside none was 32.0, a small one 0."""
+    """Beside None, 32 was shown as 32.0; a small number was shown as 0."""
     other = replaced(rj.TrainConfig(), {option: value})
     paths = stored(tmp_path / "00", rj.TrainConfig(), 0.9), stored(tmp_path / "10", other, 0.9)
     assert str(value) in command("compare", *paths)[1].split()
@@ -265,7 +265,7 @@ def test_equal_answers_go_to_the_first_class(finished_run, tmp_path, monkeypatch
 
 
 def test_rows_come_while_predict_goes_on(finished_run, tmp_path, command, monkeypatch):
-    """They came after the last of a million files, and not at all when that failed."""
+    """Rows came only after the last of a million files, and not at all if that one failed."""
     path, predict, calls = picture(tmp_path / "1.png", 1, (28, 28), "L"), rj.Run.predict, []
 
     def predict_once(self, images, checkpoint):

@@ -1,4 +1,4 @@
-"""Calibration by hand and against scikit-learn, and a run's findings against the run."""
+"""Calibration by hand and against scikit-learn, and a run's predictions against the run."""
 
 import copy
 import dataclasses
@@ -20,7 +20,7 @@ def test_ece_by_hand():
     """
     top = np.asarray([0.6, 0.75, 0.9, 0.9])
     found = calibration(np.stack([top, 1 - top], 1), [0, 1, 0, 0], bins=4)
-    assert found.counts.tolist() == [0, 0, 2, 2]  # 0.75 belongs to the bin that it ends
+    assert found.counts.tolist() == [0, 0, 2, 2]  # 0.75 belongs to the bin that ends there
     np.testing.assert_allclose(found.confidence[2:], [0.675, 0.9])
     np.testing.assert_allclose(found.accuracy[2:], [0.5, 1.0])
     assert found.ece == pytest.approx(0.1375)
@@ -38,7 +38,7 @@ def test_bins_confusion_and_rates_agree_with_scikit_learn():
     full = found.counts > 0
     np.testing.assert_allclose([found.accuracy[full], found.confidence[full]], curve)
     predictions[predictions == 3] = 2  # a class that is never predicted
-    matrix = confusion_matrix(labels, predictions, 6)  # and one that is not there
+    matrix = confusion_matrix(labels, predictions, 6)  # and one without labels
     np.testing.assert_array_equal(
         matrix, sklearn_metrics.confusion_matrix(labels, predictions, labels=range(6))
     )
@@ -52,7 +52,7 @@ def test_bins_confusion_and_rates_agree_with_scikit_learn():
 
 @pytest.mark.parametrize("maps", [{}, {"stem": np.zeros((1, 1, 1))}], ids=["own", "ours"])
 def test_a_mistake_without_positive_evidence_says_so(maps):
-    """Where Grad-CAM was computed: a network of one's own has none, which says nothing."""
+    """Only where Grad-CAM was computed: the zeros of a user's own network say nothing."""
     saliency = np.zeros((2, 2, 2), np.float32)
     saliency[1, 0, 0] = 1
     images, labels = np.zeros((2, 8, 8, 1), np.uint8), np.array([1, 1])
@@ -79,7 +79,7 @@ def test_what_is_no_class_or_no_table_is_refused():
         ([[0.9, 0.1]], ["a"]),
         (np.empty((0, 2)), np.empty(0, int)),
         (np.empty((3, 0)), [0, 0, 0]),
-        ([[0.5, 0.5]], [-1]),  # padding; it was a mistake of the network's
+        ([[0.5, 0.5]], [-1]),  # padding, which was counted as a mistake
         ([[0.5, 0.5]], [2]),
     ):
         with pytest.raises(rj.ResNetJaxError, match="calibration needs"):
@@ -87,19 +87,19 @@ def test_what_is_no_class_or_no_table_is_refused():
 
 
 def test_points_that_are_one_have_a_place():
-    """Of a network whose last ReLUs are all dead; t-SNE ended the process."""
+    """If a network's last ReLUs are all dead, its features are equal; t-SNE ended the process."""
     np.testing.assert_array_equal(embedding(np.ones((30, 8))), np.zeros((30, 2)))
 
 
 def test_the_evaluation_by_hand():
-    """Three answers of eight classes that know nothing, whose first five are classes 0 to 4."""
+    """Three uniform predictions over eight classes; their top five are classes 0 to 4."""
     unused, logits = np.zeros((3, 1, 1, 1), np.uint8), np.zeros((3, 8), np.float32)
     labels = np.array([0, 4, 5], np.int32)
     found = Predictions(unused, labels, tuple("abcdefgh"), logits, logits, unused, {}).evaluation
     assert found.loss == pytest.approx(np.log(8))
     assert (found.correct, found.correct5) == (1, 2)
     assert sorted(zip(*found.confusion.nonzero(), strict=True)) == [(0, 0), (4, 0), (5, 0)]
-    # A streamed dataset of one's own may have a name twice.
+    # A user's streamed dataset may have two classes of the same name.
     twice = dataclasses.replace(found, confusion=np.eye(2, dtype=int), class_names=("a", "a"))
     assert twice.per_class.keys() == {"#0 a", "#1 a"}
 
@@ -122,7 +122,7 @@ def test_findings_are_those_of_the_run(finished_run):
 
 
 def test_maps_of_cropped_images_count_as_memory(finished_run, monkeypatch):
-    """They are widened to the whole picture in float32: five times a grey image's bytes."""
+    """Maps grow to the picture in float32: a grey image with its map takes five times its bytes."""
     run = copy.copy(finished_run)
     run.config = replaced(run.config, {"data.center-crop": True, "data.image-size": 28})
     monkeypatch.setattr("resnet_jax.inspection.predictions.MAX_BYTES", 10 * 28 * 28)
@@ -139,7 +139,7 @@ def test_a_notebook_shows_names_as_text_and_is_not_filled_with_classes():
 
 
 def test_labels_without_a_name_are_refused(finished_run, monkeypatch):
-    """They were counted for nothing, where `Run.evaluate` refuses them."""
+    """Such labels were not counted at all, while `Run.evaluate` refuses them."""
     shifted = ArraySplit(np.zeros((2, 28, 28, 1), np.uint8), np.array([9, 10]))
     monkeypatch.setattr(rj.Run, "split", lambda *_: shifted)
     with pytest.raises(rj.ResNetJaxError, match="labels must be 0 to 9"):

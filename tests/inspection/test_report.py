@@ -1,4 +1,4 @@
-"""The page: whole by itself, safe with any class name, legible on a telephone."""
+"""The report's page is self-contained, safe with any class name, and legible on a phone."""
 
 import base64
 import dataclasses
@@ -40,12 +40,12 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def hostile_page(finished_run, tmp_path_factory) -> Path:
-    """A report of a run whose classes have names that somebody thought up."""
+    """The report of a run whose class names are hostile or hard to show."""
     place = tmp_path_factory.mktemp("hostile") / "run<b>"
     folder = RunFolder(shutil.copytree(finished_run.path, place))
     names = (*HOSTILE, "x" * 300, "数字", "日本", "עברית", "line\nbreak")
     folder.write_record(dataclasses.replace(folder.read_record(), class_names=names))
-    with matplotlib.rc_context({"text.usetex": True}):  # LaTeX, where the user likes it in figures
+    with matplotlib.rc_context({"text.usetex": True}):  # a user's own preference
         return write_report(rj.Run.open(place))
 
 
@@ -81,7 +81,7 @@ def test_every_picture_is_described_and_lies_beside_the_page(hostile_page):
 
 
 def test_names_that_the_figures_font_lacks_are_set_by_the_browser(hostile_page):
-    """A figure has the class's number; the words above it say which that is."""
+    """A figure shows the class's number, and the text above it says which class that is."""
     notes = hostile_page.read_text().split("<p>")[1:]
     told = "#6 数字\u200e, #7 日本\u200e, #8 עברית\u200e"
     assert sum(told in note for note in notes) == 3  # confusion, mistakes, last features
@@ -97,7 +97,7 @@ def test_train_makes_the_report_once_and_stands_without_matplotlib(
     page = own_run / "report" / "index.html"
 
     def write(run: rj.Run, split: str) -> Path:
-        """Stands for the report, which takes seconds and which the other tests read."""
+        """Stand in for the report, which takes seconds and which other tests check."""
         page.parent.mkdir(exist_ok=True)
         page.write_text("a report")
         return page
@@ -111,7 +111,7 @@ def test_train_makes_the_report_once_and_stands_without_matplotlib(
     assert not page.parent.exists()
     assert command(*train)[0] == 0
     written = page.stat().st_mtime_ns
-    assert command(*train)[0] == 0  # nothing is new
+    assert command(*train)[0] == 0  # the report is up to date
     assert page.stat().st_mtime_ns == written
 
 
@@ -120,13 +120,13 @@ def test_train_makes_the_report_once_and_stands_without_matplotlib(
     [OSError(30, "Read-only file system"), MemoryError(), RuntimeError("RESOURCE_EXHAUSTED")],
 )
 def test_what_a_report_lacks_is_a_warning(error, tmp_path, capfd, monkeypatch):
-    """The disk of matplotlib's cache, or memory: the run is whole, and others come after it."""
+    """Without memory or disk for matplotlib's cache, the run is whole, and others come after it."""
     monkeypatch.setattr(cli_train, "make_report", mock.Mock(side_effect=error))
     cli_train._report_if_new(SimpleNamespace(path=tmp_path, metrics=dict))
     (line,) = capfd.readouterr().err.splitlines()
     assert "warning: no report (" in line
-    assert f"report {tmp_path} --split train" in line  # of a run that nothing was tested on
-    cli_train.make_report.side_effect = BrokenPipeError  # of the line that says where it is
+    assert f"report {tmp_path} --split train" in line  # the run has no tests
+    cli_train.make_report.side_effect = BrokenPipeError  # raised as the path is printed
     with pytest.raises(BrokenPipeError):
         cli_train._report_if_new(SimpleNamespace(path=tmp_path, metrics=dict))
 
@@ -156,12 +156,12 @@ def test_figures_tell_classes_apart():
     names = ["Tomato___Tomato_mosaic", "Tomato___Tomato_curl", "Apple___scab"]
     assert plots.shown_names(names) == ["#0", "#1", "Apple___scab"]
     (picture,) = plots.confusion(np.eye(300, dtype=int), ["x"] * 300).axes[0].images
-    assert picture.get_interpolation() == "nearest"  # else a pixel is the mean of several cells
+    assert picture.get_interpolation() == "nearest"  # no pixel is the mean of several cells
 
 
 @pytest.mark.parametrize("classes", [500, 2000])
 def test_a_confusion_has_a_pixel_for_each_cell(classes):
-    """Of a thousand classes a part of the diagonal was not there, of 1,500 all of it."""
+    """With a thousand classes a part of the diagonal was missing, with 1,500 all of it."""
     figure = plots.confusion(np.eye(classes, dtype=int), ["x"] * classes)
     figure.draw_without_rendering()
     assert figure.axes[0].get_window_extent().width >= classes
@@ -177,7 +177,7 @@ def test_a_setting_that_is_no_utf8_is_shown():
 
 
 def test_what_is_not_so_of_few_images_or_many_classes_is_not_said(finished_run, monkeypatch):
-    """20 images have no t-SNE, and of thousands of classes a confusion has no pixels."""
+    """20 images have no t-SNE, and thousands of classes have no pixels in a confusion matrix."""
     monkeypatch.setattr(plots, "MAX_DRAWN_CLASSES", 9)
     found = rj.inspection.examine(finished_run)
     monkeypatch.setattr(report, "EMBEDDED", 10)
@@ -190,7 +190,7 @@ def test_what_is_not_so_of_few_images_or_many_classes_is_not_said(finished_run, 
     note = next(report._figures(finished_run, found, "best"))[2]
     assert "mixed and smoothed labels" in note
     assert note.endswith("as they are, by the averaged weights.")
-    monkeypatch.setitem(finished_run.parts, "loss", "focal")  # which is not smoothed
+    monkeypatch.setitem(finished_run.parts, "loss", "focal")  # labels are not smoothed for it
     note = next(report._figures(finished_run, found, "best"))[2]
     assert "mixed labels" in note
     assert "by focal, which is not validation's cross-entropy" in note

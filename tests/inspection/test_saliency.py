@@ -1,4 +1,4 @@
-"""Grad-CAM against numbers worked out by hand, and what the maps are."""
+"""Grad-CAM against numbers worked out by hand, and the maps and pictures that it makes."""
 
 import io
 from functools import partial
@@ -22,9 +22,9 @@ from resnet_jax.models import Unit
 
 
 def by_hand(head, second):
-    """A network of one stage whose map is known: the image, and what ``second`` makes of it.
+    """Return a one-stage network, whose map is the image and ``second`` of it, and its inputs.
 
-    Its stages are a list, as many write them, which has no hash for `jax.jit`.
+    ``stage_sizes`` is a list, as many users write it, which `jax.jit` cannot hash.
     """
 
     class Pair(Unit):
@@ -49,7 +49,7 @@ def by_hand(head, second):
 
 
 def test_a_label_of_a_byte_is_one_class_of_many():
-    """It was every 256th."""
+    """One-hot labels of a byte's type marked every 256th class."""
     head = np.zeros((2, 300))
     head[:, 5], head[:, 261] = (1, 3), (-1, -3)
     cam = partial(rj.inspection.grad_cam, *by_hand(head, lambda image: 2 * image))
@@ -60,14 +60,14 @@ def test_grad_cam_by_hand():
     """Map A = (x, 2x); logit_c = sum_k w_kc mean(A_k), so that dlogit_c / dA_k = w_kc / 4.
 
     Class 0: w = (1, 3): (1 x + 3 2x) / 4 = 7x / 4, and by its largest value: x / 4.
-    Class 1: w = (2, -3): (2 x - 6 x) / 4 = -x: cut off, no evidence anywhere.
+    Class 1: w = (2, -3): (2 x - 6 x) / 4 = -x: cut off, so there is no evidence anywhere.
     """
     model, variables, image = by_hand([[1, 2], [3, -3]], lambda image: 2 * image)
     cam = partial(rj.inspection.grad_cam, model, variables, image, method="grad-cam")
     expected = np.asarray([[[0.25, 0.5], [0.75, 1.0]]])
     np.testing.assert_allclose(cam([0]), expected, rtol=1e-6)
     np.testing.assert_array_equal(cam([1]), np.zeros((1, 2, 2)))
-    # logits: 2.5 (1 + 6) against 2.5 (2 - 6)
+    # The predicted class is 0: its logit is 2.5 (1 + 6), that of class 1 is 2.5 (2 - 6).
     np.testing.assert_allclose(cam(), expected, rtol=1e-6)
     maps = rj.inspection.feature_maps(model, variables, image)
     np.testing.assert_allclose(maps["stage1"][0, ..., 1], [[2, 4], [6, 8]], rtol=1e-6)
@@ -77,8 +77,8 @@ def test_grad_cam_by_hand():
 def test_grad_cam_plus_plus_by_hand():
     """The sum of either map is S = 10; a channel weighs g^3 / (2 g^2 + S g^3) = g / (2 + 10 g).
 
-    Class 0: g = (2, 1) / 4: weights 1/14 and 1/18, the map is as 9 x + 7 mirrored x.
-    Class 1: g = (-2, -3) / 4: nothing speaks for it.
+    Class 0: g = (2, 1) / 4: weights 1/14 and 1/18; the map is proportional to 9 x + 7 mirrored x.
+    Class 1: g = (-2, -3) / 4: there is no evidence for it.
     """
     model, variables, image = by_hand([[2, -2], [1, -3]], lambda image: image[:, :, ::-1])
     cam = partial(rj.inspection.grad_cam, model, variables, image)
@@ -119,7 +119,7 @@ def test_noting_changes_nothing_and_the_default_stage_is_the_deepest_of_7x7(smal
     photograph = [np.zeros((1, side, side, 8)) for side in (56, 56, 28, 14, 7)]
     assert default_stage(photograph) == 4
     np.testing.assert_allclose(default.max((1, 2)), 1)
-    # What is frozen in training has a gradient all the same; what is computed twice is noted once.
+    # Stages that are frozen in training have a gradient; with remat, a map is recorded once.
     changed = rj.inspection.grad_cam(model.clone(frozen_stages=2, remat=True), variables, images)
     np.testing.assert_array_equal(changed, default)
     maps = rj.inspection.feature_maps(model.clone(remat=True), variables, images)
@@ -152,12 +152,12 @@ def test_what_cannot_be_explained_is_named(small, settings, names):
 
 
 def test_images_are_explained_a_batch_at_a_time(finished_run, monkeypatch):
-    """All were float32 in memory at once, four times their size."""
+    """All images were in memory as float32 at once, which is four times their size."""
     preprocess, counts = rj.Run.preprocess, []
     monkeypatch.setattr(
         rj.Run, "preprocess", lambda run, part: (counts.append(len(part)), preprocess(run, part))[1]
     )
-    for number in (65, 5, 7):  # not each number has a program of its own
+    for number in (65, 5, 7):  # rounded up, so that few programs are compiled
         maps = rj.inspection.explain(finished_run, np.zeros((number, 28, 28, 1), np.uint8))
         assert len(maps) == number
     assert counts == [64, 64, 8, 8]
@@ -181,7 +181,7 @@ def test_overlay_leaves_places_without_evidence_as_they_are():
     [(1, [20] * 3), (2, [40] * 3), (3, [20, 60, 90]), (5, [20, 60, 90])],
 )
 def test_images_of_any_channels_are_shown(channels, expected):
-    """Two as their mean, of more the first three; such a run's report was a traceback."""
+    """Two channels become their mean, more the first three; the report ended in a traceback."""
     images = np.full((1, 8, 8, 5), [20, 60, 90, 7, 7], np.uint8)[..., :channels]
     shown = rj.inspection.overlay(images, np.zeros((1, 2, 2)))
     np.testing.assert_array_equal(shown, np.full((1, 8, 8, 3), expected))
@@ -193,9 +193,9 @@ def test_images_of_any_channels_are_shown(channels, expected):
 
 
 def explained(path, spec, *, find=False):
-    """What `predict --explain` draws where the evidence is the very image that the network saw.
+    """Draw as `predict --explain` does, with the image that the network saw as the evidence.
 
-    Returns the picture, and where it is drawn over, bool[H, W].
+    Returns the picture's first channel, and the mask of what is drawn over, bool[H, W].
     """
     read = read_digit_or_image(path, spec, find=find)
     target, picture = path.with_name("explained.png"), open_image(path)
@@ -237,18 +237,18 @@ def test_a_map_lies_on_the_digit_that_was_found(tmp_path):
     ImageDraw.Draw(paper).line([(380, 90), (500, 90), (420, 290)], (25, 25, 30), 22, "curve")
     paper.save(tmp_path / "seven.png")
     photo, drawn = explained(tmp_path / "seven.png", DecodeSpec((28, 28, 1)), find=True)
-    assert dice(drawn, photo < 100) > 0.75  # the pen is made as wide as MNIST's
+    assert dice(drawn, photo < 100) > 0.75  # strokes are redrawn as wide as MNIST's
 
 
 def test_a_picture_without_positive_evidence_says_so(tmp_path):
     photo, whole = Image.new("RGB", (200, 150), (90, 120, 60)), (0, 0, 1, 1)
     target, evidence = tmp_path / "out" / "photo.png", np.zeros((7, 7), np.float32)
     changed = []
-    for evidence[3, 3] in (0, 1e-3):  # some evidence, too little to be seen
+    for evidence[3, 3] in (0, 1e-3):  # none, then too little to be seen
         _write_explanation(photo, whole, evidence, target)
         drawn = np.asarray(Image.open(target)).astype(int)
         changed.append((np.abs(drawn - (90, 120, 60)) > 20).any(-1))
-    assert changed[0][:25].sum() > 100  # letters
+    assert changed[0][:25].sum() > 100  # the text
     assert not changed[0][25:].any()
     assert not changed[1].any()
 

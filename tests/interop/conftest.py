@@ -1,4 +1,4 @@
-"""A run that was never trained: its weights and statistics are random, its folder is real."""
+"""Runs that were never trained: random weights and statistics in a real run's folder."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from resnet_jax.models import make_model, shapes_of
 from resnet_jax.training.run_folder import Record, RunFolder
 
 CONFIG = rj.TrainConfig(
-    # XLA's own convolution compiles faster, and what is tested here does not depend on it.
+    # XLA's own convolution compiles faster, and these tests do not depend on the choice.
     model=rj.ModelConfig(width=4, lowering="reference"),
     data=rj.DataConfig(image_size=32, mean=(0.5,), std=(0.5,)),
 )
@@ -20,7 +20,7 @@ CONFIG = rj.TrainConfig(
 
 @pytest.fixture(scope="session")
 def draw():
-    """Draws a network's variables, such that activations neither vanish nor explode."""
+    """A function that draws variables with which activations neither vanish nor explode."""
 
     def draw(model: rj.ResNet, image_shape: tuple[int, int, int]) -> dict:
         random, flat = np.random.RandomState(0), {}
@@ -38,7 +38,7 @@ def draw():
 
 @pytest.fixture(scope="session")
 def make_run(draw, tmp_path_factory):
-    """Makes a run for digits that it resizes to 32x32, with these settings of its model."""
+    """A function that makes a run on digits resized to 32x32, with the given model settings."""
 
     def make(**model) -> rj.Run:
         config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, **model))
@@ -56,5 +56,5 @@ def make_run(draw, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def run(one_unit, make_run) -> rj.Run:
-    """One of width 4."""
+    """A run of width 4."""
     return make_run()

@@ -1,14 +1,14 @@
-"""Writes `torchvision_logits.npz` and, of torchvision's and timm's other networks,
-`relatives_logits.npz`: their own logits, which the tests compare ours with.
+"""Write `torchvision_logits.npz` and, for other networks of torchvision and timm,
+`relatives_logits.npz`: the networks' own logits, with which the tests compare ours.
 
-Run where torchvision is installed, in an environment of its own (no resnet_jax needed):
+Run this where torchvision is installed, in an environment of its own (no resnet_jax needed):
 
     python -m venv /somewhere && /somewhere/bin/pip install torch==2.13.0 pyyaml safetensors
     /somewhere/bin/pip install --no-deps torchvision==0.28.0 timm==1.0.31 huggingface_hub
     /somewhere/bin/python tests/interop/make_expectations.py
 
-Weights come from `random_weights.py`; logits are computed in float64, in eval mode. Also compares
-the tests' own torch network with torchvision's, and prints the parameter counts.
+Weights come from `random_weights.py`; logits are computed in float64, in eval mode. This also
+compares the tests' own torch network with torchvision's, and prints the parameter counts.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Weights that any numpy draws alike: expected logits can be stored without the weights."""
+"""Weights that any NumPy draws alike, so that expected logits are stored without them."""
 
 import hashlib
 from collections.abc import Mapping
@@ -7,14 +7,14 @@ import numpy as np
 
 SIZES = ((32, 32), (33, 47), (64, 64), (224, 224))
 NUM_CLASSES = 100
-# What torchvision has, then timm.
+# Networks of torchvision, then of timm.
 RELATIVES = ("resnext50_32x4d", "wide_resnet50_2", "resnet26", "resnet18d", "resnet50d")
 
 
 def random_weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
-    """A float32 state_dict of these shapes, running statistics random too.
+    """Return a float32 state_dict of these shapes, with random running statistics too.
 
-    Drawn in the order of the sorted names; scaled so that activations neither vanish nor explode.
+    Arrays are drawn by sorted name, and scaled so that activations neither vanish nor explode.
     """
     random = np.random.RandomState(seed)
     weights = {}
@@ -33,11 +33,11 @@ def random_weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str
 
 
 def random_images(size: tuple[int, int], channels: int = 3) -> np.ndarray:
-    """float32[2, H, W, C]."""
+    """Return two random images, ``float32[2, H, W, C]``."""
     return np.random.RandomState(sum(size)).standard_normal((2, *size, channels)).astype(np.float32)
 
 
 def digest(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """SHA-256 of names and shapes."""
+    """Return the SHA-256 of names and shapes."""
     lines = [f"{name} {list(shapes[name])}" for name in sorted(shapes)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

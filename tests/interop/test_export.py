@@ -38,7 +38,7 @@ def network(run):
 
 
 def read_back(metadata):
-    """The preprocessing that a file's metadata describe: nothing of it is left out."""
+    """Return the preprocessing that a file's metadata describe; no field may be missing."""
     known = {"image_size": metadata["resize"], **metadata}
     values = {field.name: known[field.name] for field in dataclasses.fields(Preprocessing)}
     return Preprocessing(**{k: tuple(v) if type(v) is list else v for k, v in values.items()})
@@ -99,7 +99,7 @@ def test_stablehlo_runs_with_jax_and_flatbuffers_alone_for_any_number_of_images(
 def test_the_programs_of_the_docs_say_what_predict_says(
     run, tmp_path, command, capsys, monkeypatch
 ):
-    """Of a large JPEG that lies on its side; and they read pictures of any shape as it does."""
+    """They agree on a large JPEG that lies on its side, and read pictures of any shape alike."""
     pytest.importorskip("onnxruntime")
     texts = (block.text for block in blocks(ROOT / "docs/weights.md") if block.kind == "py")
     reader, *programs = (text for text in texts if "read(" in text and "np." in text)
@@ -132,7 +132,7 @@ def test_the_programs_of_the_docs_say_what_predict_says(
 
 
 def test_the_docs_find_the_digit_that_predict_finds(tmp_path):
-    """In a JPEG so large that `read` decodes it smaller than the finder needs."""
+    """The JPEG is so large that `read` decodes it at a smaller size than the finder needs."""
     paper, path = Image.new("RGB", (640, 480), (225, 222, 215)), tmp_path / "digit.jpg"
     strokes = [(260, 130), (400, 130), (330, 230), (400, 300), (320, 360)]
     ImageDraw.Draw(paper).line(strokes, (40, 40, 70), 7)
@@ -159,7 +159,7 @@ def test_the_docs_find_the_digit_that_predict_finds(tmp_path):
 def test_onnx_has_one_conv_for_each_convolution_and_the_models_logits(
     name, options, shape, resize, crop, draw
 ):
-    """Of three units: one that begins a stage, one that does not, and one with a stride."""
+    """The networks have three units: one begins a stage, one does not, and one has a stride."""
     load = pytest.importorskip("onnx").load_from_string
     pytest.importorskip("onnxruntime")
     settings = {"stage_sizes": (2, 1), "width": 4, "num_classes": 5, "lowering": "reference"}
@@ -172,7 +172,7 @@ def test_onnx_has_one_conv_for_each_convolution_and_the_models_logits(
     nodes = load(content).graph.node
     layers = {"/".join(p[:-1]) for p in flatten_dict(variables["params"]) if p[-1] == "kernel"}
     convolutions = layers - {"head"}
-    # Option A is the identity's kernel with a stride.
+    # Option A is written as a convolution with the identity as kernel and a stride.
     convolutions |= {"stage2_unit1/pad"} if model.shortcut == "pad" else set()
     assert sorted(node.name for node in nodes if node.op_type == "Conv") == sorted(convolutions)
 
@@ -184,7 +184,7 @@ def test_onnx_has_one_conv_for_each_convolution_and_the_models_logits(
 
 @pytest.mark.parametrize("format", ["stablehlo", "onnx"])
 def test_a_network_that_differs_is_not_left_in_place(run, tmp_path, format, monkeypatch):
-    """What it is compared with is made to see other images than the exported network."""
+    """The exported network is made to see other images than the network it is compared with."""
     if format == "onnx":
         pytest.importorskip("onnxruntime")
     module, name = {"stablehlo": (jax.export, "deserialize"), "onnx": (onnx, "runner")}[format]
@@ -205,7 +205,7 @@ def test_a_network_that_differs_is_not_left_in_place(run, tmp_path, format, monk
 
 @pytest.mark.parametrize("off", ["", "file", "avx2", "reference"])
 def test_a_file_is_compared_with_the_network_and_with_xlas_convolutions(off, network):
-    """One of the three is off by a thousandth, which is no rounding."""
+    """An export is refused if one of the three is off by a thousandth, more than rounding."""
 
     class Off(Network):
         def apply(self, variables, images):
@@ -221,7 +221,7 @@ def test_a_file_is_compared_with_the_network_and_with_xlas_convolutions(off, net
 
 @pytest.mark.slow
 def test_a_deep_network_that_has_hardly_learnt_is_exported():
-    """It magnifies rounding to 2e-5 of its logits, and was refused; ResNet-50 to 5e-5."""
+    """It amplifies rounding to 2e-5 of its logits (ResNet-50: 5e-5), and was refused."""
     pytest.importorskip("onnxruntime")
     model = partial(rj.ResNet, (8, 8), rj.BasicUnit, width=4, stem="small", residual=False)
     preprocessing = Preprocessing((8, 8, 1), mean=(0.5,), std=(0.25,))
@@ -239,7 +239,7 @@ def test_a_deep_network_that_has_hardly_learnt_is_exported():
 
 
 def test_an_onnx_file_is_compared_with_products_in_float32(network, tmp_path, monkeypatch):
-    """By default a GPU's have ten bits, and every file differed."""
+    """By default a GPU's products have ten bits, and every file differed."""
     pytest.importorskip("onnxruntime")
     used = []
 
@@ -253,7 +253,7 @@ def test_an_onnx_file_is_compared_with_products_in_float32(network, tmp_path, mo
 
 
 def test_a_stablehlo_file_holds_full_precision(network, tmp_path):
-    """Whatever the run's GPU did: else the file would, everywhere."""
+    """Otherwise the file would have the precision of the run's GPU on every device."""
     with jax.default_matmul_precision("tensorfloat32"):
         export_stablehlo(tmp_path / "network", network)
     module = jax.export.deserialize(bytearray((tmp_path / "network").read_bytes())).mlir_module()

@@ -1,4 +1,4 @@
-"""A run that starts from other weights: which of them it takes, which move, and how fast."""
+"""Runs that start from other weights: which weights they take, which move, and how fast."""
 
 import dataclasses
 import functools
@@ -32,7 +32,7 @@ KEY = jax.random.key(7)
 
 
 def started(source, class_names=DIGITS, channels=1, **changes):
-    """The variables that a run starts from, and the sentence."""
+    """Return the variables that a run starts from, and the sentence that describes them."""
     config = dataclasses.replace(CONFIG, init_from=str(source), **changes)
     model = make_model(config, len(class_names))
     return initial_variables(config, model, class_names, channels, KEY)
@@ -44,7 +44,7 @@ def starting_from(*arguments, **changes):
 
 @functools.cache
 def fresh_head(num_classes):
-    """The kernel of a new network's head."""
+    """Return the kernel of a new network's head."""
     init = partial(make_model(CONFIG, num_classes).init, train=False)
     images = jnp.zeros((1, 32, 32, 1))
     return np.asarray(jax.jit(lambda key: init(key, images)["params"]["head"]["kernel"])(KEY))
@@ -100,7 +100,7 @@ def test_the_same_classes_keep_the_head_and_others_start_fresh(source, variables
 
 
 def test_weights_of_another_network_are_refused_by_the_options_that_differ(run, source):
-    """The file was read: of its entries a plain network lacks but the shortcuts."""
+    """A plain network read the file of a residual one, of which it lacks only the shortcuts."""
     plain = dataclasses.replace(CONFIG.model, residual=False)
     assert "--model.residual True, not False" in refused(starting_from, source, model=plain)
     said = refused(starting_from, run.path, model=rj.ModelConfig(width=8, stem="small"))
@@ -124,7 +124,7 @@ def test_without_class_names_the_number_decides(variables, tmp_path):
         save_weights(file, weights, metadata)
         chex.assert_trees_all_equal(starting_from(file, LETTERS), variables)
         assert is_fresh(starting_from(file, LETTERS[:3]), 3)
-    # Names do without anything else.
+    # Class names suffice without other metadata.
     save_weights(file, weights, {"class_names": json.dumps(DIGITS)})
     assert is_fresh(starting_from(file, LETTERS), 10)
 
@@ -146,7 +146,7 @@ def test_reading_a_float64_run_is_reading_its_file_and_configures_nothing(make_r
     [
         ("imagenet", 1, 1, DIGITS, "head kept, stem kept, "),
         ("imagenet", 3, 1, DIGITS, "head kept, stem summed to grey, "),
-        # Its third convolution, of half the width, was taken for the one that sees the image.
+        # The deep stem's third convolution, of half the width, was taken for its first.
         ("deep", 3, 1, DIGITS, "head kept, stem summed to grey, "),
         ("imagenet", 1, 3, LETTERS[:3], "head drawn fresh for 3 classes, stem spread to 3 chan"),
     ],
@@ -172,7 +172,7 @@ def test_a_sentence_says_what_became_of_the_weights(
 
 
 def test_a_runs_weights_are_read_without_its_optimiser_or_opening_it(finished_run):
-    """The averaged ones: the run has an EMA."""
+    """They are the averaged weights, because the run has an EMA."""
     alone = RunFolder(finished_run.path).read_variables("latest")
     chex.assert_trees_all_equal(alone, saved(finished_run.path / "checkpoints/12", "")["ema"])
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(alone))
@@ -181,7 +181,7 @@ def test_a_runs_weights_are_read_without_its_optimiser_or_opening_it(finished_ru
 def test_several_processes_start_from_the_same_weights(
     run, exported, variables, tmp_path, monkeypatch
 ):
-    """A file of the same path may be another one on another host."""
+    """The same path may lead to different files on different hosts."""
     digests = []
 
     def noted(what, digest, _):
@@ -199,7 +199,7 @@ def test_several_processes_start_from_the_same_weights(
 
 
 def moved(before, after):
-    """Layers any of whose numbers changed."""
+    """Return the layers in which any number changed."""
     before, after = (traverse_util.flatten_dict(tree) for tree in (before, after))
     return {path[0] for path in before if (np.asarray(before[path]) != after[path]).any()}
 
@@ -208,13 +208,13 @@ def moved(before, after):
     ("frozen", "unit"),
     [
         (1, rj.BasicUnit),
-        # Of a pre-activation network the last norm went on learning with all stages frozen.
+        # A pre-activation network's last norm went on learning with all stages frozen.
         (2, rj.PreActivationUnit),
         *(pytest.param(n, rj.BasicUnit, marks=pytest.mark.slow) for n in (None, 0)),
     ],
 )
 def test_frozen_stages_keep_parameters_and_statistics_to_the_bit(frozen, unit):
-    # Weight decay and momentum too must leave them alone.
+    # Weight decay and momentum must not change frozen stages either.
     settings = rj.OptimConfig(weight_decay=0.1, learning_rate=0.1, body_rate=0.5)
     tx = make_optimizer(settings, lambda step: 0.1, frozen)
     model = rj.ResNet((1, 1), unit, width=4, frozen_stages=frozen, lowering="reference")
@@ -231,7 +231,7 @@ def test_frozen_stages_keep_parameters_and_statistics_to_the_bit(frozen, unit):
 
 
 def test_a_fresh_head_is_as_wide_as_the_last_of_ten_stages():
-    """Which by its letters is the second."""
+    """Sorted as text, the tenth stage is the second."""
     units = {f"stage{n}_unit1": {"conv2": {"kernel": np.zeros((3, 3, 1, n))}} for n in (1, 9, 10)}
     params = {"stem": {"conv": {"kernel": np.zeros((3, 3, 1, 1), np.float32)}}, **units}
     head = rj.interop.with_fresh_head({"params": params}, 4)["params"]["head"]

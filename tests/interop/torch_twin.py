@@ -1,7 +1,7 @@
-"""The same networks in torch, written out here so that nothing needs torchvision.
+"""The package's networks in torch, written out here so that nothing needs torchvision.
 
 Tests compare forward passes and training with them, and experiments train and time them. Names,
-mathematics and ReLUs in place are torchvision's; `make_expectations.py` compares the logits.
+mathematics and in-place ReLUs are torchvision's; `make_expectations.py` compares the logits.
 """
 
 from torch import nn
@@ -82,12 +82,12 @@ class ResNet(nn.Module):
 
 
 def twin(name, **options):
-    """The twin of a row of the table."""
+    """Return the twin of one of the networks in `SIZES`."""
     return ResNet(SIZES[name], bottleneck=int(name.removeprefix("resnet")) >= 50, **options)
 
 
 def sgd(model, settings):
-    """SGD by an `OptimConfig` of ours: weight decay is of kernels alone."""
+    """Return SGD with the settings of an `OptimConfig`; only kernels have weight decay."""
     kernels = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": kernels, "weight_decay": settings.weight_decay}, {"params": others}]
@@ -95,7 +95,7 @@ def sgd(model, settings):
 
 
 class BookUnit(nn.Module):
-    """The book's residual unit: projects where the number of channels changes."""
+    """The book's residual unit, which projects where the number of channels changes."""
 
     def __init__(self, channels, features, stride=1, use_residual=True):
         super().__init__()
@@ -116,7 +116,7 @@ class BookUnit(nn.Module):
 
 
 class BookNet(nn.Module):
-    """NNDL: Practice, 5.4: the stem's convolution has a bias, the plain net unused shortcuts."""
+    """The network of NNDL: Practice, 5.4: its stem has a bias, a plain one has unused shortcuts."""
 
     def __init__(self, channels=1, num_classes=10, width=64, use_residual=True):
         super().__init__()
