@@ -327,7 +327,7 @@ def verify(
     place = Path(what) if Path(what).exists() else expanded(what)
     if (place / "config.yaml").exists():
         found = rj.Run.open(place).verify()
-    elif place.exists() and what not in DATASETS:
+    elif place.exists() and what not in DATASETS and data_dir is None:
         found = scan(place, background=settings.background, refresh=True).report()
     else:
         found = verify_prepared(what, data_dir)

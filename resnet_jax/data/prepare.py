@@ -16,6 +16,7 @@ from resnet_jax.data import mnist
 from resnet_jax.data.tfds import (
     DamagedFileError,
     check_known,
+    dataset_name,
     find_prepared,
     image_and_label,
     tfds_root,
@@ -50,6 +51,7 @@ def prepare(name: str, data_dir: PathLike | None = None, from_idx: PathLike | No
         return mnist.mnist_5k_file()
     found = find_prepared(name, root)
     if found is not None:
+        name = dataset_name(found, root)  # with its configuration: TFDS's default may be another
         with contextlib.suppress(DamagedFileError):
             if verify_prepared(name, root).ok:
                 return found
@@ -80,7 +82,9 @@ def _build(name: str, root: Path, replaces: Path | None, arrays: mnist.Arrays | 
     """Prepare in a temporary folder below ``root`` and move the result into its place."""
     import tensorflow_datasets as tfds
 
-    with temporary_folder(root, name.replace("/", "-")) as work:
+    # On the disk of the dataset's folder, which may be a link to another one.
+    beside = (root / name.split("/")[0]).resolve().parent
+    with temporary_folder(beside, name.replace("/", "-")) as work:
         if arrays is not None:
             builder = _idx_builder(name, arrays)(data_dir=work)
         else:

@@ -61,7 +61,7 @@ class Records:
         # A check accepts any image size, and label -1, which TFDS writes where none is published.
         self._labels = range(0 if settings else -1, len(prepared.class_names))
         settings = settings or DataConfig(image_size=8, background=0)
-        self.spec = DecodeSpec(prepared.shape)  # type: ignore[arg-type]
+        self.spec = DecodeSpec(prepared.shape, background=settings.background)  # type: ignore[arg-type]
         if None in prepared.shape:
             self.spec = DecodeSpec.of(f"images in {prepared.folder}", prepared.shape, settings)
         self.prepared, self._files = prepared, list(files.items())
@@ -134,14 +134,14 @@ def _reading(path: Path, root: Path, place: str = "") -> Iterator[None]:
                 "mend its permissions, or raise the limit on open files (ulimit -n)"
             ) from error
         reason = " ".join(f"{place}{error}".split())[:160] or type(error).__name__
+        again = command("data", "prepare", dataset_name(path.parent, root), "--dir", root)
         raise DamagedFileError(
-            f"{path} is damaged ({reason}): run "
-            f"{command('data', 'prepare', _name(path.parent, root), '--dir', root)} to make it "
-            "again, or give another folder (--data.dir)"
+            f"{path} is damaged ({reason}): run {again} to make it again, or give another folder "
+            "(--data.dir)"
         ) from error
 
 
-def _name(folder: Path, root: Path) -> str:
+def dataset_name(folder: Path, root: Path) -> str:
     """Return a dataset's name in TFDS, with its configuration: ``emnist/letters``."""
     return folder.parent.relative_to(root).as_posix()
 
@@ -205,7 +205,7 @@ def check_known(name: str) -> None:
 
 def open_prepared(folder: Path, root: Path, settings: DataConfig) -> Examples:
     """Open the splits of a dataset that a run can use; their description is cached."""
-    name = _name(folder, root)
+    name = dataset_name(folder, root)
     (found,) = cached_facts(name, root, [folder], partial(_describe_splits, root=root))
     class_names, shape, keys, splits, sha256 = found
     if "train" not in splits:
@@ -224,7 +224,7 @@ def open_prepared(folder: Path, root: Path, settings: DataConfig) -> Examples:
 def _describe_splits(folder: Path, root: Path) -> list[Any]:
     """Describe the labelled splits of a prepared dataset, with the checksums of their files."""
     whole, splits = describe(folder, root), {}
-    known = _name(folder, root) in DATASETS
+    known = dataset_name(folder, root) in DATASETS
     for split in filter(whole.splits.get, SPLITS):
         first = Records(whole, whole.splits[split]).split.take(slice(1))
         if known or (first.batch(np.arange(len(first)))[1] >= 0).any():
@@ -243,21 +243,25 @@ def describe(folder: Path, root: Path) -> Prepared:
     import tensorflow_datasets as tfds
 
     with _reading(folder / "features.json or dataset_info.json", root):
+        # Read first, because another format is no damage, and TFDS hides why a file cannot be read.
+        about = json.loads((folder / "dataset_info.json").read_bytes())
+        formats = [about.get("fileFormat", "tfrecord"), *about.get("alternativeFileFormats", ())]
+        if "array_record" not in formats and about["name"]:
+            raise ResNetJaxError(
+                f"{folder} is prepared as {formats[0]}, which needs TensorFlow: run `resnet-jax "
+                f"data prepare {dataset_name(folder, root)}` for another folder (--data.dir)"
+            )
         # TFDS imports the modules that this file names, and only its own may run.
         json.loads(folder.joinpath("features.json").read_bytes(), object_hook=_check_class)
         info, splits = tfds.builder_from_directory(folder).info, {}
+        info.set_file_format("array_record", override=True, override_if_initialized=True)
         for split, described in info.splits.items():
             paths = [Path(path) for path in described.filepaths]
             if elsewhere := [path for path in paths if path.parent != folder]:
                 raise ValueError(f"{elsewhere[0]} is no file in it")
             names = [path.name for path in paths]
             splits[split] = dict(zip(names, described.shard_lengths, strict=True))
-    if info.file_format.value != "array_record":
-        raise ResNetJaxError(
-            f"{folder} is prepared as {info.file_format.value}, which needs TensorFlow: run "
-            f"`resnet-jax data prepare {_name(folder, root)}` for another folder (--data.dir)"
-        )
-    keys = image_and_label(_name(folder, root), info)
+    keys = image_and_label(dataset_name(folder, root), info)
     image, label = (info.features[key] for key in keys)
     if np.dtype(image.np_dtype) != np.uint8 or math.prod(n or 1 for n in image.shape) > MAX_VALUES:
         raise ResNetJaxError(

@@ -215,3 +215,37 @@ def test_a_lack_of_memory_is_not_the_folders(tmp_path, monkeypatch):
     monkeypatch.setattr(preparing, "_download", mock.Mock(side_effect=MemoryError))
     with pytest.raises(MemoryError):
         prepare("mnist", tmp_path)
+
+
+def test_another_format_is_not_replaced_whatever_else_is_wrong(tiny_mnist, tmp_path):
+    """Without features.json, as TFDS 3 wrote a dataset, it counted as damaged and was deleted."""
+    folder = prepare("mnist", tmp_path / "root", tiny_mnist)
+    about = folder / "dataset_info.json"
+    about.write_text(about.read_text().replace("array_record", "tfrecord"))
+    (folder / "features.json").unlink()
+    assert "prepared as tfrecord" in refused(prepare, "mnist", tmp_path / "root", tiny_mnist)
+    assert "tfrecord" in about.read_text()
+
+
+def test_a_damaged_configuration_is_not_replaced_by_another(tmp_path, monkeypatch):
+    """TFDS's default configuration, emnist/byclass, took its place."""
+    pairs = {"train": [(encoded(np.zeros((28, 28), np.uint8)), 0)] * 3}
+    folder = build(tmp_path, pairs, name="emnist", config="letters")
+    next(folder.glob("*array_record*")).unlink()
+    monkeypatch.setattr(preparing, "importlib", mock.Mock())  # TensorFlow seems to be installed
+    monkeypatch.setattr(preparing, "_build", built := mock.Mock())
+    prepare("emnist", tmp_path)
+    assert built.call_args.args[0] == "emnist/letters"
+
+
+def test_a_dataset_is_prepared_on_the_disk_that_its_folder_links_to(tiny_mnist, tmp_path):
+    """Moved from one disk to another, the result of hours of preparing was lost."""
+    root, disk = tmp_path / "root", tmp_path / "disk"
+    root.mkdir()
+    (disk / "mnist").mkdir(parents=True)
+    (root / "mnist").symlink_to(disk / "mnist")
+    usual = preparing.temporary_folder
+    with mock.patch.object(preparing, "temporary_folder", side_effect=usual) as made:
+        prepare("mnist", root, tiny_mnist)
+    assert made.call_args.args[0] == disk
+    assert len(load_dataset("mnist", root).test) == 12

@@ -285,3 +285,38 @@ def test_pictures_of_any_size_that_memory_lacks_for_are_no_damage(tmp_path, monk
     assert verify_prepared("digits", tmp_path).ok
     monkeypatch.setattr(ImageFile.ImageFile, "load", mock.Mock(side_effect=MemoryError))
     assert "memory" in refused(verify_prepared, "digits", tmp_path)
+
+
+def test_a_description_that_cannot_be_read_now_is_no_damage(digits, monkeypatch):
+    """TFDS hides the reason, and `prepare` made the dataset anew."""
+    usual, error = Path.open, PermissionError(errno.EACCES, "Permission denied")
+
+    def opened(path, *args, **options):
+        if path.name == "dataset_info.json":
+            raise error
+        return usual(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", opened)
+    assert "(Permission denied)" in refused(prepare, "digits", digits)
+
+
+def test_array_record_files_beside_tfrecord_files_are_read(copy):
+    """As TFDS's own converter leaves a dataset."""
+    root, folder = copy
+    about = folder / "dataset_info.json"
+    text = about.read_text().replace('"array_record"', '"tfrecord"')
+    about.write_text(text.replace("{", '{"alternativeFileFormats": ["array_record"],', 1))
+    assert len(load_dataset("digits", root).test) == 20
+
+
+def test_a_dataset_is_verified_from_within_its_folder(digits, monkeypatch, command):
+    """It was taken for a folder of pictures."""
+    monkeypatch.chdir(digits)
+    assert command("verify", "digits", "--data.dir", ".")[0] == 0
+
+
+def test_a_background_lies_under_records_of_one_size(tmp_path):
+    pairs = [(encoded(np.full((8, 8), 20 * k, np.uint8), transparency=180), k) for k in range(10)]
+    build(tmp_path, {"train": pairs}, shape=(8, 8, 1))
+    images = load_dataset("digits", tmp_path, background=255, validation=0).train.images
+    assert sorted(images[:, 0, 0, 0]) == [*range(0, 180, 20), 255]
