@@ -36,7 +36,7 @@ class Processes:
 
     distributed: bool = False
     """run as one process of several; start the same command for each. JAX finds the others under
-    Slurm, Open MPI, Kubernetes and on TPUs."""
+    Slurm, Open MPI 4, Kubernetes and on TPUs."""
     coordinator: str | None = None
     """HOST:PORT of process 0, where JAX does not find it."""
     num_processes: int | None = None
@@ -52,8 +52,10 @@ class Processes:
             # Otherwise JAX's coordination prints warnings beside the one line on why a run ends.
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
             from resnet_jax.training.distributed import initialize, is_main_process
+            from resnet_jax.training.jax_settings import find_devices
 
             initialize(self.coordinator, self.num_processes, self.process_id, self.meet_within)
+            find_devices()  # or say what is wrong with them
             display.console.quiet = not is_main_process()
         elif self != Processes():
             raise ResNetJaxError(
@@ -125,7 +127,9 @@ def train(
         from_idx: prepare MNIST or Fashion-MNIST first from the IDX files in this folder.
     """
     _check_places(preset, arguments)
+    stop.meeting = processes.distributed
     processes.meet()
+    stop.meeting = False
     run_dir = run_dir and expanded(run_dir)
     runs: list[Run] = []
     planned = _planned(preset, config, run_dir, seeds, grid, _named_in(arguments))

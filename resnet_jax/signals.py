@@ -36,6 +36,7 @@ class Stop(Callback):
     """The ``should_stop`` of a run; until training begins, a signal raises KeyboardInterrupt."""
 
     training = False
+    meeting = False  # the main thread waits for other processes in C++, where no handler runs
     step = 0
     within = 0.1  # seconds in which further signals are repeats of the first one
     _interrupted = False
@@ -94,6 +95,8 @@ class Stop(Callback):
         """Receive signals in a thread: the main one runs no handler while compiling for minutes."""
         with receiver:
             while number := receiver.recv(1):
+                if self.meeting and number[0] in SIGNALS:
+                    _end()
                 if self.training and number[0] in SIGNALS:
                     self._received += (number[0],)
                     if len(self._received) > 1:

@@ -29,13 +29,13 @@ T = TypeVar("T")
 
 # Seconds.
 HEARTBEAT_TIMEOUT = 20  # JAX aborts up to ten seconds later
-SHUTDOWN_TIMEOUT = 60  # a network file system may show a new file only after half a minute
+SHUTDOWN_TIMEOUT = VISIBLE_WITHIN = 60  # of a new file on a network file system
 POLL_INTERVAL = 1
 WAIT_INTERVAL = 60
 
 ADDRESS = (
     "--coordinator HOST:PORT, --num-processes N and --process-id I: all three, or none where JAX "
-    "knows the cluster (Slurm, Open MPI, Kubernetes, TPU)"
+    "knows the cluster (Slurm, Open MPI 4, Kubernetes, TPU)"
 )
 
 
@@ -156,6 +156,21 @@ def assert_equal(what: str, digest: str, remedy: str) -> None:
             raise ResNetJaxError(
                 f"process {process} has {what} {other[:12]} and process 0 {first[:12]}: {remedy}"
             )
+
+
+def assert_shared(path: Path) -> None:
+    """Raise on every process if one does not see a file that the main process has written."""
+    if process_count() == 1:
+        return
+    for _ in range(VISIBLE_WITHIN):
+        if path.exists():
+            break
+        time.sleep(1)
+    if not (seen := process_allgather(np.bool_(path.exists()))).all():
+        raise ResNetJaxError(
+            f"process {seen.argmin()} does not see {path}, which process 0 has written: give all "
+            "processes a --run-dir on a disk that they share"
+        )
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import functools
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -26,14 +27,19 @@ _CACHE = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_sec
 def find_devices(*, local: bool = False) -> list[jax.Device]:
     try:
         devices = jax.local_devices() if local else jax.devices()
-    except RuntimeError as error:  # the requested platform has no device here, or no plugin
-        reason = (str(error).splitlines() or [""])[0][:200]
+    except (RuntimeError, AssertionError) as error:  # no such device here, or no plugin for it
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ResNetJaxError(
             f"JAX finds no device ({reason}): set JAX_PLATFORMS to a platform of this machine, "
             "such as cpu, or unset it"
         ) from error
-    if (processes := len({device.process_index for device in devices})) > process_count():
-        raise ResNetJaxError(f"JAX's devices are of {processes} processes: give --distributed")
+    counts = Counter(device.process_index for device in devices)
+    if len(counts) > process_count():
+        raise ResNetJaxError(f"JAX's devices are of {len(counts)} processes: give --distributed")
+    if (most := max(counts.values())) > (fewest := min(counts.values())):
+        raise ResNetJaxError(
+            f"processes have {fewest} to {most} devices: give each the same number (JAX needs it)"
+        )
     return devices
 
 

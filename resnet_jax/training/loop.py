@@ -27,6 +27,7 @@ from resnet_jax.ops.heuristics import instruction_set
 from resnet_jax.training.callbacks import Callback, Events
 from resnet_jax.training.distributed import (
     assert_equal,
+    assert_shared,
     broadcast_from_main,
     is_main_process,
     process_count,
@@ -127,6 +128,7 @@ class Training:
             return folder.step_to_go_on_from()
 
         self.step = broadcast_from_main(lock)
+        assert_shared(folder.path / "config.yaml")
         rows = broadcast_from_main(lambda: folder.rewind_metrics(self.step))
         self.accuracies = [row["accuracy"] for row in rows if row["kind"] == "validation"]
         self._make_state = partial(create, params_key, images)

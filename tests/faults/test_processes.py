@@ -1,0 +1,54 @@
+"""Faults of runs of several processes, in one process: what they agree on, and waiting."""
+
+import hashlib
+import os
+import signal
+import threading
+from types import SimpleNamespace
+from unittest import mock
+
+import jax
+import numpy as np
+from faults import ended, forked
+from make_datasets import refused
+
+from resnet_jax.signals import Stop
+from resnet_jax.training import distributed, jax_settings
+
+
+def waiting_for_other_processes():
+    stop = Stop()
+    stop.meeting = True
+    with stop.handling():
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 10**8)  # in C, where no handler runs
+    os._exit(1)
+
+
+def test_a_signal_while_a_process_waits_for_others_ends_it():
+    assert ended(forked(waiting_for_other_processes), 20) == 75
+
+
+def test_a_folder_that_processes_do_not_share_is_refused(tmp_path, monkeypatch):
+    """This was noticed ten minutes after the first save, and then called a lack of space."""
+    waited = []
+    monkeypatch.setattr(distributed, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed, "process_allgather", lambda seen: np.array([True, seen]))
+    monkeypatch.setattr(distributed.time, "sleep", waited.append)
+    (tmp_path / "here").touch()
+    distributed.assert_shared(tmp_path / "here")
+    assert not waited
+    said = refused(distributed.assert_shared, tmp_path / "there")
+    assert said.startswith(f"process 1 does not see {tmp_path / 'there'}")
+    assert "--run-dir" in said
+    assert sum(waited) >= 60  # NFS may show a new file only after a minute
+
+
+def test_devices_that_processes_cannot_compute_with_together_are_refused(monkeypatch):
+    """Each process ended in a ValueError on shapes, or with no GPU in an AssertionError of JAX."""
+    devices = [SimpleNamespace(process_index=index) for index in (0, 0, 1)]
+    monkeypatch.setattr(jax_settings, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    assert "have 1 to 2 devices: give each the same number" in refused(jax_settings.find_devices)
+    monkeypatch.setattr(jax, "devices", mock.Mock(side_effect=AssertionError))
+    assert "set JAX_PLATFORMS" in refused(jax_settings.find_devices)
