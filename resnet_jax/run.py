@@ -77,8 +77,8 @@ def train(
             returns logits. It may have ``batch_stats``, and draw random numbers in training.
         optimizer: an optax transformation in place of ``config.optim``; it may take the loss as
             the extra argument ``value``, but no other.
-        loss: maps ``(logits, targets)`` to the training loss, unsmoothed, per example or the mean.
-            Targets are classes, int32[N], or with mixup and cutmix soft labels, float[N, K].
+        loss: maps ``(logits, targets)`` to the training loss of each example, or the mean; it gets
+            no label smoothing. Targets: int32[N], or with mixup or cutmix soft labels, float[N, K].
         data: a dataset in place of the one in ``config.data``, whose other settings apply.
         tag: a word that identifies what the names and shapes of these parts do not show, such as a
             rate inside a function. A run resumes only with parts of equal names, shapes and tag.
@@ -202,10 +202,10 @@ class Run:
         return configured_jax(self.config)
 
     def variables(self, checkpoint: Checkpoint = "best") -> dict[str, Any]:
-        """Return copies of ``{"params", "batch_stats"}`` on one device, for ``model.apply``.
+        """Return copies of ``{"params", "batch_stats"}`` on one device, yours, for ``model.apply``.
 
         Raises:
-            ResNetJaxError: no checkpoint verifies, or `open` was not given the run's own network.
+            ResNetJaxError: no checkpoint verifies, or `open` was not given the user's own network.
         """
         with configured_jax(self.config):
             copies = jax.tree.map(np.array, self._state(checkpoint).variables)
@@ -276,7 +276,7 @@ class Run:
 
     @cached_property
     def model(self) -> Any:
-        """The `ResNet` or custom network; `ResNetJaxError` if `open` was not given a custom one."""
+        """The network; `ResNetJaxError` if it is the user's own and `open` was not given it."""
         own = self.parts.get("model")
         if own and self._model is None:
             raise ResNetJaxError(f"{self.path} trained {own}: open it with that (model=...)")

@@ -154,7 +154,7 @@ def _draw_boxes(shape: tuple[int, ...], key: jax.Array, least: float) -> jax.Arr
 def _draw_aspect(key: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
     """Draw aspects from those that fit, uniformly in the logarithm, as torchvision does.
 
-    The area stays uniform; torchvision redraws both if they do not fit, so large crops are rarer.
+    The area stays uniform; torchvision redraws both on a misfit, which makes large crops rarer.
     """
     draw = jax.random.uniform(key, low.shape)
     return jnp.exp(jnp.log(low) + draw * (jnp.log(high) - jnp.log(low)))
@@ -186,7 +186,7 @@ def _draw_affine(
     count: int, key: jax.Array, shift: float, rotation: float, scale: float, shear: float
 ) -> tuple[jax.Array, jax.Array]:
     """Draw ``count`` maps from output points to input points: float32[N, 2, 2], float32[N, 2]."""
-    # All numbers are drawn whatever the settings, so that a change to one leaves the others' draws.
+    # All numbers are drawn whatever the settings, so that changing one keeps the draws of others.
     # The draws use the very key that the other keys are folded from. A separate key would be right,
     # but runs of 0.1.0 must keep their images.
     draws = jax.random.uniform(key, (5, count), jnp.float32, -1.0, 1.0)
@@ -250,8 +250,8 @@ def preprocess(
         images: uint8[N, H, W, C], or float32 in [0, 255] (augmented images).
         image_size: the new height and width in pixels, interpolated as Pillow and torchvision do
             but not rounded to whole grey levels. None keeps the size.
-        center_crop: cut a square of ``image_size`` out of the middle instead of resizing; a larger
-            ``image_size`` than the images raises `ResNetJaxError`.
+        center_crop: cut a square of ``image_size`` out of the middle instead of resizing; an
+            ``image_size`` larger than the images raises `ResNetJaxError`.
         mean: subtracted from the pixels in [0, 1]: a number, or float[C], one for each channel.
         std: divides the difference: a number, or one for each channel.
 

@@ -23,7 +23,7 @@ LEAST_CONTRAST = 0.1  # between ink and paper, as the logarithm of their ratio
 
 
 class FoundDigit(NamedTuple):
-    """A digit as ``uint8[28, 28, 1]``, light ink on 0, and a text on which ink was found where."""
+    """A digit as ``uint8[28, 28, 1]``, light ink on 0, and words on its ink and where it was."""
 
     image: np.ndarray
     how: str
@@ -43,7 +43,7 @@ def read_digit_or_image(
 def find_digit(picture: Image.Image) -> FoundDigit:
     """Find the digit in a picture; a picture of MNIST's kind stays as it is, bit for bit.
 
-    The largest patch of ink and its neighbours are redrawn with strokes of MNIST's width.
+    Only the largest patch of ink and its neighbours are kept, in strokes of MNIST's width.
     """
     grey = np.asarray(picture.convert("L"))
     if grey.shape == (SIDE, SIDE) and np.mean(grey == 0) > 0.5:

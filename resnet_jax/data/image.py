@@ -71,7 +71,7 @@ def read_image(
 
     `open_image` decodes the picture and takes the other ``options``. The picture is converted to
     grey (ITU-R 601) or RGB and brought to ``(H, W)`` with its proportions kept. ``invert`` swaps
-    black and white before that, for dark ink on paper if the network learnt from light digits.
+    black and white before the resizing, for dark ink if the network learnt from light digits.
     """
     height, width, channels = spec.shape
     if channels not in (1, 3):

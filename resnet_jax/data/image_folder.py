@@ -174,7 +174,7 @@ def scan(
 
 
 def _threads(paths: list[str]) -> int | None:
-    """Return how many threads read the files fastest: 1 if they are small, otherwise None."""
+    """Return how many threads read files fastest: 1 if they are small, else None, the default."""
     some = [path for path in paths[:: len(paths) // 100 + 1] if os.path.isfile(path)]
     return 1 if sum(map(os.path.getsize, some)) < SMALL_FILE * len(some) else None
 

@@ -79,10 +79,10 @@ def prepare(name: str, data_dir: PathLike | None = None, from_idx: PathLike | No
 
 
 def _build(name: str, root: Path, replaces: Path | None, arrays: mnist.Arrays | None) -> Path:
-    """Prepare in a temporary folder below ``root`` and move the result into its place."""
+    """Prepare in a temporary folder on the dataset's disk and move the result into its place."""
     import tensorflow_datasets as tfds
 
-    # On the disk of the dataset's folder, which may be a link to another one.
+    # Beside the dataset's folder, which may be a link to one on another disk.
     beside = (root / name.split("/")[0]).resolve().parent
     with temporary_folder(beside, name.replace("/", "-")) as work:
         if arrays is not None:

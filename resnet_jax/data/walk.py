@@ -34,7 +34,7 @@ def find_images(path: Path) -> list[Path]:
     leave patterns alone, or find more files than a command line holds.
     """
     if not os.path.lexists(path):
-        with contextlib.suppress(ResNetJaxError):  # no user: a file's name may begin with ~
+        with contextlib.suppress(ResNetJaxError):  # no such user: a file's name may begin with ~
             path = expanded(path)
     matches = [path]
     if not os.path.lexists(path) and glob.has_magic(str(path)):

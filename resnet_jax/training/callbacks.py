@@ -26,8 +26,8 @@ class Callback:
         """Called with each row of ``metrics.jsonl``; the keys are the columns of `Run.metrics`."""
 
     def on_evaluate(self, step: int, split: str, evaluation: "Evaluation") -> None:
-        """Called when a split was evaluated: at the end each test split (or, without one, the
-        validation split), with the latest and the best parameters, or once if they are the same."""
+        """Called after each evaluation of a split. At the end, each test split (without one, the
+        validation split) is evaluated with the latest and best parameters, once if equal."""
 
     def on_save(self, step: int, path: Path) -> None:
         """Called when a checkpoint was written to the folder ``path``."""
@@ -54,7 +54,7 @@ class Events(Callback):
         with writing(folder):
             for number, row in enumerate(rows, 1):
                 self._add(row)
-                if number % 10 == 0:  # flushing is slow, but at 8 KiB the thread writes
+                if number % 10 == 0:  # a flush is slow, but the thread must not reach 8 KiB
                     self._writer.flush()
             self._writer.flush()
 

@@ -73,9 +73,9 @@ class Checkpoints:
 
         Return when the step is on the disk. The two newest steps are kept (two, in case the newest
         gets damaged), and so is the best by the ``accuracy`` and ``loss`` of ``validation``.
-        Steps that `good_steps` found damaged, and later ones, from which the run did not resume,
-        are deleted. If the step cannot be written, or the state has met what is not finite (its
-        ``first_bad_step``), raise `ResNetJaxError`; older steps stay.
+        Steps that `good_steps` found damaged, and any later than this one, from which the run did
+        not resume, are deleted. If the step cannot be written, or a loss or gradient was not finite
+        (``first_bad_step``), raise `ResNetJaxError`; older steps stay.
 
         Every process of a run calls this: Orbax writes the arrays from all of them, and process 0
         does the rest, so that a step exists only when every process has written.
@@ -151,7 +151,7 @@ class Checkpoints:
         return manifest
 
     def verify(self, step: int) -> Manifest:
-        """Check a step's files against its manifest; `DamagedCheckpointError` names a bad one."""
+        """Check every file of a step by its manifest; `DamagedCheckpointError` names a bad one."""
         manifest, folder = self.manifest(step), self.directory / str(step)
         path = folder
         try:

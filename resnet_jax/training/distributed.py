@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 # Seconds.
 HEARTBEAT_TIMEOUT = 20  # JAX aborts up to ten seconds later
-SHUTDOWN_TIMEOUT = VISIBLE_WITHIN = 60  # of a new file on a network file system
+SHUTDOWN_TIMEOUT = VISIBLE_WITHIN = 60  # a network disk may show a new file half a minute late
 POLL_INTERVAL = 1
 WAIT_INTERVAL = 60
 
@@ -97,7 +97,7 @@ def is_main_process() -> bool:
 
 
 def broadcast_from_main(make: Callable[[], Any]) -> Any:
-    """Call ``make`` on the main process; return its JSON value, or raise its error, on each."""
+    """Call ``make`` on the main process; on every one, return its JSON value or raise its error."""
     if process_count() == 1:
         return make()
     value, failure = None, None

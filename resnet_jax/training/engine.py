@@ -1,4 +1,4 @@
-"""The engine, the one place where jit, donation and the device mesh are applied."""
+"""The engine, where jit, donation and the device mesh are applied to training and evaluation."""
 
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future
@@ -130,7 +130,7 @@ class Engine:
 
     def _in_batches(self, count: int) -> np.ndarray:
         """Return `padded_order` in training-sized batches, or in smaller ones for few examples."""
-        # Few examples do not need a whole batch; powers of two limit the programs to compile.
+        # Few examples do not need a whole batch; powers of two keep the programs to compile few.
         few, devices = 1 << (count - 1).bit_length(), self.replicated.mesh.size
         size = min(self.config.batch_size, few)
         return padded_order(count, -(-size // devices) * devices)

@@ -27,7 +27,7 @@ _CACHE = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_sec
 def find_devices(*, local: bool = False) -> list[jax.Device]:
     try:
         devices = jax.local_devices() if local else jax.devices()
-    except (RuntimeError, AssertionError) as error:  # no such device here, or no plugin for it
+    except (RuntimeError, AssertionError) as error:  # the platform has no device here, or no plugin
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ResNetJaxError(
             f"JAX finds no device ({reason}): set JAX_PLATFORMS to a platform of this machine, "
@@ -65,13 +65,13 @@ def configured_jax(config: TrainConfig) -> Iterator[None]:
     after does not depend on the run. A compilation cache that the user has set up
     (``JAX_COMPILATION_CACHE_DIR``) is used as it is.
     """
-    # JAX lets only one process write: others would compile what that one loads, and on GPUs wait.
+    # Of several processes JAX lets one write: others would compile what it loads, or wait on GPUs.
     alone, before = process_count() == 1, {name: getattr(jax.config, name) for name in _CACHE}
     package_cache = config.compilation_cache and alone and not before[_CACHE[0]]
     folder = cache_root() / "compiled" if package_cache else Path()
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    package_cache = package_cache and os.path.isdir(folder)  # or its parent cannot be searched
+    package_cache = package_cache and os.path.isdir(folder)  # also False if a parent is closed
     # 0, to cache the many small programs of a start too: together they take longer to compile than
     # one large one. Infinity if the folder cannot be written, because JAX would warn each time.
     from_seconds = 0.0 if os.access(folder, os.W_OK) else math.inf

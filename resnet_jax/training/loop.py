@@ -181,7 +181,7 @@ class Training:
             self.step += 1
             measured.append(metrics)
             if len(measured) > 2:
-                # Keep at most two steps in flight, so that the steps shown as done are done.
+                # At most two steps are in flight, so the progress shown is at most two steps ahead.
                 measured[-3].loss.block_until_ready()
             for callback in self.callbacks:
                 callback.on_step(self.step)
@@ -281,7 +281,7 @@ class Training:
         return found
 
     def _save(self, validation: dict[str, float] | None) -> None:
-        """Save the state if it is finite: the last update may overflow after a finite loss."""
+        """Save the state, or raise if the last update overflowed, as it may after a finite loss."""
         checkpoints, step, state = self.folder.checkpoints, self.step, self.state
         parts = {"parameters": state.params, "running statistics": state.batch_stats}
         # Not checked on the devices, because a CPU would compile two small programs per shape.

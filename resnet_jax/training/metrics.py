@@ -51,7 +51,7 @@ class Evaluation:
 
     @property
     def top5(self) -> float | None:
-        """``correct5 / count``; None if unknown, or for ten classes or fewer: five say little."""
+        """``correct5 / count``; None if unknown, or if five are half of the classes or more."""
         if self.correct5 is None or not self.count or len(self.class_names) <= 10:
             return None
         return self.correct5 / self.count
@@ -102,7 +102,7 @@ class Evaluation:
 
 
 def parse_row(line: str, before: list[dict[str, Any]]) -> dict[str, Any]:
-    """Parse a line of ``metrics.jsonl``; raise ValueError if it cannot follow rows ``before``."""
+    """Parse a line of ``metrics.jsonl``; raise ValueError if it is no row or its step goes back."""
     row = json.loads(line)
     if not isinstance(row, dict) or not row.keys() >= COMMON:
         raise ValueError(f"no JSON object with {', '.join(sorted(COMMON))}")

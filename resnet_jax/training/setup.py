@@ -31,7 +31,7 @@ def open_data(
     """Open the data; return the completed configuration, the data, their splits and the network.
 
     The configuration gets the data's name and, unless given, the mean and deviation ``recorded`` in
-    the run's folder or else of the images. Raise if parts do not fit, or differ between processes.
+    the run's folder or else the images'. Raise on misfits, or if processes' data or options differ.
     """
     if custom.data is not None:
         held_out, cut = config.data.validation, len(custom.data.validation)

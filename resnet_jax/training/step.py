@@ -94,7 +94,7 @@ def train_step(
     """
     loss = loss or partial(cross_entropy, label_smoothing=label_smoothing)
     grads, batch_stats, mean_loss, accuracy = _gradient(state, batch, key, loss, accumulate)
-    tx = optax.with_extra_args_support(state.tx)  # `reduce_on_plateau` takes the loss
+    tx = optax.with_extra_args_support(state.tx)  # some, as `reduce_on_plateau`, take the loss
     updates, opt_state = tx.update(grads, state.opt_state, state.params, value=mean_loss)
     params = optax.apply_updates(state.params, updates)
     averaged = state.ema
