@@ -1,4 +1,4 @@
-"""The verb ``train``: one run of a preset, or one for each seed and grid value, with reports."""
+"""The verb ``train``: one run of a preset, or one for each seed and grid point, with reports."""
 
 import dataclasses
 import os
@@ -162,7 +162,7 @@ def train(
         if not trained:
             _print_result(run)
         if report and not processes.distributed:
-            _report_if_new(copy(run))  # which holds the parameters that it reads
+            _report_if_new(copy(run))  # a copy, so that `runs` does not keep the parameters
         runs.append(run)
     if runs and (seeds is not None or grid):
         from resnet_jax.inspection.compare import compare_runs
@@ -220,7 +220,7 @@ def _planned(
         settings = _reset_dataset_settings(settings, default, told)
         named = folder
         if axes or run_dir is None:
-            name = folder.name  # of --seeds alone as it is: so 0.1.0 named its folders
+            name = folder.name  # --run-dir with --seeds alone keeps its name, as in 0.1.0
             if varied or run_dir is None:
                 name = presets.run_name(name, reference, settings, varied)
             named = folder.with_name(f"{name}-seed{settings.seed}")
@@ -262,7 +262,7 @@ def _as_begun(
             kept = {k: v for k, v in earlier.items() if values[k] == v and k not in told}
             begun = replaced(config, kept)
             now, then = config.data, recorded.data
-            own = {  # a mean that nobody gave is that of the images, and recorded
+            own = {  # a mean that was not given is computed from the images, and recorded
                 f"data.{key}": None
                 for key in ("mean", "std")
                 if getattr(now, key) is None and getattr(then, key) != getattr(usual.data, key)
@@ -275,7 +275,7 @@ def _as_begun(
 def _reset_dataset_settings(
     config: TrainConfig, preset: TrainConfig, told: set[str]
 ) -> TrainConfig:
-    """If another dataset is chosen, reset the unnamed settings that suit the preset's."""
+    """Reset settings that suit the preset's dataset if another is chosen, except those given."""
     if config.data.name == preset.data.name:
         return config
     reset = {"data.mean": None, "data.std": None, "data.find-digit": False}

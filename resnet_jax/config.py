@@ -62,7 +62,7 @@ class ModelConfig:
     run began with; avx2, avx512: those of that set on a CPU; reference: XLA's own convolution."""
     remat: Annotated[bool, Effect.EXECUTION] = False
     """Compute each unit again for the gradient (`jax.checkpoint`): a third more work for less
-    memory. On a CPU it saves next to none."""
+    memory. On a CPU it saves next to nothing."""
     frozen_stages: Annotated[int | None, Within("at least 0 and at most 4")] = None
     """Do not train the stem and this many stages (0: the stem), batch norm included, for
     --init-from. None: train all."""

@@ -123,8 +123,8 @@ PRESETS: dict[str, TrainConfig] = {
     ),
     # He et al.'s recipe for CIFAR-10 (arXiv 1512.03385, section 4.2: padded crops and flips,
     # batch 128, learning rate 0.1) as used since wide residual networks (arXiv 1605.07146, section
-    # 3: Nesterov, weight decay 5e-4, 200 epochs), with a cosine (arXiv 1608.03983) instead of steps
-    # and smoothed labels (arXiv 1512.00567). The stem keeps the image's size, as in both.
+    # 3: Nesterov, weight decay 5e-4, 200 epochs), with smoothed labels (arXiv 1512.00567) and, in
+    # place of steps, a cosine (arXiv 1608.03983). The stem keeps the image's size, as in both.
     # Not trained by us.
     "cifar10": replace(
         _PAPER,
@@ -138,7 +138,7 @@ PRESETS: dict[str, TrainConfig] = {
     **{f"resnet{depth}_cifar10": _of_paper(f"resnet{depth}") for depth in (20, 32, 44, 56)},
     # The paper trains at 0.01 until the error is below 80 % (400 updates); here a linear warm-up.
     "resnet110_cifar10": _of_paper("resnet110", warmup=400 / 64_000),
-    # ResNet-20 in 40 one-cycle epochs, for two cores. On a lossy JPEG copy of the images it
+    # ResNet-20 in 40 epochs, one cycle, for two cores. On a lossy JPEG copy of the images it
     # reaches 87.6 % (experiments/cifar10); not trained on the original by us.
     "cifar10_fast": replace(
         _PAPER, model=ModelConfig("resnet20"), optim=_one_cycle(learning_rate=0.2), epochs=40

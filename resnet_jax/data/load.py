@@ -100,7 +100,7 @@ def _load(settings: DataConfig) -> Dataset:
     held_out = opened.num_validation if settings.validation is None else settings.validation
     train, validation = hold_out(name, images.take(slice(cut)), held_out)
     if opened.labels is not None:
-        lost = sorted({*opened.labels[len(train) : cut]} - {*opened.labels[: len(train)]})
+        lost = sorted({*opened.labels[len(train) :]} - {*opened.labels[: len(train)]})
         if lost:
             log.warning(
                 "%d classes have no training image, first %s: their images are held out for "

@@ -30,7 +30,7 @@ from resnet_jax.run import Checkpoint, Run
 from resnet_jax.training.metrics import told_apart
 
 MAX_BYTES = 16 * 2**20
-# The formats that browsers and phones write; for some others, Pillow starts another program.
+# Pillow's formats that browsers and phones write; for some others it starts another program.
 LIMITS: Any = {"max_pixels": 40_000_000, "formats": ("PNG", "JPEG", "WEBP", "BMP")}
 NAMES = ("pad.html", "pad.css", "pad.js", "pictures.html")
 PAD, CSS, JS, PICTURES = ((files(__package__) / name).read_text("utf-8") for name in NAMES)
@@ -116,7 +116,7 @@ def make_server(run: Run, checkpoint: Checkpoint = "best") -> "Server":
     app = FastAPI(openapi_url=None)
     app.add_exception_handler(ResNetJaxError, lambda _, e: JSONResponse({"detail": str(e)}, 400))
     app.add_exception_handler(ClientDisconnect, lambda *_: NOT_FOUND)  # nobody reads it
-    app.add_middleware(CORSMiddleware)  # no other origin may read; gradio adds no CORS headers
+    app.add_middleware(CORSMiddleware)  # no other origin may read; so gradio adds no CORS headers
     # Against DNS rebinding: the Host header has the foreign name that resolves to this machine.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
     about = {

@@ -43,8 +43,8 @@ def classify_files(
 ) -> Iterator[dict[str, Any]]:
     """Classify the image files of paths, folders and patterns, as `resnet-jax predict` does.
 
-    Yields the rows of ``predict --json``, a batch at a time. ``on_error`` gets a file's error and
-    raises it (the default) or leaves the file out. ``explain_in`` is the folder of ``--explain``.
+    Yields the rows of ``predict --json`` by batch. ``on_error`` gets a file's error and raises it
+    (the default) or returns, to leave the file out. ``explain_in`` is the folder of ``--explain``.
     """
     if not 1 <= topk <= len(run.class_names):
         raise ResNetJaxError(f"--topk must be 1 to {len(run.class_names)}, got {topk}")

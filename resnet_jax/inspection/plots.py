@@ -249,7 +249,7 @@ def _short(name: str, longest: int) -> str:
 def _axes(
     height: float, *grid: int, width: float = 5, dpi: float = DPI, **options: Any
 ) -> tuple[Figure, Any]:
-    """Return a figure, with its size in inches, and its axes in a grid of rows and columns."""
+    """Return a figure, width by height in inches, and its axes in a grid of rows and columns."""
     layout = ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06)
     figure = Figure((width, height), dpi, layout=layout)
     return figure, figure.subplots(*grid, **options)

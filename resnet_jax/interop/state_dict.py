@@ -110,7 +110,7 @@ class StateDict:
     @property
     def num_classes(self) -> int | None:
         weight, bias = self.get("head", "weight"), self.get("head", "bias")
-        if weight is None or bias is None or (weight.ndim, bias.ndim) != (2, 1):
+        if weight is None or bias is None or weight.ndim != 2:
             return None  # there is no head, or it is no dense layer
         return weight.shape[0]
 

@@ -53,7 +53,7 @@ def from_torchvision(
         model: the network that the weights are for. Default: inferred from names and shapes.
         num_classes: classes of the result; 0 leaves the head out. If given and the weights have
             another number, or no head, the head is fresh, see `with_fresh_head`. Default: the
-            number of ``model``, which the weights must have, or else of the weights.
+            number of ``model`` (if not 0, the weights must have it), or else of the weights.
         in_channels: image channels of the result, see `with_input_channels`.
         residual: False reads a plain network without its unused shortcuts; ``model`` overrides it.
         key: the random key of a fresh head. Default: ``jax.random.key(0)``.

@@ -55,7 +55,7 @@ def load_weights(path: PathLike, key: str | None = None) -> dict[str, np.ndarray
         path: ``.safetensors``, or torch's ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` and ``.pth.tar``,
             which need torch and are read without objects (``weights_only=True``). The state_dict
             may be nested in a training script's dictionaries.
-        key: which of several state_dicts to read. Default: one not averaged (EMA), with a warning.
+        key: which of several to read. Default: the largest one not averaged (EMA), with a warning.
 
     Returns:
         Arrays by name, in the file's precision (a pickle's bfloat16 as float32).
@@ -129,7 +129,7 @@ def initial_variables(
     """Return the variables that a run starts from (``--init-from``): a file's or another run's.
 
     ``--init-head`` chooses the head; auto compares classes by name if the weights come with names,
-    otherwise by number. The second result is a sentence that says what became of them.
+    otherwise by number. The second result is a sentence that says what became of the variables.
     """
     if not isinstance(model, ResNet):
         raise ResNetJaxError(
@@ -170,7 +170,7 @@ def initial_variables(
     if inputs != channels:
         first = "summed to grey" if channels == 1 else f"spread to {channels} channels"
     rest = "other layers and running statistics kept"
-    if channels == 1:  # a grey image's are about the means of the colours'
+    if channels == 1:  # a grey image has about the average of the colours' mean and deviation
         mean, std = (values and (sum(values) / len(values),) for values in pixels)
         pixels = mean, std
     scales: tuple[Any, ...] = (*pixels, config.data.mean, config.data.std)

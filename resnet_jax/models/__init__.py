@@ -44,7 +44,7 @@ ResNet110 = partial(_cifar, stage_sizes=(18, 18, 18))
 _preact = partial(ResNet, unit=PreActivationUnit)
 # arXiv 1603.05027: option A in preact_resnet110, B in the others. In the paper a stage's first
 # shortcut starts after its unit's norm and ReLU; here the identity and option A start before them,
-# as in every unit. An ImageNet stem ends with norm and ReLU, so that both come twice after it.
+# as in every unit. An ImageNet stem ends with norm and ReLU, which the first unit then repeats.
 _preact_cifar = partial(_preact, width=16, stem="conv", stage_sizes=(18, 18, 18))
 _preact_bottleneck = partial(_preact_cifar, unit=PreActivationBottleneckUnit)
 

@@ -14,7 +14,7 @@ from jax.nn.initializers import Initializer, variance_scaling
 from resnet_jax import ops
 
 # He et al. 2015 (arXiv 1502.01852), fan-out: it keeps the variance of the gradient through ReLU.
-# The normal distribution is not truncated, as in torchvision's ResNets.
+# As in torchvision's ResNets, the normal distribution is not truncated.
 he_fan_out: Initializer = variance_scaling(2.0, "fan_out", "normal")
 
 # PyTorch's default for convolutions and dense layers, U(-1/sqrt(fan_in), 1/sqrt(fan_in)):
@@ -88,7 +88,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Normalise ``[N, H, W, C]`` by the batch's (``train``) or the running statistics."""
+        """Normalise NHWC; ``train`` uses the batch's statistics and updates the running ones."""
         features = (x.shape[-1],)
         scale = self.param("scale", self.scale_init, features, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, features, self.param_dtype)

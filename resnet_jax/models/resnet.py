@@ -159,7 +159,7 @@ class PreActivationBottleneckUnit(Unit):
 
 
 def _zero_kernel(unit: Unit) -> dict[str, Initializer]:
-    """Return the last convolution's options: without a norm, `zero_init_last` zeroes its kernel."""
+    """Return options by which `zero_init_last` zeroes the last kernel, as no norm follows it."""
     return {"kernel_init": nn.initializers.zeros} if unit.zero_init_last else {}
 
 

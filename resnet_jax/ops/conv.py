@@ -43,7 +43,7 @@ def conv2d(
         fastest) rounds the gradient to ``x.dtype`` first.
       stride: step between windows, for rows and columns.
       padding: zeros added on both sides of rows and of columns.
-      groups: of channels, each with its own kernels; several use XLA's convolution everywhere.
+      groups: number of groups of channels; more than one use XLA's convolution on every platform.
       lowering: ``"auto"`` uses the fastest of `resnet_jax.ops.algorithms` on a CPU, for this
         machine's instruction set, and XLA's convolution elsewhere; ``"avx2"`` or ``"avx512"`` does
         so for that instruction set; ``"reference"`` uses XLA's convolution everywhere, as all do
@@ -76,8 +76,8 @@ def conv2d(
 def left_to_xla(x: jax.Array, geometry: Geometry, lowering: str) -> bool:
     """Return whether XLA's own operation is used everywhere; raise for an unknown lowering.
 
-    It is for arrays whose type has a sharding, as in `jax.shard_map` or with the explicit axes of
-    `jax.set_mesh`, because JAX derives the sharding of a gradient for its own operations alone.
+    Arrays whose type has a sharding, as in `jax.shard_map` or with the explicit axes of
+    `jax.set_mesh`, use it, because JAX derives a gradient's sharding for its own operations alone.
     """
     if lowering not in LOWERINGS:
         raise ValueError(f"lowering must be one of {', '.join(LOWERINGS)}, got {lowering!r}")

@@ -32,7 +32,7 @@ class Bounds(NamedTuple):
     """The bounds that depend on the instruction set."""
 
     images: tuple[str, ...]  # passes that use XLA's convolution for large images
-    narrow: tuple[str, ...]  # passes that do so for few channels, at stride 1
+    narrow: tuple[str, ...]  # passes that use XLA's convolution for few channels, at stride 1
     narrow_strided: tuple[str, ...]  # the same at other strides
     wide: dict[str, int]  # by pass, fewest channels on both sides for Winograd and `strided`
     strided: float = math.inf  # elements from which strided weight gradients use XLA's convolution
@@ -78,7 +78,7 @@ def choose(
     if geometry.kernel == (1, 1) or elements <= IM2COL_MAX_ELEMENTS:
         return "im2col"
     if geometry.size == (2, 2) and supports("winograd_2", geometry):
-        return "winograd_2"  # nine products; im2col has 36, with padding
+        return "winograd_2"  # nine products; im2col has 36, those with padding included
     if channels[0] <= im2col.MAX_IMAGE_CHANNELS:
         large = elements >= XLA_MIN_IMAGE_ELEMENTS
         return "xla" if large and pass_ in bounds.images else "im2col"

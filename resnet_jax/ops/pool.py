@@ -80,7 +80,7 @@ def _reduce_window(x: jax.Array, geometry: Geometry) -> jax.Array:
 
 
 # A CPU pools one axis after the other: the maximum of a window is the maximum over rows of the
-# maxima over columns, and its first position is the first column with it in the first such row.
+# maxima over columns, and its first position is the first column with it in the first row with it.
 
 
 def _axis_max(x: jax.Array, dim: int, axis: Axis) -> jax.Array:

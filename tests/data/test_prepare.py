@@ -221,10 +221,16 @@ def test_another_format_is_not_replaced_whatever_else_is_wrong(tiny_mnist, tmp_p
     """Without features.json, as TFDS 3 wrote a dataset, it counted as damaged and was deleted."""
     folder = prepare("mnist", tmp_path / "root", tiny_mnist)
     about = folder / "dataset_info.json"
-    about.write_text(about.read_text().replace("array_record", "tfrecord"))
+    text = about.read_text()
     (folder / "features.json").unlink()
-    assert "prepared as tfrecord" in refused(prepare, "mnist", tmp_path / "root", tiny_mnist)
-    assert "tfrecord" in about.read_text()
+    for other in (
+        text.replace("array_record", "tfrecord"),
+        text.replace('"fileFormat"', '"before"'),
+    ):
+        assert other != text
+        about.write_text(other)
+        assert "prepared as tfrecord" in refused(prepare, "mnist", tmp_path / "root", tiny_mnist)
+        assert about.read_text() == other
 
 
 def test_a_damaged_configuration_is_not_replaced_by_another(tmp_path, monkeypatch):

@@ -285,7 +285,7 @@ def test_a_run_depends_on_no_setting_of_the_process_and_changes_none(changed, tm
     rate = np.logspace(-2, -1, 2)[1]  # a NumPy float64
     config = rj.TrainConfig(
         augment=rj.AugmentConfig(flip=True), optim=rj.OptimConfig(learning_rate=rate), ema=None,
-        epochs=1, batch_size=20,
+        model=rj.ModelConfig(dtype="bfloat16"), epochs=1, batch_size=20,
     )  # fmt: skip
     parts = {"model": Flat(), "data": data, "callbacks": [Taking()] * 2}
     before = process()

@@ -12,8 +12,10 @@ import numpy as np
 from faults import ended, forked
 from make_datasets import refused
 
+import resnet_jax as rj
+from resnet_jax import cli, cli_train
 from resnet_jax.signals import Stop
-from resnet_jax.training import distributed, jax_settings
+from resnet_jax.training import distributed, jax_settings, loop
 
 
 def waiting_for_other_processes():
@@ -27,6 +29,22 @@ def waiting_for_other_processes():
 
 def test_a_signal_while_a_process_waits_for_others_ends_it():
     assert ended(forked(waiting_for_other_processes), 20) == 75
+
+
+def test_the_command_says_that_it_waits(command, monkeypatch):
+    stop, waits = Stop(), []
+    monkeypatch.setattr(cli, "Stop", lambda: stop)
+    monkeypatch.setattr(cli_train.Processes, "meet", lambda self: waits.append(stop.meeting))
+    monkeypatch.setattr(cli_train, "_planned", lambda *_: [])
+    assert command("train", "--distributed")[0] == 0
+    assert (waits, stop.meeting) == ([True], False)
+
+
+def test_a_run_looks_whether_its_folder_is_shared(own_run, tiny_config, monkeypatch):
+    seen = []
+    monkeypatch.setattr(loop, "assert_shared", lambda path: seen.append((path, path.exists())))
+    rj.train(tiny_config, own_run, quiet=True)
+    assert seen == [(own_run / "config.yaml", True)]
 
 
 def test_a_folder_that_processes_do_not_share_is_refused(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ import yaml
 from make_datasets import picture, refused
 
 import resnet_jax as rj
-from resnet_jax.data.augment import preprocess
+from resnet_jax.data.augment import mix, preprocess
 from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.models import shapes_of
 from resnet_jax.training.checkpoint import Checkpoints
@@ -144,3 +144,10 @@ def test_the_step_of_a_state_is_one_to_sample_from():
     sampler = EpochSampler(num_examples=5, batch_size=3, seed=0)
     for step in (np.int32(2), jnp.int32(2)):
         np.testing.assert_array_equal(sampler.batch(step), sampler.batch(2))
+
+
+def test_a_mixed_label_of_a_byte_is_one_class_of_many():
+    """One-hot labels of 8 bits marked every 256th class."""
+    images, labels = jnp.zeros((2, 4, 4, 1)), jnp.array([5, 6], jnp.int8)
+    _, mixed = mix(images, labels, jax.random.key(0), num_classes=300, mixup=0.2)
+    np.testing.assert_allclose(mixed.sum(1), 1, rtol=1e-6)

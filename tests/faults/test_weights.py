@@ -157,7 +157,11 @@ def saved(tmp_path):
 
 
 def test_a_checkpoints_network_is_read_and_not_its_losss_class_weights(tensors, expected, saved):
-    file = saved({"criterion": {"weight": tensors["fc.bias"]}, "model": tensors})
+    averaged = {name: 2 * value for name, value in tensors.items()} | {
+        "n.weight": tensors["fc.bias"]
+    }
+    parts = {"criterion": {"weight": tensors["fc.bias"]}, "model_ema": averaged, "model": tensors}
+    file = saved(parts)
     chex.assert_trees_all_equal(from_torchvision(load_weights(file)), expected)
 
 

@@ -155,6 +155,14 @@ def test_a_loss_of_ones_own_may_be_negative(lowest, scale):
         assert scale in [ax.get_yscale() for ax in figure.axes if "nats" in ax.get_ylabel()]
 
 
+def test_a_single_measurement_of_speed_is_marked():
+    """A short run has two; the first is not shown, and one point makes no line."""
+    for losses, marker in (([0.5, 0.4], "."), ([0.5, 0.4, 0.3], "None")):
+        figure = plots.curves(metrics_of(*losses).assign(images_per_s=100.0))
+        (speed,) = figure.axes[-1].lines
+        assert speed.get_marker() == marker
+
+
 def test_the_legend_shows_both_ends_of_a_long_name():
     """A grid's settings are at the end of the name, and were cut off."""
     names = [f"{'resnet20_cifar10-weight-decay' * 4}: --optim.weight-decay {x}" for x in (1, 2)]

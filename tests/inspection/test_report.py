@@ -126,6 +126,9 @@ def test_what_a_report_lacks_is_a_warning(error, tmp_path, capfd, monkeypatch):
     (line,) = capfd.readouterr().err.splitlines()
     assert "warning: no report (" in line
     assert f"report {tmp_path} --split train" in line  # the run has no tests
+    tested = SimpleNamespace(path=tmp_path, metrics=lambda: {"split": ["validation", "test_all"]})
+    cli_train._report_if_new(tested)
+    assert "--split test_all" in capfd.readouterr().err
     cli_train.make_report.side_effect = BrokenPipeError  # raised as the path is printed
     with pytest.raises(BrokenPipeError):
         cli_train._report_if_new(SimpleNamespace(path=tmp_path, metrics=dict))
@@ -167,6 +170,17 @@ def test_a_confusion_has_a_pixel_for_each_cell(classes):
     assert figure.axes[0].get_window_extent().width >= classes
 
 
+def test_how_many_images_were_examined_is_said(finished_run, monkeypatch):
+    """In percent, 10,000 of 10,030 were all of them."""
+    found = dataclasses.replace(rj.inspection.examine(finished_run), examined=0.5)
+    monkeypatch.setattr(report, "examine", lambda *_: found)
+    monkeypatch.setattr(report, "_figures", lambda *_: ())
+    monkeypatch.setattr(report, "atomic_write", lambda path, page: pages.append(page))
+    pages, count = [], len(found.labels)
+    report.write_report(finished_run)
+    assert f"the first {count} of {2 * count}" in pages[0]
+
+
 def test_without_maps_the_image_alone_is_shown():
     figure = plots.feature_maps({}, np.zeros((8, 8, 1), np.uint8))
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["image"]
@@ -183,6 +197,10 @@ def test_what_is_not_so_of_few_images_or_many_classes_is_not_said(finished_run, 
     monkeypatch.setattr(report, "EMBEDDED", 10)
     notes = {name: note for name, _, note, _ in report._figures(finished_run, found, "best")}
     assert "confusion" not in notes
+    monkeypatch.setattr(plots, "MAX_DRAWN_CLASSES", 10)
+    assert list(report._figures(finished_run, found, "best"))[1][2].startswith("Counts")
+    monkeypatch.setattr(plots, "MAX_COUNTED", 9)
+    assert list(report._figures(finished_run, found, "best"))[1][2].startswith("Colour is")
     assert "smoothed" not in notes["curves"]
     mixed = dataclasses.replace(finished_run.config.augment, mixup=0.2)
     config = dataclasses.replace(finished_run.config, label_smoothing=0.1, augment=mixed, ema=0.9)

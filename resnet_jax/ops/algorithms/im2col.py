@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from resnet_jax.ops.geometry import Geometry
 from resnet_jax.ops.primitives import COLUMNS, ROWS, contract, depends_on, taps
 
-# The most channels of an image. Its weight gradient does not make the forward pass's columns again:
-# that would take a twentieth of a step at 224x224, and the columns are not large.
+# The most input channels of what counts as an image. Its weight gradient keeps the forward pass's
+# columns: making them again takes a twentieth of a step at 224x224, and they are not large.
 MAX_IMAGE_CHANNELS = 3
 
 
