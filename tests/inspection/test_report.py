@@ -171,15 +171,13 @@ def test_a_confusion_has_a_pixel_for_each_cell(classes):
     assert figure.axes[0].get_window_extent().width >= classes
 
 
-def test_how_many_images_were_examined_is_said(finished_run, monkeypatch):
+def test_how_many_images_were_examined_is_said(finished_run, own_run, monkeypatch):
     """In percent, 10,000 of 10,030 were all of them."""
     found = dataclasses.replace(rj.inspection.examine(finished_run), examined=0.5)
     monkeypatch.setattr(report, "examine", lambda *_: found)
     monkeypatch.setattr(report, "_figures", lambda *_: ())
-    monkeypatch.setattr(report, "atomic_write", lambda path, page: pages.append(page))
-    pages, count = [], len(found.labels)
-    report.write_report(finished_run)
-    assert f"the first {count} of {2 * count}" in pages[0]
+    page, count = report.write_report(rj.Run.open(own_run)), len(found.labels)
+    assert f"the first {count} of {2 * count}" in page.read_text()
 
 
 def test_without_maps_the_image_alone_is_shown():
