@@ -298,9 +298,10 @@ def _report_if_new(run: "Run") -> None:
     page, metrics = run.path / "report" / "index.html", run.path / "metrics.jsonl"
     if page.exists() and page.stat().st_mtime >= metrics.stat().st_mtime:
         return
-    tested = set(run.metrics().get("split", ()))
-    split = next((s for s in ("test", "test_all", "validation") if s in tested), "train")
+    split = "train"
     try:
+        tested = set(run.metrics().get("split", ()))
+        split = next((s for s in ("test", "test_all", "validation") if s in tested), split)
         make_report(run, split)
     except (ResNetJaxError, OSError, MemoryError, RuntimeError) as error:
         unheard = isinstance(error, BrokenPipeError)  # printing its path failed

@@ -64,7 +64,7 @@ def prepare(name: str, data_dir: PathLike | None = None, from_idx: PathLike | No
             )
     try:
         if info is not None and arrays is None:
-            there = next(path for path in (root, *root.parents) if path.exists())
+            there = next(path for path in (root / name).resolve().parents if path.exists())
             with tempfile.TemporaryFile(dir=there):  # an unwritable disk fails before the download
                 arrays = _download(info)
         return _build(name, root, found, arrays)

@@ -79,7 +79,9 @@ def from_torchvision(
         _check_classes(num_classes, least=0)
         known = known.clone(num_classes=classes or 0)
     elif model is None:
-        known = known.clone(num_classes=classes or 1)
+        head = weights.get("head")  # counts classes even if it is not a whole dense layer
+        rows = len(head) if head is not None and head.ndim else 0
+        known = known.clone(num_classes=classes or rows or 1)
     variables = _read(weights, known, guessed=model is None)
     if in_channels is not None:
         variables = with_input_channels(variables, in_channels)

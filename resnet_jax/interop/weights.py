@@ -174,7 +174,8 @@ def initial_variables(
         mean, std = (values and (sum(values) / len(values),) for values in pixels)
         pixels = mean, std
     scales: tuple[Any, ...] = (*pixels, config.data.mean, config.data.std)
-    each = [v and v * (channels if len(v) == 1 else 1) for v in scales]  # one is for all channels
+    # As the sentence shows them; one number is for all channels.
+    each = [v and [f"{x:g}" for x in v] * (channels if len(v) == 1 else 1) for v in scales]
     if None not in each and each[:2] != each[2:] and len(each[0]) == channels:
         means, stds = (" ".join(f"{value:g}" for value in values) for values in pixels)
         rest += f"; they were trained with --data.mean {means} --data.std {stds}"

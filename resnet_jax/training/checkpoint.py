@@ -87,7 +87,8 @@ class Checkpoints:
             raise ResNetJaxError(
                 f"step {bad} was not finite, and step {step} is not saved: restore an older one"
             )
-        validation = validation and {name: float(validation[name]) for name in ("accuracy", "loss")}
+        names = ("accuracy", "loss", *(validation or ()))
+        validation = validation and {name: float(validation[name]) for name in names}
         tree = {name: getattr(state, name) for name in SAVED}
         # Includes some metadata for each array, and a reserve for disk blocks and temporary files.
         needed = int(1.25 * sum(leaf.nbytes + 1024 for leaf in jax.tree.leaves(tree))) + 2**15

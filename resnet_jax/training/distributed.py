@@ -163,10 +163,10 @@ def assert_shared(path: Path) -> None:
     if process_count() == 1:
         return
     for _ in range(VISIBLE_WITHIN):
-        if path.exists():
+        if os.path.exists(path):
             break
         time.sleep(1)
-    if not (seen := process_allgather(np.bool_(path.exists()))).all():
+    if not (seen := process_allgather(np.bool_(os.path.exists(path)))).all():
         raise ResNetJaxError(
             f"process {seen.argmin()} does not see {path}, which process 0 has written: give all "
             "processes a --run-dir on a disk that they share"

@@ -1,5 +1,6 @@
 """Faults of runs of several processes, in one process: what they agree on, and waiting."""
 
+import errno
 import hashlib
 import os
 import signal
@@ -60,6 +61,9 @@ def test_a_folder_that_processes_do_not_share_is_refused(tmp_path, monkeypatch):
     assert said.startswith(f"process 1 does not see {tmp_path / 'there'}")
     assert "--run-dir" in said
     assert sum(waited) >= 60  # NFS may show a new file only after a minute
+    stale = mock.Mock(side_effect=OSError(errno.ESTALE, "Stale file handle"))
+    monkeypatch.setattr(distributed.os, "stat", stale)  # then too, all must be told
+    assert "process 1 does not see" in refused(distributed.assert_shared, tmp_path / "here")
 
 
 def test_devices_that_processes_cannot_compute_with_together_are_refused(monkeypatch):

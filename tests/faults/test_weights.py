@@ -115,6 +115,7 @@ def test_a_head_by_the_name_of_a_dense_layer_that_is_none_makes_room_too(weights
         read = from_torchvision(other, num_classes=7)
         assert read["params"]["head"]["kernel"].shape == (32, 7)
         assert misfit(other).endswith("give num_classes for a fresh head")
+    assert "of another shape" not in misfit(cosine)
 
 
 def test_headless_weights_need_a_number_of_classes(weights, expected, file, tmp_path, refusal):

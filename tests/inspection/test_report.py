@@ -130,6 +130,9 @@ def test_what_a_report_lacks_is_a_warning(error, tmp_path, capfd, monkeypatch):
     tested = SimpleNamespace(path=tmp_path, metrics=lambda: {"split": ["validation", "test_all"]})
     cli_train._report_if_new(tested)
     assert "--split test_all" in capfd.readouterr().err
+    unread = SimpleNamespace(path=tmp_path, metrics=mock.Mock(side_effect=error))
+    cli_train._report_if_new(unread)
+    assert "warning: no report (" in capfd.readouterr().err
     cli_train.make_report.side_effect = BrokenPipeError  # raised as the path is printed
     with pytest.raises(BrokenPipeError):
         cli_train._report_if_new(SimpleNamespace(path=tmp_path, metrics=dict))

@@ -84,6 +84,10 @@ def test_grey_pictures_are_told_the_means_of_the_colours(exported):
     data = dataclasses.replace(CONFIG.data, mean=(0.5,), std=(0.25,))
     sentence = started(exported, data=data)[1]
     assert sentence.endswith("were trained with --data.mean 0.449 --data.std 0.226")
+    own = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2, 0.2, 0.2]}
+    save_weights(exported, weights, {"preprocessing": json.dumps(own)})
+    data = dataclasses.replace(CONFIG.data, mean=(0.473367,), std=(0.2,))
+    assert "trained with" not in started(exported, data=data)[1]  # its advice was followed
 
 
 def test_the_same_classes_keep_the_head_and_others_start_fresh(source, variables):

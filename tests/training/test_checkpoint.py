@@ -150,8 +150,9 @@ def test_a_loop_of_ones_own_may_save_its_arrays_and_restores_what_met_nothing_ba
     """The state passed to `restore` is often the one that diverged, or its arrays were donated."""
     checkpoints = Checkpoints(tmp_path)
     state = jax.device_put(rj.TrainState.of_variables(Dense(1), {"params": {"kernel": np.ones(1)}}))
-    checkpoints.save(state, {"accuracy": np.float32(0.5), "loss": jax.device_put(1.0)})
-    assert checkpoints.manifest(0).validation == {"accuracy": 0.5, "loss": 1.0}
+    measured = {"accuracy": np.float32(0.5), "loss": jax.device_put(1.0), "top5": 0.75}
+    checkpoints.save(state, measured)
+    assert checkpoints.manifest(0).validation == {"accuracy": 0.5, "loss": 1.0, "top5": 0.75}
     state.first_bad_step.delete()
     assert int(checkpoints.restore(state, 0).first_bad_step) == -1
 
