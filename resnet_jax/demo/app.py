@@ -144,10 +144,10 @@ def _mount_page(app: FastAPI, about: dict[str, Any]) -> None:
         gr.HTML(f"<h1>{escape(title)}</h1>{escape('{model} on {data}: {run}'.format(**about))}")
         with gr.Row():
             with gr.Column(scale=2, min_width=170):
-                pad = gr.HTML(html_template=PAD, js_on_load=JS, digits=digits)
+                pad = gr.HTML(html_template=PAD, js_on_load=JS, elem_classes="pad", digits=digits)
             with gr.Column(scale=3, min_width=130):
                 label = gr.Label(label="Probabilities")
-                pictures = gr.HTML(html_template=PICTURES)
+                pictures = gr.HTML(html_template=PICTURES, elem_classes="shown")
         pad.answer(None, pad, [label, pictures], js="(value) => value")
     off: dict[str, Any] = dict.fromkeys(("run_history", "ssr_mode", "mcp_server"), False)
     gr.mount_gradio_app(app, page, "/", css=CSS, footer_links=[], **off)
