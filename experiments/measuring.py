@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import numpy as np
 
 from experiments.tables import ROOT
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.memory import cores
 
 Row = dict[str, Any]
 CPU_INFO = Path("/proc/cpuinfo")  # on Linux
@@ -46,7 +48,8 @@ def of_processor(folder: Path, name: str) -> Path:
     from resnet_jax.ops.heuristics import instruction_set  # loads JAX: not in PyTorch's processes
 
     amx = CPU_INFO.exists() and "amx_tile" in CPU_INFO.read_text()  # on Intel, besides AVX-512
-    return folder / ("amx" if amx else instruction_set()) / f"{name}.json"
+    kind = instruction_set() if "86" in platform.machine() else platform.machine()
+    return folder / ("amx" if amx else kind) / f"{name}.json"
 
 
 def read_json(path: Path, missing: Any = None) -> Any:
@@ -127,6 +130,8 @@ def interval(*samples: Sequence[float]) -> tuple[float, float]:
     """Return the 95 % confidence interval of a mean (Student's t) or of a difference (Welch's)."""
     from scipy import stats
 
+    if min(map(len, samples)) < 2:
+        return np.nan, np.nan  # one value has no spread
     if not any(map(np.ptp, samples)):
         difference = float(np.subtract.reduce([np.mean(sample) for sample in samples]))
         return difference, difference
@@ -150,7 +155,7 @@ def machine(*packages: str) -> Row:
     return {
         "processor": names[0] if names else platform.processor(),
         **accelerator,
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "system": platform.system(),
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in packages},
@@ -160,7 +165,8 @@ def machine(*packages: str) -> Row:
 def place(machine: Row) -> str:
     """Describe the machine that was measured on, from a row of `machine`."""
     packages = [f"{name} {machine[name]}" for name in ("jax", "onnxruntime") if name in machine]
-    return ", ".join([f"{machine['cores']} cores of an {machine['processor']}", *packages])
+    on = [machine["device"]] if "device" in machine else []
+    return ", ".join([*on, f"{machine['cores']} cores of an {machine['processor']}", *packages])
 
 
 def command(main: Callable[..., None]) -> None:
@@ -178,5 +184,7 @@ def resident_mib(which: str = "VmHWM") -> float:
 
     Unlike ru_maxrss, the peak is of this program alone.
     """
+    if not Path("/proc").exists():  # macOS, where it is in bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith(which)) / 1024

@@ -18,7 +18,7 @@ def main() -> int:
             os.set_inheritable(number, True)
         if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name may not fit the encoding
-    if (COMPUTE - {"train"}) & set(sys.argv[1:2]):  # it may share a GPU with a training run
+    if sys.argv[1:2] != ["train"]:  # it may share a GPU with a training run
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if COMPUTE & set(sys.argv[1:2]) and not {"-h", "--help"} & set(sys.argv):
         restart_tuned()  # before the imports, which would otherwise run twice

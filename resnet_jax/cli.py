@@ -201,8 +201,9 @@ def compare(
     if output:
         write_curves(opened, output)
     if json:
-        # Through pandas, which writes null for unknown values.
-        print(found.to_json(orient="records", indent=1, double_precision=15))
+        rows = found.to_dict("records")
+        # What is not known is NaN in the table, and null here.
+        print(dumps([{k: v if v == v else None for k, v in row.items()} for row in rows], indent=1))
     else:
         display.print_comparison(found)
 

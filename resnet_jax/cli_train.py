@@ -162,7 +162,7 @@ def train(
         if not trained:
             _print_result(run)
         if report and not processes.distributed:
-            _report_if_new(copy(run))  # a copy, so that `runs` does not keep the parameters
+            _report_if_new(copy(run), trained)  # a copy: `runs` must not keep the parameters
         runs.append(run)
     if runs and (seeds is not None or grid):
         from resnet_jax.inspection.compare import compare_runs
@@ -293,10 +293,10 @@ def make_report(run: "Run", *arguments: Any) -> None:
     display.print_line(f"report: {write_report(run, *arguments)}")
 
 
-def _report_if_new(run: "Run") -> None:
+def _report_if_new(run: "Run", trained: bool) -> None:
     """Make a run's report unless it is up to date; a failure to make it is only a warning."""
     page, metrics = run.path / "report" / "index.html", run.path / "metrics.jsonl"
-    if page.exists() and page.stat().st_mtime >= metrics.stat().st_mtime:
+    if not trained and page.exists() and page.stat().st_mtime >= metrics.stat().st_mtime:
         return
     split = "train"
     try:

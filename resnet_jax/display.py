@@ -1,6 +1,7 @@
 """Print lines, tables and a run's progress to the console."""
 
 import csv
+import errno
 import itertools
 import logging
 import os
@@ -42,6 +43,14 @@ class PipeSafeConsole(Console):
         """Discard all further output; a plain `Console` ends the process."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            super().__exit__(*error)
+        except OSError as failure:
+            if failure.errno != errno.EIO:  # its terminal is gone
+                raise
+            self.on_broken_pipe()
 
     def finish(self) -> None:
         """Flush stdout; discard what cannot be written, which Python would try again at exit."""
@@ -90,12 +99,16 @@ def _print_table(
     lines = [headings, *rows]
     for number, (heading, *texts) in enumerate(zip(*lines, strict=True)):
         justify: Any = "left" if number < left else "right"
-        # A Chinese character takes two cells and does not fit into a column of one.
-        widest = max(map(cell_len, "".join([heading, *texts])), default=1)
-        table.add_column(_text(heading), justify=justify, overflow="fold", min_width=widest)
+        least = _least_width([heading, *texts])
+        table.add_column(_text(heading), justify=justify, overflow="fold", min_width=least)
     for row in lines[1:]:
         table.add_row(*map(_text, row))
     console.print(table)
+
+
+def _least_width(column: Iterable[str]) -> int:
+    # A Chinese character takes two cells and does not fit into a column of one.
+    return max(map(cell_len, "".join(column)), default=1)
 
 
 def _width(columns: Iterable[Iterable[str]]) -> int:
@@ -116,8 +129,10 @@ def print_evaluation(result: "Evaluation", title: str) -> None:
             )
             for (name, row), counts in zip(result.per_class.items(), result.confusion, strict=True)
         ]
-        headings = ["class", "count", "recall", "precision", *result.class_names]
-        _print_table(headings, rows, title)
+        lines = [("class", "count", "recall", "precision", *result.class_names), *rows]
+        if sum(_least_width(column) + 2 for column in zip(*lines, strict=True)) >= console.width:
+            lines = [line[:4] for line in lines]  # rich would cut off the last classes
+        _print_table(lines[0], lines[1:], title)
     console.print(str(result))
 
 
@@ -225,7 +240,7 @@ class Display(Callback):
         from rich import progress  # takes 25 ms, which `--help` need not spend
 
         self.bar = progress.Progress(
-            progress.SpinnerColumn(),
+            progress.SpinnerColumn("line"),  # in any encoding
             progress.BarColumn(bar_width=16),
             progress.MofNCompleteColumn(),
             progress.TextColumn("{task.fields[metrics]}"),

@@ -337,6 +337,7 @@ class Run:
 
     def _state(self, checkpoint: Checkpoint) -> TrainState:
         if checkpoint not in self._states:
+            engine = self._engine  # first, because it says what is wrong with the devices
             variables = self._folder.read_variables(checkpoint)
             if not has_parameters(self.model, self.preprocessing.input_shape, variables):
                 name = type(self._model).__name__ if self._model else self.config.model.name
@@ -345,5 +346,5 @@ class Run:
                     "network (model=...), in a program that makes it"
                 )
             state = TrainState.of_variables(self.model, variables)
-            self._states[checkpoint] = self._engine.replicate(state)
+            self._states[checkpoint] = engine.replicate(state)
         return self._states[checkpoint]

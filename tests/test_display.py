@@ -1,6 +1,10 @@
 """The console's output, in a terminal and in a pipe."""
 
 import io
+import os
+import pty
+import subprocess
+import sys
 from unittest import mock
 
 import numpy as np
@@ -23,9 +27,10 @@ TEST = {
 }  # fmt: skip
 
 
-def show(*rows: dict, terminal=False, environ=None, momentum=0.0, found=None) -> str:
+def show(*rows: dict, terminal=False, environ=None, momentum=0.0, found=None, file=None) -> str:
     """Return what a console of 80 columns shows of a run; ``found`` is its evaluation."""
-    console = Console(file=io.StringIO(), force_terminal=terminal, width=80, _environ=environ)
+    file = file or io.StringIO()
+    console = Console(file=file, force_terminal=terminal, width=80, _environ=environ)
     with mock.patch.object(display, "console", console), (shown := Display(momentum)).bar:
         shown.on_start(0, 8)
         for row in rows:
@@ -34,13 +39,36 @@ def show(*rows: dict, terminal=False, environ=None, momentum=0.0, found=None) ->
                 shown.on_evaluate(row["step"], "validation", found)
             shown.on_metrics(row)
         shown.bar.refresh()
-    return console.file.getvalue()
+    return getattr(file, "buffer", file).getvalue()
 
 
 def test_a_terminal_shows_a_bar_with_loss_accuracy_speed_and_time_left():
     shown = show(TRAIN, VALIDATION, TEST, terminal=True)
     for part in ("4/8", "loss 1.235", "accuracy 50.0%", "1,234 images/s", "left", "━"):
         assert part in shown
+    latin = io.TextIOWrapper(io.BytesIO(), "latin-1", "backslashreplace", write_through=True)
+    assert b"\\u" not in show(TRAIN, terminal=True, file=latin)  # made lines of 85 columns
+
+
+GONE = """
+import sys
+from resnet_jax import display
+sys.stdin.read()  # until the terminal is gone
+with display.Display().bar:
+    display.print_line("a line")
+"""
+
+
+def test_a_run_goes_on_when_its_terminal_is_gone():
+    """The next line that it printed ended it, before its step was saved."""
+    master, slave = pty.openpty()
+    pipes = {"stdin": subprocess.PIPE, "stdout": slave, "stderr": subprocess.PIPE}
+    environment = {**os.environ, "TERM": "xterm"}
+    with subprocess.Popen([sys.executable, "-c", GONE], env=environment, **pipes) as process:
+        os.close(slave)
+        os.close(master)
+        errors = process.communicate()[1]
+    assert (process.returncode, errors) == (0, b"")
 
 
 def test_a_pipe_gets_plain_lines(monkeypatch):
@@ -103,6 +131,23 @@ def test_no_letter_of_two_cells_is_lost_in_a_narrow_table(monkeypatch):
     monkeypatch.setattr(display, "console", Console(file=file, width=80))
     display.print_evaluation(Evaluation(0.5, np.eye(20, dtype=int), names), "")
     assert all(letter in file.getvalue() for name in names for letter in name)
+
+
+@pytest.mark.parametrize(
+    ("names", "width", "shown"),
+    [
+        ([f"水果{chr(0x4E00 + k)}" for k in range(20)], 80, 20),  # the counts
+        ([f"fruit {chr(97 + k)}" for k in range(20)], 80, 40),  # the confusion matrix as well
+        ("abcdefghij", 40, 10),
+        ("abcdefghij", 60, 20),
+    ],
+)
+def test_a_confusion_matrix_is_shown_whole_or_not_at_all(names, width, shown, monkeypatch):
+    """Its last classes were cut off without a word."""
+    monkeypatch.setattr(display, "console", Console(file=io.StringIO(), width=width))
+    display.print_evaluation(Evaluation(0.5, np.eye(len(names), dtype=int) * 7, tuple(names)), "")
+    table, _ = display.console.file.getvalue().split("accuracy")
+    assert table.count("7") == shown
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])

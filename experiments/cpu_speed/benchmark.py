@@ -80,13 +80,12 @@ class Contender:
         self.process.communicate()
 
 
-def apart() -> bool:
-    """Return whether two cores have no cache in common at this moment."""
-    return measuring.in_process("cpu_speed.cores", "round_trip_ns") > APART
+def apart(case: Row) -> bool:
+    """Return whether two cores have no cache in common at this moment; a GPU does not mind."""
+    return "device" not in case and measuring.in_process("cpu_speed.cores", "round_trip_ns") > APART
 
 
 def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
-    far_now = (lambda: False) if "device" in case else apart  # cores do not matter to a GPU
     contenders, rows, compiling = {}, [], {}
     with tempfile.TemporaryDirectory() as cache:
         for name in names:
@@ -107,7 +106,7 @@ def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
         turns[name, False], turns[name, True], peaks[name] = [], [], first["peak_mib"]
         # A turn has as many calls as fill it; a hopeless contender gets no further calls.
         if first["seconds"][0] > HOPELESS:
-            turns[name, far_now()], calls[name] = [first["seconds"]], 0
+            turns[name, apart(case)], calls[name] = [first["seconds"]], 0
         else:
             once = min(contender.time(2)["seconds"]) * case.get("steps", 1)
             calls[name] = max(2, round(SECONDS / once))
@@ -116,11 +115,11 @@ def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
         if len(kinds) == rounds * len(contenders) and kinds.count(False) < RARE * len(kinds):
             break
         for name, contender in contenders.items():
-            kinds.append(was_apart := far_now())
+            kinds.append(was_apart := apart(case))
             if calls[name] and max(len(turns[name, False]), len(turns[name, was_apart])) < rounds:
                 answer = contender.time(calls[name])
                 peaks[name] = answer["peak_mib"]
-                turns[name, was_apart or far_now()].append(answer["seconds"])
+                turns[name, was_apart or apart(case)].append(answer["seconds"])
     for contender in contenders.values():
         contender.stop()
     for (name, far), measured in turns.items():
@@ -139,6 +138,8 @@ def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
 def main(rounds: int = 7, only: str = "") -> None:
     """Measure the cases whose name contains ``only``, with ``rounds`` turns of every contender."""
     where = measuring.machine("jax", "flax", "optax", "torch")  # fails if one is missing
+    if "device" in where:  # the PyTorch of this comparison has none
+        sys.exit(f"JAX computes on {where['device']} here: set JAX_PLATFORMS=cpu")
     found = measuring.read_json(RESULTS, missing={"rows": []})
     old = found["rows"] if found.get("machine") == where else []  # drops another machine's
     order = [case["name"] for case in CASES]

@@ -216,7 +216,7 @@ def variants(processor: str) -> str:
 
 
 def algorithms(processor: str) -> str:
-    rows = read("algorithms", processor)["alone"]
+    rows = sorted(read("algorithms", processor)["alone"], key=lambda row: row["batch"])
     cells: dict[tuple[str, ...], str] = {}
     for row in rows:
         for name, ms in row["ms"].items():

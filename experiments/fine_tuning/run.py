@@ -62,8 +62,8 @@ def train(quick: bool, training: Training, folder: Path) -> Row:
 
 def accuracies() -> pd.DataFrame:
     """Return accuracies in percent, by seed and arm."""
-    rows = pd.DataFrame(read_rows(RESULTS))
-    return 100 * rows.pivot(index="seed", columns="arm", values="accuracy").reindex(SEEDS)
+    rows = pd.DataFrame(read_rows(RESULTS)).pivot(index="seed", columns="arm", values="accuracy")
+    return 100 * rows.reindex(index=SEEDS, columns=["pretrained", *ARMS])
 
 
 def by_seed() -> str:

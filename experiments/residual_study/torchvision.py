@@ -71,5 +71,6 @@ def torchvision_difference() -> str:
 
 
 if __name__ == "__main__":
-    write_json(RESULTS, compare())
+    with jax.default_matmul_precision("highest"):
+        write_json(RESULTS, compare())
     print(table_of_torchvision())

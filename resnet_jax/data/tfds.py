@@ -94,7 +94,7 @@ class Records:
                 raise ValueError("the file is missing")
             path.open("rb").close()  # array_record says 0 records if it cannot open a file
             # Records are read in any order, so reading ahead in the file is of no use.
-            reader = ArrayRecordReader(str(path), "readahead_buffer_size:0")
+            reader = ArrayRecordReader(os.fsencode(path), "readahead_buffer_size:0")
             if reader.num_records() != count:
                 raise ValueError(f"it holds {reader.num_records()} records, not {count}")
             self._readers[path] = reader

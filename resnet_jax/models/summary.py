@@ -1,7 +1,6 @@
 """Summaries of a network from shapes alone: its variables, and its layers in order."""
 
 import math
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +22,8 @@ def shapes_of(
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     if isinstance(model, ResNet):
         model = model.clone(lowering="reference")  # the quickest to trace
-    tree = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    # The key is made in the traced function, so that no device is needed.
+    tree = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
     # A user's network may have other collections, which no run keeps.
     tree = {name: tree[name] for name in ("params", "batch_stats") if name in tree}
     return flatten_dict(jax.tree.map(np.shape, nn.meta.unbox(tree)))

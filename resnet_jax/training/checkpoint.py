@@ -239,7 +239,13 @@ class Checkpoints:
         """Rename a step, then remove it, so that a kill never leaves half of it in place."""
         gone = self.directory / f"{storage.UNFINISHED}-discarded-{step}-{time.time_ns()}"
         with contextlib.suppress(FileNotFoundError):
-            (self.directory / str(step)).rename(gone)
+            try:
+                (self.directory / str(step)).rename(gone)
+            except OSError as error:
+                if error.errno != errno.EXDEV:  # in a container, a folder of its image
+                    raise
+                gone = self.directory / str(step)
+                (gone / "manifest.json").unlink(missing_ok=True)  # half of it is no step
             # On NFS a file that a reader has open stays; a later save removes it.
             shutil.rmtree(gone, ignore_errors=True)
 

@@ -22,6 +22,10 @@ from resnet_jax.training.step import Counts, Loss, Metrics, eval_step, train_ste
 
 T = TypeVar("T")
 
+# Images that a device evaluates at once: a batch for many devices, or one for which training
+# accumulates gradients, may not fit in the memory of one.
+MOST_PER_DEVICE = 256
+
 
 class Engine:
     """Trains, evaluates and predicts with programs that are jitted over a mesh of devices.
@@ -132,7 +136,7 @@ class Engine:
         """Return `padded_order` in training-sized batches, or in smaller ones for few examples."""
         # Few examples do not need a whole batch; powers of two keep the programs to compile few.
         few, devices = 1 << (count - 1).bit_length(), self.replicated.mesh.size
-        size = min(self.config.batch_size, few)
+        size = min(self.config.batch_size, few, MOST_PER_DEVICE * devices)
         return padded_order(count, -(-size // devices) * devices)
 
     def _wait_if_shared(self, arrays: T) -> T:

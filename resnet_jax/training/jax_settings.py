@@ -21,7 +21,8 @@ from resnet_jax.training.distributed import process_count
 
 # JAX can bound its cache too, but then it looks at every file whenever it adds one.
 COMPILATION_CACHE_BYTES = 2 * 2**30
-_CACHE = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+_CACHE = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+_CACHE += ("jax_persistent_cache_enable_xla_caches",)
 
 
 def find_devices(*, local: bool = False) -> list[jax.Device]:
@@ -51,7 +52,7 @@ def compiler_options(optimization_level: int) -> dict[str, int]:
     half the time, but the step then runs five times as long (experiments/cpu_speed).
     """
     option = "xla_backend_optimization_level"
-    if jax.default_backend() != "cpu" or option in os.environ.get("XLA_FLAGS", ""):
+    if find_devices(local=True)[0].platform != "cpu" or option in os.environ.get("XLA_FLAGS", ""):
         return {}
     return {option: optimization_level}
 
@@ -88,7 +89,8 @@ def configured_jax(config: TrainConfig) -> Iterator[None]:
         if package_cache:
             stack.callback(_configure, before)
             _remove_oldest(folder, COMPILATION_CACHE_BYTES)
-            _configure(dict(zip(_CACHE, (str(folder), from_seconds), strict=True)))
+            # "none": on a GPU, XLA's own cache beside JAX's fails if it cannot be written.
+            _configure(dict(zip(_CACHE, (str(folder), from_seconds, "none"), strict=True)))
         yield
 
 

@@ -313,8 +313,9 @@ def _version(package: str) -> str | None:
 def _commit() -> str | None:
     """Return the commit of the package's checkout; None where it was installed from a wheel."""
     root = Path(__file__).parents[2]
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
-    command += ["--exclude=*"]  # a hash, never a tag's name
+    # Told both, git neither takes another repository ($GIT_DIR) nor minds another owner.
+    command = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}", "describe", "--always"]
+    command += ["--dirty", "--abbrev=40", "--exclude=*"]  # a hash, never a tag's name
     with suppress(OSError, subprocess.SubprocessError):
         if (root / ".git").exists():
             done = subprocess.run(command, capture_output=True, text=True, timeout=5)

@@ -132,6 +132,7 @@ def _check_batch(config: TrainConfig, side: int, network: nn.Module, num_devices
         nearest = f"{below} or {below + step}" if below else step
         raise ResNetJaxError(
             f"--batch-size {batch} cannot be split over {devices}{in_parts}: give {nearest}"
+            + ", or fewer devices (CUDA_VISIBLE_DEVICES)" * (num_devices > 1)
         )
     if not (isinstance(network, ResNet) and isinstance(norm_of(network), BatchNorm)):
         return

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -32,6 +33,13 @@ def copy(digits, tmp_path):
 
 SHARD = "digits-{}.array_record-0000{}-of-00002"
 FEATURES = "features.json"
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take UTF-8 alone")
+def test_a_folder_may_be_named_in_another_encoding(digits, tmp_path):
+    root = tmp_path / os.fsdecode(b"d\xe9")
+    shutil.copytree(digits, root)
+    assert verify_prepared("digits", root).ok
 
 
 def test_arrays_are_what_tfds_reads_in_memory_and_streamed(digits):

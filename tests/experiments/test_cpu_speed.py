@@ -19,12 +19,12 @@ def test_turns_are_told_by_where_the_cores_are_before_and_after(monkeypatch):
     contender = SimpleNamespace(alive=True, stop=lambda: None)
     contender.time = lambda calls: {"seconds": [1.0 + now[0]] * calls, "peak_mib": 10}
 
-    def apart():
+    def far(*_):
         now[0] = next(places)
-        return now[0]
+        return 1000.0 * now[0]  # nanoseconds
 
     monkeypatch.setattr(benchmark, "Contender", lambda *_: contender)
-    monkeypatch.setattr(benchmark, "apart", apart)
+    monkeypatch.setattr(measuring, "in_process", far)
     case = benchmark.case("a case", "training", 64)
     rows = benchmark.measure(case, ("resnet_jax",), rounds=3)
     found = [(row.get("cores"), row["calls"], row["median_ms"]) for row in rows]
@@ -32,7 +32,8 @@ def test_turns_are_told_by_where_the_cores_are_before_and_after(monkeypatch):
     assert found == [(None, 6, 1000.0), ("apart", 10, 1000.0)]
 
     asked = []
-    monkeypatch.setattr(benchmark, "apart", lambda: now.__setitem__(0, True) or not asked.append(1))
+    now[0] = True
+    monkeypatch.setattr(measuring, "in_process", lambda *_: asked.append(1) or 1000.0)
     (row,) = benchmark.measure(case, ("resnet_jax",), rounds=3)
     assert (row["cores"], row["calls"], row["median_ms"]) == ("apart", 6, 2000.0)
     assert len(asked) == 3  # no more tries on a machine whose cores are always apart
@@ -89,6 +90,17 @@ def test_results_are_kept_by_the_kind_of_processor(tmp_path, monkeypatch):
     for flags, kind in (("avx512f amx_bf16 amx_tile", "amx"), ("avx2", instruction_set())):
         (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
         assert measuring.of_processor(tmp_path, "x") == tmp_path / kind / "x.json"
+
+
+def test_times_stand_under_their_batch(monkeypatch):
+    """A measurement that is repeated ends up last in the file."""
+    found = [
+        {"convolution": c, "batch": n, "pass": "forward", "chosen": "", "ms": {"xla": n}}
+        for c, n in (("a", 64), ("b", 256), ("b", 64))
+    ]
+    monkeypatch.setattr(plot, "read", lambda *_: {"alone": found})
+    assert "ms at batch 64, 256" in plot.algorithms("avx2")
+    assert "64.00, 256.00" in plot.algorithms("avx2")
 
 
 def test_pytorch_is_measured_without_jax(python):

@@ -1,11 +1,13 @@
 """The pages show what was measured, and nothing else; what was measured holds."""
 
+import os
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from experiments import measuring
 from experiments.measuring import append_row, interval, read_rows
 from experiments.tables import MARK, MODULES, ROOT, filled, functions_of, pages, table
 
@@ -53,3 +55,9 @@ def test_an_interval_is_students_of_one_sample_and_welchs_of_two():
     # Beside a sample of almost no variance Welch's test has two; with a pooled variance, three.
     assert interval([1.0, 2.0, 3.0], [1.999, 2.001]) == pytest.approx((-2.484, 2.484), abs=1e-3)
     assert interval(np.array([2.0, 2.0])) == (2.0, 2.0)
+    assert np.isnan(interval([2.0])).all()  # said that any difference was certain
+
+
+def test_cores_are_those_that_may_be_used(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
+    assert measuring.machine()["cores"] == 1

@@ -197,13 +197,20 @@ def without_device(errors, *words):
         sys.exit(main(list(map(str, words))))
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "train"])
-def test_a_device_that_is_not_there_is_one_line(verb, finished_run, tmp_path):
-    place = {"evaluate": [finished_run.path], "train": ["--run-dir", tmp_path / "run"]}[verb]
-    errors = tmp_path / "errors.txt"
-    assert ended(forked(without_device, errors, verb, *place)) == 1
+@pytest.mark.parametrize(
+    "words", ["evaluate RUN", "report RUN", "export RUN torchvision", "demo RUN", "train"]
+)
+def test_a_device_that_is_not_there_is_one_line(words, finished_run, tmp_path):
+    verb, *others = [str(finished_run.path) if w == "RUN" else w for w in words.split()]
+    errors, place = tmp_path / "errors.txt", [] if others else ["--run-dir", tmp_path / "run"]
+    assert ended(forked(without_device, errors, verb, *others, *place)) == 1
     assert "Traceback" not in errors.read_text()
     assert "JAX_PLATFORMS" in errors.read_text().splitlines()[-1]
+
+
+def test_a_summary_needs_no_device(tmp_path):
+    """It began to use the accelerator, which another process may hold."""
+    assert ended(forked(without_device, tmp_path / "errors.txt", "summary")) == 0
 
 
 @pytest.mark.parametrize("change", ["a value", "one fewer", "one more"])
@@ -278,6 +285,7 @@ def test_the_commit_is_one_beside_a_tag_too(tmp_path, monkeypatch):
     for words in ("init -q", "commit -qm b --allow-empty", "tag -am c v1"):
         subprocess.run([*git, *words.split()], check=True)
     monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "resnet_jax/training/run_folder.py"))
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "of a hook"))
     assert re.fullmatch("[0-9a-f]{40}", run_folder._commit())
 
 

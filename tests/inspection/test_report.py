@@ -114,6 +114,9 @@ def test_train_makes_the_report_once_and_stands_without_matplotlib(
     written = page.stat().st_mtime_ns
     assert command(*train)[0] == 0  # the report is up to date
     assert page.stat().st_mtime_ns == written
+    os.utime(page, (2**32, 2**32))  # as by a clock that was ahead
+    assert command(*train, "--epochs", "3")[0] == 0
+    assert page.stat().st_mtime < 2**32
 
 
 @pytest.mark.parametrize(
@@ -123,19 +126,19 @@ def test_train_makes_the_report_once_and_stands_without_matplotlib(
 def test_what_a_report_lacks_is_a_warning(error, tmp_path, capfd, monkeypatch):
     """Without memory or disk for matplotlib's cache, the run is whole, and others come after it."""
     monkeypatch.setattr(cli_train, "make_report", mock.Mock(side_effect=error))
-    cli_train._report_if_new(SimpleNamespace(path=tmp_path, metrics=dict))
+    cli_train._report_if_new(SimpleNamespace(path=tmp_path, metrics=dict), True)
     (line,) = capfd.readouterr().err.splitlines()
     assert "warning: no report (" in line
     assert f"report {tmp_path} --split train" in line  # the run has no tests
     tested = SimpleNamespace(path=tmp_path, metrics=lambda: {"split": ["validation", "test_all"]})
-    cli_train._report_if_new(tested)
+    cli_train._report_if_new(tested, True)
     assert "--split test_all" in capfd.readouterr().err
     unread = SimpleNamespace(path=tmp_path, metrics=mock.Mock(side_effect=error))
-    cli_train._report_if_new(unread)
+    cli_train._report_if_new(unread, False)
     assert "warning: no report (" in capfd.readouterr().err
     cli_train.make_report.side_effect = BrokenPipeError  # raised as the path is printed
     with pytest.raises(BrokenPipeError):
-        cli_train._report_if_new(SimpleNamespace(path=tmp_path, metrics=dict))
+        cli_train._report_if_new(SimpleNamespace(path=tmp_path, metrics=dict), True)
 
 
 @pytest.mark.slow

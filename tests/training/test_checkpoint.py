@@ -120,6 +120,13 @@ def test_a_step_that_somebody_reads_is_discarded_all_the_same(checkpoints, monke
     assert checkpoints.steps() == [12]
 
 
+def test_a_step_that_cannot_be_renamed_is_discarded(checkpoints, monkeypatch):
+    """In a container a folder of its image: every save ended the run."""
+    monkeypatch.setattr(Path, "rename", mock.Mock(side_effect=OSError(errno.EXDEV, "another disk")))
+    checkpoints._discard(10)
+    assert checkpoints.steps() == [12]
+
+
 def test_what_is_no_step_is_no_step(checkpoints):
     (checkpoints.directory / "30").mkdir()  # Orbax would call this the newest step
     shutil.copytree(checkpoints.directory / "12", checkpoints.directory / "40")
