@@ -38,7 +38,7 @@ class Effect(Enum):
 
     LEARNING = "what is learnt: a run continues with the same value only"
     SELECTION = "when a run evaluates and ends, and so which parameters are its best"
-    EXECUTION = "speed, memory, and how pictures are read and results shown, not what is learnt"
+    EXECUTION = "speed, memory, what is shown, and how `predict` reads pictures, not what is learnt"
     LOCAL = "how one process reads its data: processes of one run may differ in it"
 
 

@@ -129,7 +129,7 @@ def with_fresh_head(
     else:  # the channels of the last stage's last convolution
         stages = {name[5:].split("_")[0]: name for name in params if name.startswith("stage")}
         unit = params[stages[max(stages, key=int)]]
-        features = unit[max(name for name in unit if name.startswith("conv"))]["kernel"].shape[-1]
+        features = unit[max(name for name in unit if name[:-1] == "conv")]["kernel"].shape[-1]
     # A stem and a head suffice: Flax draws by a layer's name, whatever lies between the two.
     drawn = jax.dtypes.canonicalize_dtype(dtype)
     model = ResNet((), BasicUnit, num_classes, features, stem="small", param_dtype=drawn)
@@ -222,7 +222,8 @@ def check_written(model: ResNet) -> None:
 def _refuse(what: str) -> None:
     if what:
         raise ResNetJaxError(
-            f"torchvision has no {what}: export as stablehlo or onnx, start from a run's folder"
+            f"torchvision has no {what}: export as stablehlo or onnx (onnx: the package's units "
+            "with BatchNorm alone), start from a run's folder"
         )
 
 

@@ -1,4 +1,7 @@
-"""The published networks: a table whose rows are `ResNet` with settings bound by `partial`."""
+"""The published networks: a table whose rows are `ResNet` with settings bound by `partial`.
+
+A row binds what `ModelConfig` lacks or leaves at None; all else is the configuration's.
+"""
 
 import math
 from collections.abc import Callable
@@ -80,7 +83,8 @@ VARIANTS |= {
     f"resnet{depth}d": partial(VARIANTS[f"resnet{depth}"], stem="deep", shortcut="average")
     for depth in (18, 26, 34, 50, 101, 152)
 }
-UNITS = {row().unit for row in VARIANTS.values()}
+# The units whose layers torchvision's names and the ONNX writer cover.
+UNITS = {BasicUnit, BottleneckUnit, PreActivationUnit, PreActivationBottleneckUnit}
 
 
 def make_model(config: ModelConfig | TrainConfig, num_classes: int) -> ResNet:

@@ -234,9 +234,10 @@ def test_frozen_stages_keep_parameters_and_statistics_to_the_bit(frozen, unit):
     assert moved(state.batch_stats, after.batch_stats) == moving - {"head"}
 
 
-def test_a_fresh_head_is_as_wide_as_the_last_of_ten_stages():
-    """Sorted as text, the tenth stage is the second."""
+def test_a_fresh_head_is_as_wide_as_the_last_convolution_of_the_last_of_ten_stages():
+    """Sorted as text, the tenth stage is the second; other parts of a unit may start with conv."""
     units = {f"stage{n}_unit1": {"conv2": {"kernel": np.zeros((3, 3, 1, n))}} for n in (1, 9, 10)}
+    units["stage10_unit1"]["convs_0"] = {"kernel": np.zeros((3, 3, 1, 5))}
     params = {"stem": {"conv": {"kernel": np.zeros((3, 3, 1, 1), np.float32)}}, **units}
     head = rj.interop.with_fresh_head({"params": params}, 4)["params"]["head"]
     assert head["kernel"].shape == (10, 4)

@@ -12,7 +12,7 @@ import pytest
 from test_units import UNITS
 
 import resnet_jax as rj
-from resnet_jax.models import VARIANTS, Affine, summarize
+from resnet_jax.models import VARIANTS, Affine, make_model, summarize
 
 # XLA's own convolutions compile three times as fast.
 tiny = partial(
@@ -252,3 +252,9 @@ def test_units_computed_twice_give_the_same_and_keep_less():
     (kept, values), (again, less) = step_of(remat=False), step_of(remat=True)
     chex.assert_trees_all_close(again, kept, rtol=1e-4, atol=1e-5)
     assert less < 0.5 * values
+
+
+def test_no_row_binds_what_the_configuration_sets():
+    """A configuration's default would take its place."""
+    for name, row in VARIANTS.items():
+        assert make_model(rj.ModelConfig(name), 10) == row(num_classes=10), name
