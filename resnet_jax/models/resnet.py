@@ -118,6 +118,7 @@ def _shortcut(
         if unit.strides > 1:  # an odd last row or column is averaged alone
             window, (_, *size, _) = (unit.strides, unit.strides), x.shape
             padding = [(0, -n % unit.strides) for n in size]
+            x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
             x = nn.avg_pool(x, window, window, padding, count_include_pad=False)
     x = unit.conv(y.shape[-1], 1, strides, name=f"{name}_conv")(x)
     return x if activated is not None else unit.norm(name=f"{name}_norm")(x, train=train)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 import resnet_jax as rj
 from resnet_jax.models import BatchNorm, Conv, PreActivationUnit
@@ -114,3 +115,21 @@ def test_option_a_keeps_every_second_pixel_and_pads_new_channels_with_zeros():
     expected[..., 0] = [[1, 3], [7, 9]]
     np.testing.assert_array_equal(y[0], expected)
     assert set(variables["params"]) == {"conv1", "norm1", "conv2", "norm2"}
+
+
+def test_the_average_before_a_projection_is_taken_in_float32():
+    """In bfloat16 each of the sums of four pixels was rounded."""
+    averages = []
+
+    def note(call, args, kwargs, context):
+        if context.module.name == "average_conv":
+            averages.append(np.asarray(args[0], np.float64))
+        return call(*args, **kwargs)
+
+    conv = partial(Conv, dtype=jnp.bfloat16)
+    unit = rj.BasicUnit(features=8, conv=conv, norm=BatchNorm, strides=2, shortcut="average")
+    x = (jax.random.uniform(jax.random.key(0), (4, 16, 16, 8)) + 1).astype(jnp.bfloat16)
+    with nn.intercept_methods(note):
+        unit.init(jax.random.key(0), x, train=False)
+    means = np.asarray(x, np.float64).reshape(4, 8, 2, 8, 2, 8).mean((2, 4))
+    np.testing.assert_allclose(averages[0], means, rtol=1e-6)
