@@ -25,7 +25,7 @@ from PIL import Image
 
 from resnet_jax.config import DataConfig
 from resnet_jax.data.cache import cached_facts, user_folder
-from resnet_jax.data.dataset import DiskSplit, Examples, small_parts
+from resnet_jax.data.dataset import DiskSplit, Examples, check_countable, small_parts
 from resnet_jax.data.image import FORMATS, MAX_PIXELS, DecodeSpec, read_image
 from resnet_jax.data.mnist import DATASETS, mnist_5k, mnist_5k_file
 from resnet_jax.data.walk import SPLITS
@@ -243,6 +243,9 @@ def describe(folder: Path, root: Path) -> Prepared:
     import tensorflow_datasets as tfds
 
     with _reading(folder / "features.json or dataset_info.json", root):
+        for path in (folder / "dataset_info.json", folder / "features.json", *folder.glob("*.txt")):
+            if path.exists() and not path.is_file():  # reading a pipe or a device may never end
+                raise ValueError(f"{path.name} is no file")
         # Read first, because another format is no damage, and TFDS hides why a file cannot be read.
         about = json.loads((folder / "dataset_info.json").read_bytes())
         formats = [about.get("fileFormat", "tfrecord"), *about.get("alternativeFileFormats", ())]
@@ -261,12 +264,15 @@ def describe(folder: Path, root: Path) -> Prepared:
                 raise ValueError(f"{elsewhere[0]} is no file in it")
             names = [path.name for path in paths]
             splits[split] = dict(zip(names, described.shard_lengths, strict=True))
+        if info.splits.total_num_examples > sum(path.stat().st_size for path in folder.iterdir()):
+            raise ValueError("it counts more records than its files have bytes")
     keys = image_and_label(dataset_name(folder, root), info)
     image, label = (info.features[key] for key in keys)
     if np.dtype(image.np_dtype) != np.uint8 or math.prod(n or 1 for n in image.shape) > MAX_VALUES:
         raise ResNetJaxError(
             f"{folder} holds {image}: expected uint8 of at most {MAX_VALUES:,} values (--data.dir)"
         )
+    check_countable(label.num_classes)  # before each gets a name
     names, names_file = label.names, Path(label.get_names_filepath(folder, keys[1]))
     with _reading(names_file, root):
         if names_file.exists():  # read again, because TFDS passes over a damaged file
@@ -281,6 +287,11 @@ def _check_class(entry: dict[str, Any]) -> dict[str, Any]:
         value = entry.get(key)
         if isinstance(value, str) and not value.startswith("tensorflow_datasets."):
             raise ValueError(f"{value} is no class of TFDS")
+    if "names_file" in entry:  # it may name any file
+        raise ValueError("its class names are in a file elsewhere")
+    for key in ("json", "content"):  # TFDS also parses descriptions within a text
+        if isinstance(entry.get(key), str):
+            json.loads(entry[key], object_hook=_check_class)
     return entry
 
 

@@ -284,7 +284,7 @@ def _load_pickle(path: Path, key: str | None) -> dict[str, np.ndarray]:
     allowed += [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     with _reading(path), torch.serialization.safe_globals(allowed):
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    found = _state_dicts(content, torch)
+    found = _state_dicts(content, torch, path.stat().st_size)
     if not found or key not in (None, *found):
         names = ", ".join(name or "a bare state_dict" for name in found)
         what = f"{names} and no {key}" if found else "no state_dict of dense tensors"
@@ -302,18 +302,19 @@ def _load_pickle(path: Path, key: str | None) -> dict[str, np.ndarray]:
 
 
 def _state_dicts(
-    content: Any, torch: Any, where: str = "", depth: int = 0
+    content: Any, torch: Any, size: int, where: str = "", depth: int = 0
 ) -> dict[str, dict[str, Any]]:
     """Return the dictionaries of dense tensors in a file's content, by their path of keys."""
     if not isinstance(content, dict) or depth > 3:
         return {}
     dense = all(isinstance(v, torch.Tensor) and v.layout == torch.strided for v in content.values())
-    # A tensor with a stride of 0 takes no room in the file, but any amount of memory.
-    dense = dense and all(v.is_meta or 0 not in v.stride() for v in content.values())
+    # A tensor whose rows overlap takes little room in the file, but any amount of memory.
+    dense = dense and all(v.is_meta or v.nbytes <= size for v in content.values())
     # An optimiser's dictionaries hold tensors too, under other names.
     if dense and any(str(name).endswith("weight") for name in content):
         return {where: content}
     found: dict[str, dict[str, Any]] = {}
     for name, value in content.items():
-        found |= _state_dicts(value, torch, f"{where}.{name}" if where else str(name), depth + 1)
+        below = f"{where}.{name}" if where else str(name)
+        found |= _state_dicts(value, torch, size, below, depth + 1)
     return found

@@ -13,6 +13,7 @@ import errno
 import itertools
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 SAVED = ("step", "params", "batch_stats", "opt_state", "ema")
 # Inodes that a step needs; some file systems can run out of them.
 FILES_PER_STEP = 40
+# Zeros take next to no room on the disk, but weights that were trained hardly shrink.
+MOST_COMPRESSED = 1000
 # Errors on a file that a run still in training has removed, or that the disk or server has lost.
 LOST = {errno.ENOENT, errno.EIO, errno.ESTALE}
 # Names that macOS, Windows, notebooks and network drives leave in folders that they show or sync.
@@ -143,6 +146,10 @@ class Checkpoints:
             if body.pop("sha256") != storage.json_sha256(body):
                 raise ValueError("its own checksum disagrees")
             manifest = Manifest(**body)
+            measured = manifest.validation or {"accuracy": 0.0, "loss": 0.0}
+            numbers = measured["accuracy"], measured["loss"]
+            if not isinstance(manifest.files, dict) or {*map(type, numbers)} != {float}:
+                raise ValueError("its files or its validation are of another kind")
         except (OSError, ValueError) as error:
             raise DamagedCheckpointError(f"{path} is damaged: {error}") from error
         except (AttributeError, LookupError, TypeError, RecursionError) as error:
@@ -220,8 +227,16 @@ class Checkpoints:
             if metadata is None:  # Orbax's sign of a missing step
                 raise FileNotFoundError("it is gone")
             saved = metadata.tree
+            if not isinstance(saved, dict) or not saved.keys() >= set(SAVED):
+                raise ValueError("it is no training state")
             names = ("params", "batch_stats") if saved["ema"] is None else ("ema",)
             target = {name: saved[name] for name in names}
+            stored = sum(path.stat().st_size for path in self._state_path(step).rglob("*"))
+            size = sum(
+                np.dtype(a.dtype).itemsize * math.prod(a.shape) for a in jax.tree.leaves(target)
+            )
+            if size > MOST_COMPRESSED * stored:
+                raise ValueError(f"{stored:,} bytes would become {size:,}")
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
             args = ocp.args.PyTreeRestore(target, restore_args=as_numpy, partial_restore=True)
             tree: dict[str, Any] = orbax.restore(self._state_path(step), args=args)

@@ -21,8 +21,11 @@ from resnet_jax.training.distributed import process_count
 
 # JAX can bound its cache too, but then it looks at every file whenever it adds one.
 COMPILATION_CACHE_BYTES = 2 * 2**30
-_CACHE = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-_CACHE += ("jax_persistent_cache_enable_xla_caches",)
+_CACHE = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_enable_xla_caches",
+)
 
 
 def find_devices(*, local: bool = False) -> list[jax.Device]:

@@ -1,14 +1,15 @@
 """The result of an evaluation, and the rows of metrics.jsonl."""
 
 import json
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-# The keys of every row.
+# The keys of every row, and all keys.
 COMMON = {"step", "epoch", "kind", "loss", "accuracy", "seconds"}
+KEYS = {*COMMON, "top5", "learning_rate", "grad_norm", "images_per_s"}
+KEYS |= {"split", "checkpoint", "last"}
 
 
 def told_apart(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -106,9 +107,10 @@ def parse_row(line: str, before: list[dict[str, Any]]) -> dict[str, Any]:
     row = json.loads(line)
     if not isinstance(row, dict) or not row.keys() >= COMMON:
         raise ValueError(f"no JSON object with {', '.join(sorted(COMMON))}")
+    row = {name: value for name, value in row.items() if name in KEYS}
     for name in row.keys() - {"kind", "split", "checkpoint"}:
         number = row[name]
-        most = 2**63 if name in ("step", "last") else math.inf
+        most = 2**63 if name in ("step", "last") else 1e300
         is_one = isinstance(number, int | float) and not isinstance(number, bool)
         if not (is_one and abs(number) < most):
             raise ValueError(f"no row: its {name} is {number!r:.40}")

@@ -137,7 +137,7 @@ class RunFolder:
                 {"commit": document.get("commit"), **(document.get("versions") or {})},
             )
         except UNREADABLE as error:
-            reason = " ".join(str(error).split())
+            reason = " ".join(str(error).split())[:300]
             raise ResNetJaxError(f"{path} is damaged or of another version: {reason}") from error
 
     def read_variables(self, checkpoint: Literal["best", "latest"] = "best") -> dict[str, Any]:
@@ -281,6 +281,10 @@ class _Loader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             raise ValueError("it has aliases")
         return super().compose_node(parent, index)
+
+
+# Without YAML 1.1's numbers to base 60, whose digits take quadratic time.
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
 
 
 @contextmanager

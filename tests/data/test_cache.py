@@ -19,6 +19,17 @@ from resnet_jax.data.load import load_dataset
 ARRAYS = (np.arange(24, dtype=np.uint8).reshape(6, 2, 2, 1), np.zeros(0, np.int32))
 
 
+def test_a_link_in_a_datasets_folder_is_not_followed(tmp_path, monkeypatch):
+    """One to the folder itself filled the memory."""
+    monkeypatch.setenv("RESNET_JAX_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/loop").symlink_to(".")
+    for _ in range(2):
+        cached_facts("name", tmp_path, [tmp_path / "data"], str)
+    (file,) = (tmp_path / "cache").iterdir()
+    assert file.stat().st_size < 2000
+
+
 def reader():
     return mock.Mock(return_value=ARRAYS)
 

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import shutil
 import sys
 from functools import partial
@@ -219,6 +220,19 @@ def test_damaged_descriptions_are_named_and_harmless(copy, tmp_path, monkeypatch
     ]
     for elsewhere in (b"../{SPLIT}", b"/etc/passwd", b"a/{SHARD_INDEX}"):
         cases.append(("dataset_info.json", info.replace(place, elsewhere), "is no file in it"))
+    # TFDS parses descriptions within a text too, and takes class names from any file.
+    within = b'"jsonFeature": {"json": "{\\"x\\": {\\"type\\": \\"evil.X\\"}}"}, "pythonClassName"'
+    cases.append(
+        (FEATURES, features.replace(b'"pythonClassName"', within, 1), "evil.X is no class")
+    )
+    within = b'"names_file": "/etc/passwd", "pythonClassName"'
+    cases.append(
+        (FEATURES, features.replace(b'"pythonClassName"', within, 1), "are in a file else")
+    )
+    for count in (b'"100000000"', b'"1000000"'):  # would have taken gigabytes
+        cases.append((FEATURES, re.sub(rb'(?<="numClasses": )"10"', count, features), "46,340"))
+    many = re.sub(rb'("shardLengths": \[\s*")\d+', rb"\g<1>300000000", info)
+    cases.append(("dataset_info.json", many, "more records than its files have bytes"))
     for key in (b"pythonClassName", b"python_class_name", b"type"):
         cases.append((FEATURES, features.replace(kind, b'"%s": "evil' % key), "evil"))
     for name, content, named in cases:
@@ -229,6 +243,11 @@ def test_damaged_descriptions_are_named_and_harmless(copy, tmp_path, monkeypatch
         assert named in refusal(root)
         assert named in refused(verify_prepared, "digits", root)
         path.write_bytes(good)
+    path.unlink()
+    os.mkfifo(path)  # reading it would never end
+    assert "is no file" in refusal(root)
+    path.unlink()
+    path.write_bytes(good)
     load_dataset("digits", root)
 
 

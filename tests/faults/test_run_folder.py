@@ -77,8 +77,9 @@ MULTIPLYING = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
         lambda at: at.write_text(MULTIPLYING + at.read_text().replace("mnist_5k", "*a11")),
         lambda config: os.truncate(config, 10**12),  # takes no room on the disk
         lambda config: config.write_text("[" * 100_000),
+        lambda config: config.write_text("a: 1" + ":1" * 400_000),  # a number to base 60
     ],
-    ids=["aliases", "a terabyte", "brackets"],
+    ids=["aliases", "a terabyte", "brackets", "base 60"],
 )
 def test_a_configuration_that_would_fill_the_memory_is_refused_at_once(make, own_run, refusal):
     make(own_run / "config.yaml")
@@ -122,6 +123,7 @@ def test_a_finished_run_without_its_checkpoints_is_not_whole(lost, own_run, comm
 TEXTS = ("}", "null", "{}", "[" * 100_000 + "]" * 100_000)  # lines that are no row
 CHANGES = (  # each makes a row invalid
     *({"step": value} for value in (None, 1e999)),
+    {"epoch": 10**400},  # no float
     *({"loss": value} for value in ("0.5", float("nan"), 1e999)),
     *({"last": value} for value in (None, [1], 8)),  # only tests have this key
     *({"kind": value} for value in ("test", "guess")),  # a test must have a split
@@ -198,7 +200,7 @@ def without_device(errors, *words):
 
 
 @pytest.mark.parametrize(
-    "words", ["evaluate RUN", "report RUN", "export RUN torchvision", "demo RUN", "train"]
+    "words", ["evaluate RUN", "report RUN", "export RUN --format torchvision", "demo RUN", "train"]
 )
 def test_a_device_that_is_not_there_is_one_line(words, finished_run, tmp_path):
     verb, *others = [str(finished_run.path) if w == "RUN" else w for w in words.split()]

@@ -21,7 +21,7 @@ from make_datasets import flip, refused
 
 import resnet_jax as rj
 from resnet_jax import storage
-from resnet_jax.training import run_folder
+from resnet_jax.training import checkpoint, run_folder
 from resnet_jax.training.checkpoint import Checkpoints, DamagedCheckpointError, Manifest
 from resnet_jax.training.run_folder import RunFolder
 
@@ -127,6 +127,26 @@ def test_a_step_that_cannot_be_renamed_is_discarded(checkpoints, monkeypatch):
     assert checkpoints.steps() == [12]
 
 
+@pytest.mark.parametrize(
+    "change", [{"validation": 5}, {"validation": {"accuracy": 1.0}}, {"files": 5}]
+)
+def test_a_manifest_of_another_kind_is_damaged(change, checkpoints):
+    """Its own checksum agrees."""
+    body = {**vars(checkpoints.manifest(12)), **change}
+    body["sha256"] = storage.json_sha256(body)
+    (checkpoints.directory / "12" / "manifest.json").write_text(json.dumps(body))
+    assert next(checkpoints.good_steps()) == 10
+
+
+def test_a_state_that_would_fill_the_memory_or_is_none_is_refused(checkpoints, monkeypatch):
+    assert checkpoints.restore_variables(12)
+    monkeypatch.setattr(checkpoint, "SAVED", ("another",))
+    assert "it is no training state" in refused(checkpoints.restore_variables, 12)
+    monkeypatch.undo()
+    monkeypatch.setattr(checkpoint, "MOST_COMPRESSED", 1e-9)  # as of zeros
+    assert "bytes would become" in refused(checkpoints.restore_variables, 12)
+
+
 def test_what_is_no_step_is_no_step(checkpoints):
     (checkpoints.directory / "30").mkdir()  # Orbax would call this the newest step
     shutil.copytree(checkpoints.directory / "12", checkpoints.directory / "40")
@@ -184,8 +204,8 @@ def test_training_goes_on_from_the_older_good_step_and_says_so(
     run = rj.train(tiny_config, own_run, quiet=True)
     assert largest.name in caplog.text
     assert "step 12 is not used" in caplog.text
-    for checkpoint in ("latest", "best"):
-        chex.assert_trees_all_equal(run.variables(checkpoint), finished_run.variables(checkpoint))
+    for name in ("latest", "best"):
+        chex.assert_trees_all_equal(run.variables(name), finished_run.variables(name))
 
 
 def test_steps_after_the_one_resumed_from_do_not_push_out_new_ones(finished_run, checkpoints):
