@@ -30,7 +30,7 @@ def finding(run, class_names):
     """Return a copy of the run with other names, which finds digits in photographs."""
     run = copy.copy(run)
     run.path, run.class_names = Path(NAMES["run"]), class_names
-    data = dataclasses.replace(run.config.data, find_digit=True)
+    data = dataclasses.replace(run.config.data, find_digit=True, fit="crop")
     run.config = dataclasses.replace(run.config, data=data)
     return run
 
@@ -83,7 +83,7 @@ def test_a_photograph_gets_the_answer_for_the_digit_on_it(client, finished_run, 
     # Asked to invert, the server takes the whole picture and looks for no digit.
     inverted = client.post("/api/predict?invert=1", content=encoded(np.asarray(photo))).json()
     assert "found" not in inverted
-    expected = np.asarray(ImageOps.pad(ImageOps.invert(photo.convert("L")), (28, 28), 2))
+    expected = np.asarray(ImageOps.fit(ImageOps.invert(photo.convert("L")), (28, 28), 2))
     check(inverted, expected, finished_run)
 
 

@@ -208,6 +208,12 @@ def test_xla_keeps_no_cache_of_its_own():
         assert jax.config.values["jax_persistent_cache_enable_xla_caches"] == "none"
 
 
+@pytest.mark.usefixtures("own_cache", "no_programs")
+def test_products_have_the_runs_precision():
+    with jax_settings.configured_jax(rj.TrainConfig(matmul_precision="high")):
+        assert jax.config.values["jax_default_matmul_precision"] == "high"
+
+
 def test_what_a_run_hands_out_is_the_callers(finished_run):
     run = rj.Run.open(finished_run.path)
     images = run.split("test").images[:3]

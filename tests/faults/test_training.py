@@ -46,11 +46,10 @@ def run_dir(finished_run, tmp_path_factory):
     folder = shutil.copytree(finished_run.path, tmp_path_factory.mktemp("nan") / "run")
     shutil.rmtree(folder / "checkpoints")
     tx = make_optimizer(finished_run.config.optim, optax.constant_schedule(0.1))
-    images = jnp.zeros((1, 28, 28, 1))
-    state = rj.TrainState.create(finished_run.model, tx, jax.random.key(0), images, ema=True)
-    stats = jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), state.batch_stats)
-    averages = {**state.ema, "batch_stats": stats}
-    state = state.replace(step=jnp.asarray(10), batch_stats=stats, ema=averages)
+    variables = finished_run.variables()
+    variables["batch_stats"] = jax.tree.map(lambda a: a * jnp.nan, variables["batch_stats"])
+    state = rj.TrainState.of_variables(finished_run.model, variables, tx, ema=True)
+    state = state.replace(step=jnp.asarray(10))
     Checkpoints(folder / "checkpoints").save(state, {"accuracy": 0.5, "loss": 1.0})
     return folder
 

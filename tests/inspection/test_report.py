@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import os
 import re
 import shutil
 import sys
@@ -219,3 +220,13 @@ def test_what_is_not_so_of_few_images_or_many_classes_is_not_said(finished_run, 
     assert "by focal, which is not validation's cross-entropy" in note
     assert "principal components" in notes["embedding"]
     assert "t-SNE" not in notes["embedding"]
+
+
+def test_the_curves_are_the_metrics(finished_run):
+    metrics = finished_run.metrics()
+    loss, error, *_ = plots.curves(metrics).axes
+    metrics["error"] = 100 - 100 * metrics["accuracy"]
+    for axes, column in ((loss, "loss"), (error, "error")):
+        for line, kind in zip(axes.lines, ("train", "validation"), strict=True):
+            rows = metrics[metrics["kind"] == kind]
+            np.testing.assert_allclose(line.get_xydata(), rows[["epoch", column]])

@@ -217,13 +217,13 @@ def moved(before, after):
         *(pytest.param(n, rj.BasicUnit, marks=pytest.mark.slow) for n in (None, 0)),
     ],
 )
-def test_frozen_stages_keep_parameters_and_statistics_to_the_bit(frozen, unit):
+def test_frozen_stages_keep_parameters_and_statistics_to_the_bit(frozen, unit, draw):
     # Weight decay and momentum must not change frozen stages either.
     settings = rj.OptimConfig(weight_decay=0.1, learning_rate=0.1, body_rate=0.5)
     tx = make_optimizer(settings, lambda step: 0.1, frozen)
     model = rj.ResNet((1, 1), unit, width=4, frozen_stages=frozen, lowering="reference")
     images = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
-    state = rj.TrainState.create(model, tx, jax.random.key(0), images)
+    state = rj.TrainState.of_variables(model, jax.device_put(draw(model, (8, 8, 1))), tx)
     step = jax.jit(rj.train_step)
     after = state
     for _ in range(2):

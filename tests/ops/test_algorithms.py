@@ -148,7 +148,7 @@ def test_transformations(shape, k, stride, padding) -> None:
     assert_close(each("auto", x, kernel), each("reference", x, kernel), 1e-9)
 
 
-@pytest.mark.parametrize(("shape", "k", "stride", "padding"), SHAPES)
+@pytest.mark.parametrize(("shape", "k", "stride", "padding"), SHAPES[::6])
 def test_other_platforms_get_only_xlas_convolution(shape, k, stride, padding) -> None:
     """On CUDA and TPU, value and gradients are three convolutions, without matrix products."""
 

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial, wraps
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import chex
 import jax
@@ -126,13 +127,14 @@ def test_arrays_may_have_their_sharding_in_their_type():
     """With explicit axes, gradients had another type than the arrays that they belong to."""
     state, batch = with_pooling()
     step, evaluate = jax.jit(partial(rj.train_step, accumulate=2)), jax.jit(rj.eval_step)
-    expected, _ = step(state, batch)
+    plain = state.replace(apply_fn=state.apply_fn.__self__.clone(lowering="reference").apply)
+    expected, _ = step(plain, batch)
     mesh = jax.make_mesh((1,), ("data",))
     everywhere, by_row = (jax.NamedSharding(mesh, jax.P(*axis)) for axis in ((), ("data",)))
     whole, rows = jax.device_put(state, everywhere), jax.device_put(batch, by_row)
     whole.params["head"]["kernel"] = jax.device_put(whole.params["head"]["kernel"], by_row)
     counts = evaluate(whole, rows)
-    np.testing.assert_array_equal(counts.confusion, evaluate(state, batch).confusion)
+    np.testing.assert_array_equal(counts.confusion, evaluate(plain, batch).confusion)
     with jax.set_mesh(mesh):
         found, _ = step(whole, rows)
     chex.assert_trees_all_close(found.params, expected.params, atol=1e-5)
@@ -189,3 +191,34 @@ def test_what_the_images_do_not_allow_is_refused(changes, said, tiny_config):
     config = dataclasses.replace(tiny_config, **changes)
     with pytest.raises(rj.ResNetJaxError, match=said):
         check_against_dataset(config, BLACK, make_model(config, 10))
+
+
+def test_the_step_gets_the_settings_of_the_run(tiny_config, one_unit, monkeypatch):
+    """Nothing is computed. A run trained without its augmentation, mixing or parts as well."""
+    told = {name: mock.Mock(wraps=getattr(module, name)) for name in ("augment", "train_step")}
+    for name, function in told.items():
+        monkeypatch.setattr(module, name, function)
+    settings = rj.AugmentConfig(crop=2, flip=True, mixup=0.2, cutmix=1.0)
+    train, engine, key, create = prepared(
+        dataclasses.replace(tiny_config, augment=settings, label_smoothing=0.1, accumulate=2)
+    )
+    batch = rj.Batch(*train.batch(np.arange(20)))
+    jax.eval_shape(engine._train_on_batch, jax.eval_shape(create, key), key, batch)
+    found = told["augment"].call_args.kwargs
+    assert (found["crop"], found["flip"], found["shift"]) == (2, True, 0)
+    (_, mixed), found = told["train_step"].call_args
+    assert mixed.labels.shape == (20, 10)
+    assert (found["label_smoothing"], found["ema"], found["accumulate"]) == (0.1, 0.9, 2)
+
+
+def test_digits_are_looked_for_in_pictures_of_their_size_alone(tiny_config):
+    colours = rj.Dataset.from_arrays("c", np.zeros((20, 28, 28, 3), np.uint8), np.zeros(20, int))
+    config = dataclasses.replace(tiny_config, data=rj.DataConfig(find_digit=True))
+    with pytest.raises(rj.ResNetJaxError, match="find-digit is for grey images"):
+        check_against_dataset(config, colours, make_model(config, 1))
+
+
+def test_frozen_last_maps_may_have_one_value(tiny_config):
+    model = rj.ModelConfig(width=4, frozen_stages=4)
+    config = dataclasses.replace(tiny_config, batch_size=1, model=model)
+    check_against_dataset(config, BLACK, make_model(config, 1))

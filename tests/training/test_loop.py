@@ -3,6 +3,8 @@
 import dataclasses
 import random
 from functools import partial
+from types import SimpleNamespace
+from unittest import mock
 
 import chex
 import jax
@@ -18,7 +20,7 @@ import resnet_jax as rj
 from resnet_jax.config import replaced
 from resnet_jax.training import loop
 from resnet_jax.training.engine import Engine
-from resnet_jax.training.loop import satisfied
+from resnet_jax.training.loop import Training, satisfied
 from resnet_jax.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_unit")
@@ -116,7 +118,9 @@ def test_several_processes_say_how_many_devices_they_have(
 ):
     """Under Slurm a task gets one GPU, so that with fewer tasks than GPUs some GPUs stay idle."""
     monkeypatch.setattr(loop, "process_count", lambda: 2)
-    rj.train(dataclasses.replace(tiny_config, epochs=0.2), tmp_path / "run")
+    monkeypatch.setattr(Engine, "compile_ahead", lambda *_: 1 / 0)  # it has said so by then
+    with pytest.raises(ZeroDivisionError):
+        rj.train(tiny_config, tmp_path / "run")
     assert f"{jax.device_count()} devices of 2 processes" in capsys.readouterr().out
 
 
@@ -224,8 +228,25 @@ def test_other_ways_to_look_are_recorded_and_the_beginning_is_kept(own_run, tiny
     assert (after["versions"]["jax"], after["commit"]) == ("0.0.1", "abc")
 
 
-def test_each_epoch_is_evaluated_once_at_the_step_nearest_to_its_end(unaveraged_config, tmp_path):
+def test_each_epoch_is_evaluated_once_at_the_step_nearest_to_its_end():
     """Epochs have 1.5 steps: the third, which ends at 4.5, was evaluated at steps 4 and 5."""
-    changes = {"data.subset": (30, 50, 30), "eval-every": None, "epochs": 3}
-    run = rj.train(replaced(unaveraged_config, changes), tmp_path, quiet=True)
-    assert [row["step"] for row in rows(run, "validation")] == [2, 3, 5]
+    config = rj.TrainConfig(epochs=3, batch_size=20)
+    at = [SimpleNamespace(config=config, num_train=30, total_steps=5, step=n) for n in range(1, 6)]
+    assert [each.step for each in at if Training._evaluates_now(each)] == [2, 3, 5]
+
+
+def test_tensorboard_gets_the_rows_so_far(own_run, tiny_config, monkeypatch):
+    monkeypatch.setattr(loop, "Events", events := mock.Mock())
+    rj.train(dataclasses.replace(tiny_config, tensorboard=True), own_run, quiet=True)
+    events.assert_called_once_with(own_run / "tensorboard", RunFolder(own_run).read_metrics())
+
+
+def test_a_batch_that_does_not_fit_is_named(one_unit, tiny_config, tmp_path, monkeypatch):
+    lack = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    def fails(*_):
+        raise lack
+
+    monkeypatch.setattr(Engine, "compile_ahead", fails)
+    said = refused(rj.train, tiny_config, tmp_path / "run", quiet=True)
+    assert "--batch-size 20 does not fit" in said
