@@ -36,16 +36,25 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What is intact and what is damaged in a dataset, a run, or a folder of images."""
+    """What is intact and what is damaged in a dataset, a run, or a folder of images.
+
+    Attributes:
+        folder: the folder of what was checked.
+        good: files; for a folder of images, a line for each class.
+        damaged: a line for each bad file: its name and what is wrong.
+        usable: what can be done with it as it is.
+        left_out: for a folder of images, a line for each reason to leave entries out.
+    """
 
     folder: Path
-    good: tuple[str, ...]  # files; for a folder of images, a line for each class
-    damaged: tuple[str, ...]  # a line for each bad file: its name and what is wrong
-    usable: str  # what can be done with it as it is
-    left_out: tuple[str, ...] = ()  # for image folders, a line for each reason to leave entries out
+    good: tuple[str, ...]
+    damaged: tuple[str, ...]
+    usable: str
+    left_out: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
+        """Whether nothing is damaged."""
         return not self.damaged
 
 

@@ -264,7 +264,8 @@ def describe(folder: Path, root: Path) -> Prepared:
                 raise ValueError(f"{elsewhere[0]} is no file in it")
             names = [path.name for path in paths]
             splits[split] = dict(zip(names, described.shard_lengths, strict=True))
-        if info.splits.total_num_examples > sum(path.stat().st_size for path in folder.iterdir()):
+        sizes = [path.stat().st_size for path in folder.iterdir() if path.is_file()]
+        if info.splits.total_num_examples > sum(sizes):
             raise ValueError("it counts more records than its files have bytes")
     keys = image_and_label(dataset_name(folder, root), info)
     image, label = (info.features[key] for key in keys)

@@ -46,7 +46,7 @@ def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Calibration:
     """Confidence and accuracy in bins of equal width (arXiv 1706.04599, section 2).
 

@@ -52,12 +52,16 @@ def forward(
     inside: dict[str, jax.Array] = {}
 
     def note(next_method: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        output = next_method(*args, **kwargs)
         name = "/".join(context.module.path)
-        if context.method_name == "__call__" and name in (*paths, "head"):
-            if shift is not None and name == paths[stage]:
-                output += shift
-            inside[name] = args[0] if name == "head" else output
+        # Of calls within each other the outermost counts: a unit may call that of its base class.
+        if context.method_name != "__call__" or name not in {*paths, "head"} - inside.keys():
+            return next_method(*args, **kwargs)
+        inside[name] = args[0]
+        output = next_method(*args, **kwargs)
+        if shift is not None and name == paths[stage]:
+            output += shift
+        if name != "head":
+            inside[name] = output
         return output
 
     with nn.intercept_methods(note):

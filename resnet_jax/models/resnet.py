@@ -29,14 +29,14 @@ class Unit(nn.Module):
     """Base class of residual units, with the attributes that they share.
 
     A unit maps ``[N, H, W, C]`` to ``[N, ceil(H/strides), ceil(W/strides), features]``; a
-    bottleneck's output has ``wide`` channels. The call's ``train`` is batch norm's mode.
+    bottleneck's output has ``wide`` channels. The call's ``train`` is batch norm's mode. `ResNet`
+    explains the other fields.
 
     Attributes:
         features: channels of the unit's 3x3 convolutions.
         conv: makes a convolution from ``(features, kernel_size, strides, groups=..., name=...)``.
         norm: makes a normalisation from ``(scale_init=..., name=...)``.
         strides: step of the unit's strided convolution, in pixels.
-        residual, zero_init_last, shortcut, widening, groups: see `ResNet`.
         expansion: of the class; a bottleneck's ``wide`` is ``expansion * features / widening``.
         preactivation: of the class; if True, the network adds norm and ReLU after the last unit.
     """
@@ -228,8 +228,9 @@ class ResNet(nn.Module):
         norm: class of the normalisation: `BatchNorm`, or `Affine` for a network without any.
         frozen_stages: for fine-tuning: the stem and this many stages have no gradient, and their
             batch norm stays in evaluation mode; if it is all stages, only the head is trained.
-            None: nothing is frozen, not even the stem. An optimiser of your own loop must not decay
-            the frozen parameters (`optax.masked`): weight decay needs no gradient.
+            None: nothing is frozen, not even the stem. Weight decay needs no gradient: in your own
+            loop, and in a run of a module around this network, give an optimiser that does not
+            decay them (`optax.masked`).
         lowering: how convolutions are computed, see `resnet_jax.ops.conv2d`. Forward-mode
             derivatives need `"reference"`: ``model.clone(lowering="reference")``.
         remat: ``True`` computes each unit a second time for the gradient, see `ModelConfig`.

@@ -35,13 +35,21 @@ def has_parameters(model: nn.Module, image_shape: tuple[int, ...], variables: An
 
 
 class LayerSummary(NamedTuple):
-    """One layer on one image."""
+    """One layer on one image.
 
-    name: str  # its path in the parameter tree, `stage1_unit1/conv1`
-    kind: str  # `Conv 3x3/2 x32` (kernel, stride, groups), `BatchNorm`, `Affine` or `Dense`
-    output_shape: tuple[int, ...]  # without the batch
-    parameters: int  # trained numbers; running statistics are not counted, as in torchvision
-    multiply_adds: int  # of convolutions and dense layers, padding included, as the papers count
+    Attributes:
+        name: its path in the parameter tree, `stage1_unit1/conv1`.
+        kind: `Conv 3x3/2 x32` (kernel, stride, groups), `BatchNorm`, `Affine` or `Dense`.
+        output_shape: without the batch.
+        parameters: trained numbers; running statistics are not counted, as in torchvision.
+        multiply_adds: of convolutions and dense layers, padding included, as the papers count.
+    """
+
+    name: str
+    kind: str
+    output_shape: tuple[int, ...]
+    parameters: int
+    multiply_adds: int
 
 
 def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> list[LayerSummary]:
@@ -57,27 +65,32 @@ def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer
     1.81
     """
     layers: list[LayerSummary] = []
+    within: set[tuple[str, ...]] = set()  # the layers whose call has begun
 
     def note(next_method: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        output = next_method(*args, **kwargs)
         layer = context.module
-        if context.method_name == "__call__" and isinstance(layer, LAYERS):
-            params = nn.meta.unbox(layer.variables["params"])
-            positions = math.prod(output.shape[1:-1])
-            kind = type(layer).__name__
-            if isinstance(layer, Conv):
-                kind = f"Conv {layer.kernel_size}x{layer.kernel_size}"
-                kind += f"/{layer.strides}" if layer.strides > 1 else ""
-                kind += f" x{layer.groups}" if layer.groups > 1 else ""
-            layers.append(
-                LayerSummary(
-                    name="/".join(layer.path),
-                    kind=kind,
-                    output_shape=tuple(output.shape[1:]),
-                    parameters=sum(leaf.size for leaf in params.values()),
-                    multiply_adds=positions * params["kernel"].size if "kernel" in params else 0,
-                )
+        called = context.method_name == "__call__" and isinstance(layer, LAYERS)
+        if not called or layer.path in within:  # it may call that of its base class
+            return next_method(*args, **kwargs)
+        within.add(layer.path)
+        output = next_method(*args, **kwargs)
+        within.remove(layer.path)
+        params = nn.meta.unbox(layer.variables["params"])
+        positions = math.prod(output.shape[1:-1])
+        kind = type(layer).__name__
+        if isinstance(layer, Conv):
+            kind = f"Conv {layer.kernel_size}x{layer.kernel_size}"
+            kind += f"/{layer.strides}" if layer.strides > 1 else ""
+            kind += f" x{layer.groups}" if layer.groups > 1 else ""
+        layers.append(
+            LayerSummary(
+                name="/".join(layer.path),
+                kind=kind,
+                output_shape=tuple(output.shape[1:]),
+                parameters=sum(leaf.size for leaf in params.values()),
+                multiply_adds=positions * params["kernel"].size if "kernel" in params else 0,
             )
+        )
         return output
 
     with nn.intercept_methods(note):

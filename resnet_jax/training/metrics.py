@@ -18,7 +18,7 @@ def told_apart(names: tuple[str, ...]) -> tuple[str, ...]:
     return names if unique else tuple(f"#{k} {name}" for k, name in enumerate(names))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """Result of a classifier on a split; every example counts once.
 

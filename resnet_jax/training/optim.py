@@ -97,14 +97,13 @@ def scale_by_layer(body_rate: float, frozen_stages: int | None) -> optax.Gradien
         names = {name: re.match(r"stage(\d+)_", name) for name in updates}
         stages = {"stem": 0} | {name: int(found[1]) for name, found in names.items() if found}
         # The norm after the last stage of a pre-activation network belongs to that stage.
-        last = max(stages.values())
+        stages["norm"] = max(stages.values())
 
         def scaled(path: Any, update: jax.Array) -> jax.Array:
             layer = path[0].key
-            if layer == "head":
+            if layer not in stages:  # the head, which a subclass may name
                 return update
-            frozen = stages.get(layer, last) <= frozen_to
-            return jnp.zeros_like(update) if frozen else body_rate * update
+            return jnp.zeros_like(update) if stages[layer] <= frozen_to else body_rate * update
 
         return jax.tree_util.tree_map_with_path(scaled, updates)
 

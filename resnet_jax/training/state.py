@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from flax import struct
+from flax.core import unfreeze
 
 from resnet_jax.training.jax_settings import compiler_options
 
@@ -96,7 +97,7 @@ class TrainState(struct.PyTreeNode):
 
         The variables are not copied: a step to which the state is donated deletes them.
         """
-        variables = nn.meta.unbox(variables)  # removes the boxes of `nn.with_partitioning`
+        variables = unfreeze(nn.meta.unbox(variables))  # without boxes of `nn.with_partitioning`
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         averaged = {"params": params, "batch_stats": batch_stats}
 

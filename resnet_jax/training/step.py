@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.core import unfreeze
 from jaxtyping import Array, Float, Int, Integer
 
 from resnet_jax.data.dataset import check_countable
@@ -142,7 +143,8 @@ def _gradient(
                 mutable=["batch_stats"],
                 **({"rngs": keys} if keys else {}),
             )
-            return loss(logits, part.labels).mean(), (logits, updates.get("batch_stats", {}))
+            moved = unfreeze(updates.get("batch_stats", {}))  # as in the state
+            return loss(logits, part.labels).mean(), (logits, moved)
 
         (value, (logits, moved)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         soft = part.labels.ndim == logits.ndim

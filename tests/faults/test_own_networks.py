@@ -3,11 +3,14 @@
 import dataclasses
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
+from flax.core import freeze
 from make_datasets import refused
 
 import resnet_jax as rj
@@ -120,3 +123,16 @@ def test_what_computes_something_else_is_no_torchvision_network():
     for network, norm in ((rj.ResNet, Doubled), (Own, BatchNorm)):
         model = network((1,), rj.BasicUnit, num_classes=2, width=2, norm=norm)
         assert "torchvision has no" in refused(check_written, model)
+
+
+@pytest.mark.parametrize("more", [{}, {"ema": 0.9}, {"accumulate": 2}], ids=str)
+def test_frozen_variables_are_trained(more):
+    """Flax's `FrozenDict` made a step of another structure."""
+    model = rj.ResNet((1,), rj.BasicUnit, num_classes=2, width=4, stem="small")
+    images = jnp.zeros((4, 8, 8, 1))
+    variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    variables = freeze(jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), variables))
+    state = rj.TrainState.of_variables(model, variables, optax.sgd(0.1), ema="ema" in more)
+    batch = rj.Batch(images, jnp.zeros(4, jnp.int32))
+    after, _ = jax.eval_shape(partial(rj.train_step, **more), state, batch)
+    chex.assert_trees_all_equal_structs(after, state)

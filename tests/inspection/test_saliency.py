@@ -257,3 +257,19 @@ def test_a_picture_without_positive_evidence_says_so(tmp_path):
 def test_another_network_is_refused_in_a_line(look):
     with pytest.raises(rj.ResNetJaxError, match="model is a Dense: to look inside give a ResNet"):
         getattr(rj.inspection, look)(nn.Dense(2), {}, jnp.zeros((1, 8, 8, 1)))
+
+
+def test_a_unit_that_calls_its_base_class_is_explained_as_it_computes():
+    """The map's gradient was counted twice."""
+
+    class Same(rj.BasicUnit):
+        @nn.compact
+        def __call__(self, x, *, train):
+            return super().__call__(x, train=train)
+
+    made = partial(rj.ResNet, (1,), num_classes=2, width=4, stem="small", lowering="reference")
+    images = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
+    variables = made(unit=rj.BasicUnit).init(jax.random.key(0), images, train=False)
+    units = rj.BasicUnit, Same
+    maps = [rj.inspection.grad_cam(made(unit=unit), variables, images) for unit in units]
+    np.testing.assert_array_equal(*maps)

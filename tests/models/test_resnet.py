@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from test_units import UNITS
 
 import resnet_jax as rj
-from resnet_jax.models import VARIANTS, Affine, make_model, summarize
+from resnet_jax.models import VARIANTS, Affine, BatchNorm, make_model, summarize
 
 # XLA's own convolutions compile three times as fast.
 tiny = partial(
@@ -258,3 +259,15 @@ def test_no_row_binds_what_the_configuration_sets():
     """A configuration's default would take its place."""
     for name, row in VARIANTS.items():
         assert make_model(rj.ModelConfig(name), 10) == row(num_classes=10), name
+
+
+def test_a_layer_that_calls_its_base_class_is_listed_once():
+    class Own(BatchNorm):
+        @nn.compact
+        def __call__(self, x, *, train):
+            return super().__call__(x, train=train)
+
+    made = partial(rj.ResNet, (1,), rj.BasicUnit, width=2)
+    listed = [summarize(made(norm=norm), (8, 8, 1)) for norm in (BatchNorm, Own)]
+    one, other = ([layer.name for layer in layers] for layers in listed)
+    assert one == other

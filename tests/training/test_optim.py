@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from resnet_jax import OptimConfig
-from resnet_jax.training.optim import make_optimizer, make_schedule
+from resnet_jax.training.optim import make_optimizer, make_schedule, scale_by_layer
 
 
 def rates(config: OptimConfig, total: int, steps: list[int]) -> np.ndarray:
@@ -103,3 +103,11 @@ def test_the_first_step_of_the_others_by_hand(name, kernel, scale):
 def test_clipping_bounds_the_global_norm(clip, expected):
     config = OptimConfig(learning_rate=1.0, momentum=0.0, clip_norm=clip)
     np.testing.assert_allclose(np.hypot(*two_updates(config)[0]), expected, rtol=1e-6)
+
+
+def test_a_head_of_ones_own_learns_above_frozen_stages():
+    """It was taken for a part of the last stage."""
+    updates = {name: {"w": jnp.ones(1)} for name in ("stem", "stage1_unit1", "norm", "classifier")}
+    scaled, _ = scale_by_layer(0.5, 1).update(updates, (), updates)
+    found = {name: float(update["w"][0]) for name, update in scaled.items()}
+    assert found == {"stem": 0, "stage1_unit1": 0, "norm": 0, "classifier": 1}
