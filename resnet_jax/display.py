@@ -5,6 +5,7 @@ import errno
 import itertools
 import logging
 import os
+import stat
 import sys
 import time
 from collections.abc import Iterable
@@ -48,8 +49,8 @@ class PipeSafeConsole(Console):
         try:
             super().__exit__(*error)
         except OSError as failure:
-            if failure.errno != errno.EIO:  # its terminal is gone
-                raise
+            if failure.errno != errno.EIO or not _is_device(sys.stdout.fileno()):
+                raise  # otherwise its terminal is gone
             self.on_broken_pipe()
 
     def finish(self) -> None:
@@ -58,6 +59,10 @@ class PipeSafeConsole(Console):
             print(end="", flush=True)
         except OSError:
             self.on_broken_pipe()
+
+
+def _is_device(descriptor: int) -> bool:
+    return stat.S_ISCHR(os.fstat(descriptor).st_mode)
 
 
 # A pipe or a file has no width, so tables get what they need, and it is not a terminal, whatever

@@ -53,8 +53,9 @@ def test_a_terminal_shows_a_bar_with_loss_accuracy_speed_and_time_left():
 GONE = """
 import sys
 from resnet_jax import display
-sys.stdin.read()  # until the terminal is gone
+print(display.console.is_interactive, file=sys.stderr, flush=True)
 with display.Display().bar:
+    sys.stdin.read()  # until the terminal is gone
     display.print_line("a line")
 """
 
@@ -66,6 +67,7 @@ def test_a_run_goes_on_when_its_terminal_is_gone():
     environment = {**os.environ, "TERM": "xterm"}
     with subprocess.Popen([sys.executable, "-c", GONE], env=environment, **pipes) as process:
         os.close(slave)
+        assert process.stderr.readline() == b"True\n"
         os.close(master)
         errors = process.communicate()[1]
     assert (process.returncode, errors) == (0, b"")

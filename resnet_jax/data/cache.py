@@ -101,7 +101,7 @@ def cached_facts(
 
 
 def _stamp(path: str | Path) -> str:
-    """Return text that changes if content may have: size, times, inode of a file or a folder's.
+    """Return text that changes if content may have: size, times, inode of a file or its files.
 
     Any program can set the modification time. No program can set the time of change (ctime), and a
     file that is moved into the place of another brings its own inode.
@@ -111,7 +111,7 @@ def _stamp(path: str | Path) -> str:
     except OSError:  # reading the file will raise the reason
         return ""
     if stat.S_ISDIR(found.st_mode):
-        files = [file for file in sorted(Path(path).glob("*")) if not file.is_dir()]
+        files = [file for file in sorted(Path(path).glob("*")) if not os.path.isdir(file)]
         return str([(file.name, _stamp(file)) for file in files])
     return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
 

@@ -264,18 +264,19 @@ def describe(folder: Path, root: Path) -> Prepared:
                 raise ValueError(f"{elsewhere[0]} is no file in it")
             names = [path.name for path in paths]
             splits[split] = dict(zip(names, described.shard_lengths, strict=True))
-        sizes = [path.stat().st_size for path in folder.iterdir() if path.is_file()]
+        sizes = [os.path.getsize(path) for path in folder.iterdir() if os.path.isfile(path)]
         if info.splits.total_num_examples > sum(sizes):
-            raise ValueError("it counts more records than its files have bytes")
+            raise ValueError("it counts more records than its files have bytes: are some missing?")
     keys = image_and_label(dataset_name(folder, root), info)
     image, label = (info.features[key] for key in keys)
     if np.dtype(image.np_dtype) != np.uint8 or math.prod(n or 1 for n in image.shape) > MAX_VALUES:
         raise ResNetJaxError(
             f"{folder} holds {image}: expected uint8 of at most {MAX_VALUES:,} values (--data.dir)"
         )
-    check_countable(label.num_classes)  # before each gets a name
-    names, names_file = label.names, Path(label.get_names_filepath(folder, keys[1]))
+    check_countable(label.num_classes or 0)  # before each gets a name
+    names_file = Path(label.get_names_filepath(folder, keys[1]))
     with _reading(names_file, root):
+        names = label.names
         if names_file.exists():  # read again, because TFDS passes over a damaged file
             names = tfds.features.ClassLabel(names_file=names_file).names
         if len(names) != label.num_classes:

@@ -39,6 +39,7 @@ SAVED = ("step", "params", "batch_stats", "opt_state", "ema")
 FILES_PER_STEP = 40
 # Zeros take next to no room on the disk, but weights that were trained hardly shrink.
 MOST_COMPRESSED = 1000
+HARMLESS = 2**30  # bytes
 # Errors on a file that a run still in training has removed, or that the disk or server has lost.
 LOST = {errno.ENOENT, errno.EIO, errno.ESTALE}
 # Names that macOS, Windows, notebooks and network drives leave in folders that they show or sync.
@@ -235,7 +236,7 @@ class Checkpoints:
             size = sum(
                 np.dtype(a.dtype).itemsize * math.prod(a.shape) for a in jax.tree.leaves(target)
             )
-            if size > MOST_COMPRESSED * stored:
+            if size > max(HARMLESS, MOST_COMPRESSED * stored):
                 raise ValueError(f"{stored:,} bytes would become {size:,}")
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
             args = ocp.args.PyTreeRestore(target, restore_args=as_numpy, partial_restore=True)
@@ -251,7 +252,7 @@ class Checkpoints:
         return (self.directory / str(step) / "state").absolute()
 
     def _discard(self, step: int) -> None:
-        """Rename a step, then remove it, so that a kill never leaves half of it in place."""
+        """Rename a step, then remove it, so that a kill never leaves half of it as a step."""
         gone = self.directory / f"{storage.UNFINISHED}-discarded-{step}-{time.time_ns()}"
         with contextlib.suppress(FileNotFoundError):
             try:

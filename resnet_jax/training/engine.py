@@ -133,7 +133,7 @@ class Engine:
         return self._any(self.shard_batch(np.full(len(self.sharded.addressable_devices), flag)))
 
     def _in_batches(self, count: int) -> np.ndarray:
-        """Return `padded_order` in training-sized batches, or in smaller ones for few examples."""
+        """Return `padded_order` in batches as in training, or smaller for few rows or devices."""
         # Few examples do not need a whole batch; powers of two keep the programs to compile few.
         few, devices = 1 << (count - 1).bit_length(), self.replicated.mesh.size
         size = min(self.config.batch_size, few, MOST_PER_DEVICE * devices)

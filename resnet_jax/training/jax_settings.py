@@ -107,7 +107,7 @@ def _configure(values: Mapping[str, Any]) -> None:
 def _remove_oldest(folder: Path, limit: int) -> None:
     """Remove empty files, and the oldest files until the rest take at most ``limit`` bytes."""
     with suppress(OSError):  # another process may remove them too, or we lack permission
-        paths = [path for path in folder.iterdir() if path.is_file()]  # XLA keeps a folder there
+        paths = [path for path in folder.iterdir() if path.is_file()]  # XLA kept a folder there
         files = [(path.stat().st_mtime_ns, path.stat().st_size, path) for path in paths]
         excess = sum(size for _, size, _ in files) - limit
         for changed, size, path in sorted(files):

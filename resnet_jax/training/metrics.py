@@ -107,7 +107,8 @@ def parse_row(line: str, before: list[dict[str, Any]]) -> dict[str, Any]:
     row = json.loads(line)
     if not isinstance(row, dict) or not row.keys() >= COMMON:
         raise ValueError(f"no JSON object with {', '.join(sorted(COMMON))}")
-    row = {name: value for name, value in row.items() if name in KEYS}
+    if other := row.keys() - KEYS:
+        raise ValueError(f"no row: it has {min(other)!r:.40}")
     for name in row.keys() - {"kind", "split", "checkpoint"}:
         number = row[name]
         most = 2**63 if name in ("step", "last") else 1e300

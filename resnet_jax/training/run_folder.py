@@ -317,11 +317,13 @@ def _version(package: str) -> str | None:
 def _commit() -> str | None:
     """Return the commit of the package's checkout; None where it was installed from a wheel."""
     root = Path(__file__).parents[2]
-    # Told both, git neither takes another repository ($GIT_DIR) nor minds another owner.
+    # Told both, git does not mind another owner; a hook's variables name another repository.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     command = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}", "describe", "--always"]
     command += ["--dirty", "--abbrev=40", "--exclude=*"]  # a hash, never a tag's name
     with suppress(OSError, subprocess.SubprocessError):
         if (root / ".git").exists():
-            done = subprocess.run(command, capture_output=True, text=True, timeout=5)
+            options: Any = {"capture_output": True, "text": True, "timeout": 5}
+            done = subprocess.run(command, env=environment, **options)
             return done.stdout.strip() or None
     return None

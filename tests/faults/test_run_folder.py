@@ -124,6 +124,7 @@ TEXTS = ("}", "null", "{}", "[" * 100_000 + "]" * 100_000)  # lines that are no 
 CHANGES = (  # each makes a row invalid
     *({"step": value} for value in (None, 1e999)),
     {"epoch": 10**400},  # no float
+    {"another": 1.0},
     *({"loss": value} for value in ("0.5", float("nan"), 1e999)),
     *({"last": value} for value in (None, [1], 8)),  # only tests have this key
     *({"kind": value} for value in ("test", "guess")),  # a test must have a split
@@ -282,7 +283,8 @@ def test_the_commit_is_one_beside_a_tag_too(tmp_path, monkeypatch):
     for words in ("init -q", "commit -qm b --allow-empty", "tag -am c v1"):
         subprocess.run([*git, *words.split()], check=True)
     monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "resnet_jax/training/run_folder.py"))
-    monkeypatch.setenv("GIT_DIR", str(tmp_path / "of a hook"))
+    for name in ("GIT_DIR", "GIT_INDEX_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "of a hook"))
     assert re.fullmatch("[0-9a-f]{40}", run_folder._commit())
 
 

@@ -14,6 +14,7 @@ from unittest import mock
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.linen import Dense
@@ -122,7 +123,17 @@ def test_a_step_that_somebody_reads_is_discarded_all_the_same(checkpoints, monke
 
 def test_a_step_that_cannot_be_renamed_is_discarded(checkpoints, monkeypatch):
     """In a container a folder of its image: every save ended the run."""
-    monkeypatch.setattr(Path, "rename", mock.Mock(side_effect=OSError(errno.EXDEV, "another disk")))
+    rename = Path.rename
+
+    def renamed(path, target):
+        if "discarded" in str(target):
+            raise OSError(errno.EXDEV, "another disk")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    state = rj.TrainState.of_variables(Dense(1), {"params": {"kernel": np.ones((1, 1))}})
+    checkpoints.save(state.replace(step=jnp.asarray(12)), None)
+    assert checkpoints.verify(12)
     checkpoints._discard(10)
     assert checkpoints.steps() == [12]
 
@@ -143,6 +154,7 @@ def test_a_state_that_would_fill_the_memory_or_is_none_is_refused(checkpoints, m
     monkeypatch.setattr(checkpoint, "SAVED", ("another",))
     assert "it is no training state" in refused(checkpoints.restore_variables, 12)
     monkeypatch.undo()
+    monkeypatch.setattr(checkpoint, "HARMLESS", 0)
     monkeypatch.setattr(checkpoint, "MOST_COMPRESSED", 1e-9)  # as of zeros
     assert "bytes would become" in refused(checkpoints.restore_variables, 12)
 
