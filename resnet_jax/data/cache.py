@@ -101,7 +101,7 @@ def cached_facts(
 
 
 def _stamp(path: str | Path) -> str:
-    """Return text that changes if content may have: size, times, inode of a file or its files.
+    """Return text that changes if content may have: size, times, inode; of a folder's files too.
 
     Any program can set the modification time. No program can set the time of change (ctime), and a
     file that is moved into the place of another brings its own inode.
