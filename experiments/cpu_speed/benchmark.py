@@ -126,10 +126,9 @@ def measure(case: Row, names: Sequence[str], rounds: int) -> list[Row]:
         times = list(chain.from_iterable(measured))
         if measured and len(measured) >= min(rounds, LEAST) * bool(calls[name]):
             three = statistics.quantiles(times, n=4) if len(times) > 1 else 3 * times
-            quartiles = zip(QUARTILES, three, strict=True)
             row = {"case": case["name"], "contender": name, "calls": len(times)}
             row |= {"cores": "apart"} if far else {}
-            row |= {key: round(1e3 * value, 3) for key, value in quartiles}
+            row |= {key: round(1e3 * s, 3) for key, s in zip(QUARTILES, three, strict=True)}
             row |= {"min_ms": round(1e3 * min(times), 3), "peak_mib": round(peaks[name])}
             rows.append(row | compiling.get(name, {}))
     return rows
