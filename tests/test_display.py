@@ -1,5 +1,6 @@
 """The console's output, in a terminal and in a pipe."""
 
+import errno
 import io
 import os
 import pty
@@ -71,6 +72,15 @@ def test_a_run_goes_on_when_its_terminal_is_gone():
         os.close(master)
         errors = process.communicate()[1]
     assert (process.returncode, errors) == (0, b"")
+
+
+def test_a_file_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
+    """A network disk reports EIO too."""
+    with (tmp_path / "output.txt").open("w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        lost = mock.Mock(wraps=file, write=mock.Mock(side_effect=OSError(errno.EIO, "lost")))
+        with pytest.raises(OSError, match="lost"):
+            display.PipeSafeConsole(file=lost).print("a line")
 
 
 def test_a_pipe_gets_plain_lines(monkeypatch):

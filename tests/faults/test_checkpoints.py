@@ -16,7 +16,13 @@ def checkpoints(own_run) -> Checkpoints:
 
 
 @pytest.mark.parametrize(
-    "change", [{"validation": 5}, {"validation": {"accuracy": 1.0}}, {"files": 5}]
+    "change",
+    [
+        {"validation": 5},
+        {"validation": {"accuracy": 1.0}},
+        {"validation": {"accuracy": "x", "loss": "y"}},
+        {"files": 5},
+    ],
 )
 def test_a_manifest_of_another_kind_is_damaged(change, checkpoints):
     body = {**vars(checkpoints.manifest(12)), **change}

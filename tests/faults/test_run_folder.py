@@ -280,7 +280,8 @@ def test_the_commit_is_one_beside_a_tag_too(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     git = ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b"]
-    for words in ("init -q", "commit -qm b --allow-empty", "tag -am c v1"):
+    (tmp_path / "a").touch()
+    for words in ("init -q", "add a", "commit -qm b", "tag -am c v1"):
         subprocess.run([*git, *words.split()], check=True)
     monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "resnet_jax/training/run_folder.py"))
     for name in ("GIT_DIR", "GIT_INDEX_FILE"):

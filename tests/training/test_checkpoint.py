@@ -134,6 +134,9 @@ def test_a_step_that_cannot_be_renamed_is_discarded(checkpoints, monkeypatch):
     state = rj.TrainState.of_variables(Dense(1), {"params": {"kernel": np.ones((1, 1))}})
     checkpoints.save(state.replace(step=jnp.asarray(12)), None)
     assert checkpoints.verify(12)
+    with mock.patch.object(shutil, "rmtree"):  # killed before it
+        checkpoints._discard(10)
+    assert list(checkpoints.good_steps()) == [12]
     checkpoints._discard(10)
     assert checkpoints.steps() == [12]
 
