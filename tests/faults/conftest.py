@@ -1,6 +1,10 @@
 """Fixtures: separate caches, and runs that answer at once."""
 
-from collections.abc import Iterator
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -35,3 +39,18 @@ def answers(monkeypatch) -> list[int]:
 
     monkeypatch.setattr(rj.Run, "predict", predict)
     return calls
+
+
+@pytest.fixture
+def unprivileged() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command in a process that may not read closed files, which root may."""
+    drop = []
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("nothing here takes root's powers away")
+        powers = "-dac_override,-dac_read_search"
+        drop = ["setpriv", "--bounding-set", powers, "--inh-caps", powers]
+    command = [*drop, sys.executable, "-m", "resnet_jax"]
+    return lambda *words: subprocess.run(
+        [*command, *map(str, words)], capture_output=True, text=True, timeout=100
+    )

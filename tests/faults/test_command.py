@@ -259,16 +259,10 @@ def test_a_limit_on_the_size_of_files_is_named(finished_run, tmp_path, refusal):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(("net", ".net"))]
 
 
-def test_a_checkpoint_without_permission_is_named(own_run):
+def test_a_checkpoint_without_permission_is_named(own_run, unprivileged):
     file = own_run / "checkpoints/12/state/_METADATA"
     file.chmod(0)
-    drop = ""
-    if os.geteuid() == 0:  # who may read everything
-        powers = "-dac_override,-dac_read_search"
-        drop = f"setpriv --bounding-set {powers} --inh-caps {powers}"
-        if shutil.which("setpriv") is None:
-            pytest.skip("nothing here takes root's powers away")
-    line = one_line(shell(f'{drop} $0 evaluate "$1"', own_run))
+    line = one_line(unprivileged("evaluate", own_run))
     assert "Permission denied" in line
     assert str(file) in line
 
