@@ -189,8 +189,9 @@ def test_pictures_of_every_kind(kinds, check):
 def test_every_container_and_mode(orientation, check):
     """Check each kind in one of eight orientations, those with alpha also with a clear pixel."""
     kinds = KINDS[orientation - 1 :: 8]
+    text = [(270, 2, 9, b"\xff\xff\xff\x7f")]  # beyond the end: Pillow reads no further tag
     clear = [(kind, orientation, True, [], None) for kind in kinds if kind[1] in ("LA", "RGBA")]
-    check([(kind, orientation, False, [], None) for kind in kinds] + clear)
+    check([(kind, orientation, False, text, None) for kind in kinds] + clear)
 
 
 def test_a_picture_that_memory_lacks_for_beside_others_is_read_alone(
