@@ -60,13 +60,13 @@ def maps_of(count, key, **settings):
 
 
 def test_shift_by_hand():
-    image = jnp.arange(1.0, 10.0).reshape(1, 3, 3, 1)
+    images = jnp.tile(jnp.arange(1.0, 10.0).reshape(1, 3, 3, 1), (2, 1, 1, 1))
     # output[p] = image[p + (0, 1)]: everything moves one column to the left
-    moved = warp(image, IDENTITY, jnp.array([[0.0, 1.0]]), fill=-1.0)[0, :, :, 0]
-    np.testing.assert_array_equal(moved, [[2, 3, -1], [5, 6, -1], [8, 9, -1]])
     # half a row up: means of neighbouring rows, the last one with the background
-    half = warp(image, IDENTITY, jnp.array([[0.5, 0.0]]), fill=1.0)[0, :, :, 0]
-    np.testing.assert_allclose(half, [[2.5, 3.5, 4.5], [5.5, 6.5, 7.5], [4, 4.5, 5]])
+    by = jnp.array([[0.0, 1.0], [0.5, 0.0]])
+    moved, half = warp(images, jnp.tile(IDENTITY, (2, 1, 1)), by, fill=-1.0)[..., 0]
+    np.testing.assert_array_equal(moved, [[2, 3, -1], [5, 6, -1], [8, 9, -1]])
+    np.testing.assert_allclose(half, [[2.5, 3.5, 4.5], [5.5, 6.5, 7.5], [3, 3.5, 4]])
 
 
 def test_warp_agrees_with_scipy():
@@ -92,16 +92,17 @@ def test_warp_agrees_with_scipy():
 
 
 def test_draws_keep_their_ranges_and_fill_them():
-    def draw(shift=0.0, rotation=0.0, scale=0.0, shear=0.0):
-        return _draw_affine(2000, jax.random.key(0), shift, rotation, scale, shear)
+    settings = np.diag([3.0, 20.0, 0.2, 10.0]).tolist()  # shift, rotation, scale and shear alone
+    draw_each = jax.jit(lambda key: [_draw_affine(2000, key, *one) for one in settings])
+    shifted, rotated, scaled, sheared = draw_each(jax.random.key(0))
 
-    matrix, move = draw(shift=3.0)
+    matrix, move = shifted
     np.testing.assert_array_equal(matrix, np.broadcast_to(np.eye(2), (2000, 2, 2)))
     assert 2.95 < np.abs(move).max() <= 3
     assert np.abs(move.mean(0)).max() < 0.1  # standard error 0.039
     np.testing.assert_allclose(move.std(0), 3 / np.sqrt(3), rtol=0.05)
 
-    matrix, move = draw(rotation=20.0)
+    matrix, move = rotated
     angle = np.degrees(np.arctan2(matrix[:, 1, 0], matrix[:, 0, 0]))
     assert 19.5 < np.abs(angle).max() <= 20.001
     assert abs(angle.mean()) < 0.7
@@ -109,11 +110,11 @@ def test_draws_keep_their_ranges_and_fill_them():
     np.testing.assert_allclose(np.asarray(matrix) @ np.asarray(matrix.mT), identity, atol=1e-5)
     np.testing.assert_array_equal(move, 0)
 
-    factor = 1 / draw(scale=0.2)[0][:, 0, 0]
+    factor = 1 / scaled[0][:, 0, 0]
     assert 0.7999 <= factor.min() < 0.81
     assert 1.19 < factor.max() <= 1.2001
 
-    matrix, _ = draw(shear=10.0)
+    matrix, _ = sheared
     slant = np.degrees(np.arctan(matrix[:, 1, 0]))
     assert 9.8 < np.abs(slant).max() <= 10.001
     np.testing.assert_array_equal(matrix[:, 0, 1], 0)
