@@ -64,11 +64,11 @@ def test_any_damage_to_the_arrays_is_noticed_and_mended(tmp_path):
     (file,) = files()
     good = file.read_bytes()
     rng = np.random.default_rng(0)
-    for position in [*range(0, 400, 7), *rng.integers(0, len(good), 60).tolist()]:
+    for position in [*range(0, 400, 13), *rng.integers(0, len(good), 25).tolist()]:
         file.write_bytes(good)
         flip(file, position, 1 << int(rng.integers(8)))
         opened(tmp_path, read)
-    assert read.call_count > 50  # not every byte of a zip file means something
+    assert read.call_count > 25  # not every byte of a zip file means something
     cut = (good[: len(good) // 2], good[:200], good[:10], good[:-1], b"", b"{}\n")
     for content in (*cut, good.replace(b"arr_1", b"arr_0"), good.replace(b"arr_1", b"arr_2")):
         read.reset_mock()

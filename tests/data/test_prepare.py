@@ -182,7 +182,7 @@ OFFLINE = re.compile(r"cannot be downloaded.*--data\.dir.*--data\.from-idx")
 
 def test_a_silent_host_is_given_up_in_time(tiny_mnist, monkeypatch):
     assert preparing.HOST_TIMEOUT <= 4
-    monkeypatch.setattr(preparing, "HOST_TIMEOUT", 0.5)
+    monkeypatch.setattr(preparing, "HOST_TIMEOUT", 0.05)
     start = time.perf_counter()
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, but never answers
         at(silent.getsockname()[1], monkeypatch)
