@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class Records:
             self.spec = DecodeSpec.of(f"images in {prepared.folder}", prepared.shape, settings)
         self.prepared, self._files = prepared, list(files.items())
         self._starts = np.cumsum([0, *files.values()])
-        self._readers: dict[Path, Any] = {}
+        self._reader = cache(_open_records)
         self.split = DiskSplit(self._read, np.arange(self._starts[-1]), self.spec.shape)
 
     def _read(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -86,20 +86,6 @@ class Records:
                     images[i], labels[i] = self._decode(record, f"record {number} of {path}")
         return images, labels
 
-    def _reader(self, path: Path, count: int) -> Any:
-        from array_record.python.array_record_module import ArrayRecordReader
-
-        if path not in self._readers:
-            if not path.is_file():
-                raise ValueError("the file is missing")
-            path.open("rb").close()  # array_record says 0 records if it cannot open a file
-            # Records are read in any order, so reading ahead in the file is of no use.
-            reader = ArrayRecordReader(os.fsencode(path), "readahead_buffer_size:0")
-            if reader.num_records() != count:
-                raise ValueError(f"it holds {reader.num_records()} records, not {count}")
-            self._readers[path] = reader
-        return self._readers[path]
-
     def _decode(self, record: bytes, name: str) -> tuple[np.ndarray, int]:
         from tensorflow_datasets.proto import tf_example_pb2
 
@@ -118,6 +104,19 @@ class Records:
                 if plain and image.mode == {1: "L", 3: "RGB", 4: "RGBA"}.get(channels):
                     return np.asarray(image).reshape(self.spec.shape), label
         return read_image(content, self.spec, name=name), label
+
+
+def _open_records(path: Path, count: int) -> Any:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    if not path.is_file():
+        raise ValueError("the file is missing")
+    path.open("rb").close()  # array_record says 0 records if it cannot open a file
+    # Records are read in any order, so reading ahead in the file is of no use.
+    reader = ArrayRecordReader(os.fsencode(path), "readahead_buffer_size:0")
+    if reader.num_records() != count:
+        raise ValueError(f"it holds {reader.num_records()} records, not {count}")
+    return reader
 
 
 @contextlib.contextmanager
