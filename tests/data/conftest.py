@@ -3,16 +3,12 @@
 import dataclasses
 import gzip
 import hashlib
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 from make_datasets import build, encoded, idx_bytes, picture
 
 from resnet_jax.data.mnist import DATASETS, IDX_FILES
-
-PREPARED = Path(os.environ["TFDS_DATA_DIR"])  # before the tests replace it
 
 
 @pytest.fixture(autouse=True)
@@ -33,14 +29,6 @@ def digits(tmp_path_factory):
     }
     build(root, splits, names=[f"name {k}" for k in range(10)], shards=2)
     return root
-
-
-@pytest.fixture(scope="session")
-def full_tfds():
-    """The TFDS folder with the full MNIST and Fashion-MNIST."""
-    if not all((PREPARED / name / "3.0.1").is_dir() for name in ("mnist", "fashion_mnist")):
-        pytest.skip(f"no prepared mnist and fashion_mnist in {PREPARED}: set TFDS_DATA_DIR")
-    return PREPARED
 
 
 @pytest.fixture
