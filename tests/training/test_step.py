@@ -10,13 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 import resnet_jax as rj
 from resnet_jax.models import Affine
 from resnet_jax.training.step import count, cross_entropy
 
-TINY = {"stage_sizes": (1, 1), "unit": rj.BasicUnit, "width": 4, "num_classes": 3}
+TINY = {"stage_sizes": (1,), "unit": rj.BasicUnit, "width": 4, "num_classes": 3, "stem": "small"}
 tiny = partial(rj.ResNet, **TINY, lowering="reference")
+# One program for the tests that look at averages in float64.
+averaging = jax.jit(partial(rj.train_step, label_smoothing=0.1, ema=0.999))
 
 
 def make_batch(seed: int, count: int = 6, dtype=jnp.float32) -> rj.Batch:
@@ -33,19 +36,35 @@ def make_state(tx=None, *, ema: bool = False, dtype=jnp.float32, **options) -> r
     return rj.TrainState.create(model, tx, jax.random.key(0), images, ema=ema)
 
 
+class Biased(nn.Module):
+    """What it gets are its logits, but for a bias."""
+
+    @nn.compact
+    def __call__(self, logits, *, train):
+        return logits + self.param("bias", nn.initializers.zeros, logits.shape[-1:])
+
+
+def biased(classes: int = 3, dtype=jnp.float32, **options) -> rj.TrainState:
+    variables = {"params": {"bias": jnp.zeros(classes, dtype)}}
+    return rj.TrainState.of_variables(Biased(), variables, **options)
+
+
+LOGITS = jnp.asarray([[9.0, 1, 1], [1, 1, 9], [1, 9, 1], [9, 1, 1]])
+LABELS = jnp.asarray([0, 1, 1, 1])
+
+
 def test_an_optimiser_may_take_the_loss():
     """As `optax.contrib.reduce_on_plateau` does, whose update it is."""
     tx = optax.GradientTransformationExtraArgs(
         lambda params: jnp.zeros(()), lambda grads, state, params, *, value: (grads, value)
     )
-    moved, metrics = jax.jit(rj.train_step)(make_state(tx), make_batch(0))
+    moved, metrics = jax.jit(rj.train_step)(biased(tx=tx), rj.Batch(LOGITS, LABELS))
     assert moved.opt_state == metrics.loss > 0
 
 
 @pytest.mark.slow
 def test_a_network_without_batch_norm_trains_and_evaluates():
-    model, batch = tiny(norm=Affine), make_batch(0)
-    state = rj.TrainState.create(model, optax.sgd(0.1), jax.random.key(0), batch.images, ema=True)
+    state, batch = make_state(ema=True, norm=Affine), make_batch(0)
     moved, metrics = jax.jit(partial(rj.train_step, ema=0.9))(state, batch)
     assert moved.batch_stats == {} == moved.ema["batch_stats"]
     # Without batch norm training and evaluation compute the same loss.
@@ -55,14 +74,15 @@ def test_a_network_without_batch_norm_trains_and_evaluates():
 
 
 def test_states_to_evaluate_alone_share_a_program_and_stack():
-    network, variables = tiny(), make_state().variables
-    one, other = (rj.TrainState.of_variables(network, variables) for _ in range(2))
+    network = tiny()
+    one, other = (rj.TrainState.of_variables(network, {"params": {}}) for _ in range(2))
     assert jax.tree.structure(one) == jax.tree.structure(other)
 
 
-def test_a_label_of_a_byte_is_one_class_of_many():
-    """It was every 256th."""
-    loss = cross_entropy(jnp.zeros((1, 300)), jnp.asarray([5], jnp.int8))
+def test_a_label_of_a_byte_is_one_class_and_logits_of_any_type_are_summed_in_float32():
+    """The label was every 256th class."""
+    loss = cross_entropy(jnp.zeros((1, 300), jnp.bfloat16), jnp.asarray([5], jnp.int8))
+    assert loss.dtype == jnp.float32
     np.testing.assert_allclose(loss, [np.log(300)], rtol=1e-6)
 
 
@@ -80,9 +100,8 @@ def test_a_column_of_labels_is_no_soft_label():
 
 
 def test_an_optimiser_that_keeps_the_first_parameters_may_be_donated():
-    own = jax.tree.map(jnp.copy, make_state().variables)
-    state = rj.TrainState.of_variables(tiny(), own, optax.contrib.dog())
-    moved, _ = jax.jit(rj.train_step, donate_argnums=0)(state, make_batch(0))
+    step = jax.jit(rj.train_step, donate_argnums=0)
+    moved, _ = step(biased(tx=optax.contrib.dog()), rj.Batch(LOGITS, LABELS))
     assert int(moved.step) == 1
 
 
@@ -111,24 +130,18 @@ def test_cross_entropy_of_shares_of_classes():
 
 
 def test_accuracy_is_against_the_heavier_label():
-    def of_the_images(variables, images, train, mutable):
-        return images[:, 0, 0], {}
-
-    state = make_state().replace(apply_fn=of_the_images)
-    images = jnp.asarray([[9.0, 1, 1], [1, 1, 9], [1, 9, 1], [9, 1, 1]])[:, None, None]
-    targets = jnp.asarray([[0.6, 0.4, 0], [0.4, 0.6, 0], [0.3, 0.7, 0], [0.2, 0.2, 0.6]])
-    _, metrics = jax.jit(rj.train_step)(state, rj.Batch(images, targets))
+    targets = jnp.asarray([[0.6, 0.4, 0], [0.4, 0.6, 0], [0.3, 0.7, 0], [0.3, 0.1, 0.6]])
+    _, metrics = jax.jit(rj.train_step)(biased(), rj.Batch(LOGITS, targets))
     assert float(metrics.accuracy) == 0.5
-    loss = -(targets * jax.nn.log_softmax(images[:, 0, 0])).sum(1).mean()
+    loss = -(targets * jax.nn.log_softmax(LOGITS)).sum(1).mean()
     np.testing.assert_allclose(metrics.loss, loss, rtol=1e-6)
 
 
 def test_top5_counts_labels_among_the_five_most_probable():
-    state = make_state().replace(apply_fn=lambda variables, images, train: images[:, 0, 0])
     logits = np.random.default_rng(1).normal(size=(40, 12)).astype(np.float32)
     labels = np.arange(40, dtype=np.int32) % 12
     labels[30:] = -1
-    counts = jax.jit(rj.eval_step)(state, rj.Batch(logits[:, None, None], labels))
+    counts = jax.jit(rj.eval_step)(biased(12), rj.Batch(logits, labels))
     ranks = (logits[:30] > logits[np.arange(30), labels[:30]][:, None]).sum(1)
     assert int(counts.top5) == (ranks < 5).sum()
     assert 0 < int(counts.top5) < 30
@@ -138,7 +151,10 @@ def test_top5_counts_labels_among_the_five_most_probable():
 @pytest.mark.slow
 def test_gradient_agrees_with_finite_differences():
     with jax.enable_x64(True):
-        state, batch = make_state(dtype=jnp.float64), make_batch(1, dtype=jnp.float64)
+        # What the step moves the parameters by, at rate 1, is the gradient.
+        large = {"stage_sizes": (1, 1), "stem": "imagenet"}
+        state = make_state(optax.sgd(1.0), dtype=jnp.float64, **large)
+        batch = make_batch(1, dtype=jnp.float64)
 
         @jax.jit
         def loss(params):
@@ -146,31 +162,22 @@ def test_gradient_agrees_with_finite_differences():
             logits, _ = state.apply_fn(variables, batch.images, train=True, mutable=["batch_stats"])
             return cross_entropy(logits, batch.labels, 0.1).mean()
 
-        # What the step moved the parameters by, at rate 1, is the gradient.
-        unit_rate = state.replace(tx=optax.sgd(1.0), opt_state=optax.sgd(1.0).init(state.params))
-        moved, _ = jax.jit(partial(rj.train_step, label_smoothing=0.1))(unit_rate, batch)
+        moved, _ = jax.jit(partial(rj.train_step, label_smoothing=0.1))(state, batch)
         gradient = jax.tree.map(jnp.subtract, state.params, moved.params)
         rng = np.random.default_rng(0)
         for _ in range(5):
             direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), gradient)
-            ahead, behind = (
-                loss(jax.tree.map(lambda p, d, h=h: p + h * d, state.params, direction))
-                for h in (1e-6, -1e-6)
-            )
-            slope = sum(
-                jax.tree.leaves(jax.tree.map(lambda g, d: jnp.vdot(g, d), gradient, direction))
-            )
+            beside = (optax.tree.add_scale(state.params, h, direction) for h in (1e-6, -1e-6))
+            ahead, behind = map(loss, beside)
+            slope = optax.tree.vdot(gradient, direction)
             np.testing.assert_allclose((ahead - behind) / 2e-6, slope, rtol=1e-5)
 
 
 def test_a_step_gives_the_same_jitted_or_not():
     with jax.enable_x64(True):
-        # One unit: unjitted, each operation on each shape is a program.
-        state = make_state(ema=True, dtype=jnp.float64, stage_sizes=(1,), stem="small")
-        batch = make_batch(2, dtype=jnp.float64)
-        step = partial(rj.train_step, label_smoothing=0.1, ema=0.9)
-        expected, _ = jax.jit(step)(state, batch)
-        found, metrics = step(state, batch)
+        state, batch = make_state(ema=True, dtype=jnp.float64), make_batch(2, dtype=jnp.float64)
+        expected, _ = averaging(state, batch)
+        found, metrics = rj.train_step(state, batch, label_smoothing=0.1, ema=0.999)
         chex.assert_trees_all_close(found, expected, rtol=1e-9)
         chex.assert_tree_all_finite((found, metrics))
         chex.assert_trees_all_equal_shapes_and_dtypes(found, state)
@@ -203,10 +210,9 @@ def test_metrics_are_those_of_the_parameters_before_the_update():
 def test_averages_follow_parameters_and_statistics():
     """In float64: the decay was divided in float32."""
     with jax.enable_x64(True):
-        step = jax.jit(partial(rj.train_step, ema=0.999))
         states = [make_state(ema=True, dtype=jnp.float64)]
         for seed in (5, 6):
-            states.append(step(states[-1], make_batch(seed, dtype=jnp.float64))[0])
+            states.append(averaging(states[-1], make_batch(seed, dtype=jnp.float64))[0])
         states = jax.device_get(states)
     # After step k the decay is (1 + k) / (10 + k): nine tenths, then 9/11 are the new parameters.
     for (before, after), decay in zip(itertools.pairwise(states), (1 / 10, 2 / 11), strict=True):
@@ -246,11 +252,7 @@ def test_a_batch_in_parts_has_the_mean_gradient_and_batch_norm_by_part():
     """Against the parts taken by hand, one after the other: rows 0, 2, 4 and rows 1, 3, 5."""
     with jax.enable_x64(True):
         batch = make_batch(3, dtype=jnp.float64)
-        small = partial(rj.ResNet, stage_sizes=(1,), unit=rj.BasicUnit, width=2, num_classes=3)
-        model = small(lowering="reference", dtype=jnp.float64, param_dtype=jnp.float64)
-        state = rj.TrainState.create(
-            model, optax.sgd(1.0), jax.random.key(0), batch.images, ema=True
-        )
+        state = make_state(optax.sgd(1.0), ema=True, dtype=jnp.float64)
         whole = partial(rj.train_step, label_smoothing=0.1, ema=0.9)
         moved, metrics = jax.jit(partial(whole, accumulate=2))(state, batch)
         alone, gradients, measured = jax.jit(whole), [], []
@@ -276,14 +278,13 @@ def test_a_batch_in_parts_has_the_mean_gradient_and_batch_norm_by_part():
 def test_a_states_shapes_are_found_without_computing_it(monkeypatch):
     """A compiler's options belong to the outermost jit alone; the tests' own XLA_FLAGS hid it."""
     monkeypatch.delenv("XLA_FLAGS")
-    model = rj.ResNet((1,), rj.BasicUnit, num_classes=2, width=2, lowering="reference")
-    create = partial(rj.TrainState.create, model, optax.sgd(0.1), jax.random.key(0))
+    create = partial(rj.TrainState.create, tiny(), optax.sgd(0.1), jax.random.key(0))
     images = jnp.zeros((1, 8, 8, 1))
     for state in (
         jax.eval_shape(create, images),  # which alone are traced
         jax.eval_shape(lambda: create(images)),  # nothing given is
     ):
-        assert state.params["head"]["kernel"].shape == (2, 2)
+        assert state.params["head"]["kernel"].shape == (4, 3)
 
 
 @pytest.mark.parametrize(
@@ -296,9 +297,9 @@ def test_a_states_shapes_are_found_without_computing_it(monkeypatch):
 )
 def test_a_step_keeps_the_types_of_its_state(x64, types):
     with jax.enable_x64(x64):
-        model = rj.ResNet((1,), rj.BasicUnit, num_classes=2, width=2, **types)
         images, key = jnp.zeros((2, 8, 8, 1), jnp.float32), jax.random.key(0)
-        create = partial(rj.TrainState.create, model, optax.sgd(0.1, 0.9), ema=True)
+        model, tx = tiny(lowering="auto", stem="imagenet", **types), optax.sgd(0.1, 0.9)
+        create = partial(rj.TrainState.create, model, tx, ema=True)
         before = jax.eval_shape(create, key, images)
         batch = rj.Batch(images, jnp.zeros(2, jnp.int32))
         after, _ = jax.eval_shape(partial(rj.train_step, ema=0.9), before, batch)
@@ -323,12 +324,10 @@ def test_a_gradient_in_parts_is_summed_in_float32():
     def loss(logits, labels):
         return jnp.where(labels == 0, 256.0, 1.0) * logits[:, 0].astype(jnp.float32)
 
-    state = make_state(optax.sgd(1.0), dtype=jnp.bfloat16)
-    images, labels = jnp.ones((4, 12, 12, 1), jnp.bfloat16), jnp.asarray([0, 1, 1, 1], jnp.int32)
-    step = jax.jit(partial(rj.train_step, loss=loss, accumulate=4))
-    moved, _ = step(state, rj.Batch(images, labels))
-    found = state.params["head"]["bias"] - moved.params["head"]["bias"]
-    np.testing.assert_allclose(found, [64.75, 0, 0], rtol=1e-2)
+    state = biased(tx=optax.sgd(1.0), dtype=jnp.bfloat16)
+    batch = rj.Batch(LOGITS.astype(jnp.bfloat16), LABELS)
+    moved, _ = jax.jit(partial(rj.train_step, loss=loss, accumulate=4))(state, batch)
+    np.testing.assert_allclose(moved.params["bias"], [-64.75, 0, 0], rtol=1e-2)
 
 
 def test_more_classes_than_cells_are_counted_are_refused():
@@ -338,23 +337,14 @@ def test_more_classes_than_cells_are_counted_are_refused():
 
 def test_labels_of_any_integer_type_are_counted_right():
     """26 classes: the cell of the confusion is beyond a byte."""
-    logits = 9 * np.eye(26, dtype=np.float32)
-    state = make_state().replace(apply_fn=lambda *_, **__: jnp.asarray(logits))
     for dtype in (np.uint8, np.int8, np.int32):
-        batch = rj.Batch(jnp.zeros(1), jnp.arange(26, dtype=dtype))
-        counts = jax.jit(rj.eval_step)(state, batch)
+        batch = rj.Batch(9 * jnp.eye(26), jnp.arange(26, dtype=dtype))
+        counts = jax.jit(rj.eval_step)(biased(26), batch)
         np.testing.assert_array_equal(counts.confusion, np.eye(26))
-
-
-def test_a_loss_is_summed_in_float32_whatever_the_logits_are():
-    logits = jnp.asarray([[1.0, 2.0, 4.0]], jnp.bfloat16)
-    loss = cross_entropy(logits, jnp.asarray([0], jnp.int32))
-    assert loss.dtype == jnp.float32
-    np.testing.assert_allclose(loss, np.log(np.exp([1.0, 2, 4]).sum()) - 1, rtol=1e-6)
 
 
 @pytest.mark.parametrize("decay", [None, 0.9])
 def test_averages_that_would_never_move_or_are_not_there_are_refused(decay):
-    step, state = partial(rj.train_step, ema=decay), make_state(ema=decay is None)
+    step = partial(rj.train_step, ema=decay)
     with pytest.raises(rj.ResNetJaxError, match="give ema="):
-        jax.eval_shape(step, state, make_batch(0))
+        jax.eval_shape(step, biased(ema=decay is None), rj.Batch(LOGITS, LABELS))
