@@ -66,6 +66,7 @@ import worker  # noqa: E402
 import resnet_jax as rj  # noqa: E402
 from resnet_jax.cli import main  # noqa: E402
 from resnet_jax.models import VARIANTS  # noqa: E402
+from resnet_jax.training.checkpoint import Checkpoints  # noqa: E402
 
 worker.read_digits_once()
 
@@ -154,6 +155,11 @@ def finished_run(one_unit, shared) -> rj.Run:
 def own_run(finished_run, tmp_path) -> pathlib.Path:
     """A copy of the folder of `finished_run`, to be damaged or written to."""
     return shutil.copytree(finished_run.path, tmp_path / "run")
+
+
+@pytest.fixture
+def checkpoints(own_run) -> Checkpoints:
+    return Checkpoints(own_run / "checkpoints")
 
 
 @pytest.fixture(scope="session")

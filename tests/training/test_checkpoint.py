@@ -14,7 +14,6 @@ from unittest import mock
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.linen import Dense
@@ -26,12 +25,12 @@ from resnet_jax.training import run_folder
 from resnet_jax.training.checkpoint import Checkpoints, DamagedCheckpointError, Manifest
 from resnet_jax.training.run_folder import RunFolder
 
-FLIPS = 40  # in each file
+FLIPS = 8  # in each file
 
 
-@pytest.fixture
-def checkpoints(own_run) -> Checkpoints:
-    return Checkpoints(own_run / "checkpoints")
+def tiny_state() -> rj.TrainState:
+    variables = {"params": {"kernel": np.ones((1, 1), np.float32)}}
+    return jax.device_put(rj.TrainState.of_variables(Dense(1), variables))
 
 
 def files_of(checkpoints: Checkpoints, step: int) -> list[Path]:
@@ -70,8 +69,14 @@ def test_every_flipped_cut_or_missing_byte_is_noticed_and_its_file_named(checkpo
     checkpoints.verify(12)
 
 
-@pytest.mark.parametrize("code", [errno.ENOENT, errno.EIO, errno.ESTALE])
-@pytest.mark.parametrize(("module", "reads"), [(storage, "file_sha256"), (os, "scandir")])
+@pytest.mark.parametrize(
+    ("module", "reads", "code"),
+    [
+        (storage, "file_sha256", errno.ENOENT),
+        (storage, "file_sha256", errno.EIO),
+        (os, "scandir", errno.ESTALE),
+    ],
+)
 def test_what_goes_or_cannot_be_read_is_passed_over_and_not_left_out_of_a_save(
     module, reads, code, checkpoints, monkeypatch
 ):
@@ -86,26 +91,22 @@ def test_what_goes_or_cannot_be_read_is_passed_over_and_not_left_out_of_a_save(
             raise OSError(code, os.strerror(code))
         return usual(path)
 
-    state = rj.TrainState.of_variables(rj.ResNet18(), checkpoints.restore_variables(12))
     monkeypatch.setattr(module, reads, fails)
     assert list(checkpoints.good_steps()) == [10]
-    said = refused(checkpoints.save, state.replace(step=np.int32(12)), None)
+    said = refused(checkpoints.save, tiny_state().replace(step=np.int32(12)), None)
     assert os.strerror(code) in said
     assert checkpoints.steps() == [10, 12]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("12/.DS_Store", "12/state/._manifest.json", "12/desktop.ini", "12/state/Thumbs.db"),
-        *("12/.ipynb_checkpoints/manifest-checkpoint.json", "12/state/@eaDir/manifest.json"),
-    ],
-)
-def test_what_others_leave_in_a_folder_damages_nothing(name, checkpoints):
+def test_what_others_leave_in_a_folder_damages_nothing(checkpoints):
     """Files of macOS, Windows, notebooks or network drives made a run begin anew and drop steps."""
-    path = checkpoints.directory / name
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(b"Bud1")
+    for name in (
+        *(".DS_Store", "state/._manifest.json", "desktop.ini", "state/Thumbs.db"),
+        *(".ipynb_checkpoints/manifest-checkpoint.json", "state/@eaDir/manifest.json"),
+    ):
+        path = checkpoints.directory / "12" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"Bud1")
     assert next(checkpoints.good_steps()) == 12
 
 
@@ -131,8 +132,7 @@ def test_a_step_that_cannot_be_renamed_is_discarded(checkpoints, monkeypatch):
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", renamed)
-    state = rj.TrainState.of_variables(Dense(1), {"params": {"kernel": np.ones((1, 1))}})
-    checkpoints.save(state.replace(step=jnp.asarray(12)), None)
+    checkpoints.save(tiny_state().replace(step=np.int32(12)), None)
     assert checkpoints.verify(12)
     with mock.patch.object(shutil, "rmtree"):  # killed before it
         checkpoints._discard(10)
@@ -154,7 +154,6 @@ def test_what_is_no_step_is_no_step(checkpoints):
 def test_what_a_killed_save_left_is_in_no_ones_way(tmp_path, monkeypatch):
     """In a custom loop only `save` removes it; a `._` file may vanish with the one beside it."""
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    state = rj.TrainState.of_variables(Dense(1), {"params": {"kernel": np.ones((1, 1))}})
     checkpoints.directory.mkdir()
     (checkpoints.directory / "._x.unfinished").touch()
     unlink = Path.unlink
@@ -162,15 +161,14 @@ def test_what_a_killed_save_left_is_in_no_ones_way(tmp_path, monkeypatch):
         patched.setattr(Path, "unlink", lambda p, **how: (os.remove(p), unlink(p, **how)))
         storage.remove_unfinished(checkpoints.directory)
     (checkpoints.directory / ".unfinished-0" / "state").mkdir(parents=True)
-    checkpoints.save(jax.device_put(state), None)
+    checkpoints.save(tiny_state(), None)
     assert list(checkpoints.good_steps()) == [0]
     assert [path.name for path in checkpoints.directory.iterdir()] == ["0"]
 
 
 def test_a_loop_of_ones_own_may_save_its_arrays_and_restores_what_met_nothing_bad(tmp_path):
     """The state passed to `restore` is often the one that diverged, or its arrays were donated."""
-    checkpoints = Checkpoints(tmp_path)
-    state = jax.device_put(rj.TrainState.of_variables(Dense(1), {"params": {"kernel": np.ones(1)}}))
+    checkpoints, state = Checkpoints(tmp_path), tiny_state()
     measured = {"accuracy": np.float32(0.5), "loss": jax.device_put(1.0), "top5": 0.75}
     checkpoints.save(state, measured)
     assert checkpoints.manifest(0).validation == {"accuracy": 0.5, "loss": 1.0, "top5": 0.75}
@@ -180,8 +178,7 @@ def test_a_loop_of_ones_own_may_save_its_arrays_and_restores_what_met_nothing_ba
 
 def test_what_a_loop_of_ones_own_must_not_save_leaves_nothing(tmp_path):
     """A state that met nan pushed out the good steps; without the loss no later save succeeded."""
-    state = rj.TrainState.of_variables(Dense(1), {"params": {"kernel": np.ones(1, np.float32)}})
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints, state = Checkpoints(tmp_path), tiny_state()
     met_nan = state.replace(first_bad_step=np.int32(3))
     assert "step 3 was not finite" in refused(checkpoints.save, met_nan, None)
     with pytest.raises(KeyError, match="loss"):
