@@ -282,14 +282,20 @@ def test_labels_that_a_streamed_dataset_has_no_names_for_are_refused(tmp_path):
     assert said in refused(start, tmp_path / "run", data=data)
 
 
-def test_without_batch_norm_one_image_is_a_batch(tmp_path):
-    """A custom network that has no batch statistics can still be started from its own weights."""
+def test_without_batch_norm_one_image_is_a_batch_and_float64_needs_its_configuration(tmp_path):
+    """One in float64 was trained in float32; weights without statistics started no network."""
+    affine = partial(tiny, num_classes=3, norm=Affine)
     one = changed(batch_size=1, epochs=1 / len(DATA.train), ema=None)
-    check_against_dataset(one, DATA, SqueezeExcitation())
-    for name, source in (("run", None), ("again", str(tmp_path / "run"))):
-        config = dataclasses.replace(one, init_from=source)
-        run = start(tmp_path / name, config, model=tiny(num_classes=3, norm=Affine))
-        assert run.metrics().step.max() == 1
+    for network in (SqueezeExcitation(), rj.ResNet18(num_classes=3, norm=Affine)):
+        check_against_dataset(one, DATA, network)
+    wide = affine(dtype=jnp.float64, param_dtype=jnp.float64)
+    assert "--model.dtype float64" in refused(start, tmp_path, one, model=wide)
+    float64 = dataclasses.replace(one, model=rj.ModelConfig(dtype="float64"))
+    run = start(tmp_path / "run", float64, model=wide)
+    assert {leaf.dtype for leaf in jax.tree.leaves(run.variables()["params"])} == {np.dtype("f8")}
+    begun = dataclasses.replace(one, init_from=str(run.path))
+    again = start(tmp_path / "again", begun, model=affine())
+    assert again.metrics().step.max() == run.metrics().step.max() == 1
 
 
 def test_frozen_stages_do_not_decay(tmp_path):
@@ -316,11 +322,3 @@ def test_weights_in_bfloat16_start_from_others(finished_run, tmp_path):
     own = tiny(num_classes=10, width=4, stem="imagenet", param_dtype=jnp.bfloat16)
     run = rj.train(config, tmp_path / "run", quiet=True, model=own)
     assert run.metrics()["step"].max() == 2
-
-
-def test_a_network_in_float64_needs_a_configuration_in_float64(tmp_path):
-    """It was trained in float32 without a warning."""
-    own = tiny(num_classes=3, dtype=jnp.float64, param_dtype=jnp.float64)
-    assert "--model.dtype float64" in refused(start, tmp_path, model=own)
-    run = start(tmp_path, changed(epochs=0.1, model=rj.ModelConfig(dtype="float64")), model=own)
-    assert {leaf.dtype for leaf in jax.tree.leaves(run.variables()["params"])} == {np.dtype("f8")}
