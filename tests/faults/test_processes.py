@@ -5,10 +5,8 @@ import hashlib
 import os
 import signal
 import threading
-from types import SimpleNamespace
 from unittest import mock
 
-import jax
 import numpy as np
 from faults import ended, forked
 from make_datasets import refused
@@ -16,7 +14,7 @@ from make_datasets import refused
 import resnet_jax as rj
 from resnet_jax import cli, cli_train
 from resnet_jax.signals import Stop
-from resnet_jax.training import distributed, jax_settings, loop
+from resnet_jax.training import distributed, loop
 
 
 def waiting_for_other_processes():
@@ -64,13 +62,3 @@ def test_a_folder_that_processes_do_not_share_is_refused(tmp_path, monkeypatch):
     stale = mock.Mock(side_effect=OSError(errno.ESTALE, "Stale file handle"))
     monkeypatch.setattr(distributed.os, "stat", stale)  # then too, all must be told
     assert "process 1 does not see" in refused(distributed.assert_shared, tmp_path / "here")
-
-
-def test_devices_that_processes_cannot_compute_with_together_are_refused(monkeypatch):
-    """Each process ended in a ValueError on shapes, or with no GPU in an AssertionError of JAX."""
-    devices = [SimpleNamespace(process_index=index) for index in (0, 0, 1)]
-    monkeypatch.setattr(jax_settings, "process_count", lambda: 2)
-    monkeypatch.setattr(jax, "devices", lambda: devices)
-    assert "have 1 to 2 devices: give each the same number" in refused(jax_settings.find_devices)
-    monkeypatch.setattr(jax, "devices", mock.Mock(side_effect=AssertionError))
-    assert "set JAX_PLATFORMS" in refused(jax_settings.find_devices)

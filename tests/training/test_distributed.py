@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import portpicker
 import pytest
+from make_datasets import refused
 
-from resnet_jax.errors import STOPPED, ResNetJaxError
+from resnet_jax.errors import STOPPED
 from resnet_jax.training import distributed, jax_settings
 
 MEMBER = Path(__file__).with_name("member.py")
@@ -73,14 +75,20 @@ def test_a_killed_process_ends_the_other(tmp_path):
     ends(victim)
 
 
-def test_devices_of_other_processes_need_distributed(monkeypatch):
-    """A TPU's other hosts have some; without --distributed each process would be a main process."""
+def test_devices_of_other_processes_need_distributed_and_the_same_number_of_each(monkeypatch):
+    """A TPU's other hosts have some; without --distributed each process would be a main process.
+
+    With fewer of one, each ended in a ValueError on shapes; with no GPU, in an AssertionError.
+    """
     devices = [SimpleNamespace(process_index=number // 2) for number in range(4)]
     monkeypatch.setattr(jax, "devices", lambda: devices)
-    with pytest.raises(ResNetJaxError, match="are of 2 processes: give --distributed"):
-        jax_settings.find_devices()
+    assert "are of 2 processes: give --distributed" in refused(jax_settings.find_devices)
     monkeypatch.setattr(jax_settings, "process_count", lambda: 2)
     assert jax_settings.find_devices() == devices
+    monkeypatch.setattr(jax, "devices", lambda: devices[:3])
+    assert "have 1 to 2 devices: give each the same number" in refused(jax_settings.find_devices)
+    monkeypatch.setattr(jax, "devices", mock.Mock(side_effect=AssertionError))
+    assert "set JAX_PLATFORMS" in refused(jax_settings.find_devices)
 
 
 def test_one_process_asks_nobody(tmp_path, monkeypatch):
