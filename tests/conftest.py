@@ -54,8 +54,10 @@ if "TFDS_DATA_DIR" not in os.environ:
 
 gc.disable()  # until everything is imported; see `pytest_collection_finish`
 
+import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+from flax import linen as nn  # noqa: E402
 
 # Every call, in tests alone, checks the shapes that the signatures state.
 _CHECKED = ("data.augment", "data.randaugment", "models.resnet", "training.step")
@@ -149,6 +151,20 @@ def shared():
 def finished_run(one_unit, shared) -> rj.Run:
     """A whole run, for tests that only read."""
     return rj.Run.open(shared("one-unit", lambda folder: rj.train(TINY, folder, quiet=True)))
+
+
+class Linear(nn.Module):
+    """A network that is no `ResNet`, and compiles at once."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        return nn.Dense(10)(images.mean((1, 2)))
+
+
+@pytest.fixture(scope="session")
+def linear() -> Linear:
+    """For tests that look at what trains a network, and not at the network."""
+    return Linear()
 
 
 @pytest.fixture

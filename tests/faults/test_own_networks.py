@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import linen as nn
 from flax.core import freeze
 from make_datasets import refused
 
@@ -22,26 +21,18 @@ from resnet_jax.interop.weights import export_torchvision
 from resnet_jax.models import Affine, BatchNorm
 
 
-class Own(nn.Module):
-    """A network that is not a `ResNet`."""
-
-    @nn.compact
-    def __call__(self, images, *, train):
-        return nn.Dense(10)(images.mean((1, 2)))
-
-
 def test_weights_are_not_read_from_a_run_of_another_network(
-    one_unit, tiny_config, tiny_options, tmp_path, refusal
+    one_unit, linear, tiny_config, tiny_options, tmp_path, refusal
 ):
     config = dataclasses.replace(tiny_config, augment=rj.AugmentConfig(), epochs=1 / 6, ema=None)
-    own = rj.train(config, tmp_path / "own", model=Own(), quiet=True)
+    own = rj.train(config, tmp_path / "own", model=linear, quiet=True)
     words = ["train", "--run-dir", tmp_path / "run", *tiny_options, "--init-from"]
     line = refusal(*words, own.path)
     assert f"{own.path} was trained with parameters of other names or shapes" in line
     assert "is not there: give a file of weights" in refusal(*words, tmp_path / "typo")
     for format in ("onnx", "stablehlo", "torchvision"):
-        opened = rj.Run.open(own.path, model=Own())
-        assert "this is a Own" in refused(opened.export, format, tmp_path / "file")
+        opened = rj.Run.open(own.path, model=linear)
+        assert "this is a Linear" in refused(opened.export, format, tmp_path / "file")
 
 
 def network(model, class_names="ab"):

@@ -16,6 +16,7 @@ import yaml
 from make_datasets import picture, refused
 
 import resnet_jax as rj
+from resnet_jax.config import replaced
 from resnet_jax.data.augment import mix, preprocess
 from resnet_jax.data.sampler import EpochSampler
 from resnet_jax.models import shapes_of
@@ -76,7 +77,9 @@ def test_a_validation_that_is_not_finite_ends_the_run_and_is_not_recorded(run_di
 
 def test_a_step_looks_at_no_line_of_a_long_history(own_run, tiny_config):
     """Count the package's lines that ten steps execute, which a busy machine does not change."""
-    longer = dataclasses.replace(tiny_config, epochs=2 + 11 / 6, eval_every=100)
+    longer = replaced(tiny_config, {"epochs": 2 + 11 / 6, "eval-every": 100})
+    # A program that the command's tests compile too.
+    longer = dataclasses.replace(longer, optim=rj.OptimConfig(learning_rate=0.05))
     folder, metrics = RunFolder(own_run), own_run / "metrics.jsonl"
     folder.write_record(dataclasses.replace(folder.read_record(), config=longer))
     first, *others = metrics.read_text().splitlines(keepends=True)

@@ -35,14 +35,15 @@ def test_logits_in_half_precision_are_probabilities_in_whole():
         variables={}, apply_fn=lambda _, x, train: x.reshape(len(x), 10).astype(jnp.bfloat16)
     )
     images = np.arange(40, dtype=np.uint8).reshape(4, 2, 5, 1)
-    np.testing.assert_allclose(engine._probabilities(state, images).sum(1), 1, atol=1e-6)
+    probabilities = jax.jit(partial(engine._probabilities, state))(images)
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-6)
 
 
 PACKAGE = str(Path(rj.__file__).parent)
 
 
 def test_a_whole_run_traces_each_step_once_three_frames_below_the_library(
-    tiny_config, one_unit, tmp_path, monkeypatch
+    tiny_config, linear, tmp_path, monkeypatch
 ):
     traced, frames, train = [], [], Engine.train
 
@@ -60,7 +61,7 @@ def test_a_whole_run_traces_each_step_once_three_frames_below_the_library(
             return step(*args, **kwargs)
 
         monkeypatch.setattr(module, step.__name__, counted)
-    rj.train(tiny_config, tmp_path, quiet=True)
+    rj.train(tiny_config, tmp_path, quiet=True, model=linear)
     # One trace serves validation, test and test_all, which have 50, 30 and 500 images.
     assert sorted(traced) == ["eval_step", "train_step"]
     assert frames == [["train", "fit"]] * 12  # `Engine.train` itself is the third frame
@@ -84,26 +85,27 @@ def test_a_few_images_are_computed_in_few_rows_whatever_the_batch(finished_run):
     assert max(rows) == 256
 
 
-def prepared(config):
+def prepared(config, model):
     """Return training images, an engine for them, a key, and a function from key to first state."""
     data, _ = load_splits(config.data)
     engine = Engine(config, data.class_names, data.image_shape)
     parts = {"images": jnp.zeros((1, 28, 28, 1)), "ema": config.ema is not None}
-    create = partial(rj.TrainState.create, make_model(config, 10), optax.sgd(0.1), **parts)
+    create = partial(rj.TrainState.create, model, optax.sgd(0.1), **parts)
     return data.train, engine, jax.random.key(config.seed), create
 
 
-def test_seeds_share_one_program(tiny_config, one_unit):
+def test_seeds_share_one_program(tiny_config, linear):
     texts = set()
     for seed in (0, 1):
-        train, engine, key, create = prepared(dataclasses.replace(tiny_config, seed=seed))
+        config = dataclasses.replace(tiny_config, seed=seed)
+        train, engine, key, create = prepared(config, linear)
         batch = rj.Batch(*train.batch(np.arange(20)))
         texts.add(engine._train.lower(jax.eval_shape(create, key), key, batch).as_text())
     assert len(texts) == 1
 
 
-def test_the_step_that_was_compiled_ahead_is_the_one_that_is_taken(tiny_config, one_unit):
-    train, engine, key, create = prepared(dataclasses.replace(tiny_config, ema=None))
+def test_the_step_that_was_compiled_ahead_is_the_one_that_is_taken(tiny_config, linear):
+    train, engine, key, create = prepared(dataclasses.replace(tiny_config, ema=None), linear)
     state = create(key)
     with ThreadPoolExecutor(1) as pool:
         engine.compile_ahead(pool, state, key)
@@ -116,7 +118,7 @@ def test_the_step_that_was_compiled_ahead_is_the_one_that_is_taken(tiny_config, 
 
 
 def with_pooling() -> tuple[rj.TrainState, rj.Batch]:
-    model = rj.ResNet((1,), rj.BasicUnit, num_classes=3, width=4, stem="deep")
+    model = rj.ResNet((1,), rj.BasicUnit, num_classes=3, width=4)
     rng = np.random.default_rng(0)
     images = rng.normal(size=(6, 12, 12, 1)).astype(np.float32)
     batch = rj.Batch(jnp.asarray(images), jnp.asarray([0, 1, 2, 2, 1, 0]))
@@ -193,15 +195,14 @@ def test_what_the_images_do_not_allow_is_refused(changes, said, tiny_config):
         check_against_dataset(config, BLACK, make_model(config, 10))
 
 
-def test_the_step_gets_the_settings_of_the_run(tiny_config, one_unit, monkeypatch):
+def test_the_step_gets_the_settings_of_the_run(tiny_config, linear, monkeypatch):
     """Nothing is computed. A run trained without its augmentation, mixing or parts as well."""
     told = {name: mock.Mock(wraps=getattr(module, name)) for name in ("augment", "train_step")}
     for name, function in told.items():
         monkeypatch.setattr(module, name, function)
     settings = rj.AugmentConfig(crop=2, flip=True, mixup=0.2, cutmix=1.0)
-    train, engine, key, create = prepared(
-        dataclasses.replace(tiny_config, augment=settings, label_smoothing=0.1, accumulate=2)
-    )
+    more = {"augment": settings, "label_smoothing": 0.1, "accumulate": 2}
+    train, engine, key, create = prepared(dataclasses.replace(tiny_config, **more), linear)
     batch = rj.Batch(*train.batch(np.arange(20)))
     jax.eval_shape(engine._train_on_batch, jax.eval_shape(create, key), key, batch)
     found = told["augment"].call_args.kwargs
