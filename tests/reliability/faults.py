@@ -1,7 +1,6 @@
 """Starting small runs, doing harm to them, and looking at what is left in their folders."""
 
 import functools
-import json
 import multiprocessing
 import os
 import shutil
@@ -78,13 +77,6 @@ def wait_until(condition: Callable[[], bool], seconds: float = 300) -> None:
 def steps_of(run_dir: Path) -> list[int]:
     """Steps in place, oldest first."""
     return sorted(int(path.name) for path in run_dir.glob("checkpoints/[0-9]*"))
-
-
-def logged_steps(run_dir: Path) -> list[int]:
-    """Of the lines of ``metrics.jsonl``; the last one may be half written."""
-    path = run_dir / "metrics.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [json.loads(line)["step"] for line in lines]
 
 
 @functools.cache
