@@ -29,7 +29,7 @@ import numpy as np
 from jax import lax
 
 from resnet_jax.ops.geometry import Axis, Geometry
-from resnet_jax.ops.primitives import COLUMNS, ROWS, depends_on, pad, sum_type
+from resnet_jax.ops.primitives import COLUMNS, ROWS, depends_on, pad, sum_type, taps
 
 
 class Filtering(NamedTuple):
@@ -99,11 +99,8 @@ def _apply(matrix: np.ndarray, terms: Sequence[jax.Array]) -> list[jax.Array]:
 
 def _tiles(x: jax.Array, dim: int, axis: Axis) -> list[jax.Array]:
     """Return, for each position within a tile, what all tiles read there."""
-    x = pad(x, dim, axis.low, axis.high)
-    return [
-        lax.slice_in_dim(x, i, i + (axis.out - 1) * axis.stride + 1, axis.stride, dim)
-        for i in range(axis.kernel)
-    ]
+    x = pad(x, dim, axis.low, axis.high)  # once, not for each of the positions
+    return taps(x, dim, Axis(x.shape[dim], axis.kernel, axis.stride, 0, 0))
 
 
 def _transform(
@@ -124,10 +121,10 @@ def _correlate(x: jax.Array, kernel: jax.Array, geometry: Geometry, dim: int, m:
     inputs = _transform(x, (rows.bt, r_in), (columns.bt, c_in))
     kernel = kernel.astype(sum_type(kernel.dtype))
     kernel = jnp.stack(_apply(rows.g, list(kernel)))
-    taps = _apply(columns.g, [kernel[:, tap] for tap in range(3)])
+    kernels = _apply(columns.g, [kernel[:, tap] for tap in range(3)])
     products = [
         lax.dot_general(u, v, (((2,), (dim - 1,)), ((0,), (0,))))
-        for u, v in zip(inputs, taps, strict=True)
+        for u, v in zip(inputs, kernels, strict=True)
     ]
     tiles = r_out.out, c_out.out
     products = [p.reshape(len(p), x.shape[0], *tiles, p.shape[-1]) for p in products]
@@ -155,5 +152,5 @@ def weight_grad(x: jax.Array, grad: jax.Array, geometry: Geometry, m: int) -> ja
         lax.dot_general(u, v, (((1,), (1,)), ((0,), (0,))))
         for u, v in zip(inputs, outputs, strict=True)
     ]
-    taps = jnp.stack(_apply(columns.g.T, products), 1)
-    return jnp.stack(_apply(rows.g.T, list(taps)))
+    out = jnp.stack(_apply(columns.g.T, products), 1)
+    return jnp.stack(_apply(rows.g.T, list(out)))
