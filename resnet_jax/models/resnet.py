@@ -292,7 +292,7 @@ class ResNet(nn.Module):
         for stage, size in enumerate(self.stage_sizes):
             if stage == frozen:
                 x = jax.lax.stop_gradient(x)
-            apply = partial(_apply, train=train and stage >= frozen)
+            apply = partial(self.unit.__call__, train=train and stage >= frozen)
             for index in range(size):
                 unit = self.unit(
                     features=self.width * 2**stage * self.widening,
@@ -324,7 +324,3 @@ class ResNet(nn.Module):
             param_dtype=self.param_dtype,
             name="head",
         )(x)
-
-
-def _apply(unit: Unit, x: jax.Array, *, train: bool) -> jax.Array:
-    return unit(x, train=train)
