@@ -8,6 +8,7 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from operator import attrgetter
 from typing import Any
 
 import jax
@@ -25,7 +26,6 @@ Path = tuple[str, ...]
 
 LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 _UNIT = re.compile(r"stage(\d+)_unit(\d+)/(.+)")
-_TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0)}  # order of a kernel's axes, by their number
 _LISTED = 5  # entries that an error names, of each kind that does not fit
 _STEM_BIAS = ("params", "stem", "conv", "bias")
 _STEM_MEAN = ("batch_stats", "stem", "norm", "mean")
@@ -190,10 +190,7 @@ def translate(path: Path, names: Mapping[str, str]) -> str:
 
 def row_of(model: ResNet) -> str | None:
     """Return the name of a model's row in the table `VARIANTS`, or None if it has none."""
-
-    def key(model: ResNet) -> tuple[Any, ...]:
-        return model.stage_sizes, model.unit, model.widening, model.groups
-
+    key = attrgetter("stage_sizes", "unit", "widening", "groups")
     alike = [name for name, row in VARIANTS.items() if key(row()) == key(model)]
     return min(alike, key=lambda name: VARIANTS[name]().shortcut != model.shortcut, default=None)
 
@@ -233,12 +230,12 @@ def _check_classes(num_classes: int, least: int = 1) -> None:
 
 
 def _to_torch(value: np.ndarray, path: Path) -> np.ndarray:
-    return value.transpose(_TORCH_AXES[value.ndim]) if path[-1] == "kernel" else value
+    return value.transpose(-1, -2, *range(value.ndim - 2)) if path[-1] == "kernel" else value
 
 
 def _to_ours(value: np.ndarray, path: Path) -> np.ndarray:
     if path[-1] == "kernel":
-        value = value.transpose(np.argsort(_TORCH_AXES[value.ndim]))
+        value = value.transpose(*range(2, value.ndim), 1, 0)
     # To numpy, ml_dtypes' bfloat16 is not a floating type: its `kind` is "V".
     wide = value.dtype in (np.float32, np.float64)
     return np.ascontiguousarray(value if wide else value.astype(np.float32))
