@@ -233,14 +233,6 @@ def _to_torch(value: np.ndarray, path: Path) -> np.ndarray:
     return value.transpose(-1, -2, *range(value.ndim - 2)) if path[-1] == "kernel" else value
 
 
-def _to_ours(value: np.ndarray, path: Path) -> np.ndarray:
-    if path[-1] == "kernel":
-        value = value.transpose(*range(2, value.ndim), 1, 0)
-    # To numpy, ml_dtypes' bfloat16 is not a floating type: its `kind` is "V".
-    wide = value.dtype in (np.float32, np.float64)
-    return np.ascontiguousarray(value if wide else value.astype(np.float32))
-
-
 def _read(weights: StateDict, model: ResNet, guessed: bool) -> dict[str, Any]:
     """Return the model's variables, or raise one error for all entries that do not fit."""
     names, rest = weights.names, dict(weights.entries)
@@ -267,7 +259,11 @@ def _read(weights: StateDict, model: ResNet, guessed: bool) -> dict[str, Any]:
         elif not np.isfinite(value).all() or (path[-1] == "var" and (value < 0).any()):
             complaints["with NaN, infinity or a negative variance"].append(name)
         else:
-            flat[path] = _to_ours(value, path)
+            kernel = path[-1] == "kernel"
+            ours = value.transpose(*range(2, value.ndim), 1, 0) if kernel else value
+            # To numpy, ml_dtypes' bfloat16 is not a floating type: its `kind` is "V".
+            wide = value.dtype in (np.float32, np.float64)
+            flat[path] = np.ascontiguousarray(ours, None if wide else np.float32)
     # Only the book's plain network holds unused shortcuts; elsewhere they mean a residual one.
     layers = ("shortcut_conv", "shortcut_norm") if names is BOOK and not model.residual else ()
     unused = [names[layer] for layer in layers]
