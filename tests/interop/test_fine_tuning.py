@@ -148,8 +148,6 @@ def test_reading_a_float64_run_is_reading_its_file_and_configures_nothing(make_r
 @pytest.mark.parametrize(
     ("stem", "given", "channels", "classes", "said"),
     [
-        ("imagenet", 1, 1, DIGITS, "head kept, stem kept, "),
-        ("imagenet", 3, 1, DIGITS, "head kept, stem summed to grey, "),
         # The deep stem's third convolution, of half the width, was taken for its first.
         ("deep", 3, 1, DIGITS, "head kept, stem summed to grey, "),
         ("imagenet", 1, 3, LETTERS[:3], "head drawn fresh for 3 classes, stem spread to 3 chan"),
