@@ -71,7 +71,11 @@ def test_the_command_reads_prefixed_weights_without_a_head_and_goes_on_without_t
     folder, body = tmp_path / "run", without_head(weights)
     save_weights(file, {f"module.{name}": value for name, value in body.items()})
     words = ["train", "--run-dir", folder, *TINY, "--init-from", file]
-    words += ["--model.frozen-stages", "1", "--epochs", "1", "--init-head", "fresh"]
+    words += ["--model.frozen-stages", "1", "--epochs", "1", "--init-head"]
+    code, _, err = command(*words, "keep")
+    said = "knows no classes, mnist_5k has 10: give --init-head fresh"
+    assert (code, said in err) == (1, True)
+    words.append("fresh")
     code, out, err = command(*words)
     assert (code, "begin with module.," in err) == (0, True)
     sentence = f"starts from {file}: head drawn fresh for 10 classes, stem kept, other layers"
@@ -87,44 +91,28 @@ def test_the_command_reads_prefixed_weights_without_a_head_and_goes_on_without_t
     assert (code, "starts from" in out) == (0, False)
 
 
-def test_another_head_than_a_dense_layer_makes_room_for_a_fresh_one(weights, caplog):
-    """Many fine-tune with a dropout before the head; the dense layer's names were then unknown."""
-    other = {name.replace("fc.", "fc.1."): value for name, value in weights.items()}
-    read = from_torchvision(other, num_classes=7)
-    assert read["params"]["head"]["kernel"].shape == (32, 7)
+def test_another_head_than_a_dense_layer_makes_room_for_a_fresh_one(weights, expected, caplog):
+    """Dropout before it, no bias (a cosine classifier), a convolution as head, or no head."""
+    fresh, fc = with_fresh_head(expected, 7), weights["fc.weight"]
+    dropout = {name.replace("fc.", "fc.1."): value for name, value in weights.items()}
+    cosine = {name: value for name, value in weights.items() if name != "fc.bias"}
+    convolution = weights | {"fc.weight": fc[..., None, None]}
+    for other in (dropout, cosine, convolution, without_head(weights)):
+        chex.assert_trees_all_equal(from_torchvision(other, num_classes=7), fresh)
+        assert misfit(other).endswith("give num_classes for a fresh head")
     assert "head is no dense layer and left out: fc.1.bias, fc.1.weight" in caplog.text
-    assert "unknown: fc.1.bias" in misfit(other)
+    assert "unknown: fc.1.bias" in misfit(dropout)
+    assert "of another shape" not in misfit(cosine)
     features = from_torchvision(weights, num_classes=0)
-    chex.assert_trees_all_equal(with_fresh_head(features, 7), read)
-    of_ones_own = {"params": {"stem": features["params"]["stem"], "head": read["params"]["head"]}}
+    chex.assert_trees_all_equal(with_fresh_head(features, 7), fresh)
+    of_ones_own = {"params": {"stem": features["params"]["stem"], "head": fresh["params"]["head"]}}
     again = with_fresh_head(of_ones_own, 7)
-    chex.assert_trees_all_equal(again["params"]["head"], read["params"]["head"])
+    chex.assert_trees_all_equal(again["params"]["head"], fresh["params"]["head"])
     wrong = misfit(weights, rj.ResNet18(width=4, num_classes=3))
     assert "of another shape: fc.bias" in wrong
     assert wrong.endswith("give num_classes for a fresh head")
-    broken = weights | {"fc.weight": np.full_like(weights["fc.weight"], np.nan)}
+    broken = weights | {"fc.weight": np.full_like(fc, np.nan)}
     assert "fresh head" not in misfit(broken)  # which would not help
-
-
-def test_a_head_by_the_name_of_a_dense_layer_that_is_none_makes_room_too(weights):
-    """A cosine classifier has no bias, and a convolution as head has two more dimensions."""
-    cosine = {name: value for name, value in weights.items() if name != "fc.bias"}
-    for other in cosine, weights | {"fc.weight": weights["fc.weight"][..., None, None]}:
-        read = from_torchvision(other, num_classes=7)
-        assert read["params"]["head"]["kernel"].shape == (32, 7)
-        assert misfit(other).endswith("give num_classes for a fresh head")
-    assert "of another shape" not in misfit(cosine)
-
-
-def test_headless_weights_need_a_number_of_classes(weights, expected, file, tmp_path, refusal):
-    body = without_head(weights)
-    read = from_torchvision(body, num_classes=7)
-    chex.assert_trees_all_equal(read, with_fresh_head(expected, 7))
-    assert "give num_classes for a fresh head" in misfit(body)
-    save_weights(file, body)
-    words = ["train", "--run-dir", tmp_path / "run", *TINY, "--init-from", file]
-    line = refusal(*words, "--init-head", "keep")
-    assert "knows no classes, mnist_5k has 10: give --init-head fresh" in line
 
 
 def test_less_than_no_classes_and_a_head_without_any_are_refused_in_one_line(weights, expected):
