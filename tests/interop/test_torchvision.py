@@ -63,6 +63,7 @@ def zeros_of(model, channels=3):
     return unflatten_dict({path: np.zeros(shape, np.float32) for path, shape in shapes.items()})
 
 
+@cache
 def torch_shapes(model, channels=3):
     """torchvision's names and shapes for a model, from ours."""
     return {name: value.shape for name, value in to_torchvision(zeros_of(model, channels)).items()}

@@ -169,7 +169,7 @@ def test_the_books_network_has_the_same_logits(use_residual):
     with jax.enable_x64(True):
         weights = {key: value.numpy() for key, value in book.state_dict().items()}
         variables = from_torchvision(weights, residual=use_residual)
-        ours = partial(rj.ResNet18, width=8, residual=use_residual)
+        ours = partial(rj.ResNet18, width=8, residual=use_residual, lowering="reference")
         model = ours(dtype=np.float64, param_dtype=np.float64)
         logits = jax.jit(partial(model.apply, train=False))(variables, images)
         assert relative(np.asarray(logits), expected) < 1e-10
