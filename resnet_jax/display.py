@@ -49,7 +49,8 @@ class PipeSafeConsole(Console):
         try:
             super().__exit__(*error)
         except OSError as failure:
-            if failure.errno != errno.EIO or not _is_device(sys.stdout.fileno()):
+            is_device = stat.S_ISCHR(os.fstat(sys.stdout.fileno()).st_mode)
+            if failure.errno != errno.EIO or not is_device:
                 raise  # otherwise its terminal is gone
             self.on_broken_pipe()
 
@@ -59,10 +60,6 @@ class PipeSafeConsole(Console):
             print(end="", flush=True)
         except OSError:
             self.on_broken_pipe()
-
-
-def _is_device(descriptor: int) -> bool:
-    return stat.S_ISCHR(os.fstat(descriptor).st_mode)
 
 
 # A pipe or a file has no width, so tables get what they need, and it is not a terminal, whatever
