@@ -175,12 +175,11 @@ def test_figures_tell_classes_apart():
     assert picture.get_interpolation() == "nearest"  # no pixel is the mean of several cells
 
 
-@pytest.mark.parametrize("classes", [500, 2000])
-def test_a_confusion_has_a_pixel_for_each_cell(classes):
+def test_a_confusion_has_a_pixel_for_each_cell():
     """With a thousand classes a part of the diagonal was missing, with 1,500 all of it."""
-    figure = plots.confusion(np.eye(classes, dtype=int), ["x"] * classes)
-    figure.draw_without_rendering()
-    assert figure.axes[0].get_window_extent().width >= classes
+    figure = plots.confusion(np.eye(2000, dtype=int), ["x"] * 2000)
+    figure.get_layout_engine().execute(figure)
+    assert figure.axes[0].get_window_extent().width >= 2000
 
 
 def test_how_many_images_were_examined_is_said(finished_run, own_run, monkeypatch):

@@ -259,7 +259,7 @@ def test_another_network_is_refused_in_a_line(look):
         getattr(rj.inspection, look)(nn.Dense(2), {}, jnp.zeros((1, 8, 8, 1)))
 
 
-def test_a_unit_that_calls_its_base_class_is_explained_as_it_computes():
+def test_a_unit_that_calls_its_base_class_is_explained_as_it_computes(small):
     """The map's gradient was counted twice."""
 
     class Same(rj.BasicUnit):
@@ -267,9 +267,6 @@ def test_a_unit_that_calls_its_base_class_is_explained_as_it_computes():
         def __call__(self, x, *, train):
             return super().__call__(x, train=train)
 
-    made = partial(rj.ResNet, (1,), num_classes=2, width=4, stem="small", lowering="reference")
-    images = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
-    variables = made(unit=rj.BasicUnit).init(jax.random.key(0), images, train=False)
-    units = rj.BasicUnit, Same
-    maps = [rj.inspection.grad_cam(made(unit=unit), variables, images) for unit in units]
+    model, variables, images = small
+    maps = [rj.inspection.grad_cam(m, variables, images) for m in (model, model.clone(unit=Same))]
     np.testing.assert_array_equal(*maps)
