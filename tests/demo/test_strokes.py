@@ -75,11 +75,9 @@ def test_the_outline_of_a_square():
     assert image.sum() / 255 == pytest.approx(area, rel=0.01)
 
 
-@pytest.mark.parametrize("scale", [1, 0.01, 300])
-def test_proportions_are_kept_whatever_the_size(scale):
+def test_proportions_are_kept():
     # 100 by 50: the points span 17.5 by 8.75 pixels, the ink 20 by 11.25.
-    image = draw_strokes(strokes(np.array([(0, 0), (100, 50), (0, 50)]) * scale))
-    assert box(image) == (12, 20)
+    assert box(draw_strokes(strokes([(0, 0), (100, 50), (0, 50)]))) == (12, 20)
 
 
 def test_an_l_is_centred_by_mass_and_not_by_its_box():
@@ -110,10 +108,11 @@ def test_a_dot_is_as_large_as_the_pen():
 
 
 points = st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 1000)), min_size=1, max_size=8)
+SCALES = [2**-10, 0.5, 256]
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.lists(points, min_size=1, max_size=3), st.sampled_from([0.5, 4]), st.integers(-50, 50))
+@given(st.lists(points, min_size=1, max_size=3), st.sampled_from(SCALES), st.integers(-50, 50))
 def test_size_and_place_do_not_matter(lines, scale, shift):
     given_strokes = strokes(*lines)
     image = draw_strokes(given_strokes)
