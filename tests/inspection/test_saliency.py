@@ -1,6 +1,7 @@
 """Grad-CAM against numbers worked out by hand, and the maps and pictures that it makes."""
 
 import io
+import re
 from functools import partial
 
 import chex
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from make_datasets import refused
 from PIL import ExifTags, Image, ImageDraw
 
 import resnet_jax as rj
@@ -131,24 +133,22 @@ def test_a_network_without_classes_has_features_and_nothing_to_explain(small):
     body = model.clone(num_classes=0)
     features = last_features(body, variables, images)
     np.testing.assert_allclose(features, last_features(model, variables, images), atol=1e-6)
-    with pytest.raises(rj.ResNetJaxError, match="no classes"):
-        rj.inspection.grad_cam(body, variables, images)
+    assert "no classes" in refused(rj.inspection.grad_cam, body, variables, images)
 
 
-@pytest.mark.parametrize(
-    ("settings", "names"),
-    [
-        ({"stage": 3}, "stage 3"),
-        ({"stage": 0}, "stage 0"),
-        ({"method": "lime"}, "grad-cam or grad-cam"),
-        ({"labels": [1, 2]}, "one for each image"),
-        ({"labels": [1, 2, 5]}, "integers, 0 to 4"),
-        ({"labels": [1, 2, 2.5]}, "integers, 0 to 4"),
-    ],
-)
-def test_what_cannot_be_explained_is_named(small, settings, names):
-    with pytest.raises(rj.ResNetJaxError, match=names):
-        rj.inspection.grad_cam(*small, **settings)
+def test_what_cannot_be_explained_is_named(small):
+    for names, settings in (
+        ("stage 3", {"stage": 3}),
+        ("stage 0", {"stage": 0}),
+        ("grad-cam or grad-cam", {"method": "lime"}),
+        ("one for each image", {"labels": [1, 2]}),
+        ("integers, 0 to 4", {"labels": [1, 2, 5]}),
+        ("integers, 0 to 4", {"labels": [1, 2, 2.5]}),
+    ):
+        assert names in refused(rj.inspection.grad_cam, *small, **settings)
+    another = "model is a Dense: to look inside give a ResNet"
+    for look in (rj.inspection.grad_cam, rj.inspection.feature_maps, last_features):
+        assert another in refused(look, nn.Dense(2), *small[1:])
 
 
 def test_images_are_explained_a_batch_at_a_time(finished_run, monkeypatch):
@@ -165,8 +165,7 @@ def test_images_are_explained_a_batch_at_a_time(finished_run, monkeypatch):
     maps = {m: rj.inspection.explain(finished_run, images, method=m) for m in (plus, plain)}
     np.testing.assert_array_equal(maps[plus], rj.inspection.explain(finished_run, images))
     assert (maps[plain] != maps[plus]).any()
-    with pytest.raises(rj.ResNetJaxError, match="method must be grad-cam"):
-        rj.inspection.explain(finished_run, images, method="lime")
+    assert "method must be" in refused(rj.inspection.explain, finished_run, images, method="lime")
 
 
 def test_overlay_leaves_places_without_evidence_as_they_are():
@@ -174,6 +173,9 @@ def test_overlay_leaves_places_without_evidence_as_they_are():
     shown = rj.inspection.overlay(images, [[[1.0, 0.0], [0.0, 0.0]]])
     assert (shown[0, 0, 0] != 100).any()
     np.testing.assert_array_equal(shown[0, -1, -1], 100)
+    said = refused(rj.inspection.overlay, images.astype(np.float32), np.zeros((1, 2, 2)))
+    assert re.search("float32.*give uint8", said)
+    assert "a map for each" in refused(rj.inspection.overlay, images, np.zeros((2, 2, 2)))
 
 
 @pytest.mark.parametrize(
@@ -186,10 +188,6 @@ def test_images_of_any_channels_are_shown(channels, expected):
     shown = rj.inspection.overlay(images, np.zeros((1, 2, 2)))
     np.testing.assert_array_equal(shown, np.full((1, 8, 8, 3), expected))
     plots.feature_maps({"stem": np.zeros((8, 8, 2))}, images[0]).savefig(io.BytesIO())
-    with pytest.raises(rj.ResNetJaxError, match=r"float32.*give uint8"):
-        rj.inspection.overlay(images.astype(np.float32), np.zeros((1, 2, 2)))
-    with pytest.raises(rj.ResNetJaxError, match="a map for each"):
-        rj.inspection.overlay(images, np.zeros((2, 2, 2)))
 
 
 def explained(path, spec, *, find=False):
@@ -251,12 +249,6 @@ def test_a_picture_without_positive_evidence_says_so(tmp_path):
     assert changed[0][:25].sum() > 100  # the text
     assert not changed[0][25:].any()
     assert not changed[1].any()
-
-
-@pytest.mark.parametrize("look", ["grad_cam", "feature_maps", "last_features"])
-def test_another_network_is_refused_in_a_line(look):
-    with pytest.raises(rj.ResNetJaxError, match="model is a Dense: to look inside give a ResNet"):
-        getattr(rj.inspection, look)(nn.Dense(2), {}, jnp.zeros((1, 8, 8, 1)))
 
 
 def test_a_unit_that_calls_its_base_class_is_explained_as_it_computes(small):
