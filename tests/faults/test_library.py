@@ -202,16 +202,11 @@ def test_several_processes_share_no_cache_that_one_of_them_writes(monkeypatch):
 
 
 @pytest.mark.usefixtures("own_cache", "no_programs")
-def test_xla_keeps_no_cache_of_its_own():
+def test_products_have_the_runs_precision_and_xla_keeps_no_cache_of_its_own():
     """On a GPU, a run ended where that cache could not be written."""
-    with jax_settings.configured_jax(rj.TrainConfig()):
-        assert jax.config.values["jax_persistent_cache_enable_xla_caches"] == "none"
-
-
-@pytest.mark.usefixtures("own_cache", "no_programs")
-def test_products_have_the_runs_precision():
     with jax_settings.configured_jax(rj.TrainConfig(matmul_precision="high")):
         assert jax.config.values["jax_default_matmul_precision"] == "high"
+        assert jax.config.values["jax_persistent_cache_enable_xla_caches"] == "none"
 
 
 def test_what_a_run_hands_out_is_the_callers(finished_run):

@@ -5,6 +5,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from make_datasets import refused
 
 import resnet_jax as rj
 from resnet_jax.config import replaced
@@ -67,11 +68,10 @@ def test_what_is_no_class_or_no_table_is_refused():
     for labels, predictions, said in (
         ([0], [2], "give 0 to 1"),
         ([-1], [0], "give 0 to 1"),
-        ([0.9], [1.2], r"give int\[N\] both"),
-        ([0], [0, 1], r"give int\[N\] both"),
+        ([0.9], [1.2], "give int[N] both"),
+        ([0], [0, 1], "give int[N] both"),
     ):
-        with pytest.raises(rj.ResNetJaxError, match=said):
-            confusion_matrix(labels, predictions, 2)
+        assert said in refused(confusion_matrix, labels, predictions, 2)
     for probabilities, labels in (
         ([0.5, 0.5], [0, 1]),
         ([[np.nan, np.nan]], [0]),
@@ -82,8 +82,7 @@ def test_what_is_no_class_or_no_table_is_refused():
         ([[0.5, 0.5]], [-1]),  # padding, which was counted as a mistake
         ([[0.5, 0.5]], [2]),
     ):
-        with pytest.raises(rj.ResNetJaxError, match="calibration needs"):
-            calibration(probabilities, labels)
+        assert "calibration needs" in refused(calibration, probabilities, labels)
 
 
 def test_points_that_are_one_have_a_place():
@@ -142,5 +141,4 @@ def test_labels_without_a_name_are_refused(finished_run, monkeypatch):
     """Such labels were not counted at all, while `Run.evaluate` refuses them."""
     shifted = ArraySplit(np.zeros((2, 28, 28, 1), np.uint8), np.array([9, 10]))
     monkeypatch.setattr(rj.Run, "split", lambda *_: shifted)
-    with pytest.raises(rj.ResNetJaxError, match="labels must be 0 to 9"):
-        rj.inspection.examine(finished_run)
+    assert "labels must be 0 to 9" in refused(rj.inspection.examine, finished_run)
