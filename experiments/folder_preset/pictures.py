@@ -33,12 +33,11 @@ def folder_of(data: str, count: int, held_out: int, place: Path, cifar: Path | N
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place) as temporary:
         for name, pictures in classes.items():
-            if each + aside > len(pictures):
-                known = len(pictures)
+            if each + aside > (known := len(pictures)):
                 raise rj.ResNetJaxError(
                     f"{data}: expected {each} + {aside} pictures of {name}, got {known}"
                 )
-            order = np.random.default_rng(0).permutation(len(pictures))
+            order = np.random.default_rng(0).permutation(known)
             for split, chosen in (("val", order[:aside]), ("train", order[aside : aside + each])):
                 class_ = Path(temporary, data, split, name)
                 class_.mkdir(parents=True)

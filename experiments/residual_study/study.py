@@ -85,8 +85,7 @@ SWEEP_RATES = (0.001, 0.02, 0.05, 0.1)
 # Setting, layers, norm, rates and seeds.
 Grid = tuple[str, tuple[int, ...], Norm, tuple[float, ...], range]
 GRIDS: list[Grid] = [
-    ("book", (18, 34), "batch", BOOK_RATES, range(5)),
-    ("book", (50,), "batch", BOOK_RATES, range(5)),
+    ("book", (18, 34, 50), "batch", BOOK_RATES, range(5)),
     ("book", (18, 34), "batch", BOOK_RATES[:1], range(5, 10)),
     ("stronger", (18, 34), "none", (0.005,), range(3)),
     ("stronger", (18, 34), "batch", (0.02,), range(3)),
