@@ -23,7 +23,7 @@ import resnet_jax as rj
 from experiments.photos.photograph import photograph
 from resnet_jax.data.digit import draw_strokes, find_digit
 
-SEVEN = [[[0, 0], [10, 0], [4, 20]]]
+SEVEN = [[[0, 0.5], [10, 0], [4, 20]], [[3, 10], [9, 10]]]
 NAMES = {"run": "runs/<b>bold</b>", "model": "resnet18", "data": "mnist_5k"}
 
 

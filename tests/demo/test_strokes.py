@@ -126,11 +126,6 @@ def test_size_and_place_do_not_matter(lines, scale, shift):
             assert abs(middle(image)[axis] - 14) <= 0.5 + 1e-9
 
 
-def test_strokes_are_read():
-    found = parse_strokes(json.loads("[[[1, 2.5], [3, 4]], [[0, 0]]]"))
-    assert [stroke.tolist() for stroke in found] == [[[1, 2.5], [3, 4]], [[0, 0]]]
-
-
 # Not lists, lists of other depths, not pairs, not numbers, numbers not finite or too large.
 OTHERS = f"""
     7 "strokes" [] [[]] [[],[[1,2]]] [[1,2]] [[[1,2,3]]] [[[1,2],[3]]] [[[1,2]],[[[1],[2]]]]
