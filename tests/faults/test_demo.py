@@ -7,41 +7,44 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
 import pytest
+import worker
+from faults import forked, wait_until
 from make_datasets import encoded
 
-# Serves the demo of `finished_run` and records every host that Python connects to or looks up.
-DEMO = """
-import sys
-asked = open(sys.argv[1], "a", buffering=1)
-def note(event, arguments):
-    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname"):
-        print(event, arguments, file=asked)
-sys.addaudithook(note)
-sys.modules["uvloop"] = None  # which asks without Python's knowledge
-import worker
-worker.shrink()
-sys.exit(worker.main(sys.argv[2:]))
-"""
+
+def serve(run, folder):
+    """Serve a run's demo, and record every host that Python connects to or looks up."""
+    asked = (folder / "asked.txt").open("a", buffering=1)
+
+    def note(event, arguments):
+        if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname"):
+            print(event, arguments, file=asked)
+
+    for number, name in ((1, "output.txt"), (2, "errors.txt")):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), number)
+    sys.addaudithook(note)
+    sys.modules["uvloop"] = None  # which asks without Python's knowledge
+    tempfile.tempdir = str(folder / "tmp")
+    worker.shrink()
+    sys.exit(worker.main(["demo", str(run), "--port", "0"]))
 
 
 class Demo:
     def __init__(self, run, folder):
         self.asked, self.temporary = folder / "asked.txt", folder / "tmp"
+        self.output, self.errors = folder / "output.txt", folder / "errors.txt"
         self.temporary.mkdir()
-        self.asked.touch()
-        environment = os.environ | {"TMPDIR": str(self.temporary)}
-        command = [sys.executable, "-c", DEMO, str(self.asked), "demo", str(run.path)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen([*command, "--port", "0"], env=environment, **pipes)
-        line = self.process.stdout.readline()
-        assert "http://127.0.0.1:" in line, self.process.communicate()
-        self.port = int(re.search(r"http://127.0.0.1:(\d+)", line)[1])
+        self.output.touch()
+        self.process = forked(serve, run.path, folder)
+        wait_until(lambda: "\n" in self.output.read_text() or not self.process.is_alive())
+        assert "http://127.0.0.1:" in self.output.read_text(), self.errors.read_text()
+        self.port = int(re.search(r"http://127.0.0.1:(\d+)", self.output.read_text())[1])
 
     def get(self, path, method="GET", body=None, headers=None, timeout=30):
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
@@ -61,8 +64,7 @@ def demos():
     started = []
     yield started
     for demo in started:
-        with demo.process:  # closes its pipes at the end
-            demo.process.kill()
+        demo.process.kill()
 
 
 @pytest.fixture
@@ -70,7 +72,7 @@ def demo(demos, finished_run, tmp_path_factory):
     """The drawing page in a process of its own; a new process if a test has ended the last."""
     if importlib.util.find_spec("gradio") is None:  # only that process imports it
         pytest.skip("needs the extra demo")
-    if not demos or demos[-1].process.poll() is not None:
+    if not demos or not demos[-1].process.is_alive():
         demos.append(Demo(finished_run, tmp_path_factory.mktemp("demo")))
     return demos[-1]
 
@@ -158,9 +160,10 @@ def test_it_ends_in_time_with_clients_connected_says_nothing_and_leaves_nothing(
         for start in (b"", HALF_A_HEAD, HALF_A_BODY, beat, *pictures):
             stack.enter_context(demo.connect(start))
         time.sleep(0.5)
-        demo.process.send_signal(signal.SIGINT)
+        os.kill(demo.process.pid, signal.SIGINT)
         start = time.monotonic()
-        out, err = demo.process.communicate(timeout=60)
+        demo.process.join(60)
     assert time.monotonic() - start < max(5, 8 * of_one)  # to answer all twenty would take longer
-    assert (demo.process.returncode, out, err) == (0, "", "")
+    assert (demo.process.exitcode, demo.errors.read_text()) == (0, "")
+    assert demo.output.read_text().count("\n") == 1
     assert not list(demo.temporary.iterdir())
