@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 import PIL
 import pytest
-from make_datasets import flip
+from make_datasets import flip, picture, refusal
 from PIL import Image
 
 from resnet_jax.data import cache, image, image_folder
@@ -218,6 +218,10 @@ def test_a_folder_has_one_cache_however_it_is_spelt_and_for_each_decoder_another
 
     assert decoded(flat) >= 60
     assert decoded(flat.name, flat.parent / "link") == 0
+    clear = picture(flat / "cat" / "clear.png", 99, mode="RGBA")
+    assert "cannot be used" in refusal(flat, "folder")
+    load_dataset("folder", flat, background=0)  # whose verdicts are others
+    clear.unlink()
     assert PIL.__version__ in cache.DECODING_VERSION
     monkeypatch.setattr(cache, "DECODING_VERSION", "another")
     assert decoded(flat) >= 60

@@ -170,7 +170,7 @@ def faulty(flat):
     return flat
 
 
-def test_what_is_wrong_is_listed_and_left_out_only_when_asked(faulty, caplog):
+def test_what_is_wrong_is_listed_and_left_out_only_when_asked(faulty, caplog, monkeypatch):
     logging.getLogger("resnet_jax").propagate = True
     shown = refusal(faulty, "folder")
     assert "3 of 65 image files " in shown
@@ -182,7 +182,12 @@ def test_what_is_wrong_is_listed_and_left_out_only_when_asked(faulty, caplog):
     assert f"{faulty}/cat/twin.png: the same picture as {faulty}/cat/1.png" in listed
     for name in ("cat/2.png", "dog/both.png"):
         assert f"{faulty}/{name}: the same picture is in classes cat, dog" in listed
+    caplog.clear()
+    monkeypatch.setattr(image_folder, "SHOWN", 1)
     assert sum(sizes(load_dataset("folder", faulty, skip_bad=True))) == 59
+    first, more = caplog.messages[-2:]
+    assert first.startswith(f"left out: {faulty}/cat/")
+    assert more == f"and 5 more: `resnet-jax verify {faulty}` lists all"
     for name in ("cat/broken.png", "dog/empty.jpg", "dog/gone.png"):
         (faulty / name).unlink()
     # Twins can be trained on: they are only warned of.
