@@ -4,6 +4,7 @@ import dataclasses
 import io
 import os
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,17 @@ def encoded(pixels: np.ndarray, kind: str = "png", **options) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, **options)
     return file.getvalue()
+
+
+def png(size: tuple[int, int], data: bytes, bits: int = 8, colour: int = 0, **chunks: bytes):
+    """Return a PNG that claims a width, height, depth and colour type, whatever its data say."""
+    header = struct.pack(">IIBBBBB", *size, bits, colour, 0, 0, 0)
+    file = b"\x89PNG\r\n\x1a\n"
+    chunks = {"IHDR": header, **chunks, "IDAT": zlib.compress(data, 1), "IEND": b""}
+    for kind, body in chunks.items():
+        named = kind.encode() + body
+        file += struct.pack(">I", len(body)) + named + struct.pack(">I", zlib.crc32(named))
+    return file
 
 
 def picture(path: Path, seed: int, size=(8, 6), mode="RGB", **options) -> Path:

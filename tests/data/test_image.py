@@ -8,9 +8,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from make_datasets import encoded, picture, refused
+from make_datasets import encoded, picture, png, refused
 from PIL import Image, PngImagePlugin
-from raw_png import png
 
 from resnet_jax.data.image import MAX_BYTES, DecodeSpec, read_bytes, read_image
 from resnet_jax.data.walk import find_images

@@ -15,9 +15,8 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
-from make_datasets import encoded, refused
+from make_datasets import encoded, png, refused
 from PIL import Image, ImageOps
-from raw_png import png
 
 import resnet_jax as rj
 from experiments.photos.photograph import photograph

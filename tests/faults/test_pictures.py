@@ -16,9 +16,8 @@ from unittest import mock
 import numpy as np
 import pytest
 import yaml
-from make_datasets import picture, refused
+from make_datasets import picture, png, refused
 from PIL import Image
-from raw_png import png
 
 import resnet_jax as rj
 from resnet_jax.inspection import classify

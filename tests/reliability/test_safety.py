@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from faults import ended, forked
-from raw_png import png
+from make_datasets import png
 
 import resnet_jax as rj
 from resnet_jax.cli import main
