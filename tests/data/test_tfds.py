@@ -19,7 +19,7 @@ from PIL import ImageFile
 from resnet_jax.data.load import load_dataset
 from resnet_jax.data.mnist import DATASETS
 from resnet_jax.data.prepare import prepare
-from resnet_jax.data.tfds import find_prepared, verify_prepared
+from resnet_jax.data.tfds import find_prepared, image_and_label, verify_prepared
 from resnet_jax.errors import ResNetJaxError
 
 
@@ -118,6 +118,17 @@ def test_configurations_are_named_where_there_are_several(tmp_path):
     next(tmp_path.glob("digits/letters/1.0.0/*train.array_record*")).unlink()
     shown = refusal(tmp_path, "digits/letters")
     assert f"resnet-jax data prepare digits/letters --dir {tmp_path}" in shown
+
+
+def test_a_dataset_has_training_images_with_a_class(tmp_path):
+    build(tmp_path, {"validation": [(encoded(np.zeros((28, 28), np.uint8)), 0)]})
+    assert "has no split `train` with labels" in refusal(tmp_path)
+    image, label = tfds.features.Image(), tfds.features.ClassLabel(num_classes=2)
+    held = {"text": tfds.features.Text(), "kind": label, "picture": image}
+    info = mock.Mock(features=tfds.features.FeaturesDict(held), supervised_keys=("text", "kind"))
+    assert image_and_label("own", info) == ("picture", "kind")
+    info.features = tfds.features.FeaturesDict(held | {"another": image})
+    assert "holds Text, ClassLabel, Image, Image in" in refused(image_and_label, "own", info)
 
 
 def test_the_newest_finished_version_is_read(copy):
