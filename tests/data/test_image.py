@@ -37,6 +37,14 @@ def test_grey_is_read_as_it_is_colour_by_luma_and_other_sizes_are_centred_on_bla
     np.testing.assert_array_equal(read(wide), [[0] * 4, [255] * 4, [255] * 4, [0] * 4])
 
 
+def test_a_png_is_read_with_a_damaged_profile_and_with_text_after_its_pixels():
+    rows = np.insert(GREY, 0, 0, axis=1).tobytes()  # each begins with filter type 0
+    np.testing.assert_array_equal(read(png((4, 4), rows, iCCP=b"name\0\1")), GREY)
+    xmp = b'XML:com.adobe.xmp\0\0\0\0\0<rdf:Description tiff:Orientation="6"/>'
+    content = png((4, 4), rows, IDAT=b"", iTXt=xmp)  # in this order
+    np.testing.assert_array_equal(read(content), np.rot90(GREY, -1))
+
+
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "tiff"])
 def test_orientation_is_found_in_xmp_too(kind):
     xmp = b'<rdf:Description tiff:Orientation="6"/>'
