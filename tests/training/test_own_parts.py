@@ -228,11 +228,12 @@ def test_each_key_and_each_part_of_a_batch_draws_its_own():
     """Dropout by half leaves 0 or 2 of each of 64 features; the mean of two parts can also be 1."""
     images = jnp.ones((2, 1, 1, 64))
     state = rj.TrainState.create(Dropping(), optax.sgd(1.0), jax.random.key(0), images)
+    first = partial(rj.train_step, loss=lambda logits, _: logits[:, 0])
+    step = jax.jit(first, static_argnames="accumulate")
 
     def left(seed, accumulate):
         batch, key = rj.Batch(images, jnp.zeros(2, jnp.int32)), jax.random.key(seed)
-        first = partial(rj.train_step, accumulate=accumulate, loss=lambda logits, _: logits[:, 0])
-        moved, _ = jax.jit(first)(state, batch, key=key)
+        moved, _ = step(state, batch, key=key, accumulate=accumulate)
         kernels = (s.params["Dense_0"]["kernel"][:, 0] for s in (state, moved))
         return np.rint(np.subtract(*kernels)).astype(int).tolist()
 
