@@ -281,13 +281,25 @@ def damage_as_the_best(checkpoints: Checkpoints, step: int) -> None:
     next((make_the_best(checkpoints, step) / "state").rglob("_METADATA")).unlink()
 
 
-def test_the_best_step_is_not_the_latest(own_run, checkpoints):
+def without_tests(run_dir: Path) -> Path:
+    """Remove the lines of the final tests from a run's metrics."""
+    rows = [row for row in RunFolder(run_dir).read_metrics() if row["kind"] != "test"]
+    (run_dir / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return run_dir
+
+
+def test_the_best_step_is_not_the_latest(own_run, checkpoints, tiny_config):
     make_the_best(checkpoints, 10)
-    run = rj.Run.open(own_run)
-    best, latest = run.variables("best"), run.variables("latest")
-    chex.assert_trees_all_equal(best, checkpoints.restore_variables(10))
-    chex.assert_trees_all_equal(latest, checkpoints.restore_variables(12))
-    assert (best["params"]["head"]["kernel"] != latest["params"]["head"]["kernel"]).any()
+    run = rj.train(tiny_config, without_tests(own_run), quiet=True)
+    tests, found = run.metrics().query("split == 'test'").set_index("checkpoint"), []
+    for checkpoint, step in (("best", 10), ("latest", 12)):
+        found.append(run.variables(checkpoint))
+        chex.assert_trees_all_equal(found[-1], checkpoints.restore_variables(step))
+        assert tests["step"][checkpoint] == step
+        measured = run.evaluate("test", checkpoint).loss
+        assert tests["loss"][checkpoint] == pytest.approx(measured, rel=1e-6)
+    best, latest = (variables["params"]["head"]["kernel"] for variables in found)
+    assert (best != latest).any()
 
 
 def test_a_damaged_step_that_was_passed_over_takes_no_place(finished_run, checkpoints):
@@ -327,9 +339,8 @@ def test_a_damaged_best_checkpoint_does_not_keep_a_run_from_its_end(
 ):
     """The test splits remain to be evaluated, with the best checkpoint too."""
     damage_as_the_best(checkpoints, 10)
-    rows = [row for row in RunFolder(own_run).read_metrics() if row["kind"] != "test"]
-    (own_run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    tests = rj.train(tiny_config, own_run, quiet=True).metrics().query("kind == 'test'")
+    run = rj.train(tiny_config, without_tests(own_run), quiet=True)
+    tests = run.metrics().query("kind == 'test'")
     assert "step 10 is not used" in caplog.text
     assert set(tests["checkpoint"]) == {"latest", "best"}
     assert 10 not in set(tests["step"])
