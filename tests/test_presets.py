@@ -83,6 +83,8 @@ def plan(trained):
         ("--grid epochs=1,2 --run-dir r", ["r-epochs-1-seed0", "r-epochs-2-seed0"]),
         ("--grid model.residual=true,false", ["mnist-residual-seed0", "mnist-plain-seed0"]),
         ("--epochs 2 --seeds 2", ["mnist-seed0", "mnist-seed1"]),
+        # Named as the prefix is: version 0.1.0 put the run there.
+        ("--seeds 1 --run-dir rate=0.1,b", ["rate=0.1,b-seed0"]),
         (
             "--data.name kmnist --run-dir r --grid data.name=kmnist,mnist",
             ["r-kmnist-seed0", "r-mnist-seed0"],
@@ -171,12 +173,6 @@ def test_a_grid_goes_on_in_its_own_folder(began_as, plan):
         began_as(f"runs/{name}-seed0", "mnist", {})
     (folder, _), _ = plan("mnist --grid optim.learning-rate=0.1,0.2")
     assert folder.name == "mnist-learning-rate-0.1-seed0"
-
-
-def test_seeds_go_on_in_folders_named_as_the_prefix_is(plan):
-    """Version 0.1.0 put them there."""
-    ((folder, _),) = plan("mnist --seeds 1 --run-dir rate=0.1,b")
-    assert folder.name == "rate=0.1,b-seed0"
 
 
 def test_runs_of_a_sweep_keep_no_parameters(own_run, tmp_path, command, monkeypatch):

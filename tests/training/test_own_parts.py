@@ -1,6 +1,7 @@
 """A custom network, optimiser, loss, dataset and callback in `rj.train`."""
 
 import dataclasses
+import re
 from functools import partial
 from unittest import mock
 
@@ -100,8 +101,8 @@ def test_the_run_is_trained_by_those_parts(whole):
 def test_it_is_opened_with_its_network_and_its_data(whole):
     run, _ = whole
     plain = rj.Run.open(run.path)
-    with pytest.raises(rj.ResNetJaxError, match=r"SqueezeExcitation: open it with .*model="):
-        plain.predict(DATA.test.images)
+    said = refused(plain.predict, DATA.test.images)
+    assert "SqueezeExcitation: open it with that (model=" in said
     assert "Run.open(..., data=" in refused(plain.evaluate)
     opened = rj.Run.open(run.path, model=SqueezeExcitation(), data=DATA)
     probabilities = opened.predict(DATA.test.images)
@@ -112,8 +113,7 @@ def test_it_is_opened_with_its_network_and_its_data(whole):
     assert "another network than SqueezeExcitation: open" in said
     assert opened.verify().ok
     for wrong in (SqueezeExcitation, rj.ResNet18):
-        with pytest.raises(rj.ResNetJaxError, match=r"model is .*: give a Linen module"):
-            rj.Run.open(run.path, model=wrong)
+        assert ": give a Linen module" in refused(rj.Run.open, run.path, model=wrong)
 
 
 class Other(SqueezeExcitation):
@@ -132,8 +132,7 @@ class Other(SqueezeExcitation):
     ],
 )
 def test_other_parts_are_refused(changes, said, whole):
-    with pytest.raises(rj.ResNetJaxError, match=f"another configuration .*{said}"):
-        start(whole[0].path, **changes)
+    assert re.search(f"another configuration .*{said}", refused(start, whole[0].path, **changes))
 
 
 class Confused(rj.Callback):
@@ -262,8 +261,7 @@ def test_each_key_and_each_part_of_a_batch_draws_its_own():
 )
 def test_what_is_no_such_part_is_refused_before_anything(part, said, tmp_path):
     """Such a part ended in a traceback in the first step."""
-    with pytest.raises(rj.ResNetJaxError, match=said):
-        start(tmp_path / "run", **part)
+    assert re.search(said, refused(start, tmp_path / "run", **part))
     assert not (tmp_path / "run").exists()
 
 
