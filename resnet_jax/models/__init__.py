@@ -34,7 +34,6 @@ ResNet34 = partial(ResNet, stage_sizes=(3, 4, 6, 3), unit=BasicUnit)
 ResNet50 = partial(ResNet, stage_sizes=(3, 4, 6, 3), unit=BottleneckUnit)
 ResNet101 = partial(ResNet, stage_sizes=(3, 4, 23, 3), unit=BottleneckUnit)
 ResNet152 = partial(ResNet, stage_sizes=(3, 8, 36, 3), unit=BottleneckUnit)
-_resnet26 = partial(ResNet, stage_sizes=(2, 2, 2, 2), unit=BottleneckUnit)  # from timm
 
 # The same paper, section 4.2: 6n + 2 layers for 32x32 images, with option A's shortcuts.
 _cifar = partial(ResNet, unit=BasicUnit, width=16, stem="small", shortcut="pad")
@@ -49,12 +48,11 @@ _preact = partial(ResNet, unit=PreActivationUnit)
 # shortcut starts after its unit's norm and ReLU; here the identity and option A start before them,
 # as in every unit. An ImageNet stem ends with norm and ReLU, which the first unit then repeats.
 _preact_cifar = partial(_preact, width=16, stem="conv", stage_sizes=(18, 18, 18))
-_preact_bottleneck = partial(_preact_cifar, unit=PreActivationBottleneckUnit)
 
 # The names that `--model.name` and `resnet-jax summary` accept.
 VARIANTS: dict[str, Callable[..., ResNet]] = {
     "resnet18": ResNet18,
-    "resnet26": _resnet26,
+    "resnet26": partial(ResNet, stage_sizes=(2, 2, 2, 2), unit=BottleneckUnit),  # from timm
     "resnet34": ResNet34,
     "resnet50": ResNet50,
     "resnet101": ResNet101,
@@ -73,7 +71,7 @@ VARIANTS: dict[str, Callable[..., ResNet]] = {
     "preact_resnet18": partial(_preact, stage_sizes=(2, 2, 2, 2)),
     "preact_resnet34": partial(_preact, stage_sizes=(3, 4, 6, 3)),
     "preact_resnet110": partial(_preact_cifar, shortcut="pad"),
-    "preact_resnet164": _preact_bottleneck,
+    "preact_resnet164": partial(_preact_cifar, unit=PreActivationBottleneckUnit),
     # arXiv 1605.07146, table 1: depth 6n + 4.
     "wide_resnet16_4": partial(_preact_cifar, stage_sizes=(2, 2, 2), widening=4),
     "wide_resnet28_10": partial(_preact_cifar, stage_sizes=(4, 4, 4), widening=10),
