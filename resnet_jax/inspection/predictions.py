@@ -16,7 +16,7 @@ from resnet_jax.inspection.saliency import BATCH, Forward, forward_and_saliency,
 from resnet_jax.models import ResNet
 from resnet_jax.run import Checkpoint, Run
 from resnet_jax.training.jax_settings import compiler_options
-from resnet_jax.training.metrics import Evaluation
+from resnet_jax.training.metrics import Evaluation, class_numbers
 from resnet_jax.training.step import count
 
 MAX_IMAGES = 10_000  # their saliency maps and features are kept in memory
@@ -34,15 +34,9 @@ def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int
 
     Raises `ResNetJaxError` unless labels and predictions are ``int[N]``, 0 to K - 1.
     """
-    pair = [np.asarray(a, None if np.size(a) else int) for a in (labels, predictions)]
-    whole = all(a.ndim == 1 and a.dtype.kind in "biu" for a in pair)
-    if pair[0].shape != pair[1].shape or not whole:
-        found = " and ".join(f"{a.dtype}{list(a.shape)}" for a in pair)
-        raise ResNetJaxError(f"labels and predictions are {found}: give int[N] both")
-    lowest, highest = (min(map(np.min, pair)), max(map(np.max, pair))) if pair[0].size else (0, 0)
-    if not 0 <= lowest <= highest < num_classes:
-        raise ResNetJaxError(f"classes are {lowest} to {highest}: give 0 to {num_classes - 1}")
-    cells = pair[0].astype(np.int64) * num_classes + pair[1].astype(np.int64)
+    rows = class_numbers("labels", labels, np.size(labels), num_classes)
+    columns = class_numbers("predictions", predictions, len(rows), num_classes)
+    cells = rows * num_classes + columns
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
@@ -76,18 +70,14 @@ def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
     Raises `ResNetJaxError` unless probabilities are ``float[N, K]`` in 0 to 1 and labels
     ``int[N]`` in 0 to K - 1, with N at least 1.
     """
-    p, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
-    sound = bool(np.all((p >= -0.001) & (p <= 1.001))) and labels.dtype.kind in "biu"
-    sound = sound and p.ndim == 2 and p.size > 0 and labels.shape == p.shape[:1]
-    if not sound:
+    p = np.asarray(probabilities, np.float64)
+    if p.ndim != 2 or not p.size or not ((p >= -0.001) & (p <= 1.001)).all():
+        span = f", {p.min():g} to {p.max():g}" if p.size else ""
         raise ResNetJaxError(
-            "calibration needs float[N, K], probabilities, and int[N], N at least 1, got "
-            f"{list(p.shape)}, {p.min() if p.size else 0:g} to {p.max() if p.size else 0:g}, and "
-            f"{labels.dtype}{list(labels.shape)}: give jax.nn.softmax(logits) and classes by number"
+            "calibration needs float[N, K], probabilities, N at least 1, got "
+            f"{list(p.shape)}{span}: give jax.nn.softmax(logits)"
         )
-    if not 0 <= labels.min() <= labels.max() < p.shape[1]:
-        found = f"{labels.min()} to {labels.max()}"
-        raise ResNetJaxError(f"calibration needs labels of 0 to {p.shape[1] - 1}, got {found}")
+    labels = class_numbers("labels", labels, len(p), p.shape[1])
     confidence, right = p.max(1), p.argmax(1) == labels
     # Rounding in float32 may leave a probability slightly above 1.
     index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)

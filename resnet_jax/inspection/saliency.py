@@ -19,6 +19,7 @@ from resnet_jax.data.sampler import padded_order
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.models import ResNet
 from resnet_jax.run import Checkpoint, Run
+from resnet_jax.training.metrics import class_numbers
 
 # A coarser map says little about the place: 7x7 is stage 1 for a digit, stage 4 for a photograph.
 # This side and the default method were chosen by experiments/saliency.
@@ -175,17 +176,7 @@ def _checked(
         raise ResNetJaxError("the network has no classes to explain: give one with num_classes")
     if labels is None:
         return None
-    labels = np.asarray(labels)
-    if labels.shape != np.shape(images)[:1]:
-        shapes = f"{list(labels.shape)} for images {list(np.shape(images))}"
-        raise ResNetJaxError(f"labels are {shapes}: give one for each image")
-    whole = np.issubdtype(labels.dtype, np.integer)
-    if labels.size and not (whole and 0 <= labels.min() <= labels.max() < model.num_classes):
-        raise ResNetJaxError(
-            f"labels are {labels.dtype} from {labels.min()} to {labels.max()}: give integers, 0 to "
-            f"{model.num_classes - 1}"
-        )
-    return labels.astype(np.int32)
+    return class_numbers("labels", labels, np.shape(images)[0], model.num_classes).astype(np.int32)
 
 
 def feature_maps(model: ResNet, variables: Any, images: ArrayLike) -> dict[str, jax.Array]:

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+from resnet_jax.errors import ResNetJaxError
 
 # The keys of every row, and all keys.
 COMMON = {"step", "epoch", "kind", "loss", "accuracy", "seconds"}
@@ -16,6 +19,20 @@ def told_apart(names: tuple[str, ...]) -> tuple[str, ...]:
     """Return class names, numbered if two are equal, as those of a streamed dataset may be."""
     unique = len(set(names)) == len(names)
     return names if unique else tuple(f"#{k} {name}" for k, name in enumerate(names))
+
+
+def class_numbers(name: str, given: ArrayLike, count: int, num_classes: int) -> np.ndarray:
+    """Return classes as ``int64[count]``; raise unless they are whole numbers, 0 to K - 1."""
+    found = np.asarray(given, None if np.size(given) else int)
+    whole = found.dtype.kind in "biu" and found.shape == (count,)
+    if not (whole and 0 <= found.min(initial=0) <= found.max(initial=0) < num_classes):
+        numbers = found.size and found.dtype.kind in "biuf"
+        span = f" from {found.min()} to {found.max()}" if numbers else ""
+        raise ResNetJaxError(
+            f"{name} are {found.dtype}{list(found.shape)}{span}: give one for each example, "
+            f"int[{count}], 0 to {num_classes - 1}"
+        )
+    return found.astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)

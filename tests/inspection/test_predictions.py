@@ -66,23 +66,22 @@ def test_a_mistake_without_positive_evidence_says_so(maps):
 
 def test_what_is_no_class_or_no_table_is_refused():
     for labels, predictions, said in (
-        ([0], [2], "give 0 to 1"),
-        ([-1], [0], "give 0 to 1"),
-        ([0.9], [1.2], "give int[N] both"),
-        ([0], [0, 1], "give int[N] both"),
+        ([0], [2], "predictions are int64[1] from 2 to 2: give"),
+        ([-1], [0], "labels are int64[1] from -1 to -1: give"),
+        ([0.9], [1.2], "int[1], 0 to 1"),
+        ([0], [0, 1], "int[1], 0 to 1"),
     ):
         assert said in refused(confusion_matrix, labels, predictions, 2)
     for probabilities, labels in (
         ([0.5, 0.5], [0, 1]),
         ([[np.nan, np.nan]], [0]),
         ([[3.0, -1.0]], [0]),  # logits
-        ([[0.9, 0.1]], ["a"]),
         (np.empty((0, 2)), np.empty(0, int)),
         (np.empty((3, 0)), [0, 0, 0]),
-        ([[0.5, 0.5]], [-1]),  # padding, which was counted as a mistake
-        ([[0.5, 0.5]], [2]),
     ):
         assert "calibration needs" in refused(calibration, probabilities, labels)
+    for label in ("a", -1, 2):  # -1: padding, which was counted as a mistake
+        assert "one for each example, int[1], 0 to 1" in refused(calibration, [[1, 0]], [label])
 
 
 def test_points_that_are_one_have_a_place():

@@ -140,9 +140,10 @@ def test_what_cannot_be_explained_is_named(small):
         ("stage 3", {"stage": 3}),
         ("stage 0", {"stage": 0}),
         ("grad-cam or grad-cam", {"method": "lime"}),
-        ("one for each image", {"labels": [1, 2]}),
-        ("integers, 0 to 4", {"labels": [1, 2, 5]}),
-        ("integers, 0 to 4", {"labels": [1, 2, 2.5]}),
+        ("one for each example, int[3], 0 to 4", {"labels": [1, 2]}),
+        ("from 1 to 5: give one for each example, int[3], 0 to 4", {"labels": [1, 2, 5]}),
+        ("from 1.0 to 2.5: give", {"labels": [1, 2, 2.5]}),
+        ("<U3[3]: give", {"labels": ["cat", "dog", "cat"]}),  # ended in NumPy's error
     ):
         assert names in refused(rj.inspection.grad_cam, *small, **settings)
     another = "model is a Dense: to look inside give a ResNet"
