@@ -128,7 +128,8 @@ def own_loop() -> tuple[Any, Any, Any]:
     model = rj.ResNet(
         stage_sizes=(1,), unit=rj.BasicUnit, num_classes=2, width=8, lowering="reference"
     )
-    state = rj.TrainState.create(model, optax.sgd(0.1), jax.random.key(0), images)
+    create = functools.partial(rj.TrainState.create, model, optax.sgd(0.1))
+    state = jax.eval_shape(create, jax.random.key(0), images)
     batch = rj.Batch(images, jnp.zeros(2, jnp.int32))
     train = functools.partial(rj.train_step, label_smoothing=0.1)
     _, metrics = jax.eval_shape(train, state, batch)
