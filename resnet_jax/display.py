@@ -8,7 +8,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -93,17 +93,15 @@ def show_warnings() -> None:
         logging.getLogger(other).setLevel(logging.CRITICAL + 1)
 
 
-def _print_table(
-    headings: Iterable[str], rows: Iterable[Iterable[str]], title: str = "", left: int = 1
-) -> None:
-    """Print rows of texts, escaped and without markup; align the first ``left`` columns left."""
+def _print_table(lines: Iterable[Sequence[str]], title: str = "", left: int = 1) -> None:
+    """Print headings and rows, escaped, without markup; align the first ``left`` columns left."""
     table = Table(title=_text(title) if title else None, box=box.SIMPLE, padding=(0, 1, 0, 0))
-    lines = [headings, *rows]
-    for number, (heading, *texts) in enumerate(zip(*lines, strict=True)):
+    headings, *rows = lines
+    for number, column in enumerate(zip(headings, *rows, strict=True)):
         justify: Any = "left" if number < left else "right"
-        least = _least_width([heading, *texts])
-        table.add_column(_text(heading), justify=justify, overflow="fold", min_width=least)
-    for row in lines[1:]:
+        least = _least_width(column)
+        table.add_column(_text(column[0]), justify=justify, overflow="fold", min_width=least)
+    for row in rows:
         table.add_row(*map(_text, row))
     console.print(table)
 
@@ -134,7 +132,7 @@ def print_evaluation(result: "Evaluation", title: str) -> None:
         lines = [("class", "count", "recall", "precision", *result.class_names), *rows]
         if sum(_least_width(column) + 2 for column in zip(*lines, strict=True)) >= console.width:
             lines = [line[:4] for line in lines]  # rich would cut off the last classes
-        _print_table(lines[0], lines[1:], title)
+        _print_table(lines, title)
     console.print(str(result))
 
 
@@ -148,7 +146,7 @@ def print_predictions(rows: list[dict[str, Any]]) -> None:
     ]
     if cells:
         head = ("file", "label", "probability", *(["the digit"] if found else []))
-        _print_table(head, cells, left=2)
+        _print_table([head, *cells], left=2)
 
 
 def print_predictions_csv(rows: Iterable[dict[str, Any]]) -> int:
@@ -183,8 +181,7 @@ def print_comparison(table: "pd.DataFrame") -> None:
         block = [("", *labels), columns.pop(0)]
         while columns and _width([*block, columns[0]]) < console.width:
             block.append(columns.pop(0))
-        headings, *rows = zip(*block, strict=True)
-        _print_table(headings, rows, left=len(block))
+        _print_table(zip(*block, strict=True), left=len(block))
 
 
 def _result(name: str, row: dict[str, Any]) -> str:
@@ -206,7 +203,7 @@ def print_layers(layers: "list[LayerSummary]", title: str) -> None:
         for name, kind, shape, *counts in [*layers, total]
     ]
     headings = ("layer", "kind", "output shape", "parameters", "multiply-adds")
-    _print_table(headings, rows, title, left=2)
+    _print_table([headings, *rows], title, left=2)
 
 
 def _shape(sides: Iterable[int]) -> str:
@@ -223,7 +220,7 @@ def print_datasets(datasets: "Iterable[DatasetInfo]") -> None:
         )
         for info in datasets
     ]
-    _print_table(headings, rows, left=len(headings))
+    _print_table([headings, *rows], left=len(headings))
     print_line(
         "also `folder`, your own images (--data.dir), and by its name in TFDS any other dataset "
         "of images and class labels: cifar10, kmnist, imagenet2012, ... (the extra `prepare` "
