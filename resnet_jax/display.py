@@ -137,16 +137,14 @@ def print_evaluation(result: "Evaluation", title: str) -> None:
 
 
 def print_predictions(rows: list[dict[str, Any]]) -> None:
-    found = any("found" in row for row in rows)  # where a digit was looked for
-    cells = [
-        ("" if number else row["path"], label, f"{probability:.2%}")
-        + (("" if number else row.get("found", ""),) if found else ())
-        for row in rows
-        for number, (label, probability) in enumerate(row["topk"])
-    ]
-    if cells:
-        head = ("file", "label", "probability", *(["the digit"] if found else []))
-        _print_table([head, *cells], left=2)
+    lines = [("file", "label", "probability", "the digit")]
+    for row in rows:
+        for number, (label, probability) in enumerate(row["topk"]):
+            path, found = ("", "") if number else (row["path"], row.get("found", ""))
+            lines.append((path, label, f"{probability:.2%}", found))
+    columns = 4 if any("found" in row for row in rows) else 3  # where a digit was looked for
+    if rows:
+        _print_table([line[:columns] for line in lines], left=2)
 
 
 def print_predictions_csv(rows: Iterable[dict[str, Any]]) -> int:
@@ -199,23 +197,20 @@ def _result(name: str, row: dict[str, Any]) -> str:
 def print_layers(layers: "list[LayerSummary]", title: str) -> None:
     total: Any = ("total", "", (), *map(sum, [*zip(*layers, strict=True)][3:]))
     rows = [
-        (name, kind, _shape(shape), *(f"{n:,}" if n else "" for n in counts))
+        (name, kind, "x".join(map(str, shape)), *(f"{n:,}" if n else "" for n in counts))
         for name, kind, shape, *counts in [*layers, total]
     ]
     headings = ("layer", "kind", "output shape", "parameters", "multiply-adds")
     _print_table([headings, *rows], title, left=2)
 
 
-def _shape(sides: Iterable[int]) -> str:
-    return "x".join(map(str, sides))
-
-
 def print_datasets(datasets: "Iterable[DatasetInfo]") -> None:
     headings = ("name", "images", "classes", "train", "validation", "test", "comes from")
     rows = [
         (
-            *(info.name, f"{info.description}, {_shape(info.image_shape)}", str(info.num_classes)),
-            *(f"{count:,}" for count in (info.train, info.validation, info.test)),
+            info.name,
+            f"{info.description}, {'x'.join(map(str, info.image_shape))}",
+            *(f"{count:,}" for count in (info.num_classes, info.train, info.validation, info.test)),
             info.source,
         )
         for info in datasets

@@ -98,6 +98,15 @@ def test_a_pipe_gets_plain_lines(monkeypatch):
         ]
 
 
+def test_a_file_and_how_its_digit_was_found_stand_beside_the_first_class(capsys):
+    row = {"path": "a.png", "topk": [("7", 0.9), ("1", 0.1)]}
+    for found, told in (({}, []), ({"found": "on paper"}, ["on", "paper"])):
+        display.print_predictions([row | found])
+        head, _, *lines = capsys.readouterr().out.split("\n")[1:-2]
+        assert head.split()[3:] == ["the", "digit"][: len(told)]
+        assert [*map(str.split, lines)] == [["a.png", "7", "90.00%", *told], ["1", "10.00%"]]
+
+
 def test_an_evaluation_is_one_line_of_80_columns():
     late = {"step": 450_000, "epoch": 90.0, "accuracy": 1.0}
     train, validation = {**TRAIN, **late, "images_per_s": 98_765.4}, {**VALIDATION, **late}
