@@ -74,9 +74,6 @@ class Processes:
         return planned
 
 
-PresetName = Annotated[Positional[str], tyro.conf.arg(help=f"one of {', '.join(presets.PRESETS)}.")]
-
-
 def train_verb(arguments: list[str], stop: Stop) -> Callable[..., None]:
     """Return `train` with the defaults of the preset that the arguments begin with."""
     name = _preset_named(arguments)
@@ -102,7 +99,7 @@ def _check_places(preset: str, arguments: list[str]) -> None:
 
 
 def train(
-    preset: PresetName,
+    preset: Annotated[Positional[str], tyro.conf.arg(help=f"one of {', '.join(presets.PRESETS)}.")],
     config: Annotated[TrainConfig, tyro.conf.arg(name="")],
     arguments: Annotated[list[str], tyro.conf.Suppress],
     stop: Annotated[Stop, tyro.conf.Suppress],
