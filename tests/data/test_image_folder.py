@@ -83,7 +83,7 @@ def test_fingerprint_and_order_of_a_folder_are_for_good(tmp_path):
         assert hashlib.sha256(content).hexdigest().startswith(order)
 
 
-def test_train_val_and_test_are_taken_as_they_are(tmp_path):
+def test_train_val_and_test_are_taken_as_they_are(tmp_path, caplog):
     for split, count in (("train", 6), ("Val", 3), ("test", 2)):
         for label, name in enumerate(("a", "b")):
             for k in range(count):
@@ -92,6 +92,7 @@ def test_train_val_and_test_are_taken_as_they_are(tmp_path):
     for split in ("test", "Val"):
         shutil.rmtree(tmp_path / split)
     data = load_dataset("folder", tmp_path)
+    assert "left out, neither train, val nor test: own-cache in" in caplog.text
     assert sizes(data) == [11, 1, 0]
     assert data.test.images.shape == (0, 6, 8, 3)
     picture(tmp_path / "test" / "c" / "0.png", 5)
@@ -101,6 +102,7 @@ def test_train_val_and_test_are_taken_as_they_are(tmp_path):
 def test_a_class_may_be_called_train(tmp_path):
     for seed in range(8):
         picture(tmp_path / ("train" if seed % 2 else "plane") / f"{seed}.png", seed)
+    picture(tmp_path / "train" / "more" / "8.png", 8)
     assert load_dataset("folder", tmp_path).class_names == ("plane", "train")
 
 

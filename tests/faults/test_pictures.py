@@ -51,6 +51,7 @@ def test_a_run_among_the_pictures_is_no_class(pets, finished_run, command, monke
     monkeypatch.chdir(pets)
     run = shutil.copytree(finished_run.path, pets / "runs" / "folder-seed0")
     picture(run / "report" / "curves.png", 99)
+    shutil.copytree(run, pets / "cat" / "run")  # beside pictures of a class
     code, out, _ = command("verify", ".")
     assert (code, "runs" in out) == (0, False)
     assert len(json.loads(command("predict", run, ".", "--json")[1])) == 12
