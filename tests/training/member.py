@@ -57,11 +57,11 @@ def agree(folder: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    port, process_id, folder, what = sys.argv[1:]
+def main(port: str, process_id: str, folder: str, what: str) -> None:
     distributed.initialize(f"127.0.0.1:{port}", 2, int(process_id), 300)
     with failing_together(Path(folder, "run")):
         print(json.dumps(agree(Path(folder))), flush=True)
+        Path(folder, f"agreed{process_id}").touch()
         if not is_main_process():
             if what == "hang":
                 time.sleep(600)
@@ -71,7 +71,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     try:
-        main()
+        main(*sys.argv[1:])
     except ResNetJaxError as error:
         print(f"resnet-jax: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

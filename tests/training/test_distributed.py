@@ -10,20 +10,20 @@ from types import SimpleNamespace
 from unittest import mock
 
 import jax
+import member
 import portpicker
 import pytest
+from faults import ended, forked, wait_until
 from make_datasets import refused
 
 from resnet_jax.errors import STOPPED
 from resnet_jax.training import distributed, jax_settings
 
-MEMBER = Path(__file__).with_name("member.py")
-
 
 def start(folder: Path, what: str) -> "list[subprocess.Popen[str]]":
     port = str(portpicker.pick_unused_port())
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    command = [sys.executable, MEMBER, port]
+    command = [sys.executable, member.__file__, port]
     return [subprocess.Popen([*command, number, folder, what], **pipes) for number in "01"]
 
 
@@ -67,12 +67,13 @@ def test_a_failure_of_one_ends_the_other_which_waits_for_it(what, code, line, tm
 
 
 def test_a_killed_process_ends_the_other(tmp_path):
-    victim, other = start(tmp_path, "hang")
-    while not other.stdout.readline().startswith("{"):  # after what Gloo prints
-        assert other.poll() is None
-    victim.kill()
-    assert ends(other)[0] == -signal.SIGABRT
-    ends(victim)
+    port = str(portpicker.pick_unused_port())
+    members = [forked(member.main, port, number, tmp_path, "hang") for number in "01"]
+    try:
+        wait_until(lambda: all((tmp_path / f"agreed{number}").exists() for number in "01"), 60)
+    finally:  # pytest would wait for them at its end
+        members[0].kill()
+    assert [ended(each, 60) for each in members] == [-signal.SIGKILL, -signal.SIGABRT]
 
 
 def test_devices_of_other_processes_need_distributed_and_the_same_number_of_each(monkeypatch):
