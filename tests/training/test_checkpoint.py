@@ -25,7 +25,7 @@ from resnet_jax.training import run_folder
 from resnet_jax.training.checkpoint import Checkpoints, DamagedCheckpointError, Manifest
 from resnet_jax.training.run_folder import RunFolder
 
-FLIPS = 8  # in each file
+FLIPS = 40  # in each file
 
 
 def tiny_state() -> rj.TrainState:
