@@ -58,13 +58,9 @@ def as_array(value: Any) -> np.ndarray:
         ) from error
 
 
-def is_counter(name: str) -> bool:
-    return name.split(".")[-1] in _COUNTERS
-
-
 @dataclass(frozen=True)
 class StateDict:
-    """Arrays by name, without a prefix that all names share, and their naming scheme."""
+    """Arrays by name without counters and without a shared prefix, and their naming scheme."""
 
     entries: dict[str, np.ndarray]
     names: Mapping[str, str]
@@ -73,12 +69,13 @@ class StateDict:
     @classmethod
     def of(cls, state_dict: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> Self:
         try:
-            entries = {str(name): as_array(value) for name, value in dict(state_dict).items()}
+            arrays = {str(name): as_array(value) for name, value in dict(state_dict).items()}
         except (TypeError, ValueError) as error:
             given = type(state_dict).__name__
             raise ResNetJaxError(
                 f"weights must be a state_dict, arrays by name, got {given}"
             ) from error
+        entries = {n: v for n, v in arrays.items() if n.split(".")[-1] not in _COUNTERS}
         for names in (BOOK, TORCHVISION):
             first = names["stage/unit"].format(1, 0) + ".conv1.weight"
             prefixes = [n.removesuffix(first) for n in entries if f".{n}".endswith(f".{first}")]
@@ -92,8 +89,7 @@ class StateDict:
             if f"{prefix}conv1.6.weight" in entries:
                 names = DEEP
             bare = cls({n.removeprefix(prefix): v for n, v in entries.items()}, names, prefix)
-            others = [n for n in entries if not n.startswith(prefix) and not is_counter(n)]
-            if others:
+            if others := [n for n in entries if not n.startswith(prefix)]:
                 raise ResNetJaxError(
                     f"the weights are those of {bare.likely_name} under {prefix} and of a larger "
                     f"network ({len(others)} entries: {', '.join(sorted(others)[:3])}, ...), in "

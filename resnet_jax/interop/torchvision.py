@@ -17,7 +17,7 @@ import numpy as np
 from flax import traverse_util
 
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.interop.state_dict import BOOK, DEEP, TORCHVISION, StateDict, is_counter
+from resnet_jax.interop.state_dict import BOOK, DEEP, TORCHVISION, StateDict
 from resnet_jax.models import UNITS, VARIANTS, BasicUnit, BatchNorm, ResNet, norm_of, shapes_of
 
 log = logging.getLogger(__name__)
@@ -266,10 +266,8 @@ def _read(weights: StateDict, model: ResNet, guessed: bool) -> dict[str, Any]:
             flat[path] = np.ascontiguousarray(ours, None if wide else np.float32)
     # Only the book's plain network holds unused shortcuts; elsewhere they mean a residual one.
     layers = ("shortcut_conv", "shortcut_norm") if names is BOOK and not model.residual else ()
-    unused = [names[layer] for layer in layers]
-    for name in rest:
-        if not is_counter(name) and not any(f".{layer}." in name for layer in unused):
-            complaints["unknown"].append(name)
+    unused = [f".{names[layer]}." for layer in layers]
+    complaints["unknown"] = [name for name in rest if not any(part in name for part in unused)]
     if any(complaints.values()):
         raise ResNetJaxError(_refusal(weights, model, guessed, complaints))
     if _STEM_BIAS in flat:
