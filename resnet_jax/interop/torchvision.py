@@ -22,8 +22,6 @@ from resnet_jax.models import UNITS, VARIANTS, BasicUnit, BatchNorm, ResNet, nor
 
 log = logging.getLogger(__name__)
 
-Path = tuple[str, ...]
-
 LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 _UNIT = re.compile(r"stage(\d+)_unit(\d+)/(.+)")
 _LISTED = 5  # entries that an error names, of each kind that does not fit
@@ -171,7 +169,7 @@ def first_convolution(stem: Mapping[str, Any]) -> str:
     return "conv1" if "conv1" in stem else "conv"
 
 
-def translate(path: Path, names: Mapping[str, str]) -> str:
+def translate(path: tuple[str, ...], names: Mapping[str, str]) -> str:
     """Return the name of a variable of the package in a naming scheme, such as `TORCHVISION`.
 
     >>> translate(("params", "stage2_unit1", "shortcut_norm", "scale"), TORCHVISION)
@@ -229,7 +227,7 @@ def _check_classes(num_classes: int, least: int = 1) -> None:
         raise ResNetJaxError(f"num_classes must be at least {least}, got {num_classes}")
 
 
-def _to_torch(value: np.ndarray, path: Path) -> np.ndarray:
+def _to_torch(value: np.ndarray, path: tuple[str, ...]) -> np.ndarray:
     return value.transpose(-1, -2, *range(value.ndim - 2)) if path[-1] == "kernel" else value
 
 
