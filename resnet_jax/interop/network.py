@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resnet_jax import __version__
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.errors import ResNetJaxError, importing
 from resnet_jax.interop.torchvision import row_of
@@ -69,8 +70,6 @@ class Network:
 
     def metadata(self) -> dict[str, Any]:
         """Return an exported file's metadata: class names, preprocessing, model and origin."""
-        from resnet_jax import __version__
-
         model = self.model
         described = {name: getattr(model, name) for name in SHAPING}
         return {
