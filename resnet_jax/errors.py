@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 STOPPED = "stopped by a signal; the same command continues"
+# What JSON or YAML of another form raises, also by numbers too large and by nesting too deep.
+MALFORMED = ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError
 
 
 class ResNetJaxError(Exception):

@@ -27,7 +27,7 @@ from resnet_jax.config import (
     differences,
     replaced,
 )
-from resnet_jax.errors import ResNetJaxError
+from resnet_jax.errors import MALFORMED, ResNetJaxError
 from resnet_jax.settings import has_type, settings
 
 # SGD under the 1cycle policy (arXiv 1708.07120), with PyTorch's ramps and a constant momentum.
@@ -257,7 +257,7 @@ def _parsed(text: str, kind: Any) -> Any:
     """Parse a value as JSON if that gives the setting's type, alone or as a tuple of one."""
     written = {"None": "null", "True": "true", "False": "false"}.get(text, text)  # as for options
     for read in (json.loads, float):  # JSON; then .1 and 1., which options accept too
-        with suppress(ValueError, TypeError, RecursionError, OverflowError):
+        with suppress(*MALFORMED):
             value = read(written)
             float(value or 0)  # too large an int: as a float it is infinite, and refused
             for found in (value, (value,)):

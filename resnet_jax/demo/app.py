@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect
 
 from resnet_jax.data.digit import FoundDigit, draw_strokes, parse_strokes, read_digit_or_image
 from resnet_jax.data.image import DecodeSpec
-from resnet_jax.errors import ResNetJaxError, message_and_code, out_of_memory
+from resnet_jax.errors import MALFORMED, ResNetJaxError, message_and_code, out_of_memory
 from resnet_jax.inspection import overlay
 from resnet_jax.inspection.saliency import as_picture, forward_and_saliency
 from resnet_jax.run import Checkpoint, Run
@@ -56,7 +56,7 @@ class Classifier:
             raise ResNetJaxError("strokes are for runs on MNIST's digits: send an image file")
         try:
             strokes = json.loads(body)["strokes"]
-        except (ValueError, RecursionError, LookupError, TypeError) as error:
+        except MALFORMED as error:
             raise ResNetJaxError('send JSON like {"strokes": [[[x, y], ...]]}') from error
         return FoundDigit(draw_strokes(parse_strokes(strokes))[..., None], "")
 

@@ -21,7 +21,7 @@ import optax
 
 from resnet_jax.config import TrainConfig
 from resnet_jax.data.image import read_bytes
-from resnet_jax.errors import ResNetJaxError, importing
+from resnet_jax.errors import MALFORMED, ResNetJaxError, importing
 from resnet_jax.interop import torchvision
 from resnet_jax.interop.network import SHAPING, Network
 from resnet_jax.interop.state_dict import StateDict, as_array
@@ -33,8 +33,6 @@ log = logging.getLogger(__name__)
 
 # Variables; class names, and the mean and deviation of the training images, if they are known.
 Start = tuple[dict[str, Any], tuple[str, ...] | None, tuple[Any, Any]]
-# Errors in reading another program's metadata, which then count as absent.
-NOTHING_SAID = OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # .pth.tar is a zip file or a pickle too
 # Architectures that have a ResNet's names and shapes but compute something else, and, for settings
 # that change what a network computes, the values with which it computes what the package's does.
@@ -65,7 +63,7 @@ def load_weights(path: PathLike, key: str | None = None) -> dict[str, np.ndarray
             file or its ``config.json`` names a network that computes something else.
     """
     path = _file(path)
-    with suppress(*NOTHING_SAID):  # timm's description, beside the file
+    with suppress(OSError, *MALFORMED):  # timm's description, beside the file
         config = json.loads(read_bytes(path.with_name("config.json")))
         _refuse_others(path, config["architecture"], config | (config.get("model_args") or {}))
     if path.suffix == ".safetensors":
@@ -213,12 +211,12 @@ def _of_file(path: Path, model: ResNet) -> Start:
     weights, metadata = load_weights(path), load_metadata(path)
     names: tuple[str, ...] | None = None
     pixels: tuple[Any, Any] = None, None
-    with suppress(*NOTHING_SAID):
+    with suppress(*MALFORMED):  # another program's metadata; then they count as absent
         names = tuple(map(str, json.loads(metadata["class_names"])))
-    with suppress(*NOTHING_SAID):
+    with suppress(*MALFORMED):
         own = json.loads(metadata["preprocessing"])
         pixels = tuple(map(float, own["mean"])), tuple(map(float, own["std"]))
-    with suppress(*NOTHING_SAID):
+    with suppress(*MALFORMED):
         # Names and shapes show everything else; for this, their error would say less.
         if json.loads(metadata["model"])["residual"] is (not model.residual):
             raise _different(path, [f"--model.residual {not model.residual}, not {model.residual}"])

@@ -19,7 +19,7 @@ import yaml
 from resnet_jax import storage
 from resnet_jax.config import MAY_CHANGE, TrainConfig, differences, from_dict, to_dict
 from resnet_jax.data.image import MAX_PIXELS
-from resnet_jax.errors import ResNetJaxError, command
+from resnet_jax.errors import MALFORMED, ResNetJaxError, command
 from resnet_jax.ops.heuristics import INSTRUCTION_SETS
 from resnet_jax.training.checkpoint import Checkpoints, Manifest
 from resnet_jax.training.metrics import measured_at, parse_row
@@ -32,8 +32,6 @@ events_log.setLevel(logging.INFO)
 events_log.propagate = False
 
 MAX_CONFIG_BYTES = 1_000_000
-UNREADABLE: tuple[type[Exception], ...] = (ResNetJaxError, yaml.YAMLError, OSError, LookupError)
-UNREADABLE += (TypeError, ValueError, ArithmeticError, RecursionError)  # the last: deep nesting
 PACKAGES = ("resnet_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -136,7 +134,7 @@ class RunFolder:
                 instructions,
                 {"commit": document.get("commit"), **(document.get("versions") or {})},
             )
-        except UNREADABLE as error:
+        except (ResNetJaxError, yaml.YAMLError, OSError, *MALFORMED) as error:
             reason = " ".join(str(error).split())[:300]
             raise ResNetJaxError(f"{path} is damaged or of another version: {reason}") from error
 

@@ -117,7 +117,8 @@ def test_weights_of_pixels_normalised_in_another_way_say_so(source):
 def test_class_names_decide_and_without_them_their_number(variables, tmp_path):
     file, weights = tmp_path / "weights.safetensors", to_torchvision(variables)
     hostile = dict.fromkeys(("class_names", "model", "preprocessing"), "[" * 100000)
-    for metadata in ({"class_names": "not JSON"}, hostile):
+    infinite = {"preprocessing": f'{{"mean": [1{"0" * 400}], "std": [1]}}'}  # as a float
+    for metadata in ({"class_names": "not JSON"}, hostile, infinite):
         save_weights(file, weights, metadata)
         chex.assert_trees_all_equal(starting_from(file, LETTERS), variables)
         assert is_fresh(starting_from(file, LETTERS[:3]), 3)
