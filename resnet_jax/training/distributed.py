@@ -46,7 +46,18 @@ def initialize(
     if timeout < 1:
         raise ResNetJaxError(f"--meet-within must be at least 1 s, got {timeout}")
     if coordinator is not None and num_processes is not None and process_id is not None:
-        _check_address(coordinator, num_processes, process_id)
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65535:
+            raise ResNetJaxError(f"--coordinator must be HOST:PORT, got {coordinator}")
+        if not 0 <= process_id < num_processes:
+            given = f"{process_id} of {num_processes}"
+            raise ResNetJaxError(f"--process-id must be 0 to --num-processes - 1, got {given}")
+        if process_id == 0:
+            try:  # JAX would abort if this fails
+                socket.create_server(("", int(port))).close()
+            except OSError as error:
+                failed = f"--coordinator {coordinator} cannot be opened ({error.strerror})"
+                raise ResNetJaxError(f"{failed}: give a free port") from error
     elif (coordinator, num_processes, process_id) != (None, None, None):
         raise ResNetJaxError(f"--distributed lacks a part of the address: give {ADDRESS}")
     # The training loop agrees on the step to stop at; JAX's service would intercept SIGTERM.
@@ -68,23 +79,6 @@ def initialize(
         raise ResNetJaxError(f"--distributed failed ({error}): give {ADDRESS}") from error
     finally:
         late.cancel()
-
-
-def _check_address(coordinator: str, num_processes: int, process_id: int) -> None:
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise ResNetJaxError(f"--coordinator must be HOST:PORT, got {coordinator}")
-    if not 0 <= process_id < num_processes:
-        raise ResNetJaxError(
-            f"--process-id must be 0 to --num-processes - 1, got {process_id} of {num_processes}"
-        )
-    if process_id == 0:
-        try:  # JAX would abort if this fails
-            socket.create_server(("", int(port))).close()
-        except OSError as error:
-            raise ResNetJaxError(
-                f"--coordinator {coordinator} cannot be opened ({error.strerror}): give a free port"
-            ) from error
 
 
 def process_count() -> int:
