@@ -18,7 +18,6 @@ from resnet_jax.storage import PathLike, write_whole
 
 TOLERANCE = 1e-5  # relative to the largest logit, or probability
 CHECKED_IMAGES = 16
-PLATFORMS = ("cpu", "cuda", "tpu")  # that a StableHLO file runs on
 # Attributes that decide the shapes of a model's parameters, besides its row of `VARIANTS`.
 SHAPING = ("residual", "width", "stem", "shortcut")
 
@@ -138,7 +137,7 @@ def export_stablehlo(path: PathLike, network: Network) -> None:
     (count,) = jax.export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct((count, *network.preprocessing.image_shape), jnp.uint8)
     with jax.default_matmul_precision("highest"):  # in the file, whatever the run's setting
-        exported = jax.export.export(jax.jit(call), platforms=PLATFORMS)(images)
+        exported = jax.export.export(jax.jit(call), platforms=("cpu", "cuda", "tpu"))(images)
         content = exported.serialize()
         network.check("stablehlo", jax.export.deserialize(content).call)
     write_whole(path, bytes(content))
