@@ -129,11 +129,6 @@ def initial_variables(
     ``--init-head`` chooses the head; auto compares classes by name if the weights come with names,
     otherwise by number. The second result is a sentence that says what became of the variables.
     """
-    if not isinstance(model, ResNet):
-        raise ResNetJaxError(
-            f"--init-from reads weights of the package's networks, and model is a "
-            f"{type(model).__name__}: leave it out"
-        )
     source = expanded(config.init_from or "")
     if not source.exists():
         raise ResNetJaxError(

@@ -12,7 +12,7 @@ import optax
 from flax import linen as nn
 from flax.errors import InvalidRngError, ModifyScopeVariableError, ScopeCollectionNotFound
 
-from resnet_jax.config import TrainConfig, replaced
+from resnet_jax.config import TrainConfig, differences, replaced
 from resnet_jax.data.dataset import Dataset, Split, check_countable
 from resnet_jax.data.load import load_splits
 from resnet_jax.data.preprocessing import pixel_statistics
@@ -107,10 +107,11 @@ def check_against_dataset(
             f"{config.batch_size} are more than 2^31 steps: give fewer"
         )
     own_layers = not isinstance(network, ResNet)
-    if own_layers and (config.model.frozen_stages is not None or config.optim.body_rate != 1):
+    named = differences(TrainConfig(), config).keys()
+    if own_layers and (by_layer := named & {"init-from", "model.frozen-stages", "optim.body-rate"}):
         raise ResNetJaxError(
-            "--model.frozen-stages and --optim.body-rate know the layers of the package's networks "
-            f"alone: leave them out for a {type(network).__name__}"
+            f"--{' and --'.join(sorted(by_layer))} can be given for the package's networks alone, "
+            f"whose layers are known, and model is a {type(network).__name__}: leave that out"
         )
     plain = not (own_layers or network.residual)
     if plain and network.zero_init_last and not config.init_from:
