@@ -62,10 +62,6 @@ def _lamb(
     )
 
 
-# Optimisers with decoupled weight decay.
-DECOUPLED = {"adamw": optax.adamw, "lamb": _lamb, "lion": optax.lion}
-
-
 def make_optimizer(
     config: OptimConfig, schedule: optax.Schedule, frozen_stages: int | None = None
 ) -> optax.GradientTransformation:
@@ -79,7 +75,8 @@ def make_optimizer(
     uniform = config.body_rate == 1 and frozen_stages is None
     layer_scaling = [] if uniform else [scale_by_layer(config.body_rate, frozen_stages)]
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm is not None else []
-    if make := DECOUPLED.get(config.name):
+    decoupled = {"adamw": optax.adamw, "lamb": _lamb, "lion": optax.lion}
+    if make := decoupled.get(config.name):
         rule = make(schedule, b1=config.momentum, weight_decay=weight_decay, mask=kernels)
         return optax.chain(*clip, rule, *layer_scaling)
     decay = [optax.add_decayed_weights(weight_decay, kernels)] if weight_decay else []
