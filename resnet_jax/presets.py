@@ -36,13 +36,12 @@ _one_cycle = partial(
 )
 _MNIST = DataConfig(name="mnist", mean=(0.1307,), std=(0.3081,), find_digit=True)
 _DISTORTED = AugmentConfig(shift=2.0, rotation=12.0, scale=0.12, shear=8.0)
-_CIFAR10 = DataConfig(name="cifar10", mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 # The recipe of arXiv 1512.03385, section 4.2: 64,000 updates, the rate divided by ten after 32,000
 # and 48,000. (The paper found these on 45,000 images and trains on all 50,000; here 5,000 are held
 # out. It subtracts the mean of each pixel; here each channel is normalised by its mean and
 # deviation, after the padding; and only kernels decay.)
 _PAPER = TrainConfig(
-    data=_CIFAR10,
+    data=DataConfig(name="cifar10", mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
     augment=AugmentConfig(flip=True, crop=4),
     optim=OptimConfig(
         learning_rate=0.1, weight_decay=1e-4, schedule="piecewise", boundaries=(0.5, 0.75)
