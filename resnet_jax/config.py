@@ -10,17 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_type_hints
 
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.settings import (
-    Count,
-    Effect,
-    Fraction,
-    FractionBelowOne,
-    NotNegative,
-    Positive,
-    Within,
-    check,
-    settings,
-)
+from resnet_jax.settings import Effect, Within, check, settings
 
 Variant = Literal[
     "resnet18", "resnet26", "resnet34", "resnet50", "resnet101", "resnet152",
@@ -35,6 +25,11 @@ StemKind = Literal["imagenet", "deep", "small", "conv"]
 Shortcut = Literal["projection", "projection-all", "pad", "average"]
 Initialisation = Literal["he", "torch"]
 Fit = Literal["pad", "crop"]
+Count = Within("at least 1")
+NotNegative = Within("at least 0")
+Positive = Within("more than 0")
+Fraction = Within("at least 0 and at most 1")
+FractionBelowOne = Within("at least 0 and below 1")
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,6 @@ class Within:
         return value < math.inf and all(COMPARE[how](value, float(end)) for how, end in bounds)
 
 
-Count = Within("at least 1")
-NotNegative = Within("at least 0")
-Positive = Within("more than 0")
-Fraction = Within("at least 0 and at most 1")
-FractionBelowOne = Within("at least 0 and below 1")
-
-
 class Effect(Enum):
     """What a setting changes; it decides how runs resume and compare, and how processes agree."""
 
