@@ -1,7 +1,5 @@
 """Augmentation and preprocessing on the device: pure functions to call inside a jitted step."""
 
-from __future__ import annotations
-
 import math
 
 import jax

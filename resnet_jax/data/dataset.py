@@ -1,7 +1,5 @@
 """Datasets: splits of labelled images, in memory or on disk, read in batches ahead of their use."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import math
@@ -56,7 +54,7 @@ class ArraySplit:
     def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.images[indices], self.labels[indices]
 
-    def take(self, indices: np.ndarray | slice) -> ArraySplit:
+    def take(self, indices: np.ndarray | slice) -> "ArraySplit":
         return ArraySplit(self.images[indices], self.labels[indices])
 
 
@@ -74,7 +72,7 @@ class DiskSplit:
     def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.read(self.positions[indices])
 
-    def take(self, indices: np.ndarray | slice) -> DiskSplit:
+    def take(self, indices: np.ndarray | slice) -> "DiskSplit":
         return dataclasses.replace(self, positions=self.positions[indices])
 
 
@@ -201,7 +199,7 @@ class Dataset:
         class_names: Sequence[str],
         source: str = "",
         cut: object = None,
-    ) -> Dataset:
+    ) -> "Dataset":
         """Make a dataset from its splits and compute its fingerprint.
 
         Without a ``source`` all examples are read once for the fingerprint. For your own streamed
@@ -248,7 +246,7 @@ class Dataset:
         validation: int | None = None,
         test: tuple[ArrayLike, ArrayLike] | None = None,
         class_names: Sequence[str] | None = None,
-    ) -> Dataset:
+    ) -> "Dataset":
         """Make a dataset from arrays.
 
         Args:

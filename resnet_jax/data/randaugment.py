@@ -1,7 +1,5 @@
 """RandAugment (arXiv 1909.13719), and the affine warp with which it moves images."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 
