@@ -13,7 +13,7 @@ import numpy as np
 
 from resnet_jax.errors import ResNetJaxError, importing
 
-Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # split -> uint8[N, H, W, C], int32[N]
+Arrays = dict[str, tuple[np.ndarray, ...]]  # split -> images, uint8[N, H, W], labels, uint8[N]
 
 # The most bytes read from a file or an HTTP response, because a small gzip file can unpack to a
 # thousand times its size. Every published file, unpacked, is smaller.
@@ -136,8 +136,4 @@ def read_idx_files(paths: Iterable[Path], info: DatasetInfo, where: object) -> A
     for content in map(contents.__getitem__, info.idx_sha256):
         shape = np.frombuffer(content, ">u4", content[3], 4)
         arrays.append(np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape))
-    images, labels, test_images, test_labels = arrays
-    return {
-        "train": (images[..., None], labels.astype(np.int32)),
-        "test": (test_images[..., None], test_labels.astype(np.int32)),
-    }
+    return {"train": tuple(arrays[:2]), "test": tuple(arrays[2:])}

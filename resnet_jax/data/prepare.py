@@ -122,7 +122,7 @@ def _idx_builder(name: str, arrays: mnist.Arrays) -> Any:
         # The keys are those of TFDS's builder, because their hash decides the order.
         for key, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
             file = io.BytesIO()
-            Image.fromarray(image[..., 0]).save(file, "png")
+            Image.fromarray(image).save(file, "png")
             yield key, {"image": file.getvalue(), "label": label}
 
     class FromIdx(tfds.builder_cls(name), skip_registration=True):  # type: ignore[call-arg,misc]

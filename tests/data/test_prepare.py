@@ -61,7 +61,7 @@ def test_from_idx_prepares_what_tfds_reads(tiny_mnist, tmp_path, command):
 def test_the_order_is_that_of_tfds_s_builder(tiny_mnist, tmp_path):
     splits = read_idx_files(tiny_mnist.iterdir(), DATASETS["mnist"], tiny_mnist)
     pairs = {
-        split: [(encoded(image[..., 0]), label) for image, label in zip(*arrays, strict=True)]
+        split: [(encoded(image), label) for image, label in zip(*arrays, strict=True)]
         for split, arrays in splits.items()
     }
     build(tmp_path / "theirs", pairs, name="mnist")
