@@ -7,11 +7,12 @@ from contextlib import suppress
 from copy import copy
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import Positional
 
+import resnet_jax as rj
 from resnet_jax import display, presets
 from resnet_jax.config import TrainConfig, differences, replaced
 from resnet_jax.errors import (
@@ -25,9 +26,6 @@ from resnet_jax.errors import (
 from resnet_jax.settings import settings as settings_of
 from resnet_jax.signals import Stop
 from resnet_jax.storage import expanded, json_sha256
-
-if TYPE_CHECKING:
-    from resnet_jax.run import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +126,7 @@ def train(
     processes.meet()
     stop.meeting = False
     run_dir = run_dir and expanded(run_dir)
-    runs: list[Run] = []
+    runs: list[rj.Run] = []
     planned = _planned(preset, config, run_dir, seeds, grid, _named_in(arguments))
     for settings, folder in processes.agreed(planned):
         stop.training = False
@@ -182,7 +180,7 @@ def _prepare(planned: list[tuple[TrainConfig, Path]], from_idx: Path) -> None:
         main_process_first(partial(prepare, name, root, from_idx))
 
 
-def _print_result(run: "Run") -> None:
+def _print_result(run: "rj.Run") -> None:
     """Print the result of a run that had been finished before."""
     from resnet_jax.inspection.compare import final_tests
 
@@ -284,13 +282,13 @@ def _named_in(arguments: list[str]) -> set[str]:
     return {word.split("=")[0].lstrip("-").replace("_", "-") for word in words}
 
 
-def make_report(run: "Run", *arguments: Any) -> None:
+def make_report(run: "rj.Run", *arguments: Any) -> None:
     with importing("a report"):
         from resnet_jax.inspection.report import write_report
     display.print_line(f"report: {write_report(run, *arguments)}")
 
 
-def _report_if_new(run: "Run", trained: bool) -> None:
+def _report_if_new(run: "rj.Run", trained: bool) -> None:
     """Make a run's report unless it is up to date; a failure to make it is only a warning."""
     page, metrics = run.path / "report" / "index.html", run.path / "metrics.jsonl"
     if not trained and page.exists() and page.stat().st_mtime >= metrics.stat().st_mtime:
