@@ -22,7 +22,7 @@ import resnet_jax as rj
 from resnet_jax import display
 from resnet_jax.cli_train import make_report, train_verb
 from resnet_jax.config import DataConfig, ModelConfig, Shortcut, StemKind, TrainConfig
-from resnet_jax.errors import ResNetJaxError, message_and_code, out_of_memory, printable
+from resnet_jax.errors import ResNetJaxError, message_and_code, printable
 from resnet_jax.memory import COMPUTE, check_limits
 from resnet_jax.signals import Stop
 from resnet_jax.storage import expanded
@@ -63,13 +63,13 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         display.console.on_broken_pipe()
         return 1
-    except (ResNetJaxError, KeyboardInterrupt, MemoryError, OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not out_of_memory(error):
+    except (Exception, KeyboardInterrupt) as error:
+        line, failure = message_and_code(error)
+        if failure is None:
             raise
-        line, code = message_and_code(error)
         display.print_error(line)
         display.console.finish()
-        return code
+        return failure
 
 
 def _parsed(arguments: list[str], stop: Stop) -> Callable[[], int | None]:

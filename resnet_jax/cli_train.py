@@ -15,14 +15,7 @@ from tyro.conf import Positional
 import resnet_jax as rj
 from resnet_jax import display, presets
 from resnet_jax.config import TrainConfig, differences, replaced
-from resnet_jax.errors import (
-    DivergedError,
-    ResNetJaxError,
-    command,
-    importing,
-    message_and_code,
-    out_of_memory,
-)
+from resnet_jax.errors import DivergedError, ResNetJaxError, command, importing, message_and_code
 from resnet_jax.settings import settings as settings_of
 from resnet_jax.signals import Stop
 from resnet_jax.storage import expanded, json_sha256
@@ -298,11 +291,11 @@ def _report_if_new(run: "rj.Run", trained: bool) -> None:
         tested = set(run.metrics().get("split", ()))
         split = next((s for s in ("test", "test_all", "validation") if s in tested), split)
         make_report(run, split)
-    except (ResNetJaxError, OSError, MemoryError, RuntimeError) as error:
-        unheard = isinstance(error, BrokenPipeError)  # printing its path failed
-        if unheard or (isinstance(error, RuntimeError) and not out_of_memory(error)):
+    except Exception as error:
+        line, code = message_and_code(error)
+        if code is None or isinstance(error, BrokenPipeError):  # printing its path failed
             raise
-        reason = error if isinstance(error, OSError) else message_and_code(error)[0]
+        reason = error if isinstance(error, OSError) else line
         display.print_error(
             f"warning: no report ({reason}); the run is whole, "
             f"{command('report', run.path, '--split', split)} tries again"

@@ -26,8 +26,8 @@ class DivergedError(ResNetJaxError):
     """A loss, a gradient or a parameter of a run was not finite."""
 
 
-def message_and_code(error: BaseException) -> tuple[str, int]:
-    """Return the line and the exit code with which an error ends the command."""
+def message_and_code(error: BaseException) -> tuple[str, int | None]:
+    """Return the line and the exit code with which an error ends the command; None for a fault."""
     match error:
         case ResNetJaxError():
             return str(error), error.exit_code
@@ -39,7 +39,7 @@ def message_and_code(error: BaseException) -> tuple[str, int]:
         case OSError():
             # No code expected this of a file system; the error's own message names the file.
             return f"{error}: mend that and run the same command", 1
-    return repr(error), 1
+    return repr(error), None  # its traceback tells more
 
 
 def out_of_memory(error: BaseException) -> bool:

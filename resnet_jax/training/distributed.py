@@ -212,7 +212,7 @@ def _watch(file: Path, over: threading.Event, ending: threading.Lock) -> None:
             message, code = json.loads(file.read_text())
             # The main thread gets time to end this process in order, if it has failed too.
             if not over.wait(POLL_INTERVAL) and ending.acquire(blocking=False):
-                _end(message, code)
+                _end(message, code or 1)
 
 
 def _end(message: str, code: int) -> None:

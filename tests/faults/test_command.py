@@ -25,6 +25,7 @@ from test_docs import help_of
 
 import resnet_jax as rj
 from resnet_jax import __main__, cli_train
+from resnet_jax.cli import main
 from resnet_jax.memory import MOST_FILES, check_limits
 from resnet_jax.models import VARIANTS
 from resnet_jax.signals import Stop
@@ -239,6 +240,9 @@ def test_memory_that_does_not_suffice_is_one_line(error, finished_run, monkeypat
     lack = error("RESOURCE_EXHAUSTED: Out of memory allocating 2824000272 bytes.")
     monkeypatch.setattr(rj.Run, "evaluate", mock.Mock(side_effect=lack))
     assert "not enough memory" in refusal("evaluate", finished_run.path)
+    monkeypatch.setattr(rj.Run, "evaluate", mock.Mock(side_effect=RuntimeError("a fault of ours")))
+    with pytest.raises(RuntimeError, match="a fault of ours"):  # its traceback is shown
+        main(["evaluate", str(finished_run.path)])
 
 
 @contextmanager
