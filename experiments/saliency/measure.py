@@ -22,7 +22,7 @@ from experiments.cifar10.__main__ import load
 from experiments.measuring import Row, command, read_json, write_json
 from experiments.tables import table
 from resnet_jax.inspection import grad_cam
-from resnet_jax.inspection.saliency import DEFAULT_METHOD, Method, default_stage, forward, map_names
+from resnet_jax.inspection.saliency import DEFAULT_METHOD, Method, default_stage, forward
 
 RESULTS = Path(__file__).with_name("results.json")
 STEPS = 28  # of each curve; all steps change equally many pixels
@@ -36,9 +36,9 @@ def maps_by_method(model, stage: int, variables, pixels: jax.Array) -> dict[str,
 
     def top_logits(shift: jax.Array) -> tuple[jax.Array, jax.Array]:
         passed = forward(model, variables, pixels, stage, shift)
-        return passed.logits.max(-1).sum(), passed.maps[stage]
+        return passed.logits.max(-1).sum(), passed.maps[f"stage{stage}"]
 
-    nothing = jnp.zeros_like(forward(model, variables, pixels).maps[stage])
+    nothing = jnp.zeros_like(forward(model, variables, pixels).maps[f"stage{stage}"])
     gradient, activation = jax.grad(top_logits, has_aux=True)(nothing)
     # doi 10.1109/TIP.2021.3089943, equation 3
     maps["layer-cam"] = jax.nn.relu((jax.nn.relu(gradient) * activation).sum(-1))
@@ -101,8 +101,8 @@ def measure(run: rj.Run, most: int) -> tuple[Row, list[Row]]:
         return found
 
     variables, pixels = run.variables(), run.preprocess(images)
-    names = map_names(run.model)
-    ways = [(name, partial(maps_by_method, run.model, k)) for k, name in enumerate(names) if k]
+    stages = range(1, len(run.model.stage_sizes) + 1)
+    ways = [(f"stage{k}", partial(maps_by_method, run.model, k)) for k in stages]
     empty = run.preprocess(blank[:1])
     ways.append(("input", partial(smoothed_integrated_gradients, run.model, empty)))
     rows = []
@@ -126,7 +126,7 @@ def facts_of(run: rj.Run, images: np.ndarray, pixels: jax.Array, rows: list[Row]
     differences = {f"{r['method']} of {r['stage']}": r["difference"] for r in rows}
     ranked = sorted(differences, key=differences.__getitem__, reverse=True)
     named = {"best": ranked[0], "best of a stage": next(n for n in ranked if "of stage" in n)}
-    named["default"] = f"{DEFAULT_METHOD} of {map_names(run.model)[default_stage(shapes)]}"
+    named["default"] = f"{DEFAULT_METHOD} of stage{default_stage(shapes)}"
     return {
         "run": run.path.name,
         "network": f"{run.model_name} at {pixels.shape[1]}x{pixels.shape[2]}",

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from resnet_jax.data.dataset import check_labels, read_batches
 from resnet_jax.data.sampler import padded_order
 from resnet_jax.errors import ResNetJaxError
-from resnet_jax.inspection.saliency import BATCH, Forward, forward_and_saliency, map_names
+from resnet_jax.inspection.saliency import BATCH, Forward, forward_and_saliency
 from resnet_jax.models import ResNet
 from resnet_jax.run import Checkpoint, Run
 from resnet_jax.training.jax_settings import compiler_options
@@ -196,7 +196,7 @@ def examine(
         if isinstance(model, ResNet):
             return forward_and_saliency(model, variables, pixels)
         logits = model.apply(variables, pixels, train=False)
-        return Forward(logits, logits, ()), jnp.zeros((len(images), 1, 1))
+        return Forward(logits, logits, {}), jnp.zeros((len(images), 1, 1))
 
     parts: list[tuple[np.ndarray, ...]] = []
     maps: dict[str, np.ndarray] = {}
@@ -205,9 +205,8 @@ def examine(
         for images, labels in read_batches(examples, order, run.config.data.workers):
             check_labels(labels, len(run.class_names))
             inside, saliency = predict(variables, images)
-            if not maps and inside.maps:
-                first = [np.asarray(x[0], np.float32) for x in inside.maps]
-                maps = dict(zip(map_names(model), first, strict=True))
+            if not maps:
+                maps = {name: np.asarray(x[0], np.float32) for name, x in inside.maps.items()}
             outputs = (inside.logits, inside.features, saliency)
             parts.append((images, labels, *(np.asarray(x, np.float32) for x in outputs)))
     columns = (np.concatenate(part)[:count] for part in zip(*parts, strict=True))

@@ -3,7 +3,8 @@
 The model has no code for this: Linen lets a caller intercept a module's output.
 """
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -34,12 +35,7 @@ class Forward(NamedTuple):
 
     logits: jax.Array  # float[N, K]
     features: jax.Array  # float[N, D], the head's input
-    maps: tuple[jax.Array, ...]  # float[N, h, w, features], in the order of `map_names`
-
-
-def map_names(model: ResNet) -> list[str]:
-    """Return the names of a model's feature maps: stem, stage1, stage2, ..."""
-    return ["stem", *(f"stage{k}" for k in range(1, len(model.stage_sizes) + 1))]
+    maps: Mapping[str, jax.Array]  # stem, stage1, stage2, ...: float[N, h, w, features]
 
 
 def forward(
@@ -68,12 +64,14 @@ def forward(
     with nn.intercept_methods(note):
         logits = model.apply(variables, images, train=False)
     assert isinstance(logits, jax.Array)
-    return Forward(logits, inside.get("head", logits), tuple(inside[path] for path in paths))
+    # JAX keeps this order, but sorts a dict's names.
+    maps = OrderedDict((path.partition("_")[0], inside[path]) for path in paths)
+    return Forward(logits, inside.get("head", logits), maps)
 
 
-def default_stage(maps: Sequence[Any]) -> int:
+def default_stage(maps: Mapping[str, Any]) -> int:
     """Choose the stage to explain by the shapes of a network's feature maps (the stem's first)."""
-    fine = [k for k, x in enumerate(maps) if k and min(x.shape[1:3]) >= MIN_MAP_SIDE]
+    fine = [k for k, x in enumerate(maps.values()) if k and min(x.shape[1:3]) >= MIN_MAP_SIDE]
     return max(fine, default=1)
 
 
@@ -93,12 +91,12 @@ def forward_and_saliency(
         passed = forward(model, variables, images, stage, shift)
         return passed.logits, passed
 
-    zeros = jnp.zeros(shapes[stage].shape, shapes[stage].dtype)
-    logits, pullback, passed = jax.vjp(logits_of, zeros, has_aux=True)
+    name = f"stage{stage}"
+    logits, pullback, passed = jax.vjp(logits_of, jnp.zeros_like(shapes[name]), has_aux=True)
     labels = logits.argmax(-1) if labels is None else labels
     # An image's logits depend on its own map alone, so one pass gives all images' gradients.
     (gradient,) = pullback(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype))
-    weights, activation = gradient.astype(jnp.float32), passed.maps[stage].astype(jnp.float32)
+    weights, activation = gradient.astype(jnp.float32), passed.maps[name].astype(jnp.float32)
     # Equation 19 for the exponential of the logit, with g^2 cancelled; the sum can be below 0 only
     # if no ReLU ends the stage.
     if method == "grad-cam++":
@@ -185,8 +183,7 @@ def feature_maps(model: ResNet, variables: Any, images: ArrayLike) -> dict[str, 
     The arguments are those of `grad_cam`. ``stem``, ``stage1``, ``stage2``, ... are
     ``float[N, h, w, features]`` each.
     """
-    maps = _forward(model, variables, images).maps
-    return dict(zip(map_names(model), maps, strict=True))
+    return dict(_forward(model, variables, images).maps)
 
 
 def last_features(model: ResNet, variables: Any, images: ArrayLike) -> jax.Array:
