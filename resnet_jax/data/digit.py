@@ -36,8 +36,7 @@ def read_digit_or_image(
     """Read the digit in an image; without ``find``, or inverted, all of it by `read_image`."""
     if invert or not find:
         return FoundDigit(read_image(source, spec, invert=invert, **limits), "")
-    side = WORKING_SIDE
-    return find_digit(open_image(source, background=spec.background, side=side, **limits))
+    return find_digit(open_image(source, background=spec.background, side=WORKING_SIDE, **limits))
 
 
 def find_digit(picture: Image.Image) -> FoundDigit:

@@ -8,13 +8,12 @@ import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float
 
-# The list in section 3. The first nine change pixels in place, the other five move them.
+# The list in section 3. Those before "rotate" change pixels in place, the others move them.
 OPERATIONS = (
     "identity", "autocontrast", "equalize", "posterize", "solarize",
     "color", "contrast", "brightness", "sharpness",
     "rotate", "shear_x", "shear_y", "translate_x", "translate_y",
 )  # fmt: skip
-IN_PLACE = 9
 # What magnitude 10 stands for: AutoAugment's ranges (arXiv 1805.09501, table 6).
 GREATEST_MAGNITUDE = 10
 DEGREES, SHEAR, TRANSLATION = 30.0, 0.3, 150 / 331  # the last as a share of the side
@@ -66,7 +65,7 @@ def apply(
         _blend(jnp.zeros_like(images), images, factor),
         _blend(_smooth(images), images, factor),
     ]
-    chosen = [which == k for k in range(IN_PLACE)]
+    chosen = [which == k for k in range(len(in_place))]
     return jnp.select(chosen, in_place, moved)
 
 
