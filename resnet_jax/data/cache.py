@@ -11,7 +11,7 @@ import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import PIL
@@ -19,9 +19,7 @@ import platformdirs
 
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.memory import cores
-from resnet_jax.storage import temporary_folder
-
-PathT = TypeVar("PathT", str, Path)
+from resnet_jax.storage import PathLike, temporary_folder
 
 # Raise the number whenever a change may alter a picture's pixels or the verdict on its file.
 DECODING_VERSION = f"4, Pillow {PIL.__version__}"
@@ -56,8 +54,8 @@ def cached_arrays(
 def cached_facts(
     name: str,
     folder: Path,
-    paths: Sequence[PathT],
-    look: Callable[[PathT], Any],
+    paths: Sequence[PathLike],
+    look: Callable[[Any], Any],
     *,
     workers: int | None = None,
     refresh: bool = False,
@@ -100,7 +98,7 @@ def cached_facts(
     return [errors[name] if name in errors else known[name][1] for name in names]
 
 
-def _stamp(path: str | Path) -> str:
+def _stamp(path: PathLike) -> str:
     """Return text that changes if content may have: size, times, inode; of a folder's files too.
 
     Any program can set the modification time. No program can set the time of change (ctime), and a
