@@ -94,18 +94,16 @@ def make_server(run: Run, checkpoint: Checkpoint = "best") -> "Server":
             body += chunk if size <= MAX_BYTES else b""
         if size > MAX_BYTES:
             raise HTTPException(413, f"the body is too large: send at most {MAX_BYTES:,} bytes")
-        flags = [request.query_params.get(name, "0") for name in ("invert", "explain")]
-        if not set(flags) <= {"0", "1"}:
-            raise ResNetJaxError(f"invert and explain must be 0 or 1, got {' and '.join(flags)}")
+        invert, explain = (request.query_params.get(n, "0") for n in ("invert", "explain"))
+        if not {invert, explain} <= {"0", "1"}:
+            raise ResNetJaxError(f"invert and explain must be 0 or 1, got {invert} and {explain}")
         kind = request.headers.get("content-type", "")
         async with lock:
             if await request.is_disconnected():
                 raise ClientDisconnect
             try:
-                read = await run_in_threadpool(
-                    classifier.decode, bytes(body), kind, flags[0] == "1"
-                )
-                answer = await run_in_threadpool(classifier.answer, *read[:2], flags[1] == "1")
+                read = await run_in_threadpool(classifier.decode, bytes(body), kind, invert == "1")
+                answer = await run_in_threadpool(classifier.answer, *read[:2], explain == "1")
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
