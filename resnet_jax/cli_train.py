@@ -120,7 +120,7 @@ def train(
     stop.meeting = False
     run_dir = run_dir and expanded(run_dir)
     runs: list[rj.Run] = []
-    planned = _planned(preset, config, run_dir, seeds, grid, _named_in(arguments))
+    planned = _planned(preset, config, run_dir, seeds, grid, arguments)
     for settings, folder in processes.agreed(planned):
         stop.training = False
         display.print_line(
@@ -187,7 +187,7 @@ def _planned(
     run_dir: Path | None,
     seeds: int | None,
     axes: tuple[str, ...],
-    told: set[str],
+    arguments: list[str],
 ) -> list[tuple[TrainConfig, Path]]:
     if seeds is not None and seeds < 1:
         raise ResNetJaxError(f"--seeds must be at least 1, got {seeds}")
@@ -201,6 +201,8 @@ def _planned(
     if axes and run_dir is not None and run_dir.name in ("", ".."):
         raise ResNetJaxError(f"--run-dir {run_dir} has no name for several runs: give runs/NAME")
     planned: list[tuple[TrainConfig, Path]] = []
+    words = (argument.removeprefix("--grid=") for argument in arguments)
+    told = {word.split("=")[0].lstrip("-").replace("_", "-") for word in words}
     varied = {axis.removeprefix("--").partition("=")[0] for axis in axes} - {"seed"}
     folder, default = run_dir or Path("runs", preset), presets.PRESETS[preset]
     reference = _reset_dataset_settings(config, default, told) if run_dir else default
@@ -268,11 +270,6 @@ def _reset_dataset_settings(
         return config
     reset = {"data.mean": None, "data.std": None, "data.find-digit": False}
     return replaced(config, {name: reset[name] for name in reset.keys() - told})
-
-
-def _named_in(arguments: list[str]) -> set[str]:
-    words = (argument.removeprefix("--grid=") for argument in arguments)
-    return {word.split("=")[0].lstrip("-").replace("_", "-") for word in words}
 
 
 def make_report(run: "rj.Run", *arguments: Any) -> None:
