@@ -111,10 +111,6 @@ def _least_width(column: Iterable[str]) -> int:
     return max(map(cell_len, "".join(column)), default=1)
 
 
-def _width(columns: Iterable[Iterable[str]]) -> int:
-    return sum(max(map(cell_len, column)) + 2 for column in columns)
-
-
 def _text(text: str) -> Text:
     return Text(printable(text))  # brackets and colons are not markup here
 
@@ -175,11 +171,12 @@ def print_comparison(table: "pd.DataFrame") -> None:
         (str(name), *(_result(label, row) for label in labels))
         for name, row in zip(table.index, table.to_dict("records"), strict=True)
     ]
+    headings = ("", *labels)
     while columns:
-        block = [("", *labels), columns.pop(0)]
-        while columns and _width([*block, columns[0]]) < console.width:
-            block.append(columns.pop(0))
-        _print_table(zip(*block, strict=True), left=len(block))
+        widths = [max(map(cell_len, column)) + 2 for column in (headings, *columns)]
+        fit = max(1, sum(width < console.width for width in itertools.accumulate(widths)) - 1)
+        _print_table(zip(headings, *columns[:fit], strict=True), left=1 + fit)
+        columns = columns[fit:]
 
 
 def _result(name: str, row: dict[str, Any]) -> str:

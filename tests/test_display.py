@@ -184,6 +184,8 @@ def test_a_comparison_of_any_number_of_settings_fits_80_columns(count, monkeypat
     for label, value in (("data.subset", "120 50 30"), ("test accuracy", "90.00% ± 2.83%")):
         found = [line for line in lines if line.strip().startswith(label)]
         assert sum(line.count(value) for line in found) == count
+    display.print_comparison(pd.DataFrame(rows[:1], index=["q" * 99]))  # wider than the console
+    assert file.getvalue().count("q") == 99
 
 
 THREADS = """
