@@ -86,7 +86,7 @@ class Examples:
     num_validation: int | None  # held out by default; None: a tenth of the training images
     folder: Path = Path()
     digest: str = ""  # SHA-256 over the files and how they are decoded; "" for mnist_5k
-    labels: np.ndarray | None = None  # known for a folder before its images are read
+    labels: np.ndarray | tuple[int, ...] = ()  # known for a folder before its images are read
     workers: int | None = None  # threads that read all images fastest; None: one for each core
 
 

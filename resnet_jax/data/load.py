@@ -99,14 +99,12 @@ def _load(settings: DataConfig) -> Dataset:
     cut = len(images) - opened.num_test
     held_out = opened.num_validation if settings.validation is None else settings.validation
     train, validation = hold_out(name, images.take(slice(cut)), held_out)
-    if opened.labels is not None:
-        lost = sorted({*opened.labels[len(train) :]} - {*opened.labels[: len(train)]})
-        if lost:
-            log.warning(
-                "%d classes have no training image, first %s: their images are held out for "
-                "validation; --data.validation 0 holds none out",
-                len(lost), opened.class_names[lost[0]],
-            )  # fmt: skip
+    if lost := sorted({*opened.labels[len(train) :]} - {*opened.labels[: len(train)]}):
+        log.warning(
+            "%d classes have no training image, first %s: their images are held out for "
+            "validation; --data.validation 0 holds none out",
+            len(lost), opened.class_names[lost[0]],
+        )  # fmt: skip
     # The fingerprint of a dataset in DATASETS is computed from its images and labels.
     source = "" if name in DATASETS else opened.digest
     test = images.take(slice(cut, None))
