@@ -73,15 +73,14 @@ def cached_facts(
     names = [os.fspath(path).removeprefix(prefix) for path in paths]
     # Taken before any file is read, so that the next call notices a change during the reading.
     stamps = [_stamp(path) for path in paths]
-    before = [None if refresh else known.get(name, [None])[0] for name in names]
-    new = [i for i, stamp in enumerate(stamps) if not stamp or stamp != before[i]]
-    errors: dict[str, OSError] = {}
+    entries = [known.get(name, ["", None]) for name in names]
+    new = [i for i, stamp in enumerate(stamps) if refresh or not stamp or stamp != entries[i][0]]
 
     def find(i: int) -> None:
         try:
-            known[names[i]] = [stamps[i], look(paths[i])]
+            entries[i] = [stamps[i], look(paths[i])]
         except OSError as error:
-            errors[names[i]] = error
+            entries[i] = ["", error]
 
     workers = min(workers or cores(), len(new))
     for start in range(0, max(1, len(new)), ROUND):  # an interruption loses one round
@@ -91,11 +90,11 @@ def cached_facts(
                 list(pool.map(find, batch))
         else:  # in this thread, which a signal interrupts: a large dataset takes minutes
             list(map(find, batch))
-        if any(names[i] in known for i in batch) or len(known) > len(names):
-            known = {name: known[name] for name in names if name in known}
+        if any(entries[i][0] for i in batch) or len(known) > len(names):
+            known = {name: entry for name, entry in zip(names, entries, strict=True) if entry[0]}
             content = json.dumps(known).encode()
             _store(place, key, (np.frombuffer(content, np.uint8),))
-    return [errors[name] if name in errors else known[name][1] for name in names]
+    return [fact for _, fact in entries]
 
 
 def _stamp(path: PathLike) -> str:
