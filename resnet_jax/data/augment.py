@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from resnet_jax.data.randaugment import randaugment as draw_operations
-from resnet_jax.data.randaugment import warp
+from resnet_jax.data.randaugment import draw_operations, warp
 from resnet_jax.errors import ResNetJaxError
 
 # Random erasing: torchvision's areas (arXiv 1708.04896 goes to 0.4) and the paper's aspect ratios.

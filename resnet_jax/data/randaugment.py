@@ -20,7 +20,7 @@ DEGREES, SHEAR, TRANSLATION = 30.0, 0.3, 150 / 331  # the last as a share of the
 FACTOR, BITS = 0.9, 4  # color to sharpness by 1 ± 0.9; 4 of 8 bits dropped
 
 
-def randaugment(
+def draw_operations(
     images: jax.Array, key: jax.Array, operations: int, magnitude: float, *, fill: float = 0.0
 ) -> jax.Array:
     """Return float32[N, H, W, C] images in [0, 255], each after ``operations`` random operations.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from resnet_jax.data.randaugment import OPERATIONS, apply, randaugment
+from resnet_jax.data.randaugment import OPERATIONS, apply, draw_operations
 
 apply_jitted = jax.jit(apply)
 
@@ -103,7 +103,7 @@ def nearest(images, results):
 
 def drawn(image, count, operations, magnitude):
     many = jnp.broadcast_to(jnp.asarray(image, jnp.float32), (count, *image.shape))
-    draw = jax.jit(partial(randaugment, operations=operations, magnitude=magnitude))
+    draw = jax.jit(partial(draw_operations, operations=operations, magnitude=magnitude))
     return np.asarray(draw(many, jax.random.key(0)))
 
 
@@ -131,5 +131,5 @@ def test_operations_follow_one_another_and_each_is_drawn():
 def test_a_float64_run_may_use_it_on_colours():
     with jax.enable_x64(True):
         images = jnp.zeros((2, 8, 8, 3), jnp.float32)
-        once = partial(randaugment, operations=1, magnitude=9.0)
+        once = partial(draw_operations, operations=1, magnitude=9.0)
         assert jax.eval_shape(once, images, jax.random.key(0)).dtype == jnp.float32
