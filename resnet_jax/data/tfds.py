@@ -233,8 +233,13 @@ def _describe_splits(folder: Path, root: Path) -> list[Any]:
         with _reading(path, root):
             if not path.is_file():  # reading a pipe or a device may never end
                 raise ValueError("no such file")
-    with _reading(folder / "dataset_info.json", root), ThreadPoolExecutor(cores()) as pool:
-        return [whole.class_names, whole.shape, whole.keys, splits, [*pool.map(file_sha256, paths)]]
+
+    def sha256(path: Path) -> str:
+        with _reading(path, root):
+            return file_sha256(path)
+
+    with ThreadPoolExecutor(cores()) as pool:
+        return [whole.class_names, whole.shape, whole.keys, splits, [*pool.map(sha256, paths)]]
 
 
 def describe(folder: Path, root: Path) -> Prepared:

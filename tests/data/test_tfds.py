@@ -309,6 +309,12 @@ def test_what_cannot_be_read_now_is_no_damage_and_replaces_nothing(
             reading()
 
 
+def test_a_shard_that_cannot_be_read_to_its_end_is_named(digits, monkeypatch):
+    failing = mock.Mock(side_effect=OSError(errno.EIO, "Input/output error"))
+    monkeypatch.setattr("resnet_jax.data.tfds.file_sha256", failing)
+    assert re.match(r"/.*array_record-\d+-of-\d+ cannot be read \(Input/output", refusal(digits))
+
+
 def test_pictures_of_any_size_that_memory_lacks_for_are_no_damage(tmp_path, monkeypatch):
     shards = {"train": [(encoded(np.zeros((6, 5), np.uint8)), 0)] * 4}
     build(tmp_path, shards, shape=(None, None, 1))
