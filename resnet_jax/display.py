@@ -49,9 +49,9 @@ class PipeSafeConsole(Console):
         try:
             super().__exit__(*error)
         except OSError as failure:
-            is_device = stat.S_ISCHR(os.fstat(sys.stdout.fileno()).st_mode)
-            if failure.errno != errno.EIO or not is_device:
-                raise  # otherwise its terminal is gone
+            gone = failure.errno == errno.EIO  # if it is a terminal
+            if not (gone and stat.S_ISCHR(os.fstat(sys.stdout.fileno()).st_mode)):
+                raise
             self.on_broken_pipe()
 
     def finish(self) -> None:

@@ -174,7 +174,8 @@ def _checked(
         raise ResNetJaxError("the network has no classes to explain: give one with num_classes")
     if labels is None:
         return None
-    return class_numbers("labels", labels, np.shape(images)[0], model.num_classes).astype(np.int32)
+    count, *_ = np.shape(images) or (0,)
+    return class_numbers("labels", labels, count, model.num_classes).astype(np.int32)
 
 
 def feature_maps(model: ResNet, variables: Any, images: ArrayLike) -> dict[str, jax.Array]:

@@ -164,11 +164,12 @@ def test_stems_have_the_papers_sizes(stem, expected):
 @pytest.mark.parametrize("kind", ["stem", "shortcut", "initializer"])
 def test_a_misspelt_kind_is_refused(kind):
     """It was another network, without a word. Nothing but the network checks types here."""
+    before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
         said = refused(rj.ResNet18, **{kind: "projection_all"})
     finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+        jaxtyping.config.update("jaxtyping_disable", before)
     names = "projection, projection-all, pad, average" if kind == "shortcut" else ""
     assert f"{kind} is 'projection_all': give one of {names}" in said
 

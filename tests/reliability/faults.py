@@ -41,8 +41,8 @@ class Undisturbed:
 
 
 def forked(call: Callable[..., None], *arguments: Any, **keywords: Any) -> Any:
-    """Begin a call in another process."""
-    process = PROCESSES.Process(target=call, args=arguments, kwargs=keywords)
+    """Begin a call in another process, which ends with this one."""
+    process = PROCESSES.Process(target=call, args=arguments, kwargs=keywords, daemon=True)
     process.start()
     return process
 

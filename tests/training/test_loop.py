@@ -39,6 +39,8 @@ def test_a_run_leaves_what_is_promised(finished_run, tiny_config):
     assert [row["step"] for row in rows(finished_run, "validation")] == [5, 10, 12]
     saved = RunFolder(finished_run.path).checkpoints.manifest(12).validation
     assert saved.items() <= rows(finished_run, "validation")[-1].items()
+    found = finished_run.evaluate("validation", "latest")
+    assert (found.accuracy, found.count) == (pytest.approx(saved["accuracy"]), 50)
     first = rows(finished_run, "train")[0]
     assert first["epoch"] == pytest.approx(20 / 120)
     for key in ("loss", "accuracy", "learning_rate", "images_per_s", "seconds"):
