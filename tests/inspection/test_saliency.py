@@ -146,6 +146,9 @@ def test_what_cannot_be_explained_is_named(small):
         ("<U3[3]: give", {"labels": ["cat", "dog", "cat"]}),  # ended in NumPy's error
     ):
         assert names in refused(rj.inspection.grad_cam, *small, **settings)
+    model, variables, _ = small
+    said = refused(rj.inspection.grad_cam, model, variables, 1.0, labels=[1])  # no images
+    assert "labels are int64[1]" in said
     another = "model is a Dense: to look inside give a ResNet"
     for look in (rj.inspection.grad_cam, rj.inspection.feature_maps, last_features):
         assert another in refused(look, nn.Dense(2), *small[1:])
