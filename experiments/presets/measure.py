@@ -1,6 +1,6 @@
 """What do the presets reach, and in which time, and does PyTorch reach the same?
 
-Command:   python -m experiments.presets.measure    (an hour on 2 cores; --list, --only, --quick)
+Command:   python -m experiments.presets.measure   (three hours on 2 cores; --list, --only, --quick)
 Needs:     the full MNIST prepared: $TFDS_DATA_DIR, or `resnet-jax data prepare mnist`; for the
            comparison PyTorch (torch==2.13.0)
 Result:    results.jsonl, a line for each run
