@@ -93,9 +93,8 @@ class Training:
         instructions = recorded.instructions if recorded else here
         if isinstance(model, ResNet) and model.lowering == "auto" and instructions:
             model = model.clone(lowering=instructions)
-            if instructions != here and jax.default_backend() == "cpu":
-                remark = f"computes as it began on {instructions}; on {here} bits may differ"
-                self.remarks.append(remark)
+        if instructions not in (None, here) and jax.default_backend() == "cpu":
+            self.remarks.append(f"began on {instructions}; on {here} bits may differ")
         began, now = recorded and recorded.made_by.get("jax"), jax.__version__
         if began not in (None, now):
             self.remarks.append(f"began with jax {began!s:.20}; with jax {now} bits may differ")

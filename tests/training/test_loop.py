@@ -77,12 +77,14 @@ def test_a_run_without_test_images_is_judged_by_those_held_out(tiny_config, line
     assert refused(run.evaluate).endswith("no images: give --split train or validation")
 
 
+@pytest.mark.parametrize("lowering", ["auto", "reference"])
 def test_a_run_goes_on_with_the_algorithms_that_it_began_with(
-    one_unit, tiny_config, stop_after, tmp_path, monkeypatch, capsys
+    lowering, one_unit, tiny_config, stop_after, tmp_path, monkeypatch, capsys
 ):
     # As outside the tests, whose XLA_FLAGS keep `compiler_options` empty and hide its errors.
     monkeypatch.delenv("XLA_FLAGS")
-    plain = {"model": rj.ModelConfig(width=2), "augment": rj.AugmentConfig(), "ema": None}
+    network = rj.ModelConfig(width=2, lowering=lowering)
+    plain = {"model": network, "augment": rj.AugmentConfig(), "ema": None}
     begin = partial(rj.train, dataclasses.replace(tiny_config, **plain), tmp_path / "run")
     used, train = set(), Engine.train
 
@@ -94,15 +96,15 @@ def test_a_run_goes_on_with_the_algorithms_that_it_began_with(
     monkeypatch.setattr(loop, "instruction_set", lambda: "avx2")
     refused(begin, should_stop=stop_after(3))
     assert "may differ" not in capsys.readouterr().out
-    assert rj.Run.open(tmp_path / "run").config.model.lowering == "auto"
+    assert rj.Run.open(tmp_path / "run").config.model.lowering == lowering
     document = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert document["instructions"] == "avx2"
     document["versions"]["jax"] = "0.10.0"
     (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(document))
     monkeypatch.setattr(loop, "instruction_set", lambda: "avx512")
     assert "enough: saved step 4" in refused(begin, should_stop=stop_after(1))
-    assert used == {"avx2"}
-    said = "resumes at step 3 of 12; computes as it began on avx2; on avx512 bits may differ; "
+    assert used == {"avx2" if lowering == "auto" else lowering}
+    said = "resumes at step 3 of 12; began on avx2; on avx512 bits may differ; "
     said += f"began with jax 0.10.0; with jax {jax.__version__} bits may differ"
     assert said in capsys.readouterr().out.replace("\n", " ")
     after = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
