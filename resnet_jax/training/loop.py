@@ -193,12 +193,8 @@ class Training:
                 self._save(self._validate() if evaluates else None)
                 ended, since = self._is_over(), time.perf_counter()
             if reason:
-                events_log.info("%s: saved step %d and stopped", reason, self.step)
-                raise ResNetJaxError(
-                    f"{reason}: saved step {self.step} of {total} in {self.folder.path}; the same "
-                    "command continues",
-                    exit_code=75,
-                )
+                saved = f"{reason}: saved step {self.step} of {total} in {self.folder.path}"
+                raise ResNetJaxError(f"{saved}; the same command continues", exit_code=75)
         self._test()
         events_log.info("finished at step %d", self.step)
 

@@ -19,7 +19,7 @@ import yaml
 from resnet_jax import storage
 from resnet_jax.config import MAY_CHANGE, TrainConfig, differences, from_dict, to_dict
 from resnet_jax.data.image import MAX_PIXELS
-from resnet_jax.errors import MALFORMED, ResNetJaxError, command
+from resnet_jax.errors import MALFORMED, ResNetJaxError, command, message_and_code
 from resnet_jax.ops.heuristics import INSTRUCTION_SETS
 from resnet_jax.training.checkpoint import Checkpoints, Manifest
 from resnet_jax.training.metrics import measured_at, parse_row
@@ -299,6 +299,9 @@ def _log_to(path: Path) -> Iterator[None]:
         logger.addHandler(handler)
     try:
         yield
+    except (Exception, KeyboardInterrupt) as error:
+        events_log.info("ends: %s", message_and_code(error)[0])
+        raise
     finally:
         for logger in loggers:
             logger.removeHandler(handler)

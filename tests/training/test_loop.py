@@ -196,6 +196,7 @@ def test_a_run_that_diverges_says_where_and_writes_no_checkpoint(
     with pytest.raises(match=rf"^{said}: the last checkpoint is none; try"):
         rj.train(unaveraged_config, tmp_path, quiet=True, model=linear, **part)
     assert not (tmp_path / "checkpoints").exists()
+    assert said in (tmp_path / "run.log").read_text().splitlines()[-1]
 
 
 @pytest.mark.parametrize(
