@@ -126,7 +126,7 @@ class Training:
                 folder.write_record(record)
             return folder.step_to_go_on_from()
 
-        self.step = broadcast_from_main(lock)
+        self.step = self._saved = broadcast_from_main(lock)
         assert_shared(folder.path / "config.yaml")
         rows = broadcast_from_main(lambda: folder.rewind_metrics(self.step))
         self.accuracies = [row["accuracy"] for row in rows if row["kind"] == "validation"]
@@ -285,6 +285,7 @@ class Training:
                 raise self._not_finite(f"some of the {name}", step - 1)
         digest = broadcast_from_main(lambda: self.folder.metrics_digest(step))
         checkpoints.save(state, validation, digest)
+        self._saved = step
         for callback in self.callbacks:
             callback.on_save(step, checkpoints.directory / str(step))
 
@@ -303,11 +304,10 @@ class Training:
         self._record(*rows)
 
     def _not_finite(self, what: str, step: int) -> DivergedError:
-        saved = self.folder.checkpoints.steps()
         return DivergedError(
             f"{what} was not finite at step {step}: the last checkpoint is "
-            f"{f'step {saved[-1]}' if saved else 'none'}; try a smaller --optim.learning-rate "
-            "or --optim.clip-norm 1 with another --run-dir"
+            f"{f'step {self._saved}' if self._saved else 'none'}; try a smaller "
+            "--optim.learning-rate or --optim.clip-norm 1 with another --run-dir"
         )
 
 
