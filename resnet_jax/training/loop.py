@@ -223,7 +223,7 @@ class Training:
         return 1 <= epoch < self.config.epochs and self.step == round(epoch * per_epoch)
 
     def _is_over(self) -> bool:
-        return self.step == self.total_steps or satisfied(self.config, self.accuracies)
+        return self.step >= self.total_steps or satisfied(self.config, self.accuracies)
 
     def _tests(self) -> list[tuple[str, str]]:
         """List (split, checkpoint) of each final test, on validation if there is no test split."""

@@ -131,7 +131,7 @@ def test_another_configuration_is_refused_with_every_difference(finished_run, ti
 
 
 @pytest.mark.slow
-def test_a_constant_rate_may_go_on_for_more_epochs(unaveraged_config, tmp_path):
+def test_a_constant_rate_may_go_on_for_more_epochs(unaveraged_config, tmp_path, capsys):
     rj.train(unaveraged_config, tmp_path / "run", quiet=True)
     longer = dataclasses.replace(unaveraged_config, epochs=3)
     continued = rj.train(longer, tmp_path / "run", quiet=True)
@@ -142,6 +142,11 @@ def test_a_constant_rate_may_go_on_for_more_epochs(unaveraged_config, tmp_path):
     at_once = rj.train(longer, tmp_path / "at once", quiet=True)
     for checkpoint in ("latest", "best"):
         chex.assert_trees_all_equal(continued.variables(checkpoint), at_once.variables(checkpoint))
+    # As in a copy that was begun before the run went on, and ended after.
+    record = RunFolder(continued.path).read_record()
+    RunFolder(continued.path).write_record(dataclasses.replace(record, config=unaveraged_config))
+    rj.train(unaveraged_config, continued.path)
+    assert "is finished; nothing to do" in capsys.readouterr().out.replace("\n", " ")
 
 
 @pytest.mark.parametrize("seed", range(20))
