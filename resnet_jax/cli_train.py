@@ -138,7 +138,7 @@ def train(
         except DivergedError as error:  # the other runs may converge
             if len(planned) == 1 or processes.distributed:
                 raise
-            display.print_error(error)
+            display.print_error(f"{folder}: {error}")
             continue
         trained = stop.training
         if trained and (reason := stop()) and not processes.distributed:  # during the last tests

@@ -220,7 +220,7 @@ def test_a_run_that_diverges_ends_not_the_others(trained, command, monkeypatch):
     words = "train mnist --no-report --grid optim.learning-rate=9,0.1,0.2"
     code, _, errors = command(*words.split())
     assert (code, len(trained), len(shown)) == (1, 2, 1)
-    assert "not finite at step 3" in errors
+    assert "runs/mnist-learning-rate-9-seed0: loss was not finite at step 3" in errors
     assert errors.endswith(
         "resnet-jax: 1 of 3 runs diverged, as said above: give them a smaller "
         "--optim.learning-rate\n"
