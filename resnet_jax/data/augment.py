@@ -96,7 +96,7 @@ def mix(
     The share that an image keeps is drawn from Beta(a, a) for each image. ``mixup`` is the a of a
     weighted mean of the two images (arXiv 1710.09412); ``cutmix`` is the a of a rectangle pasted
     from the predecessor, centred anywhere and cut off at the rim (arXiv 1905.04899). With both,
-    each image gets one or the other with equal probability. Labels become soft labels float32[N, K]
+    each image gets one or the other with equal probability. Labels become soft labels float[N, K]
     whose rows sum to 1; with neither, images and labels are returned unchanged.
     """
     if not (mixup or cutmix):
@@ -239,8 +239,8 @@ def preprocess(
     *,
     image_size: int | None = None,
     center_crop: bool = False,
-    mean: ArrayLike = 0,
-    std: ArrayLike = 1,
+    mean: ArrayLike | tuple[float, ...] = 0,
+    std: ArrayLike | tuple[float, ...] = 1,
 ) -> Float[Array, "n new_h new_w c"]:
     """Return the network's input: resized, scaled from [0, 255] to [0, 1], normalised.
 
@@ -263,7 +263,7 @@ def preprocess(
     """
     pixels = jnp.asarray(images, jnp.float32)
     count, height, width, channels = pixels.shape
-    for size in {jnp.size(mean), jnp.size(std)} - {1, channels}:  # would broadcast or fail
+    for size in {jnp.asarray(of).size for of in (mean, std)} - {1, channels}:  # broadcasts or fails
         raise ResNetJaxError(f"mean and std have {size} numbers for images of {channels} channels")
     if image_size is not None and center_crop:
         if image_size > (most := min(height, width)):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import dtypes, lax
 from jax.sharding import AxisType
 from jaxtyping import Array, Float
 
@@ -105,7 +105,7 @@ class _Static(NamedTuple):
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3))
 @partial(jax.jit, static_argnums=(0, 3))
 def _by_platform(pass_: str, a: jax.Array, b: jax.Array, static: _Static) -> jax.Array:
-    dtype = static.kernel_dtype if pass_ == "weight_grad" else a.dtype
+    dtype = dtypes.canonicalize_dtype(static.kernel_dtype) if pass_ == "weight_grad" else a.dtype
     return lax.platform_dependent(
         a,
         b.astype(a.dtype),

@@ -200,6 +200,8 @@ def test_preprocess_normalises_each_channel():
     pixels = jnp.asarray([[[[0, 255]]]], jnp.uint8)
     ours = preprocess(pixels, mean=np.array([0.25, 0.5]), std=np.array([0.5, 0.25]))
     np.testing.assert_allclose(ours[0, 0, 0], [-0.5, 2.0])
+    plain = preprocess(pixels, mean=(0.25, 0.5), std=(0.5, 0.25))  # as `DataConfig` has them
+    np.testing.assert_array_equal(plain, ours)
     np.testing.assert_allclose(preprocess(pixels)[0, 0, 0], [0.0, 1.0])
     chex.assert_trees_all_close(jax.jit(preprocess)(pixels), preprocess(pixels))
 

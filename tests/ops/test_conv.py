@@ -114,6 +114,15 @@ def test_the_kernel_is_cast_to_the_images_dtype() -> None:
     assert y.dtype == np.float32
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.int64])
+def test_a_kernel_of_numpys_types_is_differentiated_without_a_warning(dtype) -> None:
+    kernel = np.array([[1, 0, -1], [2, 0, -2], [1, 0, -1]], dtype)[..., None, None]
+    with jax.enable_x64(False):
+        got = jax.grad(lambda x: conv2d(x, kernel, padding=1).sum())(jnp.ones((1, 2, 2, 1)))
+    # The first pixel meets the upper left four taps: 1 + 0 + 2 + 0 = 3.
+    np.testing.assert_array_equal(got[0, :, :, 0], [[3, -3], [3, -3]])
+
+
 @pytest.mark.parametrize(
     ("x", "kernel", "options", "message"),
     [
