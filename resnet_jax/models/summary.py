@@ -41,7 +41,8 @@ class LayerSummary(NamedTuple):
         name: its path in the parameter tree, `stage1_unit1/conv1`.
         kind: `Conv 3x3/2 x32` (kernel, stride, groups), `BatchNorm`, `Affine` or `Dense`.
         output_shape: without the batch.
-        parameters: trained numbers; running statistics are not counted, as in torchvision.
+        parameters: trained numbers; running statistics are not counted, as in torchvision. 0 where
+            a layer is called again, so that their sum counts each once.
         multiply_adds: of convolutions and dense layers, padding included, as the papers count.
     """
 
@@ -76,21 +77,16 @@ def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer
         output = next_method(*args, **kwargs)
         within.remove(layer.path)
         params = nn.meta.unbox(layer.variables["params"])
-        positions = math.prod(output.shape[1:-1])
-        kind = type(layer).__name__
+        kind, name = type(layer).__name__, "/".join(layer.path)
         if isinstance(layer, Conv):
             kind = f"Conv {layer.kernel_size}x{layer.kernel_size}"
             kind += f"/{layer.strides}" if layer.strides > 1 else ""
             kind += f" x{layer.groups}" if layer.groups > 1 else ""
-        layers.append(
-            LayerSummary(
-                name="/".join(layer.path),
-                kind=kind,
-                output_shape=tuple(output.shape[1:]),
-                parameters=sum(leaf.size for leaf in params.values()),
-                multiply_adds=positions * params["kernel"].size if "kernel" in params else 0,
-            )
-        )
+        again = any(name == listed.name for listed in layers)
+        parameters = 0 if again else sum(leaf.size for leaf in params.values())
+        positions = math.prod(output.shape[1:-1])
+        multiply_adds = positions * params["kernel"].size if "kernel" in params else 0
+        layers.append(LayerSummary(name, kind, tuple(output.shape[1:]), parameters, multiply_adds))
         return output
 
     with nn.intercept_methods(note):

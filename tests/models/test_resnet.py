@@ -266,6 +266,17 @@ def test_no_row_binds_what_the_configuration_sets():
         assert make_model(rj.ModelConfig(name), 10) == row(num_classes=10), name
 
 
+def test_the_parameters_of_a_layer_that_is_called_twice_count_once():
+    class Shared(nn.Module):
+        @nn.compact
+        def __call__(self, images, *, train):
+            layer = nn.Dense(3, name="shared")
+            return layer(layer(images.mean((1, 2))))
+
+    layers = summarize(Shared(), (4, 4, 3))
+    assert [(layer.parameters, layer.multiply_adds) for layer in layers] == [(12, 9), (0, 9)]
+
+
 def test_a_layer_that_calls_its_base_class_is_listed_once():
     class Own(BatchNorm):
         @nn.compact
