@@ -34,7 +34,7 @@ def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int
 
     Raises `ResNetJaxError` unless labels and predictions are ``int[N]``, 0 to K - 1.
     """
-    rows = class_numbers("labels", labels, np.size(labels), num_classes)
+    rows = class_numbers("labels", labels, np.asarray(labels).size, num_classes)
     columns = class_numbers("predictions", predictions, len(rows), num_classes)
     cells = rows * num_classes + columns
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)

@@ -51,6 +51,15 @@ def test_bins_confusion_and_rates_agree_with_scikit_learn():
     np.testing.assert_allclose(as_numbers, np.stack([count, recall, precision], 1))
 
 
+def test_a_confusion_is_also_of_arrays_whose_size_is_a_method():
+    """As that of PyTorch's tensors is; the refusal printed the method."""
+
+    class Tensor(list):
+        size = list.__len__
+
+    assert confusion_matrix(Tensor([0, 0, 1]), Tensor([0, 1, 1]), 2).tolist() == [[1, 1], [0, 1]]
+
+
 @pytest.mark.parametrize("maps", [{}, {"stem": np.zeros((1, 1, 1))}], ids=["own", "ours"])
 def test_a_mistake_without_positive_evidence_says_so(maps):
     """Only where Grad-CAM was computed: the zeros of a user's own network say nothing."""
