@@ -113,14 +113,9 @@ class Training:
         """The training whose weights start this one; the two share only the pictures' size."""
         return Training("first5", 10_000, replace(BASE, size=self.recipe.size))
 
-    @property
-    def epochs(self) -> int:
-        """Passes over the pictures; a third of the recipe's for 10,000 pictures or more."""
-        return self.recipe.epochs // (3 if self.pictures >= 10_000 else 1)
-
     def config(self, place: Path, cifar: Path | None, weights: Path, quick: bool) -> rj.TrainConfig:
-        recipe, epochs = self.recipe, self.epochs
-        count, held_out = self.pictures, HELD_OUT[self.data]
+        recipe, count, held_out = self.recipe, self.pictures, HELD_OUT[self.data]
+        epochs = recipe.epochs // (3 if count >= 10_000 else 1)
         small = {"model.width": 4, "model.lowering": "reference"} if quick else {}
         if quick:
             recipe, epochs, count, held_out = replace(recipe, batch=8), 1, 20, 20
@@ -222,11 +217,8 @@ def accuracies() -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     options = units.parsed(__doc__, RESULTS, arguments, cifar=True)
-
-    def work(unit: Baseline | Training, folder: Path) -> Row:
-        return unit.carry_out(folder, options.folder, options.quick)
-
-    units.carry_out(all_units(), options, work)
+    given = options.folder, options.quick
+    units.carry_out(all_units(), options, lambda unit, at: unit.carry_out(at, *given))
 
 
 if __name__ == "__main__":
