@@ -6,7 +6,7 @@ import os
 from functools import partial
 from typing import Literal
 
-from resnet_jax.config import DataConfig, Fit, TrainConfig
+from resnet_jax.config import DataConfig, Fit, TrainConfig, replaced
 from resnet_jax.data.cache import cached_arrays
 from resnet_jax.data.dataset import ArraySplit, Dataset, Examples, Split, hold_out, read_all, sample
 from resnet_jax.data.image_folder import open_image_folder
@@ -89,7 +89,7 @@ def load_splits(
 
 
 def _load(settings: DataConfig) -> Dataset:
-    name, opened = settings.name, _open(settings)
+    name, opened = settings.name, _open(replaced(settings, {}))  # NumPy's numbers as Python's
     images = opened.images
     gibibytes = len(images) * math.prod(images.image_shape) / 2**30
     fits = settings.streaming == "auto" and gibibytes <= settings.memory_limit

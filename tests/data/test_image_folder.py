@@ -73,9 +73,12 @@ def test_fingerprint_and_order_of_a_folder_are_for_good(tmp_path):
         grey = ((x * 29 + y * 17 + seed * 41) % 256).astype(np.uint8)
         path = picture(tmp_path / "pets" / ("café" if seed % 3 else "dog") / f"{seed}.bmp", seed)
         Image.fromarray(np.stack([grey, 255 - grey, grey // 2], -1)).save(path)
+    cropped = {"size": 12, "fit": "crop", "background": 255}
     for options, fingerprint, order in (
         ({}, "182c127b41f1ad67", "138334093c35bad7"),
-        ({"size": 12, "fit": "crop", "background": 255}, "49d9d33197bc78a7", "feab03d3948dcefa"),
+        (cropped, "49d9d33197bc78a7", "feab03d3948dcefa"),
+        (cropped | {"size": np.int64(12)}, "49d9d33197bc78a7", "feab03d3948dcefa"),
+        (cropped | {"background": np.int64(255)}, "49d9d33197bc78a7", "feab03d3948dcefa"),
     ):
         data = load_dataset("folder", tmp_path / "pets", **options)
         assert data.fingerprint.startswith(fingerprint)
