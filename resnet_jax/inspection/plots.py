@@ -121,8 +121,7 @@ def reliability(calibration: Calibration) -> Figure:
     ax.plot(confidence, confidence, "o", color=ORANGE, ms=5, label="mean confidence")
     ax.plot([0, 100], [0, 100], "--", color="0.5", linewidth=1, label="calibrated")
     ax.set(xlim=(0, 100), ylim=(0, 102), ylabel="right, %")
-    title = f"expected calibration error {100 * calibration.ece:.2f} % in {bins} bins"
-    ax.set_title(title, fontsize=10)
+    ax.set_title(f"expected calibration error {calibration.ece:.2%} in {bins} bins", fontsize=10)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     counts.bar(centres, calibration.counts, width, color=BLUE)
     counts.set(yscale="log", xlabel="confidence, %", ylabel="examples")

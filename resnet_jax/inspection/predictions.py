@@ -213,5 +213,4 @@ def examine(
     images, labels, logits, features, saliency = columns
     run.check_finite(logits, checkpoint)
     saliency, examined = run.preprocessing.uncrop(saliency), count / len(examples)
-    names = run.class_names
-    return Predictions(images, labels, names, logits, features, saliency, maps, examined)
+    return Predictions(images, labels, run.class_names, logits, features, saliency, maps, examined)

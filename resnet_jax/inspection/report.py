@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from resnet_jax.config import AugmentConfig
 from resnet_jax.errors import printable
 from resnet_jax.inspection import plots
 from resnet_jax.inspection.predictions import FEWEST_NEIGHBOURS, Predictions, embedding, examine
@@ -82,8 +83,9 @@ def _figures(
     how = f" with {' and '.join(kinds)} labels" * bool(kinds)
     how += f" by {loss}, which is not validation's cross-entropy" * bool(loss)
     averaged = ", by the averaged weights" * (config.ema is not None)
+    un = "un" * (config.augment == AugmentConfig(magnitude=config.augment.magnitude))
     note = (
-        f"Training is measured on augmented images{how}, before each update; validation on the "
+        f"Training is measured on {un}augmented images{how}, before each update; validation on the "
         f"images as they are{averaged}."
     )
     yield "curves", "Training", note, plots.curves(run.metrics())

@@ -213,11 +213,15 @@ def test_what_is_not_so_of_few_images_or_many_classes_is_not_said(finished_run, 
     _, (*_, note, _) = islice(report._figures(finished_run, found, "best"), 2)
     assert note.startswith("Colour is")
     assert "smoothed" not in notes["curves"]
-    mixed = dataclasses.replace(finished_run.config.augment, mixup=0.2)
-    config = dataclasses.replace(finished_run.config, label_smoothing=0.1, augment=mixed, ema=0.9)
+    config = dataclasses.replace(finished_run.config, augment=rj.AugmentConfig(magnitude=5))
     monkeypatch.setattr(finished_run, "config", config)
     note = next(report._figures(finished_run, found, "best"))[2]
-    assert "mixed and smoothed labels" in note
+    assert "on unaugmented images, before" in note
+    mixed = dataclasses.replace(config.augment, mixup=0.2)
+    config = dataclasses.replace(config, label_smoothing=0.1, augment=mixed, ema=0.9)
+    monkeypatch.setattr(finished_run, "config", config)
+    note = next(report._figures(finished_run, found, "best"))[2]
+    assert "on augmented images with mixed and smoothed labels" in note
     assert note.endswith("as they are, by the averaged weights.")
     monkeypatch.setitem(finished_run.parts, "loss", "focal")  # labels are not smoothed for it
     note = next(report._figures(finished_run, found, "best"))[2]
