@@ -171,10 +171,11 @@ class Run:
 
         facts = {"run": str(self.path), "model": self.model_name, "data": self.config.data.name}
         facts |= {"seed": str(self.config.seed), "trained for": (trained := self._epochs())}
-        for row in [] if trained == DAMAGED else self._folder.read_metrics():
-            if row["kind"] == "test":
-                key = f"{row['split']}, {row['checkpoint']}"
-                facts[key] = f"accuracy {row['accuracy']:.2%}, loss {row['loss']:.4f}"
+        for row in reversed([] if trained == DAMAGED else self._folder.read_metrics()):
+            if row["kind"] != "test":
+                break  # tests before it are of an earlier end
+            key = f"{row['split']}, {row['checkpoint']}"
+            facts[key] = f"accuracy {row['accuracy']:.2%}, loss {row['loss']:.4f}"
         return pd.Series(facts).to_frame().to_html(header=False)
 
     @property
@@ -313,9 +314,8 @@ class Run:
 
     def split(self, name: str = "test", data_dir: PathLike | None = None) -> Split:
         """Return the images and labels of a split of the run's data, see `evaluate`."""
-        folder = str(data_dir) if data_dir else self.config.data.dir
-        settings = dataclasses.replace(self.config.data, dir=folder)
-        data, splits = load_splits(settings, self._data)
+        given: dict[str, Any] = {"dir": str(data_dir)} if data_dir else {}
+        data, splits = load_splits(dataclasses.replace(self.config.data, **given), self._data)
         usable = [split for split in splits if len(splits[split])]
         if name not in usable:
             what = "holds no images" if name in splits else "is not there"

@@ -72,6 +72,8 @@ def test_a_run_that_goes_on_after_its_end_has_not_ended(four, command):
     slow, fast = json.loads(command("compare", *four, "--json")[1])
     assert (slow["runs"], slow["test accuracy"]) == (2, pytest.approx(0.92))
     assert (fast["runs"], fast["seeds"], fast["test accuracy"]) == (0, "0 3", None)
+    shown = [rj.Run.open(path)._repr_html_() for path in (four[0], four[2])]
+    assert ["test, best" in html for html in shown] == [True, False]
 
 
 def test_runs_with_other_parts_of_ones_own_are_rows_of_their_own(four):
