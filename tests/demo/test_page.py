@@ -175,7 +175,7 @@ def test_everything_is_in_sight_and_axe_has_nothing_serious(
 ):
     page = open_page(viewport=size, color_scheme=scheme)
     assert page.title() == page.inner_text("h1") == "Recognises handwritten digits"
-    page.locator("[aria-label=Example]").nth(1).click()
+    page.get_by_label("Example 5").click()
     wait_for(page, "It looks like 5")
     page.wait_for_timeout(500)
     page.screenshot(path=tmp_path / "page.png")
@@ -201,7 +201,7 @@ def test_the_caption_says_where_there_is_no_positive_evidence(open_page):
         route.fulfill(response=reply, json={**reply.json(), "positive_evidence": False})
 
     page.route("**/api/predict*", without_evidence)
-    page.locator("[aria-label=Example]").nth(1).click()
+    page.get_by_label("Example 5").click()
     page.get_by_text("No positive evidence").wait_for()
     assert page.locator(".shown img").count() == 1
     assert page.get_by_text("Where it looks").count() == 0
