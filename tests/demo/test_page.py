@@ -204,6 +204,7 @@ def test_the_caption_says_where_there_is_no_positive_evidence(open_page):
     page.get_by_label("Example 5").click()
     page.get_by_text("No positive evidence").wait_for()
     assert page.locator(".shown img").count() == 1
+    assert page.locator(".shown figure").first.inner_text().strip() == "Image as read"
     assert page.get_by_text("Where it looks").count() == 0
 
 
