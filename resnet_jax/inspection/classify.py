@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, PngImagePlugin
+from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
 
 from resnet_jax.data.digit import FoundDigit, read_digit_or_image
 from resnet_jax.data.image import Box, DecodeSpec, box_of, open_image
@@ -135,13 +135,13 @@ def _may_replace(path: Path) -> bool:
 def _write_explanation(picture: Image.Image, box: Box, evidence: np.ndarray, target: Path) -> None:
     """Write a picture with Grad-CAM over it, at its own size; a small one is enlarged."""
     if max(picture.size) < SMALL_SIDE:
-        enlarged = [ENLARGEMENT * side for side in picture.size]
-        picture = picture.resize(enlarged, Image.Resampling.NEAREST)
+        picture = ImageOps.scale(picture, ENLARGEMENT, Image.Resampling.NEAREST)
     picture = draw_map(picture, evidence, box)
     if not evidence.any():
         style: Any = {"fill": "white", "stroke_width": 1, "stroke_fill": "black"}
-        size = max(10, picture.width // 12)
-        ImageDraw.Draw(picture).text((4, 2), "no positive evidence", font_size=size, **style)
+        size, space = max(10, picture.width // 12), " " if picture.width > 103 else "\n"
+        words = space.join(("no", "positive", "evidence"))
+        ImageDraw.Draw(picture).text((4, 2), words, font_size=size, **style)
     mark, file = PngImagePlugin.PngInfo(), io.BytesIO()
     mark.add_text("Software", EXPLAINED)
     picture.save(file, "PNG", pnginfo=mark)

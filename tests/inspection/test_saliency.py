@@ -241,16 +241,19 @@ def test_a_map_lies_on_the_digit_that_was_found(tmp_path):
     assert dice(drawn, photo < 100) > 0.75  # strokes are redrawn as wide as MNIST's
 
 
-def test_a_picture_without_positive_evidence_says_so(tmp_path):
-    photo, whole = Image.new("RGB", (200, 150), (90, 120, 60)), (0, 0, 1, 1)
+@pytest.mark.parametrize(("size", "bottom"), [((200, 150), 25), ((64, 64), 45)])
+def test_a_picture_without_positive_evidence_says_so(tmp_path, size, bottom):
+    """On a picture of 64 pixels the words were cut off after "no positive"."""
+    photo, whole = Image.new("RGB", size, (90, 120, 60)), (0, 0, 1, 1)
     target, evidence = tmp_path / "out" / "photo.png", np.zeros((7, 7), np.float32)
     changed = []
     for evidence[3, 3] in (0, 1e-3):  # none, then too little to be seen
         _write_explanation(photo, whole, evidence, target)
         drawn = np.asarray(Image.open(target)).astype(int)
         changed.append((np.abs(drawn - (90, 120, 60)) > 20).any(-1))
-    assert changed[0][:25].sum() > 100  # the text
-    assert not changed[0][25:].any()
+    assert changed[0][:bottom].sum() > 100  # the text
+    assert not changed[0][bottom:].any()
+    assert not changed[0][:, -1].any()
     assert not changed[1].any()
 
 
