@@ -27,7 +27,7 @@ class FoundDigit(NamedTuple):
 
     image: np.ndarray
     how: str
-    box: Box | None = None  # where the 28x28 pixels lie in the picture
+    box: Box | None = None  # where the 28x28 pixels lie in the picture; beside it without ink
 
 
 def read_digit_or_image(
@@ -50,7 +50,7 @@ def find_digit(picture: Image.Image) -> FoundDigit:
     contrast = _contrast(picture)
     ink = _main_patch(np.abs(contrast))
     if not ink.any():
-        return FoundDigit(np.zeros((SIDE, SIDE, 1), np.uint8), "no ink found")
+        return FoundDigit(np.zeros((SIDE, SIDE, 1), np.uint8), "no ink found", (1, 1, 2, 2))
     rows, columns = _bounds(ink)
     kind = "dark" if contrast[ink].mean() < 0 else "light"
     place = f"{columns.start}-{columns.stop}, {rows.start}-{rows.stop}"

@@ -241,6 +241,17 @@ def test_a_map_lies_on_the_digit_that_was_found(tmp_path):
     assert dice(drawn, photo < 100) > 0.75  # strokes are redrawn as wide as MNIST's
 
 
+def test_a_map_does_not_lie_on_paper_without_ink(tmp_path):
+    """The map of the empty image that the network got was drawn over the whole page."""
+    Image.new("RGB", (640, 480), (240, 224, 185)).save(tmp_path / "blank.png")
+    spec = DecodeSpec((28, 28, 1))
+    read = read_digit_or_image(tmp_path / "blank.png", spec, find=True)
+    with Image.open(tmp_path / "blank.png") as paper:
+        box = read.box or box_of(paper.size, spec)
+        _write_explanation(paper, box, np.ones((7, 7)), tmp_path / "out.png")
+        np.testing.assert_array_equal(Image.open(tmp_path / "out.png"), paper)
+
+
 @pytest.mark.parametrize(("size", "bottom"), [((200, 150), 25), ((64, 64), 45)])
 def test_a_picture_without_positive_evidence_says_so(tmp_path, size, bottom):
     """On a picture of 64 pixels the words were cut off after "no positive"."""
