@@ -21,6 +21,7 @@ from resnet_jax.config import replaced
 from resnet_jax.training import loop
 from resnet_jax.training.engine import Engine
 from resnet_jax.training.loop import Training, satisfied
+from resnet_jax.training.metrics import Evaluation
 from resnet_jax.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_unit")
@@ -202,6 +203,15 @@ def test_a_run_that_diverges_says_where_and_writes_no_checkpoint(
         rj.train(unaveraged_config, tmp_path, quiet=True, model=linear, **part)
     assert not (tmp_path / "checkpoints").exists()
     assert said in (tmp_path / "run.log").read_text().splitlines()[-1]
+
+
+def test_a_run_that_diverges_after_a_damaged_step_names_the_one_that_it_has(
+    checkpoints, own_run, tiny_config, monkeypatch
+):
+    (checkpoints.directory / "12/manifest.json").unlink()
+    nothing = Evaluation(np.nan, np.eye(10, dtype=int), tuple("0123456789"))
+    monkeypatch.setattr(Engine, "evaluate", lambda *_: nothing)
+    assert "at step 12: the last checkpoint is step 10;" in refused(rj.train, tiny_config, own_run)
 
 
 @pytest.mark.parametrize(
