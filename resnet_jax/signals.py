@@ -7,6 +7,8 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from traceback import walk_stack
+from types import FrameType
 
 from resnet_jax.errors import STOPPED
 from resnet_jax.training.callbacks import Callback
@@ -71,7 +73,7 @@ class Stop(Callback):
         try:
             yield
         except Exception as error:
-            if self._interrupted:  # an interrupted import may raise anything
+            if self._interrupted:  # what is interrupted may raise anything
                 raise KeyboardInterrupt from error
             raise
         finally:
@@ -83,11 +85,13 @@ class Stop(Callback):
             sender.close()
             thread.join()
 
-    def _interrupt(self, number: int, frame: object) -> None:
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if self.training and number in SIGNALS:
             return  # `_listen` handles it
+        if any("importlib._bootstrap>" in f.f_code.co_filename for f, _ in walk_stack(frame)):
+            _end()  # C++ code that is being imported may crash on an exception
         self._interrupted = True
-        # Interrupt again each second, because a library may swallow it during its import.
+        # Interrupt again each second, because a library or a destructor may swallow it.
         signal.setitimer(signal.ITIMER_REAL, 1)
         raise KeyboardInterrupt
 

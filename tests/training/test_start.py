@@ -97,3 +97,20 @@ def test_the_first_line_comes_before_anything_slow(tmp_path: Path) -> None:
     assert (float(seconds) < 3, imported) == (True, "set()\n")
     assert process.returncode == 75, errors
     assert len(errors.splitlines()) == 1
+
+
+# As a library does that swallows the interrupt, or crashes on it (seen once in 40 such ends).
+IMPORTED = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+except KeyboardInterrupt:
+    print("swallowed")
+"""
+
+
+def test_a_signal_during_an_import_ends_the_command_at_once(python, tmp_path: Path) -> None:
+    (tmp_path / "library.py").write_text(IMPORTED)
+    line = "from resnet_jax.signals import Stop\nwith Stop().handling():\n    import library"
+    ended = python("-c", line, code=75, PYTHONPATH=tmp_path)
+    assert (ended.stdout, len(ended.stderr.splitlines())) == ("", 1)
