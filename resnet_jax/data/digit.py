@@ -73,19 +73,26 @@ def _contrast(picture: Image.Image) -> np.ndarray:
     """Return the log ratio of each pixel to the paper around it, in the clearest colour channel."""
     scale = WORKING_SIDE / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    pixels = np.asarray(picture.convert("RGB").resize(size, Image.Resampling.BICUBIC), np.float32)
-    pixels = ndimage.gaussian_filter(pixels, (1, 1, 0))
-    # Paper and the light on it change slowly, so that a few pixels show them.
-    few = pixels[::8, ::8]
-    window = max(few.shape) // 2 | 1
-    paper = ndimage.median_filter(few, (window, window, 1), mode="nearest")
-    paper = ndimage.gaussian_filter(paper, (1, 1, 0), mode="nearest")
-    colours = map(Image.fromarray, np.moveaxis(paper, 2, 0))
-    paper = np.dstack([np.asarray(c.resize(size, Image.Resampling.BILINEAR)) for c in colours])
+    picture = picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    pixels = ndimage.gaussian_filter(np.asarray(picture, np.float32), (1, 1, 0))
+    paper = np.reshape(picture.histogram(), (3, 256)).argmax(axis=1).astype(np.float32)
+    if (np.asarray(picture) == paper).all(axis=2).mean() < 0.25:  # neither drawn nor scanned
+        paper = _paper(pixels)
     # A shadow darkens ink and paper by one factor; adding 32 keeps noise on black from counting.
     ratio = np.log((pixels + 32) / (paper + 32))
     clearest = np.abs(ratio).argmax(axis=-1)
     return np.take_along_axis(ratio, clearest[..., None], axis=-1)[..., 0]
+
+
+def _paper(pixels: np.ndarray) -> np.ndarray:
+    """Return the colour of the paper under each pixel, which changes slowly, as light does."""
+    few = pixels[::8, ::8]
+    window = max(few.shape) // 2 | 1
+    paper = ndimage.median_filter(few, (window, window, 1), mode="nearest")
+    paper = ndimage.gaussian_filter(paper, (1, 1, 0), mode="nearest")
+    size = pixels.shape[1::-1]
+    colours = map(Image.fromarray, np.moveaxis(paper, 2, 0))
+    return np.dstack([np.asarray(c.resize(size, Image.Resampling.BILINEAR)) for c in colours])
 
 
 def _main_patch(contrast: np.ndarray) -> np.ndarray:

@@ -49,6 +49,15 @@ def test_light_ink_on_a_board_is_as_good_as_dark_ink_on_paper(digits):
         assert likeness(found.image, digit) > 0.5
 
 
+def test_bold_digits_are_found_in_drawings(digits):
+    """Ink that covers most of what surrounds a pixel is not taken for paper."""
+    bold = np.argsort((digits > 127).sum(axis=(1, 2, 3)))[-10:]
+    for digit in digits[bold]:
+        found = find_digit(Image.fromarray(digit[..., 0]).resize((280, 280)))
+        assert found.how.startswith("light ink at ")
+        assert likeness(found.image, digit) > 0.7
+
+
 def test_a_shadow_is_not_the_digit(digits):
     """Thin ink lies beside a far larger shadow, which is half as bright as the paper."""
     rows, columns = np.mgrid[0:240, 0:320]
