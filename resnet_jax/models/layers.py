@@ -102,9 +102,8 @@ class BatchNorm(nn.Module):
                 count = x.size // x.shape[-1]
                 # One value has no unbiased variance: PyTorch refuses it, Flax takes 0 as we do.
                 unbiased = var * (count / jax.core.max_dim(count - 1, 1))  # for a symbolic size
-                keep = self.momentum
                 for running, now in ((running_mean, mean), (running_var, unbiased)):
-                    moved = keep * running.value + (1 - keep) * now
+                    moved = self.momentum * running.value + (1 - self.momentum) * now
                     running.value = moved.astype(wide)
         else:
             mean, var = running_mean.value, running_var.value

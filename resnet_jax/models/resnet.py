@@ -7,7 +7,7 @@ stride on the 3x3 convolution ("ResNet v1.5"; the paper has it on the first 1x1)
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, update_wrapper
 from typing import Any, ClassVar, get_args
 
 import jax
@@ -293,6 +293,7 @@ class ResNet(nn.Module):
             if stage == frozen:
                 x = jax.lax.stop_gradient(x)
             apply = partial(self.unit.__call__, train=train and stage >= frozen)
+            update_wrapper(apply, self.unit.__call__)  # by its name Linen knows the method
             for index in range(size):
                 unit = self.unit(
                     features=self.width * 2**stage * self.widening,

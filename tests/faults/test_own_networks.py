@@ -71,6 +71,17 @@ def test_a_file_is_of_variables_of_its_network():
         assert "other names or shapes" in refused(dataclasses.replace, own, **changes)
 
 
+def test_linen_lists_and_captures_units_that_are_computed_twice():
+    """With remat its table ended in an AttributeError, and each map was captured twice."""
+    own, images = network(tiny()), jnp.zeros((1, 8, 8, 1))
+    again = own.model.clone(remat=True)
+    table = again.tabulate(jax.random.key(0), images, train=False)
+    assert table == own.model.tabulate(jax.random.key(0), images, train=False)
+    capture = partial(again.apply, own.variables, train=False, capture_intermediates=True)
+    _, found = jax.eval_shape(capture, images)
+    assert len(found["intermediates"]["stage1_unit1"]["__call__"]) == 1
+
+
 changed = tiny().clone
 OWN = {cls: type("Own", (cls,), {}) for cls in (rj.ResNet, rj.BasicUnit, BatchNorm)}
 
