@@ -252,7 +252,7 @@ class Training:
             metrics = fetched[int(bad_step) - self.step + len(fetched)]
             what = "gradient" if np.isfinite(metrics.loss) else "loss"
             raise self._not_finite(what, int(bad_step))
-        row = jax.tree.map(lambda *values: float(np.mean(values)), *fetched)._asdict()
+        row = jax.tree.map(lambda *values: float(np.mean(values, dtype=float)), *fetched)._asdict()
         if self.schedule:
             row["learning_rate"] = float(self.schedule(self.step - 1))
         row["images_per_s"] = round(len(fetched) * self.config.batch_size / seconds, 1)

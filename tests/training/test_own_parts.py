@@ -223,6 +223,13 @@ def test_each_step_of_a_run_draws_anew(tmp_path):
     assert len(set(losses.round(3))) > 1
 
 
+def test_losses_in_bfloat16_are_averaged_in_more_than_that(tmp_path):
+    """In bfloat16 256 + 1 is 256: the mean of 299 losses of 1 was 0.86."""
+    config = changed(epochs=50, eval_every=300, log_every=300)
+    run = start(tmp_path, config, loss=lambda x, _: jnp.ones(len(x), jnp.bfloat16))
+    assert run.metrics().query("kind == 'train'")["loss"].tolist() == [1, 1]
+
+
 def test_each_key_and_each_part_of_a_batch_draws_its_own():
     """Dropout by half leaves 0 or 2 of each of 64 features; the mean of two parts can also be 1."""
     images = jnp.ones((2, 1, 1, 64))
