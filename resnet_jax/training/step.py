@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, Integer
 
 from resnet_jax.data.dataset import check_countable
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.ops.primitives import sum_type
 from resnet_jax.training.state import Batch, TrainState
 
 # Maps logits float[N, K] and targets (classes int32[N], or soft labels float[N, K]) to the loss of
@@ -52,7 +53,7 @@ def cross_entropy(
     ``label_smoothing`` is the weight of the uniform distribution over all K classes in the target
     (arXiv 1512.00567, section 7; PyTorch's definition).
     """
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.astype(sum_type(logits.dtype))
     given, expected = list(labels.shape), list(logits.shape)
     if labels.ndim == 1:
         labels = jax.nn.one_hot(labels.astype(jnp.int32), logits.shape[-1], dtype=logits.dtype)
@@ -111,7 +112,7 @@ def train_step(
             {"params": params, "batch_stats": batch_stats}, state.ema, 1 - decay
         )
         averaged = jax.tree.map(lambda a, old: a.astype(old.dtype), averaged, state.ema)
-    grad_norm = optax.tree.norm(grads)
+    grad_norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(sum_type(g.dtype)), grads))
     bad, first = ~(jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)), state.first_bad_step
     next_state = state.replace(
         step=state.step + 1,
@@ -158,9 +159,7 @@ def _gradient(
         grads, batch_stats, *measured = of_part(carry[1], *part)
         return (jax.tree.map(jnp.add, carry[0], grads), batch_stats), measured
 
-    zeros = jax.tree.map(
-        lambda p: jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32)), state.params
-    )
+    zeros = jax.tree.map(lambda p: jnp.zeros_like(p, sum_type(p.dtype)), state.params)
     # A part takes every accumulate-th row, so that rows that are sharded over devices stay where
     # they are, and every device has its share of each part.
     parts = jax.tree.map(

@@ -125,3 +125,14 @@ def test_frozen_variables_are_trained(more):
     batch = rj.Batch(jnp.zeros((4, 8, 8, 1)), jnp.zeros(4, jnp.int32))
     after, _ = jax.eval_shape(partial(rj.train_step, **more), state, batch)
     chex.assert_trees_all_equal_structs(after, state)
+
+
+def test_the_norm_of_a_gradient_in_float16_is_finite_where_its_square_is_not():
+    """The step counted as one that was not finite."""
+    half = {"dtype": jnp.float16, "param_dtype": jnp.float16}
+    images, tx = jnp.ones((2, 8, 8, 1)), optax.sgd(0.1)
+    state = rj.TrainState.create(tiny(**half), tx, jax.random.key(0), images)
+    step = jax.jit(partial(rj.train_step, loss=lambda logits, _: 1000 * logits[:, 0]))
+    moved, metrics = step(state, rj.Batch(images, jnp.zeros(2, jnp.int32)))
+    assert (metrics.grad_norm >= 1000) & jnp.isfinite(metrics.grad_norm)
+    assert int(moved.first_bad_step) == -1
