@@ -202,7 +202,9 @@ def test_mode_has_no_default():
         tiny().init(jax.random.key(0), images)
 
 
-@pytest.mark.parametrize("changes", [{"stem": "deep"}, *({"unit": unit} for unit in UNITS)], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"stem": "deep"}, *({"unit": unit} for unit in UNITS)], ids=str
+)
 def test_training_mode_sees_the_batch_and_evaluation_mode_does_not(changes):
     images = jax.random.normal(jax.random.key(1), (4, 16, 16, 1))
     model = shallow(**changes)
