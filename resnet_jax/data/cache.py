@@ -22,7 +22,7 @@ from resnet_jax.memory import cores
 from resnet_jax.storage import PathLike, temporary_folder
 
 # Raise the number whenever a change may alter a picture's pixels or the verdict on its file.
-DECODING_VERSION = f"4, Pillow {PIL.__version__}"
+DECODING_VERSION = f"5, Pillow {PIL.__version__}"
 ROUND = 20_000  # files between two writes of their facts to the cache
 
 

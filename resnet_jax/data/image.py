@@ -6,6 +6,7 @@ import errno
 import io
 import logging
 import os
+import re
 import stat
 import struct
 from pathlib import Path
@@ -112,10 +113,10 @@ def open_image(
     """Decode a picture as it is to be seen: upright, 8 bits, without alpha, in mode L or RGB.
 
     Whatever cannot be converted without a guess is refused: transparent pixels without a
-    ``background``, animations, and modes whose range is not fixed, as are more than ``max_pixels``
-    and formats other than Pillow's ``formats``. ``side`` is the side of the array to fill: a JPEG
-    of at least four times that is decoded at a half, a quarter or an eighth of its size, several
-    times as fast. ``name`` is what errors call the file.
+    ``background``, animations, and modes whose range is not fixed, as are more than ``max_pixels``,
+    JPEGs of over 100 scans, and formats other than Pillow's ``formats``. ``side`` is the side of
+    the array to fill: a JPEG of at least four times that is decoded at a half, a quarter or an
+    eighth of its size, several times as fast. ``name`` is what errors call the file.
     """
     try:
         content = source if isinstance(source, bytes) else read_bytes(source)
@@ -131,12 +132,14 @@ def open_image(
             frames = "several" if several else getattr(image, "n_frames", 1)
             if frames != 1 and image.format != "MPO":  # its other frames are camera previews
                 raise ResNetJaxError(f"has {frames} frames or pages: give a single picture")
+            found = re.findall(b"\xff\xda\0", content) if image.format in ("JPEG", "MPO") else []
+            if (scans := len(found)) > 100:  # each goes over all pixels; ten are usual
+                raise ResNetJaxError(f"has {scans} scans: save it again, as a PNG or JPEG")
             if side is not None:
                 image.draft(None, (2 * side, 2 * side))
             if image.format != "TIFF":  # Pillow turns a TIFF upright as it loads it
                 image.load()
-            upright = _upright(image)
-            return _opaque(_to_8_bits(upright, image, content), background)
+            return _opaque(_to_8_bits(_upright(image), image, content), background)
     except Exception as error:  # a refusal, or whatever a decoder raises on damage
         name = name or ("the image" if isinstance(source, bytes) else str(source))
         words = " ".join(str(error).split())[:160] or type(error).__name__

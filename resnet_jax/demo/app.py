@@ -70,8 +70,7 @@ class Classifier:
         named = dict(zip(told_apart(self.run.class_names), probabilities, strict=True))
         label = max(named, key=named.__getitem__)
         answer = {"label": label, "probability": named[label], "probabilities": named}
-        if how:
-            answer["found"] = how
+        answer |= {"found": how} if how else {}
         pictures = {"image": as_picture(image)}
         if explain:
             answer["positive_evidence"] = bool(maps.any())

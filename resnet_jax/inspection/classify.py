@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,11 +125,9 @@ def _explanation_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
 def _may_replace(path: Path) -> bool:
     if path.is_symlink() or not path.is_file():
         return not os.path.lexists(path)
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            return image.info.get("Software") == EXPLAINED
-    except Exception:  # whatever the file is, it is not ours
-        return False
+    with suppress(Exception), Image.open(path, formats=["PNG"]) as image:
+        return image.info.get("Software") == EXPLAINED
+    return False  # whatever the file is, it is not ours
 
 
 def _write_explanation(picture: Image.Image, box: Box, evidence: np.ndarray, target: Path) -> None:

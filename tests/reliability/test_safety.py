@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import io
 import json
 import re
 import resource
@@ -9,9 +10,11 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from faults import ended, forked
 from make_datasets import png
+from PIL import Image
 
 import resnet_jax as rj
 from resnet_jax.cli import main
@@ -67,6 +70,19 @@ def test_a_picture_larger_than_any_is_refused_before_it_is_unpacked(side, tmp_pa
         code, taken = code_and_memory(words, tmp_path)
         assert code == 1
         assert taken < 100
+
+
+def test_a_jpeg_of_more_scans_than_any_is_refused_before_they_are_read(tmp_path, capsys):
+    """Each goes over all pixels: 20,000 in 1.3 MB held the page for minutes, Ctrl-C or not."""
+    file = io.BytesIO()
+    Image.new("L", (64, 64)).save(file, "JPEG", progressive=True)
+    sound, end = file.getvalue()[:-2], file.getvalue()[-2:]
+    after = np.random.default_rng(0).bytes(2**24)  # as the film behind a telephone's picture
+    bomb = sound + 20_000 * sound[sound.rfind(b"\xff\xda") :] + end
+    for code, content in enumerate((sound + end + after, bomb)):
+        (tmp_path / "picture.jpg").write_bytes(content)
+        assert main(["predict", str(STORED), str(tmp_path / "picture.jpg")]) == code
+    assert re.search(r"picture\.jpg .*20006", capsys.readouterr().err)
 
 
 def test_a_png_that_holds_more_than_it_says_is_not_unpacked_whole(tmp_path):
