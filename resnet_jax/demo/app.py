@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect
 
 from resnet_jax.data.digit import FoundDigit, draw_strokes, parse_strokes, read_digit_or_image
 from resnet_jax.data.image import DecodeSpec
-from resnet_jax.errors import MALFORMED, ResNetJaxError, message_and_code, out_of_memory
+from resnet_jax.errors import MALFORMED, ResNetJaxError, message_and_code, out_of_memory, printable
 from resnet_jax.inspection import overlay
 from resnet_jax.inspection.saliency import as_picture, forward_and_saliency
 from resnet_jax.run import Checkpoint, Run
@@ -87,11 +87,10 @@ def make_server(run: Run, checkpoint: Checkpoint = "best") -> "Server":
     lock = asyncio.Lock()  # one image takes all cores, and memory if it is large
 
     async def predict(request: Request) -> Response:
-        body, size = bytearray(), 0
+        body = bytearray()
         async for chunk in request.stream():  # to its end: a client reads no reply while it sends
-            size += len(chunk)
-            body += chunk if size <= MAX_BYTES else b""
-        if size > MAX_BYTES:
+            body += chunk if len(body) <= MAX_BYTES else b""
+        if len(body) > MAX_BYTES:
             raise HTTPException(413, f"the body is too large: send at most {MAX_BYTES:,} bytes")
         invert, explain = (request.query_params.get(n, "0") for n in ("invert", "explain"))
         if not {invert, explain} <= {"0", "1"}:
@@ -107,7 +106,7 @@ def make_server(run: Run, checkpoint: Checkpoint = "best") -> "Server":
                 if not out_of_memory(error):
                     raise
                 raise HTTPException(503, message_and_code(error)[0]) from error
-        return JSONResponse(answer)
+        return Response(json.dumps(answer), media_type="application/json")
 
     classifier.answer(np.zeros(run.image_shape, np.uint8))  # compiles the network
     app = FastAPI(openapi_url=None)
@@ -125,7 +124,8 @@ def make_server(run: Run, checkpoint: Checkpoint = "best") -> "Server":
         "takes_strokes": classifier.takes_strokes,
     }
     app.add_route("/api/predict", predict, methods=["POST"])
-    app.add_route("/api/run", lambda _: JSONResponse(about), methods=["GET"])
+    described = Response(json.dumps(about), media_type="application/json")  # names may be no UTF-8
+    app.add_route("/api/run", lambda _: described, methods=["GET"])
     # The page needs only gradio's files; gradio's proxy would fetch any URL for anyone (SSRF).
     app.mount("/gradio_api", NOT_FOUND)
     app.add_route("/{path:path}", lambda _: NOT_FOUND, methods=["POST", "PUT", "PATCH", "DELETE"])
@@ -134,7 +134,7 @@ def make_server(run: Run, checkpoint: Checkpoint = "best") -> "Server":
 
 
 def _mount_page(app: FastAPI, about: dict[str, Any]) -> None:
-    classes = textwrap.shorten(", ".join(about["class_names"]), 60, placeholder=" …")
+    classes = textwrap.shorten(printable(", ".join(about["class_names"])), 60, placeholder=" …")
     digits = about["takes_strokes"]
     title = f"Recognises {'handwritten digits' if digits else classes}"
     with gr.Blocks(title=title, analytics_enabled=False) as page:

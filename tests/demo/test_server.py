@@ -178,13 +178,14 @@ def test_a_flag_that_is_none(client):
 def test_the_page_says_what_it_recognises(client, client_of, finished_run, monkeypatch):
     monkeypatch.setenv("GRADIO_MCP_SERVER", "true")  # needs an extra of gradio that is missing
     assert "Recognises handwritten digits" in client.get("/").text
-    names = ("<img src=//a.example>", *["cat"] * 9)
+    names = ("<img src=//a.example>", "caf\udce9\u202e", *["cat"] * 8)  # not all are UTF-8
     with client_of(finding(finished_run, names)) as other:
         parts = other.get("/config").json()["components"]
+        assert other.get("/api/run").json()["class_names"] == list(names)
         assert other.post("/api/predict", json={"strokes": SEVEN}).status_code == 400
         answer = other.post("/api/predict", content=encoded(GREY)).json()
     (head,) = (p["props"]["value"] for p in parts if "<h1>" in str(p["props"].get("value")))
-    assert "a.example&gt;, cat, cat, " in head
+    assert r"a.example&gt;, caf\udce9\u202e, cat, " in head
     assert "&lt;b&gt;bold" in head
     assert not re.search("<(img|b)", head)
     # A streamed dataset may have two classes of one name; the page then answered another class.
