@@ -295,10 +295,12 @@ def _refusal(
         f"{len(names)} {kind}: {', '.join(names[:_LISTED])}{', ...' * (len(names) > _LISTED)}"
         for kind, names in found.items()
     )
-    head = f"{weights.names['head']}."
+    head, shortcut = (f".{weights.names[layer]}." for layer in ("head", "shortcut_norm"))
     unread = weights.num_classes is None or found.keys() == {"of another shape"}
-    if unread and all(name.startswith(head) for names in found.values() for name in names):
+    if unread and all(f".{name}".startswith(head) for names in found.values() for name in names):
         text += "; give num_classes for a fresh head"
+    elif model.residual and [*found] == ["missing"] and shortcut not in " ".join(weights.entries):
+        text += "; those of a plain network are read with residual=False (--model.no-residual)"
     elif guessed and model.stage_sizes != network.stage_sizes and likely not in VARIANTS:
         given, usual = network.clone(residual=model.residual), ResNet((), model.unit)
         choices = ("width", "stem", "shortcut", "widening", "groups", "residual")

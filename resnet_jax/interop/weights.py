@@ -87,8 +87,7 @@ def load_metadata(path: PathLike) -> dict[str, str]:
 
     A missing file raises `ResNetJaxError`.
     """
-    path = _file(path)
-    if path.suffix != ".safetensors":
+    if (path := _file(path)).suffix != ".safetensors":
         return {}
     with _open_safetensors(path) as file:
         return dict(file.metadata() or {})
@@ -189,9 +188,8 @@ def _of_run(folder: Path, config: TrainConfig, model: ResNet) -> Start:
     if different:
         raise _different(folder, different)
     variables = run.read_variables("best")
-    same = model.clone(num_classes=len(names))
-    if not has_parameters(same, record.image_shape, variables):  # of a custom network
-        raise ResNetJaxError(
+    if not has_parameters(model.clone(num_classes=len(names)), record.image_shape, variables):
+        raise ResNetJaxError(  # it trained a custom network
             f"{folder} was trained with parameters of other names or shapes than those of "
             f"{config.model.title}: give a run of the same network"
         )

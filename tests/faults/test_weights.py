@@ -255,6 +255,16 @@ def test_shapes_that_are_no_network_are_refused_by_name(weights):
     assert "model is a partial" in misfit(weights, rj.ResNet18)
 
 
+def test_a_plain_networks_weights_are_refused_with_the_argument_that_reads_them():
+    plain, residual = RESNET18(residual=False), RESNET18()
+    for others in (plain, of_units(1, 1, unit=rj.BasicUnit, residual=False)):
+        model = None if others is plain else rj.ResNet((1, 1), rj.BasicUnit, 10, 1)
+        assert "residual=False (--model.no-residual)" in misfit(others, model)
+    assert from_torchvision(plain, residual=False)
+    del residual["layer2.0.downsample.0.weight"], plain["bn1.bias"]
+    assert "plain network" not in misfit(residual) + misfit(plain, residual=False)
+
+
 def test_a_relative_is_named_in_one_short_line_and_any_depth_is_read_with_its_model():
     small = partial(of_units, 1, 1, 1, 1, unit=rj.BasicUnit)
     deep_stem = {re.sub("^conv1", "conv1.0", name): v for name, v in RESNET18().items()}
