@@ -343,5 +343,4 @@ def verify_prepared(name: str, data_dir: PathLike | None = None) -> VerifyReport
                 if number not in (None, errno.ENOENT) or isinstance(error.__cause__, MemoryError):
                     raise  # the system's fault: a whole file need not be made again
                 damaged.append(str(error))
-    usable = "nothing" if damaged else "all of it"
-    return VerifyReport(folder, tuple(good), tuple(damaged), usable)
+    return VerifyReport(folder, tuple(good), tuple(damaged), "nothing" if damaged else "all of it")

@@ -160,6 +160,8 @@ def _class_folders(root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
             left_out.append(f"left out, neither train, val nor test: {', '.join(other)}")
         folders = [(splits[path], folder) for path in splits for folder in held[path][0]]
         loose += [image for _, images in held.values() for image in images]
+    elif len(splits) == len(inside):  # or a network would learn to tell splits apart
+        folders = []
     if loose:
         endings = Counter(path.suffix.lower() for path in loose)
         left_out.append(f"left out, in no class folder: {by_ending(endings)}")

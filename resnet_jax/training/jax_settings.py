@@ -113,7 +113,6 @@ def _remove_oldest(folder: Path, limit: int) -> None:
         for changed, size, path in sorted(files):
             # A full disk leaves empty entries: JAX never replaces them, and warns at each start.
             empty = not size and time.time_ns() - changed > 60 * 10**9
-            if excess <= 0 and not empty:
-                continue
-            path.unlink()
-            excess -= size
+            if empty or excess > 0:
+                path.unlink()
+                excess -= size

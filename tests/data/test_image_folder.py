@@ -109,6 +109,17 @@ def test_a_class_may_be_called_train(tmp_path):
     assert load_dataset("folder", tmp_path).class_names == ("plane", "train")
 
 
+@pytest.mark.parametrize(
+    "places", [("val/a", "val/b", "test/a", "test/b"), ("Train", "valid")], ids=" ".join
+)
+def test_splits_alone_are_not_classes(places, tmp_path):
+    """Without ``train``, or without classes in it, a network learnt to tell the splits apart."""
+    for seed in range(12):
+        picture(tmp_path / "root" / places[seed % len(places)] / f"{seed}.png", seed)
+    said = "holds 0 class folders: expected two or more, .*or folders train, val and test that hold"
+    assert re.search(said, refusal(tmp_path / "root", "folder"))
+
+
 def test_a_loose_picture_makes_no_classes_of_the_splits(flat, tmp_path, caplog):
     root = tmp_path / "root"
     for split in ("train", "val", "test"):
