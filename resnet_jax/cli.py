@@ -332,11 +332,10 @@ def verify(
         found = scan(place, background=settings.background, refresh=True).report()
     else:
         found = verify_prepared(what, data_dir)
-    for name in found.good:
-        display.print_line(f"good     {found.folder / name}")
-    for line in (*(f"damaged  {line}" for line in found.damaged), *found.left_out):
+    good = (f"good     {found.folder / name}" for name in found.good)
+    damaged = (f"damaged  {line}" for line in found.damaged)
+    for line in (*good, *damaged, *found.left_out, f"usable   {found.usable}"):
         display.print_line(line)
-    display.print_line(f"usable   {found.usable}")
     if bad := len(found.damaged):
         raise ResNetJaxError(f"{bad} of the files in {what} are damaged; usable: {found.usable}")
 

@@ -162,12 +162,17 @@ def is_run(folder: Path) -> bool:
     return any(all(os.path.exists(folder / name) for name in names) for names in signs)
 
 
-def check_replaceable(path: Path) -> None:
-    """Raise for a path with anything but a regular file, and for the files that make up a run."""
+def refuse_part_of_run(path: Path, option: str) -> None:
+    """Raise for a path, given by an option, of or below a file or folder that makes up a run."""
     place = Path(os.path.realpath(path.parent), path.name)
     for folder in place.parents:
         if place.relative_to(folder).parts[0].lower() in RUN_FILES and is_run(folder):
-            raise ResNetJaxError(f"{path} is part of the run in {folder}: give another --output")
+            raise ResNetJaxError(f"{path} is part of the run in {folder}: give another {option}")
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise for a path with anything but a regular file, and for the files that make up a run."""
+    refuse_part_of_run(path, "--output")
     # If the path cannot be examined, `atomic_write` says what is wrong.
     if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
         raise ResNetJaxError(f"{path} is no regular file and stays as it is: give another --output")

@@ -135,9 +135,9 @@ def initial_variables(
         )
     if source.is_dir() and not RunFolder(source).exists:
         found = sorted(p.name for p in source.iterdir() if p.suffix in (".safetensors", *PICKLES))
-        files = ", ".join(found[:3])
-        but = f", and holds {files}: give that file" if files else ": give a run's folder or a file"
-        raise ResNetJaxError(f"--init-from {source} is not a run{but}")
+        if found:  # otherwise `_of_run` raises
+            but = f"and holds {', '.join(found[:3])}: give that file"
+            raise ResNetJaxError(f"--init-from {source} is not a run, {but}")
     start = _of_run(source, config, model) if source.is_dir() else _of_file(source, model)
     variables, known, pixels = start
     params = variables["params"]

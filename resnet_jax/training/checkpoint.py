@@ -167,7 +167,7 @@ class Checkpoints:
             present = set(_files(folder)) - {"manifest.json"}
             if surplus := sorted(present - set(manifest.files)):
                 path = folder / surplus[0]
-                raise DamagedCheckpointError(f"{path} does not belong to the checkpoint")
+                raise DamagedCheckpointError(f"{path} does not belong to the checkpoint: remove it")
             for name, digest in manifest.files.items():
                 path = folder / name
                 if name not in present or not path.is_file():

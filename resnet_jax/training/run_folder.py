@@ -19,7 +19,7 @@ import yaml
 from resnet_jax import storage
 from resnet_jax.config import MAY_CHANGE, TrainConfig, differences, from_dict, to_dict
 from resnet_jax.data.image import MAX_PIXELS
-from resnet_jax.errors import MALFORMED, ResNetJaxError, command, message_and_code
+from resnet_jax.errors import MALFORMED, ResNetJaxError, message_and_code
 from resnet_jax.ops.heuristics import INSTRUCTION_SETS
 from resnet_jax.training.checkpoint import Checkpoints, Manifest
 from resnet_jax.training.metrics import measured_at, parse_row
@@ -109,11 +109,12 @@ class RunFolder:
     def read_record(self) -> Record:
         path = self.path / "config.yaml"
         if not path.is_file():
-            remedy = f"{command('train', '--run-dir', self.path)} makes one"
-            if self.path.is_file():
-                remedy = "it is a file; give a run's folder"
-            elif self.checkpoints.steps():
+            near = (*self.path.parents, *sorted(self.path.glob("*")), Path("runs", self.path.name))
+            remedy = "give a run's folder, which `resnet-jax train` makes"
+            if self.checkpoints.steps():
                 remedy = "it has checkpoints; put that file back, or give another folder"
+            elif run := next(filter(storage.is_run, near), None):
+                remedy = f"did you mean {run}?"
             raise ResNetJaxError(f"{self.path} is not a run: {path.name} is missing; {remedy}")
         try:
             if path.stat().st_size > MAX_CONFIG_BYTES:  # before reading it into memory
@@ -155,6 +156,7 @@ class RunFolder:
     def check_same(self, new: Record) -> None:
         """Refuse to continue a run with another configuration, other data or other parts."""
         if not self.exists and not self.checkpoints.steps():
+            storage.refuse_part_of_run(self.path, "--run-dir")
             return
         before = self.read_record()
         allowed = set(MAY_CHANGE)

@@ -99,13 +99,28 @@ def test_checkpoints_without_their_configuration_are_not_continued(own_run, tiny
     other = dataclasses.replace(tiny_config, batch_size=10)
     assert "it has checkpoints; put that" in refused(rj.train, other, own_run, quiet=True)
     assert not (own_run / "config.yaml").exists()
-    file = own_run / "metrics.jsonl"
+    assert "it has checkpoints; put that file back" in refused(rj.Run.open, own_run)
+
+
+def test_a_place_that_is_no_run_is_answered_with_the_run_that_was_meant(
+    own_run, tiny_config, tmp_path, monkeypatch
+):
+    """The advice to train in a checkpoint's folder, once followed, made the run of no use."""
+    monkeypatch.chdir(shutil.copytree(own_run, tmp_path / "runs" / "mine").parents[1])
+    (tmp_path / "file").touch()
     for path, said in (
-        (own_run, "it has checkpoints; put that file back"),
-        (file, "it is a file; give a run's folder"),
-        (own_run / "a b", f"train --run-dir '{own_run}/a b'` makes one"),
+        (own_run / "checkpoints" / "12", f"did you mean {own_run}?"),
+        (own_run / "metrics.jsonl", f"did you mean {own_run}?"),
+        (tmp_path / "runs", f"did you mean {tmp_path}/runs/mine?"),
+        ("mine", "did you mean runs/mine?"),
+        ("file", "give a run's folder, which `resnet-jax train` makes"),
+        ("nowhere", "give a run's folder, which `resnet-jax train` makes"),
     ):
         assert said in refused(rj.Run.open, path)
+    for part in ("checkpoints", "checkpoints/12", "report/new"):
+        said = refused(rj.train, tiny_config, own_run / part, quiet=True)
+        assert said.endswith(f"is part of the run in {own_run}: give another --run-dir")
+    assert rj.Run.open(own_run).verify().ok
 
 
 def test_a_locale_of_other_bytes_is_refused(tmp_path, monkeypatch):
