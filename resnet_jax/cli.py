@@ -25,7 +25,7 @@ from resnet_jax.config import DataConfig, ModelConfig, Shortcut, StemKind, Train
 from resnet_jax.errors import ResNetJaxError, message_and_code, printable
 from resnet_jax.memory import COMPUTE, check_limits
 from resnet_jax.signals import Stop
-from resnet_jax.storage import expanded
+from resnet_jax.storage import expanded, is_run
 
 RunDir = Annotated[Positional[Path], tyro.conf.arg(help="the run's folder.")]
 # The hint replaces tyro's "(default: )"; the function that gets an empty tuple refuses it.
@@ -326,7 +326,7 @@ def verify(
 
     settings = TrainConfig(data=DataConfig(background=background)).data  # raises if it is wrong
     place = Path(what) if Path(what).exists() else expanded(what)
-    if (place / "config.yaml").exists():
+    if (place / "config.yaml").exists() or is_run(place):
         found = rj.Run.open(place).verify()
     elif place.exists() and what not in DATASETS and data_dir is None:
         found = scan(place, background=settings.background, refresh=True).report()

@@ -93,13 +93,15 @@ def test_a_configuration_that_would_fill_the_memory_is_refused_at_once(make, own
     assert len(line) < 500
 
 
-def test_checkpoints_without_their_configuration_are_not_continued(own_run, tiny_config):
+def test_checkpoints_without_their_configuration_are_not_continued(own_run, tiny_config, refusal):
     """After a folder was copied in part, any other settings could continue its checkpoints."""
     (own_run / "config.yaml").unlink()
     other = dataclasses.replace(tiny_config, batch_size=10)
     assert "it has checkpoints; put that" in refused(rj.train, other, own_run, quiet=True)
     assert not (own_run / "config.yaml").exists()
     assert "it has checkpoints; put that file back" in refused(rj.Run.open, own_run)
+    # Taken for a folder of images, it held "no image file but 12 without, 2 .ocdbt".
+    assert "it has checkpoints; put that file back" in refusal("verify", own_run)
 
 
 def test_a_place_that_is_no_run_is_answered_with_the_run_that_was_meant(
