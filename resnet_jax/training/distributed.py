@@ -11,6 +11,7 @@ import os
 import secrets
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
 
 from resnet_jax.errors import ResNetJaxError, message_and_code, printable
+from resnet_jax.storage import UNFINISHED
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -152,17 +154,25 @@ def assert_equal(what: str, digest: str, remedy: str) -> None:
             )
 
 
-def assert_shared(path: Path) -> None:
-    """Raise on every process if one does not see a file that the main process has written."""
+def assert_shared(folder: Path) -> None:
+    """Raise on every process if one does not see a new file of the main process in a folder."""
     if process_count() == 1:
         return
-    for _ in range(VISIBLE_WITHIN):
-        if os.path.exists(path):
-            break
-        time.sleep(1)
-    if not (seen := process_allgather(np.bool_(os.path.exists(path)))).all():
+    with ExitStack() as stack:
+
+        def make() -> str:  # a new file, because each host may hold a copy of the run's own
+            new = tempfile.NamedTemporaryFile(suffix=UNFINISHED, dir=folder)  # noqa: SIM115
+            return os.path.basename(stack.enter_context(new).name)
+
+        path = folder / broadcast_from_main(make)
+        for _ in range(VISIBLE_WITHIN):
+            if os.path.exists(path):
+                break
+            time.sleep(1)
+        seen = process_allgather(np.bool_(os.path.exists(path)))
+    if not seen.all():
         raise ResNetJaxError(
-            f"process {seen.argmin()} does not see {path}, which process 0 has written: give all "
+            f"process {seen.argmin()} does not see {folder} as process 0 writes it: give all "
             "processes a --run-dir on a disk that they share"
         )
 

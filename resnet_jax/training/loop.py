@@ -127,7 +127,7 @@ class Training:
             return folder.step_to_go_on_from()
 
         self.step = self._saved = broadcast_from_main(lock)
-        assert_shared(folder.path / "config.yaml")
+        assert_shared(folder.path)
         rows = broadcast_from_main(lambda: folder.rewind_metrics(self.step))
         self.accuracies = [row["accuracy"] for row in rows if row["kind"] == "validation"]
         self._make_state = partial(create, params_key, images)

@@ -41,24 +41,30 @@ def test_the_command_says_that_it_waits(command, monkeypatch):
 
 def test_a_run_looks_whether_its_folder_is_shared(own_run, tiny_config, monkeypatch):
     seen = []
-    monkeypatch.setattr(loop, "assert_shared", lambda path: seen.append((path, path.exists())))
+    monkeypatch.setattr(loop, "assert_shared", seen.append)
     rj.train(tiny_config, own_run, quiet=True)
-    assert seen == [(own_run / "config.yaml", True)]
+    assert seen == [own_run]
 
 
 def test_a_folder_that_processes_do_not_share_is_refused(tmp_path, monkeypatch):
-    """This was noticed ten minutes after the first save, and then called a lack of space."""
+    """This was noticed ten minutes after the first save, and then called a lack of space.
+
+    So it was once more where each host held a copy of the run.
+    """
     waited = []
     monkeypatch.setattr(distributed, "process_count", lambda: 2)
     monkeypatch.setattr(distributed, "process_allgather", lambda seen: np.array([True, seen]))
     monkeypatch.setattr(distributed.time, "sleep", waited.append)
-    (tmp_path / "here").touch()
-    distributed.assert_shared(tmp_path / "here")
+    monkeypatch.setattr(distributed, "broadcast_from_main", lambda make: make())
+    (tmp_path / "config.yaml").touch()
+    distributed.assert_shared(tmp_path)
     assert not waited
-    said = refused(distributed.assert_shared, tmp_path / "there")
-    assert said.startswith(f"process 1 does not see {tmp_path / 'there'}")
+    assert os.listdir(tmp_path) == ["config.yaml"]
+    monkeypatch.setattr(distributed, "broadcast_from_main", lambda make: "made elsewhere")
+    said = refused(distributed.assert_shared, tmp_path)
+    assert said.startswith(f"process 1 does not see {tmp_path}")
     assert "--run-dir" in said
     assert sum(waited) >= 60  # NFS may show a new file only after a minute
     stale = mock.Mock(side_effect=OSError(errno.ESTALE, "Stale file handle"))
     monkeypatch.setattr(distributed.os, "stat", stale)  # then too, all must be told
-    assert "process 1 does not see" in refused(distributed.assert_shared, tmp_path / "here")
+    assert "process 1 does not see" in refused(distributed.assert_shared, tmp_path)
