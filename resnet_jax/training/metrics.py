@@ -96,10 +96,8 @@ class Evaluation:
 
     def __str__(self) -> str:
         top5 = "" if self.top5 is None else f"top-5 accuracy {self.top5:.2%}, "
-        return (
-            f"accuracy {self.accuracy:.2%} ({self.correct} of {self.count}), {top5}"
-            f"loss {self.loss:.4f}"
-        )
+        right = f"{self.correct} of {self.count}"
+        return f"accuracy {self.accuracy:.2%} ({right}), {top5}loss {self.loss:.4f}"
 
     def _repr_html_(self) -> str:
         import pandas as pd
@@ -129,8 +127,7 @@ def parse_row(line: str, before: list[dict[str, Any]]) -> dict[str, Any]:
     for name in row.keys() - {"kind", "split", "checkpoint"}:
         number = row[name]
         most = 2**63 if name in ("step", "last") else 1e300
-        is_one = isinstance(number, int | float) and not isinstance(number, bool)
-        if not (is_one and abs(number) < most):
+        if type(number) not in (int, float) or not abs(number) < most:  # a bool is no number
             raise ValueError(f"no row: its {name} is {number!r:.40}")
     if row["kind"] not in ("train", "validation", "test"):
         raise ValueError(f"no row: its kind is {row['kind']!r:.40}")
