@@ -26,6 +26,8 @@ SPLITS = {
 # Folders in which network drives, archives and file systems keep their own data (thumbnails).
 SYSTEM = {"@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 
+FILE_SUFFIX = re.compile(r"\.[A-Za-z]\w{0,4}")
+
 
 def find_images(path: Path) -> list[Path]:
     """Return the file itself, the image files that training finds in a folder, or a glob's matches.
@@ -151,7 +153,8 @@ def _class_folders(root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
     inside, loose = _entries(root)
     left_out = []
     folders = [("", folder) for folder in inside]
-    splits = {p: s for s, names in SPLITS.items() for p in inside if p.name.lower() in names}
+    names = {path: path.name.lower().removesuffix("_set") for path in inside}
+    splits = {path: split for split in SPLITS for path in inside if names[path] in SPLITS[split]}
     held = {path: _entries(path) for path in splits} if "train" in splits.values() else {}
     classes, images = next((held[path] for path in splits if splits[path] == "train"), ([], []))
     # A class may be called "train" too; then images lie in it, and other classes beside it.
@@ -168,12 +171,6 @@ def _class_folders(root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
     return folders, left_out
 
 
-def _is_dangling_link(path: Path) -> bool:
-    """Return whether a path is a dangling link that may have led to a class's folder."""
-    is_file = re.fullmatch(r"\.[A-Za-z]\w{0,4}", path.suffix)  # not "001.Black_footed_Albatross"
-    return os.path.islink(path) and not os.path.exists(path) and not is_file
-
-
 def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return the folders, other than runs, and the image files that are directly in a folder."""
     try:
@@ -181,5 +178,7 @@ def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
     except OSError as error:
         raise ResNetJaxError(f"folder {folder} cannot be read: {error.strerror}") from error
     images = [path for path in entries if _is_image(path.name) and not os.path.isdir(path)]
-    folders = [path for path in entries if os.path.isdir(path) or _is_dangling_link(path)]
+    # A dangling link may have led to a class: "001.Black_footed_Albatross", but not "cat.jpeg".
+    gone = {p for p in entries if not (os.path.exists(p) or FILE_SUFFIX.fullmatch(p.suffix))}
+    folders = [path for path in entries if os.path.isdir(path) or path in gone]
     return [path for path in folders if not is_run(path)], images

@@ -21,7 +21,7 @@ from resnet_jax.errors import ResNetJaxError
 from resnet_jax.inspection.saliency import draw_map, explain
 from resnet_jax.memory import cores
 from resnet_jax.run import Checkpoint, Run
-from resnet_jax.storage import atomic_write, expanded
+from resnet_jax.storage import atomic_write, expanded, refuse_part_of_run
 
 EXPLAINED = "resnet-jax predict --explain"  # marks the pictures written here
 ENLARGEMENT, SMALL_SIDE = 8, 64  # factor for pictures whose longer side is below SMALL_SIDE
@@ -100,6 +100,7 @@ def classify_files(
 
 def _explanation_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
     """Choose ``FOLDER/NAME.png`` for each file; refuse to replace anything but an explanation."""
+    refuse_part_of_run(Path(os.path.realpath(folder)), "--explain")
     inputs = {os.path.realpath(file) for file in files}
     chosen: dict[Path, Path] = {}
     taken: set[str] = set()

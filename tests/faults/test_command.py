@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from unittest import mock
 
@@ -317,3 +317,20 @@ def test_the_help_states_each_default_once():
     # For paths that must be given, the help said "(default: )".
     for command in ("compare", "predict"):
         assert "(default: )" not in help_of(command)
+
+
+def without_device(errors, *commands):
+    jax.config.update("jax_platforms", "rocm")  # as JAX_PLATFORMS sets it
+    with errors.open("w") as file, redirect_stderr(file):
+        codes = [main(list(map(str, words))) for words in commands]
+    sys.exit(codes != [0, 1, 1, 1, 1])
+
+
+def test_a_device_that_is_not_there_is_one_line_and_a_summary_needs_none(finished_run, tmp_path):
+    """The summary began to use the accelerator, which another process may hold."""
+    run, errors = finished_run.path, tmp_path / "errors.txt"
+    verbs = [["evaluate", run], ["report", run], ["export", run, "--format", "torchvision"]]
+    verbs = [["summary"], *verbs, ["train", "--run-dir", tmp_path / "run"]]
+    assert ended(forked(without_device, errors, *verbs)) == 0
+    lines = errors.read_text().splitlines()
+    assert (len(lines), all("JAX_PLATFORMS" in line for line in lines)) == (4, True), lines

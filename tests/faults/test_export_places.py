@@ -134,8 +134,11 @@ def test_an_interrupted_export_leaves_the_old_file_and_nothing_else(
     assert place.read_bytes() == before
 
 
-def test_the_files_of_a_run_are_not_replaced(own_run, command, refusal):
+def test_the_files_of_a_run_are_not_replaced(own_run, tmp_path, command, refusal):
     before = (own_run / "config.yaml").read_bytes()
+    image = picture(tmp_path / "0.png", 0, (28, 28), "L")
+    for folder in (own_run / "checkpoints" / "12", own_run / "report"):
+        assert "is part of the run in" in refusal("predict", own_run, image, "--explain", folder)
     for name in ("config.yaml", "checkpoints/12/net.onnx", "report/index.html", "Tensorboard/a"):
         for words in (("export", own_run, "--format", "torchvision"), ("compare", own_run)):
             assert "is part of the run in" in refusal(*words, "--output", own_run / name)

@@ -1,6 +1,5 @@
 """A run's folder that was moved or damaged, or that comes from elsewhere."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -8,20 +7,17 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from functools import partial
 from unittest import mock
 
-import jax
 import pytest
 import worker
-from faults import ended, errors_of, forked, start, steps_of
+from faults import ended, errors_of, start, steps_of
 from make_datasets import refused
 
 import resnet_jax as rj
-from resnet_jax.cli import main
 from resnet_jax.training import run_folder
 from resnet_jax.training.checkpoint import Checkpoints
 from resnet_jax.training.engine import Engine
@@ -211,23 +207,6 @@ def test_a_terminal_that_goes_away_stops_the_run_saved(tmp_path):
     assert acknowledged == "resnet-jax: SIGHUP: stopping after this step; again to end now"
     assert saved.startswith("resnet-jax: SIGHUP: saved step")
     assert steps_of(run_dir)
-
-
-def without_device(errors, *commands):
-    jax.config.update("jax_platforms", "rocm")  # as JAX_PLATFORMS sets it
-    with errors.open("w") as file, contextlib.redirect_stderr(file):
-        codes = [main(list(map(str, words))) for words in commands]
-    sys.exit(codes != [0, 1, 1, 1, 1])
-
-
-def test_a_device_that_is_not_there_is_one_line_and_a_summary_needs_none(finished_run, tmp_path):
-    """The summary began to use the accelerator, which another process may hold."""
-    run, errors = finished_run.path, tmp_path / "errors.txt"
-    verbs = [["evaluate", run], ["report", run], ["export", run, "--format", "torchvision"]]
-    verbs = [["summary"], *verbs, ["train", "--run-dir", tmp_path / "run"]]
-    assert ended(forked(without_device, errors, *verbs)) == 0
-    lines = errors.read_text().splitlines()
-    assert (len(lines), all("JAX_PLATFORMS" in line for line in lines)) == (4, True), lines
 
 
 @pytest.mark.parametrize("change", ["a value", "one fewer", "one more"])
