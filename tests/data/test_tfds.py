@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import sys
 from functools import partial
@@ -117,7 +118,7 @@ def test_configurations_are_named_where_there_are_several(tmp_path):
     assert "give one of digits/balanced, digits/letters" in refusal(tmp_path)
     next(tmp_path.glob("digits/letters/1.0.0/*train.array_record*")).unlink()
     shown = refusal(tmp_path, "digits/letters")
-    assert f"resnet-jax data prepare digits/letters --dir {tmp_path}" in shown
+    assert f"data prepare digits/letters --dir {shlex.quote(str(tmp_path))}" in shown
 
 
 def test_a_dataset_has_training_images_with_a_class(tmp_path):
@@ -188,7 +189,7 @@ def test_damaged_shards_are_named_when_the_dataset_is_opened(copy):
         for streaming in ("never", "always"):
             shown = refused(read_all, root, streaming)
             assert str(shard) in shown
-            assert f"resnet-jax data prepare digits --dir {root}" in shown
+            assert f"data prepare digits --dir {shlex.quote(str(root))}" in shown
         shard.unlink(missing_ok=True)
         shard.write_bytes(good)
     load_dataset("digits", root)

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import os
 import re
+import shlex
 import shutil
 import sys
 from html.parser import HTMLParser
@@ -127,7 +128,7 @@ def test_what_a_report_lacks_is_a_warning(error, tmp_path, capfd, monkeypatch):
     cli_train._report_if_new(SimpleNamespace(path=tmp_path, metrics=dict), True)
     (line,) = capfd.readouterr().err.splitlines()
     assert "warning: no report (" in line
-    assert f"report {tmp_path} --split train" in line  # the run has no tests
+    assert f"report {shlex.quote(str(tmp_path))} --split train" in line  # the run has no tests
     tested = SimpleNamespace(path=tmp_path, metrics=lambda: {"split": ["validation", "test_all"]})
     cli_train._report_if_new(tested, True)
     assert "--split test_all" in capfd.readouterr().err
