@@ -122,12 +122,13 @@ def test_what_was_saved_is_there_however_the_process_ends(end, code, tmp_path):
 def test_a_run_sees_every_example_once_an_epoch_in_the_order_of_its_seed(one_unit, tmp_path):
     """Its losses are those of a loop written here, which begins at its first step."""
     folder = digits(tmp_path / "digits", train=range(0, 4000, 145), val=range(70, 4000, 1000))
-    options = f"""
-        --data.name folder --data.dir {folder} --data.subset None --data.mean 0.2 --data.std 0.4
+    options = """
+        --data.name folder --data.subset None --data.mean 0.2 --data.std 0.4
         --augment.shift 0 --optim.schedule constant --optim.momentum 0 --optim.no-nesterov
         --epochs 3 --batch-size 9 --eval-every 1 --ema None --seed 5
     """
-    assert ended(start(tmp_path / "run", *options.split(), kept=tmp_path / "kept")) == 0
+    words = [*options.split(), "--data.dir", str(folder)]
+    assert ended(start(tmp_path / "run", *words, kept=tmp_path / "kept")) == 0
     metrics = rj.Run.open(tmp_path / "run").metrics()
     losses = metrics[metrics["kind"] == "train"]["loss"].to_numpy()
 
