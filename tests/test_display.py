@@ -31,7 +31,7 @@ TEST = {
 def show(*rows: dict, terminal=False, environ=None, momentum=0.0, found=None, file=None) -> str:
     """Return what a console of 80 columns shows of a run; ``found`` is its evaluation."""
     file = file or io.StringIO()
-    console = Console(file=file, force_terminal=terminal, width=80, _environ=environ)
+    console = Console(file=file, force_terminal=terminal, width=80, _environ=environ or {})
     with mock.patch.object(display, "console", console), (shown := Display(momentum)).bar:
         shown.on_start(0, 8)
         for row in rows:
