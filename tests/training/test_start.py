@@ -1,6 +1,7 @@
 """The first seconds of the command: its first line at once, and nothing compiled twice."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -112,5 +113,6 @@ except KeyboardInterrupt:
 def test_a_signal_during_an_import_ends_the_command_at_once(python, tmp_path: Path) -> None:
     (tmp_path / "library.py").write_text(IMPORTED)
     line = "from resnet_jax.signals import Stop\nwith Stop().handling():\n    import library"
-    ended = python("-c", line, code=75, PYTHONPATH=tmp_path)
+    path = os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])
+    ended = python("-c", line, code=75, PYTHONPATH=path)
     assert (ended.stdout, len(ended.stderr.splitlines())) == ("", 1)
