@@ -26,8 +26,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Two workers share the cores, and torch's threads would only burn time waiting for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Nothing is written to the user's home. The folder is set in the environment, so that pytest's
-# workers and the processes that tests start share the programs that one of them has compiled.
+# The package writes nothing to the user's home. The folder is set in the environment, so that
+# pytest's workers and the processes that tests start share the programs that one has compiled.
 if "RESNET_JAX_TESTS_DIR" not in os.environ:
     os.environ["RESNET_JAX_TESTS_DIR"] = tempfile.mkdtemp(prefix="resnet-jax-tests-")
     atexit.register(shutil.rmtree, os.environ["RESNET_JAX_TESTS_DIR"], ignore_errors=True)

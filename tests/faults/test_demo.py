@@ -17,6 +17,8 @@ import worker
 from faults import forked, wait_until
 from make_datasets import encoded
 
+from resnet_jax.memory import check_limits
+
 
 def serve(run, folder):
     """Serve a run's demo, and record every host that Python connects to or looks up."""
@@ -139,6 +141,7 @@ def test_the_page_names_no_other_place_to_load_from(demo):
 
 @pytest.mark.parametrize("start", [b"", HALF_A_HEAD, HALF_A_BODY], ids=["silent", "head", "body"])
 def test_three_hundred_slow_clients_keep_nobody_out(start, demo):
+    check_limits()  # by default macOS lets this process open 256 files
     with contextlib.ExitStack() as stack:
         for _ in range(300):
             stack.enter_context(demo.connect(start))
