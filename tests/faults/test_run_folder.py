@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from unittest import mock
 
 import pytest
 import worker
-from faults import ended, errors_of, start, steps_of
+from faults import ended, errors_of, start, steps_of, wait_until
 from make_datasets import refused
 
 import resnet_jax as rj
@@ -185,9 +186,10 @@ def test_tests_of_which_lines_are_missing_are_made_again(own_run, tiny_config):
 def test_without_a_reader_of_its_output_a_run_trains_on(tmp_path):
     """`| head` closes the pipe early."""
     os.mkfifo(tmp_path / "output.txt")  # becomes its standard output
+    pipe = os.open(tmp_path / "output.txt", os.O_RDONLY | os.O_NONBLOCK)
     process = start(tmp_path / "run", "--eval-every", "9")
-    with (tmp_path / "output.txt").open() as pipe:
-        pipe.readline()
+    wait_until(lambda: select.select([pipe], [], [], 0)[0] or not process.is_alive())
+    os.close(pipe)
     code, shown = ended(process), errors_of(tmp_path / "run")
     assert (code, "Traceback" in shown) == (0, False), shown
     rows = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
