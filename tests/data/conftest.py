@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import hashlib
+import tempfile
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from resnet_jax.data.mnist import DATASETS, IDX_FILES
 
 
 @pytest.fixture(autouse=True)
-def own_folders(tmp_path, monkeypatch):
+def own_folders(tmp_path, tmp_path_factory, monkeypatch):
     """An empty cache and an empty TFDS folder for each test."""
+    # Each builder of TFDS leaves an empty folder where temporary files are.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
     monkeypatch.setenv("RESNET_JAX_CACHE_DIR", str(tmp_path / "own-cache"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "own-tfds"))
 
