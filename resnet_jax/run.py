@@ -1,6 +1,5 @@
 """Training runs: train one, and open one for its metrics, weights and predictions."""
 
-import dataclasses
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property
@@ -13,7 +12,7 @@ import optax
 from flax import linen as nn
 from numpy.typing import ArrayLike
 
-from resnet_jax.config import TrainConfig
+from resnet_jax.config import TrainConfig, replaced
 from resnet_jax.data.dataset import Dataset, Split
 from resnet_jax.data.load import load_splits
 from resnet_jax.data.preprocessing import Preprocessing
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 
 Checkpoint = Literal["best", "latest"]
 Format = Literal["torchvision", "stablehlo", "onnx"]
-DAMAGED = "damaged metrics"
+UNREADABLE = "no readable metrics"
 EXPORTS = {  # the writer of each format, and the file's ending
     "torchvision": (export_torchvision, ".safetensors"),
     "stablehlo": (export_stablehlo, ".stablehlo"),
@@ -135,12 +134,12 @@ class Run:
     def __init__(
         self, run_dir: PathLike, model: nn.Module | None = None, data: Dataset | None = None
     ) -> None:
-        Custom(model, data=data)  # refuses values of other types
+        self._own = Custom(model, data=data)  # refuses values of other types
         self._folder = folder = RunFolder(expanded(run_dir).absolute())
-        self._model, self._data, record = model, data, folder.read_record()
+        self._record = record = folder.read_record()
         self.path, self.config, self.fingerprint = folder.path, record.config, record.fingerprint
         self.class_names, self.image_shape = record.class_names, record.image_shape
-        self.parts, self.made_by = record.parts, record.made_by
+        self.parts, self.made_by = dict(record.parts), record.made_by
         self._states: dict[Checkpoint, TrainState] = {}
 
     @classmethod
@@ -171,7 +170,7 @@ class Run:
 
         facts = {"run": str(self.path), "model": self.model_name, "data": self.config.data.name}
         facts |= {"seed": str(self.config.seed), "trained for": (trained := self._epochs())}
-        for row in reversed([] if trained == DAMAGED else self._folder.read_metrics()):
+        for row in reversed([] if trained == UNREADABLE else self._folder.read_metrics()):
             if row["kind"] != "test":
                 break  # tests before it are of an earlier end
             key = f"{row['split']}, {row['checkpoint']}"
@@ -186,16 +185,17 @@ class Run:
 
     def _epochs(self) -> str:
         try:
-            epochs = max((row["epoch"] for row in self._folder.read_metrics()), default=0)
+            rows = self._folder.holding(self._record).read_metrics()
         except ResNetJaxError:  # `repr` must not fail
-            return DAMAGED
+            return UNREADABLE
+        epochs = max((row["epoch"] for row in rows), default=0)
         return f"{epochs:.4g} of {self.config.epochs:g} epochs"
 
     def metrics(self) -> "pd.DataFrame":
         """Return the lines of ``metrics.jsonl``, one row each; see docs/run_folder.md."""
         import pandas as pd
 
-        rows = self._folder.read_metrics()
+        rows = self._folder.holding(self._record).read_metrics()
         return pd.DataFrame(rows, columns=None if rows else sorted(COMMON))
 
     def jax_settings(self) -> AbstractContextManager[None]:
@@ -279,9 +279,9 @@ class Run:
     def model(self) -> Any:
         """The network; `ResNetJaxError` if it is the user's own and `open` was not given it."""
         own = self.parts.get("model")
-        if own and self._model is None:
+        if own and self._own.model is None:
             raise ResNetJaxError(f"{self.path} trained {own}: open it with that (model=...)")
-        return self._model or make_model(self.config, len(self.class_names))
+        return self._own.model or make_model(self.config, len(self.class_names))
 
     def preprocess(self, images: np.ndarray | jax.Array) -> jax.Array:
         """Return the network's input, float32[N, H, W, C], of images as they come from the dataset.
@@ -314,8 +314,8 @@ class Run:
 
     def split(self, name: str = "test", data_dir: PathLike | None = None) -> Split:
         """Return the images and labels of a split of the run's data, see `evaluate`."""
-        given: dict[str, Any] = {"dir": str(data_dir)} if data_dir else {}
-        data, splits = load_splits(dataclasses.replace(self.config.data, **given), self._data)
+        settings = replaced(self.config.data, {"dir": str(data_dir)} if data_dir else {})
+        data, splits = load_splits(settings, self._own.data)
         usable = [split for split in splits if len(splits[split])]
         if name not in usable:
             what = "holds no images" if name in splits else "is not there"
@@ -329,7 +329,7 @@ class Run:
 
     def verify(self) -> VerifyReport:
         """Read the metrics and every file of every checkpoint, and report which are whole."""
-        return self._folder.verify()
+        return self._folder.holding(self._record).verify()
 
     @cached_property
     def _engine(self) -> Engine:
@@ -338,9 +338,9 @@ class Run:
     def _state(self, checkpoint: Checkpoint) -> TrainState:
         if checkpoint not in self._states:
             engine = self._engine  # first, because it says what is wrong with the devices
-            variables = self._folder.read_variables(checkpoint)
+            variables = self._folder.holding(self._record).read_variables(checkpoint)
             if not has_parameters(self.model, self.preprocessing.input_shape, variables):
-                name = type(self._model).__name__ if self._model else self.config.model.name
+                name = type(self._own.model).__name__ if self._own.model else self.config.model.name
                 raise ResNetJaxError(
                     f"{self.path} was trained with another network than {name}: open it with that "
                     "network (model=...), in a program that makes it"

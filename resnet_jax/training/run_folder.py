@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
 
@@ -157,28 +157,17 @@ class RunFolder:
         """Refuse to continue a run with another configuration, other data or other parts."""
         if not self.exists and not self.checkpoints.steps():
             storage.refuse_part_of_run(self.path, "--run-dir")
-            return
-        before = self.read_record()
-        allowed = set(MAY_CHANGE)
-        # A schedule that does not depend on the length of the run may go on for longer.
-        optim, lengthened = new.config.optim, new.config.epochs > before.config.epochs
-        if lengthened and optim.schedule == "constant" and not optim.warmup:
-            allowed.add("epochs")
-        settings = differences(before.config, new.config)
-        changed = {f"--{name}": settings[name] for name in settings if name not in allowed}
-        old, now = (
-            {"data with fingerprint": r.fingerprint[:12], "class names": r.class_names}
-            | {"image shape": r.image_shape, **r.parts}
-            for r in (before, new)
-        )
-        changed |= {n: (old.get(n), now.get(n)) for n in old | now if old.get(n) != now.get(n)}
-        # Values are cut, because the names of a thousand classes may be among them.
-        listing = ", ".join(f"{name} {a!s:.200} -> {b!s:.200}" for name, (a, b) in changed.items())
-        if listing:
+        elif listing := changes(self.read_record(), new):
             raise ResNetJaxError(
                 f"{self.path} is a run of another configuration ({listing}): "
                 f"give those settings and that data, or another --run-dir"
             )
+
+    def holding(self, opened: Record) -> Self:
+        """Return this folder; raise if it is gone, or holds another run than the opened one."""
+        if listing := changes(opened, self.read_record()):
+            raise ResNetJaxError(f"{self.path} is another run by now ({listing}): open it again")
+        return self
 
     def step_to_go_on_from(self) -> int:
         """Return the newest step that verifies, or 0 if none was saved; raise if none verifies."""
@@ -205,10 +194,8 @@ class RunFolder:
         A last line that a kill has cut short is left out, or, with ``whole``, raises too.
         """
         path = self.path / "metrics.jsonl"
-        if not path.is_file():
-            return []
         rows: list[dict[str, Any]] = []
-        lines = path.read_text(errors="replace").splitlines()
+        lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
         for number, line in enumerate(lines, start=1):
             try:
                 rows.append(parse_row(line, rows))
@@ -272,6 +259,24 @@ class RunFolder:
         best = self.checkpoints.best_of(whole)
         usable = f"latest: step {max(whole)}, best: step {best}" if whole else "nothing"
         return storage.VerifyReport(self.path, tuple(good), tuple(damaged), usable)
+
+
+def changes(before: Record, new: Record) -> str:
+    """List in what a record differs from an earlier one of its run, except what may change."""
+    # A schedule that does not depend on the length of the run may go on for longer.
+    optim, lengthened = new.config.optim, new.config.epochs > before.config.epochs
+    longer = {"epochs"} if optim.schedule == "constant" and not optim.warmup else set()
+    allowed = MAY_CHANGE | longer if lengthened else MAY_CHANGE
+    settings = differences(before.config, new.config)
+    changed = {f"--{name}": settings[name] for name in settings if name not in allowed}
+    old, now = (
+        {"data with fingerprint": r.fingerprint[:12], "class names": r.class_names}
+        | {"image shape": r.image_shape, **r.parts}
+        for r in (before, new)
+    )
+    changed |= {n: (old.get(n), now.get(n)) for n in old | now if old.get(n) != now.get(n)}
+    # Values are cut, because the names of a thousand classes may be among them.
+    return ", ".join(f"{name} {a!s:.200} -> {b!s:.200}" for name, (a, b) in changed.items())
 
 
 class _Loader(yaml.SafeLoader):

@@ -203,7 +203,7 @@ def test_a_run_shows_itself_and_that_its_metrics_are_damaged(finished_run, own_r
     (own_run / "metrics.jsonl").write_text("{" + rows)
     run = rj.Run.open(own_run)
     for shown in (str(run), run._repr_html_()):
-        assert "damaged metrics" in shown
+        assert "no readable metrics" in shown
 
 
 def test_patterns_and_explanations(finished_run, tmp_path, command, monkeypatch):
