@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -222,8 +223,9 @@ class Dataset:
             raise ResNetJaxError(f"images are {' and '.join(map(str, shapes))}: give one shape")
         digest = hashlib.sha256()
         if source:
-            # NumPy's text of a long array omits the middle.
-            cut = cut.tolist() if isinstance(cut, np.ndarray) else cut
+            # Arrays as lists: NumPy's text of them varies, and leaves out the middle of long ones.
+            text = json.dumps(cut, default=lambda x: getattr(x, "tolist", x.__repr__)())
+            cut = tuple(json.loads(text)) if isinstance(cut, tuple) else json.loads(text)
             digest.update(repr((source, cut, [len(split) for split in splits])).encode())
         else:
             for split in splits:

@@ -3,6 +3,7 @@
 import os
 
 import numpy as np
+import pandas as pd
 import pytest
 from make_datasets import Noting, refusal, refused
 
@@ -186,6 +187,21 @@ def test_a_streamed_dataset_of_one_s_own_gives_what_identifies_it():
     others = [Dataset.of("own", *parts, "abc", source="version 1", cut=cut) for cut in cuts]
     drawn = {sample(d, train=10, validation=5, test=5).fingerprint for d in (data, *others)}
     assert len(drawn) == 3
+
+
+def test_a_cut_is_known_by_all_its_numbers_however_they_are_printed():
+    """Of arrays in a tuple or a table the text was hashed: without the middle, and wrapped."""
+    part = DiskSplit(lambda _: pytest.fail("read"), np.arange(5), (4, 5, 3))
+
+    def known(*cut):
+        return Dataset.of("own", part, part, part, "abc", source="version 1", cut=cut).fingerprint
+
+    one, other = (np.where(np.arange(5000) == k, 0, 1) for k in (2000, 2500))
+    for form in (lambda array: {"train": array, "folds": 3}, lambda array: [array], pd.Series):
+        assert known(form(one)) != known(form(other))
+    with np.printoptions(linewidth=40, threshold=5, formatter={"int": hex}):
+        expected = known(np.arange(60), np.int64(3))
+    assert known(np.arange(60), np.int64(3)) == known(list(range(60)), 3) == expected
 
 
 def test_a_split_of_ones_own_is_what_it_says():
