@@ -314,7 +314,7 @@ class Run:
 
     def split(self, name: str = "test", data_dir: PathLike | None = None) -> Split:
         """Return the images and labels of a split of the run's data, see `evaluate`."""
-        settings = replaced(self.config.data, {"dir": str(data_dir)} if data_dir else {})
+        settings = replaced(self.config.data, {"dir": str(expanded(data_dir))} if data_dir else {})
         data, splits = load_splits(settings, self._own.data)
         usable = [split for split in splits if len(splits[split])]
         if name not in usable:

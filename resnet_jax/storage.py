@@ -144,7 +144,7 @@ def temporary_folder(folder: Path, name: str) -> tempfile.TemporaryDirectory[str
 def expanded(path: PathLike) -> Path:
     """Return a path with ``~`` or ``~user`` replaced by that user's home folder."""
     try:
-        return Path(path).expanduser()
+        return Path(os.fsdecode(path)).expanduser()
     except RuntimeError as error:
         raise ResNetJaxError(f"{path} has no home folder: give the whole path") from error
 

@@ -66,7 +66,7 @@ def load_dataset(
     if from_idx is not None:
         prepare(name, data_dir, from_idx)
     settings = DataConfig(
-        name, None if data_dir is None else os.fspath(data_dir), validation,
+        name, None if data_dir is None else os.fsdecode(data_dir), validation,
         read_size=size, fit=fit, background=background, skip_bad=skip_bad,
         streaming=streaming, memory_limit=memory_limit, workers=workers,
     )  # fmt: skip

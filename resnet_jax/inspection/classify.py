@@ -4,7 +4,7 @@ import io
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -21,7 +21,7 @@ from resnet_jax.errors import ResNetJaxError
 from resnet_jax.inspection.saliency import draw_map, explain
 from resnet_jax.memory import cores
 from resnet_jax.run import Checkpoint, Run
-from resnet_jax.storage import atomic_write, expanded, refuse_part_of_run
+from resnet_jax.storage import PathLike, atomic_write, expanded, refuse_part_of_run
 
 EXPLAINED = "resnet-jax predict --explain"  # marks the pictures written here
 ENLARGEMENT, SMALL_SIDE = 8, 64  # factor for pictures whose longer side is below SMALL_SIDE
@@ -33,13 +33,13 @@ def fail(error: ResNetJaxError) -> None:
 
 def classify_files(
     run: Run,
-    paths: Sequence[str | Path] | str | Path,
+    paths: Iterable[PathLike] | PathLike,
     checkpoint: Checkpoint = "best",
     on_error: Callable[[ResNetJaxError], None] = fail,
     *,
     topk: int = 1,
     invert: bool = False,
-    explain_in: str | Path | None = None,
+    explain_in: PathLike | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Classify the image files of paths, folders and patterns, as `resnet-jax predict` does.
 
@@ -48,12 +48,13 @@ def classify_files(
     """
     if not 1 <= topk <= len(run.class_names):
         raise ResNetJaxError(f"--topk must be 1 to {len(run.class_names)}, got {topk}")
-    if not paths:
+    given = [paths] if isinstance(paths, str | bytes | os.PathLike) else [*paths]
+    if not any(map(str, given)):
         raise ResNetJaxError("predict needs image files or folders: give PATH...")
     files: list[Path] = []
-    for path in [paths] if isinstance(paths, str | Path) else paths:
+    for path in given:
         try:
-            files += find_images(Path(path))
+            files += find_images(Path(os.fsdecode(path)))
         except ResNetJaxError as error:
             on_error(error)
     targets = _explanation_files(files, expanded(explain_in)) if explain_in else {}

@@ -97,7 +97,7 @@ def save_weights(
     path: PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a ``.safetensors`` file, whole or not at all; refuse a name with a pickle's suffix."""
-    if Path(path).suffix in PICKLES:
+    if expanded(path).suffix in PICKLES:
         raise ResNetJaxError(
             f"{path} would hold safetensors: give a name that ends in .safetensors"
         )
@@ -106,7 +106,7 @@ def save_weights(
     # The format "pt" marks a file that torch's loaders may read.
     marks = {"format": "pt", **(metadata or {})}
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    write_whole(Path(path), save(contiguous, metadata=marks))
+    write_whole(path, save(contiguous, metadata=marks))
 
 
 def export_torchvision(path: PathLike, network: Network) -> None:

@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from make_datasets import picture
+from make_datasets import picture, refused
 from PIL import Image
 
 import resnet_jax as rj
@@ -263,6 +263,20 @@ def test_equal_answers_go_to_the_first_class(finished_run, tmp_path, monkeypatch
     (row,) = rj.inspection.classify_files(finished_run, str(path), topk=2)
     assert row["path"] == str(path)
     assert row["topk"] == [("7", 0.5), ("300", 0.5)]
+
+
+def test_paths_come_in_any_collection(finished_run, tmp_path):
+    """A column of a table ended in pandas' question whether all of it or any of it is true."""
+    found = [str(picture(tmp_path / f"{k}.png", k, (28, 28), "L")) for k in range(2)]
+    encoded = list(map(os.fsencode, found))
+    for paths in (found, iter(found), pd.Series(found), np.array(found), encoded, encoded[0]):
+        rows = rj.inspection.classify_files(finished_run, paths)
+        assert [row["path"] for row in rows] == found[: 1 if paths is encoded[0] else 2]
+    for paths in ([], "", pd.Series([])):
+        assert "needs image files" in refused(rj.inspection.classify_files, finished_run, paths)
+    assert rj.Run.open(os.fsencode(finished_run.path)).path == finished_run.path
+    rj.interop.save_weights(os.fsencode(tmp_path / "w.safetensors"), {"a": np.zeros(1)})
+    assert finished_run.split("test", os.fsencode(tmp_path)).labels.size == 30
 
 
 def test_rows_come_while_predict_goes_on(finished_run, tmp_path, command, monkeypatch):
