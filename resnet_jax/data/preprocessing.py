@@ -57,7 +57,7 @@ class Preprocessing:
 
     def checked(self, images: Any) -> Any:
         """Return images that fit, ``uint8[N, H, W, C]``; raise `ResNetJaxError` for others."""
-        images = images if hasattr(images, "dtype") else array_of(images)  # may be a tracer
+        images = images if isinstance(images, jax.Array) else array_of(images)  # may be a tracer
         height, width, channels = self.image_shape
         free = self.image_size is not None and not self.center_crop
         fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == channels

@@ -36,8 +36,8 @@ def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int
     """
     rows = class_numbers("labels", labels, np.asarray(labels).size, num_classes)
     columns = class_numbers("predictions", predictions, len(rows), num_classes)
-    cells = rows * num_classes + columns
-    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+    cells, k = rows * num_classes + columns, int(num_classes)  # the square of a uint8 overflows
+    return np.bincount(cells, minlength=k * k).reshape(k, k)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -58,6 +59,26 @@ def test_a_confusion_is_also_of_arrays_whose_size_is_a_method():
         size = list.__len__
 
     assert confusion_matrix(Tensor([0, 0, 1]), Tensor([0, 1, 1]), 2).tolist() == [[1, 1], [0, 1]]
+
+
+def test_a_confusion_of_as_many_classes_as_a_small_type_counts():
+    """The square of ``labels.max() + 1`` overflowed uint8, from 16 classes on."""
+    labels = np.arange(20, dtype=np.uint8)
+    found = confusion_matrix(labels, labels[::-1], labels.max() + 1)
+    np.testing.assert_array_equal(found, np.fliplr(np.eye(20, dtype=int)))
+
+
+def test_images_are_also_a_tensor_of_bytes(finished_run):
+    """Its type is PyTorch's uint8, not NumPy's, and was refused as no uint8."""
+
+    class Tensor:
+        dtype, ndim, shape = "torch.uint8", 4, (1, 28, 28, 1)
+
+        def __array__(self, dtype=None, copy=None):
+            return np.full(self.shape, 7, np.uint8)
+
+    for look in (finished_run.predict, partial(rj.inspection.explain, finished_run)):
+        np.testing.assert_array_equal(look(Tensor()), look(np.asarray(Tensor())))
 
 
 @pytest.mark.parametrize("maps", [{}, {"stem": np.zeros((1, 1, 1))}], ids=["own", "ours"])
