@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import PIL
 import platformdirs
+from PIL import ImageFile
 
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.memory import cores
@@ -115,6 +116,8 @@ def _stamp(path: PathLike) -> str:
 
 def _cache_file(name: str, folder: Path, suffix: str) -> Path:
     where = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    # Notebooks have Pillow read truncated files, for their process; other verdicts, another file.
+    suffix = f"lenient.{suffix}" if ImageFile.LOAD_TRUNCATED_IMAGES else suffix
     return cache_root() / f"{name.replace('/', '-')}-{where}.{suffix}"
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import PIL
 import pytest
 from make_datasets import flip, picture, refusal
-from PIL import Image
+from PIL import Image, ImageFile
 
 from resnet_jax.data import cache, image, image_folder
 from resnet_jax.data.cache import cached_arrays, cached_facts
@@ -202,6 +202,17 @@ def test_a_read_error_is_gone_when_it_is_gone(flat, monkeypatch):
         patch.setattr(image_folder, "read_bytes", failing)
         assert len(load_dataset("folder", flat, skip_bad=True).train) == 48
     assert len(load_dataset("folder", flat, skip_bad=True).train) == 49
+
+
+def test_what_one_process_lets_pillow_read_is_no_verdict_for_others(flat, monkeypatch):
+    """From the cache the cut file was whole to them, but unreadable, also with --data.skip-bad."""
+    cut = picture(flat / "cat/cut.jpg", 99, (64, 64))
+    cut.write_bytes(cut.read_bytes()[:-500])
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # as notebooks do
+    whole = load_dataset("folder", flat, size=8)
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
+    assert "1 of 61 image files" in refusal(flat, "folder", size=8)
+    assert load_dataset("folder", flat, size=8, skip_bad=True).fingerprint != whole.fingerprint
 
 
 def test_a_folder_has_one_cache_however_it_is_spelt_and_for_each_decoder_another(flat, monkeypatch):
