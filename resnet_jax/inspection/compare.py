@@ -96,9 +96,7 @@ def final_tests(metrics: pd.DataFrame) -> pd.DataFrame:
 
 def write_curves(runs: Sequence[Run], output: Path) -> None:
     """Write the curves of several runs into a picture; runs of one group share a colour."""
-    from matplotlib import rc_context
-
-    from resnet_jax.inspection.plots import compared_curves
+    from resnet_jax.inspection.plots import compared_curves, own_style
 
     output = expanded(output)
     check_replaceable(output)
@@ -110,7 +108,7 @@ def write_curves(runs: Sequence[Run], output: Path) -> None:
         curves[f"{name}: {listing}" if listing else name] = [run.metrics() for run in members]
     picture = io.BytesIO()
     try:
-        with rc_context({"text.usetex": False}):
+        with own_style():
             compared_curves(curves).savefig(picture, format=output.suffix[1:], dpi="figure")
     except (ValueError, RuntimeError) as error:  # such as pgf without LaTeX
         raise ResNetJaxError(

@@ -9,19 +9,21 @@ Matplotlib's default font has no Chinese, Japanese or Korean letters: see `shown
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import cycle
 from typing import Any
 from unicodedata import bidirectional
 
 import numpy as np
 import pandas as pd
-from matplotlib import color_sequences
+from matplotlib import color_sequences, rcParams
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.rcsetup import cycler
+from matplotlib.style import context
 from matplotlib.ticker import LogLocator
 
 from resnet_jax.inspection.predictions import Calibration, Predictions
@@ -201,7 +203,8 @@ def embedding(points: np.ndarray, predictions: Predictions) -> Figure:
     labels = predictions.labels[: len(points)]
     wrong = predictions.predictions[: len(points)] != labels
     names = shown_names(predictions.class_names)
-    box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "0.6", "alpha": 0.9}
+    paper, ink = rcParams["axes.facecolor"], rcParams["text.color"]
+    box = {"boxstyle": "round,pad=0.15", "facecolor": paper, "edgecolor": "0.6", "alpha": 0.9}
     for k in np.unique(labels):
         members = points[labels == k]
         again, number = divmod(k, len(PETROFF))
@@ -212,10 +215,17 @@ def embedding(points: np.ndarray, predictions: Predictions) -> Figure:
             ax.text(x, y, names[k], size=9, ha="center", va="center", bbox=box)
     if wrong.any():
         x, y = points[wrong].T
-        ax.scatter(x, y, s=40, marker="x", color="black", lw=1, label="mistake")
+        ax.scatter(x, y, s=40, marker="x", color=ink, lw=1, label="mistake")
         ax.legend(frameon=False, loc="best")
     ax.set(xticks=[], yticks=[])
     return figure
+
+
+def own_style() -> AbstractContextManager[None]:
+    """Return a context that draws figures as on paper, in the user's fonts, whatever the style."""
+    fonts: dict[str, Any] = {k: v for k, v in rcParams.items() if k.startswith("font.")}
+    del fonts["font.size"]
+    return context(["default", fonts])
 
 
 def shown_names(class_names: Sequence[str]) -> list[str]:

@@ -9,7 +9,6 @@ from string import Template
 from typing import Any
 
 import pandas as pd
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from resnet_jax.config import AugmentConfig
@@ -46,7 +45,7 @@ def write_report(
         of += f", the first {count} of {round(count / predictions.examined)}"
     folder = run.path / "report"
     sections = []
-    with writing(folder), rc_context({"text.usetex": False}):
+    with writing(folder), plots.own_style():
         folder.mkdir(exist_ok=True)
         for name, title, note, figure in _figures(run, predictions, checkpoint):
             file = folder / f"{name}.png"

@@ -16,6 +16,8 @@ from unittest import mock
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib import style
+from PIL import Image
 from test_cli import SAME
 
 import resnet_jax as rj
@@ -48,7 +50,8 @@ def hostile_page(finished_run, tmp_path_factory) -> Path:
     folder = RunFolder(shutil.copytree(finished_run.path, place))
     names = (*HOSTILE, "x" * 300, "数字", "日本", "עברית", "line\nbreak")
     folder.write_record(dataclasses.replace(folder.read_record(), class_names=names))
-    with matplotlib.rc_context({"text.usetex": True}):  # a user's own preference
+    dark = style.library["dark_background"]  # a user's own preferences
+    with matplotlib.rc_context({**dark, "text.usetex": True, "savefig.transparent": True}):
         return write_report(rj.Run.open(place))
 
 
@@ -81,6 +84,13 @@ def test_every_picture_is_described_and_lies_beside_the_page(hostile_page):
     inside = {picture["src"].partition("base64,")[2] for picture in pictures}
     files = hostile_page.parent.glob("*.png")
     assert inside == {base64.b64encode(path.read_bytes()).decode() for path in files}
+
+
+def test_pictures_are_drawn_on_paper_whatever_the_users_style(hostile_page):
+    """Classes were named in white on white, and mistakes crossed in black on black."""
+    for path in hostile_page.parent.glob("*.png"):
+        with Image.open(path) as picture:
+            assert picture.getpixel((0, 0)) == (255, 255, 255, 255)
 
 
 def test_names_that_the_figures_font_lacks_are_set_by_the_browser(hostile_page):
