@@ -146,7 +146,7 @@ class Predictions:
     @cached_property
     def probabilities(self) -> np.ndarray:
         """``float32[N, K]``."""
-        return np.asarray(jax.nn.softmax(self.logits))
+        return np.asarray(jax.jit(jax.nn.softmax)(jax.device_put(self.logits)))
 
     @property
     def predictions(self) -> np.ndarray:
@@ -156,7 +156,7 @@ class Predictions:
     @cached_property
     def evaluation(self) -> Evaluation:
         """Loss, accuracy, confusion matrix, and recall and precision by class."""
-        counts = jax.device_get(jax.jit(count)(self.logits, self.labels))
+        counts = jax.device_get(jax.jit(count)(*jax.device_put((self.logits, self.labels))))
         loss = float(counts.loss) / len(self.labels)
         confusion = counts.confusion.astype(np.int64)
         return Evaluation(loss, confusion, self.class_names, int(counts.top5))
@@ -209,8 +209,8 @@ def examine(
                 maps = {name: np.asarray(x[0], np.float32) for name, x in inside.maps.items()}
             outputs = (inside.logits, inside.features, saliency)
             parts.append((images, labels, *(np.asarray(x, np.float32) for x in outputs)))
-    columns = (np.concatenate(part)[:count] for part in zip(*parts, strict=True))
-    images, labels, logits, features, saliency = columns
-    run.check_finite(logits, checkpoint)
-    saliency, examined = run.preprocessing.uncrop(saliency), count / len(examples)
+        columns = (np.concatenate(part)[:count] for part in zip(*parts, strict=True))
+        images, labels, logits, features, saliency = columns
+        run.check_finite(logits, checkpoint)
+        saliency, examined = run.preprocessing.uncrop(saliency), count / len(examples)
     return Predictions(images, labels, run.class_names, logits, features, saliency, maps, examined)

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 from functools import partial
 
+import jax
 import numpy as np
 import pytest
 from make_datasets import refused
@@ -156,6 +157,15 @@ def test_maps_of_cropped_images_count_as_memory(finished_run, monkeypatch):
     monkeypatch.setattr("resnet_jax.inspection.predictions.MAX_BYTES", 10 * 28 * 28)
     assert len(rj.inspection.examine(finished_run).labels) == 10
     assert len(rj.inspection.examine(run).labels) == 2
+
+
+def test_predictions_and_a_report_need_no_transfers_that_the_user_forbids(finished_run):
+    run = copy.copy(finished_run)
+    run.config = replaced(run.config, {"data.center-crop": True, "data.image-size": 28})
+    with jax.transfer_guard("disallow"), jax.numpy_rank_promotion("raise"):
+        found = rj.inspection.examine(run)
+        assert found.evaluation.correct == run.evaluate().correct
+        np.testing.assert_allclose(found.probabilities, run.predict(found.images), atol=1e-5)
 
 
 def test_a_notebook_shows_names_as_text_and_is_not_filled_with_classes():
