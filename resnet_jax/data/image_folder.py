@@ -70,7 +70,7 @@ def open_image_folder(settings: DataConfig) -> Examples:
     """Scan a folder of images and return its examples."""
     if settings.dir is None:
         raise ResNetJaxError("dataset folder needs --data.dir DIR, which holds a folder a class")
-    root = expanded(settings.dir)
+    root = expanded(settings.dir).absolute()  # images on disk are read later, maybe elsewhere
     folder = scan(root, background=settings.background, workers=settings.workers)
     files, class_names = _usable(folder, settings.skip_bad), folder.class_names
     if not files:

@@ -118,7 +118,7 @@ def _open(settings: DataConfig) -> Examples:
     if name == "mnist_5k":
         info = DATASETS[name]
         return Examples(tuple("0123456789"), ArraySplit(*mnist_5k()), info.test, info.validation)
-    root = tfds_root(settings.dir)
+    root = tfds_root(settings.dir).absolute()
     if settings.dir is not None and not root.is_dir():
         raise ResNetJaxError(f"{root} is no folder of prepared datasets (--data.dir)")
     place = find_prepared(name, root)

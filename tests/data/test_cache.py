@@ -204,6 +204,15 @@ def test_a_read_error_is_gone_when_it_is_gone(flat, monkeypatch):
     assert len(load_dataset("folder", flat, skip_bad=True).train) == 49
 
 
+def test_images_on_disk_are_read_wherever_the_process_is_by_then(flat, digits, monkeypatch):
+    """In a notebook, `%cd` after the dataset was opened by a relative path."""
+    for name, folder in (("folder", flat), ("digits", digits)):
+        monkeypatch.chdir(folder.parent)
+        data = load_dataset(name, folder.name, size=8, streaming="always")
+        monkeypatch.chdir("/")
+        assert len(data.train.batch(np.arange(3))[0]) == 3
+
+
 def test_what_one_process_lets_pillow_read_is_no_verdict_for_others(flat, monkeypatch):
     """From the cache the cut file was whole to them, but unreadable, also with --data.skip-bad."""
     cut = picture(flat / "cat/cut.jpg", 99, (64, 64))
