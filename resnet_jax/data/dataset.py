@@ -253,7 +253,7 @@ class Dataset:
 
         Args:
             name: the dataset's name.
-            images: uint8[N, H, W, C], in an order that does not depend on the labels.
+            images: uint8[N, H, W, C], in an order that does not depend on the labels; not copied.
             labels: integers[N], from 0.
             validation: how many of the last examples are held out for validation. Default: a tenth.
             test: images and labels of the test split. Default: none.
