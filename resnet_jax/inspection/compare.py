@@ -64,9 +64,8 @@ def compare_runs(runs: Iterable[Run], checkpoint: Checkpoint = "best") -> pd.Dat
     if not runs:
         raise ResNetJaxError("there is nothing to compare: give the folders of some runs")
     paths = [run.path.resolve() for run in runs]
-    for number, path in enumerate(paths):
-        if path in paths[:number]:
-            raise ResNetJaxError(f"run {runs[number].path} is given twice: give each once")
+    if len(set(paths)) < len(paths):
+        raise ResNetJaxError(f"run {max(paths, key=paths.count)} is given twice: give each once")
     rows = []
     groups = group_by_settings(runs)
     for _, values, members in groups:

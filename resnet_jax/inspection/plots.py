@@ -282,9 +282,8 @@ def _mosaic(
 
 def _error_axis(ax: Axes, label: str) -> None:
     """Set the y axis to percent: linear from 0 to 0.1, logarithmic above."""
-    ax.set_ylim(0, 100)
     ax.set_yscale("symlog", linthresh=0.1, linscale=0.3)
-    ax.set(yticks=[0, 0.1, 0.3, 1, 3, 10, 30, 100], ylabel=label)
+    ax.set(ylim=(0, 100), yticks=[0, 0.1, 0.3, 1, 3, 10, 30, 100], ylabel=label)
     _plain_numbers(ax)
 
 
