@@ -23,27 +23,29 @@ torch_default: Initializer = variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Conv(nn.Module):
-    """A 2-D convolution (NHWC, HWIO) without bias, with ``kernel_size // 2`` zeros on each side.
+    """A 2-D convolution (NHWC, HWIO) without bias, with symmetric zero padding.
 
     Attributes:
         features: number of output channels.
         kernel_size: side of the square kernel.
         strides: step between windows, in pixels, the same in both directions.
-        groups: number of channel groups, each convolved separately.
+        padding: zeros on each side, in pixels; None: ``kernel_size // 2``.
         lowering: see `resnet_jax.ops.conv2d`.
         kernel_init: initialiser of the kernel.
         dtype: type of the computation.
         param_dtype: type of the kernel.
+        groups: number of channel groups, each convolved separately.
     """
 
     features: int
     kernel_size: int
     strides: int = 1
-    groups: int = 1
+    padding: int | None = None
     lowering: str = "auto"
     kernel_init: Initializer = he_fan_out
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    groups: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -55,7 +57,7 @@ class Conv(nn.Module):
             x.astype(self.dtype),
             kernel,
             stride=self.strides,
-            padding=side // 2,
+            padding=side // 2 if self.padding is None else self.padding,
             groups=self.groups,
             lowering=self.lowering,
         )

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.models import Affine, BatchNorm
+from resnet_jax.models import Affine, BatchNorm, Conv
 from resnet_jax.models.layers import he_fan_out, torch_default
 
 
@@ -99,3 +99,11 @@ def test_initialisers_have_the_variance_of_their_definition(initializer, varianc
     assert np.abs(kernel).max() <= largest
     if np.isinf(largest):  # normal, and not truncated
         assert np.abs(kernel).max() > 4 * np.sqrt(variance)
+
+
+@pytest.mark.parametrize(("padding", "side", "corner"), [(0, 2, 9), (None, 4, 4), (2, 6, 1)])
+def test_the_fourth_argument_of_a_convolution_is_its_padding(padding, side, corner):
+    """It was left out after 0.1.0, and the number of groups stood in its place."""
+    kernel = {"params": {"kernel": jnp.ones((3, 3, 1, 1))}}
+    y = Conv(1, 3, 1, padding).apply(kernel, jnp.ones((1, 4, 4, 1)))
+    assert (y.shape, y[0, 0, 0, 0]) == ((1, side, side, 1), corner)
