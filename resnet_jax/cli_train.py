@@ -14,9 +14,8 @@ from tyro.conf import Positional
 
 import resnet_jax as rj
 from resnet_jax import display, presets
-from resnet_jax.config import TrainConfig, differences, replaced
+from resnet_jax.config import FORMER, TrainConfig, differences, replaced
 from resnet_jax.errors import DivergedError, ResNetJaxError, command, importing, message_and_code
-from resnet_jax.settings import settings as settings_of
 from resnet_jax.signals import Stop
 from resnet_jax.storage import expanded, json_sha256
 
@@ -241,23 +240,23 @@ def _as_begun(
     for folder in (named, plain):
         if not (folder / "config.yaml").is_file():
             continue
-        if folder == named and not earlier:
-            break
         from resnet_jax.training.run_folder import RunFolder
 
         theirs = folder != named  # maybe another run, perhaps damaged
         with suppress(*[ResNetJaxError] * theirs):
-            recorded = RunFolder(folder).read_record().config
-            values = {s.option: s.value for s in settings_of(recorded)}
-            kept = {k: v for k, v in earlier.items() if values[k] == v and k not in told}
+            record = RunFolder(folder).read_record()
+            changed = differences(config, record.config)
+            then = {option: value for option, (_, value) in changed.items()}
+            kept = {k: v for k, v in earlier.items() if then.get(k) == v and k not in told}
+            if record.instructions is None:  # of 0.1.0, which recorded a number for this None
+                kept |= {k: None for k, v in FORMER.items() if changed.get(k) == (v, None)}
             begun = replaced(config, kept)
-            now, then = config.data, recorded.data
             own = {  # a mean that was not given is computed from the images, and recorded
-                f"data.{key}": None
-                for key in ("mean", "std")
-                if getattr(now, key) is None and getattr(then, key) != getattr(usual.data, key)
+                option: None
+                for option in differences(usual, record.config).keys() & {"data.mean", "data.std"}
+                if option in changed and changed[option][0] is None
             }
-            if not theirs or name(begun) == name(replaced(recorded, own)):
+            if not theirs or name(begun) == name(replaced(record.config, own)):
                 return begun, folder
     return config, named
 

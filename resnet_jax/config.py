@@ -30,6 +30,7 @@ NotNegative = Within("at least 0")
 Positive = Within("more than 0")
 Fraction = Within("at least 0 and at most 1")
 FractionBelowOne = Within("at least 0 and below 1")
+FORMER = {"model.width": 64, "model.stem": "imagenet"}  # defaults of 0.1.0, for which None stands
 
 
 @dataclass(frozen=True)
@@ -250,9 +251,8 @@ def from_dict(values: Any, cls: Any = TrainConfig, prefix: str = "") -> Any:
     if not isinstance(values, Mapping):
         raise ResNetJaxError(f"setting {prefix or 'config'} is {values!r}: expected a mapping")
     kinds = get_type_hints(cls)
-    if cls is ModelConfig and "shortcut" not in values:  # before 0.2.0, with these defaults
-        own = {"width": 64, "stem": "imagenet"}
-        values = {name: None if own.get(name) == v else v for name, v in values.items()}
+    if cls is ModelConfig and "shortcut" not in values:  # before 0.2.0
+        values = {k: None if FORMER.get(f"model.{k}") == v else v for k, v in values.items()}
     known = {}
     for name, value in values.items():
         if f"{prefix}{name}" == "data.from_idx":  # of 0.1.0; it decided nothing about a run

@@ -178,7 +178,7 @@ PRESETS: dict[str, TrainConfig] = {
 }
 
 # Settings of presets in 0.1.0, with which a run begun then continues by the same command.
-EARLIER = {
+EARLIER: dict[str, dict[str, Any]] = {
     "folder": {"augment.flip": False, "augment.resized-crop": 0.0, "optim.learning-rate": 0.1}
 }
 

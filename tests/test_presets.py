@@ -252,6 +252,20 @@ def test_a_run_goes_on_with_what_its_preset_was_when_it_began(
 
 
 @pytest.mark.parametrize(
+    ("place", "options"), [("runs/cifar10-seed0", ""), ("r", "--run-dir r --model.width 64")]
+)
+def test_a_run_of_0_1_0_goes_on_that_was_told_what_is_none_now(place, options, began_as, plan):
+    """It recorded the width and the stem for which None stands: its command began another run."""
+    began_as(place, "cifar10", {"model.stem": None, "data.dir": "x"})
+    words, folder = f"cifar10 --data.dir x --model.stem imagenet {options}", RunFolder(Path(place))
+    ((_, config),) = plan(words)
+    assert config.model.stem == "imagenet"  # the run is not of 0.1.0
+    folder.write_record(dataclasses.replace(folder.read_record(), instructions=None))
+    ((at, config),) = plan(words)
+    assert (at, config.model) == (Path(place), folder.read_record().config.model)
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         ("--grid seed=1 --grid epochs=1,2", "--grid is given twice"),
