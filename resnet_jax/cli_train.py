@@ -237,9 +237,7 @@ def _as_begun(
     earlier = presets.EARLIER.get(preset, {})
     usual, named_too = presets.PRESETS[preset], varied and varied | {"epochs"}
     name = partial(presets.run_name, "", usual, always=named_too)
-    for folder in (named, plain):
-        if not (folder / "config.yaml").is_file():
-            continue
+    for folder in (f for f in (named, plain) if (f / "config.yaml").is_file()):
         from resnet_jax.training.run_folder import RunFolder
 
         theirs = folder != named  # maybe another run, perhaps damaged
