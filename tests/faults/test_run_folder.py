@@ -33,26 +33,6 @@ def test_a_run_opened_by_a_relative_path_is_the_same_in_another_folder(own_run, 
     assert run.variables("latest")["params"]
 
 
-def test_an_open_run_whose_folder_is_gone_or_holds_another_says_so(own_run):
-    """Its metrics were empty, and verified; another run's weights got this one's mean and names."""
-    run, folder = rj.Run.open(own_run), RunFolder(own_run)
-    record = folder.read_record()
-    looks = (run.metrics, run.verify, run.variables, partial(rj.inspection.compare_runs, [run]))
-    settings = dataclasses.replace(record.config.data, mean=(0.9,))
-    config = dataclasses.replace(record.config, data=settings)
-    folder.write_record(dataclasses.replace(record, config=config))
-    for look in looks:
-        assert "(--data.mean (0.1307,) -> (0.9,))" in refused(look)
-    config = dataclasses.replace(record.config, log_every=7)  # as a resumed run may have it
-    folder.write_record(dataclasses.replace(record, config=config))
-    assert len(run.metrics()) > 2
-    assert run.verify().ok
-    own_run.rename(own_run.with_name("moved"))
-    for look in looks:
-        assert f"{own_run} is not a run" in refused(look)
-    assert "no readable metrics" in repr(run)
-
-
 def test_a_link_in_a_runs_folder_changes_nothing_outside(own_run, tiny_config, tmp_path):
     outside, other = tmp_path / "precious.txt", dataclasses.replace(tiny_config, log_every=7)
     outside.write_text("precious")

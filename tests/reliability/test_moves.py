@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 import worker
 from faults import ended, forked, start, steps_of
+from make_datasets import refused
 
 import resnet_jax as rj
+from resnet_jax.training.run_folder import RunFolder
 
 # A run that version 0.1.0 finished (commit 0705210), and what it said of itself then.
 STORED = Path(__file__).parent / "stored_run"
@@ -83,3 +86,23 @@ def test_a_run_of_an_earlier_version_is_used_and_goes_on(tmp_path):
     longer = rj.train(config, run.path, quiet=True)
     assert steps_of(run.path)[-1] > expected["step"]
     assert digest(longer.variables("latest")) != before
+
+
+def test_an_open_run_whose_folder_is_gone_or_holds_another_says_so(own_run):
+    """Its metrics were empty, and verified; another run's weights got this one's mean and names."""
+    run, folder = rj.Run.open(own_run), RunFolder(own_run)
+    record = folder.read_record()
+    looks = (run.metrics, run.verify, run.variables, partial(rj.inspection.compare_runs, [run]))
+    settings = dataclasses.replace(record.config.data, mean=(0.9,))
+    config = dataclasses.replace(record.config, data=settings)
+    folder.write_record(dataclasses.replace(record, config=config))
+    for look in looks:
+        assert "(--data.mean (0.1307,) -> (0.9,))" in refused(look)
+    config = dataclasses.replace(record.config, log_every=7)  # as a resumed run may have it
+    folder.write_record(dataclasses.replace(record, config=config))
+    assert len(run.metrics()) > 2
+    assert run.verify().ok
+    own_run.rename(own_run.with_name("moved"))
+    for look in looks:
+        assert f"{own_run} is not a run" in refused(look)
+    assert "no readable metrics" in repr(run)
