@@ -237,7 +237,11 @@ def _as_begun(
     earlier = presets.EARLIER.get(preset, {})
     usual, named_too = presets.PRESETS[preset], varied and varied | {"epochs"}
     name = partial(presets.run_name, "", usual, always=named_too)
+    asked = {option: value for option, (_, value) in differences(usual, config).items()}
+    former = [option for option, value in FORMER.items() if asked.get(option) == value]
     for folder in (f for f in (named, plain) if (f / "config.yaml").is_file()):
+        if folder == named and not (earlier or former):  # the first line need not wait for JAX
+            break
         from resnet_jax.training.run_folder import RunFolder
 
         theirs = folder != named  # maybe another run, perhaps damaged
@@ -247,7 +251,7 @@ def _as_begun(
             then = {option: value for option, (_, value) in changed.items()}
             kept = {k: v for k, v in earlier.items() if then.get(k) == v and k not in told}
             if record.instructions is None:  # of 0.1.0, which recorded a number for this None
-                kept |= {k: None for k, v in FORMER.items() if changed.get(k) == (v, None)}
+                kept |= {option: None for option in former if then.get(option, ...) is None}
             begun = replaced(config, kept)
             own = {  # a mean that was not given is computed from the images, and recorded
                 option: None

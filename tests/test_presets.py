@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -263,6 +264,14 @@ def test_a_run_of_0_1_0_goes_on_that_was_told_what_is_none_now(place, options, b
     folder.write_record(dataclasses.replace(folder.read_record(), instructions=None))
     ((at, config),) = plan(words)
     assert (at, config.model) == (Path(place), folder.read_record().config.model)
+
+
+def test_the_first_line_does_not_wait_for_the_run_that_goes_on(began_as, plan, monkeypatch):
+    """Reading a run takes the import of JAX, seconds of silence."""
+    began_as("r", "mnist", {})
+    monkeypatch.setattr(RunFolder, "read_record", mock.Mock(side_effect=AssertionError))
+    ((at, _),) = plan("mnist --run-dir r")
+    assert at == Path("r")
 
 
 @pytest.mark.parametrize(
