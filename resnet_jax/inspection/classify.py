@@ -64,9 +64,8 @@ def classify_files(
 
     def answered(batch: list[tuple[Path, FoundDigit]]) -> Iterator[dict[str, Any]]:
         images = np.stack([found.image for _, found in batch])
-        answers, maps = run.predict(images, checkpoint), [None] * len(batch)
-        if explain_in:
-            maps = list(explain(run, images, checkpoint=checkpoint))
+        answers = run.predict(images, checkpoint)
+        maps = explain(run, images, checkpoint=checkpoint) if explain_in else [None] * len(batch)
         for (path, found), p, evidence in zip(batch, answers, maps, strict=True):
             top = [(run.class_names[k], float(p[k])) for k in np.argsort(-p, kind="stable")[:topk]]
             row = {"path": str(path), "label": top[0][0], "probability": top[0][1], "topk": top}
