@@ -109,7 +109,8 @@ class RunFolder:
     def read_record(self) -> Record:
         path = self.path / "config.yaml"
         if not path.is_file():
-            near = (*self.path.parents, *sorted(self.path.glob("*")), Path("runs", self.path.name))
+            inside = (p.parent for p in sorted(self.path.glob("*/config.yaml")))
+            near = (*self.path.parents, *inside, Path("runs", self.path.name))
             remedy = "give a run's folder, which `resnet-jax train` makes"
             if self.checkpoints.steps():
                 remedy = "it has checkpoints; put that file back, or give another folder"
